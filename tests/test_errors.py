@@ -17,4 +17,4 @@ def test_of_tensors_the_shapes_are_shown() -> None:
 
 def test_what_is_short_is_shown_whole() -> None:
     given = {"lr": [0.1, 0.2, 0.3, 0.4], "name": "x" * 50}
-    assert str(ConfigError("optim", given, "numbers")) == f"optim: {given!r} given; accepted: numbers."
+    assert str(ConfigError("optim", given, "numbers")) == f"optim: {given!r} is invalid. Expected numbers."

@@ -101,15 +101,15 @@ def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for given, told in (
         (tmp_path / "nowhere", "There is no such file or folder."),
-        (tmp_path / "weights.pt", "The weights alone do not say which model they are of."),
-        (tmp_path / "empty", "accepted: the directory of a run that has saved a checkpoint."),
-        ("0" * 32, "accepted: the ID of a run in MLflow that has logged a model. MLflow says: "),
+        (tmp_path / "weights.pt", "The weights alone do not define their model."),
+        (tmp_path / "empty", "Expected the directory of a run with a checkpoint."),
+        ("0" * 32, "Expected the ID of a run in MLflow that has logged a model. MLflow says: "),
     ):
         with pytest.raises(ConfigError) as error:
             trainyard.load(given, uri=f"sqlite:///{tmp_path}/mlflow.db")
-        assert str(error.value).startswith(f"run: '{given}' given")
+        assert str(error.value).startswith(f"run: '{given}' is invalid")
         assert told in str(error.value)
-    with pytest.raises(ConfigError, match="which: 'first' given"):
+    with pytest.raises(ConfigError, match="which: 'first' is invalid"):
         trainyard.load(folder, which="first")
     model = trainyard.load(folder)
     for inputs, told in (

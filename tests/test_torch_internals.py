@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import trainyard
-from trainyard import _fast_paths, _torch_internals, _torch_vmap
+from trainyard import _fast_paths, _torch_autograd, _torch_internals, _torch_vmap
 from trainyard._fast_paths import INTERNALS, usable, use_fast_paths
 from trainyard._torch_internals import FOREACH, foreach
 from trainyard.data import Rings
@@ -28,7 +28,7 @@ from trainyard.runner import Env, EpochBasedTrainLoop, Runner
 from trainyard.step.cuda_graph.guards import ModuleGuards
 
 SRC = Path(trainyard.__file__).parent
-FILES = sorted(Path(module.__file__).name for module in (_torch_internals, _torch_vmap))
+FILES = sorted(Path(module.__file__).name for module in (_torch_autograd, _torch_internals, _torch_vmap))
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def test_a_function_that_torch_has_changed_is_replaced_and_the_log_says_it(
             foreach.lerp_(tensors, [torch.ones(2), torch.zeros(3)], 0.5)
     assert [tensor.tolist() for tensor in tensors] == [[0.75] * 2, [0.25] * 3]
     assert caplog.messages == [
-        "torch._foreach_lerp_ is gone or has changed. In its place: Tensor.lerp_ for each tensor."
+        "torch._foreach_lerp_ is missing or has changed. Fallback: Tensor.lerp_ for each tensor."
     ]
 
 

@@ -17,13 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from trainyard.sweep.executor.code_version import code_version
+from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.meeting import open_agent
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.transport import TransportError
@@ -87,7 +88,8 @@ class Nodes:
         for number in range(agents):
             name = f"pretended-{number}"
             self._links[name], address = open_agent(directory, name)
-            hello = {"name": name, "place": name, "node": name, "fence": address.fence, "version": code_version()}
+            version = asdict(CodeVersion.now())
+            hello = {"name": name, "place": name, "node": name, "fence": address.fence, "version": version}
             self._links[name].send(HEAD, ["hello", hello])
 
     def run(self) -> None:

@@ -83,5 +83,5 @@ def _works(name: str) -> bool:
     except Exception:  # any error means that the part has changed
         works = False
     if not works:
-        log.warning("%s is gone or has changed. In its place: %s.", name, INTERNALS[name].replacement)
+        log.warning("%s is missing or has changed. Fallback: %s.", name, INTERNALS[name].replacement)
     return works

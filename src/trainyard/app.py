@@ -158,7 +158,7 @@ class Application(SweepableTask):
             return 1  # without `ranks.spread`, which imports torch
         over = ranks.spread(values, room)
         if over.world is not None:
-            hint = "A sweep is started by itself, without torchrun or another launcher."
+            hint = "Start a sweep directly, without torchrun or another launcher."
             raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
         return over.devices
 

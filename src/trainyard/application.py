@@ -55,7 +55,8 @@ class StartedAs:
         """
         if not self.is_same(other):
             raise TrainyardError(
-                f"{directory} holds a sweep of {self}; this is {other}. Give this sweep a hydra.sweep.dir of its own."
+                f"{directory} contains a sweep of {self}, but this is {other}. Use another hydra.sweep.dir for this "
+                "sweep."
             )
 
     def __str__(self) -> str:

@@ -114,11 +114,21 @@ def no_target(batch: Any) -> NoTargetError:
     elif isinstance(batch, (tuple, list)):
         what = f"a {type(batch).__name__} of {len(batch)}"
     else:
-        what = f"a lone {type(batch).__name__}"
+        what = f"a single {type(batch).__name__}"
     return NoTargetError(
-        f"The batch holds no target: it is {what}. The target is the last element of a tuple of at least two, "
-        f"or stands under one of the keys {', '.join(TARGET_KEYS)}."
+        f"The batch has no target: it is {what}. The target must be the last element of a tuple of at least "
+        f"two elements, or have one of the keys {', '.join(TARGET_KEYS)}."
     )
+
+
+def lies_on(batch: Any, device: torch.device) -> bool:
+    """Return whether a batch is a tuple of tensors that are all on `device` already, as a resident loader serves it."""
+    if type(batch) is not tuple:
+        return False
+    for item in batch:  # noqa: SIM110 -- a generator would cost as much as what this saves in each step
+        if type(item) is not Tensor or item.device != device:
+            return False
+    return True
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

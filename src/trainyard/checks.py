@@ -7,7 +7,7 @@ Each function takes the key of a value, the value, and the accepted range. It re
     10
     >>> integer("interval", True, at_least=1)
     Traceback (most recent call last):
-    trainyard.errors.ConfigError: interval: True given; accepted: an integer of at least 1.
+    trainyard.errors.ConfigError: interval: True is invalid. Expected an integer of at least 1.
     >>> number("decay", 0, at_least=0, below=1)
     0.0
 """
@@ -77,9 +77,7 @@ def integer(
         at_most = 2**63 - 1
     accepted = f"an integer{_bounds(at_least=at_least, at_most=at_most)}"
     hint = (
-        "Nothing here states a value for auto, so an integer is needed."
-        if isinstance(value, str) and value == "auto"
-        else ""
+        "There is no value to infer auto from. Give an integer." if isinstance(value, str) and value == "auto" else ""
     )
     raise ConfigError(key, value, _either(accepted, other), hint=hint)
 
@@ -92,7 +90,7 @@ def seed_number(key: str, value: object) -> int:
     """
     if is_integer(value, at_least=0, at_most=2**63 - 1):
         return int(value)
-    raise ConfigError(key, value, "an integer of at least 0 and of at most 63 bits")
+    raise ConfigError(key, value, "a non-negative integer of at most 63 bits")
 
 
 def integers(key: str, value: object, *, at_least: int | None = None, length: int = 0) -> list[int]:
@@ -193,7 +191,7 @@ def text(key: str, value: object, *, at_most: int) -> str:
     given = str(value) if is_number(value) else value
     if not isinstance(given, str) or not given.strip() or not given.isprintable() or len(given) > at_most:
         shown = f"{given[:40]}… ({len(given)} characters)" if isinstance(given, str) and len(given) > at_most else value
-        raise ConfigError(key, shown, f"a text of one line, of {at_most} characters at most")
+        raise ConfigError(key, shown, f"a single-line string of at most {at_most} characters")
     return given
 
 

@@ -35,7 +35,7 @@ class ConfigError(TrainyardError):
         key: its place in the config. A part names its own argument (`batch_size`); the builder of the
             part prefixes the group's name (`data.batch_size`).
         given: what was given.
-        accepted: what would be accepted, as the end of the sentence "accepted: …".
+        accepted: what would be accepted, as the end of the sentence "Expected …".
         hint: a further sentence, if one helps.
         options: accepted names; the message offers the nearest to `given`.
     """
@@ -51,16 +51,32 @@ class ConfigError(TrainyardError):
     def under(self, prefix: str) -> ConfigError:
         """Return the same error with its key under `prefix`: `batch_size` under `data` is `data.batch_size`."""
         key = ".".join(part for part in (prefix, self.key) if part)
-        error = ConfigError(key, self.given, self.accepted, hint=self.hint, options=self.options)
+        error = type(self)(key, self.given, self.accepted, hint=self.hint, options=self.options)
         error.__cause__ = self.__cause__
         return error
 
     def __str__(self) -> str:
-        text = f"{self.key}: {_shown(self.given)} given; accepted: {self.accepted}."
+        text = f"{self.key}: {self._problem()}"
         close = nearest(str(self.given), self.options)
         if close is not None:
             text += f" Did you mean {close!r}?"
         return f"{text} {self.hint}".rstrip()
+
+    def _problem(self) -> str:
+        return f"{_shown(self.given)} is invalid. Expected {self.accepted}."
+
+
+class UnknownMetricError(ConfigError):
+    """No metric has the name that a config gives.
+
+    Args:
+        key: the key of the config that names the metric.
+        given: the name.
+        accepted: the sentence that lists the metrics, without a full stop: "This run computes val/loss".
+    """
+
+    def _problem(self) -> str:
+        return f"No metric named {self.given!r}. {self.accepted}."
 
 
 class _Short(reprlib.Repr):

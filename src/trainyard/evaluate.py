@@ -83,7 +83,7 @@ def metric_config(
     Args:
         file: the predictions. Where no option is chosen, the metrics are those of the run that wrote them.
         overrides: as on the command line, of `metric` alone.
-        config_dir: a folder with a group `metric` of your own, beside ours.
+        config_dir: config folder with your own `metric` group, beside ours.
         trust: take the metrics of the run also if its directory is not the user's own: its config names what is run.
 
     Raises:
@@ -104,7 +104,7 @@ def metric_config(
             hint = f"There is no {CONFIG} of a run beside {file}."
             raise ConfigError("metric", None, "an option of the group, such as metric=classification", hint=hint)
         if not (trust or own.is_own_directory(file.parent)):
-            hint = f"{recorded} is from elsewhere, and what it names would run: --trust if you trust it."
+            hint = f"{recorded} was not created by you, and its config can run any code. Pass --trust if you trust it."
             raise ConfigError("metric", None, "an option of the group, such as metric=classification", hint=hint)
         config = OmegaConf.create({"metric": yaml.safe_load(recorded.read_text(encoding="utf-8")).get("metric") or {}})
         OmegaConf.set_struct(config, True)
@@ -141,13 +141,17 @@ def _first_line(error: Exception) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainyard.evaluate", description="Compute metrics from the predictions that a test has written."
+        prog="python -m trainyard.evaluate", description="Compute metrics from the predictions saved by a test."
     )
     parser.add_argument("file", type=Path, help="predictions.parquet of a run")
-    parser.add_argument("overrides", nargs="*", help="metric=…, metric.accuracy.topk=…; default: the run's own metrics")
-    parser.add_argument("--config-dir", "-cd", help="a folder with a group `metric` of your own")
-    parser.add_argument("--chunk-size", type=int, help="samples at a time; default: the batches of the test")
-    parser.add_argument("--trust", action="store_true", help="run what the config of a run from elsewhere names")
+    parser.add_argument(
+        "overrides", nargs="*", help="metric=…, metric.accuracy.topk=… (default: the metrics of the run)"
+    )
+    parser.add_argument("--config-dir", "-cd", help="config folder with your own `metric` group")
+    parser.add_argument("--chunk-size", type=int, help="samples per batch (default: the batches of the test)")
+    parser.add_argument(
+        "--trust", action="store_true", help="trust the config of a run that you did not create; it can run any code"
+    )
     given = parser.parse_intermixed_args(arguments)
     sys.path.insert(0, str(Path.cwd()))  # for classes in the working folder that a config names
     try:

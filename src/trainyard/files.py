@@ -18,7 +18,7 @@ T = TypeVar("T")
 DISK_PATIENCE = "TRAINYARD_DISK_PATIENCE"
 """Variable of the environment with the seconds that a directory may be gone for. Agents set it for their jobs."""
 _LOOK = 0.2  # seconds
-_RESUME = "resume=true goes on from the last checkpoint"
+_RESUME = "resume=true continues from the last checkpoint"
 
 
 class DiskFullError(TrainyardError):

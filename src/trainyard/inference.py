@@ -58,7 +58,7 @@ def load(
     directory, file = (path, _checkpoint_in(path, which)) if path.is_dir() else (path.parent.parent, path)
     if not (directory / CONFIG).exists():
         accepted = f"the directory of a run, with its {CONFIG}, or a checkpoint in its checkpoints/"
-        raise ConfigError("run", str(run), accepted, hint="The weights alone do not say which model they are of.")
+        raise ConfigError("run", str(run), accepted, hint="The weights alone do not define their model.")
     if (directory / run_info.FILE).exists():
         sys.path += [folder for folder in RunInfo.read(directory).python_path if folder not in sys.path]
     return Predictor(load_model(directory.resolve(), file.resolve())[0], place)
@@ -114,7 +114,7 @@ def _batches(inputs: Any, size: int) -> Iterator[Any]:
         columns = {name: _tensor(column) for name, column in inputs.items()}
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
-            raise ConfigError("inputs", lengths, "as many samples under each name")
+            raise ConfigError("inputs", lengths, "the same number of samples under each name")
         for begin in range(0, next(iter(lengths.values()), 0), size):
             yield {name: column[begin : begin + size] for name, column in columns.items()}
     elif isinstance(inputs, list | tuple):
@@ -151,5 +151,5 @@ def _checkpoint_in(directory: Path, which: str) -> Path:
     if which == "best" and best.exists():
         return best
     if not saved:
-        raise ConfigError("run", str(directory), "the directory of a run that has saved a checkpoint")
+        raise ConfigError("run", str(directory), "the directory of a run with a checkpoint")
     return folder / saved[-1]

@@ -84,7 +84,7 @@ class Nodes:
                 return address, port, work
             time.sleep(_LOOK)
         raise TrainyardError(
-            f"The first of {len(self.devices)} nodes has not begun within {timeout:g} s: {self.meeting} is not there."
+            f"The first of {len(self.devices)} nodes did not start within {timeout:g} s: {self.meeting} does not exist."
         )
 
 

@@ -30,7 +30,7 @@ _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 _OVERRIDE = re.compile(r"[+~]*([^=\s]+?)(?:@[^=]*)?=(.*)", re.DOTALL)
 PLACE = (
     "MLflow reads it from the environment: MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, "
-    "MLFLOW_TRACKING_TOKEN. A config reads any other from a variable: ${oc.env:NAME}."
+    "MLFLOW_TRACKING_TOKEN. For other secrets, use an environment variable: ${oc.env:NAME}."
 )
 
 
@@ -112,7 +112,7 @@ def refusal(key: str, shown: str) -> ConfigError:
         shown: the value, redacted.
     """
     return ConfigError(
-        key, shown, "a value without a password, token or key in it: it would be written to files", hint=PLACE
+        key, shown, "a value without a password, token or key, because it is written to files", hint=PLACE
     )
 
 

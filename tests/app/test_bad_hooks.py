@@ -33,23 +33,26 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["+hook.w._target_=mine.Misspelt"], ["hook.w: 'after_train_itr' given", "Did you mean 'after_train_iter'?"]),
-        (["+hook.w._target_=mine.Unranked"], ["hook.w.priority: 'LOWW' given", "Did you mean 'LOW'?"]),
+        (
+            ["+hook.w._target_=mine.Misspelt"],
+            ["hook.w: 'after_train_itr' is invalid", "Did you mean 'after_train_iter'?"],
+        ),
+        (["+hook.w._target_=mine.Unranked"], ["hook.w.priority: 'LOWW' is invalid", "Did you mean 'LOW'?"]),
         (
             ["+hook.w._target_=mine.Fine", "+hook.w.priority=HIHG"],
-            ["hook.w.priority: 'HIHG' given", "Did you mean 'HIGH'?"],
+            ["hook.w.priority: 'HIHG' is invalid", "Did you mean 'HIGH'?"],
         ),
         (
             ["hook.checkpoint.save_best={val/acuracy:maximize}"],
-            ["hook.checkpoint.save_best: 'val/acuracy' given", "Did you mean 'val/accuracy'?"],
+            ["hook.checkpoint.save_best: No metric named 'val/acuracy'", "Did you mean 'val/accuracy'?"],
         ),
         (
             ["hook=[default,early_stop]", "hook.early_stop.monitor=val/acuracy"],
-            ["hook.early_stop.monitor: 'val/acuracy' given", "Did you mean 'val/accuracy'?"],
+            ["hook.early_stop.monitor: No metric named 'val/acuracy'", "Did you mean 'val/accuracy'?"],
         ),
-        (["schedule=onecycle", "schedule.scheduler.total_steps=5"], ["schedule.scheduler.total_steps: 5 given"]),
-        (["schedule=warmup_cosine", "schedule.warmup=5000"], ["schedule.warmup: 5000 given", "less than"]),
-        (["schedule=cosine", "schedule.begin=10"], ["schedule.begin: 10 given", "before the end of the run"]),
+        (["schedule=onecycle", "schedule.scheduler.total_steps=5"], ["schedule.scheduler.total_steps: 5 is invalid"]),
+        (["schedule=warmup_cosine", "schedule.warmup=5000"], ["schedule.warmup: 5000 is invalid", "less than"]),
+        (["schedule=cosine", "schedule.begin=10"], ["schedule.begin: 10 is invalid", "before the end of the run"]),
     ],
     ids=" ".join,
 )

@@ -86,7 +86,7 @@ def test_a_batch_without_a_target(tmp_path: Path) -> None:
     writer = PredictionWriter(tmp_path / "a.parquet")
     writer.add(torch.zeros(2, 3), torch.zeros(2, 3))
     writer.finish()
-    with pytest.raises(TrainyardError, match="holds no target"):
+    with pytest.raises(TrainyardError, match="has no target"):
         offline(tmp_path / "a.parquet", {"accuracy": Accuracy()})
 
 
@@ -148,7 +148,7 @@ def test_a_run_from_elsewhere(file: Path, tmp_path: Path, capsys: pytest.Capture
     copy = str(elsewhere / file.name)
     assert main([copy]) == 2
     said = capsys.readouterr().err
-    assert "config.yaml is from elsewhere, and what it names would run: --trust if you trust it." in said
+    assert "config.yaml was not created by you, and its config can run any code. Pass --trust if you trust it." in said
     assert main([copy, "~metric.evil"]) == 2
     assert not (tmp_path / "executed").exists()
     assert main([copy, "metric=classification"]) == 0
@@ -174,18 +174,22 @@ def test_an_option_of_ones_own(file: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "metric: None given; accepted: an option of the group, such as metric=classification. There is no config"),
+        (
+            [],
+            "metric: None is invalid. Expected an option of the group, such as metric=classification. There is no "
+            "config",
+        ),
         (
             ["metric=clasification"],
-            "accepted: one of classification, language, logged, regression. Did you mean 'classification'",
+            "Expected one of classification, language, logged, regression. Did you mean 'classification'",
         ),
-        (["optim.lr=1"], "metric: 'optim.lr=1' given; accepted: an override of metric"),
-        (["metric="], "accepted: one of"),
-        (["metric.=1"], "accepted: overrides of metric"),
+        (["optim.lr=1"], "metric: 'optim.lr=1' is invalid. Expected an override of metric"),
+        (["metric="], "Expected one of"),
+        (["metric.=1"], "Expected overrides of metric"),
         (["metric=classification", "metric.acuracy.topk=1"], "Could not override 'metric.acuracy.topk'"),
         (["metric=classification", "metric.accuracy.k=1"], "metric.accuracy"),
-        (["metric=regression"], "MeanSquaredError: outputs [8, 3] do not go with the target [8]"),
-        (["metric=classification", "--chunk-size=0"], "chunk_size: 0 given"),
+        (["metric=regression"], "MeanSquaredError: outputs [8, 3] do not match the target [8]"),
+        (["metric=classification", "--chunk-size=0"], "chunk_size: 0 is invalid"),
     ],
 )
 def test_mistakes(file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:

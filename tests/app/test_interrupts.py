@@ -83,7 +83,7 @@ def test_without_checkpoints(start: Any) -> None:
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, said
-    assert "there is no checkpoint to go on from" in said
+    assert "there is no checkpoint to resume from" in said
     assert "resume=true" not in said
 
 

@@ -42,10 +42,10 @@ def test_of_a_sweep(train: Any, tmp_path: Path, fuse: str) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("limit.train_batches=0", "limit.train_batches: 0 given"),
+        ("limit.train_batches=0", "limit.train_batches: 0 is invalid"),
         ("+limit.train=2", "train_batches"),
-        ("overfit=0", "overfit: 0 given"),
-        ("quick=maybe", "quick: 'maybe' given"),
+        ("overfit=0", "overfit: 0 is invalid"),
+        ("quick=maybe", "quick: 'maybe' is invalid"),
     ],
 )
 def test_what_cannot_work_is_told(command: Any, override: str, said: str) -> None:

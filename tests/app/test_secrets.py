@@ -54,7 +54,7 @@ def test_a_credential_in_a_file_is_refused(command: Any, tmp_path: Path) -> None
     )
     status, said = command("--config-dir", str(folder.parent), "tracker=own", quick=[])
     assert status == 2
-    assert "tracker.uri: 'http://bob:***@127.0.0.1:9' given" in said
+    assert "tracker.uri: 'http://bob:***@127.0.0.1:9' is invalid" in said
     assert CANARY not in said
     assert not list((tmp_path / "folder").rglob("*"))
 

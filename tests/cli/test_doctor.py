@@ -54,9 +54,9 @@ def test_a_server_is_asked_with_the_login_of_the_environment(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("uri", "text"),
     [
-        ("http://bob:wrong@{server}", "refuses: 401"),
+        ("http://bob:wrong@{server}", "refused the request: 401"),
         ("http://127.0.0.1:9", "does not answer"),
-        ("file:///tmp/x", "sqlite:///mlflow.db takes its place"),
+        ("file:///tmp/x", "Use sqlite:///mlflow.db"),
         ("sqlite:////nowhere/at/all.db", "cannot be written"),
     ],
 )

@@ -15,7 +15,7 @@ from rich.console import Console
 from waiting import until
 
 from trainyard.catalog.stored_sweep import StoredSweep
-from trainyard.cli import watching
+from trainyard.cli import sweep_report, watching
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_the_table_has_the_running_jobs_with_their_latest_numbers(copy: Path) ->
         (["report", "outputs"], "`trainyard sweep ls` lists them"),
         (["resume", "outputs"], "no multirun.yaml"),
         (["resume", "{sweep}", "1"], "a job that is not finished; #1 is done"),
-        (["resume", "{sweep}", "1", "--app", "x.py"], "it is for a sweep as a whole"),
+        (["resume", "{sweep}", "1", "--app", "x.py"], "it applies to a whole sweep"),
         (["stop", "{sweep}", "7"], "the number of a job of this sweep: #0-#1"),
         (["clone", "{sweep}", "1"], "a clone is a job with other values"),
     ],
@@ -132,5 +132,62 @@ def test_attach_says_that_nothing_runs(trainyard: Any, trained: Path) -> None:
 def test_cancel_names_what_ends_a_sweep_that_is_not_detached(trainyard: Any, trained: Path) -> None:
     status, _, said = trainyard("sweep", "cancel", directory(trained), cwd=trained)
     assert status == 2
-    assert "accepted: the directory of a detached sweep" in said
+    assert "Expected the directory of a detached sweep" in said
     assert "Ctrl-C where it runs" in said
+
+
+def test_a_table_and_a_figure_for_a_paper_are_exported(trainyard: Any, copy: Path) -> None:
+    folder = directory(copy)
+    status, table, said = trainyard("sweep", "export", folder, cwd=copy)
+    assert status == 0, said
+    assert table.startswith("| optim.lr | val/accuracy | test/accuracy |")
+    status, shown, _ = trainyard("sweep", "export", folder, "--format", "csv", "--to", "table.csv", cwd=copy)
+    assert (status, shown) == (0, "table.csv\n")
+    assert (copy / "table.csv").read_text().startswith("rank,optim.lr,n,mean/best/val/accuracy,")
+    status, shown, _ = trainyard("sweep", "export", folder, "--format", "pdf", cwd=copy)
+    assert (status, shown) == (0, f"{folder / 'results.pdf'}\n")
+    assert (folder / "results.pdf").read_bytes().startswith(b"%PDF")
+    for arguments, message in (
+        (["--metric", "test/acuracy"], "Did you mean 'test/accuracy'?"),
+        (["--to", "nowhere/table.md"], "nowhere/table.md could not be written: No such file or directory."),
+    ):
+        status, _, said = trainyard("sweep", "export", folder, *arguments, cwd=copy)
+        assert status == 2
+        assert message in said.replace("\n", " ")
+
+
+def test_the_report_of_a_running_sweep_is_written_until_it_ends(
+    trainyard: Any, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = directory(copy)
+    fd = os.open(folder / "manifest.jsonl", os.O_RDWR | os.O_APPEND)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    pages = []
+
+    def sleep(seconds: float) -> None:
+        pages.append((folder / "report.html").read_text())
+        if len(pages) == 1:
+            record = {"kind": "state", "num": 1, "state": "failed", "error": "came too late", "time": 1.0}
+            os.write(fd, f"{json.dumps(record)}\n".encode())
+        else:
+            os.close(fd)  # nothing runs it any more
+
+    monkeypatch.setattr(sweep_report, "sleep", sleep)
+    status, text, said = trainyard("sweep", "report", folder, "--follow", cwd=copy)
+    assert status == 0, said
+    assert ["came too late" in page for page in pages] == [False, True]
+    assert all("<body data-live=10>" in page for page in pages)
+    assert "came too late" in (folder / "report.html").read_text()
+    assert "<body>" in (folder / "report.html").read_text()
+    assert text.count("Report: ") == 2
+
+
+def test_the_objective_is_known_once_a_job_has_written_its_config(copy: Path) -> None:
+    """A sweep may be read before its first job has begun: by `attach`, or by `report --follow`."""
+    folder = directory(copy)
+    for num in (0, 1):
+        (folder / str(num) / "config.yaml").rename(folder / f"{num}.yaml")
+    sweep = StoredSweep.read(folder)
+    assert (sweep.objective, sweep.direction) == (None, "minimize")
+    (folder / "1.yaml").rename(folder / "1" / "config.yaml")
+    assert (sweep.objective, sweep.direction) == ("val/accuracy", "maximize")

@@ -35,7 +35,7 @@ def test_a_sweep_records_the_module_so_that_it_can_be_resumed(tmp_path: Path) ->
     resume = [sys.executable, "-m", "trainyard", "sweep", "resume", str(manifest.parent)]
     done = forked.run(resume, cwd=tmp_path, env=environment, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
-    assert "2 of them done already; 0 to run" in done.stdout
+    assert "2 already done; 0 to run" in done.stdout
 
 
 def test_classes_in_the_current_folder_are_found(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A real Slurm with two nodes for the tests of this folder: `bash scripts/slurm.sh fetch` unpacks it once.
+"""A real Slurm and a real Ray for the tests of this folder; `bash scripts/slurm.sh fetch` unpacks the former once.
 
 And the bits that sweeps on a cluster are to have.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster_sweeps import bits
-from ray_sweeps import finish, start
+from ray_sweeps import RayCluster, finish, start
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +46,31 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     variables = (state / "env").read_text().split("\0")
     yield dict(line.split("=", 1) for line in variables if "=" in line)
     process.communicate("end\n", timeout=60)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A Ray cluster. Its hidden nodes see neither these folders nor the code, and no scratch of each other."""
+    code = [ROOT / name for name in ("src", "conf", "tests", ".git") if (ROOT / name).is_dir()]
+    made = RayCluster(*map(str, [tmp_path_factory.getbasetemp(), *code]))
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="session")
+def hidden(cluster: RayCluster) -> RayCluster:
+    """The cluster with two nodes that share no disk with this machine."""
+    if subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode:
+        pytest.skip("nodes cannot have mount namespaces of their own here")
+    cluster.do("hide 2")
+    return cluster
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that all nodes see: a storage, and the sign for slow jobs."""
+    with tempfile.TemporaryDirectory(prefix="trainyard-shared-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def refusal(target: Any, **values: Any) -> str | None:
         ({"rate": True}, "a number."),
         ({"rate": "fast"}, "a number."),
         ({"rate": {"a": 1}}, "a number."),
-        ({"name": 3}, "a text."),
+        ({"name": 3}, "a string."),
         ({"mode": "mn"}, "one of min, max, or null. Did you mean 'min'?"),
         ({"sizes": 8}, "a list of integers."),
         ({"sizes": "88"}, "a list of integers."),
@@ -94,7 +94,7 @@ def test_a_value_of_another_kind_is_refused(values: dict[str, Any], accepted: st
     ((name, given),) = values.items()
     found = refusal(Net, **values)
     assert found is not None
-    assert found.startswith(f"part.{name}: {given!r} given; accepted: {accepted}")
+    assert found.startswith(f"part.{name}: {given!r} is invalid. Expected {accepted}")
     with pytest.raises(ConfigError, match=f"part.{name}"):
         build({"_target_": Net, **values}, "part")
 
@@ -117,16 +117,16 @@ def test_what_fits_or_cannot_be_judged_passes(values: dict[str, Any]) -> None:
 
 def test_the_constructor_of_a_dataclass_and_a_function() -> None:
     assert refusal(Settings, keep=False, by="iter") is None
-    assert "part.keep: 'off' given; accepted: true or false." in str(refusal(Settings, keep="off"))
+    assert "part.keep: 'off' is invalid. Expected true or false." in str(refusal(Settings, keep="off"))
     assert "one of epoch, iter" in str(refusal(Settings, by="epochs"))
     assert refusal(function, flag=True, other="x") is None
-    assert "part.flag: 'x' given" in str(refusal(function, flag="x"))
+    assert "part.flag: 'x' is invalid" in str(refusal(function, flag="x"))
 
 
 def test_an_interpolation_and_auto_are_not_known_yet() -> None:
     assert refusal(Net, norm="${other}", width="???") is None
     check_tree({"_target_": Net, "width": "auto"}, "model.net")
-    with pytest.raises(ConfigError, match=r"hook.a.width: 'auto' given; accepted: an integer\."):
+    with pytest.raises(ConfigError, match=r"hook.a.width: 'auto' is invalid. Expected an integer\."):
         check_tree({"_target_": Net, "width": "auto"}, "hook.a")
 
 
@@ -134,7 +134,7 @@ def test_shares_of_a_schedule() -> None:
     step = {"_target_": torch.optim.lr_scheduler.StepLR, "_partial_": True}
     check_tree({**step, "step_size": 0.25}, "schedule.scheduler")
     check_tree({**step, "step_size": "auto"}, "schedule.scheduler")
-    with pytest.raises(ConfigError, match=r"schedule\.scheduler\.step_size: 'x' given"):
+    with pytest.raises(ConfigError, match=r"schedule\.scheduler\.step_size: 'x' is invalid"):
         check_tree({**step, "step_size": "x"}, "schedule.scheduler")
 
 
@@ -148,7 +148,7 @@ def test_shares_of_a_schedule() -> None:
 )
 def test_optimizers_of_torch(values: dict[str, Any], accepted: str) -> None:
     found = refusal(torch.optim.Adam, _partial_=True, **values)
-    assert f"accepted: {accepted}." in str(found)
+    assert f"Expected {accepted}." in str(found)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +187,17 @@ def extras(size: Annotated[int, "positive"]) -> None:
 
 def test_an_annotation_with_extras_is_its_type() -> None:
     assert annotation(extras, "size") is int
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (Callable[[int], str], "a function"),
+        (Callable[..., str] | None, "a function, or null"),
+        (int | torch.optim.Optimizer, "an integer, or an object of class Optimizer"),
+        (list[Callable[[int], str]], "a list of values"),
+        (list[str] | None, "a list of strings, or null"),
+    ],
+)
+def test_annotations_in_words(hint: Any, words: str) -> None:
+    assert in_words(hint) == words

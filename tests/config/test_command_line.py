@@ -49,5 +49,5 @@ def test_keys_of_a_swept_group(given: list[str], found: list[str]) -> None:
 
 
 def test_the_config_of_a_sweep() -> None:
-    with pytest.raises(TrainyardError, match="leave -m out"):
+    with pytest.raises(TrainyardError, match="omit -m"):
         arranged(["seed=0,1", "-m", "--cfg", "job"])

@@ -24,36 +24,36 @@ def told(*overrides: Any) -> Any:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=mpl"], "model: 'mpl' given; accepted: one of cnn, lightning, mlp, resnet, timm, torchvision, "),
+        (["model=mpl"], "model: 'mpl' is invalid. Expected one of cnn, lightning, mlp, resnet, timm, torchvision, "),
         (["model=mpl"], "Did you mean 'mlp'?"),
-        (["hook=[default,emma]"], "hook: 'emma' given; accepted: one of default, detection_log, early_stop, ema, "),
-        (["model="], "model: '' given; accepted: one of cnn, lightning, mlp, resnet, timm, torchvision, "),
-        (["model=null"], "model: None given; accepted: one of cnn, lightning, mlp, resnet, timm, torchvision, "),
-        (["tracker=null"], "tracker: None given; accepted: one of mlflow, none. Did you mean 'none'?"),
-        (["seed=3", "optim=0.1"], "optim: 0.1 given; accepted: one of adagrad, adam, "),
-        (["optm=adam"], "optm: 'optm' given; accepted: a group or key of this config. Did you mean 'optim'?"),
-        (["optm.lr=1"], "optm.lr: 'optm' given; accepted: a group or key of this config. Did you mean 'optim'?"),
-        (["optim.lrr=1"], "optim.lrr: 'lrr' given; accepted: a key of optim: _target_, _partial_, lr, betas, "),
-        (["optim.lrr=1"], "Did you mean 'lr'? A new key is added with +optim.lrr=…"),
-        (["~optim.lrr"], "optim.lrr: 'lrr' given; accepted: a key of optim"),
+        (["hook=[default,emma]"], "hook: 'emma' is invalid. Expected one of default, detection_log, early_stop, ema, "),
+        (["model="], "model: '' is invalid. Expected one of cnn, lightning, mlp, resnet, timm, torchvision, "),
+        (["model=null"], "model: None is invalid. Expected one of cnn, lightning, mlp, resnet, timm, torchvision, "),
+        (["tracker=null"], "tracker: None is invalid. Expected one of mlflow, none. Did you mean 'none'?"),
+        (["seed=3", "optim=0.1"], "optim: 0.1 is invalid. Expected one of adagrad, adam, "),
+        (["optm=adam"], "optm: 'optm' is invalid. Expected a group or key of this config. Did you mean 'optim'?"),
+        (["optm.lr=1"], "optm.lr: 'optm' is invalid. Expected a group or key of this config. Did you mean 'optim'?"),
+        (["optim.lrr=1"], "optim.lrr: 'lrr' is invalid. Expected a key of optim: _target_, _partial_, lr, betas, "),
+        (["optim.lrr=1"], "Did you mean 'lr'? To add a new key, use +optim.lrr=…"),
+        (["~optim.lrr"], "optim.lrr: 'lrr' is invalid. Expected a key of optim"),
         (["hook.logger.intervall=3"], "Did you mean 'interval'?"),
-        (["hook.ema.decay=0.9"], "hook.ema.decay: 'ema' given; accepted: a key of hook: progress, runtime_info, "),
-        (["hook.ema.decay=0.9"], "ema is an option of hook that is not chosen: hook=ema adds it."),
-        (["hook.chekpoint.by=iter"], "hook.chekpoint.by: 'chekpoint' given; accepted: a key of hook"),
+        (["hook.ema.decay=0.9"], "hook.ema.decay: 'ema' is invalid. Expected a key of hook: progress, runtime_info, "),
+        (["hook.ema.decay=0.9"], "ema is an option of hook that is not selected: hook=ema selects it."),
+        (["hook.chekpoint.by=iter"], "hook.chekpoint.by: 'chekpoint' is invalid. Expected a key of hook"),
         (["hook.chekpoint.by=iter"], "Did you mean 'checkpoint'?"),
-        (["optim.lr=[1"], "'optim.lr=[1' cannot be read as an override"),
+        (["optim.lr=[1"], "'optim.lr=[1' is not a valid override"),
         (["seed.a.b=1"], "seed.a.b: "),
-        (["lr=0.1"], "lr: 'lr' given; accepted: a group or key of this config. Did you mean optim.lr?"),
+        (["lr=0.1"], "lr: 'lr' is invalid. Expected a group or key of this config. Did you mean optim.lr?"),
         (["epochs=3"], "Did you mean loop.max_epochs?"),
         (["batch_size=32"], "Did you mean data.batch_size?"),
-        (["optim=[1]"], "optim: [1] given; accepted: one of adagrad, adam, "),
+        (["optim=[1]"], "optim: [1] is invalid. Expected one of adagrad, adam, "),
         (["hydra/sweeper=optuna"], "optuna comes with a package: pip install hydra-optuna-sweeper"),
-        (["model=mlp,cnn"], "model: 'mlp,cnn' given; accepted: one value. Several are a sweep: to train with each"),
-        (["model=mlp,cnn"], "give -m; a list is model=[mlp,cnn], a text is 'model=\"mlp,cnn\"'."),
-        (["optim.lr=interval(0,1)"], "optim.lr: 'interval(0,1)' given; accepted: one value. -m starts a sweep."),
-        (["hydra.run.dir=a/lr=1,seed=2"], "a text with such characters is quoted, 'hydra.run.dir=\"a/lr=1,seed=2\"'."),
-        (["name=héllo"], "a text with such characters is quoted, 'name=\"héllo\"'."),
-        (["init={a: 1}", "init={b: 2}"], "init: 'b' is no key of it: a mapping changes the keys that are there"),
+        (["model=mlp,cnn"], "model: 'mlp,cnn' is invalid. Expected one value. To train with each"),
+        (["model=mlp,cnn"], "pass -m. A list is model=[mlp,cnn]; a string is 'model=\"mlp,cnn\"'."),
+        (["optim.lr=interval(0,1)"], "optim.lr: 'interval(0,1)' is invalid. Expected one value. -m starts a sweep."),
+        (["hydra.run.dir=a/lr=1,seed=2"], "quote a string with such characters: 'hydra.run.dir=\"a/lr=1,seed=2\"'."),
+        (["name=héllo"], "quote a string with such characters: 'name=\"héllo\"'."),
+        (["init={a: 1}", "init={b: 2}"], "init: it has no key 'b'. A mapping can only change existing keys"),
     ],
 )  # fmt: skip
 def test_what_was_meant(overrides: Any, message: str) -> None:
@@ -65,7 +65,7 @@ def test_several_values_of_a_key_of_hydras() -> None:
         "Sweeping over Hydra's configuration is not supported : 'hydra.launcher.max_jobs=1,2'"
     )
     assert str(explain(error, [], CONF, "train")).startswith(
-        "hydra.launcher.max_jobs: '1,2' given; accepted: one value: keys of hydra are those of the whole sweep."
+        "hydra.launcher.max_jobs: '1,2' is invalid. Expected one value, because hydra keys apply to the whole sweep."
     )
 
 
@@ -80,6 +80,29 @@ def test_only_one_of_several_overrides_is_wrong() -> None:
     assert "a key of data: _target_, num_samples, noise, " in told("data=rings", "data.nois=1", "seed=1")
 
 
+SWEEP = ["model=mlp,cnn", "optim.lr=tag(log,interval(1e-5,1e-1))"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["hydra/sweeper=search", "hydra.sweeper.n_trails=5"], "a setting of hydra/sweeper=search: sampler, pruner, "),
+        (["hydra/sweeper=search", "hydra.sweeper.n_trails=5"], "Did you mean 'n_trials'?"),
+        (["hydra/sweeper=pbt", "hydra.sweeper.intervall=5"], "a setting of hydra/sweeper=pbt: population, interval, "),
+        (["hydra.sweeper.zipp=[]"], "a setting of hydra/sweeper=grid: pruner, max_batch_size, params, zip, blocks, "),
+        (["hydra.launcher.retry=1"], "a setting of hydra/launcher=local: jobs_per_gpu, "),
+        (["optim=sgd", "optim.momentun=0.9"], "a key of optim: _target_, _partial_, lr, momentum, "),
+    ],
+)
+def test_of_a_sweep_the_options_that_it_has_chosen_are_listed(overrides: Any, message: str) -> None:
+    with pytest.raises(ConfigCompositionException) as raised, initialize_config_dir(CONF, **VERSION_BASE):
+        compose("train", overrides=overrides)  # as Hydra does: that of a sweep has not the keys that vary
+    explained = str(explain(raised.value, [*overrides, *SWEEP], CONF, "train"))
+    assert message in explained
+    if "hydra." in overrides[-1]:
+        assert "To add a new key, use" not in explained  # the plugin would refuse it
+
+
 def test_what_is_none_of_hydras_is_left_alone() -> None:
     for error in (ZeroDivisionError(), KeyError("x"), ValueError("mine")):
         assert explain(error, [], CONF, "train") is None
@@ -88,5 +111,5 @@ def test_what_is_none_of_hydras_is_left_alone() -> None:
 def test_a_directory_that_cannot_be_made() -> None:
     error = PermissionError(13, "Permission denied", "/outputs")
     assert str(explain(error, [], CONF, "train")) == (
-        "hydra.run.dir: '/outputs' given; accepted: a directory that can be made and written. Permission denied."
+        "hydra.run.dir: '/outputs' is invalid. Expected a writable directory. Permission denied."
     )

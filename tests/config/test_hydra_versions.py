@@ -53,7 +53,7 @@ def test_a_tuple_in_a_config_is_built_checked_and_filled(node: Any) -> None:
     assert type(made["layers"][0]).__name__ == "Linear"
     assert fill_auto(node, "x", {"num_classes": 3})["layers"][1] == {"num_classes": 3}
     node.layers[0].in_feature = 2
-    with pytest.raises(ConfigError, match=r"^x\.layers\.0: 'in_feature' given"):
+    with pytest.raises(ConfigError, match=r"^x\.layers\.0: 'in_feature' is invalid"):
         check_tree(node, "x")
 
 

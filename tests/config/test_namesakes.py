@@ -47,15 +47,15 @@ def test_they_are_told_with_both_files(checked: Any) -> None:
     with pytest.raises(ConfigError) as error:
         checked(MINE, "hook=[default,mine]")
     assert str(error.value) == (
-        "hook.timer: 'trainyard.hooks.EmptyCache' given; accepted: one hook of that name, where hook/default.yaml has "
-        "trainyard.hooks.IterTimer. Give the one in hook/mine.yaml another name; or, to have it replace the other, "
+        "hook.timer: 'trainyard.hooks.EmptyCache' is invalid. Expected only one hook with this name: hook/default.yaml "
+        "has trainyard.hooks.IterTimer. Rename the hook in hook/mine.yaml, or, to replace the other, "
         "put `defaults: [default, _self_]` at its top."
     )
 
 
 def test_two_of_ones_own_files(checked: Any) -> None:
     files = {"a": TIMER.format(name="x", kind="IterTimer"), "b": TIMER.format(name="x", kind="Norms")}
-    with pytest.raises(ConfigError, match=r"where hook/a\.yaml has trainyard\.hooks\.IterTimer"):
+    with pytest.raises(ConfigError, match=r"with this name: hook/a\.yaml has trainyard\.hooks\.IterTimer"):
         checked(files, "hook=[default,a,b]")
 
 
@@ -91,8 +91,9 @@ def test_what_loses_nothing_passes(checked: Any, files: Any, override: str) -> N
 
 
 SET_BACK = (
-    "hook.logger.interval: 5 given; accepted: 10 where hook/{0}.yaml is not the last: ema brings hook/default.yaml "
-    "again, which sets it back. Choose {0} after ema, or set hook.logger.interval on the command line."
+    "hook.logger.interval: 5 is invalid. Expected 10, because hook/{0}.yaml is not the last: ema includes "
+    "hook/default.yaml "
+    "again, which resets it. Choose {0} after ema, or set hook.logger.interval on the command line."
 )
 
 
@@ -107,13 +108,15 @@ def test_a_value_that_a_later_option_sets_back(checked: Any, files: Any, overrid
 
 def test_a_hook_that_a_later_option_brings_back(checked: Any) -> None:
     with pytest.raises(
-        ConfigError, match=r"^hook\.timer\._target_: 'trainyard\.hooks\.EmptyCache' given; .* Choose mine"
+        ConfigError, match=r"^hook\.timer\._target_: 'trainyard\.hooks\.EmptyCache' is invalid. .* Choose mine"
     ):
         checked({"mine": ADDED + MINE["mine"]}, "hook=[mine,ema]")
 
 
 def test_a_removed_hook_that_a_later_option_brings_back(checked: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^hook\.predictions: None given; .* ema brings hook/default\.yaml again"):
+    with pytest.raises(
+        ConfigError, match=r"^hook\.predictions: None is invalid. .* ema includes hook/default\.yaml again"
+    ):
         checked({"mine": ADDED + "predictions: null\n"}, "hook=[mine,ema]")
 
 
@@ -132,7 +135,7 @@ def test_options_that_an_experiment_chooses(checked: Any, tmp_path: Path) -> Non
     text = "# @package _global_\ndefaults: [override /hook: {}]\n"
     (tmp_path / "experiment/wrong.yaml").write_text(text.format("[often, ema]"))
     (tmp_path / "experiment/right.yaml").write_text(text.format("[ema, often]"))
-    with pytest.raises(ConfigError, match=r"^hook\.logger\.interval: 5 given"):
+    with pytest.raises(ConfigError, match=r"^hook\.logger\.interval: 5 is invalid"):
         checked(OFTEN, "experiment=wrong")
     assert checked({}, "experiment=right")["logger"]["interval"] == 5
 

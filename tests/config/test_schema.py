@@ -76,66 +76,77 @@ def test_every_setting_is_an_argument_of_the_runner_and_in_the_config() -> None:
 @pytest.mark.parametrize("name", ["seed", "accumulate"])
 @pytest.mark.parametrize("value", [1.5, 2.0, "7", "abc", True, None, [1], {"a": 1}])
 def test_integers(name: str, value: Any) -> None:
-    bounds = {"seed": "0 and of at most 63 bits", "accumulate": "1"}[name]
-    assert problem(**{name: value}) == f"{name}: {value!r} given; accepted: an integer of at least {bounds}."
+    expected = {"seed": "a non-negative integer of at most 63 bits", "accumulate": "an integer of at least 1"}[name]
+    assert problem(**{name: value}) == f"{name}: {value!r} is invalid. Expected {expected}."
 
 
 @given(st.integers(0, 2**62))
 def test_any_integer_from_0_is_a_seed(seed: int) -> None:
     assert problem(seed=seed) is None
     for other in (-seed - 1, 2**63 + seed):
-        assert problem(seed=other) == f"seed: {other} given; accepted: an integer of at least 0 and of at most 63 bits."
+        assert problem(seed=other) == f"seed: {other} is invalid. Expected a non-negative integer of at most 63 bits."
 
 
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"seed": 1.5}, "seed: 1.5 given; accepted: an integer of at least 0 and of at most 63 bits."),
-        ({"seed": "7"}, "seed: '7' given; accepted: an integer of at least 0 and of at most 63 bits."),
-        ({"accumulate": 0}, "accumulate: 0 given; accepted: an integer of at least 1."),
+        ({"seed": 1.5}, "seed: 1.5 is invalid. Expected a non-negative integer of at most 63 bits."),
+        ({"seed": "7"}, "seed: '7' is invalid. Expected a non-negative integer of at most 63 bits."),
+        ({"accumulate": 0}, "accumulate: 0 is invalid. Expected an integer of at least 1."),
         (
             {"clip_grad_norm": "1.0"},
-            "clip_grad_norm: '1.0' given; accepted: a number above 0, or null for no clipping.",
+            "clip_grad_norm: '1.0' is invalid. Expected a number above 0, or null for no clipping.",
         ),
-        ({"clip_grad_norm": [1]}, "clip_grad_norm: [1] given; accepted: a number above 0, or null for no clipping."),
+        (
+            {"clip_grad_norm": [1]},
+            "clip_grad_norm: [1] is invalid. Expected a number above 0, or null for no clipping.",
+        ),
         (
             {"clip_grad_value": True},
-            "clip_grad_value: True given; accepted: a number above 0, or null for no clipping.",
+            "clip_grad_value: True is invalid. Expected a number above 0, or null for no clipping.",
         ),
-        ({"clip_grad_norm": 0.0}, "clip_grad_norm: 0.0 given; accepted: a number above 0, or null for no clipping."),
+        (
+            {"clip_grad_norm": 0.0},
+            "clip_grad_norm: 0.0 is invalid. Expected a number above 0, or null for no clipping.",
+        ),
         (
             {"clip_grad_norm": 1, "clip_grad_value": 1},
-            "clip_grad_value: 1 given; accepted: null where clip_grad_norm is given.",
+            "clip_grad_value: 1 is invalid. Expected null where clip_grad_norm is given.",
         ),
         (
             {"compile": "max-autotun"},
-            "compile: 'max-autotun' given; accepted: true, false, or a mode: default, reduce-overhead, max-autotune, "
+            "compile: 'max-autotun' is invalid. Expected true, false, or a mode: default, reduce-overhead, "
+            "max-autotune, "
             "max-autotune-no-cudagraphs. Did you mean 'max-autotune'?",
         ),
-        ({"capture": "always"}, "capture: 'always' given; accepted: auto, true or false."),
-        ({"compile": 3}, "compile: 3 given; accepted: true, false, a mode, or a mapping of torch.compile's arguments."),
+        ({"capture": "always"}, "capture: 'always' is invalid. Expected auto, true or false."),
+        (
+            {"compile": 3},
+            "compile: 3 is invalid. Expected true, false, a mode, or a mapping of torch.compile's arguments.",
+        ),
         (
             {"compile": {"mod": "default"}},
-            "compile: 'mod' given; accepted: an argument of torch.compile: fullgraph, "
+            "compile: 'mod' is invalid. Expected an argument of torch.compile: fullgraph, "
             "dynamic, backend, mode, options. Did you mean 'mode'?",
         ),
-        ({"device": None}, "device: None given; accepted: a text."),
-        ({"load_from": 3}, "load_from: 3 given; accepted: the path of a checkpoint, or a mapping with `path`."),
+        ({"device": None}, "device: None is invalid. Expected a string."),
+        ({"load_from": 3}, "load_from: 3 is invalid. Expected the path of a checkpoint, or a mapping with `path`."),
         (
             {"load_from": {"pth": "a.pt"}},
-            "load_from: 'pth' given; accepted: one of path, strict, revise_keys, include, exclude. "
+            "load_from: 'pth' is invalid. Expected one of path, strict, revise_keys, include, exclude. "
             "Did you mean 'path'?",
         ),
-        ({"freeze": "net"}, "freeze: 'net' given; accepted: a list of patterns for the names of modules."),
+        ({"freeze": "net"}, "freeze: 'net' is invalid. Expected a list of patterns for the names of modules."),
         (
             {"init": {"Linear": {"_target_": "torch.nn.init.normal_", "sdt": 1}}},
-            "init.Linear: 'sdt' given; accepted: an argument of torch.nn.init.normal_: tensor, mean, std, generator. "
+            "init.Linear: 'sdt' is invalid. Expected an argument of torch.nn.init.normal_: tensor, mean, std, "
+            "generator. "
             "Did you mean 'std'?",
         ),
-        ({"mode": "tset"}, "mode: 'tset' given; accepted: one of train, val, test. Did you mean 'test'?"),
-        ({"resume": 3}, "resume: 3 given; accepted: true, false or the path of a checkpoint."),
-        ({"resume": ["a"]}, "resume: ['a'] given; accepted: true, false or the path of a checkpoint."),
-        ({"mode": "val"}, "load_from: None given; accepted: the path of a checkpoint, since mode=val."),
+        ({"mode": "tset"}, "mode: 'tset' is invalid. Expected one of train, val, test. Did you mean 'test'?"),
+        ({"resume": 3}, "resume: 3 is invalid. Expected true, false or the path of a checkpoint."),
+        ({"resume": ["a"]}, "resume: ['a'] is invalid. Expected true, false or the path of a checkpoint."),
+        ({"mode": "val"}, "load_from: None is invalid. Expected the path of a checkpoint, because mode=val."),
     ],
 )
 def test_bad_settings(values: Any, told: str) -> None:
@@ -156,12 +167,12 @@ def test_numbers_that_are_equal_will_do() -> None:
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ("data: {path: '???'}", "data.path: '???' given; accepted: a value: data.path=… on the command line"),
-        ("a: ${b}", "a: '${b}' given; accepted: an interpolation that resolves"),
-        ("a: ${oc.env:NO_SUCH_VARIABLE}", "a: '${oc.env:NO_SUCH_VARIABLE}' given"),
-        ("model: {_target_: torch.nn.Linear, bais: 1}", "model: 'bais' given"),
+        ("data: {path: '???'}", "data.path: '???' is invalid. Expected a value: data.path=… on the command line"),
+        ("a: ${b}", "a: '${b}' is invalid. Expected an interpolation that can be resolved"),
+        ("a: ${oc.env:NO_SUCH_VARIABLE}", "a: '${oc.env:NO_SUCH_VARIABLE}' is invalid"),
+        ("model: {_target_: torch.nn.Linear, bais: 1}", "model: 'bais' is invalid"),
         ("hook: {mine: {_target_: trainyard.hooks.Loger}}", "Did you mean 'trainyard.hooks.Logger'?"),
-        ("a: [{b: {_target_: no.thing}}]", "a.0.b._target_: 'no.thing' given"),
+        ("a: [{b: {_target_: no.thing}}]", "a.0.b._target_: 'no.thing' is invalid"),
     ],
 )
 def test_what_is_wrong_with_a_config(config: str, told: str) -> None:

@@ -42,8 +42,8 @@ def test_a_config_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_new_key(caplog: pytest.LogCaptureFixture) -> None:
     assert _warnings(caplog, "+optimm.lr=5", "++zzz=1") == [
-        "optimm: nothing reads this key. Did you mean 'optim'?",
-        "zzz: nothing reads this key.",
+        "optimm: this key is not used. Did you mean 'optim'?",
+        "zzz: this key is not used.",
     ]
     assert _warnings(caplog, "+optimm.lr=6") == [], "told once, not for each job of a sweep"
 
@@ -54,5 +54,5 @@ def test_a_key_that_an_interpolation_names(caplog: pytest.LogCaptureFixture) -> 
 
 def test_keys_of_files(caplog: pytest.LogCaptureFixture) -> None:
     assert _warnings(caplog, of_a_file={"project": "x", "optin": {"lr": 1}}) == [
-        "optin: nothing reads this key. Did you mean 'optim'?"
+        "optin: this key is not used. Did you mean 'optim'?"
     ]

@@ -218,7 +218,7 @@ def test_files_of_the_wrong_kind(tmp_path: Path, save: Any) -> None:
 
 
 def test_npz_without_what_is_needed(save: Any) -> None:
-    refused("path", "It holds a, b", save("set.npz", a=X, b=LABELS))
+    refused("path", "It contains a, b", save("set.npz", a=X, b=LABELS))
     refused("target", "Did you mean 'label'", save("set.npz", x=X, label=LABELS), target="lable")
     refused("target", "Did you mean 'label'", save("set.npz", x_train=X, label_train=LABELS), target="lable")
     refused("path", "x_train", save("set.npz", x_val=X, y_val=LABELS))
@@ -236,14 +236,14 @@ def test_arrays_that_do_not_fit(save: Any) -> None:
     refused("path", "not 39 targets for 40", save("set.npz", x=X, y=LABELS[:39]))
     gap = X.copy()
     gap[7, 1] = np.nan
-    refused("path", r"gap \(NaN\)", save("set.npz", x=gap, y=LABELS))
+    refused("path", r"missing values \(NaN\)", save("set.npz", x=gap, y=LABELS))
     refused("path", "row 7", save("set.npz", x=np.where(np.isnan(gap), np.inf, gap), y=LABELS))
     refused("target", "row 7", save("set.npz", x=X, y=gap[:, 1]))
     refused("path", "numbers, not", save("set.npz", x=LABELS.astype(str), y=LABELS))
     refused("path", "of shape", save("set.npz", x=X[:0], y=LABELS[:0]))
     refused("path", "of shape", save("set.npz", x=np.float32(3), y=LABELS))
     refused("target", r"\[N, D\]", save("set.npz", x=X, y=np.zeros((40, 2, 2))))
-    refused("target", "one class a sample", save("set.npz", x=X, y=np.ones((40, 2), int)))
+    refused("target", "one class per sample", save("set.npz", x=X, y=np.ones((40, 2), int)))
     refused("task", "strings", save("set.npz", x=X, y=LABELS.astype(str)), task="regression")
     refused("test_path", "shape", save("set.npz", x_train=X, y_train=LABELS, x_test=X[:, :2], y_test=LABELS))
     refused("val_path", "integers", save("set.npz", x=X, y=LABELS), val_path=save("v.npz", x=X, y=X[:, 0]))
@@ -262,7 +262,7 @@ def test_columns_that_do_not_fit(table: Any) -> None:
     gaps = FRAME.assign(b=FRAME["b"].where(FRAME.index != 5), kind=FRAME["kind"].where(FRAME.index != 6))
     refused("features", "missing=mean", table("gaps.csv", gaps), target="count", features=["a", "b"])
     texts = pd.DataFrame({"a": range(150), "note": [f"patient {number}" for number in range(150)]})
-    refused("target", "it has 150 texts in 150 rows", table("texts.csv", texts), target="note")
+    refused("target", "it has 150 different strings in 150 rows", table("texts.csv", texts), target="note")
     refused("target", "row 6", table("gaps.csv", gaps), target="kind", features=["a"])
 
 
@@ -271,4 +271,4 @@ def test_columns_that_do_not_fit(table: Any) -> None:
     [("task", "clasification"), ("standardize", "yes"), ("split_seed", -1), ("batch_size", 0), ("val_fraction", 2)],
 )
 def test_bad_options(save: Any, option: str, value: int | str) -> None:
-    refused(option, "accepted", save("set.npz", x=X, y=LABELS), **{option: value})
+    refused(option, "Expected", save("set.npz", x=X, y=LABELS), **{option: value})

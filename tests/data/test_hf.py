@@ -108,7 +108,7 @@ def test_paragraphs_of_the_help_topics() -> None:
     found = help_topics(3)
     assert len({*found["label"]}) == 3
     assert len(found["text"]) == len(found["label"]) == len({*found["text"]}) > 100
-    with pytest.raises(ConfigError, match="count: 1 given"):
+    with pytest.raises(ConfigError, match="count: 1 is invalid"):
         help_topics(1)
 
 
@@ -120,7 +120,7 @@ def test_byte_pairs_of_texts() -> None:
     assert ids[1].count(0) > 0
     assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == "it was good"
     assert BytePairs(300).fit(TEXTS).get_vocab() == tokenizer.get_vocab()
-    with pytest.raises(ConfigError, match=r"vocab_size: 100 given; accepted: .* 261"):
+    with pytest.raises(ConfigError, match=r"vocab_size: 100 is invalid. Expected .* 261"):
         BytePairs(100)
 
 
@@ -147,9 +147,9 @@ def refused(key: str, match: str, **kwargs: Any) -> None:
 
 
 def test_what_is_no_data_set(tmp_path: Path) -> None:
-    refused("tokenizer", "'text' holds texts.*AutoTokenizer", dataset=COLUMNS)
-    refused("columns", "holds texts", dataset=COLUMNS, text=None)
-    refused("columns", "holds texts", dataset=COLUMNS, text=None, columns=["text"])
+    refused("tokenizer", "'text' contains text.*AutoTokenizer", dataset=COLUMNS)
+    refused("columns", "contains text", dataset=COLUMNS, text=None)
+    refused("columns", "contains text", dataset=COLUMNS, text=None, columns=["text"])
     refused("target", "Did you mean 'label'", dataset=COLUMNS, target="labl", tokenizer=Words())
     refused("text", "one of the columns", dataset=COLUMNS, text="sentence", tokenizer=Words())
     refused("path", "save_to_disk", dataset=None)
@@ -163,7 +163,7 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     except ImportError:
         refused("path", r"trainyard\[hf\]", path=str(tmp_path))
     else:
-        refused("path", "save_to_disk wrote", path=str(tmp_path))
+        refused("path", "written by save_to_disk", path=str(tmp_path))
 
 
 def test_a_model_of_texts_learns() -> None:

@@ -60,7 +60,7 @@ def test_a_share_of_no_length_is_refused() -> None:
             return iter([])
 
     assert length_hint(Endless()) is None
-    with pytest.raises(ConfigError, match=r"limit.val_batches: 0.5 given; accepted: a number of batches"):
+    with pytest.raises(ConfigError, match=r"limit.val_batches: 0.5 is invalid. Expected a number of batches"):
         limited(Endless(), 0.5, "val/easy")
     assert limited(Endless(), 3, "val").count == 3
 
@@ -68,7 +68,7 @@ def test_a_share_of_no_length_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given_", "said"),
     [
-        (5, "limit: 5 given"),
+        (5, "limit: 5 is invalid"),
         ({"train": 5}, "train_batches"),
         *(({"val_batches": value}, "limit.val_batches") for value in (0, -1, 1.5, 0.0, True, "2", float("nan"))),
     ],

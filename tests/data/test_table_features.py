@@ -129,7 +129,7 @@ def test_what_a_table_cannot_have(path: str, tmp_path: Path) -> None:
     refused("fold", "from 0 to 2: there are 3", path, "price", folds=3, fold=3)
     refused("fold", "folds=5", path, "price", fold=1)
     refused("folds", "at least 2", path, "price", folds=1)
-    refused("folds", "data of its own", path, "price", missing="mean", folds=2, val_path=path)
+    refused("folds", "given separately", path, "price", missing="mean", folds=2, val_path=path)
     empty = saved(FRAME.assign(age=np.nan), tmp_path / "empty.csv")
     refused("features", "a column with a number", empty, "price", missing="mean")
 

@@ -142,7 +142,7 @@ def test_a_start_at_any_batch_serves_the_rest(
     whole = list(loader.batches(epoch))
     for start in range(len(whole) + 1):
         assert numbers(loader.batches(epoch, start)) == numbers(whole[start:])
-    with pytest.raises(TrainyardError, match="not the data that it began with"):
+    with pytest.raises(TrainyardError, match="the data has changed"):
         list(loader.batches(epoch, len(whole) + 2))
 
 
@@ -164,7 +164,7 @@ def test_what_is_no_stream(tmp_path: Path) -> None:
     refused(Stream, "shards", "end in one of", str(tmp_path / "*"))
     texts = pd.DataFrame({"word": ["a", "b"], "y": [0, 1]})
     texts.to_csv(tmp_path / "texts.csv", index=False)
-    refused(Stream, "features", "have to be numbers", str(tmp_path / "texts.csv"), target="y", num_classes=2)
+    refused(Stream, "features", "must be numbers", str(tmp_path / "texts.csv"), target="y", num_classes=2)
     (tmp_path / "0.npz").write_bytes(b"broken")
     refused(Stream, "shards", "Reading it failed", pattern, num_classes=3)
 

@@ -133,7 +133,7 @@ def test_images_from_files_can_be_resized(sets: Any) -> None:
         ("name", "training and a test part", {"name": "small_sets.Unsplit"}),
         ("name", "lists its classes", {"name": "small_sets.Unlabelled"}),
         ("root", "download=true", {"root": "absent"}),
-        ("image_size", "size of their own", {"image_size": 8}),
+        ("image_size", "fixed size", {"image_size": 8}),
         ("image_size", "an integer", {"image_size": 0}),
         ("val_fraction", "fraction", {"val_fraction": 1}),
         ("download", "true or false", {"download": "no"}),

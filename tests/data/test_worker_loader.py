@@ -150,7 +150,7 @@ def test_persistent_workers_refuse_two_epochs_at_once() -> None:
     next(first)
     second = loader.batches(1)
     assert next(second).tolist() == [0, 1, 2, 3]
-    with pytest.raises(RuntimeError, match="before its epoch was over"):
+    with pytest.raises(RuntimeError, match="before its epoch ended"):
         next(first)
     assert flat(second) == list(range(4, N))
 

@@ -60,7 +60,7 @@ def test_a_stream_without_a_length_has_none() -> None:
 
     loader = wrapped(DataLoader(Unknown(), 4))
     assert flat(loader.batches()) == list(range(9))
-    with pytest.raises(ConfigError, match=r"'Unknown' given; .* __len__"):
+    with pytest.raises(ConfigError, match=r"'Unknown' is invalid. .* __len__"):
         len(loader)
 
 

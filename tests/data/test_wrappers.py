@@ -69,11 +69,11 @@ class Stream(IterableDataset[Any]):
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: RepeatDataset(Labelled([0]), 0), "times: 0 given; accepted: an integer of at least 1"),
-        (lambda: RepeatDataset(Stream(), 2), "dataset: 'Stream' given; accepted: a data set with a length"),
-        (lambda: RepeatDataset(Labelled([]), 2), "dataset: 'Labelled' given; accepted: a data set with a sample"),
-        (lambda: ClassBalancedDataset(Labelled([0]), 2), "oversample_thr: 2 given; accepted: a number above 0 and"),
-        (lambda: FirstSamples(Labelled([0]), 0), "count: 0 given"),
+        (lambda: RepeatDataset(Labelled([0]), 0), "times: 0 is invalid. Expected an integer of at least 1"),
+        (lambda: RepeatDataset(Stream(), 2), "dataset: 'Stream' is invalid. Expected a map-style data set"),
+        (lambda: RepeatDataset(Labelled([]), 2), "dataset: 'Labelled' is invalid. Expected a data set with a sample"),
+        (lambda: ClassBalancedDataset(Labelled([0]), 2), "oversample_thr: 2 is invalid. Expected a number above 0 and"),
+        (lambda: FirstSamples(Labelled([0]), 0), "count: 0 is invalid"),
     ],
 )
 def test_what_cannot_be(make: Any, told: str) -> None:
@@ -122,7 +122,9 @@ def test_what_is_padded() -> None:
     ]
     (alone,) = DataPreprocessor(pad_size_divisor=4)((torch.ones(2, 1, 3, 5),))
     assert alone.shape == (2, 1, 4, 8)
-    with pytest.raises(TrainyardError, match=r"differ in height and width alone, \[C, H, W\], not \[1, 2, 3\], \[2, 2"):
+    with pytest.raises(
+        TrainyardError, match=r"differ only in height and width, but their shapes are \[1, 2, 3\], \[2, 2"
+    ):
         DataPreprocessor()(([torch.ones(1, 2, 3), torch.ones(2, 2, 3)], 0))
 
 

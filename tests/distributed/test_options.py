@@ -104,20 +104,26 @@ def test_norms_of_shares_are_norms_of_the_whole(found: Found) -> None:
     [
         (
             "class",
-            "strategy.wrap: 'Linaer' given; accepted: classes of this model's modules: CrossEntropyLoss, Flatten, ",
+            "strategy.wrap: 'Linaer' is invalid. Expected classes of this model's modules: CrossEntropyLoss, Flatten, ",
         ),
-        ("size", "strategy.wrap: 1000000000 given; accepted: at most 508, the parameters of the largest module"),
-        ("mixed_precision", "strategy.mixed_precision: 'bf61' given; accepted: one of fp32, bf16, fp16. Did you mean"),
-        ("cpu_offload", "strategy.cpu_offload: True given; accepted: false on the CPU"),
-        ("sync_batchnorm", "strategy.sync_batchnorm: True given; accepted: false on the CPU"),
-        ("bf16_compress", "strategy.bf16_compress: True given; accepted: false on the CPU"),
-        ("batch_size", "batch_size: 1 given; accepted: at least 2, a row for each device"),
-        ("several", "strategy: 'DDP' given; accepted: single. A model with several optimizers trains on one device."),
-        ("one", "hook.lr_finder: 'LRFinder' given; accepted: strategy=single, or no such hook (~hook.lr_finder)."),
-        ("devices", "strategy.devices: 0 given; accepted: an integer of at least 1, or auto"),
+        ("size", "strategy.wrap: 1000000000 is invalid. Expected at most 508, the parameters of the largest module"),
+        (
+            "mixed_precision",
+            "strategy.mixed_precision: 'bf61' is invalid. Expected one of fp32, bf16, fp16. Did you mean",
+        ),
+        ("cpu_offload", "strategy.cpu_offload: True is invalid. Expected false on the CPU"),
+        ("sync_batchnorm", "strategy.sync_batchnorm: True is invalid. Expected false on the CPU"),
+        ("bf16_compress", "strategy.bf16_compress: True is invalid. Expected false on the CPU"),
+        ("batch_size", "batch_size: 1 is invalid. Expected at least 2: it is the total of all devices"),
+        (
+            "several",
+            "strategy: 'DDP' is invalid. Expected single. A model with several optimizers trains on one device.",
+        ),
+        ("one", "hook.lr_finder: 'LRFinder' is invalid. Expected strategy=single, or no such hook (~hook.lr_finder)."),
+        ("devices", "strategy.devices: 0 is invalid. Expected an integer of at least 1, or auto"),
         (
             "launcher",
-            "strategy.launcher: 'slrum' given; accepted: one of auto, none, pytorch, slurm, mpi. Did you mean",
+            "strategy.launcher: 'slrum' is invalid. Expected one of auto, none, pytorch, slurm, mpi. Did you mean",
         ),
     ],
 )

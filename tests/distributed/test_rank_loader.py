@@ -370,7 +370,7 @@ def test_batches_of_any_structure_are_cut() -> None:
     [
         ((torch.ones(4), torch.ones(3)), "3 and 4 rows"),
         ("names", "no rows"),
-        ((pack_sequence([torch.ones(2)]), torch.ones(4)), "PackedSequence cannot be shared"),
+        ((pack_sequence([torch.ones(2)]), torch.ones(4)), "PackedSequence cannot be split among the devices"),
     ],
 )
 def test_a_batch_that_cannot_be_cut_is_refused(batch: Any, match: str) -> None:

@@ -125,7 +125,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[torch.Generator, int], Batch
     "mae": (MeanAbsoluteError, numbers),
     "energy": (EnergyDistance, generated),
     "own merge": (Norm, numbers),
-    "not of torchmetrics": (NotOfTorch, numbers),
+    "not a torchmetrics metric": (NotOfTorch, numbers),
     "torch: whole numbers": (lambda: torchmetrics.classification.MulticlassAccuracy(CLASSES), classified),
     "torch: rounded sums": (torchmetrics.MeanSquaredError, numbers),
     "torch: lists": (lambda: torchmetrics.classification.MulticlassAUROC(CLASSES), classified),
@@ -317,7 +317,7 @@ def test_a_metric_that_hides_what_it_gathers_is_refused() -> None:
             return torch.tensor(self.total)
 
     metric = RankMetric(Hiding(), 0, 2, lambda value: [value, value])
-    with pytest.raises(TrainyardError, match="Hiding keeps nothing in its `state`"):
+    with pytest.raises(TrainyardError, match="Hiding has an empty `state`"):
         metric.process((torch.ones(1), torch.ones(1)), torch.ones(1))
 
 

@@ -95,7 +95,7 @@ def test_a_rank_killed_leaves_a_whole_run_to_those_that_are_left(train: Any, tmp
     keep = ["hook.checkpoint.min_seconds=0"]
     status, out, err = train(*TWO, "strategy.min_devices=1", *wrong, *keep, "hydra.run.dir=run", tracker="mlflow")
     assert (status, err) == (0, "")
-    assert out.count("Rank 1 was killed by SIGKILL. Going on with 1 of 2 devices from the last checkpoint.") == 1
+    assert out.count("Rank 1 was killed by SIGKILL. Continuing with 1 of 2 devices from the last checkpoint.") == 1
     assert epochs(folder) == list(range(1, 21))
     assert [record["status"] for record in records(folder, "status")][-1] == "FINISHED"
     assert "val  epoch 20" in (folder / "train.log").read_text()
@@ -115,7 +115,7 @@ def test_a_run_that_lost_a_rank_or_was_interrupted_goes_on(train: Any, start: An
     status, out, err = train(*TWO, WRONG, "+hook.wrong.what=die", SLOW, "hydra.run.dir=run")
     assert status == 1
     assert out.count("Rank") + err.count("Rank") == 1
-    assert err == ("Rank 1 was killed by SIGKILL; go on with the same command and hydra.run.dir=run resume=true\n")
+    assert err == ("Rank 1 was killed by SIGKILL; to resume, use the same command with hydra.run.dir=run resume=true\n")
     assert records(folder, "status")[-1]["status"] == "FAILED"
     assert records(folder, "status")[-1]["message"] == "Rank 1 was killed by SIGKILL."
     done = len(epochs(folder))
@@ -127,7 +127,7 @@ def test_a_run_that_lost_a_rank_or_was_interrupted_goes_on(train: Any, start: An
     _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 143
     assert err.count("saving a checkpoint") == 1
-    assert err.count("go on with the same command and hydra.run.dir=run resume=true") == 1
+    assert err.count("to resume, use the same command with hydra.run.dir=run resume=true") == 1
     assert records(folder, "status")[-1]["status"] == "KILLED"
     assert len(pids) >= 2
     until_gone(*pids)
@@ -178,7 +178,7 @@ def test_a_wrong_config_starts_nothing(train: Any, tmp_path: Path) -> None:
         status, out, err = train(*TWO, f"strategy.port={port}")
     assert status == 2
     assert out.count("\n") == 1, "the line that names what is to be trained"
-    assert err.startswith(f"strategy.port: {port} given; accepted: a free port")
+    assert err.startswith(f"strategy.port: {port} is invalid. Expected a free port")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,12 +189,15 @@ def ddp(**settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"devices": cores() + 1}, f"strategy.devices: {cores() + 1} given; accepted: at most {cores()}, the cores"),
-        ({"devices": 0}, "strategy.devices: 0 given"),
-        ({"devices": 2, "min_devices": 3}, "strategy.min_devices: 3 given; accepted: at most 2"),
-        ({"devices": 2, "port": 70000}, "strategy.port: 70000 given"),
-        ({"launcher": "slurm"}, "strategy.launcher: 'slurm' given"),
-        ({"launcher": "ssh"}, "strategy.launcher: 'ssh' given"),
+        (
+            {"devices": cores() + 1},
+            f"strategy.devices: {cores() + 1} is invalid. Expected at most {cores()}, the cores",
+        ),
+        ({"devices": 0}, "strategy.devices: 0 is invalid"),
+        ({"devices": 2, "min_devices": 3}, "strategy.min_devices: 3 is invalid. Expected at most 2"),
+        ({"devices": 2, "port": 70000}, "strategy.port: 70000 is invalid"),
+        ({"launcher": "slurm"}, "strategy.launcher: 'slurm' is invalid"),
+        ({"launcher": "ssh"}, "strategy.launcher: 'ssh' is invalid"),
     ],
 )
 def test_wrong_settings(settings: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +218,7 @@ def test_what_a_run_is_spread_over(monkeypatch: pytest.MonkeyPatch) -> None:
     over = ranks.spread(ddp(devices=2))
     assert (over.devices, over.world.world_size) == (1, 2)
     assert ranks.spread(ddp(devices=2, launcher="none")).devices == 2
-    with pytest.raises(ConfigError, match=r"strategy\.devices: 3 given; accepted: auto, or 2"):
+    with pytest.raises(ConfigError, match=r"strategy\.devices: 3 is invalid. Expected auto, or 2"):
         ranks.spread(ddp(devices=3))
     with pytest.raises(ConfigError, match="2 processes of this run were started"):
         ranks.spread({"strategy": {"_target_": "trainyard.distributed.Strategy"}})

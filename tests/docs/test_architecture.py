@@ -9,6 +9,7 @@ from markdown_tables import ROOT, codes, names, page, section, table, tables, wi
 
 PAGE = page("architecture.md")
 PACKAGE = ROOT / "src/trainyard"
+IMAGES = ROOT / "docs/images"
 TERMS = """run, Runner, loop, step, hook, member, stack, lane, sweep, job, slot, proposer, scheduler, executor, agent,
 manifest, journal, shipper"""  # one word for one concept, everywhere
 
@@ -53,7 +54,7 @@ def test_the_rule_is_the_one_that_is_held() -> None:
 
 
 def test_the_diagram_has_every_package_and_arrows_that_the_rule_allows() -> None:
-    diagram = section(PAGE, "The packages")
+    diagram = (IMAGES / "packages.mmd").read_text(encoding="utf-8")
     nodes = {
         node: set(label.split(", "))
         for node, label in re.findall(r'^    (\w+)\["([\w, ]+?)(?:<br/>.*)?"\]$', diagram, re.MULTILINE)
@@ -66,6 +67,16 @@ def test_the_diagram_has_every_package_and_arrows_that_the_rule_allows() -> None
         if "sweep" not in (user, used):
             above, below = (min(place[name] for name in nodes[user]), max(place[name] for name in nodes[used]))
             assert above > below, f"{user} --> {used}"
+
+
+@pytest.mark.parametrize("name", ["packages", "scheduler", "executors"])
+def test_the_image_is_the_one_of_the_diagram(name: str) -> None:
+    image = re.sub(r"<style>.*?</style>", "", (IMAGES / f"{name}.svg").read_text(encoding="utf-8"), flags=re.DOTALL)
+    drawn = set(re.findall(r"[a-z_.]+", re.sub(r"<[^>]*>", " ", image)))
+    labels = re.findall(r'"([^"]+)"', (IMAGES / f"{name}.mmd").read_text(encoding="utf-8"))
+    words = set(re.findall(r"[a-z_.]+", " ".join(labels).replace("<br/>", " ")))
+    assert words - drawn == set()
+    assert f"](images/{name}.svg)" in PAGE
 
 
 def test_every_term_is_defined_once() -> None:

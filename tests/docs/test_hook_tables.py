@@ -130,7 +130,7 @@ def test_every_stage_is_called_with_the_arguments_of_the_table(seen: list[tuple[
 
 def test_stages_come_in_the_order_that_is_drawn(seen: list[tuple[str, int, list[str]]]) -> None:
     text = section(PAGE, "Stages")
-    drawn = re.findall(r"\b(?:before|after)_\w+", text[text.index("In this order:") :].split("```")[1])
+    drawn = re.findall(r"\b(?:before|after)_\w+", text[text.index("called in this order:") :].split("```")[1])
     first = [stage for stage, _, _ in seen]
     first = first[: first.index("after_run") + 1]
     assert drawn == [stage for stage in first if stage in drawn]

@@ -19,6 +19,6 @@ def _parts() -> set[str]:
 
 def test_every_part_has_a_row_in_both_tables() -> None:
     text = page("reliability.md")
-    (_, how), (_, results) = tables(section(text, "How it is tried")) + tables(section(text, "What came of it"))
+    (_, how), (_, results) = tables(section(text, "Tests")) + tables(section(text, "Results"))
     assert {codes(row["part"])[0] for row in how} == _parts()
     assert {row["part"] for row in results} == _parts()

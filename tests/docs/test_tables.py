@@ -33,8 +33,9 @@ ABSENT = "\N{EN DASH}"  # the cell of an argument that a class does not take
 
 
 def arguments(function: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments of a class or function, each with its default."""
-    return {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    """The named arguments of a class or function, each with its default."""
+    found = inspect.signature(function).parameters.items()
+    return {name: each.default for name, each in found if each.kind is not inspect.Parameter.VAR_KEYWORD}
 
 
 def option(path: str) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def test_every_schedule_has_a_row() -> None:
         name = codes(row["`schedule=`"])[0]
         config = OmegaConf.load(CONF / "schedule" / f"{name}.yaml")
         numbers = ("scheduler" in config and config.scheduler) or config
-        assert set(codes(row["its numbers, under `schedule.scheduler.`"].partition("(")[0])) <= set(numbers), name
+        assert set(codes(row["arguments, under `schedule.scheduler.`"].partition("(")[0])) <= set(numbers), name
         if name not in ("plateau", "several"):
             assert row["unit (`schedule.by`)"] == (config.by or "loop's own"), name
 

@@ -17,7 +17,7 @@ def text_of(name: str) -> str:
 def test_the_tutorial_prints_what_it_says(tmp_path: Path) -> None:
     for name in PAGES:
         for command, status, said in follow(text_of(name), tmp_path, WITHOUT_MLFLOW):
-            refused = any("given; accepted" in line for line in command.output)
+            refused = any("is invalid. Expected" in line for line in command.output)
             assert status == (2 if refused else 0), f"{name}: {command.line}\n{said}"
             line = missing(command.output, said)
             assert line is None, f"{name}: {command.line}\nis to print: {line}\nbut printed:\n{said}"

@@ -230,7 +230,7 @@ def test_lanes_of_a_part_of_the_data(tmp_path: Path, limit: Config) -> None:
 
 
 def test_lanes_that_repeat_a_few_batches_are_refused() -> None:
-    with pytest.raises(Unfusable, match="the val batches come in an order of each member's own"):
+    with pytest.raises(Unfusable, match="the val batches are in a different order for each member"):
         FusedRunner([config(seed, 1 + seed, overfit=2) for seed in range(2)]).train()
 
 
@@ -272,7 +272,7 @@ def test_members_go_on_with_other_values(tmp_path: Path, schedule: str, joins: b
 
 def test_another_batch_size_is_for_one_run_at_a_time() -> None:
     changed = config(0, 2, resume_override=["data.batch_size"])
-    with pytest.raises(Unfusable, match=r"resume_override of data\.batch_size is for one run at a time"):
+    with pytest.raises(Unfusable, match=r"resume_override of data\.batch_size is not supported in a stack"):
         FusedRunner([changed, config(1, 2)])
 
 
@@ -332,7 +332,9 @@ def test_a_lane_goes_on_as_another(tmp_path: Path) -> None:
 def test_what_counts_for_all_members_is_refused(tmp_path: Path) -> None:
     solo(config(0, 2, tmp_path))
     hooks = config(0, 4)["hook"] | {"norms": {"_target_": "trainyard.hooks.Norms"}}
-    with pytest.raises(PlacesDiffer, match=r"hook\.norms \(Norms\) counts epochs and iterations for all members"):
+    with pytest.raises(
+        PlacesDiffer, match=r"hook\.norms \(Norms\) uses the same epochs and iterations for all members"
+    ):
         FusedRunner([config(seed, 4, tmp_path, hook=hooks, resume=True) for seed in range(2)]).prepare()
     loop = {"_target_": "trainyard.runner.EpochBasedTrainLoop"}
     own = [config(k, 4, loop=loop | {"max_epochs": 2 + k, "val_interval": 1 + k}) for k in range(2)]
@@ -341,7 +343,7 @@ def test_what_counts_for_all_members_is_refused(tmp_path: Path) -> None:
     values = config(3, 4, tmp_path)
     values["hook"] = values["hook"] | {"stop": InterruptAt(3)}
     solo(values)
-    with pytest.raises(PlacesDiffer, match="different places of an epoch"):
+    with pytest.raises(PlacesDiffer, match="different positions within an epoch"):
         FusedRunner([config(seed, 4, tmp_path, resume=True) for seed in (3, 4)]).prepare()
 
 

@@ -409,8 +409,8 @@ def test_a_torch_without_the_way_out_of_vmap(
         stack = StackedModel([Net(cross_entropy(), seed=k) for k in range(K)])
     assert F.linear not in stack._functions._functions
     assert caplog.messages == [
-        "torch._functorch.pyfunctorch.temporarily_pop_interpreter_stack is gone or has changed. "
-        "In its place: torch's own rules of vmap."
+        "torch._functorch.pyfunctorch.temporarily_pop_interpreter_stack is missing or has changed. "
+        "Fallback: torch's own rules of vmap."
     ]
 
 

@@ -189,9 +189,9 @@ def test_what_cannot_be_stacked() -> None:
     given = Loaders(train=DataLoader(dataset, batch_size=4, shuffle=True)).loader("train", seed=0, device=CPU)
     for loader in (worked, given):
         assert stack_loader(loader, [0, 0]) is loader
-        with pytest.raises(Unfusable, match="the seeds differ, and a WorkerLoader reads one order of the data"):
+        with pytest.raises(Unfusable, match="the seeds differ, and a WorkerLoader has one order of the data"):
             stack_loader(loader, [0, 1])
-    with pytest.raises(Unfusable, match="Straight makes its batches in a way of its own"):
+    with pytest.raises(Unfusable, match="Straight makes its batches in its own way"):
         stack_loader(Straight(dataset.tensors, 4, shuffle=True), [0, 1])
     with pytest.raises(Unfusable, match="the seed of the TensorLoader is not the run's"):
         stack_loader(TensorLoader(dataset.tensors, 4, shuffle=True, seed=9), [0, 1])

@@ -325,7 +325,7 @@ def test_a_hook_for_one_member_is_named(tmp_path: Path) -> None:
     values["hook"]["mine"] = {"_target_": Alone}
     fit = probe([values, values | {"seed": 1}], 2)
     assert fit.width == 1
-    assert fit.reason == "hook.mine (Alone) is made for one member at a time"
+    assert fit.reason == "hook.mine (Alone) supports one member only"
 
 
 def test_what_cannot_be_stacked_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ class Named(MLP):
     ("model", "reason"),
     [
         ({"_target_": Leaky}, "torch.vmap has no rule for aten::rrelu: the model needs other operations"),
-        ({"_target_": Named, "in_features": 64, "num_classes": 10}, "the model returns a str beside tensors"),
+        ({"_target_": Named, "in_features": 64, "num_classes": 10}, "the model returns a str in addition to tensors"),
     ],
 )
 def test_a_probe_says_what_to_change(model: Any, reason: str) -> None:

@@ -15,21 +15,25 @@ import torch
 ROOT = Path(__file__).parents[2]
 JOBS = ["optim.lr=1e-3,1e-2", "seed=0,1"]
 LONG = [
-    "loop.max_epochs=40",
+    "loop.max_epochs=15",
     "hook.checkpoint.interval=1",
     "hook.checkpoint.min_seconds=0.3",
     "+hook.slow._target_=slow_epochs.SlowEpochs",
 ]
-"""A minute for each job until the file `go` beside the sweep's directory is there, then a moment."""
+"""More than a minute for each job until the file `go` beside the sweep's directory is there, then a moment."""
+
+
+LIMIT = 600
+"""Seconds after which what hangs is given up; no assertion on how long anything takes."""
 
 
 def output(process: subprocess.Popen[str]) -> str:
-    text, _ = process.communicate(timeout=300)
+    text, _ = process.communicate(timeout=LIMIT)
     return text
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
-    until = time.monotonic() + 120
+    until = time.monotonic() + LIMIT
     while not (found := condition()):
         assert time.monotonic() < until, "it did not happen"
         if process is not None and process.poll() is not None:

@@ -8,16 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster_sweeps import JOBS, LONG, ROOT, ends, output
+from cluster_sweeps import JOBS, LIMIT, LONG, ROOT, ends, output
 
 CLUSTER = ROOT / "tests/cluster"
 
 
 class RayCluster:
-    """A cluster of which one node has no CPU, and each other one.
+    """A cluster whose head node has no CPU.
 
     Args:
-        *hidden: folders that those with a CPU do not see.
+        *hidden: folders that some of its nodes do not see.
     """
 
     def __init__(self, *hidden: str) -> None:
@@ -35,26 +35,37 @@ class RayCluster:
         return self._process.stdout.readline()
 
     def do(self, command: str) -> None:
-        """Add a node (`add`), or remove the one of an id."""
+        """Obey a command of `ray_cluster.py`: `add`, `hide N` or `kill ID`."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
         assert self._answer() == "done\n"
 
+    def count(self, resource: str) -> int:
+        """Return how many nodes have a resource."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"count {resource}\n")
+        self._process.stdin.flush()
+        return int(self._answer())
+
     def end(self) -> None:
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=LIMIT)
 
 
-def start(directory: Path, address: str, *arguments: str, go: Path | None = None) -> subprocess.Popen[str]:
+def start(
+    directory: Path, address: str, *arguments: str, nodes: str = "steady", go: Path | None = None
+) -> subprocess.Popen[str]:
     """Start a sweep of long jobs; an empty address stands for the local launcher.
 
     Args:
         directory: the sweep's.
         address: of the cluster.
         *arguments: further ones of the command.
+        nodes: the resource of the nodes that it runs on.
         go: the file that ends the jobs; None for `go` beside the sweep.
     """
     own = [f"hydra.launcher.address={address}", "hydra.launcher.head_address=127.0.0.1", "hydra.launcher.max_slots=2"]
+    own.append(f"hydra.launcher.resources={{{nodes}:1}}")
     launcher = ["hydra/launcher=ray", *own] if address else ["hydra/launcher=local"]
     sweep = [f"hydra.sweep.dir={directory}", "tracker=none", "hydra.launcher.fuse=off"]
     return subprocess.Popen(

@@ -175,11 +175,11 @@ def test_a_failed_member_is_not_saved(make: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"interval": 0}, "interval: 0 given; accepted: an integer of at least 1"),
-        ({"interval": 0.5}, "interval: 0.5 given"),
-        ({"by": "epochs"}, "by: 'epochs' given; accepted: one of epoch, iter, or null"),
+        ({"interval": 0}, "interval: 0 is invalid. Expected an integer of at least 1"),
+        ({"interval": 0.5}, "interval: 0.5 is invalid"),
+        ({"by": "epochs"}, "by: 'epochs' is invalid. Expected one of epoch, iter, or null"),
         ({"by": "epochs"}, "Did you mean 'epoch'?"),
-        ({"max_keep": 0}, "max_keep: 0 given; accepted: an integer of at least 1, or null to keep all"),
+        ({"max_keep": 0}, "max_keep: 0 is invalid. Expected an integer of at least 1, or null to keep all"),
     ],
 )
 def test_settings_that_cannot_work(settings: Any, told: str) -> None:

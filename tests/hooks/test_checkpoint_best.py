@@ -103,7 +103,7 @@ def test_one_state_is_written_once(make: Any, scripted: Any, tmp_path: Path) -> 
 
 def test_a_metric_that_nobody_computes_ends_at_the_first_validation(make: Any, tmp_path: Path) -> None:
     hook = Checkpoint(save_best={"val/acuracy": "maximize"})
-    with pytest.raises(ConfigError, match=r"hook.checkpoint.save_best: 'val/acuracy' given; .*val/accuracy"):
+    with pytest.raises(ConfigError, match=r"hook.checkpoint.save_best: No metric named 'val/acuracy'. .*val/accuracy"):
         make(
             {"checkpoint": hook},
             work_dir=tmp_path,
@@ -254,9 +254,12 @@ def test_copies_from_the_device(make: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"begin": -1}, "begin: -1 given; accepted: an integer of at least 0"),
-        ({"save_best": "val/loss"}, "save_best: 'val/loss' given; accepted: true, false, or a rule for each metric"),
-        ({"save_best": {"val/a": "max"}}, "save_best.val/a.direction: 'max' given; accepted: maximize or minimize"),
+        ({"begin": -1}, "begin: -1 is invalid. Expected an integer of at least 0"),
+        (
+            {"save_best": "val/loss"},
+            "save_best: 'val/loss' is invalid. Expected true, false, or a rule for each metric",
+        ),
+        ({"save_best": {"val/a": "max"}}, "save_best.val/a.direction: 'max' is invalid. Expected maximize or minimize"),
         ({"save_best": {"val/a_b": "minimize", "val/a/b": "minimize"}}, "metrics whose best states have files of"),
     ],
 )

@@ -68,7 +68,7 @@ def test_another_metric_and_direction_may_be_watched(make: Any, scripted: Any, q
     runner = make({"stop": hook}, epochs=4, data=quick, metrics=metrics)
     runner.train()
     assert runner.epoch == 3
-    told = "val/score has not got better than 0.75 for 1 validations"
+    told = "val/score has not improved on 0.75 for 1 validations"
     assert runner.members[0].stop_reason == told
 
 
@@ -106,10 +106,10 @@ def test_validating_alone_counts_for_nothing(make: Any, scripted: Any, quick: An
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"patience": 0}, "patience: 0 given; accepted: an integer of at least 1"),
-        ({"patience": 1.5}, "patience: 1.5 given"),
-        ({"min_delta": -0.1}, "min_delta: -0.1 given; accepted: a number of at least 0"),
-        ({"direction": "max"}, "direction: 'max' given; accepted: maximize or minimize"),
+        ({"patience": 0}, "patience: 0 is invalid. Expected an integer of at least 1"),
+        ({"patience": 1.5}, "patience: 1.5 is invalid"),
+        ({"min_delta": -0.1}, "min_delta: -0.1 is invalid. Expected a number of at least 0"),
+        ({"direction": "max"}, "direction: 'max' is invalid. Expected maximize or minimize"),
     ],
 )
 def test_settings_that_cannot_work(settings: Any, told: str) -> None:

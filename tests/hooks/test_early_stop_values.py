@@ -31,7 +31,7 @@ def test_it_ends_at_the_threshold(make: Any, scripted: Any, direction: str, valu
 def test_a_value_that_is_not_finite_is_no_better(make: Any, scripted: Any, bad: Any) -> None:
     epoch, member = train(make, scripted, EarlyStopping(patience=2), [0.5, bad, bad, 0.1])
     assert (epoch, member.failed) == (3, False)
-    assert member.stop_reason == "val/loss has not got better than 0.5 for 2 validations"
+    assert member.stop_reason == "val/loss has not improved on 0.5 for 2 validations"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -61,12 +61,16 @@ def test_a_metric_that_comes_late_is_waited_for(make: Any, scripted: Any, caplog
 
 def test_strictly_nobody_trains_for_a_metric_that_is_not_there(make: Any, tmp_path: Path) -> None:
     hooks = {"stop": EarlyStopping("val/los"), "checkpoint": Checkpoint()}
-    with pytest.raises(ConfigError, match=r"hook.stop.monitor: 'val/los' given; .* Did you mean 'val/loss'\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"hook.stop.monitor: No metric named 'val/los'. .* Did you mean "
+        r"'val/loss'\?",
+    ):
         make(hooks, work_dir=tmp_path / "run").train()
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("given", ["high", math.nan])
 def test_a_threshold_that_is_none(given: Any) -> None:
-    with pytest.raises(ConfigError, match=r"stopping_threshold: .* given; accepted: a number, or null for none"):
+    with pytest.raises(ConfigError, match=r"stopping_threshold: .* is invalid. Expected a number, or null for none"):
         EarlyStopping(stopping_threshold=given)

@@ -95,5 +95,5 @@ def test_an_average_can_join_a_resumed_run(make: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("decay", [1, 1.5, -0.1, float("nan")])
 def test_a_decay_that_cannot_be(decay: Any) -> None:
-    with pytest.raises(ConfigError, match=r"decay: .* given; accepted: a number of at least 0 and below 1"):
+    with pytest.raises(ConfigError, match=r"decay: .* is invalid. Expected a number of at least 0 and below 1"):
         EMA(decay)

@@ -104,7 +104,7 @@ def test_before_it_begins_the_weights_are_evaluated_and_saved(make: Any, tmp_pat
 
 def test_an_average_that_never_begins_is_told(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     make({"ema": EMA(begin=4)}, epochs=3).train()
-    assert "hook.ema.begin=4 lies after the end of the run" in caplog.text
+    assert "hook.ema.begin=4 is after the end of the run" in caplog.text
 
 
 SETTINGS = {
@@ -172,13 +172,13 @@ def test_alone_a_validation_has_one_result(make: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"momentum": 0}, "momentum: 0 given; accepted: a number above 0 and of at most 1"),
-        ({"kind": "swag"}, "kind: 'swag' given; accepted: one of exponential, swa, annealing. Did you mean 'swa'?"),
+        ({"momentum": 0}, "momentum: 0 is invalid. Expected a number above 0 and of at most 1"),
+        ({"kind": "swag"}, "kind: 'swag' is invalid. Expected one of exponential, swa, annealing. Did you mean 'swa'?"),
         ({"by": "epochs"}, "Did you mean 'epoch'?"),
-        ({"begin": 0}, "begin: 0 given; accepted: an integer of at least 1"),
-        ({"interval": 1.5}, "interval: 1.5 given"),
-        ({"gamma": 0}, "gamma: 0 given; accepted: a number above 0"),
-        ({"evaluate": "raw"}, "evaluate: 'raw' given; accepted: one of average, both"),
+        ({"begin": 0}, "begin: 0 is invalid. Expected an integer of at least 1"),
+        ({"interval": 1.5}, "interval: 1.5 is invalid"),
+        ({"gamma": 0}, "gamma: 0 is invalid. Expected a number above 0"),
+        ({"evaluate": "raw"}, "evaluate: 'raw' is invalid. Expected one of average, both"),
     ],
 )
 def test_settings_that_cannot_work(settings: Any, told: str) -> None:

@@ -167,5 +167,5 @@ def test_validations_are_told_and_the_best_are_marked(
 
 @pytest.mark.parametrize("interval", [0, -1, 2.5, "3"])
 def test_an_interval_that_cannot_be(interval: float | str) -> None:
-    with pytest.raises(ConfigError, match=r"interval: .* given; accepted: an integer of at least 1"):
+    with pytest.raises(ConfigError, match=r"interval: .* is invalid. Expected an integer of at least 1"):
         Logger(interval)

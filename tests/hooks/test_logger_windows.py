@@ -121,12 +121,12 @@ def test_the_run_is_named_now_and_then(make: Any, caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"window": 0}, "window: 0 given; accepted: an integer of at least 1, or epoch or global"),
-        ({"window": {"loss": "epochs"}}, "window.loss: 'epochs' given"),
-        ({"smoothing": 1.0}, "smoothing: 1.0 given; accepted: a number above 0 and below 1"),
-        ({"smoothing": 0.9, "window": 5}, "smoothing: 0.9 given; accepted: null where `window` says"),
-        ({"by": "epochs"}, "by: 'epochs' given; accepted: one of epoch, iter, or null for both"),
-        ({"interval_exp_name": 0}, "interval_exp_name: 0 given"),
+        ({"window": 0}, "window: 0 is invalid. Expected an integer of at least 1, or epoch or global"),
+        ({"window": {"loss": "epochs"}}, "window.loss: 'epochs' is invalid"),
+        ({"smoothing": 1.0}, "smoothing: 1.0 is invalid. Expected a number above 0 and below 1"),
+        ({"smoothing": 0.9, "window": 5}, "smoothing: 0.9 is invalid. Expected null, because `window` is set"),
+        ({"by": "epochs"}, "by: 'epochs' is invalid. Expected one of epoch, iter, or null for both"),
+        ({"interval_exp_name": 0}, "interval_exp_name: 0 is invalid"),
     ],
 )
 def test_settings_that_cannot_work(settings: Any, told: str) -> None:

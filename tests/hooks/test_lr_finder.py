@@ -124,7 +124,7 @@ def test_without_a_directory_it_writes_nothing(make: Any, tmp_path: Path, monkey
 def test_a_loss_that_does_not_fall_suggests_nothing(make: Any, tmp_path: Path) -> None:
     runner = make({"finder": LRFinder(start=1e20, end=1e30)}, optim=sgd(), work_dir=tmp_path)
     runner.train()
-    assert runner.members[0].stop_reason == "no learning rate makes the loss fall"
+    assert runner.members[0].stop_reason == "no learning rate reduces the loss"
     assert json.loads((tmp_path / "lr_finder.json").read_text())["suggestion"] is None
 
 

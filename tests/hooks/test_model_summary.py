@@ -35,7 +35,7 @@ def table(make: Any, tmp_path: Path) -> Any:
 
 def test_an_mlp(table: Any) -> None:
     title, rows = table(ModelSummary())
-    assert title == "MLP: 42 parameters, 42 of them trained, 64 FLOPs (32 MACs) a sample"
+    assert title == "MLP: 42 parameters, 42 of them trained, 64 FLOPs (32 MACs) per sample"
     assert {name: row[0] for name, row in rows.items()} == {
         "(all)": "MLP",
         "net": "Sequential",
@@ -142,7 +142,7 @@ def test_it_changes_nothing_of_the_training(make: Any, average: bool) -> None:
 def test_without_validation_data_a_training_batch_does(make: Any, tmp_path: Path) -> None:
     data = ArrayData({"train": (torch.rand(64, 2), torch.arange(64) % 2)}, {"in_features": 2, "num_classes": 2})
     make({"summary": ModelSummary()}, data=data, metrics={}, work_dir=tmp_path, loop=IterBasedTrainLoop(2)).train()
-    assert "64 FLOPs (32 MACs) a sample" in (tmp_path / "summary.txt").read_text()
+    assert "64 FLOPs (32 MACs) per sample" in (tmp_path / "summary.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_no_checkpoint_holds_what_is_no_number(make: Any, tmp_path: Path, cause:
     assert runner.iter < 18, "it does not go on"
     assert all(weights_in(tmp_path).values())
     if cause == "gradient":
-        assert (runner.iter, member.stop_reason) == (1, "a weight is no finite number after iteration 1")
+        assert (runner.iter, member.stop_reason) == (1, "a weight is not finite after iteration 1")
 
 
 @pytest.mark.parametrize("cause", CAUSES)
@@ -101,5 +101,5 @@ def test_a_training_that_is_well_is_left_alone(make: Any) -> None:
 
 @pytest.mark.parametrize("interval", [0, 1.5])
 def test_an_interval_that_cannot_be(interval: float) -> None:
-    with pytest.raises(ConfigError, match=r"interval: .* given; accepted: an integer of at least 1"):
+    with pytest.raises(ConfigError, match=r"interval: .* is invalid. Expected an integer of at least 1"):
         NaNGuard(interval)

@@ -157,5 +157,5 @@ def test_a_model_without_normalisation_is_let_be(make: Any) -> None:
 
 @pytest.mark.parametrize("given", [0, 1.5])
 def test_a_number_of_batches_that_cannot_be(given: float) -> None:
-    with pytest.raises(ConfigError, match=r"batches: .* given; accepted: an integer of at least 1"):
+    with pytest.raises(ConfigError, match=r"batches: .* is invalid. Expected an integer of at least 1"):
         PreciseBN(given)

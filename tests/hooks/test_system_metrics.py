@@ -130,5 +130,5 @@ def test_the_gpu_is_watched(make: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [0, -1, "often", float("nan")])
 def test_seconds_that_cannot_be(given: Any) -> None:
-    with pytest.raises(ConfigError, match=r"every: .* given; accepted: a number of seconds above 0"):
+    with pytest.raises(ConfigError, match=r"every: .* is invalid. Expected a number of seconds above 0"):
         SystemMetrics(given)

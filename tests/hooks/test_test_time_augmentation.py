@@ -313,9 +313,9 @@ def test_predictions_that_are_no_numbers(run: Any) -> None:
         ({"transforms": []}, "transforms: .* a list of at least one transform"),
         ({"transforms": "horizontal_flip"}, "transforms: .* a list of at least one transform"),
         ({"transforms": ["horizontal_flop"]}, "Did you mean 'horizontal_flip'"),
-        ({"transforms": [3]}, "transforms: 3 given"),
+        ({"transforms": [3]}, "transforms: 3 is invalid"),
         ({"merge": "softmax"}, "Did you mean 'softmax_mean'"),
-        ({"val": "yes"}, "val: 'yes' given; accepted: true or false"),
+        ({"val": "yes"}, "val: 'yes' is invalid. Expected true or false"),
     ],
 )
 def test_settings_that_cannot_be(arguments: Any, message: str) -> None:

@@ -210,7 +210,7 @@ def test_what_cannot_be_merged() -> None:
         def compute(self) -> Tensor: ...  # type: ignore[empty-body]
         def reset(self) -> None: ...
 
-    with pytest.raises(TrainyardError, match="Duck is no metric of torchmetrics"):
+    with pytest.raises(TrainyardError, match="Duck is not a torchmetrics metric"):
         TorchMetric(Duck()).merge(TorchMetric(Duck()))
     with pytest.raises(TypeError, match="PearsonCorrCoef cannot be merged into a MeanSquaredError"):
         as_metric(named("MeanSquaredError")).merge(as_metric(named("PearsonCorrCoef")))

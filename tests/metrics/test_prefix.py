@@ -64,7 +64,7 @@ def test_a_metric_of_torchmetrics() -> None:
 def test_two_results_of_one_name(metrics: dict[str, Metric]) -> None:
     first, second = metrics
     with pytest.raises(
-        ConfigError, match=rf"metric.{second}: .*accuracy' given.* metric.{first} gives .*With a prefix"
+        ConfigError, match=rf"metric.{second}: .*accuracy' is invalid.* metric.{first} also returns .*With prefix="
     ):
         results_of(processed(**metrics))
 
@@ -108,7 +108,7 @@ def test_in_a_run(tmp_path: Path) -> None:
 
 def test_a_clash_is_told_before_the_training() -> None:
     runner = Runner.from_cfg(CONFIG | {"metric": {"fine": ACCURACY, "coarse": ACCURACY}}, objective="val/accuracy")
-    with pytest.raises(ConfigError, match=r"metric.coarse: 'accuracy' given"):
+    with pytest.raises(ConfigError, match=r"metric.coarse: 'accuracy' is invalid"):
         runner.train()
     assert runner.iter == 0
 

@@ -143,7 +143,7 @@ def test_functions_that_cannot_be_metrics() -> None:
     metric.process((None, KIND), LOGITS)
     with pytest.raises(TrainyardError, match="returned a str"):
         metric.compute()
-    with pytest.raises(TrainyardError, match=r"f1_score refuses targets and predictions.*\[30\]"):
+    with pytest.raises(TrainyardError, match=r"f1_score failed for targets and predictions.*\[30\]"):
         one(F1 | {"average": "binary"}, (None, KIND), LOGITS)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from trainyard.batch import TARGET_KEYS, split_target, target_of, to_device
+from trainyard.batch import TARGET_KEYS, lies_on, split_target, target_of, to_device
 from trainyard.errors import TrainyardError
 
 META = torch.device("meta")
@@ -29,7 +29,7 @@ def test_target_is_found_under_any_of_its_keys(key: str) -> None:
 @pytest.mark.parametrize(
     ("batch", "what"),
     [
-        (torch.ones(2), "a lone Tensor"),
+        (torch.ones(2), "a single Tensor"),
         ((1,), "a tuple of 1"),
         ({"x": 1, "mask": 2}, "x, mask"),
         ({}, "(none)"),
@@ -79,3 +79,17 @@ def test_tensors_that_are_there_are_the_same_objects() -> None:
     moved = to_device((x, {"y": y}), CPU)
     assert moved[0] is x
     assert moved[1]["y"] is y
+
+
+@pytest.mark.parametrize(
+    ("batch", "there"),
+    [
+        ((torch.ones(1), torch.ones(2)), True),
+        ((torch.ones(1), torch.ones(2, device=META)), False),
+        ((torch.ones(1), [torch.ones(2, device=META)]), False),
+        ([torch.ones(1)], False),
+        ({"x": torch.ones(1)}, False),
+    ],
+)
+def test_a_tuple_of_tensors_that_lie_on_the_device_is_not_walked_for_a_transfer(batch: object, there: bool) -> None:
+    assert lies_on(batch, CPU) is there

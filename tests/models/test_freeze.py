@@ -125,14 +125,17 @@ def test_what_was_frozen_by_its_author_stays_so() -> None:
 @pytest.mark.parametrize(
     ("patterns", "told"),
     [
-        (["net.99"], "freeze: 'net.99' given; accepted: a glob that fits a module's name or class, or a parameter's"),
+        (
+            ["net.99"],
+            "freeze: 'net.99' is invalid. Expected a glob that matches a module's name or class, or a parameter's",
+        ),
         (["BatchNorm2"], "Did you mean 'BatchNorm2d'?"),
         (["net.0.wieght"], "Did you mean 'net.0.weight'?"),
-        (["net.0", "nett"], "freeze: 'nett' given"),
-        (["*"], "freeze: ['*'] given; accepted: patterns that leave a parameter to be trained."),
+        (["net.0", "nett"], "freeze: 'nett' is invalid"),
+        (["*"], "freeze: ['*'] is invalid. Expected patterns that leave a parameter to be trained."),
         (["net"], "patterns that leave a parameter to be trained"),
-        ("net.0", "freeze: 'net.0' given; accepted: a list of patterns"),
-        ([0], "freeze: [0] given; accepted: a list of patterns"),
+        ("net.0", "freeze: 'net.0' is invalid. Expected a list of patterns"),
+        ([0], "freeze: [0] is invalid. Expected a list of patterns"),
     ],
 )
 def test_patterns_that_cannot_work(patterns: Any, told: str) -> None:

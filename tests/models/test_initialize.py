@@ -111,20 +111,26 @@ def test_every_name_of_torch_is_known() -> None:
 @pytest.mark.parametrize(
     ("rules", "told"),
     [
-        ({"Conv2": "normal"}, "init: 'Conv2' given; accepted: a glob that fits a module's name or class. Did you mean"),
+        (
+            {"Conv2": "normal"},
+            "init: 'Conv2' is invalid. Expected a glob that matches a module's name or class. Did you mean",
+        ),
         ({"net.99": 0}, "Did you mean 'net.9'?"),
-        ({"Linear": "kaiming"}, "init.Linear: 'kaiming' given; accepted: a dotted path, or one of constant, dirac"),
+        ({"Linear": "kaiming"}, "init.Linear: 'kaiming' is invalid. Expected a dotted path, or one of constant, dirac"),
         ({"Linear": "kaiming_norml"}, "Did you mean 'kaiming_normal'?"),
-        ({"Linear": {"wieght": 0}}, "init.Linear: 'wieght' given; accepted: a parameter of the modules that fit"),
+        ({"Linear": {"wieght": 0}}, "init.Linear: 'wieght' is invalid. Expected a parameter of the modules that match"),
         ({"Linear": {"wieght": 0}}, "Did you mean 'weight'?"),
         ({"ReLU": 0}, "they have none"),
         ({"Linear": {"_target_": "normal", "sdt": 1}}, "Did you mean 'std'?"),
-        ({"Linear": "constant"}, "init.Linear.val: None given; accepted: a value"),
-        ({"Linear": {"bias": [1]}}, "init.Linear.bias: [1] given; accepted: a number, the name of an initialiser"),
-        ({"Linear": True}, "init.Linear: True given"),
+        ({"Linear": "constant"}, "init.Linear.val: None is invalid. Expected a value"),
+        ({"Linear": {"bias": [1]}}, "init.Linear.bias: [1] is invalid. Expected a number, the name of an initializer"),
+        ({"Linear": True}, "init.Linear: True is invalid"),
         ({"Linear": {"_target_": "torch.nn.init.norml_"}}, "Did you mean 'torch.nn.init.normal_'?"),
-        ({"net.*": "kaiming_normal"}, "an initialiser for net.1.weight [8], which fits the pattern. It says: Fan in"),
-        (["Conv2d"], "init: ['Conv2d'] given; accepted: a mapping of patterns"),
+        (
+            {"net.*": "kaiming_normal"},
+            "an initializer that works for net.1.weight [8], which matches the pattern. Its error: Fan in",
+        ),
+        (["Conv2d"], "init: ['Conv2d'] is invalid. Expected a mapping of patterns"),
     ],
 )
 def test_rules_that_cannot_work(rules: Any, told: str) -> None:

@@ -132,9 +132,9 @@ def test_weights_of_a_file_in_timm(tmp_path: Path) -> None:
 def test_what_timm_does_not_have(offline: Path) -> None:
     installed("timm")
     for arguments, message in [
-        ({"name": "resnet1"}, "name: 'resnet1' given; accepted: a model of timm .* Did you mean 'resnet1"),
-        ({"drop_rat": 1}, "drop_rat: 1 given; accepted: an argument of timm's resnet10t"),
-        ({"pretrained": "absent.pth"}, "pretrained: 'absent.pth' given; accepted: the path of a file"),
+        ({"name": "resnet1"}, "name: 'resnet1' is invalid. Expected a model of timm .* Did you mean 'resnet1"),
+        ({"drop_rat": 1}, "drop_rat: 1 is invalid. Expected an argument of timm's resnet10t"),
+        ({"pretrained": "absent.pth"}, "pretrained: 'absent.pth' is invalid. Expected the path of a file"),
         ({"pretrained": True}, r"models--timm--resnet10t.c3_in1k/snapshots/<commit>/model.safetensors"),
     ]:
         with pytest.raises(ConfigError, match=message):
@@ -153,9 +153,12 @@ def test_torchvision() -> None:
 def test_what_torchvision_does_not_have(offline: Path) -> None:
     installed("torchvision")
     for arguments, message in [
-        ({"name": "resnet19"}, "name: 'resnet19' given; .* Did you mean 'resnet1"),
-        ({"weights": "IMAGENET"}, "weights: 'IMAGENET' given; accepted: null, or weights of resnet18: DEFAULT, IMAGE"),
-        ({"weights": "DEFAULT"}, f"the file has to lie at {offline}/hub/checkpoints/resnet18-f37072fd.pth"),
+        ({"name": "resnet19"}, "name: 'resnet19' is invalid. .* Did you mean 'resnet1"),
+        (
+            {"weights": "IMAGENET"},
+            "weights: 'IMAGENET' is invalid. Expected null, or weights of resnet18: DEFAULT, IMAGE",
+        ),
+        ({"weights": "DEFAULT"}, f"put the file at {offline}/hub/checkpoints/resnet18-f37072fd.pth"),
     ]:
         with pytest.raises(ConfigError, match=message):
             TorchvisionModel(**{"name": "resnet18", "num_classes": 2, **arguments})
@@ -250,18 +253,18 @@ def test_save_pretrained_and_back(tmp_path: Path) -> None:
 def test_what_transformers_does_not_have(offline: Path) -> None:
     installed("transformers")
     for arguments, message in [
-        ({"task": "causal_l"}, "task: 'causal_l' given; .* Did you mean 'causal_lm'"),
-        ({"config": {"model_type": "berd"}}, "config.model_type: 'berd' given; .* Did you mean 'bert'"),
-        ({"config": {}}, "config.model_type: None given"),
-        ({"config": {**BERT, "hidden_sise": 3}}, "config: 'hidden_sise' given; .* Did you mean 'hidden_size'"),
+        ({"task": "causal_l"}, "task: 'causal_l' is invalid. .* Did you mean 'causal_lm'"),
+        ({"config": {"model_type": "berd"}}, "config.model_type: 'berd' is invalid. .* Did you mean 'bert'"),
+        ({"config": {}}, "config.model_type: None is invalid"),
+        ({"config": {**BERT, "hidden_sise": 3}}, "config: 'hidden_sise' is invalid. .* Did you mean 'hidden_size'"),
         (
             {"config": {**BERT, "hidden_size": 9}},
-            r"config: \{'vocab_size': 20, .*\} given; accepted: entries of BertConfig .*: The hidden size \(9\)",
+            r"config: \{'vocab_size': 20, .*\} is invalid. Expected entries of BertConfig .*: The hidden size \(9\)",
         ),
-        ({"name": "./nothing"}, "name: './nothing' given; accepted: a folder that save_pretrained wrote"),
+        ({"name": "./nothing"}, "name: './nothing' is invalid. Expected a folder written by save_pretrained"),
         (
             {"name": "nobody/nothing"},
-            f"has to lie at {offline}/models--nobody--nothing/snapshots/<commit>, or anywhere",
+            f"put the file at {offline}/models--nobody--nothing/snapshots/<commit>, or pass load_from",
         ),
     ]:
         with pytest.raises(ConfigError, match=message):

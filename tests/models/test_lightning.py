@@ -287,11 +287,11 @@ class OtherTrainer(Classifier):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (TwoWithoutTurns, r"'2 optimizers' given; accepted: one: training_step takes no optimizer_idx"),
+        (TwoWithoutTurns, r"'2 optimizers' is invalid. Expected one: training_step takes no optimizer_idx"),
         (Unscheduled, "a `monitor` beside it"),
-        (OnTraining, "monitor: 'train_loss' given; accepted: a result of the validation"),
+        (OnTraining, "monitor: 'train_loss' is invalid. Expected a result of the validation"),
         (Absent, "val/f1"),
-        (NoOptimizer, "configure_optimizers: None given"),
+        (NoOptimizer, "configure_optimizers: None is invalid"),
         (Silent, "Silent.validation_step logs nothing"),
         (NoLoss, "NoLoss.training_step returned a dict; it must return a loss"),
         (NoValidation, "NoValidation has no validation_step"),
@@ -319,9 +319,12 @@ class Backward(Classifier):
     ("module", "message"),
     [
         (Manual, "Manual: automatic_optimization = False"),
-        (Backward, "Backward.backward' given; accepted: a LightningModule without it: the run makes the backward pass"),
-        (lambda: nn.Linear(2, 2), "'Linear' given; accepted: a LightningModule"),
-        (lambda: 3, "'int' given; accepted: a LightningModule"),
+        (
+            Backward,
+            "Backward.backward' is invalid. Expected a LightningModule without it: the run makes the backward pass",
+        ),
+        (lambda: nn.Linear(2, 2), "'Linear' is invalid. Expected a LightningModule"),
+        (lambda: 3, "'int' is invalid. Expected a LightningModule"),
     ],
 )
 def test_a_module_that_cannot_be_trained_is_refused(module: Any, message: str) -> None:

@@ -62,13 +62,13 @@ def test_layers_by_name() -> None:
 @pytest.mark.parametrize(
     ("model", "rules", "message"),
     [
-        (Net(), {"layer_decay": 0.0}, "layer_decay: 0.0 given"),
+        (Net(), {"layer_decay": 0.0}, "layer_decay: 0.0 is invalid"),
         (
             Net(),
             {"layer_decay": 0.5, "layers": ["block"]},
-            "layers: 'block' given; accepted: a glob that fits",
+            "layers: 'block' is invalid. Expected a glob that matches",
         ),
-        (Net(), {"layers": ["blocks.0"]}, "accepted: null without a layer_decay"),
+        (Net(), {"layers": ["blocks.0"]}, "Expected null without a layer_decay"),
         (nn.Linear(2, 2), {"layer_decay": 0.5}, "Linear has no list of modules"),
     ],
 )

@@ -233,10 +233,10 @@ class Wrong(Duel):
 @pytest.mark.parametrize(
     ("turns", "told"),
     [
-        ([], "yielded nothing"),
+        ([], "yielded no loss"),
         ([{"loss": 1}], r"must yield pairs of an optimizer's name \(a, b\)"),
         ([("c", {})], "it yielded"),
-        ([("a", {"error": torch.ones(())})], "no loss to minimise"),
+        ([("a", {"error": torch.ones(())})], "yielded no loss"),
     ],
 )
 def test_turns_that_cannot_be(turns: list[Any], told: str) -> None:
@@ -256,22 +256,25 @@ class Plain(BaseModel):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"optim": {"a": OPTIM["a"]}}, "optim.b: None given; accepted: a config with `_partial_: true`"),
-        ({"optim": OPTIM | {"c": OPTIM["a"]}}, "optim: 'c' given; accepted: one of the names in Duel.optimizer_groups"),
-        ({"optim": OPTIM["a"]}, "accepted: a config for each of a, b"),
-        ({"optim": OPTIM | {"b": partial(Adam, lr=-1)}}, "optim.b.lr: -1 given; accepted: a number of at least 0"),
-        ({"model": Plain()}, "accepted: one, since the model has no train_steps"),
-        ({"schedule": {"c": SCHEDULES["a"]}}, "schedule: 'c' given; accepted: the name of an optimizer: a, b"),
-        ({"schedule": {"a": Plateau()}}, "schedule.a: 'Plateau' given; accepted: a trainyard.schedules.Schedule"),
+        ({"optim": {"a": OPTIM["a"]}}, "optim.b: None is invalid. Expected a config with `_partial_: true`"),
+        (
+            {"optim": OPTIM | {"c": OPTIM["a"]}},
+            "optim: 'c' is invalid. Expected one of the names in Duel.optimizer_groups",
+        ),
+        ({"optim": OPTIM["a"]}, "Expected a config for each of a, b"),
+        ({"optim": OPTIM | {"b": partial(Adam, lr=-1)}}, "optim.b.lr: -1 is invalid. Expected a number of at least 0"),
+        ({"model": Plain()}, "Expected one config, because the model has no train_steps"),
+        ({"schedule": {"c": SCHEDULES["a"]}}, "schedule: 'c' is invalid. Expected the name of an optimizer: a, b"),
+        ({"schedule": {"a": Plateau()}}, "schedule.a: 'Plateau' is invalid. Expected a trainyard.schedules.Schedule"),
         (
             {"schedule": {"a": SCHEDULES["a"], "b": Schedule(warmup=2, by="iter")}},
-            "schedule.by: ['epoch', 'iter'] given; accepted: one unit",
+            "schedule.by: ['epoch', 'iter'] is invalid. Expected one unit",
         ),
         (
             {"schedule": {"a": Schedule(warmup=9, by="epoch")}},
-            "schedule.a.warmup: 9 given; accepted: less than 3",
+            "schedule.a.warmup: 9 is invalid. Expected less than 3",
         ),
-        ({"model": Plain(), "optim": OPTIM["a"], "schedule": dict(SCHEDULES)}, "accepted: one schedule"),
+        ({"model": Plain(), "optim": OPTIM["a"], "schedule": dict(SCHEDULES)}, "Expected one schedule"),
     ],
 )
 def test_what_cannot_work(settings: dict[str, Any], told: str) -> None:

@@ -17,6 +17,7 @@ ROOT = "trainyard"
 LAYERS = (
     ("errors", "_fast_paths"),
     (
+        "_torch_autograd",
         "_torch_internals",
         "_torch_vmap",
         "application",

@@ -36,11 +36,11 @@ def test_the_checkpoint_has_some_of_what_is_different_too() -> None:
 @pytest.mark.parametrize(
     ("values", "ended", "told"),
     [
-        ({"model": {"hidden": [16]}}, False, r"model.hidden: \[16\] given; accepted: in a clone as in its job"),
-        ({"data": {"split": {"val": 0.5}}}, False, r"data.split.val: 0.5 given"),
-        ({"optim": {"_target_": "torch.optim.SGD"}}, False, r"optim._target_: 'torch.optim.SGD' given"),
-        ({"freeze": ["net.0"]}, False, r"freeze: \['net.0'\] given"),
-        ({"optim": {"lr": 0.5}}, True, r"would have nothing to train. A larger loop.max_epochs or loop.max_iters"),
+        ({"model": {"hidden": [16]}}, False, r"model.hidden: \[16\] is invalid. Expected the value of the cloned job"),
+        ({"data": {"split": {"val": 0.5}}}, False, r"data.split.val: 0.5 is invalid"),
+        ({"optim": {"_target_": "torch.optim.SGD"}}, False, r"optim._target_: 'torch.optim.SGD' is invalid"),
+        ({"freeze": ["net.0"]}, False, r"freeze: \['net.0'\] is invalid"),
+        ({"optim": {"lr": 0.5}}, True, r"would have nothing to train. Increase loop.max_epochs or loop.max_iters"),
     ],
 )
 def test_what_belongs_to_the_beginning_of_a_training_is_refused(values: Any, ended: bool, told: str) -> None:

@@ -185,7 +185,7 @@ def test_a_model_is_built_on_the_meta_device_once_for_all_jobs(monkeypatch: pyte
     found = _tried(*jobs)
     assert built[2:] == ["meta", "cpu", "meta"], "the CPU has the last word on an optimizer"
     assert [error is not None for error in found] == [False] * 4 + [True] * 4 + [False] * 4 + [True] * 4
-    assert "optim.lr: -4 given" in str(found[-1])
+    assert "optim.lr: -4 is invalid" in str(found[-1])
 
 
 class OnlyReal(MLP):
@@ -205,7 +205,7 @@ def test_what_fails_on_the_meta_device_alone_is_no_error() -> None:
     good, failing, wrong = _errors([_with_own_model(), _with_own_model(fails=True), _with_own_model(width=0)])
     assert good is None
     assert str(failing).startswith("AssertionError: by the model's own code (test_trial.py:")
-    assert "hidden: [0] given" in str(wrong)
+    assert "hidden: [0] is invalid" in str(wrong)
 
 
 def test_trying_stops_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def test_environment_variables_of_a_job() -> None:
     ]
     good, wrong = _errors(jobs)
     assert good is None
-    assert "hidden: [0] given" in str(wrong)
+    assert "hidden: [0] is invalid" in str(wrong)
     assert "TRIAL_WIDTH" not in os.environ
 
 
@@ -262,9 +262,13 @@ class Sparse(BaseModel):
     ("overrides", "detached", "told"),
     [
         ("optim=sgd", False, None),
-        ("optim=sgd clip_grad_norm=1", False, "clip_grad_norm: 1 given; accepted: null, with sparse gradients."),
-        ("optim=rmsprop", False, "optim: 'RMSprop' given; accepted: one for sparse gradients"),
-        ("optim=sgd", True, "model: the loss depends on no parameter that is trained"),
+        (
+            "optim=sgd clip_grad_norm=1",
+            False,
+            "clip_grad_norm: 1 is invalid. Expected null, because the gradients are sparse.",
+        ),
+        ("optim=rmsprop", False, "optim: 'RMSprop' is invalid. Expected an optimizer for sparse gradients"),
+        ("optim=sgd", True, "model: the loss does not depend on a trained parameter"),
     ],
 )
 def test_a_step_is_tried(overrides: str, detached: bool, told: str | None) -> None:

@@ -129,7 +129,7 @@ def test_a_strange_file_is_skipped_where_it_is_found_and_explained_where_it_is_n
     assert kind == "a link to itself" or "epoch_0002.pt" in caplog.text
     with pytest.raises(ConfigError) as error:
         checkpoint.given("resume", strange)
-    assert str(error.value).startswith(f"resume: '{strange}' given; accepted: ")
+    assert str(error.value).startswith(f"resume: '{strange}' is invalid. Expected ")
     assert str(error.value).count("\n") == 0
     if "weights" in kind:
         assert f"load_from={strange}" in str(error.value)
@@ -150,7 +150,7 @@ def test_a_strange_record_of_checkpoints(tmp_path: Path, text: str) -> None:
 def test_a_record_that_is_no_file(tmp_path: Path, make: Any) -> None:
     checkpoint.save(tmp_path / "epoch_0001.pt", STATE)
     make(tmp_path / checkpoint.LAST)
-    with pytest.raises(TrainyardError, match=r"last\.json is not a file: move it away"):
+    with pytest.raises(TrainyardError, match=r"last\.json is not a file\. Move it"):
         checkpoint.newest(tmp_path)
 
 

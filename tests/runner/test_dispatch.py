@@ -99,7 +99,7 @@ class Ranked(Hook):
 @pytest.mark.parametrize("value", ["HIHG", 101])
 def test_an_unknown_priority_in_a_config_is_told_before_anything_is_built(value: int | str) -> None:
     config = OmegaConf.create({"hook": {"timer": {"_target_": "trainyard.hooks.IterTimer", "priority": value}}})
-    with pytest.raises(ConfigError, match=rf"hook\.timer\.priority: {value!r} given"):
+    with pytest.raises(ConfigError, match=rf"hook\.timer\.priority: {value!r} is invalid"):
         check(config)
     with pytest.raises(ConfigError, match=r"hook\.timer\.priority"):
         Dispatch(build_hooks(OmegaConf.to_container(config)["hook"]))  # type: ignore[call-overload]

@@ -69,15 +69,15 @@ class Moves(Hook):
 
 def test_a_journal_that_is_removed_while_the_run_is_under_way(trained: Any) -> None:
     said = trained(2, hooks={"change": Moves(lambda folder: (folder / "metrics.jsonl").unlink())})
-    assert [line for line in said if "metrics.jsonl was removed while the run was under way" in line]
+    assert [line for line in said if "metrics.jsonl was removed during the run" in line]
 
 
 def test_a_run_that_is_moved_while_it_is_under_way(
     trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(DirectoryGoneError, match="run was moved or removed while the run was under way"):
+    with pytest.raises(DirectoryGoneError, match="run was moved or removed during the run"):
         trained(4, hooks={"change": Moves(lambda folder: folder.rename(folder.with_name("elsewhere")))})
-    assert "metrics.jsonl was moved while the run was under way" in caplog.text
+    assert "metrics.jsonl was moved during the run" in caplog.text
     assert not (tmp_path / "run").exists(), "nothing is begun anew in the old place"
     (tmp_path / "elsewhere").rename(tmp_path / "run")
     trained(4, resume=True)

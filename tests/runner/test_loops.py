@@ -305,7 +305,7 @@ def test_after_run_is_called_however_the_run_ended() -> None:
 def test_lengths_are_whole_numbers(make: Any, key: str, value: bool | float | str | None) -> None:
     with pytest.raises(ConfigError) as error:
         make(value)
-    assert str(error.value) == f"{key}: {value!r} given; accepted: an integer of at least 1."
+    assert str(error.value) == f"{key}: {value!r} is invalid. Expected an integer of at least 1."
 
 
 TRAINING = [

@@ -82,19 +82,19 @@ def test_an_argument_of_the_model_that_is_another_than_the_fact(
 ) -> None:
     node = {"_target_": "trainyard.models.MLP", "in_features": "auto", "num_classes": "auto", "hidden": [5], key: given}
     message = told(model=node)
-    assert message.startswith(f"model.{key}: {given} given; accepted: auto, or {fact}, which the data have.")
+    assert message.startswith(f"model.{key}: {given} is invalid. Expected auto, or {fact}, as in the data.")
     assert also in message
 
 
 def test_an_argument_of_a_network_within_the_model(told: Any) -> None:
     net = {"_target_": "torch.nn.Linear", "in_features": 7, "out_features": 3}
     message = told(model={"_target_": "trainyard.models.Supervised", "net": net})
-    assert message.startswith("model.net.in_features: 7 given; accepted: auto, or 4")
+    assert message.startswith("model.net.in_features: 7 is invalid. Expected auto, or 4")
 
 
 def test_a_layer_of_the_users_own(told: Any) -> None:
     message = told(model=Supervised(Net(width=5)))
-    assert message.startswith("model and data do not fit, in a batch of 'val': layer net.head (Linear(in_features=5,")
+    assert message.startswith("model and data do not match, in a batch of 'val': layer net.head (Linear(in_features=5,")
     assert "was given float32 [16, 8]; torch says: mat1 and mat2" in message
     assert "(test_misfit.py:" in message, "the line of the user's code"
 
@@ -103,21 +103,23 @@ def test_a_layer_of_the_users_own(told: Any) -> None:
 def test_inputs_of_a_type_that_the_layer_does_not_take(told: Any, kind: torch.dtype) -> None:
     message = told(model=Supervised(Net()), data=_data(_tensors(x=kind), _tensors(x=kind)))
     assert "layer net.backbone (Linear(" in message
-    assert "weights are float32: the data have to be so too (x.to(torch.float32))" in message
+    assert "weights are float32, so the data must be too (x.to(torch.float32))" in message
 
 
 def test_numbers_to_predict_for_a_metric_of_classes(told: Any) -> None:
     numbers = _tensors(y=Tensor.float)
     message = told(model=Supervised(Net(classes=1), nn.MSELoss()), data=_data(numbers, numbers), metrics=RANKED)
-    assert message.startswith("metric.accuracy and data do not fit, in a batch of 'val': metric.accuracy was given the")
+    assert message.startswith(
+        "metric.accuracy and data do not match, in a batch of 'val': metric.accuracy was given the"
+    )
     assert "the outputs float32 [16, 1] and the target float32 [16]; torch says: gather" in message
-    assert message.endswith("Targets that are numbers to predict: metric=regression.")
+    assert message.endswith("For regression targets, use metric=regression.")
 
 
 def test_classes_as_floats(told: Any) -> None:
     floats = _tensors(y=Tensor.float)
     message = told(model=Supervised(Net()), data=_data(floats, floats))
-    assert "Classes are integers" in message
+    assert "Class targets must be int64" in message
     message = told(model=Supervised(Net()), data=_data(floats), before=None)
     assert "layer loss (CrossEntropyLoss())" in message
 
@@ -126,7 +128,9 @@ def test_classes_as_floats(told: Any) -> None:
 def test_a_target_that_is_no_class(told: Any, target: int, also: str) -> None:
     wrong = _tensors(y=lambda y: torch.where(y == 2, target, y))
     message = told(model=Supervised(Net()), data=_data(wrong, wrong))
-    assert message.startswith(f"data: {target} given; accepted: targets from 0 to 2 in 'val': the model has 3 outputs.")
+    assert message.startswith(
+        f"data: {target} is invalid. Expected targets from 0 to 2 in 'val': the model has 3 outputs."
+    )
     assert also in message
 
 
@@ -136,7 +140,7 @@ def test_a_target_in_memory_is_found_wherever_it_is(told: Any) -> None:
     late = y.clone()
     late[-1] = 7
     message = told(model=Supervised(Net()), data=ArrayData({"train": (x, late), "val": (x, y)}, FACTS))
-    assert message.startswith("data: 7 given; accepted: targets from 0 to 2 in 'train'")
+    assert message.startswith("data: 7 is invalid. Expected targets from 0 to 2 in 'train'")
 
 
 def test_indices_are_checked_before_they_reach_a_device(parts: Any) -> None:
@@ -145,16 +149,16 @@ def test_indices_are_checked_before_they_reach_a_device(parts: Any) -> None:
     with IndexRanges(runner, "val"):
         F.cross_entropy(logits, torch.tensor([0, 2, -100, 1]))
         nn.Embedding(3, 2)(torch.tensor([0, 2]))
-        with pytest.raises(ConfigError, match="3 given; accepted: targets from 0 to 2"):
+        with pytest.raises(ConfigError, match=r"3 is invalid. Expected targets from 0 to 2"):
             nn.CrossEntropyLoss()(logits, torch.tensor([0, 1, 2, 3]))
-        with pytest.raises(TrainyardError, match="rows 0 to 2, and was given 9"):
+        with pytest.raises(TrainyardError, match="rows 0 to 2, but got index 9"):
             nn.Embedding(3, 2)(torch.tensor([0, 9]))
 
 
 def test_an_index_that_an_embedding_does_not_have(told: Any) -> None:
     message = told(model=Tokens(4))
-    assert message.startswith("model and data do not fit, in a batch of 'val': layer rows (Embedding(4, 3)) has the")
-    assert "rows 0 to 3, and was given 7" in message
+    assert message.startswith("model and data do not match, in a batch of 'val': layer rows (Embedding(4, 3)) has the")
+    assert "rows 0 to 3, but got index 7" in message
 
 
 class Points(IterableDataset[Any]):
@@ -170,13 +174,18 @@ class Points(IterableDataset[Any]):
 def test_a_last_batch_of_one_under_batch_norm(told: Any) -> None:
     model = Supervised(Net(norm=nn.BatchNorm1d(8)))
     message = told(model=model, data=_data(_tensors(33)))
-    assert "'a batch size of 16' given; accepted: a batch size that leaves no single sample; drop_last=True" in message
-    assert "Layer net.norm (BatchNorm1d) needs several values for a variance, and of 33 samples the last" in message
+    assert (
+        "'a batch size of 16' is invalid. Expected a batch size that does not leave a single sample; drop_last=True"
+        in message
+    )
+    assert (
+        "Layer net.norm (BatchNorm1d) needs several values to compute a variance, and of 33 samples the last" in message
+    )
     node = {"_target_": "trainyard.data.Rings", "num_samples": 100, "val_fraction": 0.1, "batch_size": 1}
     mlp = {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 3, "batch_norm": True, "hidden": [4]}
-    assert told(model=mlp, data=node).startswith("data.batch_size: 1 given; accepted: at least 2.")
+    assert told(model=mlp, data=node).startswith("data.batch_size: 1 is invalid. Expected at least 2.")
     message = told(model=model, data=_data(Points(33)), before=False)
-    assert "Layer net.norm needs several values for a variance, and the last batch has one sample" in message
+    assert "Layer net.norm needs several values to compute a variance, and the last batch has one sample" in message
 
 
 def test_batch_norm_that_has_several_values_of_one_sample(parts: Any) -> None:
@@ -192,25 +201,25 @@ def test_batch_norm_that_has_several_values_of_one_sample(parts: Any) -> None:
 
 def test_a_loss_without_a_graph(told: Any) -> None:
     message = told(model=Tokens(detached=True), before=None)
-    assert message.startswith("model: the loss depends on no parameter that is trained")
+    assert message.startswith("model: the loss does not depend on a trained parameter")
 
 
 @pytest.mark.parametrize(("net", "why"), [(Net().requires_grad_(False), "All 4 of it"), (nn.Flatten(), "It has none")])
 def test_a_model_of_which_nothing_is_trained(told: Any, net: nn.Module, why: str) -> None:
     message = told(model=Supervised(net))
-    assert message.startswith("model: 'Supervised' given; accepted: a module with a parameter that is trained.")
+    assert message.startswith("model: 'Supervised' is invalid. Expected a module with a parameter that is trained.")
     assert why in message
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"clip_grad_norm": 1.0}, "clip_grad_norm: 1.0 given; accepted: null, with sparse gradients."),
-        ({"clip_grad_value": 1.0}, "clip_grad_value: 1.0 given; accepted: null"),
-        ({"optim": "Adam"}, "optim: 'Adam' given; accepted: one for sparse gradients: SGD or Adagrad"),
-        ({"optim": "RMSprop"}, "optim: 'RMSprop' given"),
+        ({"clip_grad_norm": 1.0}, "clip_grad_norm: 1.0 is invalid. Expected null, because the gradients are sparse."),
+        ({"clip_grad_value": 1.0}, "clip_grad_value: 1.0 is invalid. Expected null"),
+        ({"optim": "Adam"}, "optim: 'Adam' is invalid. Expected an optimizer for sparse gradients: SGD or Adagrad"),
+        ({"optim": "RMSprop"}, "optim: 'RMSprop' is invalid"),
         ({"hooks": {"guard": NaNGuard(action="skip")}}, "model: The gradient of rows.weight is sparse"),
-        ({"precision": "fp16"}, "optim.fused: True given; accepted: false, with sparse gradients"),
+        ({"precision": "fp16"}, "optim.fused: True is invalid. Expected false, with sparse gradients"),
     ],
 )
 def test_sparse_gradients(told: Any, more: Any, said: str) -> None:
@@ -227,5 +236,5 @@ def test_an_empty_set(told: Any, split: str) -> None:
     data = _data()
     data.loaders[split] = DataLoader(_tensors(0), 4)
     message = told(data=data)
-    assert message.startswith(f"data: no batch of {split!r}. The data set is empty, or drop_last leaves no batch")
-    assert ("leave it out" in message) == (split != "train")
+    assert message.startswith(f"data: {split!r} has no batches. The data set is empty, or drop_last drops every batch")
+    assert ("is optional: omit it" in message) == (split != "train")

@@ -57,9 +57,10 @@ def test_numbers_that_differ_are_told(begun: Path, caplog: pytest.LogCaptureFixt
     again.prepare()
     assert [group(again)[key] for key in ("lr", "weight_decay", "betas")] == [0.1, 0.01, (0.9, 0.999)]
     for told in (
-        "optim.lr goes on as the checkpoint has it, 0.1: the config's 0.2 is not read. resume_override=[optim.lr]",
-        "optim.weight_decay goes on as the checkpoint has it, 0.01: the config's 0.5 is not read.",
-        "optim.betas goes on as the checkpoint has it, [0.9, 0.999]: the config's [0.8, 0.9] is not read.",
+        "optim.lr keeps the value of the checkpoint, 0.1, and the config's 0.2 is ignored. Use the config's with "
+        "resume_override=[optim.lr]",
+        "optim.weight_decay keeps the value of the checkpoint, 0.01, and the config's 0.5 is ignored.",
+        "optim.betas keeps the value of the checkpoint, [0.9, 0.999], and the config's [0.8, 0.9] is ignored.",
     ):
         assert told in caplog.text
 
@@ -88,7 +89,7 @@ def test_a_learning_rate_under_a_schedule(tmp_path: Path, caplog: pytest.LogCapt
     again = runner(tmp_path, 2, schedule=steps(), lr=0.4)
     again.train()
     assert group(again)["lr"] == pytest.approx(0.2)
-    assert "optim.lr was 0.1, and the schedule goes on from the config's 0.4." in caplog.text
+    assert "optim.lr was 0.1 in the checkpoint; the schedule continues from the config's 0.4." in caplog.text
     caplog.clear()
     runner(tmp_path, 3, schedule=steps(), lr=0.8, resume_override=["optim.lr"]).prepare()
     assert "optim.lr: 0.8 from here on, instead of 0.4." in caplog.text
@@ -115,9 +116,12 @@ def test_another_batch_size_within_an_epoch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("optim.lr", "resume_override: 'optim.lr' given; accepted: a list of keys of optim and data.batch_size"),
-        (["optm.lr"], "resume_override: 'optm.lr' given; .* Did you mean 'optim.lr'?"),
-        (["optim.weight_dekay"], "resume_override: 'optim.weight_dekay' given; .* Did you mean 'optim.weight_decay'?"),
+        ("optim.lr", "resume_override: 'optim.lr' is invalid. Expected a list of keys of optim and data.batch_size"),
+        (["optm.lr"], "resume_override: 'optm.lr' is invalid. .* Did you mean 'optim.lr'?"),
+        (
+            ["optim.weight_dekay"],
+            "resume_override: 'optim.weight_dekay' is invalid. .* Did you mean 'optim.weight_decay'?",
+        ),
     ],
 )
 def test_keys_that_cannot_be_overridden(begun: Path, given: Any, message: str) -> None:

@@ -179,10 +179,10 @@ def test_what_a_loop_lacks_is_told(make: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         make(loop=Lacking(), work_dir=tmp_path / "run").train()
     assert str(error.value) == (
-        "loop: 'Lacking' given; accepted: an object with unit, val_due, max_epochs, max_iters, run, state_dict, "
+        "loop: 'Lacking' is invalid. Expected an object with unit, val_due, max_epochs, max_iters, run, state_dict, "
         "load_state_dict (docs/runner.md). It has no unit."
     )
-    with pytest.raises(ConfigError, match=r"val_loop: 'Lacking' given; .* It has no current"):
+    with pytest.raises(ConfigError, match=r"val_loop: 'Lacking' is invalid. .* It has no current"):
         make(val_loop=Lacking(), work_dir=tmp_path / "run").train()
     assert not (tmp_path / "run").exists()
 
@@ -200,13 +200,13 @@ def test_a_stage_spelt_wrong_names_the_nearest_of_both_kinds(make: Any) -> None:
             """Never called."""
 
     loop = {"_target_": f"{HERE}.TwoPhases", "max_epochs": 1}
-    with pytest.raises(ConfigError, match=r"hook\.wrong: 'before_mixin' given; .* Did you mean 'before_mixing'"):
+    with pytest.raises(ConfigError, match=r"hook\.wrong: 'before_mixin' is invalid. .* Did you mean 'before_mixing'"):
         make(loop=loop, hooks={"wrong": Wrong()}).train()
     with pytest.raises(
-        ConfigError, match=r"hook\.other: 'after_train_epoc' given; .* Did you mean 'after_train_epoch'"
+        ConfigError, match=r"hook\.other: 'after_train_epoc' is invalid. .* Did you mean 'after_train_epoch'"
     ):
         make(loop=loop, hooks={"other": Other()}).train()
-    with pytest.raises(ConfigError, match=r"hook\.mixing: 'after_mixing' given"):
+    with pytest.raises(ConfigError, match=r"hook\.mixing: 'after_mixing' is invalid"):
         make(hooks={"mixing": Mixing()}).train()
 
 
@@ -222,7 +222,9 @@ def test_a_stage_that_nobody_declared(make: Any) -> None:
         def run_epoch(self, runner: Runner) -> None:
             runner.call("before_mixing")
 
-    with pytest.raises(ConfigError, match="stages: 'before_mixing' given; accepted: a stage; a loop of your own names"):
+    with pytest.raises(
+        ConfigError, match=r"stages: 'before_mixing' is invalid. Expected a stage; a loop of your own names"
+    ):
         make(loop=Careless(1), hooks={}).train()
 
 
@@ -232,7 +234,7 @@ def test_names_that_no_hook_could_have(make: Any, stages: Any) -> None:
         pass
 
     Named.stages = stages
-    with pytest.raises(ConfigError, match=r"loop\.stages: .* names that begin with before_ or after_"):
+    with pytest.raises(ConfigError, match=r"loop\.stages: .* names that start with before_ or after_"):
         make(loop=Named(1)).train()
 
 

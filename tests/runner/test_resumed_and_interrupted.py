@@ -120,4 +120,4 @@ def test_a_learning_rate_that_a_resume_does_not_read_is_named(
     Runner(**parts, resume=True).prepare()
     assert "learning rate" not in caplog.text
     Runner(**parts | {"optim": parts["optim"] | {"lr": 0.5}}, resume=True).prepare()
-    assert ("goes on as the checkpoint has it, 0.01" in caplog.text) == (not scheduled)
+    assert ("keeps the value of the checkpoint, 0.01" in caplog.text) == (not scheduled)

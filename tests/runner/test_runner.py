@@ -125,7 +125,7 @@ def test_what_is_not_needed_is_not_built(make: Any) -> None:
     assert "test/accuracy" in runner.test()[0]
     assert not {"optimizer", "schedule", "train_loop", "step"} & vars(runner).keys()
     assert runner.loaders.keys() == {"val", "test"}
-    with pytest.raises(ConfigError, match=r"loop\.max_epochs: 0 given"):
+    with pytest.raises(ConfigError, match=r"loop\.max_epochs: 0 is invalid"):
         runner.train()
 
 
@@ -137,9 +137,9 @@ def test_auto_is_what_the_data_says(make: Any) -> None:
     runner = make(metrics={"accuracy": {"_target_": "trainyard.metrics.Accuracy"}})
     assert runner.model_config["in_features"] == 2
     assert runner.model.net[-1].out_features == 2
-    with pytest.raises(ConfigError, match=r"model\.vocab_size: 'auto' given; accepted: a value: this data tells"):
+    with pytest.raises(ConfigError, match=r"model\.vocab_size: 'auto' is invalid. Expected a value: this data defines"):
         _ = make(model={"_target_": "trainyard.models.Transformer", "vocab_size": "auto"}).model
-    with pytest.raises(ConfigError, match="no data to take it from"):
+    with pytest.raises(ConfigError, match="no data to infer it from"):
         _ = make(data=None).model
 
 
@@ -333,7 +333,7 @@ def test_another_seed_is_told(finished: Any, make: Any, caplog: pytest.LogCaptur
     runner = make(seed=5, resume=finished.members[0].checkpoints / "epoch_0002.pt")
     with caplog.at_level(logging.WARNING):
         runner.prepare()
-    assert "was made under seed 0: the data come in another order now" in caplog.text
+    assert "was made with seed 0: the order of the data is different now" in caplog.text
 
 
 def test_resuming_goes_on_with_the_optimizers_numbers(finished: Any, make: Any) -> None:
@@ -356,12 +356,12 @@ def test_a_schedule_follows_the_arguments_of_the_resumed_run(make: Any, tmp_path
 
 
 def test_a_directory_that_holds_a_run(finished: Any, make: Any) -> None:
-    with pytest.raises(ConfigError, match=r"work_dir: .* resume=true continues the one there"):
+    with pytest.raises(ConfigError, match=r"work_dir: .* resume=true continues the run there"):
         make(work_dir=finished.work_dir).train()
 
 
 def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
-    with pytest.raises(ConfigError, match="resume: True given; accepted: the path of a checkpoint"):
+    with pytest.raises(ConfigError, match=r"resume: True is invalid. Expected the path of a checkpoint"):
         make(resume=True).train()
 
 
@@ -371,28 +371,31 @@ def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"model": nn.Linear(2, 2)}, "model: 'Linear' given; accepted: a module whose forward takes `mode`"),
+        ({"model": nn.Linear(2, 2)}, "model: 'Linear' is invalid. Expected a module whose forward takes `mode`"),
         ({"model": nn.Linear(2, 2)}, "trainyard.models.Supervised(net, loss) makes one"),
-        ({"model": None}, "model: 'NoneType' given"),
-        ({"loop": None}, "loop: None given; accepted: a training loop, for example EpochBasedTrainLoop"),
-        ({"optim": None}, "optim: None given; accepted: an optimizer"),
+        ({"model": None}, "model: 'NoneType' is invalid"),
+        ({"loop": None}, "loop: None is invalid. Expected a training loop, for example EpochBasedTrainLoop"),
+        ({"optim": None}, "optim: None is invalid. Expected an optimizer"),
         (
             {"optim": torch.optim.SGD(nn.Linear(2, 2).parameters())},
-            "optim: 'SGD' given; accepted: an optimizer of this",
+            "optim: 'SGD' is invalid. Expected an optimizer of this",
         ),
-        ({"data": None, "model": _model()}, "data: 'train' given; accepted: a split that the data has: none"),
-        ({"data": {"val": DataLoader([1])}, "model": _model()}, "data: 'train' given; accepted: a split that the data"),
+        ({"data": None, "model": _model()}, "data: 'train' is invalid. Expected a split that the data has: none"),
+        (
+            {"data": {"val": DataLoader([1])}, "model": _model()},
+            "data: 'train' is invalid. Expected a split that the data",
+        ),
         ({"data": {"trian": DataLoader([1])}}, "Did you mean 'train'?"),
-        ({"data": [1, 2]}, "data: [1, 2] given; accepted: a trainyard.data.Data"),
-        ({"objective": "val/acc"}, "objective: 'val/acc' given; accepted: a metric of this run: val/accuracy"),
-        ({"metrics": {}}, "accepted: a metric of this run: val/loss"),
-        ({"direction": "max"}, "direction: 'max' given; accepted: maximize or minimize"),
-        ({"schedule": Plateau(monitor="val/los")}, "schedule.monitor: 'val/los' given"),
-        ({"hooks": {"stop": EarlyStopping(monitor="val/los")}}, "hook.stop.monitor: 'val/los' given"),
-        ({"hooks": [EMA()]}, "hook: 'list' given; accepted: a mapping of names"),
-        ({"hooks": {"ema": EMA}}, "accepted: a trainyard.hooks.Hook, or its config"),
+        ({"data": [1, 2]}, "data: [1, 2] is invalid. Expected a trainyard.data.Data"),
+        ({"objective": "val/acc"}, "objective: No metric named 'val/acc'. This run computes val/accuracy"),
+        ({"metrics": {}}, "This run computes val/loss"),
+        ({"direction": "max"}, "direction: 'max' is invalid. Expected maximize or minimize"),
+        ({"schedule": Plateau(monitor="val/los")}, "schedule.monitor: No metric named 'val/los'"),
+        ({"hooks": {"stop": EarlyStopping(monitor="val/los")}}, "hook.stop.monitor: No metric named 'val/los'"),
+        ({"hooks": [EMA()]}, "hook: 'list' is invalid. Expected a mapping of names"),
+        ({"hooks": {"ema": EMA}}, "Expected a trainyard.hooks.Hook, or its config"),
         ({"hooks": {"ema": {"decay": 0.9}}}, "hook=ema chooses the option of that name"),
-        ({"metrics": {"a": {"topk": 1}}}, "metric: {'topk': 1} given; accepted: a trainyard.metrics.Metric"),
+        ({"metrics": {"a": {"topk": 1}}}, "metric: {'topk': 1} is invalid. Expected a trainyard.metrics.Metric"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -33,7 +33,7 @@ def test_the_best_of_what_nobody_computes(make: Any, tmp_path: Path, name: str) 
     with pytest.raises(ConfigError) as error:
         make({"saver": Checkpoint(save_best={"val/loss": "minimize", name: "maximize"})}).train()
     assert str(error.value).startswith(
-        f"hook.saver.save_best: {name!r} given; accepted: a metric of this run: val/accuracy, val/loss."
+        f"hook.saver.save_best: No metric named {name!r}. This run computes val/accuracy, val/loss."
     )
     assert not (tmp_path / "run").exists()
 

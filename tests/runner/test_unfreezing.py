@@ -235,14 +235,14 @@ def test_by_iterations(tmp_path: Path) -> None:
 
 
 def test_a_pattern_that_fits_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"hook\.unfreeze\.at\.3: 'net\.9' given.*Did you mean 'net"):
+    with pytest.raises(ConfigError, match=r"hook\.unfreeze\.at\.3: 'net\.9' is invalid.*Did you mean 'net"):
         runner(net(), tmp_path / "run", hooks={"unfreeze": Unfreeze({3: "net.9"})}).train()
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("at", [{}, {0: "net.1"}, ["net.1"], {"later": "net.1"}])
 def test_wrong_arguments(at: Any) -> None:
-    with pytest.raises(ConfigError, match=r"at: .* accepted: a mapping from epochs"):
+    with pytest.raises(ConfigError, match=r"at: .* Expected a mapping from epochs"):
         Unfreeze(at)
 
 
@@ -250,7 +250,7 @@ def test_a_group_for_several_optimizers_names_one() -> None:
     torch.manual_seed(0)
     model = GAN(in_features=2, num_classes=2, hidden=[4])
     optimizer = build_several(dict.fromkeys(model.optimizer_groups, partial(torch.optim.Adam, lr=0.1)), model)
-    with pytest.raises(TrainyardError, match="called on one of"):
+    with pytest.raises(TrainyardError, match="on one of"):
         optimizer.add_param_group({"params": [torch.zeros(1)]})
 
 

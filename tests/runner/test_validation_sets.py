@@ -167,7 +167,7 @@ def test_their_losses_in_a_workflow() -> None:
 def test_an_objective_that_is_of_no_set_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         Runner(**config(objective="val/hard/acc", work_dir=tmp_path / "run")).train()
-    told = "objective: 'val/hard/acc' given; accepted: a metric of this run: val/hard/accuracy, val/hard/loss, val/"
+    told = "objective: No metric named 'val/hard/acc'. This run computes val/hard/accuracy, val/hard/loss, val/"
     assert str(error.value).startswith(told)
     assert "Did you mean 'val/hard/accuracy'?" in str(error.value)
     assert not (tmp_path / "run").exists()
@@ -221,11 +221,11 @@ def dataset(count: Any) -> Any:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        ({"val": {"easy": 3}}, "data.val.easy: 3 given; accepted: a torch.utils.data.DataLoader"),
-        ({"val": {}}, "data.train: None given; accepted: a loader for at least one"),
+        ({"val": {"easy": 3}}, "data.val.easy: 3 is invalid. Expected a torch.utils.data.DataLoader"),
+        ({"val": {}}, "data.train: None is invalid. Expected a loader for at least one"),
         ({"train": {"a": DataLoader([1])}}, "data.train: {'a'"),
-        ({"val": {"a/b": DataLoader([1])}}, "data.split: 'val/a/b' given; accepted: train, val, test, val/<name>"),
-        ({"val": {"": DataLoader([1])}}, "data.split: 'val/' given"),
+        ({"val": {"a/b": DataLoader([1])}}, "data.split: 'val/a/b' is invalid. Expected train, val, test, val/<name>"),
+        ({"val": {"": DataLoader([1])}}, "data.split: 'val/' is invalid"),
     ],
 )
 def test_what_is_no_set(data: Any, told: str) -> None:
@@ -235,9 +235,9 @@ def test_what_is_no_set(data: Any, told: str) -> None:
 
 
 def test_names_of_splits_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"split: 'vall' given; .* Did you mean 'val'"):
+    with pytest.raises(ConfigError, match=r"split: 'vall' is invalid. .* Did you mean 'val'"):
         ArrayData({"train": points(8, 1.0), "vall": points(8, 1.0)}, {})
-    with pytest.raises(ConfigError, match="split: 'train/more' given"):
+    with pytest.raises(ConfigError, match="split: 'train/more' is invalid"):
         ArrayData({"train": points(8, 1.0), "train/more": points(8, 1.0)}, {})
 
 
@@ -256,7 +256,7 @@ def test_files_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"val_path\.hard: 'none\.npz'"):
         Arrays(str(tmp_path / "all.npz"), val_path=files | {"hard": "none.npz"})
     np.savez(tmp_path / "wide.npz", x=np.zeros((4, 3)), y=np.zeros(4, dtype=int))
-    with pytest.raises(ConfigError, match=r"val_path\.hard: \[3\] given; accepted: inputs of the shape \[2\]"):
+    with pytest.raises(ConfigError, match=r"val_path\.hard: \[3\] is invalid. Expected inputs of shape \[2\]"):
         Arrays(str(tmp_path / "all.npz"), val_path=files | {"hard": str(tmp_path / "wide.npz")})
 
 

@@ -270,7 +270,7 @@ def test_a_fused_group(seeds: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("workflow", "told"),
     [
-        ([["trian", 1]], "workflow: 'trian' given; accepted: one of train, val. Did you mean 'train'?"),
+        ([["trian", 1]], "workflow: 'trian' is invalid. Expected one of train, val. Did you mean 'train'?"),
         ([["val", 1]], "one of them at least [train, n]"),
         ([["train", 0]], "pairs [train, n]"),
         ([["train", 1.5]], "pairs [train, n]"),
@@ -289,7 +289,7 @@ def test_what_is_no_workflow(workflow: Any, told: str) -> None:
 
 def test_it_needs_data_and_one_optimizer(tmp_path: Path) -> None:
     loop = EpochBasedTrainLoop(2, workflow=[["train", 1], ["val", 1]])
-    with pytest.raises(ConfigError, match=r"loop\.workflow: .* since the data has no validation"):
+    with pytest.raises(ConfigError, match=r"loop\.workflow: .* because the data has no validation"):
         runner(loop, data=data(val=0), work_dir=tmp_path / "run").train()
     gan = {"_target_": "trainyard.models.gan.GAN", "in_features": 2, "num_classes": 2, "hidden": [4]}
     optim = {name: {"_target_": "torch.optim.Adam", "_partial_": True} for name in ("discriminator", "generator")}

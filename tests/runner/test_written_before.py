@@ -170,7 +170,7 @@ def test_a_sweep(take: Take, run: Run) -> None:
         rows = {int(row["job"]): row for row in csv.DictReader(file)}
     assert {num: row["state"] for num, row in rows.items()} == dict.fromkeys(range(4), "done")
     for num, row in rows.items():
-        assert float(row["objective"]) == pytest.approx(EXPECTED[f"sweep/{num}"]["objective"])
+        assert float(row["best/val/accuracy"]) == pytest.approx(EXPECTED[f"sweep/{num}"]["objective"])
 
 
 def test_the_journal(take: Take) -> None:

@@ -62,7 +62,7 @@ def test_a_polynomial_stays_at_its_floor() -> None:
     [
         ({"eta_min_ratio": 2}, "eta_min_ratio is a share in \\[0, 1\\], not 2"),
         ({"eta_min_ratio": "x"}, "not 'x'"),
-        ({"eta_min_ratio": 0.1, "eta_min": 0.1}, "takes the place of eta_min"),
+        ({"eta_min_ratio": 0.1, "eta_min": 0.1}, "replaces eta_min"),
     ],
 )
 @pytest.mark.parametrize("make", [CosineAnnealingLR, PolynomialLR])
@@ -110,5 +110,5 @@ def test_a_stack_of_plateaus_with_warm_ups() -> None:
 
 
 def test_a_warm_up_as_long_as_the_run() -> None:
-    with pytest.raises(ConfigError, match="warmup: 12 given; accepted: less than 12"):
+    with pytest.raises(ConfigError, match=r"warmup: 12 is invalid. Expected less than 12"):
         warmed(12)

@@ -159,9 +159,12 @@ def test_the_kinds() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"clip_grad_value": 0}, "clip_grad_value: 0 given; accepted: a number above 0"),
-        ({"clip_grad_value": float("nan")}, "clip_grad_value: nan given"),
-        ({"clip_grad_value": 1.0, "clip_grad_norm": 2.0}, "clip_grad_value: 1.0 given; accepted: null where clip_grad"),
+        ({"clip_grad_value": 0}, "clip_grad_value: 0 is invalid. Expected a number above 0"),
+        ({"clip_grad_value": float("nan")}, "clip_grad_value: nan is invalid"),
+        (
+            {"clip_grad_value": 1.0, "clip_grad_norm": 2.0},
+            "clip_grad_value: 1.0 is invalid. Expected null where clip_grad",
+        ),
     ],
 )
 def test_settings_that_cannot_work(settings: Any, told: str) -> None:

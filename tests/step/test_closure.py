@@ -100,8 +100,8 @@ def test_sam_shares_groups_and_state_with_its_base() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"accumulate": 2}, "accumulate: 2 given; accepted: 1 for LBFGS, whose step takes a closure"),
-        ({"precision": "fp16"}, "precision: 'fp16' given; accepted: fp32, tf32 or bf16 for LBFGS"),
+        ({"accumulate": 2}, "accumulate: 2 is invalid. Expected 1 for LBFGS, whose step takes a closure"),
+        ({"precision": "fp16"}, "precision: 'fp16' is invalid. Expected fp32, tf32 or bf16 for LBFGS"),
     ],
 )
 def test_what_does_not_go_with_a_closure(settings: dict[str, Any], message: str) -> None:

@@ -288,5 +288,5 @@ def test_logged_losses_are_weighed_alike(tmp_path: Path) -> None:
 
 
 def test_another_weight_is_refused() -> None:
-    with pytest.raises(ConfigError, match="accumulate_by: 'tokens' given; accepted: one of items, batches"):
+    with pytest.raises(ConfigError, match=r"accumulate_by: 'tokens' is invalid. Expected one of items, batches"):
         trained(Tokens(), SIZE, 2, accumulate_by="tokens")

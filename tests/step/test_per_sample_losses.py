@@ -71,7 +71,7 @@ SHAPES = {
 @pytest.mark.parametrize("stacked", [False, True])
 def test_the_shape_and_what_to_do_are_told(kind: str, more: dict[str, Any], stacked: bool) -> None:
     told, why = SHAPES[kind]
-    with pytest.raises(TrainyardError, match=rf"{told}.*{why}.*take the mean"):
+    with pytest.raises(TrainyardError, match=rf"{told}.*{why}.*Take the mean"):
         trained(kind, stacked, **more)
 
 

@@ -70,7 +70,7 @@ def test_jobs_come_while_others_run_and_one_that_fails_gives_the_command_its_sta
     assert {num: entry.state for num, entry in entries.items()} == {0: "done", 1: "done", 2: "failed", 3: "done"}, out
     assert [entry.overrides[-1] for entry in entries.values()] == [f"optim.lr={rate}" for rate in rates]
     assert process.returncode == 1
-    assert "1 of 4 jobs did not come to their end: #2." in " ".join(err.split())
+    assert "1 of 4 jobs did not finish: #2." in " ".join(err.split())
 
 
 def test_a_proposer_is_told_of_no_clones() -> None:

@@ -97,7 +97,7 @@ def test_jobs_that_never_began_are_not_called_interrupted(sweep: Any, tmp_path: 
     assert result.returncode == 1
     states = {num: entry.state for num, entry in Manifest.open(tmp_path / "s").entries.items()}
     assert states == {0: "failed", 1: "waiting", 2: "waiting"}
-    assert "3 of 3 jobs did not come to their end: #0, #1, #2." in result.stderr
+    assert "3 of 3 jobs did not finish: #0, #1, #2." in result.stderr
 
 
 def test_directories_and_values_may_depend_on_the_job(sweep: Any, tmp_path: Path) -> None:
@@ -171,17 +171,17 @@ def test_a_hung_job_that_hears_no_signal_is_killed_after_its_grace(command: Any,
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"foo": 1}, "hydra.launcher: 'foo' given"),
+        ({"foo": 1}, "hydra.launcher: 'foo' is invalid"),
         ({"retrys": 1}, "Did you mean 'retries'?"),
-        ({"timeout": "abc"}, "hydra.launcher.timeout: 'abc' given; accepted: a number of seconds, or null."),
-        ({"fail_fast": 3}, "hydra.launcher.fail_fast: 3 given; accepted: true or false."),
-        ({"retries": True}, "hydra.launcher.retries: True given; accepted: an integer."),
-        ({"jobs_per_gpu": "two"}, "hydra.launcher.jobs_per_gpu: 'two' given; accepted: an integer, or auto."),
-        ({"threads_per_job": None}, "accepted: an integer, or auto."),
-        ({"grace": None}, "hydra.launcher.grace: None given; accepted: a number of seconds."),
-        ({"fuse": "of"}, "hydra.launcher.fuse: 'of' given; accepted: an integer, or auto or off."),
-        ({"fuse": True}, "hydra.launcher.fuse: True given"),
-        ({"jobs_per_gpu": "off"}, "hydra.launcher.jobs_per_gpu: 'off' given"),
+        ({"timeout": "abc"}, "hydra.launcher.timeout: 'abc' is invalid. Expected a number of seconds, or null."),
+        ({"fail_fast": 3}, "hydra.launcher.fail_fast: 3 is invalid. Expected true or false."),
+        ({"retries": True}, "hydra.launcher.retries: True is invalid. Expected an integer."),
+        ({"jobs_per_gpu": "two"}, "hydra.launcher.jobs_per_gpu: 'two' is invalid. Expected an integer, or auto."),
+        ({"threads_per_job": None}, "Expected an integer, or auto."),
+        ({"grace": None}, "hydra.launcher.grace: None is invalid. Expected a number of seconds."),
+        ({"fuse": "of"}, "hydra.launcher.fuse: 'of' is invalid. Expected an integer, or auto or off."),
+        ({"fuse": True}, "hydra.launcher.fuse: True is invalid"),
+        ({"jobs_per_gpu": "off"}, "hydra.launcher.jobs_per_gpu: 'off' is invalid"),
     ],
 )
 def test_settings_of_another_kind(values: Any, message: str) -> None:

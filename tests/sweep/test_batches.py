@@ -87,7 +87,7 @@ def test_a_failing_job_does_not_end_the_later_batches(sweep: Any, tmp_path: Path
     result = sweep("seed=0,1,2,3,4", "hydra.sweeper.max_batch_size=2", failing)
     assert result.returncode == 1, result.stderr
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done", 3: "done", 4: "failed"}
-    assert "2 of 5 jobs did not come to their end: #1, #4." in result.stderr
+    assert "2 of 5 jobs did not finish: #1, #4." in result.stderr
     assert [row["job"] for row in _ranked(tmp_path)[3:]] == ["1", "4"]
     assert len(_ranked(tmp_path)) == 5
     assert result.stdout.count("Report: ") == 1
@@ -142,7 +142,7 @@ def test_a_sweeper_that_learns(sweep: Any, tmp_path: Path) -> None:
 
     again = sweep(LEARN)  # it chooses the same again, since it is told the same
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("2 of them done already; 0 to run") == 3
+    assert again.stdout.count("2 already done; 0 to run") == 3
     (tmp_path / "s/results.csv").unlink()
     resume = [sys.executable, "-m", "trainyard", "sweep", "resume", str(tmp_path / "s")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", tmp_path)))}

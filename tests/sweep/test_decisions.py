@@ -189,7 +189,7 @@ def test_jobs_that_can_no_longer_be_a_stack_are_told() -> None:
     new, lines = decide(jobs, stacking, recorded, SLOT)
     assert new == [decided(0), decided(1), decided(2)]
     assert lines == [
-        f"#0-#1 cannot train as recorded: the jobs of a stack no longer differ in numbers alone ({PROMISE}).",
+        f"#0-#1 cannot train as recorded: the jobs of a stack no longer differ only in numbers ({PROMISE}).",
         f"#2 cannot train as recorded: threads 9, here 2 ({PROMISE}).",
     ]
 

@@ -32,7 +32,9 @@ def _job(sweep: Path, num: int, *overrides: str, subdir: str = "${hydra.job.num}
 def test_a_directory_outside_the_sweep_is_refused(tmp_path: Path, subdir: str) -> None:
     with pytest.raises(ConfigError) as caught:
         _job(tmp_path / "sweep", 0, subdir=subdir)
-    assert str(caught.value).startswith(f"hydra.sweep.subdir: {subdir!r} given; accepted: a directory inside that of")
+    assert str(caught.value).startswith(
+        f"hydra.sweep.subdir: {subdir!r} is invalid. Expected a directory inside that of"
+    )
 
 
 def test_a_directory_inside_the_sweep(tmp_path: Path) -> None:
@@ -45,7 +47,8 @@ def test_two_jobs_in_one_directory(tmp_path: Path) -> None:
     assert (one.num, other.num) == (1, 2)
     assert same is error, "one report for all"
     assert str(error) == (
-        "hydra.sweep.subdir: 'lr${optim.lr}' given; accepted: a directory of its own for each job. #0 seed=0 and #1 "
+        "hydra.sweep.subdir: 'lr${optim.lr}' is invalid. Expected a separate directory for each job. #0 seed=0 and "
+        "#1 "
         f"seed=1 would both write to {tmp_path}/lr0.1. Add ${{hydra:job.num}} or ${{seed}} to hydra.sweep.subdir."
     )
     places = Places()
@@ -63,7 +66,7 @@ def test_two_models_in_one_directory(tmp_path: Path) -> None:
 def test_two_trainings_in_one_work_dir(tmp_path: Path) -> None:
     jobs = [_job(tmp_path, num, f"seed={num}", work_dir="outputs/mine") for num in range(2)]
     ((_, error),) = Places().take(jobs)
-    assert str(error).startswith("work_dir: 'outputs/mine' given; accepted: a directory of its own for each job.")
+    assert str(error).startswith("work_dir: 'outputs/mine' is invalid. Expected a separate directory for each job.")
     other = _job(tmp_path, 1, "seed=1", work_dir=str(tmp_path / "0"))
     assert [job.num for job, _ in Places().take([_job(tmp_path, 0, "seed=0"), other])] == [1]
     apart = [
@@ -83,7 +86,7 @@ def test_nothing_starts(tmp_path: Path) -> None:
         cwd=tmp_path, env=clean | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "500"}, timeout=LIMIT,
     )  # fmt: skip
     assert sweep.returncode == 2
-    assert "'${hydra.job.override_dirname}' given; accepted: a directory of its own for each job." in sweep.stderr
-    assert "take seed out of hydra.job.config.override_dirname.exclude_keys" in sweep.stderr
+    assert "'${hydra.job.override_dirname}' is invalid. Expected a separate directory for each job." in sweep.stderr
+    assert "remove seed from hydra.job.config.override_dirname.exclude_keys" in sweep.stderr
     assert "in 2 of 4 jobs, first in #2: seed=1 optim.lr=0.001" in sweep.stderr
     assert list(tmp_path.iterdir()) == []

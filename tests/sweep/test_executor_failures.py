@@ -283,7 +283,7 @@ def test_the_server_s_death_costs_the_tasks_at_work_an_attempt(tmp_path: Path) -
 
 
 def test_a_module_that_cannot_be_preloaded_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match=r"preload: 'no_such_module' given.*No module named 'no_such_module'"):
+    with pytest.raises(ConfigError, match=r"preload: 'no_such_module' is invalid.*No module named 'no_such_module'"):
         run(lambda _: 1, preload=("json", "no_such_module"))
 
 
@@ -319,7 +319,7 @@ def touching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_module_that_initializes_cuda_is_a_config_error(touching: Any) -> None:
     """No worker could use CUDA then. `torch.cuda.is_initialized` does not know of it."""
     touching("cuInit(0)")
-    with pytest.raises(ConfigError, match=r"preload: 'touching' given.*it touches CUDA when it is imported"):
+    with pytest.raises(ConfigError, match=r"preload: 'touching' is invalid.*importing it initializes CUDA"):
         run(lambda _: 1, preload=("touching",))
 
 
@@ -433,7 +433,7 @@ def test_fail_fast_stops_the_others(tmp_path: Path) -> None:
     events: list[Any] = []
     outcomes = run(task, "fails", "stubborn", "waits", fail_fast=True, grace=0.2, on_event=events.append)
     assert states(outcomes) == ["failed", "interrupted", "interrupted"]
-    assert outcomes[2].error == "stopped, for task 0 failed"
+    assert outcomes[2].error == "stopped because task 0 failed"
     assert (outcomes[2].attempts, outcomes[2].slot) == (0, -1)
     assert [(event.kind, event.num) for event in events if event.outcome] == [
         ("failed", 0),

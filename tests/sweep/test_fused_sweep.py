@@ -159,7 +159,7 @@ def test_what_cannot_be_fused_says_why(sweep: Any, tmp_path: Path) -> None:
     (tmp_path / "alone.py").write_text(ONE_AT_A_TIME)
     result = sweep("s", *POINTS, "+hook.a._target_=alone.Alone")
     assert result.returncode == 0, result.stderr
-    assert "#0-#3  one by one: hook.a (Alone) is made for one member at a time" in result.stdout
+    assert "#0-#3  one by one: hook.a (Alone) supports one member only" in result.stdout
     forced = sweep("t", *POINTS, "+hook.a._target_=alone.Alone", "hydra.launcher.fuse=4")
     assert forced.returncode == 2
     assert "hydra.launcher.fuse=4: #0-#3 cannot be fused: hook.a (Alone)" in " ".join(forced.stderr.split())

@@ -121,7 +121,7 @@ def test_a_name_that_is_too_long_is_found_with_its_key(made: Any, tmp_path: Path
     (_, error), (job, right) = configs.checked(points, range(2), {})
     assert right is None
     assert isinstance(error, ConfigError)
-    told = "hydra.sweep.subdir: '${hydra.job.override_dirname}' given; accepted: names of at most 255 bytes between"
+    told = "hydra.sweep.subdir: '${hydra.job.override_dirname}' is invalid. Expected names of at most 255 bytes between"
     assert str(error).startswith(told)
     assert "has 256" in str(error)
     assert "exclude_keys" in str(error)

@@ -50,7 +50,7 @@ def test_a_file_cut_off_at_any_byte_tells_what_was_whole(
 def test_another_definition_is_refused(tmp_path: Path) -> None:
     manifest = _write(tmp_path, [])
     manifest.define(1, ["optim.lr=1"])
-    with pytest.raises(TrainyardError, match="holds another sweep: its job 1"):
+    with pytest.raises(TrainyardError, match="contains another sweep: its job 1"):
         manifest.define(1, ["optim.lr=7"])
 
 

@@ -221,7 +221,7 @@ def test_a_stack_leaves_what_its_jobs_would_leave_alone(sweep: Any, tmp_path: Pa
     assert all(entry.width == 4 and entry.objective is not None for entry in _entries(tmp_path).values())
 
     again = sweep(*points)
-    assert "4 jobs, 4 of them done already; 0 to run" in again.stdout
+    assert "4 jobs, 4 already done; 0 to run" in again.stdout
     assert "a stack of" not in again.stdout
 
 
@@ -265,9 +265,9 @@ def test_a_width_is_kept_to(sweep: Any, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "#0-#2  a stack of 3" in result.stdout
     assert "#3-#5  a stack of 3" in result.stdout
-    assert "#6    seed=6  (left over by stacks of 3)" in result.stdout
+    assert "#6    seed=6  (left over from stacks of 3)" in result.stdout
     wrong = sweep("seed=0,1", "hydra.launcher.fuse=0", "hydra.sweep.dir=wrong")
-    assert "hydra.launcher.fuse: 0 given" in wrong.stderr
+    assert "hydra.launcher.fuse: 0 is invalid" in wrong.stderr
 
 
 @pytest.mark.parametrize("how", ["unfit after all", "raises"])
@@ -275,7 +275,7 @@ def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep: Any, tmp_path: Path, h
     result = sweep("seed=0,1,2", f"how='{how}'", ONE)
     assert result.returncode == 0, result.stderr
     reason = "the batches differ in size" if how != "raises" else "ArithmeticError: something in all of them"
-    assert f"alone    #0-#2, not stacked after all: {reason}" in result.stdout
+    assert f"alone    #0-#2, no longer stacked: {reason}" in result.stdout
     assert ("quad.py" in result.stdout) == (how == "raises"), "the traceback"
     assert set(_states(tmp_path).values()) == {"done"}
     for num in range(3):
@@ -305,7 +305,7 @@ def test_a_member_that_fails_is_a_failed_job(sweep: Any, tmp_path: Path) -> None
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done"}
     again = sweep("lr=0.1,9000,0.2", ONE, own, "hydra.launcher.retries=1")
     assert list(tmp_path.glob("s/*/1/quad.log")) == [log], "it keeps its directory, which depends on the time"
-    assert "3 jobs, 2 of them done already; 1 to run" in again.stdout
+    assert "3 jobs, 2 already done; 1 to run" in again.stdout
     assert "again    #1 lr=9000: ArithmeticError: x is too large" in again.stdout
 
 

@@ -78,7 +78,7 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
     assert "pauses at its next checkpoint" in steer(tmp_path / "s", "pause", "0", wait=LIMIT)
     until(lambda: state(tmp_path, 0) == "paused", process)
     until(lambda: state(tmp_path, 1) == "running", process)
-    assert "goes on when a slot is free" in steer(tmp_path / "s", "resume", "0", wait=LIMIT)
+    assert "resumes when a slot is free" in steer(tmp_path / "s", "resume", "0", wait=LIMIT)
     steer(tmp_path / "s", "stop", "1", wait=LIMIT)
     until(lambda: state(tmp_path, 1) == "stopped", process)
     folder = CommandFolder(tmp_path / "s")
@@ -93,14 +93,17 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
     assert {num: entry.state for num, entry in entries.items()} == {0: "done", 1: "stopped"}
     assert "asked    stop #99: this sweep has no job #99" in out
     assert "asked    pause #1: #1 is stopped" in out
-    assert "asked    clone #0 model.hidden=[16]: model.hidden: [16] given; accepted: in a clone as in its job" in out
+    assert (
+        "asked    clone #0 model.hidden=[16]: model.hidden: [16] is invalid. Expected the value of the cloned job"
+        in out
+    )
     undisturbed = start("hydra.sweep.dir=u", "hydra.launcher.fuse=off", "seed=0")
     assert undisturbed.communicate(timeout=LIMIT)
     if fuse == "off":
         assert points(tmp_path / "s/0") == points(tmp_path / "u/0"), "a pause changes no bit"
     again = start(f"hydra.launcher.fuse={fuse}")
     out, _ = again.communicate(timeout=LIMIT)
-    assert "2 jobs, 2 of them done already; 0 to run" in out
+    assert "2 jobs, 2 already done; 0 to run" in out
 
 
 def test_what_a_dead_head_was_asked_for_is_done_by_the_next(start: Any, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def sweep(tmp_path: Path) -> Path:
 
 def test_a_command_waits_for_a_head_and_is_taken_once(sweep: Path) -> None:
     told = steer(sweep, "pause", "#1")
-    assert told.startswith("No process runs this sweep. It is carried out when the sweep is continued: ")
+    assert told.startswith("No process runs this sweep. The command is executed when the sweep continues: ")
     assert f"trainyard sweep resume '{sweep}'" in told
     assert steer(sweep, "pause", "1") == told, "the same command twice is one"
     head = CommandFolder(sweep)
@@ -144,25 +144,25 @@ def test_the_answer_of_a_head_is_waited_for(sweep: Path, refusal: str) -> None:
 
 def test_a_head_that_does_not_answer(sweep: Path) -> None:
     with Manifest.open(sweep).held():
-        assert steer(sweep, "stop", "1", wait=0.0).startswith("Given, not yet answered: stop #1.")
+        assert steer(sweep, "stop", "1", wait=0.0).startswith("Sent, not answered yet: stop #1.")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["stop", "nowhere", "1"], "DIR: 'nowhere' given; accepted: the directory of a sweep"),
-        (["stop", ".", "9"], "JOB: '9' given; accepted: the number of a job of this sweep: #0-#4."),
-        (["stop", ".", "first"], "JOB: 'first' given"),
+        (["stop", "nowhere", "1"], "DIR: 'nowhere' is invalid. Expected the directory of a sweep"),
+        (["stop", ".", "9"], "JOB: '9' is invalid. Expected the number of a job of this sweep: #0-#4."),
+        (["stop", ".", "first"], "JOB: 'first' is invalid"),
         (["stop", ".", "0"], "a job that is not finished; #0 is done. Not finished: #1-#4."),
-        (["pause", ".", "3"], "a job that is not paused; #3 is. resume lets it go on."),
+        (["pause", ".", "3"], "a job that is not paused; #3 is. Use `resume` to continue it."),
         (["resume", ".", "1"], "a job that is paused; #1 is running. Paused: #3."),
         (["pause", ".", "1", "seed=1"], "Got unexpected extra argument (seed=1)"),
         (["clone", ".", "1"], "a clone is a job with other values"),
-        (["clone", ".", "2", "seed=1"], "a job that has begun; #2 has no checkpoint to start from"),
-        (["clone", ".", "1", "optim.lrr=1"], "accepted: a key of optim: optim.lr. Did you mean 'optim.lr'?"),
+        (["clone", ".", "2", "seed=1"], "a job that has started; #2 has no checkpoint to start from"),
+        (["clone", ".", "1", "optim.lrr=1"], "Expected a key of optim: optim.lr. Did you mean 'optim.lr'?"),
         (["clone", ".", "1", "sed=1"], "Did you mean 'seed'?"),
-        (["clone", ".", "1", "seed=1,2"], "seed: '1,2' given; accepted: one value: a clone is one job."),
-        (["clone", ".", "1", "seed=["], "'seed=[' given; accepted: an override."),
+        (["clone", ".", "1", "seed=1,2"], "seed: '1,2' is invalid. Expected one value: a clone is one job."),
+        (["clone", ".", "1", "seed=["], "'seed=[' is invalid. Expected an override."),
         (["clone", ".", "1", "hydra.launcher.fuse=off"], "those of hydra are the whole sweep's"),
         (["clone", ".", "1", "+tracker.uri=http://me:secret@host"], "without a password"),
     ],

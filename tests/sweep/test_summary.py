@@ -1,6 +1,7 @@
 """The sweep's own run says which job is the best."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_the_best_so_far_is_that_of_the_ranking(values: Any, direction: Any) -> 
 
 def test_the_winner_is_named_and_linked(tmp_path: Path) -> None:
     order = rank(rows(tmp_path, 0.5, 0.9, None), "maximize")
-    tags = summary_tags(order, "val/accuracy", "python train.py -m model=a,b", "multirun/1")
+    tags = summary_tags(order, "val/accuracy", "maximize", "python train.py -m model=a,b", "multirun/1")
     note = tags.pop("mlflow.note.content")
     assert tags == {"winner.job": "#1", "winner.value": "0.9", "winner.model": "a|1", "winner.run": f"run:{'1' * 32}"}
     first, _, note = note.partition("\n\n")
@@ -48,8 +49,29 @@ def test_the_winner_is_named_and_linked(tmp_path: Path) -> None:
     assert note.endswith("| a\\|2 | - | failed |")
 
 
+def test_the_winner_of_repeats_is_the_configuration_with_the_best_mean(tmp_path: Path) -> None:
+    """Job 0 has the best objective, by the luck of its seed."""
+    found = [
+        replace(row, overrides={"model": model, "seed": seed})
+        for row, model, seed in zip(rows(tmp_path, 0.9, 0.1, 0.6, 0.8), "aabb", "0101", strict=True)
+    ]
+    tags = summary_tags(rank(found, "maximize"), "val/accuracy", "maximize", "train", "here")
+    note = tags.pop("mlflow.note.content")
+    assert tags == {
+        "winner.job": "#3",
+        "winner.value": "0.8",
+        "winner.model": "b",
+        "winner.mean": "0.7",
+        "winner.n": "2",
+        "winner.run": f"run:{'3' * 32}",
+    }
+    assert note.startswith(
+        "**Best configuration: `model=b`**, mean val/accuracy 0.7 ± 1.3 (95 %) over 2 jobs: [#2](run:2"
+    )
+
+
 def test_without_a_ranked_job_there_is_no_winner(tmp_path: Path) -> None:
-    tags = summary_tags(rows(tmp_path, None, math.nan), None, "train", "here")
+    tags = summary_tags(rows(tmp_path, None, math.nan), None, "minimize", "train", "here")
     assert tags.keys() == {"mlflow.note.content"}
 
 

@@ -55,8 +55,14 @@ def test_plan_jobs_ranking_and_report(sweep: Any, tmp_path: Path) -> None:
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
-    objectives = [float(row["val/accuracy"]) if "val/accuracy" in row else float(row["objective"]) for row in rows]
-    assert objectives == sorted(objectives, reverse=True)
+    means = [float(row["mean/best/val/accuracy"]) for row in rows]
+    assert means == sorted(means, reverse=True)
+    for rate in {row["optim.lr"] for row in rows}:
+        own = [float(row["best/val/accuracy"]) for row in rows if row["optim.lr"] == rate]
+        assert own == sorted(own, reverse=True)
+        assert sum(own) / 2 == pytest.approx(
+            next(float(r["mean/best/val/accuracy"]) for r in rows if r["optim.lr"] == rate)
+        )
     assert (folder / "report.html").stat().st_size > 1000
     for num, rate in enumerate((0.01, 0.01, 0.03, 0.03)):
         assert {value for (key, _), value in points(folder / str(num)).items() if key == "train/lr"} == {rate}
@@ -65,14 +71,14 @@ def test_plan_jobs_ranking_and_report(sweep: Any, tmp_path: Path) -> None:
     (folder / "report.html").mkdir()
     again = sweep(*GRID)
     assert again.returncode == 0, "a report that cannot be written fails no sweep"
-    assert "The report of the sweep could not be made: IsADirectoryError" in again.stdout + again.stderr
-    assert "4 jobs, 4 of them done already; 0 to run" in again.stdout
+    assert "The report of the sweep could not be written: IsADirectoryError" in again.stdout + again.stderr
+    assert "4 jobs, 4 already done; 0 to run" in again.stdout
     assert "started" not in again.stdout
 
     command = (folder / "multirun.yaml").read_text()
     other = sweep("optim.lr=0.01,0.05", "seed=0,1")
     assert other.returncode == 2
-    assert "holds another sweep: its job 2" in other.stderr
+    assert "contains another sweep: its job 2" in other.stderr
     assert (folder / "multirun.yaml").read_text() == command, "which `trainyard sweep resume` repeats"
 
 
@@ -97,12 +103,12 @@ def test_one_report_tells_of_all_errors(sweep: Any, tmp_path: Path) -> None:
     assert result.returncode == 2
     report = " ".join(result.stderr.split())
     assert report.startswith(
-        "Nothing was started. optim.momentum: 'momentum' given; accepted: a key of optim: _target_"
+        "Nothing was started. optim.momentum: 'momentum' is invalid. Expected a key of optim: _target_"
     )
     assert "in 4 of 12 jobs, first in #0: optim=adam optim.momentum=0.1 seed=1" in report
-    assert "seed: 'x' given; accepted: an integer of at least 0 and of at most 63 bits. in 2 of 12 jobs" in report
+    assert "seed: 'x' is invalid. Expected a non-negative integer of at most 63 bits. in 2 of 12 jobs" in report
     assert "of at most 63 bits. in 2 of 12 jobs, first in #5: optim=sgd" in report
-    assert "optim: 'nope' given; accepted: one of adagrad, adam," in report
+    assert "optim: 'nope' is invalid. Expected one of adagrad, adam," in report
     assert "in 4 of 12 jobs, first in #8: optim=nope" in report
     assert "Traceback" not in report
     assert list(tmp_path.iterdir()) == []
@@ -112,7 +118,7 @@ def test_a_directory_that_cannot_be_named_is_in_the_report(sweep: Any, tmp_path:
     result = sweep("seed=0,x", "hydra.sweep.subdir=${nothing}")
     assert result.returncode == 2
     report = " ".join(result.stderr.split())
-    assert report.startswith("Nothing was started. nothing: 'nothing' given")
+    assert report.startswith("Nothing was started. nothing: 'nothing' is invalid")
     assert "in 2 of 2 jobs, first in #0: seed=0" in report
 
 
@@ -131,7 +137,7 @@ def test_a_failing_job_is_told_and_the_others_go_on(sweep: Any, tmp_path: Path) 
     assert result.returncode == 1
     assert "FAILED  #1 seed=1: ArithmeticError: seed 1 is not for me" in result.stdout
     assert "failing.py" in result.stdout, "the traceback"
-    assert "1 of 3 jobs did not come to their end: #1" in result.stderr
+    assert "1 of 3 jobs did not finish: #1" in result.stderr
     states = {num: entry.state for num, entry in Manifest.open(tmp_path / "sweep").entries.items()}
     assert states == {0: "done", 1: "failed", 2: "done"}
 
@@ -161,9 +167,13 @@ def test_in_mlflow_the_jobs_lie_below_the_sweep(sweep: Any, tmp_path: Path) -> N
     assert "loop.max_epochs" not in children[0].data.params, "what does not vary is in the config artifact"
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"plan.txt", "results.csv", "report.html", "ranking.txt", "multirun.yaml"} <= files
-    best = max(children, key=lambda run: (run.data.metrics["best/val/accuracy"], -int(run.data.params["seed"])))
+    first = max(means, key=lambda run: (run.data.metrics["mean/val/accuracy"], -float(run.data.params["optim.lr"])))
+    own = [run for run in children if run.data.params["optim.lr"] == first.data.params["optim.lr"]]
+    best = max(own, key=lambda run: (run.data.metrics["best/val/accuracy"], -int(run.data.params["seed"])))
     tags, value = parent.data.tags, best.data.metrics["best/val/accuracy"]
-    assert float(tags["winner.value"]) == value == parent.data.metrics["best/val/accuracy"]
+    assert float(tags["winner.value"]) == value
+    assert float(tags["winner.mean"]) == first.data.metrics["mean/val/accuracy"]
+    assert parent.data.metrics["best/val/accuracy"] == max(r.data.metrics["best/val/accuracy"] for r in children)
     winner = client.get_run(tags["winner.run"])
     assert winner.data.metrics["best/val/accuracy"] == value
     assert (
@@ -334,7 +344,7 @@ def test_sweep_resume_repeats_the_command(tmp_path: Path) -> None:
     script = [sys.executable, "-m", "trainyard", "sweep", "resume"]
     resumed = forked.run([*script, str(folder)], env=_environment(tmp_path))
     assert resumed.returncode == 0, resumed.stderr
-    assert "of them done already" in resumed.stdout
+    assert "already done" in resumed.stdout
     assert {entry.state for entry in Manifest.open(folder).entries.values()} == {"done"}
     none = forked.run([*script, str(tmp_path)], env=_environment())
     assert none.returncode == 2

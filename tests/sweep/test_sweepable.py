@@ -78,7 +78,7 @@ class App(SweepableTask):
 
     def check(self, config):
         if config.x < 0:
-            raise TrainyardError(f"x: {config.x} given; accepted: a number of at least 0.")
+            raise TrainyardError(f"x: {config.x} is invalid. Expected a number of at least 0.")
 
     def at(self, position):
         return replace(self, position=position)
@@ -110,7 +110,7 @@ def test_an_object_of_a_script_by_itself(run: Any) -> None:
 
 def test_an_object_of_a_script_in_a_sweep(run: Any, tmp_path: Path) -> None:
     wrong = run("-m", "hydra.sweep.dir=s", "x=1,-2")
-    assert "x: -2 given; accepted: a number of at least 0." in wrong.stderr
+    assert "x: -2 is invalid. Expected a number of at least 0." in wrong.stderr
     assert not (tmp_path / "s/manifest.jsonl").exists()
     result = run("-m", "hydra.sweep.dir=s", "x=1,2")
     assert result.returncode == 0, result.stderr

@@ -65,10 +65,10 @@ def test_values_are_refused_in_one_report(run: Any, tmp_path: Path) -> None:
     assert result.returncode == 2, result.stdout
     assert result.stderr.splitlines() == [
         "Nothing was started.",
-        "objective: 'val/acuracy' given; accepted: a metric of this run: val/accuracy, val/top5, val/loss. "
+        "objective: No metric named 'val/acuracy'. This run computes val/accuracy, val/top5, val/loss. "
         "Did you mean 'val/accuracy'?",
         "    in 2 of 8 jobs, first in #1: seed=0 optim.lr=0.1 objective=val/acuracy",
-        "optim.lr: -1 given; accepted: a number of at least 0. Adam says: Invalid learning rate: -1.",
+        "optim.lr: -1 is invalid. Expected a number of at least 0. Adam says: Invalid learning rate: -1.",
         "    in 4 of 8 jobs, first in #2: seed=0 optim.lr=-1 objective=val/accuracy",
     ]
     assert set(tmp_path.iterdir()) == before
@@ -89,4 +89,4 @@ def test_an_application_of_its_own(run: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "s/manifest.jsonl").exists()
     killed = run("own.py", "-m", "+x=0,1", "hydra/launcher=local", "hydra.sweep.dir=s")
     assert killed.returncode == 0, killed.stderr
-    assert "The jobs' parts could not be tried before the start: " in killed.stdout
+    assert "The jobs could not be checked before the start: " in killed.stdout

@@ -82,8 +82,8 @@ def test_a_server_that_does_not_come_to_an_end(
     assert not shipment.running
     assert tracker._process.returncode == EXIT_STATUS[2]
     assert "2 records of run digits are not in MLflow" in str(shipment)
-    assert "MLflow gave no answer." in str(shipment)
-    assert "gave no answer for 1 s" in (tmp_path / LOG).read_text()
+    assert "MLflow did not respond." in str(shipment)
+    assert "did not respond for 1 s" in (tmp_path / LOG).read_text()
 
 
 def test_sync_with_a_server_that_trickles(
@@ -95,7 +95,7 @@ def test_sync_with_a_server_that_trickles(
         done = forked.run(command, cwd=".", env=environment | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}, timeout=LIMIT)
         assert not server.end.is_set()
     assert done.returncode == 1
-    assert "MLflow gave no answer for 1 s; try again later." in done.stdout
+    assert "MLflow did not respond for 1 s. Try again later." in done.stdout
 
 
 def test_what_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

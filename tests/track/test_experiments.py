@@ -35,7 +35,7 @@ def test_the_config_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"experiment": "x" * 501}, r"^experiment: 'x{40}… \(501 characters\)' given"),
+        ({"experiment": "x" * 501}, r"^experiment: 'x{40}… \(501 characters\)' is invalid"),
         ({"experiment": ["a"]}, r"^experiment: "),
         ({"experiment": ""}, r"^experiment: "),
         ({"run_name": [1]}, r"^run_name: "),
@@ -50,7 +50,7 @@ def test_names_that_mlflow_does_not_take(settings: dict[str, object], message: s
 def test_variables_that_mlflow_does_not_take(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in ("no id", "77"):  # that one is not in the database
         monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
-        with pytest.raises(ConfigError, match=rf"^MLFLOW_EXPERIMENT_ID: '{number}' given.*mlflow\.db"):
+        with pytest.raises(ConfigError, match=rf"^MLFLOW_EXPERIMENT_ID: '{number}' is invalid.*mlflow\.db"):
             MLflowTracker(uri=uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "x" * 501)
     with pytest.raises(ConfigError, match=r"^MLFLOW_EXPERIMENT_NAME: "):
@@ -62,7 +62,7 @@ def test_a_deleted_experiment_is_found_at_the_start(uri: str, monkeypatch: pytes
     number = client.create_experiment("it's old")
     assert chosen(uri=uri, experiment="it's old") == ("it's old", None)
     client.delete_experiment(number)
-    with pytest.raises(ConfigError, match=r"^experiment: \"it's old\" given.*restore it"):
+    with pytest.raises(ConfigError, match=r"^experiment: \"it's old\" is invalid.*restore it"):
         MLflowTracker(uri=uri, experiment="it's old")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
     with pytest.raises(ConfigError, match=r"^MLFLOW_EXPERIMENT_ID: .*restore it"):

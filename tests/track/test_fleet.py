@@ -85,7 +85,7 @@ def test_a_moment_of_work(
 
 
 def test_a_run_without_news(uri: str, new_run: Callable[..., Path]) -> None:
-    """A look at the journal's size tells that there is nothing to do."""
+    """A look at the journal's size tells that there are no jobs for it."""
     work_dir = new_run(uri)
     run = RunShipper(work_dir, Stores())
     assert not run.idle  # it is not in MLflow yet

@@ -352,7 +352,7 @@ def test_training_does_not_notice(
         assert f"trainyard sync {run.work_dir}" in str(shipment)
         assert sum(1 for _ in read(run.work_dir / "metrics.jsonl")) == 101
     assert "refused" in str(shipments["nothing"])
-    assert "MLflow gave no answer." in str(shipments["silence"])
+    assert "MLflow did not respond." in str(shipments["silence"])
     assert "500" in str(shipments["errors"])
     assert capfd.readouterr().err == ""
 

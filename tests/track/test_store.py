@@ -294,7 +294,7 @@ def test_uploads_that_fail_hold_nothing_up(
     later = ship(work_dir)
     assert later.complete
     assert later.error is None
-    assert later.notes == ("artifact gone.txt: the file is gone",)
+    assert later.notes == ("artifact gone.txt: the file no longer exists",)
     assert artifact(run_of(later), "a.txt").read_text() == "a"
 
 

@@ -187,6 +187,9 @@ class RayLauncher(LocalLauncher):
         return RaySettings.from_config(self.settings)
 
 
+PRUNING = ("pruner", "direction", "order")
+
+
 class GridSweeper(BasicSweeper):
     """Hydra's basic sweeper: every combination of what the command line lists.
 
@@ -201,6 +204,7 @@ class GridSweeper(BasicSweeper):
         zip, blocks, file, when: the settings that `trainyard.sweep.grid_settings.GridSettings` documents.
         pruner: node of the pruner that decides which jobs go on; None for none. It needs our launcher.
         direction, order: what it goes by: `trainyard.sweep.proposers.search_settings.grid_proposer`.
+        **unknown: settings that there are not; `sweep` refuses them.
     """
 
     def __init__(
@@ -214,8 +218,10 @@ class GridSweeper(BasicSweeper):
         pruner: Any = None,
         direction: str | None = None,
         order: str = "any",
+        **unknown: Any,
     ) -> None:
         super().__init__(max_batch_size, params)
+        self.unknown = unknown
         self.further = {"zip": zip, "blocks": blocks, "file": file, "when": when}
         self.pruner = pruner
         self.direction = direction
@@ -225,11 +231,16 @@ class GridSweeper(BasicSweeper):
         """Launch all batches.
 
         Raises:
+            ConfigError: a setting is unknown, or has another form.
             SweepFailedError: a job has failed; with a launcher of others, the error of the first one that has.
         """
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
+        if self.unknown:
+            from trainyard.sweep.proposers.given_settings import given_settings
+
+            given_settings(self.unknown, "grid", ("max_batch_size", "params", *self.further, *PRUNING))
         size = self.max_batch_size
         if size is not None:
             from trainyard.checks import integer  # not at the top: Hydra imports this module at every start

@@ -64,8 +64,8 @@ def check_trust(run: StoredRun, place: str, trust: bool) -> None:
     """
     if not (trust or own.is_own(run.info, run.directory)):
         raise TrainyardError(
-            f"{run.info.name} ({place}): is from elsewhere, and its config names code that would run. "
-            "If you trust it: --trust."
+            f"{run.info.name} ({place}): was not created by you, and its config names code that would run. "
+            "Pass --trust if you trust it."
         )
 
 
@@ -82,9 +82,7 @@ def from_config(run: StoredRun, folder: Path, directory: Path, lineage: Sequence
         TrainyardError: its config cannot be read, or holds a credential that was not written down.
     """
     if not run.config:
-        raise TrainyardError(
-            f"{run.directory}: no config.yaml that can be read. Without it the run cannot be repeated."
-        )
+        raise TrainyardError(f"{run.directory}: no readable config.yaml. The run cannot be repeated without it.")
     values = _repeatable(run, run.config)
     threads = run.history.tags.get("threads", "")
     if threads.isdecimal() and isinstance(values.get("env"), dict) and values["env"].get("threads", 0) is None:

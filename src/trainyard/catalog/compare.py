@@ -17,7 +17,7 @@ _ELSEWHERE = ("work_dir", "tracker.uri")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between runs, in their order.
+    """Differences between runs, in their order.
 
     Attributes:
         settings: the entries of the config.

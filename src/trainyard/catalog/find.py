@@ -42,7 +42,7 @@ def find(folders: Sequence[Path]) -> list[StoredRun]:
 
 
 def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
-    """Return the run that a user means.
+    """Return the run that a directory, name or ID refers to.
 
     Args:
         text: the run's directory or a file in it, the beginning of its id, its name, or the name of its directory.
@@ -56,7 +56,7 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         for directory in (path, *path.absolute().parents[:3]):
             if (directory / run_info.FILE).is_file() and not (directory / SWEEP).exists():
                 return StoredRun(directory, RunInfo.read(directory))
-        raise TrainyardError(f"{text}: not the directory of a run, nor a file in one (no {run_info.FILE}).")
+        raise TrainyardError(f"{text}: neither the directory of a run nor a file in one (no {run_info.FILE}).")
     folders = default_folders() if folders is None else folders
     runs = find(folders)
     where = " and ".join(str(folder) for folder in folders)
@@ -67,11 +67,11 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         names = [name for run in runs for name in (run.info.name, run.directory.name)]
         close = nearest(text, names)
         hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists them."
-        raise TrainyardError(f"{text!r}: no run of this name or id among the {len(runs)} in {where}.{hint}")
+        raise TrainyardError(f"{text!r}: no run with this name or ID among the {len(runs)} in {where}.{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     what = f"{text!r} is the name or id of {len(found)} runs in {where}"
-    raise TrainyardError(f"{what}; give the id or the directory of one:{shown}{more}")
+    raise TrainyardError(f"{what}; give the ID or directory of one:{shown}{more}")
 
 
 def _is_meant(run: StoredRun, text: str) -> bool:

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ class SweepJob:
         state: one of `ORDER`.
         value: what it returned, once it is done: its best objective, or several numbers by name.
         seconds: how long it took.
+        width: the number of jobs that trained with it in one program.
         error: why it failed.
         began: when its last attempt began, in unix seconds.
     """
@@ -43,6 +43,7 @@ class SweepJob:
     state: str = "waiting"
     value: Any = None
     seconds: float | None = None
+    width: int = 1
     error: str | None = None
     began: float | None = None
 
@@ -72,6 +73,7 @@ class StoredSweep:
     searched: bool = False
     goals: Goals | None = None
     _read_to: int = 0
+    _told: tuple[str | None, Direction] | None = None
 
     @classmethod
     def read(cls, directory: Path) -> StoredSweep:
@@ -110,16 +112,17 @@ class StoredSweep:
         """Whether a process runs the sweep: it holds the lock of the manifest."""
         return is_run(self.directory)
 
-    @cached_property
+    @property
     def _objective(self) -> tuple[str | None, Direction]:
         if self.goals is not None:
             return self.goals.names[0], self.goals.directions[0]
-        for job in self.jobs.values():
-            config = self.run_of(job).config
-            if config:
-                direction: Direction = "maximize" if config.get("direction") == "maximize" else "minimize"
-                return config.get("objective"), direction
-        return None, "minimize"
+        if self._told is None:  # of a sweep that has just begun, no job may have written its config yet
+            config = next((found for job in self.jobs.values() if (found := self.run_of(job).config)), None)
+            if config is None:
+                return None, "minimize"
+            direction: Direction = "maximize" if config.get("direction") == "maximize" else "minimize"
+            self._told = config.get("objective"), direction
+        return self._told
 
     @property
     def objective(self) -> str | None:
@@ -145,7 +148,7 @@ class StoredSweep:
                 overrides={key: given[num][key] for key in keys if key in given[num]},
                 state=job.state,
                 objective=None,
-                seconds=job.seconds,
+                seconds=None if job.seconds is None else job.seconds / job.width,
                 directory=self.directory / job.subdir,
                 error=job.error,
             ).graded(job.value, self.goals)
@@ -182,7 +185,8 @@ class StoredSweep:
             job = self.jobs[record["num"]]
             job.state, job.error = record["state"], record.get("error")
             job.value = record.get("objective", job.value)  # a job that goes on has the one so far
-            job.seconds = record.get("seconds", job.seconds)
+            if "seconds" in record:
+                job.seconds, job.width = record["seconds"], record.get("width", 1)
             job.began = record.get("time") if job.state == "running" else job.began
             return [job]
         return []

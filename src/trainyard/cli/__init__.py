@@ -23,14 +23,14 @@ COMMANDS = {
     "runs": "List runs, with a condition and an order.",
     "show": "Show one run: its numbers, settings, code and files.",
     "compare": "Compare runs: settings, code, environment, numbers.",
-    "tail": "Print the numbers of a run as they come.",
+    "tail": "Print the metrics of a run as they are recorded.",
     "rerun": "Run a run again with changes.",
     "reproduce": "Run a run again, and compare curves and weights.",
-    "sweep": "List, watch, continue, steer and report sweeps.",
-    "export": "Write the model of a run as safetensors, with a model card.",
-    "sync": "Ship runs to MLflow that it does not have.",
+    "sweep": "List, watch, continue, steer, report and export sweeps.",
+    "export": "Export the model of a run as safetensors, with a model card.",
+    "sync": "Upload runs to MLflow that it does not have yet.",
     "rm": "Remove runs.",
-    "gc": "Remove checkpoints that nobody will need.",
+    "gc": "Remove checkpoints that are no longer needed.",
     "schema": "Write JSON schemas of the configs, for editors.",
     "doctor": "Check the installation, the device and MLflow.",
 }
@@ -57,7 +57,7 @@ class _Commands(click.Group):
             close = nearest(args[0], COMMANDS)
             hint = f" Did you mean {close!r}?" if close else ""
             accepted = ", ".join(COMMANDS)
-            raise TrainyardError(f"trainyard: {args[0]!r} is no command; accepted: {accepted}.{hint}")
+            raise TrainyardError(f"trainyard: {args[0]!r} is not a command. Commands: {accepted}.{hint}")
         return super().resolve_command(ctx, args)
 
 

@@ -21,7 +21,7 @@ def command(runs: Sequence[str], json_: bool) -> None:
     """Compare RUNs: the settings, code and environment that differ, all numbers, and the curve of the objective."""
     found = [resolve(run) for run in runs]
     if len({run.directory.resolve() for run in found}) < 2:
-        raise TrainyardError("trainyard compare takes two or more runs that are not the same.")
+        raise TrainyardError("trainyard compare takes two or more different runs.")
     comparison = compare(found)
     if json_:
         print_json({"runs": [run.facts for run in found], **asdict(comparison)})

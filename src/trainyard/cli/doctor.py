@@ -117,7 +117,7 @@ def _tracking() -> Iterator[Finding]:
     if file := sqlite_file(uri):
         folder = Path(file).parent
         ok = os.access(file if Path(file).exists() else folder, os.W_OK)
-        yield Finding("MLflow", ok, f"{file}" if ok else f"{file} cannot be written; name another by tracker.uri")
+        yield Finding("MLflow", ok, f"{file}" if ok else f"{file} is not writable; set tracker.uri to another file")
     elif uri.startswith(("http://", "https://")):
         yield _try("MLflow", lambda: _ask(uri))
     else:
@@ -141,11 +141,11 @@ def _ask(uri: str) -> str:
         with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
             json.load(answer)
     except urllib.error.HTTPError as error:
-        raise RuntimeError(f"{redact(uri)} refuses: {error.code} {error.reason}") from error
+        raise RuntimeError(f"{redact(uri)} refused the request: {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise RuntimeError(f"{redact(uri)} does not answer: {error.reason}") from error
     except ValueError as error:
-        raise RuntimeError(f"{redact(uri)} is no MLflow server: its answer is no JSON") from error
+        raise RuntimeError(f"{redact(uri)} is not an MLflow server: its response is not JSON") from error
     return f"{redact(uri)} answers"
 
 

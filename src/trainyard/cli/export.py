@@ -22,9 +22,11 @@ BEST = "best.pt"
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="A folder that is empty, or new.",
+    help="Output folder; must be empty or new.",
 )
-@click.option("--checkpoint", "name", metavar="NAME", help="One of checkpoints/; the best else, or the newest.")
+@click.option(
+    "--checkpoint", "name", metavar="NAME", help="Name of a file in checkpoints/ (default: the best, or the newest)."
+)
 def command(run: str, folder: Path, name: str | None) -> None:
     """Write the model of a RUN into DIR: model.safetensors, config.yaml, and a model card (README.md).
 
@@ -35,7 +37,7 @@ def command(run: str, folder: Path, name: str | None) -> None:
     if not names:
         raise TrainyardError(f"{found.directory}: no checkpoints, so there is no model to export.")
     if not found.config:
-        raise TrainyardError(f"{found.directory}: no config.yaml that can be read, which says what the model is.")
+        raise TrainyardError(f"{found.directory}: no readable config.yaml, which defines the model.")
     if name is not None and name not in names:
         raise ConfigError("--checkpoint", name, f"one of {', '.join(names)}", options=names)
     chosen = name or (BEST if BEST in names else max(found.checkpoints, key=lambda path: path.stat().st_mtime_ns).name)
@@ -83,7 +85,7 @@ def card(run: StoredRun, checkpoint: str) -> str:
         'predictions = trainyard.load("FOLDER").predict(inputs)',
         "```",
         "",
-        "To train on from these weights: `load_from=FOLDER/model.safetensors`.",
+        "To start a training from these weights: `load_from=FOLDER/model.safetensors`.",
     ]
     return "\n".join([*lines, ""])
 

@@ -17,8 +17,8 @@ from trainyard.files import remove
 
 @click.command("gc")
 @click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path))
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
     """Remove the checkpoints of the runs in FOLDERs, but the best of each, and what killed processes left behind.
 
@@ -31,7 +31,7 @@ def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
     runs = find(folders or default_folders())
     training = sum(run.state == "running" for run in runs)
     if training:
-        click.echo(f"{training} of {len(runs)} runs are training and are left alone.")
+        click.echo(f"{training} of {len(runs)} runs are training and are skipped.")
     found = [(run, paths) for run in runs if (paths := garbage(run))]
     files = [path for _, paths in found for path in paths]
     if not files:

@@ -18,4 +18,4 @@ def command(name: str) -> None:
     from trainyard.quoting import shell_path
 
     folder = create(name, Path())
-    click.echo(f"{folder} is made. Then:\n\n    cd {shell_path(folder)}\n    python train.py")
+    click.echo(f"Created {folder}. Next:\n\n    cd {shell_path(folder)}\n    python train.py")

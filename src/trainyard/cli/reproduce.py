@@ -28,9 +28,11 @@ _IDS = 32  # characters of an id of MLflow's
 
 @click.command("reproduce")
 @click.argument("run", type=RUN)
-@click.option("--uri", metavar="URI", help="The MLflow store of a RUN that is not here; else MLFLOW_TRACKING_URI.")
-@click.option("--to", "directory", type=click.Path(path_type=Path), metavar="DIR", help="The new run's directory.")
-@click.option("--trust", is_flag=True, help="Also a RUN from elsewhere: its config names code that runs.")
+@click.option(
+    "--uri", metavar="URI", help="MLflow store of a RUN that is not on this machine (default: MLFLOW_TRACKING_URI)."
+)
+@click.option("--to", "directory", type=click.Path(path_type=Path), metavar="DIR", help="Directory of the new run.")
+@click.option("--trust", is_flag=True, help="Allow a RUN that you did not create. Its config can run any code.")
 @as_json
 def command(run: str, uri: str | None, directory: Path | None, trust: bool, json_: bool) -> None:
     """Run a RUN again from its resolved config, without tracking, and compare curves and weights.
@@ -41,7 +43,7 @@ def command(run: str, uri: str | None, directory: Path | None, trust: bool, json
     what else differs: code, versions, data, device.
     """
     if directory is not None and (directory / "run.json").exists():
-        raise TrainyardError(f"--to: {directory} holds a run.")
+        raise TrainyardError(f"--to: {directory} already contains a run.")
     directory = directory or new_directory()
     with ExitStack() as folders:
         then = stored(run, uri, trust, folders)
@@ -116,7 +118,7 @@ def _lines(found: Reproduction) -> list[str]:
     else:
         lines.append(f"curves: identical ({counted})")
     if found.weights is None:
-        lines.append("weights: not compared, since there are no checkpoints of one name")
+        lines.append("weights: not compared, because the runs have no checkpoint of the same name")
     elif found.weights:
         lines.append(f"weights: {len(found.weights)} tensors differ")
         lines += [f"  {name}" for name in found.weights[:_SHOWN]]

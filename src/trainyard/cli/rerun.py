@@ -16,9 +16,11 @@ from trainyard.cli.reproduce import start, stored
 @click.command("rerun")
 @click.argument("run", type=RUN)
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
-@click.option("--multirun", "-m", is_flag=True, help="A sweep over the changes.")
-@click.option("--uri", metavar="URI", help="The MLflow store of a RUN that is not here; else MLFLOW_TRACKING_URI.")
-@click.option("--trust", is_flag=True, help="Also a RUN from elsewhere: what it names is code that runs.")
+@click.option("--multirun", "-m", is_flag=True, help="Run a sweep over the changes.")
+@click.option(
+    "--uri", metavar="URI", help="MLflow store of a RUN that is not on this machine (default: MLFLOW_TRACKING_URI)."
+)
+@click.option("--trust", is_flag=True, help="Allow a RUN that you did not create. Its config can run any code.")
 def command(run: str, changes: Sequence[str], multirun: bool, uri: str | None, trust: bool) -> None:
     """Run the command of a RUN again, with KEY=VALUE in place of its own overrides, from the configs as they are now.
 

@@ -16,7 +16,7 @@ from trainyard.errors import TrainyardError
 
 @click.command("rm")
 @click.argument("runs", type=RUN, nargs=-1, required=True, metavar="RUN...")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 def command(runs: Sequence[str], yes: bool) -> None:
     """Remove the directories of RUNs, with their checkpoints. What is in MLflow stays.
 
@@ -25,7 +25,7 @@ def command(runs: Sequence[str], yes: bool) -> None:
     found = list({run.directory.resolve(): run for run in map(resolve, runs)}.values())
     for run in found:
         if run.state == "running":
-            raise TrainyardError(f"{run.directory}: this run is training. End it first (Ctrl-C, or SIGTERM).")
+            raise TrainyardError(f"{run.directory}: this run is training. Stop it first (Ctrl-C or SIGTERM).")
     for run in found:
         click.echo(f"{run.info.name}  {run.state}  {run.directory}")
     click.echo(f"{len(found)} runs: {size(freed([run.directory for run in found]))}.")

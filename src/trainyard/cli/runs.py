@@ -18,8 +18,8 @@ from trainyard.sweep.report.rows import duration
 @click.command("runs")
 @click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path))
 @click.option("--where", "condition", metavar="CONDITION", help="For example 'val/accuracy>0.9 and optim.lr<1e-2'.")
-@click.option("--sort", metavar="NAME", help="A metric, a setting or a fact; -NAME for the highest first.")
-@click.option("--columns", metavar="NAME,...", help="Further metrics and settings to show.")
+@click.option("--sort", metavar="NAME", help="Sort by a metric, setting or fact; -NAME sorts in descending order.")
+@click.option("--columns", metavar="NAME,...", help="Additional metrics and settings to show.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show the first N.")
 @as_json
 def command(
@@ -52,7 +52,7 @@ def command(
         print_json([_record(run, extra) for run in shown])
         return
     if not runs:
-        click.echo("No runs here." if condition is None else "No run meets the condition.")
+        click.echo("No runs here." if condition is None else "No run matches the condition.")
         return
     headers = ["id", "name", "state", "epoch", "objective", "best", *extra, "started", "time", "directory"]
     print_table(headers, [_row(run, extra) for run in shown], right=("epoch", "best", "time", *extra))

@@ -14,9 +14,13 @@ from trainyard.errors import TrainyardError
 @click.command("schema")
 @click.argument("configs", metavar="[CONF]", default="conf", type=click.Path(path_type=Path))
 @click.option(
-    "--to", "folder", type=click.Path(path_type=Path), metavar="DIR", help="For the schemas; else schemas beside CONF."
+    "--to",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for the schemas (default: schemas next to CONF).",
 )
-@click.option("--modelines", is_flag=True, help="Put a first line into each config of CONF that names its schema.")
+@click.option("--modelines", is_flag=True, help="Add a first line that names the schema to each config in CONF.")
 def command(configs: Path, folder: Path | None, modelines: bool) -> None:
     """Write JSON schemas of the config groups in CONF (conf), from the signatures and docstrings of what they name.
 
@@ -24,7 +28,7 @@ def command(configs: Path, folder: Path | None, modelines: bool) -> None:
     those of your own classes, too, and shows what each argument means.
     """
     if not configs.is_dir():
-        raise TrainyardError(f"{configs}: no such folder. It is that of your configs.")
+        raise TrainyardError(f"{configs}: no such folder. CONF is the folder of your configs.")
     from trainyard.config.schema_files import put_modelines, schemas, write
     from trainyard.train import own_configs
 
@@ -35,4 +39,4 @@ def command(configs: Path, folder: Path | None, modelines: bool) -> None:
     files = write(found, folder)
     click.echo(f"{len(files)} schemas in {folder}")
     if modelines:
-        click.echo(f"{len(put_modelines(configs, folder))} configs name theirs now.")
+        click.echo(f"{len(put_modelines(configs, folder))} configs now name their schema.")

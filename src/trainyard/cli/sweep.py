@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 import click
 
 from trainyard.cli.output import as_json, date, number, print_json, print_table
+from trainyard.cli.sweep_report import export, print_ranking, record, report
 from trainyard.errors import ConfigError, TrainyardError
 
 if TYPE_CHECKING:
-    from trainyard.catalog.stored_sweep import StoredSweep
     from trainyard.sweep.steering import Action
 
 _DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 _JOB = click.argument("job", metavar="JOB")
 _WAIT = click.option(
-    "--wait", type=float, default=10.0, show_default=True, metavar="SECONDS", help="How long to wait for the answer."
+    "--wait", type=float, default=10.0, show_default=True, metavar="SECONDS", help="Seconds to wait for the answer."
 )
 
 
 @click.group("sweep")
 def command() -> None:
-    """List, watch, continue, steer and report sweeps.
+    """List, watch, continue, steer, report and export sweeps.
 
     DIR is the directory of a sweep, JOB the number of a job in it.
     """
@@ -43,7 +43,7 @@ def ls(folders: Sequence[Path], json_: bool) -> None:
         if not folder.is_dir():
             raise TrainyardError(f"{folder}: no such folder.")
     sweeps = find_sweeps(folders or default_folders())
-    records = [_record(sweep) for sweep in sweeps]
+    records = [record(sweep) for sweep in sweeps]
     if json_:
         print_json(records)
         return
@@ -82,11 +82,11 @@ def attach(directory: Path) -> None:
         try:
             detached.attach(directory)
         except KeyboardInterrupt:
-            click.echo("\nThe sweep goes on.")
+            click.echo("\nThe sweep continues.")
         return
     sweep = StoredSweep.read(directory)
     if watch(sweep):
-        _print_ranking(sweep)
+        print_ranking(sweep)
 
 
 @command.command("resume")
@@ -96,7 +96,7 @@ def attach(directory: Path) -> None:
     "--app",
     type=click.Path(path_type=Path),
     metavar="SCRIPT",
-    help="The sweep's program, where it is not found: it was moved, say.",
+    help="Script of the sweep, if it was moved.",
 )
 @_WAIT
 def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> None:
@@ -106,7 +106,7 @@ def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> N
     """
     if job is not None:
         if app is not None:
-            raise ConfigError("--app", str(app), "no JOB with it: it is for a sweep as a whole")
+            raise ConfigError("--app", str(app), "no JOB, because it applies to a whole sweep")
         _steer(directory, "resume", job, (), wait)
         return
     from trainyard.sweep.continuing import go_on
@@ -157,62 +157,8 @@ def clone(directory: Path, job: str, overrides: Sequence[str], wait: float) -> N
     _steer(directory, "clone", job, overrides, wait)
 
 
-@command.command("report")
-@_DIRECTORY
-@as_json
-def report(directory: Path, json_: bool) -> None:
-    """Print the ranking of a sweep, running or not, and write report.html, results.csv and results.parquet anew."""
-    from trainyard.catalog.stored_sweep import StoredSweep
-
-    sweep = StoredSweep.read(directory)
-    if not sweep.jobs:
-        raise TrainyardError(f"{directory}: this sweep has no jobs yet.")
-    from trainyard.sweep.report import html, rank, result_files
-
-    rows = sweep.rows()
-    files = list(result_files.write(rows, directory, sweep.direction))
-    title = f"{directory.absolute().parent.name} {directory.absolute().name}"
-    of, better = sweep.objective, sweep.direction
-    page = html.write(
-        rows, directory, title=title, objective=of, direction=better, searched=sweep.searched, goals=sweep.goals
-    )
-    files.append(page)
-    if json_:
-        ranking = [vars(row) | {"directory": str(row.directory)} for row in rank(rows, sweep.direction)]
-        print_json({**_record(sweep), "jobs": ranking, "files": [str(file) for file in files]})
-        return
-    _print_ranking(sweep)
-    click.echo(f"Report: {files[-1]}")
-
-
-def _record(sweep: StoredSweep) -> dict[str, object]:
-    from trainyard.sweep.report.ranking import rank
-    from trainyard.sweep.report.rows import front_of
-
-    rows = sweep.rows()
-    first = next((row for row in rank(rows, sweep.direction) if row.ranked), None)
-    return {
-        "directory": str(sweep.directory),
-        "running": sweep.running,
-        "started": sweep.started,
-        "states": {job.num: job.state for job in sweep.jobs.values()},
-        "objective": sweep.objective,
-        "best": None if first is None else first.objective,
-        "best_job": None if first is None else first.num,
-        "pareto_front": [num for num, front in front_of(rows).items() if front == 1],
-    }
-
-
-def _print_ranking(sweep: StoredSweep) -> None:
-    from rich.console import Console
-
-    from trainyard.sweep.report import table, text
-
-    ranking = table(sweep.rows(), sweep.objective, sweep.direction)
-    if sys.stdout.isatty():
-        Console().print(ranking)
-    else:
-        click.echo(text(ranking))
+command.add_command(report)
+command.add_command(export)
 
 
 def _steer(directory: Path, action: Action, job: str, overrides: Sequence[str], wait: float) -> None:

@@ -15,9 +15,11 @@ from trainyard.errors import TrainyardError
 
 @click.command("sync")
 @click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path))
-@click.option("--uri", metavar="URI", help="The MLflow store; else the one that each run has recorded.")
+@click.option("--uri", metavar="URI", help="MLflow store (default: the one recorded in each run).")
 @click.option(
-    "--experiment", metavar="NAME", help="Where to make runs that MLflow does not have; else as each run has recorded."
+    "--experiment",
+    metavar="NAME",
+    help="Experiment of runs that MLflow does not have yet (default: as recorded in each run).",
 )
 @click.option(
     "--trust",

@@ -20,11 +20,17 @@ _PAUSE = 0.3  # seconds between two readings
 @click.command("tail")
 @click.argument("run", type=RUN)
 @click.option(
-    "-n", "--lines", type=click.IntRange(min=0), default=10, show_default=True, help="Begin with the last N lines."
+    "-n", "--lines", type=click.IntRange(min=0), default=10, show_default=True, help="Start with the last N lines."
 )
-@click.option("--follow/--no-follow", "-f/-F", default=True, help="Wait for more while the run trains (the default).")
-@click.option("--metric", "prefix", default="", metavar="PREFIX", help="Only metrics that begin so: val/, train/loss.")
-@click.option("--json", "json_", is_flag=True, help="Print the journal's records, one a line.")
+@click.option("--follow/--no-follow", "-f/-F", default=True, help="Keep printing while the run trains (default).")
+@click.option(
+    "--metric",
+    "prefix",
+    default="",
+    metavar="PREFIX",
+    help="Only metrics with this prefix, such as val/ or train/loss.",
+)
+@click.option("--json", "json_", is_flag=True, help="Print the journal's records, one per line.")
 def command(run: str, lines: int, follow: bool, prefix: str, json_: bool) -> None:
     """Print the numbers of a RUN, and more as they come, until the run ends. Ctrl-C ends this command only."""
     found = resolve(run)

@@ -20,8 +20,8 @@ UNKNOWN = object()
 
 LISTS = (list, tuple, Sequence, MutableSequence, Collection, Iterable)
 MAPPINGS = (dict, Mapping, MutableMapping)
-_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
-_PLURALS = {bool: "booleans", int: "integers", float: "numbers", str: "texts"}
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
+_PLURALS = {bool: "booleans", int: "integers", float: "numbers", str: "strings"}
 _TRUTH = dict.fromkeys(("no", "off", "n", "false"), "false") | dict.fromkeys(("yes", "on", "y", "true"), "true")
 
 
@@ -138,7 +138,7 @@ def in_words(hint: Any) -> str:
 def _refusal(key: str, value: Any, hint: Any) -> ConfigError:
     names = [option for each in options_of(hint) if get_origin(each) is Literal for option in get_args(each)]
     spelled = _TRUTH.get(value.lower()) if isinstance(value, str) and bool in options_of(hint) else None
-    guess = f"Did you mean {spelled}? A text is not a truth value." if spelled else ""
+    guess = f"Did you mean {spelled}? A string is not a boolean." if spelled else ""
     return ConfigError(key, value, in_words(hint), hint=guess, options=[str(name) for name in names])
 
 
@@ -180,6 +180,10 @@ def _word(hint: Any) -> str:
     kind, arguments = get_origin(hint) or hint, get_args(hint)
     if kind in MAPPINGS:
         return "a mapping"
+    if kind is Callable:
+        return "a function"
+    if kind not in LISTS:
+        return f"an object of class {kind.__name__}" if isinstance(kind, type) else "another value"
     if kind is tuple and arguments and arguments[-1] is not ...:
         count, entries = f"{len(arguments)} ", set(arguments)
     else:

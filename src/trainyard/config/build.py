@@ -106,10 +106,10 @@ def _is_too_large(error: BaseException | None) -> bool:
 def _too_large(key: str, node: Any, error: BaseException | None) -> ConfigError:
     """Return the error for a size that memory cannot hold; it names the largest number of the node."""
     found = re.search(r"allocate (\d+) bytes", str(error))
-    said = f"{int(found[1]) / 2**30:.0f} GiB are asked for" if found else str(error).partition("\n")[0].rstrip(".")
+    said = f"{int(found[1]) / 2**30:.0f} GiB are needed" if found else str(error).partition("\n")[0].rstrip(".")
     plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     key, largest = max(_integers(plain, key), key=lambda each: each[1], default=(key, 0))
-    return ConfigError(key, largest, "a size that the memory of this machine holds", hint=f"{said}.")
+    return ConfigError(key, largest, "a size that fits into the memory of this machine", hint=f"{said}.")
 
 
 def _integers(value: Any, key: str) -> Iterator[tuple[str, int]]:
@@ -166,7 +166,7 @@ def build_all(values: Any, key: str) -> dict[str, Any]:
         ConfigError: the value is not a mapping, or an entry cannot be built.
     """
     if values is not None and not isinstance(values, Mapping):
-        raise ConfigError(key, type(values).__name__, "a mapping of names, each to an object or its config")
+        raise ConfigError(key, type(values).__name__, "a mapping from names to objects or their configs")
     return {name: build(value, f"{key}.{name}") for name, value in (values or {}).items() if value is not None}
 
 
@@ -203,12 +203,12 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
     if name in _OWN_DEFAULT:
         return (facts or {}).get(name)
     if facts is None:
-        raise ConfigError(key, AUTO, "a value, since there is no data to take it from")
+        raise ConfigError(key, AUTO, "a value, because there is no data to infer it from")
     if name not in facts and _INSTEAD.get(name) in facts:
         name = _INSTEAD[name]
     if name not in facts:
         known = ", ".join(sorted(facts)) or "nothing of that kind"
-        raise ConfigError(key, AUTO, f"a value: this data tells {known}", options=facts)
+        raise ConfigError(key, AUTO, f"a value: this data defines {known}", options=facts)
     return facts[name]
 
 
@@ -253,7 +253,7 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
     required = [name for name in taken[positional:] if parameters[name].default is inspect.Parameter.empty]
     for name in required:
         if name not in node:
-            hint = "With `_partial_: true` the run gives it." if "_partial_" in node else ""
+            hint = "With `_partial_: true`, the run passes it." if "_partial_" in node else ""
             raise ConfigError(f"{key}.{name}", None, f"a value: {node['_target_']} needs it", hint=hint)
 
 
@@ -286,17 +286,17 @@ def locate(path: Any, key: str) -> Callable[..., Any]:
         return path  # type: ignore[no-any-return]
     parts = tuple(str(path).split("."))
     if not all(parts):  # importlib does not accept empty parts
-        raise ConfigError(key, path, "a dotted path that imports")
+        raise ConfigError(key, path, "an importable dotted path")
     module, depth = _import_longest(parts, key)
     if module is None:
         extra = f"Install it with: pip install 'trainyard[{_EXTRAS[parts[0]]}]'" if parts[0] in _EXTRAS else ""
-        raise ConfigError(key, path, f"a dotted path that imports: there is no module {parts[0]!r}", hint=extra)
+        raise ConfigError(key, path, f"an importable dotted path: there is no module {parts[0]!r}", hint=extra)
     found: Any = module
     for name in parts[depth:]:
         if not hasattr(found, name):
             where = ".".join(parts[:depth])
             raise ConfigError(
-                key, path, f"a dotted path that imports: {where} has no {name!r}", options=_paths(where, found)
+                key, path, f"an importable dotted path: {where} has no {name!r}", options=_paths(where, found)
             )
         found = getattr(found, name)
         depth += 1
@@ -315,7 +315,7 @@ def _import_longest(parts: tuple[str, ...], key: str) -> tuple[ModuleType | None
         except ModuleNotFoundError as error:
             if error.name is not None and not f"{name}.".startswith(f"{error.name}."):
                 raise ConfigError(
-                    key, ".".join(parts), "a dotted path that imports", hint=f"Importing {name} failed: {error}."
+                    key, ".".join(parts), "an importable dotted path", hint=f"Importing {name} failed: {error}."
                 ) from error
             break
     return module, depth

@@ -32,7 +32,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
         shown = next((flag for flag in flags if flag.partition("=")[0] in SHOWS), None)
         if shown is not None:
             raise TrainyardError(
-                f"{shown} shows the config of one run: leave -m out, and choose one value of each key. "
+                f"{shown} shows the config of one run: omit -m and give one value per key. "
                 "hydra.launcher.dry_run=true shows the jobs of a sweep."
             )
         overrides = _of_each_job(overrides)

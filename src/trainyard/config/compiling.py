@@ -38,7 +38,7 @@ def compile_arguments(given: Any) -> dict[str, Any] | None:
     arguments = {str(name): value for name, value in given.items() if value is not None}
     if "mode" in arguments:
         if "options" in arguments:
-            raise ConfigError("compile.options", given["options"], "null where there is a mode")
+            raise ConfigError("compile.options", given["options"], "null, because mode is set")
         _check_mode("compile.mode", given["mode"])
     return arguments
 
@@ -61,7 +61,7 @@ def check_capture(given: Any, device: str = "cuda") -> None:
     if not (isinstance(given, bool) or given == "auto"):
         raise ConfigError("capture", given, "auto, true or false", options=("auto", "true", "false"))
     if given is True and device != "cuda":
-        hint = f"The device of this run is {device}: there are no CUDA graphs on it."
+        hint = f"This run uses the device {device}, which has no CUDA graphs."
         raise ConfigError("capture", True, "auto or false", hint=hint)
 
 

@@ -32,6 +32,7 @@ PACKAGES = {
     },
 }
 """Hydra's plugins that are packages of their own, by group and option."""
+PLUGINS = ("hydra.sweeper", "hydra.launcher")
 SYNONYMS = {
     "epochs": "max_epochs",
     "num_epochs": "max_epochs",
@@ -63,15 +64,13 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         hint = f"{option} comes with a package: pip install {package}" if package else ""
         return ConfigError(group or "config", option, f"one of {', '.join(options)}", options=options, hint=hint)
     if isinstance(error, OverrideParseException):
-        return TrainyardError(f"{error.override!r} cannot be read as an override: {_how_to_quote(error)}")
+        return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
     if isinstance(error, ConfigCompositionException) and (told := _explain_sweep(str(error))):
         return told
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _explain_key(error, overrides, config_dir, config_name)
     if isinstance(error, OSError):  # Hydra makes the directory before it calls the task
-        return ConfigError(
-            "hydra.run.dir", error.filename, "a directory that can be made and written", hint=f"{error.strerror}."
-        )
+        return ConfigError("hydra.run.dir", error.filename, "a writable directory", hint=f"{error.strerror}.")
     if isinstance(error, ValueError | TypeError) and (told := _explain_choice(overrides, config_dir)):
         return told
     mark = getattr(error, "problem_mark", None)
@@ -100,10 +99,15 @@ def _explain_key(
         meant = [] if "." in key else _of_that_name(cfg, name)
         hint = _how_to_add(key) if not meant else f"Did you mean {' or '.join(meant)}?"
         return ConfigError(key, name, "a group or key of this config", options=() if meant else options, hint=hint)
+    if parent in PLUGINS:  # a plugin refuses an argument that it does not have, also one that is added
+        options = [option for option in options if not option.startswith("_")]
+        chosen = OmegaConf.select(cfg, f"hydra.runtime.choices.{parent.replace('.', '/')}")
+        accepted = f"a setting of {parent.replace('.', '/')}={chosen}: {', '.join(options)}"
+        return ConfigError(key, name, accepted, options=options)
     chosen_with = name in _options(parent.replace(".", "/"), config_dir)
-    hint = f"{name} is an option of {parent} that is not chosen." if chosen_with else _how_to_add(key)
+    hint = f"{name} is an option of {parent} that is not selected." if chosen_with else _how_to_add(key)
     if chosen_with and parent == "hook":
-        hint = f"{hint[:-1]}: hook={name} adds it."
+        hint = f"{hint[:-1]}: hook={name} selects it."
     return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", options=options, hint=hint)
 
 
@@ -114,8 +118,8 @@ def _explain_value(error: Exception, key: str) -> TrainyardError:
     if added is None:
         return TrainyardError(f"{key}: {_first_line(cause)}")
     return TrainyardError(
-        f"{key}: {added[1]!r} is no key of it: a mapping changes the keys that are there, also those that an override "
-        f"before it has set. A new key is added with +{key}.{added[1]}=…"
+        f"{key}: it has no key {added[1]!r}. A mapping can only change existing keys, "
+        f"including those set by an earlier override. Add a new key with +{key}.{added[1]}=…"
     )
 
 
@@ -127,15 +131,13 @@ def _explain_sweep(text: str) -> TrainyardError | None:
     key, _, value = given[1].partition("=")
     key = key.lstrip("+")
     if text.startswith("Sweeping over Hydra's"):
-        return ConfigError(key, value, "one value: keys of hydra are those of the whole sweep")
+        return ConfigError(key, value, "one value, because hydra keys apply to the whole sweep")
     if text.startswith("Ambiguous value"):
         text_of = quote(f'{key}="{value}"')
-        choose = f"to train with each of them, give -m; a list is {key}=[{value}], a text is {text_of}"
-        return ConfigError(key, value, f"one value. Several are a sweep: {choose}")
+        choose = f"To train with each of them, pass -m. A list is {key}=[{value}]; a string is {text_of}"
+        return ConfigError(key, value, f"one value. {choose}")
     if "requires --multirun" in text:
-        hint = (
-            "-m starts a sweep. A range of numbers, interval(…), is for a sweeper that draws from it: hydra/sweeper=…"
-        )
+        hint = "-m starts a sweep. A range, interval(…), needs a sweeper that samples from it: hydra/sweeper=…"
         return ConfigError(key, value, "one value", hint=hint if "interval" in value else "-m starts a sweep.")
     return None
 
@@ -146,7 +148,7 @@ def _explain_interval(error: HydraException, overrides: Sequence[str]) -> Config
         return None
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.is_interval_sweep():
-            hint = "A range of numbers is searched with hydra/sweeper=search."
+            hint = "To search a range of numbers, use hydra/sweeper=search."
             given = str(override.input_line).partition("=")[2]
             return ConfigError(override.key_or_group, given, "values: 1,2, choice(1,2) or range(1,3)", hint=hint)
     return None
@@ -173,7 +175,7 @@ def _how_to_quote(error: OverrideParseException) -> str:
         except HydraException:
             pass
         else:
-            return f"a text with such characters is quoted, {quote(line)}."
+            return f"quote a string with such characters: {quote(line)}."
     return _first_line(error)
 
 
@@ -202,7 +204,7 @@ def _is_choice(value: Any) -> bool:
 
 
 def _how_to_add(key: str) -> str:
-    return f"A new key is added with +{key}=…"
+    return f"To add a new key, use +{key}=…"
 
 
 def _composed_without(
@@ -213,7 +215,7 @@ def _composed_without(
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir, **VERSION_BASE):
-            for attempt in (others, []):
+            for attempt in (others, _of_one_value(others), []):
                 try:
                     cfg = compose(config_name, overrides=list(attempt), return_hydra_config=True)
                 except (HydraException, OmegaConfBaseException):
@@ -223,6 +225,12 @@ def _composed_without(
     finally:
         GlobalHydra.instance().clear()
     return DictConfig({}), []
+
+
+def _of_one_value(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those of a sweep, which give a key several values."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
 
 
 def _options(group: str, config_dir: str) -> list[str]:

@@ -82,7 +82,7 @@ def of_whole(named: Iterable[str], comments: Mapping[str, str], tell: Callable[[
     properties |= {part: {"$ref": "#/definitions/value"} for part in PARTS}
     return {
         "$schema": _DRAFT,
-        "title": "A config of a training",
+        "title": "A training config",
         "type": "object",
         "properties": properties,
         "definitions": _definitions(named, tell),

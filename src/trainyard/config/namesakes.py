@@ -72,16 +72,16 @@ def check_hook_names(cfg: DictConfig) -> None:
         raw: Any = OmegaConf.to_container(cfg, resolve=False)
         for each in lost:
             if _is_set_back(each, raw):
-                again = f"hook/{each.by}.yaml sets it back"
+                again = f"hook/{each.by}.yaml resets it"
                 if each.later != each.by:
-                    again = f"{each.later} brings hook/{each.by}.yaml again, which sets it back"
+                    again = f"{each.later} includes hook/{each.by}.yaml again, which resets it"
                 way = f"Choose {each.option} after {each.later}"
                 if each.option == each.later:
                     way = f"Name {each.file} last in the defaults list of hook/{each.option}.yaml"
                 raise ConfigError(
                     each.key,
                     each.value,
-                    f"{each.back!r} where hook/{each.file}.yaml is not the last: {again}",
+                    f"{each.back!r}, because hook/{each.file}.yaml is not the last: {again}",
                     hint=f"{way}, or set {each.key} on the command line.",
                 )
 
@@ -140,8 +140,8 @@ def _lost(options: tuple[str, ...], sources: Sources) -> tuple[_Lost, ...]:
                     raise ConfigError(
                         f"hook.{key[0]}",
                         value,
-                        f"one hook of that name, where hook/{other.name}.yaml has {before}",
-                        hint=f"Give the one in hook/{file.name}.yaml another name; or, to have it replace the other, "
+                        f"only one hook with this name: hook/{other.name}.yaml has {before}",
+                        hint=f"Rename the hook in hook/{file.name}.yaml, or, to replace the other, "
                         f"put `defaults: [{other.name}, _self_]` at its top.",
                     )
             writes[key] = index, value

@@ -90,10 +90,10 @@ def _explained(cfg: DictConfig, key: str, error: OmegaConfBaseException) -> Conf
     said = str(error).splitlines()[0].rstrip(".")
     hint = f"{said}."
     if "${hydra:" in str(given):
-        hint = f"{said}: ${{hydra:…}} has a value in an application of Hydra's (hydra.main) only."
+        hint = f"{said}: ${{hydra:…}} has a value only in a Hydra application (hydra.main)."
     elif "Unsupported interpolation type" in said:
-        hint = f"{said}: OmegaConf.register_new_resolver makes it known, before the config is used."
-    return ConfigError(full, given, "an interpolation that resolves", hint=hint)
+        hint = f"{said}: Register it with OmegaConf.register_new_resolver before the config is used."
+    return ConfigError(full, given, "an interpolation that can be resolved", hint=hint)
 
 
 def _written(cfg: DictConfig, key: str) -> Any:

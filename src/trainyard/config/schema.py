@@ -74,7 +74,7 @@ _READERS = {
 }
 PRIORITY = "trainyard.runner.dispatch.priority"
 CLIP = "trainyard.step.clip.make_clip"
-_TEXTS = {"str": "a text", "str | None": "a text or null"}
+_TEXTS = {"str": "a string", "str | None": "a string or null"}
 
 
 # Parts of configs that were checked: the jobs of a sweep share most of theirs.
@@ -231,13 +231,13 @@ def _check_settings(values: dict[str, Any]) -> None:
     choice("accumulate_by", settings["accumulate_by"], ("items", "batches"))
     boolean("sanity_check", settings["sanity_check"])
     if boolean("quick", settings["quick"]) and mode != "train":
-        raise ConfigError("quick", True, f"false, as mode={mode} trains nothing")
+        raise ConfigError("quick", True, f"false, because mode={mode} does not train")
     compile_arguments(settings["compile"])
     check_capture(settings["capture"])
     if not isinstance(resume, bool | str):
         raise ConfigError("resume", resume, "true, false or the path of a checkpoint")
     if mode != "train" and not settings["load_from"]:
-        raise ConfigError("load_from", None, f"the path of a checkpoint, since mode={mode}")
+        raise ConfigError("load_from", None, f"the path of a checkpoint, because mode={mode}")
 
 
 @cache

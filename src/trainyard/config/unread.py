@@ -60,4 +60,4 @@ def _named_in_interpolations(value: Any) -> Iterator[str]:
 @functools.cache
 def _warn_once(key: str, close: str | None) -> None:
     guess = f" Did you mean {close!r}?" if close is not None else ""
-    log.warning("%s: nothing reads this key.%s", key, guess)
+    log.warning("%s: this key is not used.%s", key, guess)

@@ -104,7 +104,7 @@ class ArrayData(Data):
 
 
 def input_spec(shape: Sequence[int]) -> dict[str, Any]:
-    """Return the facts that the shape of one input gives: `[F]` features, `[C, H, W]` an image."""
+    """Return the entries of `spec` for the shape of one input: `[F]` features, `[C, H, W]` an image."""
     spec: dict[str, Any] = {"input_shape": list(shape), "in_features": math.prod(shape)}
     if len(shape) == 3:
         spec["in_channels"] = shape[0]

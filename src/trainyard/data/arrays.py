@@ -112,7 +112,7 @@ class Arrays(ArrayData):
                 more = read_tables(_key(named), own, _columns_of(own, chosen, tables["train"]))
                 tables[named] = more[split] if split in more else next(iter(more.values()))
         if chosen_fold is not None and any(split.partition("/")[0] == "val" for split in tables):
-            raise ConfigError("folds", folds, "null where the validation has data of its own")
+            raise ConfigError("folds", folds, "null, because the validation set is given separately")
         _check_alike(tables)
 
         self.classes: list[Any] = []
@@ -120,7 +120,7 @@ class Arrays(ArrayData):
         regression = ys[0].dtype.kind == "f" if task == "auto" else task == "regression"
         numbered: Sequence[npt.NDArray[Any]] = _as_numbers(ys) if regression else self._as_classes(ys)
         if len(self.classes) > max(MOST_CLASSES, sum(map(len, ys)) // 2) and isinstance(self.classes[0], str):
-            accepted = f"a column of classes; it has {len(self.classes)} texts in {sum(map(len, ys))} rows"
+            accepted = f"a column of classes; it has {len(self.classes)} different strings in {sum(map(len, ys))} rows"
             raise ConfigError("target", target, accepted)
         tables = {split: tables[split]._replace(y=y) for split, y in zip(tables, numbered, strict=True)}
 
@@ -157,8 +157,8 @@ class Arrays(ArrayData):
 
     def _as_classes(self, ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.int64]]:
         if ys[0].ndim != 1:
-            hint = "Several targets are for regression: task=regression, or floats."
-            raise ConfigError("target", list(ys[0].shape), "one class a sample: [N] integers or strings", hint=hint)
+            hint = "Several targets per sample are regression: set task=regression, or use floats."
+            raise ConfigError("target", list(ys[0].shape), "one class per sample: [N] integers or strings", hint=hint)
         classes, numbers = np.unique(np.concatenate(ys), return_inverse=True)
         self.classes = classes.tolist()
         return np.split(numbers.astype(np.int64), np.cumsum([len(y) for y in ys])[:-1])
@@ -166,7 +166,7 @@ class Arrays(ArrayData):
 
 def _as_numbers(ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
     if ys[0].dtype.kind not in "biuf":
-        raise ConfigError("task", "regression", "classification, where the targets are strings")
+        raise ConfigError("task", "regression", "classification, because the targets are strings")
     return [y.astype(np.float32) for y in ys]
 
 
@@ -189,7 +189,7 @@ def _check_alike(tables: dict[str, Table]) -> None:
     for split, table in tables.items():
         if table.x.shape[1:] != train.x.shape[1:]:
             shapes = list(table.x.shape[1:]), list(train.x.shape[1:])
-            raise ConfigError(_key(split), shapes[0], f"inputs of the shape {shapes[1]} that the training split has")
+            raise ConfigError(_key(split), shapes[0], f"inputs of shape {shapes[1]}, as in the training split")
         kinds = [_kind(y) for y in (table.y, train.y)]
         if kinds[0] != kinds[1]:
             raise ConfigError(_key(split), kinds[0], f"targets that are {kinds[1]}, as in the training split")
@@ -203,4 +203,4 @@ def _key(split: str) -> str:
 
 def _kind(y: npt.NDArray[Any]) -> str:
     name = {"f": "floats", "U": "strings", "S": "strings"}.get(y.dtype.kind, "integers")
-    return name if y.ndim == 1 else f"{y.shape[1]} {name} a sample"
+    return name if y.ndim == 1 else f"{y.shape[1]} {name} per sample"

@@ -13,7 +13,7 @@ BYTES = 256
 
 
 class BytePairs:
-    """Makes a tokenizer of byte pairs (Sennrich et al., 2016), of bytes as that of GPT-2 is, from texts.
+    """Byte-pair tokenizer (Sennrich et al., 2016) on bytes, as in GPT-2, trained on texts.
 
     Args:
         vocab_size: tokens at most: `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]`, which are 0 to 4, the 256 bytes,

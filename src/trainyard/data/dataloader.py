@@ -143,7 +143,7 @@ class WorkerLoader:
             return len(self._given)
         except TypeError:
             kind = type(self._given.dataset).__name__
-            raise ConfigError("dataset", kind, "a data set that knows its length: give its class a __len__") from None
+            raise ConfigError("dataset", kind, "a data set with a length: define __len__ in its class") from None
 
     def batches(self, epoch: int = 0, start: int = 0, state: Any = None) -> Iterator[Batch]:
         """Yield the batches of `epoch` from batch number `start` on.
@@ -195,15 +195,15 @@ class WorkerLoader:
         if count and not self._told:
             self._told = True
             log.info(
-                "The data are read from the beginning of the epoch, and %d batches dropped: %s has no own state.",
+                "Reading the data from the start of the epoch and dropping %d batches: %s has no state of its own.",
                 count,
                 type(self._given.dataset).__name__,
             )
         dropped = sum(1 for _ in islice(batches, count))
         if dropped < count:
             raise TrainyardError(
-                f"The data end after {dropped} batches of an epoch, and this run has done {count} of it: "
-                "they are not the data that it began with."
+                f"The data ends after {dropped} batches of an epoch, but this run has already trained on {count}: "
+                "the data has changed."
             )
         return batches
 
@@ -226,7 +226,7 @@ class WorkerLoader:
                 return
             yield batch
         what = "a loader with persistent_workers" if self._given.persistent_workers else "a stream with a state"
-        raise RuntimeError(f"{what} was iterated anew before its epoch was over")
+        raise RuntimeError(f"{what} was iterated again before its epoch ended")
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.device.type == "cpu":

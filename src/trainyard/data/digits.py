@@ -68,6 +68,6 @@ def _file() -> gzip.GzipFile:
     raise ConfigError(
         "_target_",
         "trainyard.data.Digits",
-        "this data set where scikit-learn is installed, whose file it reads",
+        "scikit-learn, which contains the file of this data set",
         hint="Install it with: pip install scikit-learn",
     )

@@ -19,7 +19,7 @@ _PREPROCESSOR = "trainyard.models.DataPreprocessor"
 
 
 def fit(tables: Mapping[str, Table], *, standardize: bool, missing: str, max_categories: int) -> dict[str, Any] | None:
-    """Return the config of the preprocessor that the training rows ask for; None if there is nothing to do.
+    """Return the config of the preprocessor that the training rows ask for; None if there are no jobs for it.
 
     Args:
         tables: the splits; columns of categories get their codes, in place.
@@ -35,7 +35,7 @@ def fit(tables: Mapping[str, Table], *, standardize: bool, missing: str, max_cat
         for split, table in tables.items():
             _refuse_gaps(split, table)
     if train.names is None and missing != "refuse" and train.x.ndim != 2:
-        raise ConfigError("missing", missing, "refuse, since these inputs are no table [N, F]")
+        raise ConfigError("missing", missing, "refuse, because these inputs are not a table [N, F]")
     if train.names is None and missing == "refuse":
         if not standardize:
             return None
@@ -85,11 +85,13 @@ def _refuse_gaps(split: str, table: Table) -> None:
     if not empty.any():
         return
     row = int(empty.reshape(len(empty), -1).any(axis=1).argmax())
-    hint = "missing=mean (or median) fills gaps, and tells the model where they were."
+    hint = "missing=mean (or median) fills missing values and tells the model which were missing."
     if table.names is None:
-        raise ConfigError("path", split, f"inputs without a gap (NaN); row {row} of {split} has one", hint=hint)
+        raise ConfigError(
+            "path", split, f"inputs without missing values (NaN); row {row} of {split} has one", hint=hint
+        )
     name = table.names[int(empty[row].argmax())]
-    accepted = f"columns without a gap; row {row} of {split} has none in this one"
+    accepted = f"columns without missing values; row {row} of {split} has one in this column"
     raise ConfigError("features", name, accepted, hint=hint)
 
 
@@ -97,9 +99,8 @@ def _categories(name: str, texts: npt.NDArray[Any], most: int) -> list[str]:
     known = sorted({text for text in texts if text is not None})
     if len(known) > most:
         hint = (
-            "A text or a number of its own in nearly every row is no category: leave the column out by naming the "
-            f"others, features=[…]. If it is one: max_categories={len(known)}. A model reads texts by the tokens of "
-            "data=hf."
+            "A column with a different value in nearly every row is not categorical: exclude it by naming the other "
+            f"columns, features=[…]. If it is categorical, set max_categories={len(known)}. For text, use data=hf."
         )
         raise ConfigError("features", name, f"columns of at most {most} categories; it has {len(known)}", hint=hint)
     return known

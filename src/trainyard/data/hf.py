@@ -24,7 +24,7 @@ Columns = Mapping[str, Any]
 
 
 class HuggingFace(ArrayData):
-    """A `datasets.Dataset` or `DatasetDict`, whose texts a tokenizer makes into tokens.
+    """A `datasets.Dataset` or `DatasetDict`, with tokenized text.
 
     A batch is a dict: the tokenizer's outputs (`input_ids`, `attention_mask`, ...), int64 `[B, T]`, padded or cut to
     `max_length`; other columns of numbers or of arrays of one shape under their names; and the target as `labels`,
@@ -77,14 +77,14 @@ class HuggingFace(ArrayData):
         self.max_length = integer("max_length", max_length, at_least=1)
         shares, chosen_fold = fractions(val_fraction, test_fraction), fold_of(folds, fold)
         if (path is None) == (dataset is None):
-            raise ConfigError("path", path, "a folder that save_to_disk wrote, or `dataset` in its place")
+            raise ConfigError("path", path, "a folder written by save_to_disk, or `dataset` in its place")
         if not (tokenizer is None or callable(tokenizer) or hasattr(tokenizer, "fit")):
             raise ConfigError("tokenizer", tokenizer, "a tokenizer, or the `_target_` that builds one")
         self.tokenizer = tokenizer
         self.classes: list[Any] = []
         parts = _parts(_from_disk(path) if path is not None else dataset)
         if chosen_fold is not None and "val" in parts:
-            raise ConfigError("folds", folds, "null where the validation has data of its own")
+            raise ConfigError("folds", folds, "null, because the validation set is given separately")
         texts = [] if text is None else [text] if isinstance(text, str) else list(text)
         train = parts["train"]
         for argument, names in (("text", texts), ("target", [target] if target else []), ("columns", columns or [])):
@@ -125,11 +125,12 @@ class HuggingFace(ArrayData):
         if texts:
             if self.tokenizer is None:
                 hint = (
-                    "{_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: …} is one, "
-                    "{_target_: trainyard.data.BytePairs} makes one of the training texts; "
-                    "text=null leaves the column out."
+                    "For example {_target_: transformers.AutoTokenizer.from_pretrained, "
+                    "pretrained_model_name_or_path: …}. "
+                    "{_target_: trainyard.data.BytePairs} trains one on the training texts. "
+                    "text=null excludes the column."
                 )
-                raise ConfigError("tokenizer", None, f"a tokenizer, since {texts[0]!r} holds texts", hint=hint)
+                raise ConfigError("tokenizer", None, f"a tokenizer, because {texts[0]!r} contains text", hint=hint)
             given = [[str(value) for value in part[name]] for name in texts]
             made = self.tokenizer(*given, padding="max_length", truncation=True, max_length=self.max_length)
             for name, values in made.items():
@@ -139,14 +140,14 @@ class HuggingFace(ArrayData):
             values = part[name]
             if len(values) and isinstance(values[0], str):
                 if columns is not None or not texts:
-                    hint = "Name it as text, with a tokenizer, or leave it out: columns=[…]."
-                    raise ConfigError("columns", name, "columns of numbers; this one holds texts", hint=hint)
+                    hint = "Set text to it and give a tokenizer, or exclude it with columns=[…]."
+                    raise ConfigError("columns", name, "columns of numbers; this one contains text", hint=hint)
                 continue
             array = _array("columns", name, values)
             kind = np.float32 if array.dtype.kind == "f" else np.int64
             found[name] = torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
         if not found:
-            raise ConfigError("columns", list(columns or others), "at least one column of inputs, or a text")
+            raise ConfigError("columns", list(columns or others), "at least one input column, or a text column")
         return found
 
     def _targets(self, parts: Mapping[str, Columns], target: str) -> dict[str, Tensor]:
@@ -155,7 +156,9 @@ class HuggingFace(ArrayData):
         if every.dtype.kind == "f":
             return {split: torch.from_numpy(own.astype(np.float32)) for split, own in values.items()}
         if every.ndim != 1:
-            raise ConfigError("target", target, f"one class a sample, or floats; it has the shape {list(every.shape)}")
+            raise ConfigError(
+                "target", target, f"one class per sample, or floats; it has the shape {list(every.shape)}"
+            )
         classes, numbers = np.unique(every, return_inverse=True)
         self.classes = _names(parts["train"], target) or classes.tolist()
         if len(self.classes) != len(classes):
@@ -224,11 +227,11 @@ def _from_disk(path: str) -> Any:
         hint = "Install it with: pip install 'trainyard[hf]'"
         raise ConfigError("path", path, "a data set of `datasets`, which is not installed", hint=hint) from error
     if not Path(path).expanduser().is_dir():
-        raise ConfigError("path", path, "a folder that save_to_disk wrote", hint="There is no such folder.")
+        raise ConfigError("path", path, "a folder written by save_to_disk", hint="There is no such folder.")
     try:
         return datasets.load_from_disk(str(Path(path).expanduser()))
     except (OSError, ValueError) as error:
-        raise ConfigError("path", path, "a folder that save_to_disk wrote", hint=f"{error}") from error
+        raise ConfigError("path", path, "a folder written by save_to_disk", hint=f"{error}") from error
 
 
 def _array(key: str, name: str, values: Any) -> npt.NDArray[Any]:

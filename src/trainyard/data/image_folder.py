@@ -35,7 +35,7 @@ class Files(NamedTuple):
 
 
 class ImageFolder(ArrayData):
-    """Images in files, by class or with a number to predict.
+    """Image files with classes or regression targets.
 
     `path` is a folder that has one folder of images for each class; or folders `train`, `val` and `test` of that form;
     or a `.csv` or `.parquet` with a column of paths (relative to its folder) and a column of targets: integers and
@@ -108,7 +108,7 @@ class ImageFolder(ArrayData):
         if "train" not in found:
             raise ConfigError("path", str(path), "a folder with images to train on (train)")
         if chosen_fold is not None and "val" in found:
-            raise ConfigError("folds", folds, "null where the validation has data of its own")
+            raise ConfigError("folds", folds, "null, because the validation set is given separately")
 
         every = np.concatenate([files.y for files in found.values()])
         self.classes: list[Any] = []
@@ -187,8 +187,9 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
             self.shape = image.shape
         elif image.shape != self.shape:
             raise TrainyardError(
-                f"{path} has the shape {list(image.shape)}, and an image before it {list(self.shape)}: a batch has "
-                "one. data.image_size=64 resizes all of them, or a transform does (torchvision.transforms.v2.Resize)."
+                f"{path} has the shape {list(image.shape)}, but an earlier image has {list(self.shape)}. All images "
+                "need "
+                "one shape: set data.image_size=64, or add a transform (torchvision.transforms.v2.Resize)."
             )
         return image
 
@@ -248,17 +249,15 @@ def _of_folder(key: str, folder: Path) -> Files:
         images = _images(of_class.rglob("*"))
         if not images:
             raise ConfigError(
-                key, str(of_class), "a folder with images of a class", hint=f"None ends in {_suffixes()}."
+                key, str(of_class), "a folder with images of a class", hint=f"No file ends in {_suffixes()}."
             )
         paths += images
         labels += [of_class.name] * len(images)
     if len(folders) < 2:
         lone = len(_images(folder.iterdir()))
-        held = f"In it are {lone} images, and of folders {len(folders) or 'none'}."
-        hint = f"{held} Images beside one another need a table of their paths and labels (.csv)."
-        raise ConfigError(
-            key, str(folder), "a folder that has a folder of images for each of two classes or more", hint=hint
-        )
+        held = f"It contains {lone} images and {len(folders)} subfolders with images."
+        hint = f"{held} For images in a single folder, use a table of their paths and labels (.csv)."
+        raise ConfigError(key, str(folder), "a folder with one subfolder of images per class, at least two", hint=hint)
     return Files(paths, np.array(labels))
 
 

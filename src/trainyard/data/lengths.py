@@ -62,11 +62,11 @@ def no_batches(split: str, epoch: int | None = None) -> TrainyardError:
         epoch: the epoch, counted from 0, if it is not the first that counts.
     """
     when = f" in epoch {epoch + 1}" if epoch else ""
-    stream = "A stream has to begin anew each time it is iterated: one that can be read only once yields nothing again."
-    empty = "The data set is empty, or drop_last leaves no batch (each worker drops a last batch of its own)."
-    leave = "" if split == "train" else f" Data without {split!r} are taken too: leave it out."
+    stream = "A stream must restart each time it is iterated. One that can be read only once yields nothing later."
+    empty = "The data set is empty, or drop_last drops every batch (each worker drops its own last batch)."
+    leave = "" if split == "train" else f" {split!r} is optional: omit it if there is none."
     why = stream if epoch else f"{empty} {stream}{leave}"
-    return TrainyardError(f"data: no batch of {split!r}{when}. {why}")
+    return TrainyardError(f"data: {split!r} has no batches{when}. {why}")
 
 
 def of_total(count: int, total: int | None) -> str:

@@ -110,7 +110,7 @@ def limited(loader: Any, limit: int | float | None, split: str) -> Any:
     if isinstance(limit, float):
         length = length_hint(loader)
         if length is None:
-            hint = "These data state no length, of which a share could be taken."
+            hint = "This data has no length, so a fraction cannot be computed."
             raise ConfigError(f"{KEY}.{KEYS[split.partition('/')[0]]}", limit, "a number of batches", hint=hint)
         limit = max(1, math.ceil(limit * length))
     return FirstBatches(loader, limit)

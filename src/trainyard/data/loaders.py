@@ -15,7 +15,7 @@ from trainyard.errors import ConfigError
 
 
 class Loaders(Data):
-    """One loader a split, each a `torch.utils.data.DataLoader` or an object that is a `Loader` itself.
+    """One loader per split, each a `torch.utils.data.DataLoader` or an object that is a `Loader` itself.
 
     A DataLoader is served by a `WorkerLoader`: the same batches, in an order that can be replayed, on the training
     device. A `Loader` is used as it is, with its own seed and device.

@@ -30,9 +30,9 @@ def num_batches(n: int, batch_size: int, drop_last: bool) -> int:
         ConfigError: `drop_last` leaves no batch: the epoch would train nothing.
     """
     if n < 1:
-        raise EmptyDataError("batch_size", batch_size, "any, but there is no sample to serve")
+        raise EmptyDataError("batch_size", batch_size, "a data set with at least one sample")
     if drop_last and n < batch_size:
-        raise ConfigError("batch_size", batch_size, f"at most {n}, the number of samples, where drop_last is true")
+        raise ConfigError("batch_size", batch_size, f"at most {n}, the number of samples, because drop_last is true")
     return n // batch_size if drop_last else -(-n // batch_size)
 
 

@@ -23,7 +23,7 @@ def fractions(val_fraction: object, test_fraction: object) -> dict[str, float]:
     }
     if sum(shares.values()) >= 1:
         raise ConfigError(
-            "val_fraction", val_fraction, f"less than {1 - shares['test']:g}, so that with test_fraction some are left"
+            "val_fraction", val_fraction, f"less than {1 - shares['test']:g}, so that samples remain for training"
         )
     return shares
 

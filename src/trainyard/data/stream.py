@@ -25,7 +25,7 @@ SUFFIXES = (".npz", ".parquet", ".csv")
 
 
 class Stream(Data):
-    """Shards that need not fit into memory together: `.npz` with `x` and `y`, `.parquet` or `.csv`.
+    """Shards that are read one after another: `.npz` with `x` and `y`, `.parquet` or `.csv`.
 
     A batch is `(x, y)`: x float32 `[B, ...]`; y int64 `[B]`, classes `0..num_classes-1`, or for regression float32. It
     may hold rows of several shards. In training an epoch reads the shards in an order drawn by (seed, epoch), and the
@@ -97,7 +97,7 @@ class Stream(Data):
 
 
 class ShardLoader:
-    """Batches of shards; it states no length.
+    """Loader of shards, without a length.
 
     Args:
         shards: files.
@@ -167,8 +167,9 @@ class ShardLoader:
             yield torch.from_numpy(table.x[own]), torch.from_numpy(table.y[own])
         if skipped < wanted - self.batch_size * (wanted > 0) or (skipped < wanted and self.drop_last):
             raise TrainyardError(
-                f"The data end after {skipped // self.batch_size} batches of an epoch, and this run has done {start} "
-                "of it: they are not the data that it began with."
+                f"The data ends after {skipped // self.batch_size} batches of an epoch, but this run has already "
+                "trained "
+                f"on {start}: the data has changed."
             )
 
 
@@ -181,11 +182,11 @@ def read_shard(path: str, columns: Columns, classes: int | None) -> Table:
     table = next(iter(read_tables("shards", path, columns).values()))
     if table.texts:
         name = (table.names or [])[next(iter(table.texts))]
-        hint = "Categories and texts have to be numbers in a stream: their values are not known before it was read."
+        hint = "In a stream, categories and text must be numbers, because their values are not known in advance."
         raise ConfigError("features", name, "columns of numbers", hint=hint)
     if np.isnan(table.x).any():
         row = int(np.isnan(table.x).reshape(len(table.x), -1).any(axis=1).argmax())
-        raise ConfigError("shards", path, f"rows without a gap; row {row} has one")
+        raise ConfigError("shards", path, f"rows without missing values; row {row} has one")
     if classes is None:
         if table.y.dtype.kind not in "biuf":
             raise ConfigError("target", table.y.dtype.name, "numbers, for a regression (num_classes=null)")

@@ -103,7 +103,8 @@ class StreamState:
             self._fits = _fits(state)
             if not self._fits:
                 log.warning(
-                    "The state of %s is more than tensors and plain values, which is all that a checkpoint holds: a "
+                    "The state of %s contains more than tensors and plain values and cannot be saved in a checkpoint. "
+                    "A "
                     "resumed run reads the batches before its position and drops them.",
                     type(self._part).__name__,
                 )

@@ -80,7 +80,7 @@ def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
     if suffix == ".npz":
         return _read_npz(key, file, str(path), chosen)
     if chosen.group is not None:
-        raise ConfigError("group", chosen.group, "null for an .npy file: an .npz holds the groups beside the inputs")
+        raise ConfigError("group", chosen.group, "null for an .npy file: an .npz file can contain the groups")
     arrays = _load(key, file), _load("target", existing_file("target", chosen.target))
     return {"train": _checked(key, str(path), *arrays)}
 
@@ -116,7 +116,7 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
 
 
 def _held(arrays: dict[str, Any]) -> str:
-    return f"It holds {', '.join(sorted(arrays))}."
+    return f"It contains {', '.join(sorted(arrays))}."
 
 
 def _load(key: str, file: Path) -> Any:
@@ -205,11 +205,13 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
 
     if not (is_numeric_dtype(column) or is_bool_dtype(column)):
         hint = "Leave it out by naming the columns to use: features=[…]" if argument == "features" else ""
-        raise ConfigError(argument, name, f"columns of numbers; this one holds {column.dtype}", hint=hint)
+        raise ConfigError(argument, name, f"columns of numbers; this one contains {column.dtype}", hint=hint)
     numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.isinf(numbers) if argument == "features" else ~np.isfinite(numbers)
     if wrong.any():
-        raise ConfigError(argument, name, f"columns of finite numbers; row {int(wrong.argmax())} of this one has none")
+        raise ConfigError(
+            argument, name, f"columns of finite numbers; row {int(wrong.argmax())} of this one is not finite"
+        )
     return numbers
 
 
@@ -218,7 +220,7 @@ def target_column(name: str, column: pd.Series) -> npt.NDArray[Any]:
 
     if column.isna().any():
         raise ConfigError(
-            "target", name, f"a column without gaps; row {int(column.isna().to_numpy().argmax())} is empty"
+            "target", name, f"a column without missing values; row {int(column.isna().to_numpy().argmax())} is empty"
         )
     whole = is_bool_dtype(column) or is_integer_dtype(column)
     kind = np.int64 if whole else np.float64 if is_float_dtype(column) else str

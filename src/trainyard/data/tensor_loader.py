@@ -80,7 +80,7 @@ class TensorLoader:
 
     @property
     def exact_length(self) -> int | None:
-        """Number of batches in every epoch; None for a subclass that makes its batches in a way of its own."""
+        """Number of batches in every epoch; None for a subclass that makes its batches in its own way."""
         return self._batches if type(self).batches is TensorLoader.batches else None
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from trainyard.rng import generator
 
 
 class Text(ArrayData):
-    """Characters of a text file; a model learns to predict each from those before it.
+    """Characters of a text file, for next-character prediction.
 
     A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is the same stretch
     of text, one character later. The text is cut by position: its beginning trains, then comes validation, then test.
@@ -198,7 +198,7 @@ def _read(path: str) -> str:
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError("path", str(path), "a text file in UTF-8", hint=f"It is not: {error}.") from error
+        raise ConfigError("path", str(path), "a text file in UTF-8", hint=f"Decoding failed: {error}.") from error
     if not text:
         raise ConfigError("path", str(path), "a text file that is not empty")
     return text

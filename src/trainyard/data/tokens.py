@@ -21,7 +21,7 @@ DTYPES = ("uint8", "uint16", "int16", "int32", "uint32", "int64")
 
 
 class Tokens(ArrayData):
-    """Token ids that a tokenizer has written to a file, which is mapped into memory: a batch reads what it needs.
+    """Token IDs in a memory-mapped file; a batch reads only its windows.
 
     A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is the same stretch,
     one token later. A training epoch cuts its part into windows `stride` apart, from a start that is drawn anew each

@@ -67,7 +67,7 @@ class Torchvision(ArrayData):
         sources: dict[str, Source]
         if labels and images[0] is not None and images[1] is not None:
             if size is not None:
-                raise ConfigError("image_size", size, f"null for {name}, whose images have a size of their own")
+                raise ConfigError("image_size", size, f"null for {name}, whose images have a fixed size")
             x, y = images[0], torch.from_numpy(labels[0])
             sources = {split: (x[chosen], y[chosen]) for split, chosen in rows.items()}
             sources["test"] = images[1], torch.from_numpy(labels[1])
@@ -119,7 +119,7 @@ def _class(name: str) -> Any:
     except ImportError as error:
         if module_name.startswith("torchvision"):
             hint = "Install it with: pip install torchvision"
-            raise ConfigError("name", name, "a set of torchvision, which is not installed", hint=hint) from error
+            raise ConfigError("name", name, "a data set of torchvision, which is not installed", hint=hint) from error
         raise ConfigError("name", name, "the name of a class that imports", hint=f"{error}.") from error
     kind = getattr(module, class_name, None)
     if not inspect.isclass(kind):

@@ -39,7 +39,7 @@ class _Picked(Dataset[Any]):
 
 
 class RepeatDataset(_Picked):
-    """A data set `times` times in a row, so that an epoch is so much longer.
+    """A data set that is repeated `times` times within an epoch.
 
     Args:
         dataset: with a length.
@@ -56,7 +56,7 @@ class RepeatDataset(_Picked):
 
 
 class ClassBalancedDataset(_Picked):
-    """A data set in which samples of rare classes come several times (Gupta et al., LVIS, 2019, section 4).
+    """A data set with repeated samples of rare classes (Gupta et al., LVIS, 2019, section 4).
 
     A class that a share `f` of the samples has comes `max(1, sqrt(oversample_thr / f))` times; a sample as often as
     the rarest of its classes, rounded up.
@@ -127,7 +127,7 @@ def pseudo_collate(samples: Sequence[Any]) -> Any:
 
 def _size(dataset: Any) -> int:
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise ConfigError("dataset", type(dataset).__name__, "a data set with a length, whose samples have numbers")
+        raise ConfigError("dataset", type(dataset).__name__, "a map-style data set, with __len__ and __getitem__")
     size = len(dataset)
     if not size:
         raise ConfigError("dataset", type(dataset).__name__, "a data set with a sample")

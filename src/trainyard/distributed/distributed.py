@@ -109,8 +109,9 @@ class Distributed(Strategy):
         if 0 < count < self.world_size and not self._told:
             self._told = True
             log.warning(
-                "The training data end on %d of %d devices before the others: an epoch ends for all of them with the "
-                "shortest, and what the others have left is not trained on.",
+                "The training data ends earlier on %d of %d devices. The epoch ends on all devices at that point, and "
+                "the "
+                "remaining data of the others is not used.",
                 count,
                 self.world_size,
             )
@@ -121,8 +122,9 @@ class Distributed(Strategy):
         if exact_length(loader) is None and len(set(found := self.gather(turns.served))) > 1:
             counts = " and ".join(map(str, found))
             raise TrainyardError(
-                f"The devices read {counts} batches of {name!r}, of which each evaluates its turns: the data must be "
-                "the same on all of them."
+                f"The devices read {counts} batches of {name!r}. Each device evaluates its share of the batches, so "
+                "the "
+                "data must be the same on all of them."
             )
 
     def idle(self, loader: Loader) -> Iterator[Any]:

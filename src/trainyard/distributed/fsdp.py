@@ -65,7 +65,7 @@ class FSDP(Distributed):
 
     def begin(self, device: torch.device) -> torch.device:
         if device.type == "cpu" and self.cpu_offload:
-            raise ConfigError("cpu_offload", True, "false on the CPU, where everything lies already")
+            raise ConfigError("cpu_offload", True, "false on the CPU, where all tensors are already")
         return super().begin(device)
 
     def place(self, model: nn.Module) -> nn.Module:

@@ -212,7 +212,7 @@ class _Ranks:
         if self._signum is not None:
             raise KeyboardInterrupt(signum)
         self._signum = signum
-        os.write(2, b"\nInterrupted: saving a checkpoint. Once more ends the run now.\n")
+        os.write(2, b"\nInterrupted: saving a checkpoint. Interrupt again to stop immediately.\n")
         for process in self._processes:
             process.terminate()
 
@@ -346,7 +346,7 @@ def cores() -> int:
 
 def _in_words(code: int) -> str:
     if code >= 0:
-        return f"ended with status {code} and without a word"
+        return f"ended with status {code} without an error message"
     try:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:

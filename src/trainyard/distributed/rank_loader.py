@@ -47,7 +47,7 @@ def share_of(loader: Loader, rank: int, world_size: int) -> Share:
     size = loader.stated_batch_size if isinstance(loader, WorkerLoader) else loader.batch_size
     if size is not None and size < world_size:
         raise ConfigError(
-            "batch_size", size, f"at least {world_size}, a row for each device: it is that of all together"
+            "batch_size", size, f"at least {world_size}: it is the total of all devices, and each needs a row"
         )
     if _is_resident(loader):
         return _TensorShare(loader, rank, world_size)
@@ -353,7 +353,7 @@ def _is_resident(loader: Loader) -> bool:
 def _check_sampler(loader: Loader) -> None:
     for sampler in getattr(loader, "samplers", ()):
         if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
-            accepted = "a sampler of all samples: every device is given its share of them here"
+            accepted = "a sampler over all samples: the strategy gives each device its share"
             raise ConfigError("sampler", type(sampler).__name__, accepted)
 
 
@@ -369,13 +369,13 @@ def _sizes(part: Any) -> Iterator[int]:
         for value in part:
             yield from _sizes(value)
     elif hasattr(part, "to"):
-        raise _uncut(part, "it is not known how to cut it into rows")
+        raise _uncut(part, "there is no known way to split it into rows")
 
 
 def _uncut(part: Any, reason: str) -> TrainyardError:
     return TrainyardError(
-        f"A {type(part).__name__} cannot be shared by the devices: {reason}. Batches of a map-style data set need not "
-        "be cut: its samples are dealt out before they are read."
+        f"A {type(part).__name__} cannot be split among the devices: {reason}. With a map-style data set, batches "
+        "are not split: the samples are distributed before they are read."
     )
 
 

@@ -55,7 +55,7 @@ _stores: dict[World, Store] = {}
 
 
 def find(launcher: str = "auto", environ: Mapping[str, str] | None = None) -> World | None:
-    """Return this process's place among the ranks that a launcher has started.
+    """Return the rank and world size of this process, as set by a launcher.
 
     - `pytorch`: torchrun's `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`.
     - `slurm`: `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_LOCALID` of `srun`. They meet on the first node of the step, at
@@ -109,7 +109,7 @@ def _mpi(environ: Mapping[str, str]) -> World:
     rank, size = _required("mpi", environ, names, "mpirun -n 2 python train.py …")
     address = environ.get("MASTER_ADDR") or ("127.0.0.1" if local_size == size else None)
     if address is None:
-        hint = "mpirun starts ranks on several machines: MASTER_ADDR, in the environment of all, says where they meet."
+        hint = "mpirun started ranks on several machines. Set MASTER_ADDR to the host of rank 0 on all of them."
         raise ConfigError("launcher", "mpi", "pytorch or slurm, or mpi with MASTER_ADDR set", hint=hint)
     return World(int(rank), int(size), int(local or rank), address, int(environ.get("MASTER_PORT") or _PORT))
 
@@ -117,8 +117,10 @@ def _mpi(environ: Mapping[str, str]) -> World:
 def _required(launcher: str, environ: Mapping[str, str], names: tuple[str, ...] | list[str], how: str) -> list[str]:
     missing = [name for name in names if name not in environ]
     if missing:
-        hint = f"{missing[0]} is not set: {how} would set it."
-        raise ConfigError("launcher", launcher, "auto or none where no launcher has started this process", hint=hint)
+        hint = f"{missing[0]} is not set. It is set by: {how}."
+        raise ConfigError(
+            "launcher", launcher, "auto or none, because no such launcher started this process", hint=hint
+        )
     return [environ[name] for name in names]
 
 
@@ -176,8 +178,8 @@ def _wait_for_all(store: Store, world: World, timeout: float) -> None:
 
 def _missing(world: World, timeout: float, which: str) -> TrainyardError:
     return TrainyardError(
-        f"{world.world_size} ranks were to meet at {world.address}:{world.port}, but within {timeout:g} s "
-        f"(strategy.timeout) there was no sign of: {which}. Is every node up, and does each reach that address?"
+        f"Timed out after {timeout:g} s (strategy.timeout) while waiting for {world.world_size} ranks at "
+        f"{world.address}:{world.port}. Missing: {which}. Check that every node is up and can reach that address."
     )
 
 
@@ -186,9 +188,10 @@ def _check_address(name: str) -> None:
         socket.getaddrinfo(name, None)
     except OSError as error:
         hint = (
-            f"The ranks meet at {name}, which has no address here: {error.strerror}. MASTER_ADDR names another place."
+            f"The ranks connect to {name}, which cannot be resolved here: {error.strerror}. Set MASTER_ADDR to "
+            "another host."
         )
-        raise ConfigError("MASTER_ADDR", name, "a name or an address that all nodes reach", hint=hint) from None
+        raise ConfigError("MASTER_ADDR", name, "a host name or address that all nodes can reach", hint=hint) from None
 
 
 def join(world: World, backend: str = "auto", device: torch.device | None = None, timeout: float = 600.0) -> None:
@@ -209,7 +212,7 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
     global _joined
     if dist.is_initialized():
         if _joined not in (None, world):
-            raise ConfigError("launcher", f"rank {world.rank} of {world.world_size}", "one world in a process")
+            raise ConfigError("launcher", f"rank {world.rank} of {world.world_size}", "one process group per process")
         return
     kind = "cpu" if device is None else device.type
     chosen = dist.Backend.default_device_backend_map.get(kind, "gloo") if backend == "auto" else backend

@@ -43,7 +43,7 @@ class LaneClock:
         runner = self._runner
         going = [goes_on for member, goes_on in zip(runner.members, resumed, strict=True) if not member.vacant]
         if any(going) and not all(going) and runner.batches_done:
-            raise PlacesDiffer("the members' checkpoints are at different places of an epoch")
+            raise PlacesDiffer("the members' checkpoints are at different positions within an epoch")
         for member, goes_on in zip(runner.members, resumed, strict=True):
             if not goes_on:
                 member.begin()

@@ -100,9 +100,7 @@ class Draws(DispatchMode):  # type: ignore[misc]
 
     def _generators(self, stack: Tensor) -> list[Generator]:
         if stack.dim() == 0 or stack.shape[0] != len(self.lanes):
-            raise Unfusable(
-                "the model draws random numbers inside an operation which a stack does once for all members"
-            )
+            raise Unfusable("the model draws random numbers inside an operation that a stack runs once for all members")
         return self.lanes.on(stack.device)
 
 

@@ -41,11 +41,11 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
         raise PlacesDiffer(f"a {type(loader).__name__} reads one epoch of the data for all members")
     if not isinstance(loader, TensorLoader):
         raise Unfusable(
-            f"the seeds differ, and a {type(loader).__name__} reads one order of the data: members of different seeds "
-            f"need data that lies in memory, without workers"
+            f"the seeds differ, and a {type(loader).__name__} has one order of the data: members with different "
+            f"seeds need in-memory data, without workers"
         )
     if type(loader).batches is not TensorLoader.batches:
-        raise Unfusable(f"the seeds differ, and {type(loader).__name__} makes its batches in a way of its own")
+        raise Unfusable(f"the seeds differ, and {type(loader).__name__} makes its batches in its own way")
     if not loader.shuffle:
         return loader
     if loader.seed != seeds[0]:

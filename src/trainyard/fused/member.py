@@ -162,7 +162,7 @@ class StackMember(Member):
         self.ahead = (state["iter"] - stack.iter, state["epoch"] - int(stack.epoch))
         pending, loop = state["loop"]["val_due"], stack.train_loop
         if done != stack.batches_done or (pending != loop.val_due and self.validated_here):
-            raise PlacesDiffer("the members' checkpoints are at different places of an epoch")
+            raise PlacesDiffer("the members' checkpoints are at different positions within an epoch")
         loop.val_due = loop.val_due or pending
 
     def step_state(self) -> dict[str, Any]:

@@ -104,5 +104,5 @@ def _stack(results: Sequence[Any]) -> Tensor:
     tensors = [torch.as_tensor(result) for result in results]
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
-        raise TrainyardError(f"A metric must give every member a result of one shape, not {sorted(shapes)}.")
+        raise TrainyardError(f"A metric must return results of the same shape for all members, not {sorted(shapes)}.")
     return torch.stack(tensors)

@@ -233,7 +233,7 @@ class Template(nn.Module):
             result = call(self.model, batch, {"train": "loss", "val": "predict", "test": "predict"}.get(step, step))
         for (buffers, name, path), buffer in zip(self._holders, before, strict=True):
             if buffers[name] is not buffer:
-                raise Unfusable(f"the model replaces its buffer {path}; it has to change it in place, as copy_() does")
+                raise Unfusable(f"the model replaces its buffer {path}; it must change it in place, as copy_() does")
         return result
 
 

@@ -54,7 +54,7 @@ class Occupancy:
     def tell(self) -> None:
         """Tell which share of the lanes has trained, counted in epochs, while jobs might come."""
         if self._lanes:
-            log.info("Lanes were busy in %d of %d epochs in which jobs might come.", self._busy, self._lanes)
+            log.info("Lanes were used in %d of %d epochs in which jobs could join.", self._busy, self._lanes)
 
     @property
     def open(self) -> bool:
@@ -218,7 +218,7 @@ class Occupancy:
         own = member.parts.settings
         clip = stack_clips([own["clip_grad_norm"]], [own["clip_grad_value"]])
         if type(clip) is not type(runner.step.clip):
-            raise Unfusable("some members clip their gradients in another way, or not")
+            raise Unfusable("the members differ in gradient clipping")
         member.begin()
         runner.stack.put(k, model)
         if runner.average is not None:
@@ -266,7 +266,7 @@ def check_override(member: StackMember) -> None:
         Unfusable: it does not.
     """
     if override.BATCH_SIZE in override.parse(member.settings[override.KEY]):
-        raise Unfusable(f"resume_override of {override.BATCH_SIZE} is for one run at a time")
+        raise Unfusable(f"resume_override of {override.BATCH_SIZE} is not supported in a stack")
 
 
 def vacancy(runner: FusedRunner, index: int, settings: Mapping[str, Any]) -> StackMember:

@@ -49,7 +49,7 @@ def places(configs: Sequence[Values]) -> list[list[int]]:
             configs[index]["resume"] = str(path)
         return [list(found)]
     if not any((folder / checkpoint.LAST).exists() or len(_names(folder)) > 1 for folder in folders):
-        log.warning("The stack was killed before all members had their first checkpoint: it starts at the beginning.")
+        log.warning("The stack was killed before all members had their first checkpoint: it starts from the beginning.")
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
         return [list(found)]
@@ -134,11 +134,13 @@ def check_lanes(runner: FusedRunner) -> None:
     """
     loop, accumulate = runner.train_loop, int(runner.settings["accumulate"])
     if not isinstance(loop, TrainLoop) or loop.workflow:
-        raise PlacesDiffer(f"a {type(loop).__name__} with a workflow, or of your own, counts for all members")
+        raise PlacesDiffer(f"a {type(loop).__name__} with a workflow, or your own, is shared by all members")
     if exact_length(runner.loader("train")) is None:
         raise PlacesDiffer("the number of batches in an epoch is unknown")
     if loop.unit == "iter" and any(member.ahead[0] % accumulate for member in runner.members):
         raise PlacesDiffer(f"accumulate={accumulate} does not divide the iterations between the members")
     for name, hook in runner.dispatch.hooks.items():
         if not getattr(hook, "own_places", False):
-            raise PlacesDiffer(f"hook.{name} ({type(hook).__name__}) counts epochs and iterations for all members")
+            raise PlacesDiffer(
+                f"hook.{name} ({type(hook).__name__}) uses the same epochs and iterations for all members"
+            )

@@ -34,11 +34,11 @@ UNKNOWN_STEPS = 10_000
 OF_VMAP = (
     (
         re.compile(r"Batching rule not implemented for (\S+?)[.;] "),
-        "torch.vmap has no rule for {}: the model needs other operations for this, or its jobs train one by one",
+        "torch.vmap has no rule for {}: use another operation, or train the jobs one by one",
     ),
     (
         re.compile(r"must only return Tensors, got type <class '([\w.]+)'>"),
-        "the model returns a {} beside tensors: a stack needs tensors alone, in lists, tuples and dicts",
+        "the model returns a {} in addition to tensors: a stack supports only tensors, in lists, tuples and dicts",
     ),
     (
         re.compile(r"different inplace randomness on an unbatched tensor|vmap: inplace arithmetic"),
@@ -52,7 +52,7 @@ OF_VMAP = (
     ),
     (
         re.compile(r"we do not yet support (aten::\w+)"),
-        "torch.vmap has no rule for {}: the model needs other operations for this, or its jobs train one by one",
+        "torch.vmap has no rule for {}: use another operation, or train the jobs one by one",
     ),
 )
 """Errors of `torch.vmap`, and what they mean for a model."""
@@ -129,7 +129,7 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
     gain = alone / times[best]
     figures = f"{gain:.1f} times as fast as one by one"
     if gain < PAYS:
-        reason = f"fusing does not pay: {best} wide it is {figures}"
+        reason = f"stacking is not faster: {best} wide it is {figures}"
         return Fit(1, reason=reason, note=figures, seconds=alone if known else None)
     return Fit(best, note=f"{figures}, measured {best} wide", seconds=times[best] if known else None)
 

@@ -82,7 +82,7 @@ def _bequeathed(directory: Path) -> Path:
     (directory / "checkpoints").rename(directory / INHERITED)
     found = checkpoint.newest(directory / INHERITED)
     if found is None:
-        raise TrainyardError(f"{directory / INHERITED} holds no checkpoint to go on from.")
+        raise TrainyardError(f"{directory / INHERITED} contains no checkpoint to continue from.")
     return found[0]
 
 
@@ -102,7 +102,7 @@ def _train(config: DictConfig, segment: Mapping[str, Any]) -> Returned:
     found = train_stack([config], [position], source, [segment["lane"]], segment["width"])
     result = source.result or found[0]
     if result is None or result.state != ("done" if end is None else "paused"):
-        raise TrainyardError((result and result.error) or f"it has not come to {by} {end}")
+        raise TrainyardError((result and result.error) or f"it has not reached {by} {end}")
     return result.value
 
 

@@ -97,11 +97,11 @@ class FusedRunner(Runner):
         self.all_members = [member for member in self.members if not member.vacant]
         self.number(range(self.next_number))
         if compile_arguments(self.settings["compile"]) is not None:
-            raise Unfusable("compile is for one model at a time")
+            raise Unfusable("compile is not supported in a stack")
         for member in self.members:
             check_override(member)
         if self.settings["activation_checkpointing"]:
-            raise Unfusable("activation_checkpointing is for one model at a time: vmap cannot repeat a forward pass")
+            raise Unfusable("activation_checkpointing is not supported in a stack: vmap cannot repeat a forward pass")
         # `MultiheadAttention` on the CPU has no batching rule: it runs member by member, correctly. The probe times it.
         warnings.filterwarnings(
             "ignore", "There is a performance drop because we have not yet implemented the batching"
@@ -190,7 +190,7 @@ class FusedRunner(Runner):
         own_batches = getattr(self.loader("train"), "stacked", False)
         models = [member.model for member in self.members]
         if not getattr(models[0], "capturable", True):
-            raise Unfusable(f"a step of {type(models[0]).__name__} leaves something behind on the host")
+            raise Unfusable(f"a step of {type(models[0]).__name__} leaves state on the host")
         return StackedModel(models, own_batches=own_batches, lanes=self.lanes, joinable=self._fed)
 
     @cached_property
@@ -230,7 +230,7 @@ class FusedRunner(Runner):
         hooks = build_hooks(self.hook_settings)
         for name, hook in hooks.items():
             if not getattr(hook, "stackable", False):
-                raise Unfusable(f"hook.{name} ({type(hook).__name__}) is made for one member at a time")
+                raise Unfusable(f"hook.{name} ({type(hook).__name__}) supports one member only")
             nodes = [member.parts.hook_settings[name] for member in self.members]
             if any(node != nodes[0] for node in nodes):
                 hook.stack([build_hook(node, name) for node in nodes])
@@ -258,7 +258,7 @@ class FusedRunner(Runner):
     def loader(self, split: str) -> Loader:
         loader = super().loader(split)
         if split != "train" and getattr(loader, "stacked", False):
-            raise Unfusable(f"the {split} batches come in an order of each member's own")
+            raise Unfusable(f"the {split} batches are in a different order for each member")
         return loader
 
     def whole_loader(self, split: str) -> Loader:

@@ -33,8 +33,8 @@ SHARE = 0.01
 """Share of the training time that comparisons may take after the first."""
 
 REMEDY = (
-    "the models hold a value of their own that is neither a parameter nor a buffer, such as a mask in a dict or in a "
-    "closure; register_buffer makes it a member's own"
+    "the models have different values outside of parameters and buffers, such as a mask in a dict or in a "
+    "closure; use register_buffer for them"
 )
 
 
@@ -136,8 +136,8 @@ class StackVerification(Hook):
                 if _torch_generators() == before or not stack.draws:
                     return found
         raise Unfusable(
-            "the model draws random numbers inside an operation of its own, which a stack does once for all members: "
-            "draw them by functions of torch"
+            "the model draws random numbers inside its own operation, which a stack runs once for all members. Draw "
+            "them with torch functions"
         )
 
     def _batch_of(self, k: int) -> Any:
@@ -199,7 +199,7 @@ def _check(together: _Outcome, alone: Sequence[_Outcome], members: Sequence[int]
             if differences[worst] > TOLERANCE:
                 raise Unfusable(
                     f"in a stack the {what} of the member with seed {seeds[worst]} differs by "
-                    f"{float(differences[worst]):.0%} from its own alone: {REMEDY}"
+                    f"{float(differences[worst]):.0%} from its single run: {REMEDY}"
                 )
 
 
@@ -254,6 +254,5 @@ def _check_host_generators(before: tuple[Any, ...]) -> None:
     if found != before:
         name = "Python" if found[0] != before[0] else "NumPy"
         raise Unfusable(
-            f"the model draws from {name}'s random generator, which a stack does once for all members; "
-            "draw from torch's"
+            f"the model draws from {name}'s random generator, which a stack would use once for all members; use torch's"
         )

@@ -119,7 +119,7 @@ def window_kinds(window: Any, smoothing: Any) -> dict[str, LogWindow]:
     windows = {} if window is None else window if isinstance(window, Mapping) else {EVERY: window}
     smooth = {} if smoothing is None else smoothing if isinstance(smoothing, Mapping) else {EVERY: smoothing}
     for name in windows.keys() & smooth.keys():
-        raise ConfigError(_key("smoothing", name), smooth[name], "null where `window` says what the mean is taken over")
+        raise ConfigError(_key("smoothing", name), smooth[name], "null, because `window` is set")
     return {name: _plain(_key("window", name), given) for name, given in windows.items()} | {
         name: _smoothed(_key("smoothing", name), given) for name, given in smooth.items()
     }

@@ -73,7 +73,7 @@ class EarlyStopping(Hook):
                 self._judge(index, member, member.latest(name, "hook.early_stop.monitor"))
             elif not self._told:
                 self._told = True
-                log.warning("Early stopping waits for %s, which this validation does not have.", name)
+                log.warning("Early stopping monitors %s, which this validation did not compute.", name)
 
     def _judge(self, index: int, member: Member, value: float) -> None:
         name, threshold, best = self._objective.name, self.stopping_threshold, self._best.get(index)
@@ -90,8 +90,8 @@ class EarlyStopping(Hook):
             return
         self._waited[index] = self._waited.get(index, 0) + 1
         if self._waited[index] >= self.patience:
-            than = "" if best is None else f" than {best:.6g}"
-            member.stop(f"{name} has not got better{than} for {self.patience} validations")
+            than = "" if best is None else f" on {best:.6g}"
+            member.stop(f"{name} has not improved{than} for {self.patience} validations")
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         return {"best": self._best.get(member), "waited": self._waited.get(member, 0)}

@@ -74,7 +74,7 @@ class EMA(Hook):
     ) -> None:
         self.decay = number("decay", decay, at_least=0, below=1)
         if momentum is not None:
-            self.decay = 1 - number("momentum", momentum, above=0, at_most=1, other="null where `decay` is meant")
+            self.decay = 1 - number("momentum", momentum, above=0, at_most=1, other="null to use `decay`")
         self.kind = choice("kind", kind, KINDS)
         self.begin = integer("begin", begin, at_least=1)
         self.interval = integer("interval", interval, at_least=1)
@@ -116,7 +116,7 @@ class EMA(Hook):
             self._first = self.begin
         end = loop.max_epochs(runner) if self._unit == "epoch" else loop.max_iters(runner)
         if end is not None and self.begin > end:
-            log.warning("hook.ema.begin=%d lies after the end of the run: nothing is averaged.", self.begin)
+            log.warning("hook.ema.begin=%d is after the end of the run: nothing is averaged.", self.begin)
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self._first is None and self._unit == "epoch" and runner.epoch + 1 >= self.begin:

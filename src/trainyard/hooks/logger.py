@@ -24,7 +24,7 @@ log = logging.getLogger("trainyard")
 
 
 class Logger(Hook):
-    """Journals the mean of every loss over the last `interval` iterations, the learning rate and the gauges.
+    """Records the mean of every loss over the last `interval` iterations, the learning rate and the gauges.
 
     Losses, and the means of a point, stay on the device until the points of half a second are read together, or a value
     is needed (`trainyard.track.scalars`). Only this reading synchronizes with the device.

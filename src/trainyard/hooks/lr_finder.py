@@ -126,7 +126,7 @@ class LRFinder(Hook):
             member.load_step_state(state["step"])
         for member, curve in zip(runner.members, self.curves, strict=True):
             found = curve.suggestion
-            told = "no learning rate makes the loss fall" if found is None else f"learning rate {found:.2e} suggested"
+            told = "no learning rate reduces the loss" if found is None else f"learning rate {found:.2e} suggested"
             if found is not None:
                 member.record({"lr_finder/suggestion": found}, step=runner.iter, epoch=runner.epoch)
             if member.journal.writes:

@@ -82,7 +82,7 @@ class ModelSummary(Hook):
         root = rows[0]
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         each = root.flops / count
-        flops = f", {_short(each)}FLOPs ({_short(each / 2)}MACs) a sample" if self.flops else ""
+        flops = f", {_short(each)}FLOPs ({_short(each / 2)}MACs) per sample" if self.flops else ""
         title = f"{root.kind}: {root.parameters:,} parameters, {trained:,} of them trained{flops}"
         note = f"\n\nFLOPs of a forward pass, for one of the {count} samples of the batch." if self.flops else ""
         return f"{title}\n\n{_table(shown, count if self.flops else None)}{note}"

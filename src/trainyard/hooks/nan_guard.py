@@ -74,7 +74,7 @@ class NaNGuard(Hook):
         finite = [local(parameter).isfinite().all() for parameter in member.model.parameters()]
         not_finite = bool(finite) and not torch.stack(finite).all()
         if runner.strategy.agree(not_finite) and not member.failed:
-            member.stop(f"a weight is no finite number after iteration {member.iter}", failed=True)
+            member.stop(f"a weight is not finite after iteration {member.iter}", failed=True)
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         return {"skipped": int(self._guards[0].skipped[member])} if self._guards else {}

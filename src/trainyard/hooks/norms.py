@@ -16,7 +16,7 @@ from trainyard.step.clip import NoClip
 
 
 class Norms(Hook):
-    """Journals the 2-norms of all gradients (`norm/grad`) and of all trained weights (`norm/param`) at intervals.
+    """Records the 2-norms of all gradients (`norm/grad`) and of all trained weights (`norm/param`) at intervals.
 
     Gradients are complete: those of all accumulated batches, unscaled, and before clipping. The weights are those to
     which the gradients belong, before the update. If the due batch does not end in an optimizer step, the next step is

@@ -22,7 +22,7 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 class PreciseBN(Hook):
-    """Replaces the running statistics of BatchNorm by those of the current weights, before each validation.
+    """Recomputes BatchNorm's running statistics for the current weights before each validation.
 
     Running averages include the statistics of earlier weights. Wu and Johnson, "Rethinking 'Batch' in BatchNorm"
     (2021), section 3, use the population's instead, aggregated from batches of the training data: mean = E[mean_b] and

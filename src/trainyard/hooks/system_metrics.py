@@ -21,7 +21,7 @@ _PROC = Path("/proc")
 
 
 class SystemMetrics(Hook):
-    """Journals the load of the machine from a separate thread, under the names that MLflow shows as system metrics.
+    """Records the load of the machine from a separate thread, under the names that MLflow shows as system metrics.
 
     Of the machine: `system/cpu_utilization_percentage`, `system/system_memory_usage_megabytes` and `…_percentage`; of
     this process: `system/process_cpu_utilization_percentage` (100 is one core) and `system/process_memory_megabytes`;

@@ -13,7 +13,7 @@ from trainyard.runner.hook import Hook
 
 
 class Unfreeze(Hook):
-    """Trains, from given epochs (or iterations) on, parameters that `freeze` keeps out at the start.
+    """Trains, from given epochs (or iterations) on, parameters that `freeze` excludes at the start.
 
     Howard and Ruder, "Universal language model fine-tuning for text classification" (2018), section 3.3, call it
     gradual unfreezing. The parameters join the optimizer in groups of their own: see `Runner.unfreeze`.

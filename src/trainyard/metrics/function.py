@@ -23,7 +23,7 @@ IGNORED = -100
 
 
 class FunctionMetric(Metric):
-    """Gives the metric contract to a function of all targets and predictions of a set, such as those of scikit-learn.
+    """Adapter for a function of all targets and predictions of a set, such as those of scikit-learn.
 
     Targets and outputs are kept, and the function is called at the end, on the CPU. It is told by its parameters' names
     which is which: `y_true` and `target` are targets, `y_pred` and `preds` predictions. A function with a name that
@@ -100,7 +100,7 @@ class FunctionMetric(Metric):
             result = self.function(**values)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             given = f"{described(target)} and {described(outputs)}"
-            raise TrainyardError(f"{self.title} refuses targets and predictions, {given}: {error}") from error
+            raise TrainyardError(f"{self.title} failed for targets and predictions {given}: {error}") from error
         if isinstance(result, Mapping):
             return {str(name): self._tensor(value) for name, value in result.items()}
         return self._tensor(result)

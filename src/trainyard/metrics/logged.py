@@ -32,7 +32,7 @@ class Logged(Metric):
     def process(self, batch: Any, outputs: Any) -> None:
         """Add what a step logged."""
         if not isinstance(outputs, Evaluated):
-            raise self.refusal(outputs, None, "what a LightningModule logs: metric=logged is for model=lightning")
+            raise self.refusal(outputs, None, "values logged by a LightningModule: metric=logged needs model=lightning")
         self._source = outputs
         for name, entry in outputs.logged.items():
             self._add(name, entry)

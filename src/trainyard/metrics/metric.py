@@ -20,7 +20,7 @@ NOTHING = nullcontext()
 
 
 class Metric(ABC):
-    """A measure over a whole split, gathered batch by batch.
+    """Base class of metrics, which are accumulated batch by batch over a split.
 
     A subclass writes `process` and `compute`. It keeps what it gathers in `state`, as sums over samples, so that
     batches of any size have the right weight and the states of two ranks merge by adding. `state` starts empty and is
@@ -55,7 +55,7 @@ class Metric(ABC):
     def __init__(self, prefix: str | None = None) -> None:
         if prefix is not None:
             if not isinstance(prefix, str) or not prefix or prefix != prefix.strip("/ "):
-                raise ConfigError("prefix", prefix, "a name to stand before those of the results, such as coarse")
+                raise ConfigError("prefix", prefix, "a prefix for the names of its results, such as coarse")
             self.prefix = prefix
         self.state: dict[str, Tensor] = {}
 
@@ -127,7 +127,7 @@ class Metric(ABC):
 
 
 class SumMetric(Metric):
-    """A metric made of sums that are a pure function of one member's outputs and target.
+    """Base class of metrics computed from sums, a pure function of one member's outputs and target.
 
     A subclass writes `sums` and `compute`. The outputs of K members, `[K, ...]`, are given to `sums` one member at a
     time, by `torch.vmap`, so a subclass can ignore members; the target may be `[K, B]` or shared, `[B]`.
@@ -192,6 +192,6 @@ class SumMetric(Metric):
         wanted = "[B, ..., C] and [B, ...], the classes last" if self.class_axis else "of the same shape"
         members = "" if self.members is None else f", behind a leading axis of {self.members} members"
         return TrainyardError(
-            f"{type(self).__name__}: outputs {list(outputs.shape)} do not go with the target {list(target.shape)}; "
+            f"{type(self).__name__}: outputs {list(outputs.shape)} do not match the target {list(target.shape)}; "
             f"they must be {wanted}{members}."
         )

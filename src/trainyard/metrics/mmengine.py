@@ -15,7 +15,7 @@ from trainyard.metrics.selection import select
 
 
 class MMEngineMetric(Metric):
-    """Gives the metric contract to a metric with MMEngine's two methods.
+    """Adapter for a metric with MMEngine's two methods.
 
     `process(data_batch, data_samples)` appends to `self.results` the values it needs of a batch and its predictions;
     `compute_metrics(results)` makes a dict of numbers (or arrays) from all of it, on the CPU. A class with these two is

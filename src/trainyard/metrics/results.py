@@ -11,7 +11,7 @@ from trainyard.metrics.metric import Metric
 
 
 def results_of(metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
-    """Compute the metrics by name: a lone result has its metric's name, one of several has its own.
+    """Compute the metrics by name: a single result has its metric's name, several results have their own.
 
     A metric with a `prefix` has it before the name: `coarse/accuracy`.
 
@@ -28,8 +28,8 @@ def results_of(metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
                 raise ConfigError(
                     f"metric.{name}",
                     full,
-                    f"names of results that no other metric has: metric.{givers[full]} gives {full!r} too",
-                    hint=f"With a prefix ({name}, say) this one's are {name}/{key} and so on (docs/evaluation.md).",
+                    f"names that no other metric uses: metric.{givers[full]} also returns {full!r}",
+                    hint=f"With prefix={name}, its results are named {name}/{key} and so on (docs/evaluation.md).",
                 )
             results[full], givers[full] = value, name
     return results

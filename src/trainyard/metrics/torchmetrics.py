@@ -19,7 +19,7 @@ FOLDS = ("dim_zero_sum", "dim_zero_max", "dim_zero_min")
 
 
 class TorchMetric(Metric):
-    """Gives a `torchmetrics.Metric` (or `MetricCollection`) the metric contract.
+    """Adapter for a `torchmetrics.Metric` or `MetricCollection`.
 
     `process` calls `update(outputs, target)`, with tensors or, for detection, lists of dicts of them. The wrapped
     metric keeps its own state, and where `torch.distributed` is initialized it gathers the ranks itself in `compute`:
@@ -85,7 +85,7 @@ class TorchMetric(Metric):
             if not hasattr(self.metric, "merge_state"):
                 kind = type(self.metric).__name__
                 raise TrainyardError(
-                    f"{kind} is no metric of torchmetrics, and has no merge_state: it cannot be merged."
+                    f"{kind} is not a torchmetrics metric and has no merge_state, so it cannot be merged."
                 )
             self.metric.merge_state(other.metric)
             return

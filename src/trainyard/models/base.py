@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainyard._torch_internals import own_parameters
-from trainyard.batch import to_device
+from trainyard.batch import lies_on, to_device
 from trainyard.errors import ConfigError, TrainyardError
 
 MODES = ("loss", "predict", "tensor")
@@ -88,7 +88,7 @@ class BaseModel(nn.Module):
     def preprocess(self, batch: Any) -> Any:
         """Move the batch to the model's device, and pass it through `data_preprocessor` if there is one."""
         device = self._device()
-        if device is not None:
+        if device is not None and not lies_on(batch, device):
             batch = to_device(batch, device)
         return batch if self.data_preprocessor is None else self.data_preprocessor(batch)
 
@@ -173,7 +173,7 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
         TrainyardError: `losses` is no mapping, or none of its keys contains `loss`, or nothing under them is a tensor,
             or a loss is not one number for each member.
     """
-    if not isinstance(losses, Mapping):
+    if not isinstance(losses, (dict, Mapping)):  # a dict is recognized faster
         raise TrainyardError(
             f"forward(mode='loss') returned a {type(losses).__name__}; it must return a dict such as {{'loss': loss}}."
         )
@@ -187,8 +187,7 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
     if not isinstance(total, Tensor):
         found = ", ".join(map(repr, losses)) or "none"
         raise TrainyardError(
-            f"forward(mode='loss') returned no loss to minimise: the keys are {found}, "
-            f"and the tensors to be summed must stand under keys that contain 'loss'."
+            f"forward(mode='loss') returned no loss: its keys are {found}, but the key of a loss must contain 'loss'."
         )
     return total
 
@@ -196,13 +195,13 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
 def _one_number(key: str, loss: Tensor, shape: torch.Size) -> Tensor:
     """Return a loss of the shape `[1]`, or `[K, 1]` in a stack, without its last dimensions."""
     if loss.numel() != shape.numel():
-        raise not_one_number(key, loss.shape[len(shape) :], "Summed as it is, it would change the size of every step")
+        raise not_one_number(key, loss.shape[len(shape) :], "Its sum would change the size of every step")
     return loss.reshape(shape)
 
 
 def not_one_number(key: str, shape: Sequence[int], why: str) -> TrainyardError:
     """Return the error for an entry of the losses that has more than one number for each member."""
     return TrainyardError(
-        f"forward(mode='loss') returned {key!r} with the shape {list(shape)}, a number for each sample, maybe; it must "
-        f"return one number. {why}: take the mean (reduction='mean', or .mean()) or another reduction of your choice."
+        f"forward(mode='loss') returned {key!r} with the shape {list(shape)}, but a loss must be "
+        f"one number. {why}. Take the mean (reduction='mean', or .mean()) or another reduction."
     )

@@ -117,7 +117,7 @@ def fitting_parameters(model: nn.Module, patterns: Sequence[str], key: str) -> l
         found = {id(parameter) for module in fitting for parameter in module.parameters()}
         found |= {id(each) for name, each in parameters.items() if fits(pattern, name)}
         if fitting and not found:
-            raise ConfigError(key, pattern, "a pattern for parameters; what this one fits has none")
+            raise ConfigError(key, pattern, "a pattern that matches parameters; what this one matches has none")
         if not found:
             raise unknown(key, pattern, modules, parameters)
         chosen |= found

@@ -30,7 +30,7 @@ def parse(rules: Any) -> dict[str, dict[str, Initializer]]:
     """
     rules = OmegaConf.to_container(rules, resolve=True) if OmegaConf.is_config(rules) else rules
     if not isinstance(rules, Mapping | None):
-        raise ConfigError("init", rules, "a mapping of patterns for modules, each to an initialiser")
+        raise ConfigError("init", rules, "a mapping from patterns for modules to initializers")
     found = {}
     for pattern, rule in (rules or {}).items():
         key = f"init.{pattern}"
@@ -65,7 +65,7 @@ def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> small = {"_target_": "normal", "std": 0.0}
         >>> initialize(net, {"Linear": {"weight": "xavier_uniform", "bias": 0}, "2": small})
-        'Initialised by rules: 4 of 4 parameters'
+        'Initialized by rules: 4 of 4 parameters'
         >>> net[2].weight.abs().sum().item()
         0.0
     """
@@ -78,7 +78,7 @@ def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
         leaves = dict.fromkeys(leaf for module in fitting.values() for leaf in own_parameters(module))
         for leaf, initializer in by_leaf.items():
             if leaf not in leaves:
-                accepted = f"a parameter of the modules that fit {pattern!r}: {', '.join(leaves) or 'they have none'}"
+                accepted = f"a parameter of the modules that match {pattern!r}: {', '.join(leaves) or 'they have none'}"
                 raise ConfigError(f"init.{pattern}", leaf, accepted, options=leaves)
             for name, module in fitting.items():
                 parameter = own_parameters(module).get(leaf)
@@ -88,9 +88,11 @@ def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
         try:
             initializer(parameter)
         except (TypeError, ValueError, RuntimeError) as error:
-            accepted = f"an initialiser for {name} {list(parameter.shape)}, which fits the pattern"
-            raise ConfigError(key, _named(initializer), accepted, hint=f"It says: {str(error).rstrip('.')}.") from error
-    return f"Initialised by rules: {len(chosen)} of {len(list(model.parameters()))} parameters"
+            accepted = f"an initializer that works for {name} {list(parameter.shape)}, which matches the pattern"
+            raise ConfigError(
+                key, _named(initializer), accepted, hint=f"Its error: {str(error).rstrip('.')}."
+            ) from error
+    return f"Initialized by rules: {len(chosen)} of {len(list(model.parameters()))} parameters"
 
 
 def _initializer(given: Any, key: str) -> Initializer:
@@ -98,7 +100,7 @@ def _initializer(given: Any, key: str) -> Initializer:
         return partial(nn.init.constant_, val=float(given))
     node = {"_target_": given} if isinstance(given, str) else given
     if not is_node(node):
-        raise ConfigError(key, given, "a number, the name of an initialiser, or a mapping with `_target_`")
+        raise ConfigError(key, given, "a number, the name of an initializer, or a mapping with `_target_`")
     target = node["_target_"]
     if isinstance(target, str) and "." not in target:
         if target.removesuffix("_") not in NAMES:

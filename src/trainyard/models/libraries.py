@@ -26,10 +26,10 @@ def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
         hint = f"Install it with: pip install 'trainyard[{extra}]'"
         given = name.partition(".")[0]
         absent = given if error.name in (name, given) else f"{given} with what it needs ({error.name} is missing)"
-        raise ConfigError(key, given, f"a library that is installed; {absent} is not", hint=hint) from error
+        raise ConfigError(key, given, f"an installed library; {absent} is missing", hint=hint) from error
     except (ImportError, RuntimeError, OSError) as error:  # as torchvision of another torch does
-        hint = f"Importing it failed: {error}. A version that was built for this torch is needed."
-        raise ConfigError(key, name, "a library that imports", hint=hint) from error
+        hint = f"Importing it failed: {error}. Install a version that was built for this torch."
+        raise ConfigError(key, name, "an importable library", hint=hint) from error
 
 
 def not_at_hand(key: str, given: object, file: str | Path, error: Exception) -> ConfigError:
@@ -42,10 +42,8 @@ def not_at_hand(key: str, given: object, file: str | Path, error: Exception) -> 
         error: of the library.
     """
     said = str(error).strip().split("\n")[0].rstrip(".")
-    hint = (
-        f"Without a network the file has to lie at {file}, or anywhere as load_from=<file>. The library says: {said}."
-    )
-    return ConfigError(key, given, "weights that can be fetched, or lie in the library's cache", hint=hint)
+    hint = f"Without a network, put the file at {file}, or pass load_from=<file>. The library's error: {said}."
+    return ConfigError(key, given, "weights that can be downloaded or are in the library's cache", hint=hint)
 
 
 def hub_file(repository: str, name: str) -> Path:

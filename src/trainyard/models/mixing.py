@@ -18,7 +18,7 @@ from trainyard.models.base import modules
 
 
 class BatchMix(nn.Module, ABC):
-    """Mixes each sample of a training batch with the one before it; in evaluation mode a batch stays as it is.
+    """Mixes each sample of a training batch with the one before it; in evaluation mode batches are unchanged.
 
     A batch is a tuple or list `(x, y)`, or a mapping of an input and a target. Classes `[B]` become shares
     `[B, num_classes]`, which `torch.nn.CrossEntropyLoss` takes; a target that is shares already is mixed as it is.
@@ -77,11 +77,13 @@ class BatchMix(nn.Module, ABC):
         """Convert classes `[B]` to shares `[B, num_classes]` in the precision of `x`, and smooth the shares."""
         if not y.is_floating_point():
             if y.ndim != 1:
-                raise TrainyardError(f"{self._name} mixes a class for each sample, [B]; the target is {_shape(y)}.")
+                raise TrainyardError(f"{self._name} needs one class per sample, [B], but the target is {_shape(y)}.")
             dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
             y = (y.unsqueeze(1) == torch.arange(self.num_classes, device=y.device)).to(dtype)
         if y.ndim != 2 or y.shape[1] != self.num_classes:
-            raise TrainyardError(f"{self._name} mixes shares [B, {self.num_classes}]; the target is {_shape(y)}.")
+            raise TrainyardError(
+                f"{self._name} needs class probabilities [B, {self.num_classes}], but the target is {_shape(y)}."
+            )
         return y * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
 
     @property
@@ -141,7 +143,7 @@ class CutMix(BatchMix):
 
 
 class RandomChoice(nn.Module):
-    """Applies one of several preprocessors, drawn for each training batch; in evaluation mode a batch stays as it is.
+    """Applies one of several preprocessors, drawn for each training batch; in evaluation mode batches are unchanged.
 
     All of them are computed and one is kept, so that the choice needs no synchronization; they must give
     tensors of the same shapes.
@@ -201,8 +203,8 @@ def _places(batch: Any) -> tuple[Any, Any]:
         if targets and len(inputs) == 1:
             return inputs[0], targets[0]
     raise TrainyardError(
-        "Mixup and CutMix mix batches of one input and one target: a tuple (x, y), or a mapping with a target under "
-        f"one of {', '.join(TARGET_KEYS)} and one other entry."
+        "Mixup and CutMix need batches of one input and one target: a tuple (x, y), or a mapping with one other entry "
+        f"and a target with one of the keys {', '.join(TARGET_KEYS)}."
     )
 
 

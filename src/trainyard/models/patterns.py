@@ -47,5 +47,5 @@ def unknown(key: str, pattern: str, modules: Mapping[str, nn.Module], parameters
     """Return the error for a pattern that matches none of these modules, nor of the parameters it may name."""
     kinds = dict.fromkeys(type(module).__name__ for module in modules.values())
     names = [name for name in modules if name]
-    accepted = "a glob that fits a module's name or class" + (", or a parameter's name" if parameters else "")
+    accepted = "a glob that matches a module's name or class" + (", or a parameter's name" if parameters else "")
     return ConfigError(key, pattern, accepted, options=[*names, *kinds, *parameters])

@@ -82,7 +82,9 @@ class DataPreprocessor(nn.Module):
     def _stacked(self, images: Sequence[Tensor]) -> Tensor:
         if len({image.shape[:-2] for image in images}) != 1 or any(image.ndim != 3 for image in images):
             shapes = ", ".join(str(list(image.shape)) for image in images[:4])
-            raise TrainyardError(f"Images are stacked that differ in height and width alone, [C, H, W], not {shapes}.")
+            raise TrainyardError(
+                f"Images [C, H, W] in a batch may differ only in height and width, but their shapes are {shapes}."
+            )
         largest = [max(image.shape[axis] for image in images) for axis in (-2, -1)]
         return torch.stack([self._padded(image, largest) for image in images])
 

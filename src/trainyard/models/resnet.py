@@ -46,7 +46,7 @@ class ResNet(Supervised):
         if rest or blocks < 1:
             below = 6 * blocks + 2
             near = f"{below} or {below + 6}" if blocks >= 1 else "8"
-            raise ConfigError("depth", depth, f"6n + 2 with n of at least 1; nearest: {near}")
+            raise ConfigError("depth", depth, f"6n + 2 with n >= 1; nearest: {near}")
 
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, width, 3, padding=1, bias=False),

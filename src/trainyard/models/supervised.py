@@ -21,7 +21,7 @@ IGNORED = -100
 
 
 class Supervised(BaseModel):
-    """Gives a plain `nn.Module` the model contract, so that a network of any library trains unchanged.
+    """Turns an `nn.Module` of any library into a model for the Runner.
 
     The last element of a tuple batch is the target and the others go to the network; in a mapping the target stands
     under `target`, `targets`, `label`, `labels` or `y`, and the others go to the network by name, or, if there is only

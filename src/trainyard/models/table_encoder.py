@@ -118,7 +118,7 @@ class TableEncoder(DataPreprocessor):
         saved = state_dict.get(f"{prefix}digest")
         if saved is not None and not torch.equal(saved.cpu(), self.digest.cpu()):
             accepted = "a table with the columns and categories that the checkpoint was trained with"
-            hint = "Give the table that it was trained with as data.path; other rows to test on are data.test_path."
+            hint = "Set data.path to the table that it was trained with. For other test data, use data.test_path."
             raise ConfigError("data.path", "other columns or categories", accepted, hint=hint)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -162,7 +162,7 @@ def _drawn(auto: Any, config: Any, entries: dict[str, Any]) -> Any:
     try:
         return auto.from_config(config)
     except ValueError as error:  # as sizes that do not go together
-        accepted = f"entries of {type(config).__name__} of which a model can be made"
+        accepted = f"entries of {type(config).__name__} from which a model can be built"
         raise ConfigError("config", entries, accepted, hint=f"transformers says: {error}") from error
 
 
@@ -175,6 +175,6 @@ def _pretrained(auto: Any, name: str, config: Any) -> Any:
 
 def _absent(name: str, error: Exception) -> ConfigError:
     if name.startswith((".", "/", "~")):
-        accepted = "a folder that save_pretrained wrote, with its config.json, or a model of the hub"
+        accepted = "a folder written by save_pretrained, with its config.json, or a model of the hub"
         return ConfigError("name", name, accepted)
     return not_at_hand("name", name, hub_file(name, "model.safetensors").parent, error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from operator import is_
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch.optim import Adam, AdamW, Optimizer
 from trainyard._torch_internals import fused_kernel
 
 State = dict[str, Any]
+
+_NONE = repeat(None)
 
 
 @dataclass
@@ -93,7 +96,7 @@ class FusedAdam:
             self._adopt()
             return
         grads = [[param.grad for param in kept.params] for kept in self._kept]
-        if any(grad is None for own in grads for grad in own):
+        if any(any(map(is_, own, _NONE)) for own in grads):
             self._own_step()
             return
         for kept, own in zip(self._kept, grads, strict=True):

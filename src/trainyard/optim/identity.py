@@ -149,7 +149,7 @@ def _reordered(state: dict[str, Any], part: _Part) -> dict[str, Any]:
     if part.same:
         return state
     if "param_groups" not in state or "state" not in state:
-        raise ValueError("its optimizer keeps a state in a form of its own, and the parameters come in another order")
+        raise ValueError("its optimizer has a state in an unknown format, and the order of the parameters differs")
     packed = list(chain.from_iterable(group["params"] for group in state["param_groups"]))
     groups: list[dict[str, Any]] = []
     first = 0
@@ -248,7 +248,9 @@ def _add_later(
     grown = [(own, saved[number][at_start[number] :]) for own, number in enumerate(numbers)]
     later = list(chain.from_iterable([*(more for _, more in grown), *saved[len(at_start) :]]))
     if later and not hasattr(optimizer, "add_param_group"):
-        raise ValueError(f"it came to train {_some(_names_of([later]))}; a member of a stack trains what it began with")
+        raise ValueError(
+            f"it later trained {_some(_names_of([later]))}; the trained parameters of a stack's member cannot change"
+        )
     parameters = dict(model.named_parameters())
     for entry in later:
         found = parameters.get(entry[0])

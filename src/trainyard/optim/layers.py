@@ -23,7 +23,7 @@ def layer_numbers(model: nn.Module, layers: Sequence[str] | None) -> tuple[dict[
             several modules that holds the most parameters, as the blocks of a transformer are.
 
     Raises:
-        ConfigError: a glob that fits no parameter, or a model without such a list.
+        ConfigError: a glob that matches no parameter, or a model without such a list.
     """
     names = [name for name, _ in model.named_parameters()]
     found: dict[str, int] = {}
@@ -44,7 +44,7 @@ def _matchers(model: nn.Module, names: Sequence[str], layers: Sequence[str] | No
         return [partial(_begins, f"{stack}.{name}." if stack else f"{name}.") for name, _ in children]
     for pattern in layers:
         if not any(fits_within(pattern, name) for name in names):
-            raise ConfigError("layers", pattern, "a glob that fits a module with parameters")
+            raise ConfigError("layers", pattern, "a glob that matches a module with parameters")
     return [partial(fits_within, pattern) for pattern in layers]
 
 

@@ -108,7 +108,7 @@ class Paramwise:
         names = _names(model)
         params = list({id(param): param for param in params}.values())
         if any(id(param) not in names for param in params):
-            raise ValueError("paramwise rules are for parameters of the model alone")
+            raise ValueError("paramwise rules for parameters of the model only")
         known = [name for places in names.values() for name, _ in places]
         self._check(known, numbers)
         found: dict[tuple[str | None, ...], list[Tensor]] = {}
@@ -132,7 +132,7 @@ class Paramwise:
     def _check(self, known: Sequence[str], numbers: Mapping[str, Any]) -> None:
         for pattern, factors in self._keys.items():
             if not any(fits(pattern, name) for name in known):
-                accepted = "a part of a parameter's name, or a glob that fits one"
+                accepted = "a part of a parameter's name, or a glob that matches one"
                 raise ConfigError("custom_keys", pattern, accepted, options=_parts(known), hint=_some(known))
             for mult, field in zip(MULTS, ("lr", "weight_decay"), strict=True):
                 if mult in factors and field not in numbers:

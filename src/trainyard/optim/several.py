@@ -17,7 +17,7 @@ from trainyard.schedules import Schedule
 
 
 class OptimizerDict(Optimizer):
-    """Optimizers under names, which schedules, checkpoints and hooks use as one with all groups.
+    """Several named optimizers with the interface of a single optimizer with all groups.
 
     Args:
         optimizers: each with its own parameters.
@@ -55,7 +55,7 @@ class OptimizerDict(Optimizer):
             TrainyardError: always.
         """
         raise TrainyardError(
-            f"add_param_group is called on one of runner.optimizer.optimizers: {', '.join(self.optimizers)}."
+            f"Call add_param_group on one of runner.optimizer.optimizers: {', '.join(self.optimizers)}."
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -125,7 +125,9 @@ def owner(model: nn.Module, path: str) -> str:
     owners = [name for name, patterns in groups.items() if _belongs(path, patterns)]
     if len(owners) != 1:
         kind, found = type(model).__name__, _listed(owners) or "no entry"
-        raise ValueError(f"{kind}.optimizer_groups: the parameter {path} belongs to {found}; it must be to one")
+        raise ValueError(
+            f"{kind}.optimizer_groups: the parameter {path} belongs to {found}; it must belong to exactly one"
+        )
     return owners[0]
 
 
@@ -151,7 +153,7 @@ def schedules_of(schedules: Mapping[str, Any]) -> ScheduleDict:
 
 
 class ScheduleDict(Schedule):
-    """A schedule for each of several optimizers, as one; a row has the groups of all.
+    """Schedules of several optimizers, with the interface of one; a row has the groups of all.
 
     Args:
         schedules: by the optimizer's name; an optimizer that is left out keeps its numbers.
@@ -183,7 +185,7 @@ class ScheduleDict(Schedule):
     ) -> None:
         """Begin one run; see `Schedule.bind`."""
         if not isinstance(optimizer, OptimizerDict):
-            raise ConfigError("", list(self._schedules), "one schedule, since there is one optimizer")
+            raise ConfigError("", list(self._schedules), "one schedule, because there is one optimizer")
         for name, schedule in self._schedules.items():
             if name not in optimizer.optimizers:
                 known = optimizer.optimizers

@@ -15,7 +15,7 @@ from trainyard.models.base import MODES, BaseModel, Preprocessor
 
 
 class DQN(BaseModel):
-    """Values of actions, learnt from transitions by double Q-learning, with a target network that follows slowly.
+    """Double Q-learning of action values from transitions, with a slowly updated target network.
 
     Sources: Mnih et al., Human-level control through deep reinforcement learning, 2015; van Hasselt et al., Deep
     Reinforcement Learning with Double Q-learning, 2016. The loss is Huber's.

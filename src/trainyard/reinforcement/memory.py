@@ -11,7 +11,7 @@ FIELDS = ("observation", "action", "reward", "following", "done")
 
 
 class ReplayMemory:
-    """Keeps the latest transitions, in tensors that are written in a ring.
+    """Ring buffer of the latest transitions, as tensors.
 
     Args:
         size: transitions at most.

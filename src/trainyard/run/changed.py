@@ -34,12 +34,12 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], *, ended: bool)
     for key, new in differing:
         if not _may_change(key):
             value = "nothing" if new is _ABSENT else new
-            accepted = f"in a clone as in its job: only values of {', '.join((*OVERRIDDEN, *FREE))} may differ"
-            raise ConfigError(key, value, accepted, hint="A job with this value has to begin at the beginning.")
+            accepted = f"the value of the cloned job: only values of {', '.join((*OVERRIDDEN, *FREE))} may differ"
+            raise ConfigError(key, value, accepted, hint="A job with another value must start from scratch.")
     if ended and not any(key in LENGTHS for key, _ in differing):
         raise TrainyardError(
-            "the job has come to its end, and a clone of it would have nothing to train. "
-            f"A larger {' or '.join(LENGTHS)} lets it go on"
+            "the job has finished, and a clone of it would have nothing to train. "
+            f"Increase {' or '.join(LENGTHS)} to train it further"
         )
     named = [key for key, _ in differing if _is_below(key, OVERRIDDEN)]
     return [key for key in named if key.rpartition(".")[2] not in FLAGS]

@@ -83,7 +83,7 @@ def spread(values: Mapping[str, Any], room: int = 0) -> Spread:
         found = world.find()
         if found is not None and found.world_size > 1:
             hint = f"{found.world_size} processes of this run were started."
-            raise ConfigError("strategy", _name(node), "one for several devices: ddp or fsdp", hint=hint)
+            raise ConfigError("strategy", _name(node), "a strategy for several devices: ddp or fsdp", hint=hint)
         return Spread()
     strategy: Distributed = build(node, "strategy")
     try:
@@ -93,7 +93,7 @@ def spread(values: Mapping[str, Any], room: int = 0) -> Spread:
             room = max(room, 0 if nodes is None else nodes.total)
             return Spread(_devices(strategy, str(values.get("device", "auto")), room), None, strategy)
         if strategy.devices not in ("auto", found.world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "0"))):
-            accepted = f"auto, or {found.world_size}: so many processes were started"
+            accepted = f"auto, or {found.world_size}, the number of started processes"
             raise ConfigError("devices", strategy.devices, accepted)
     except ConfigError as error:
         raise error if error.key == "device" else error.under("strategy") from None
@@ -122,11 +122,11 @@ def _devices(strategy: Distributed, device: str, room: int) -> int:
     if strategy.devices != "auto":
         count = int(strategy.devices)
     if count > limit and not what:
-        raise ConfigError("device", device, f"auto, cuda or cpu, since strategy.devices={count}")
+        raise ConfigError("device", device, f"auto, cuda or cpu, because strategy.devices={count}")
     if count > limit:
         raise ConfigError("devices", count, f"at most {limit}, {what}")
     if strategy.min_devices is not None and strategy.min_devices > count:
-        raise ConfigError("min_devices", strategy.min_devices, f"at most {count}, the devices that there are, or null")
+        raise ConfigError("min_devices", strategy.min_devices, f"at most {count}, the number of devices, or null")
     return count
 
 
@@ -179,8 +179,8 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> Retur
             if outcome.signum is not None or not outcome.killed or left < (over.strategy.min_devices or left + 1):
                 break
             job = _resumed(job, work_dir)
-            origin = "the last checkpoint" if _has_checkpoint(work_dir) else "the beginning: there is no checkpoint"
-            log.warning("%s Going on with %d of %d devices from %s.", outcome.error, left, over.devices, origin)
+            origin = "the last checkpoint" if _has_checkpoint(work_dir) else "the start, because there is no checkpoint"
+            log.warning("%s Continuing with %d of %d devices from %s.", outcome.error, left, over.devices, origin)
     except KeyboardInterrupt:
         following.note("KILLED", "interrupted")
         raise
@@ -270,8 +270,8 @@ def _gpus(over: Spread) -> list[str]:
 def go_on(work_dir: Path) -> str:
     """Return the instruction for resuming the run in this directory."""
     if not any((work_dir / "checkpoints").glob("*.pt")):
-        return "there is no checkpoint to go on from."
-    return f"go on with the same command and {shell_override('hydra.run.dir', shown(work_dir))} resume=true"
+        return "there is no checkpoint to resume from."
+    return f"to resume, use the same command with {shell_override('hydra.run.dir', shown(work_dir))} resume=true"
 
 
 def shown(path: Path) -> str:

@@ -170,7 +170,7 @@ def _trained(runner: Runner, values: Mapping[str, Any], position: SweepPosition 
 
 @dataclass(frozen=True)
 class Record:
-    """What is recorded of every run beside its numbers, and is the same for all members of a Runner.
+    """Data that is recorded for every run in addition to metrics, and is the same for all members of a Runner.
 
     Attributes:
         example: one input of the model; None if it takes anything but one tensor.
@@ -257,8 +257,8 @@ def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
     if missing:
         what = {"logger": "logs (hook.logger)", "checkpoint": "saves checkpoints (hook.checkpoint)"}
         log.warning(
-            "No hook %s. An option file of hook that is to add to the default hooks begins with "
-            "`defaults: [default, _self_]`; or choose them as well: hook=[default,…].",
+            "No hook %s. To add to the default hooks, start the option file with "
+            "`defaults: [default, _self_]`, or select both: hook=[default,…].",
             " and none ".join(what[name] for name in missing),
         )
 
@@ -298,7 +298,7 @@ def _summarize(member: Member) -> None:
 
 def _ship(tracker: Tracker) -> Shipment:
     """Wait for the rest to be shipped; log a notice if that takes long."""
-    notice = threading.Timer(3.0, log.info, ["Shipping to MLflow. Ctrl-C leaves it to the background."])
+    notice = threading.Timer(3.0, log.info, ["Uploading to MLflow. Ctrl-C continues in the background."])
     notice.daemon = True
     notice.start()
     try:
@@ -350,7 +350,7 @@ def _interruptible(runner: Runner) -> Iterator[list[int]]:
         if not is_rank:
             for each, handler in before.items():
                 signal.signal(each, handler)
-            os.write(2, b"\nInterrupted: saving a checkpoint. Once more ends the run now.\n")
+            os.write(2, b"\nInterrupted: saving a checkpoint. Interrupt again to stop immediately.\n")
 
     owner = os.getpid()
     handled = [signal.SIGTERM] if OURS in os.environ else [signal.SIGINT, signal.SIGTERM]

@@ -32,7 +32,7 @@ from trainyard.config.schema import check_nodes
 from trainyard.data.lengths import first_batch
 from trainyard.data.transfer import apply, to_device
 from trainyard.distributed import Strategy, as_strategy
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, UnknownMetricError
 from trainyard.metrics import results_of
 from trainyard.models import call
 from trainyard.run import ranks
@@ -247,8 +247,8 @@ def _tried(
             return known.errors[key], None
     for name in metrics:
         if name.startswith("val/") and parts.names and name not in parts.names:
-            accepted = f"a metric of these jobs: {', '.join(parts.names)}"
-            return str(ConfigError(METRICS, name, accepted, options=parts.names)), None
+            accepted = f"These jobs compute {', '.join(parts.names)}"
+            return str(UnknownMetricError(METRICS, name, accepted, options=parts.names)), None
     return None, estimate(parts, parts.names, parts.given["tracker"]) if values["mode"] == "train" else None
 
 

@@ -67,8 +67,8 @@ class IndexRanges(TorchFunctionMode):
             wrong = index[(index < 0) | (index >= len(weight))]
             if wrong.numel():
                 raise TrainyardError(
-                    f"model and data do not fit, in a batch of {self._split!r}: an Embedding has the rows 0 to "
-                    f"{len(weight) - 1}, and was given {int(wrong[0])}."
+                    f"model and data do not match, in a batch of {self._split!r}: an Embedding has rows 0 to "
+                    f"{len(weight) - 1}, but got index {int(wrong[0])}."
                 )
         return func(*args, **named)
 

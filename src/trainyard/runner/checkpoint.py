@@ -54,8 +54,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
         despite_absence(path.parent.parent, lambda: _write(path, state))
     except FileNotFoundError as error:
         raise DirectoryGoneError(
-            f"{path.parent.parent} was moved or removed while the run was under way: {path.name} cannot be saved. "
-            "Where the directory is now, resume=true goes on from the last checkpoint."
+            f"{path.parent.parent} was moved or removed during the run, so {path.name} cannot be saved. "
+            "Use resume=true in the new directory to continue from the last checkpoint."
         ) from error
 
 
@@ -87,7 +87,7 @@ def load(path: Path) -> dict[str, Any]:
     missing = [name for name in _KINDS if name not in state]
     if missing and any(isinstance(value, torch.Tensor) for part in (state, *state.values()) for value in _values(part)):
         raise DamagedCheckpointError(
-            f"{path}: weights alone, without the state of a training; load_from={path} begins with them"
+            f"{path}: contains weights only, no training state. To start from them, use load_from={path}"
         )
     if missing:
         raise DamagedCheckpointError(f"{path}: a file of torch, but not a checkpoint: it has no {missing[0]!r}")
@@ -129,7 +129,7 @@ def read(path: Path) -> Any:
     except DamagedCheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        raise DamagedCheckpointError(f"{path}: holds objects other than tensors and plain values") from error
+        raise DamagedCheckpointError(f"{path}: contains objects other than tensors and plain values") from error
     except Exception as error:  # bytes at random bring the readers of zip, pickle and tensors to raise anything
         raise DamagedCheckpointError(f"{path}: not a whole checkpoint ({_said(error)})") from error
 
@@ -240,7 +240,7 @@ def newest(directory: Path, upto: str | None = None) -> tuple[Path, dict[str, An
     """
     last = directory / LAST
     if last.exists() and not last.is_file():
-        raise TrainyardError(f"{last} is not a file: move it away. The list of the checkpoints is written there.")
+        raise TrainyardError(f"{last} is not a file. Move it: the list of checkpoints is written there.")
     paths = list(_newest_first(directory))
     begin = 0 if upto is None else [path.name for path in paths].index(upto)
     for path in paths[begin:]:

@@ -89,7 +89,7 @@ def build_hooks(values: Any) -> dict[str, Any]:
         ConfigError: the value is not a mapping, or an entry cannot be built.
     """
     if values is not None and not isinstance(values, Mapping):
-        raise ConfigError("hook", type(values).__name__, "a mapping of names, each to an object or its config")
+        raise ConfigError("hook", type(values).__name__, "a mapping from names to objects or their configs")
     return {name: build_hook(value, name) for name, value in (values or {}).items() if value is not None}
 
 
@@ -113,7 +113,7 @@ def stages_of(loops: Mapping[str, Any]) -> tuple[str, ...]:
         own = locate(loop["_target_"], f"{key}._target_") if is_node(loop) else loop
         for stage in getattr(own, "stages", ()):
             if not isinstance(stage, str) or not stage.startswith(("before_", "after_")):
-                raise ConfigError(f"{key}.stages", stage, "names that begin with before_ or after_")
+                raise ConfigError(f"{key}.stages", stage, "names that start with before_ or after_")
             if stage not in (*STAGES, *found):
                 found.append(stage)
     return tuple(found)

@@ -103,7 +103,7 @@ class Env:
             torch.set_num_interop_threads(count)
         except RuntimeError:  # the threads are already running
             log.warning(
-                "env.interop_threads=%d comes too late for this process, which has %d: torch sets them once.",
+                "env.interop_threads=%d has no effect in this process, which has %d: torch sets them only once.",
                 count,
                 torch.get_num_interop_threads(),
             )
@@ -132,7 +132,7 @@ def find_device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError("device", name, f"one of {', '.join(available)}", options=available) from None
     if device.type == "cuda" and (count == 0 or (device.index or 0) >= count):
-        hint = "" if count else f"This torch ({torch.__version__}) sees no CUDA device."
+        hint = "" if count else f"This torch ({torch.__version__}) finds no CUDA device."
         raise ConfigError("device", name, f"one of {', '.join(available)}", hint=hint)
     if device.type not in ("cpu", "cuda"):
         try:

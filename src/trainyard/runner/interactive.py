@@ -111,7 +111,7 @@ class Interactive(Parts):
         done, length = (self.epoch, loop.max_epochs(self)) if by_epoch else (self.iter, loop.max_iters(self))
         if self.iter and length is not None and done >= length and not loop.val_due:
             log.warning(
-                "Nothing is trained: the run has reached its end, %s %d of %d. A longer loop goes on from there: "
+                "Nothing to train: the run has finished, %s %d of %d. To train longer, set "
                 "runner.train_loop.length = %d.",
                 *(loop.unit, done, length, 2 * length),
             )
@@ -130,7 +130,7 @@ class Interactive(Parts):
         def first(signum: int, frame: FrameType | None) -> None:
             self.interrupt()
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            log.warning("Interrupted: the training ends after this iteration. Once more ends it now.")
+            log.warning("Interrupted: training stops after this iteration. Interrupt again to stop immediately.")
 
         signal.signal(signal.SIGINT, first)
         try:

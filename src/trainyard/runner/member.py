@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainyard import rng_state
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, UnknownMetricError
 from trainyard.files import remove
 from trainyard.optim.identity import Beginning
 from trainyard.runner.weights import LoadFrom, load_from
@@ -30,7 +30,7 @@ Direction = Literal["maximize", "minimize"]
 
 @dataclass(frozen=True)
 class Objective:
-    """The one number that ranks runs. Best checkpoint, early stopping, sweep ranking and search all use it."""
+    """The metric that ranks runs. Best checkpoint, early stopping, sweep ranking and search all use it."""
 
     name: str = "val/loss"
     direction: Direction = "minimize"
@@ -237,7 +237,7 @@ class Member:
             changed = [f"{key}={value}" for key, value in info.changes.items() if key.endswith(f"@{self.iter}")]
             if resume and changed:
                 told = ", ".join(changed)
-                log.info("Changed on resume, and a tag in MLflow: %s.", told, extra={"member": self})
+                log.info("Changed on resume (also a tag in MLflow): %s.", told, extra={"member": self})
         self.tell_notes()
         self.journal.status("RUNNING")
 
@@ -255,7 +255,7 @@ class Member:
             lost.append(self.objective.name)
         if lost:
             log.warning(
-                "%s is shorter than the checkpoint of iteration %d: points of %s are lost, here and for MLflow.",
+                "%s is shorter than the checkpoint of iteration %d: points of %s are missing here and in MLflow.",
                 journal.path,
                 self.iter,
                 ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else ""),
@@ -276,7 +276,7 @@ class Member:
         self.journal.status(status, message)
         if (gone := self.journal.gone()) is not None:
             log.warning(
-                "%s was %s while the run was under way: what was recorded since then is not there, nor in MLflow.",
+                "%s was %s during the run: what was recorded since then is missing here and in MLflow.",
                 self.journal.path,
                 gone,
                 extra={"member": self},
@@ -318,7 +318,7 @@ class Member:
         metrics = self.metrics
         if name not in metrics:
             names = [known for known in metrics if not known.startswith("train/")]
-            raise ConfigError(key, name, f"a metric of this run: {', '.join(names)}", options=names)
+            raise UnknownMetricError(key, name, f"This run computes {', '.join(names)}", options=names)
         return metrics[name]
 
     def judge(self, *, step: int, epoch: int) -> None:

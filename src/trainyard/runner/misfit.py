@@ -173,10 +173,10 @@ def _shapes(scene: Scene, parts: Parts) -> TrainyardError:
     hint = _capital(scene.where)
     for key, given, fact in suspects:
         if len(suspects) == 1 or re.search(rf"\b{given}\b", f"{scene.text} {scene.layer}"):
-            return ConfigError(key, given, f"auto, or {fact}, which the data have", hint=hint)
+            return ConfigError(key, given, f"auto, or {fact}, as in the data", hint=hint)
     key = scene.part or "model"
     advice = _types(scene)
-    return TrainyardError(f"{key} and data do not fit, in a batch of {scene.split!r}: {scene.where}{advice}")
+    return TrainyardError(f"{key} and data do not match, in a batch of {scene.split!r}: {scene.where}{advice}")
 
 
 def _types(scene: Scene) -> str:
@@ -185,28 +185,28 @@ def _types(scene: Scene) -> str:
         return ""
     if scene.part is not None or isinstance(scene.module, nn.CrossEntropyLoss | nn.NLLLoss):
         numbers = scene.measured and scene.target is not None and scene.target.is_floating_point()
-        regression = " Targets that are numbers to predict: metric=regression." if numbers else ""
-        return f" Classes are integers: targets of the type int64 (target.long()).{regression}"
+        regression = " For regression targets, use metric=regression." if numbers else ""
+        return f" Class targets must be int64 (target.long()).{regression}"
     own = next((p.dtype for p in scene.module.parameters()), None) if scene.module is not None else None
     if own is None:
         return ""
     if isinstance(scene.module, nn.Embedding):
-        return " An embedding takes integers (x.long())."
-    return f" The layer's weights are {_dtype(own)}: the data have to be so too (x.to(torch.{_dtype(own)}))."
+        return " An embedding needs integers (x.long())."
+    return f" The layer's weights are {_dtype(own)}, so the data must be too (x.to(torch.{_dtype(own)}))."
 
 
 def _out_of_range(scene: Scene, parts: Parts) -> TrainyardError:
     """Explain a class or an index that is out of range."""
     if "device-side assert" in scene.text:
         return TrainyardError(
-            "An index is out of range on the device: a target that is no class of the loss, or an index that an "
-            "Embedding does not have. With device=cpu the error names it. The process cannot use CUDA any more."
+            "An index is out of range on the device: a target outside the classes of the loss, or an index outside "
+            "an Embedding. Run with device=cpu to see which. This process can no longer use CUDA."
         )
     if isinstance(scene.module, nn.Embedding) and scene.given and isinstance(scene.given[0], Tensor):
         largest, count = _extreme(scene.given[0], scene.module.num_embeddings), scene.module.num_embeddings
-        told = f"{scene.layer} has the rows 0 to {count - 1}, and was given {largest}."
+        told = f"{scene.layer} has rows 0 to {count - 1}, but got index {largest}."
         return _wrong_count(parts, count) or TrainyardError(
-            f"model and data do not fit, in a batch of {scene.split!r}: {told}"
+            f"model and data do not match, in a batch of {scene.split!r}: {told}"
         )
     if scene.logits is None or scene.target is None:
         return _shapes(scene, parts)
@@ -225,9 +225,9 @@ def no_class(parts: Parts, split: str, target: int, classes: int) -> ConfigError
     if (wrong := _wrong_count(parts, classes)) is not None:
         return wrong
     stated = {name: fact for name, fact in _facts(parts).items() if name in _SIZES and fact == classes}
-    hint = "".join(f" The data state {name}={fact} (`spec`)." for name, fact in stated.items())
+    hint = "".join(f" The data defines {name}={fact} (`spec`)." for name, fact in stated.items())
     if target < 0:
-        hint += " What is to be left out is named by ignore_index, of the loss and of the metrics."
+        hint += " To ignore targets, set ignore_index of the loss and of the metrics."
     accepted = f"targets from 0 to {classes - 1} in {split!r}: the model has {classes} outputs"
     return ConfigError("data", target, accepted, hint=hint.strip())
 
@@ -236,7 +236,7 @@ def _wrong_count(parts: Parts, count: int) -> ConfigError | None:
     """Return the error for a number of classes in the model's config that is less than the data have."""
     for key, given, fact in _suspects(parts):
         if key.rpartition(".")[2] in _SIZES and given == count and given < fact:
-            return ConfigError(key, given, f"auto, or {fact}, which the data have")
+            return ConfigError(key, given, f"auto, or {fact}, as in the data")
     return None
 
 
@@ -254,20 +254,20 @@ def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigEr
     size = parts.loader("train").batch_size
     drop = "data.drop_last=true" if "drop_last" in names else "drop_last=True of its DataLoader"
     found = "the last batch has one sample" if samples is None else f"of {samples} samples the last batch has one"
-    why = f"{_capital(layer or 'BatchNorm')} needs several values for a variance, and {found}."
+    why = f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance, and {found}."
     if size == 1:
-        accepted, why = "at least 2", f"{_capital(layer or 'BatchNorm')} needs several values for a variance."
+        accepted, why = "at least 2", f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance."
     else:
-        accepted = f"a batch size that leaves no single sample; {drop} leaves the last batch out"
+        accepted = f"a batch size that does not leave a single sample; {drop} drops the last batch"
     given = size if key != "data" else f"a batch size of {size}"
-    return ConfigError(key, given, accepted, hint=f"{why} A norm over a sample (LayerNorm, GroupNorm) needs no batch.")
+    return ConfigError(key, given, accepted, hint=f"{why} LayerNorm and GroupNorm also work with one sample.")
 
 
 def _without_graph() -> TrainyardError:
     return TrainyardError(
-        "model: the loss depends on no parameter that is trained, so there is nothing to learn. A loss loses its graph "
-        "by .detach(), .item(), .data, torch.no_grad(), argmax or a conversion to NumPy; or all that it depends on is "
-        "frozen (`freeze`, requires_grad)."
+        "model: the loss does not depend on a trained parameter. Either .detach(), .item(), .data, torch.no_grad(), "
+        "argmax or a conversion to NumPy removes its graph, or all parameters that it depends on are frozen "
+        "(`freeze`, requires_grad)."
     )
 
 
@@ -278,15 +278,17 @@ def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
     dense = "an Embedding without sparse=True has dense gradients"
     if scene.clipping:
         key = "clip_grad_value" if parts.settings["clip_grad_norm"] is None else "clip_grad_norm"
-        hint = f"{whose}, and torch clips dense ones only: {dense}."
-        return ConfigError(key, parts.settings[key], "null, with sparse gradients", hint=hint)
+        hint = f"{whose}, but torch clips dense gradients only; {dense}."
+        return ConfigError(key, parts.settings[key], "null, because the gradients are sparse", hint=hint)
     if not scene.stepping:
         key = scene.part or "model"
         return TrainyardError(
-            f"{key}: {whose}, which a part of the step does not take: {dense}. torch says: {scene.text}."
+            f"{key}: {whose}, which a part of the step does not support; {dense}. torch says: {scene.text}."
         )
     name = type(parts.optimizer).__name__
-    taken = "one for sparse gradients: SGD or Adagrad without momentum and weight decay, or torch.optim.SparseAdam"
+    taken = (
+        "an optimizer for sparse gradients: SGD or Adagrad without momentum and weight decay, or torch.optim.SparseAdam"
+    )
     return ConfigError("optim", name, taken, hint=f"{whose}: {dense}. {name} says: {scene.text}.")
 
 

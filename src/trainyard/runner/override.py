@@ -78,14 +78,14 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
         own = own[: len(theirs)]
         if own == theirs[: len(own)]:
             if key in asked:
-                log.info("%s is as the checkpoint has it: %s.", key, _shown(own), extra={"member": member})
+                log.info("%s has the same value as in the checkpoint: %s.", key, _shown(own), extra={"member": member})
         elif key in asked:
             note(member, key, _shown(theirs), _shown(own))
             if option not in driven:
                 _write(member.optimizer, key, own)
         elif option in driven:
             log.warning(
-                "%s was %s, and the schedule goes on from the config's %s. %s=[%s] says that this is meant.",
+                "%s was %s in the checkpoint; the schedule continues from the config's %s. Confirm this with %s=[%s].",
                 *(key, _shown(theirs), _shown(own), KEY, key),
                 extra={"member": member},
             )
@@ -93,7 +93,8 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
             for kept in (member.info.params, member.info.settings):  # the run keeps the param that it has
                 kept.pop(key, None)
             log.warning(
-                "%s goes on as the checkpoint has it, %s: the config's %s is not read. %s=[%s] takes it.",
+                "%s keeps the value of the checkpoint, %s, and the config's %s is ignored. Use the config's with "
+                "%s=[%s].",
                 *(key, _shown(theirs), _shown(own), KEY, key),
                 extra={"member": member},
             )
@@ -112,7 +113,7 @@ def position(member: Member, reading: dict[str, Any], done: int) -> tuple[dict[s
     if BATCH_SIZE not in parse(member.settings[KEY]) or saved in (None, own):
         return reading, done, False
     if done and "place" in reading:
-        raise ValueError(f"its data are a stream, within whose epoch {BATCH_SIZE} cannot change")
+        raise ValueError(f"its data is a stream, and {BATCH_SIZE} cannot change within an epoch of a stream")
     group = member.runner.step.accumulate
     batches = done * int(saved) // int(own)
     note(member, BATCH_SIZE, str(saved), str(own))
@@ -122,7 +123,7 @@ def position(member: Member, reading: dict[str, Any], done: int) -> tuple[dict[s
 def note(member: Member, key: str, old: str, new: str) -> None:
     """Tell of a value that the config overrides, and record it with the run."""
     log.warning(
-        "%s: %s from here on, instead of %s. The run is not exactly one of either.",
+        "%s: %s from here on, instead of %s.",
         *(key, new, old),
         extra={"member": member},
     )

@@ -243,14 +243,16 @@ class Parts:
             return step
         from trainyard.step.cuda_graph import captured_step  # imported here because only CUDA needs it
 
-        refusal = None if getattr(code, "capturable", True) else f"{type(code).__name__} says that it is not capturable"
+        refusal = None if getattr(code, "capturable", True) else f"{type(code).__name__} is marked as not capturable"
         compiling = compile_arguments(self.settings["compile"])
         if compiling is not None and has_cuda_graphs(compiling):
-            refusal = "compile makes CUDA graphs of its own"
+            refusal = "compile creates its own CUDA graphs"
         elif compiling is not None and self.settings["capture"] is not True:
             refusal = "the model is compiled; capture=true captures the compiled model"
         elif self.settings["activation_checkpointing"]:
-            refusal = "activation_checkpointing keeps the state of the random generator, which a graph cannot"
+            refusal = (
+                "activation_checkpointing saves the state of the random generator, which a CUDA graph does not support"
+            )
         elif self.strategy.world_size > 1:
             refusal = "the run is on several devices"
         modules = {**dict(code.named_modules()), "": self.model}  # for a stacked model, `self.model` has the tensors

@@ -28,7 +28,7 @@ def with_preprocessor(model: Any, fitted: Mapping[str, Any] | None) -> Any:
         return model
     node = dict(fitted)
     accepted = "a model with a data_preprocessor, such as a trainyard.models.BaseModel"
-    hint = "The data were to be standardized or encoded, and that is done before the model."
+    hint = "The data needs standardization or encoding, which the data_preprocessor applies."
     if not isinstance(model, Mapping):
         if not isinstance(model, BaseModel):
             raise ConfigError("model", type(model).__name__, accepted, hint=hint)

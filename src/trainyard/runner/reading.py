@@ -15,7 +15,7 @@ from trainyard.data.lengths import exact_length, first_batch, no_batches
 from trainyard.distributed import Strategy
 from trainyard.step.step import Step
 
-HINT = " (resume_override=[data.batch_size] goes on with another batch size)"
+HINT = " (resume_override=[data.batch_size] continues with another batch size)"
 
 
 class TrainingReader:

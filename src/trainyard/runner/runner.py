@@ -48,6 +48,7 @@ from trainyard.track.scalars import ScalarBuffer
 
 log = logging.getLogger(__name__)
 
+_LEAVES = attrgetter("leaves")
 _CHANGES = ("before_train_epoch", "after_train_epoch")
 """Stages after whose hooks the optimizer is given parameters that were unfrozen."""
 
@@ -239,7 +240,7 @@ class Runner(Interactive):
     @property
     def stopping(self) -> bool:
         """Whether training ends after this iteration: it was interrupted, or every member has stopped or pauses."""
-        return self.interrupted or all(member.leaves for member in self.members)
+        return self.interrupted or all(map(_LEAVES, self.members))
 
     def interrupt(self) -> None:
         """End the run after this iteration, with a checkpoint to resume from. Several ranks end a bit later."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from trainyard import rng_state
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, UnknownMetricError
 from trainyard.runner import training_check
 from trainyard.runner.batch_checks import check_last_batch
 
@@ -31,14 +31,14 @@ def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
         ConfigError: no metric gives the objective, or the value that a schedule or a hook monitors or keeps the best
             of; a part has a state that a checkpoint cannot hold.
     """
-    names, none = list[str](), "none, since the data has no validation"
+    names, none = list[str](), "no validation metrics: the data has no validation set"
     known = names
     with rng_state.seeded(runner.seed):
         getattr(runner.train_loop, "sanity_check", _nothing)(runner)
         if not runner.stacked:
             check_last_batch(runner, runner.device)
         if runner.has_split("val"):
-            none = "it has none; metrics={...} gives it some"
+            none = "no metrics. Add some with metrics={...}"
             names = runner.val_loop.sanity_check(runner)
             further = [getattr(hook, "metric_names", _nothing)(names) for hook in runner.dispatch.hooks.values()]
             known = [*names, *(name for more in further for name in more)]
@@ -52,9 +52,9 @@ def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
     for key, name in watched(runner):
         if key == "objective":
             if (runner.has_split("val") or names) and name not in names:
-                raise ConfigError(key, name, f"a metric of this run: {', '.join(names) or none}", options=names)
+                raise UnknownMetricError(key, name, f"This run computes {', '.join(names) or none}", options=names)
         elif name not in known and not name.startswith("train/"):
-            raise ConfigError(key, name, f"a metric of this run: {', '.join(known) or none}", options=known)
+            raise UnknownMetricError(key, name, f"This run computes {', '.join(known) or none}", options=known)
     if not getattr(runner.schedule, "constant", True) and "param_schedule" not in runner.dispatch.hooks:
         log.warning("Nothing applies the schedule: there is no hook param_schedule (hook=default has it).")
     if runner.settings["sanity_check"]:

@@ -59,7 +59,7 @@ def starting_point(member: Member) -> Start | None:
         )
         if found is not None:
             return Start("resume", *found)
-        log.info("Nothing to resume in %s: starting at the beginning.", member.work_dir, extra={"member": member})
+        log.info("Nothing to resume in %s. Starting from the beginning.", member.work_dir, extra={"member": member})
     elif member.resume:
         found = _kept(member, [Path(member.resume)]) or checkpoint.given("resume", member.resume)
         return Start("resume", *found)
@@ -68,7 +68,7 @@ def starting_point(member: Member) -> Start | None:
             "work_dir",
             str(member.work_dir),
             "a directory without a run",
-            hint="resume=true continues the one there.",
+            hint="resume=true continues the run there.",
         )
     if member.load_from is not None:
         return Start(weights.KEY, *checkpoint.given(weights.KEY, member.load_from.path, weights.read))
@@ -160,7 +160,7 @@ def restore(member: Member, start: Start | None, *, weights_only: bool = False) 
     if member.work_dir is not None and start.path.resolve().parent != member.checkpoints:
         member.best = None  # its file is in another directory: the best is determined anew among the states saved here
     if state["seed"] != member.seed:
-        log.warning("The checkpoint was made under seed %s: the data come in another order now.", state["seed"])
+        log.warning("The checkpoint was made with seed %s: the order of the data is different now.", state["seed"])
     runner.call("after_load_checkpoint", checkpoint=state, member=member)
     with _of_this_training(start):
         if "eval_model" in state and member.eval_model is not member.model:
@@ -184,7 +184,8 @@ def _of_this_training(start: Start) -> Iterator[None]:
         raise
     except Exception as error:
         accepted = "a checkpoint of this training"
-        raise ConfigError(start.key, str(start.path), accepted, hint=f"This one is of another: {error}.") from error
+        hint = f"This one belongs to another training: {error}."
+        raise ConfigError(start.key, str(start.path), accepted, hint=hint) from error
 
 
 def _restore_training(member: Member, state: dict[str, Any]) -> None:
@@ -244,6 +245,6 @@ def restore_best(member: Member) -> None:
     try:
         found = weights.read(path)
     except checkpoint.DamagedCheckpointError as error:
-        log.warning("The weights are the last ones, not the best: %s.", error, extra={"member": member})
+        log.warning("Using the last weights instead of the best: %s.", error, extra={"member": member})
     else:
         weights.load(member.eval_model, found, weights.LoadFrom(path))

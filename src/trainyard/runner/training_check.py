@@ -114,4 +114,4 @@ def _not_plain(state: dict[str, Any]) -> ConfigError | None:
     key = ".".join(("hook", *inside[:1])) if part == "hooks" else part
     place = ".".join(inside[1:] if part == "hooks" else inside)
     hint = f"Its state_dict() has it under {place!r}." if place else ""
-    return ConfigError(key, value, "tensors and plain values, which is all that a checkpoint holds", hint=hint)
+    return ConfigError(key, value, "tensors and plain values: a checkpoint contains nothing else", hint=hint)

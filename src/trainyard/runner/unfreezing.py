@@ -44,10 +44,10 @@ def join(runner: Runner) -> None:
         return
     names, told = list(new), _some(new)
     if runner.stacked:
-        raise TrainyardError(f"A stack trains what it began with: {told} cannot join.")
+        raise TrainyardError(f"The trained parameters of a stack cannot change: {told} cannot be added.")
     if runner.strategy.world_size > 1:
-        accepted = "single where parameters are unfrozen in the course of a run"
-        hint = f"The ranks agreed at the start on what is trained: {told} cannot join."
+        accepted = "single, because parameters are unfrozen during the run"
+        hint = f"The trained parameters are fixed at the start on several devices: {told} cannot be added."
         raise ConfigError("strategy", type(runner.strategy).__name__, accepted, hint=hint)
     add(runner.optimizer, runner.settings["optim"], runner.model, names)
     for parameter in new.values():

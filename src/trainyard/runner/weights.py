@@ -98,7 +98,7 @@ def read(path: Path) -> dict[str, Any]:
             return {str(name): value for name, value in weights.items()}
     inside = f" but {', '.join(map(str, list(state)[:8]))}" if isinstance(state, dict) else ""
     raise checkpoint.DamagedCheckpointError(
-        f"{path}: it holds no tensors by name{inside}, and no {', '.join(PARTS[1:-1])} or {PARTS[-1]} of any"
+        f"{path}: it has no named tensors{inside}, and no {', '.join(PARTS[1:-1])} or {PARTS[-1]} of any"
     )
 
 
@@ -137,7 +137,7 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
         differ += [f"{name} is not in this model" for name in foreign]
         differ += [f"{name.replace(' ', ' has shape ', 1)}" for name in shapes.values()]
         accepted = f"a checkpoint of this model ({type(model).__name__})"
-        what = f"In this one {_some(differ)}." if differ else "In this one is nothing that was asked for."
+        what = f"In this one {_some(differ)}." if differ else "It has none of the requested tensors."
         raise ConfigError(key, str(asked.path), accepted, hint=f"{what}{_advice(missing, foreign)}")
     model.load_state_dict({name: like(value, own[name]) for name, value in taken.items()}, strict=False)
     told = [f"{len(taken)} of {len(own)} tensors loaded"]
@@ -151,7 +151,7 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
 
 def _checked_keys(given: Any) -> list[tuple[str, str]]:
     """Return the pairs of `revise_keys`; for a mapping, pairs of prefixes."""
-    accepted = "a mapping of beginnings of names, each to what replaces it, or a list of pairs [pattern, replacement]"
+    accepted = "a mapping from name prefixes to replacements, or a list of pairs [pattern, replacement]"
     pairs = list(given.items()) if isinstance(given, Mapping) else given
     if not isinstance(pairs, Sequence) or isinstance(pairs, str):
         raise ConfigError("revise_keys", given, accepted)
@@ -189,7 +189,7 @@ def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
                 unused.append(pattern)
             names = [re.sub(pattern, replacement, name) for name in names]
     if unused:
-        accepted = "the beginning of a name in the file" if beginnings else "a pattern that a name in the file fits"
+        accepted = "the start of a name in the file" if beginnings else "a pattern that matches a name in the file"
         above = [f"{module}." for module in above_all(weights)] if beginnings else []
         raise ConfigError(key, unused[0], accepted, options=above, hint=f"It has {_some(list(weights))}.")
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
@@ -215,7 +215,7 @@ def _filter(asked: LoadFrom, names: Iterable[str], key: str) -> Callable[[str], 
     for kind in ("include", "exclude"):
         for pattern in getattr(asked, kind):
             if not any(fits_within(pattern, name) for name in names):
-                accepted = "a glob that fits a tensor's name, or that of a module that one lies in"
+                accepted = "a glob that matches the name of a tensor or of a module that contains one"
                 raise ConfigError(f"{key}.{kind}", pattern, accepted, options=[*above_all(names), *names])
 
     def chosen(name: str) -> bool:

@@ -159,9 +159,9 @@ def sanity_check(runner: Runner, entries: Entries) -> None:
             all ranks.
     """
     if not runner.has_split("val"):
-        raise ConfigError("loop.workflow", entries, "[[train, 1]], since the data has no validation")
+        raise ConfigError("loop.workflow", entries, "[[train, 1]], because the data has no validation set")
     if hasattr(runner.model, "train_steps"):
-        accepted = "[[train, 1]], since the model hands its losses to several optimizers as it trains"
+        accepted = "[[train, 1]], because the model trains with several optimizers"
         raise ConfigError("loop.workflow", entries, accepted)
     if runner.strategy.gathers:
         accepted = "[[train, 1]] with this strategy, whose ranks need each other in every forward pass"

@@ -11,7 +11,7 @@ from trainyard.checks import is_number
 
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
-    """`torch.optim.lr_scheduler.CosineAnnealingLR`, with a floor that may be a share.
+    """`torch.optim.lr_scheduler.CosineAnnealingLR`, with a minimum that can be a fraction of the learning rate.
 
     Args:
         optimizer: whose learning rates are driven.
@@ -50,7 +50,7 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
 
 
 class PolynomialLR(lr_scheduler.PolynomialLR):
-    """`torch.optim.lr_scheduler.PolynomialLR`, down to a floor: MMEngine's `PolyLR`.
+    """`torch.optim.lr_scheduler.PolynomialLR` with a minimum: MMEngine's `PolyLR`.
 
     Args:
         optimizer: whose learning rates are driven.
@@ -99,4 +99,4 @@ def _check(eta_min: Any, share: Any) -> None:
     if not is_number(share, at_least=0, at_most=1):
         raise ValueError(f"eta_min_ratio is a share in [0, 1], not {share!r}")
     if eta_min != 0:
-        raise ValueError("eta_min_ratio takes the place of eta_min, which is to be 0 then")
+        raise ValueError("eta_min_ratio replaces eta_min, which must then be 0")

@@ -93,7 +93,7 @@ class Part:
                 check_position(key, value, at_least=1, other='"auto" (all of it)')
         elif value == "auto":
             if name not in (*OWN_LR, "cycle_momentum"):
-                raise ConfigError(key, value, "a value of its own: the run does not say what it is")
+                raise ConfigError(key, value, "an explicit value: the run does not define it")
         elif name == "gamma":
             number(key, value, above=0)
         elif is_number(default) and not isinstance(value, (list, tuple)):  # some take one for each group
@@ -164,7 +164,7 @@ class Part:
             blamed = self._blamed(optimizer, keywords)
             if blamed is None:
                 raise ConfigError(self.key, self.name, "arguments that it takes", hint=said) from error
-            key, accepted = f"{self.key}.{blamed}", f"what {self.name} takes"
+            key, accepted = f"{self.key}.{blamed}", f"a value that {self.name} accepts"
             raise ConfigError(key, keywords[blamed], accepted, hint=said) from error
         if not isinstance(scheduler, LRScheduler):
             raise ConfigError(self.key, self.name, f"something that makes an LRScheduler, not {scheduler!r}")
@@ -218,7 +218,7 @@ def check_position(key: str, value: Any, *, at_least: int, other: str = "") -> N
 
 @functools.cache
 def _tell_once(key: str, end: int, length: float) -> None:
-    log.warning("schedule.%s: %d lies beyond the end of what it is for, at %d: it is not reached.", key, end, length)
+    log.warning("schedule.%s: %d is beyond the end, at %d, and is never reached.", key, end, length)
 
 
 def known(key: str, value: Any, length: float) -> int:
@@ -228,7 +228,7 @@ def known(key: str, value: Any, length: float) -> int:
         ConfigError: it is unknown (infinite).
     """
     if math.isinf(length):
-        hint = "The training data state no length (they have no __len__), so that of the run is unknown in this unit."
+        hint = "The training data has no length (no __len__), so the length of the run is unknown in this unit."
         raise ConfigError(key, value, "a number of epochs or iterations", hint=hint)
     return int(length)
 

@@ -134,7 +134,7 @@ class ScheduleSpec:
             end = round(self.end * known("end", self.end, length)) if is_share(self.end) else int(self.end) * scale
             exact = [value * length if is_share(value) else value * scale for value in (self.begin, self.end)]
             if exact[0] >= exact[1]:
-                raise ConfigError("end", self.end, f"an end behind the beginning ({self.begin})")
+                raise ConfigError("end", self.end, f"an end after the beginning ({self.begin})")
             if begin >= end:  # shares of a short run can round to nothing
                 return None
         turns = self._turns((length if end is None else end) - begin, scale)
@@ -174,7 +174,7 @@ class ScheduleSpec:
         for limit in (*filter(None, later), length):
             if warmup >= limit:
                 raise ConfigError(
-                    "warmup", self.warmup, f"less than {limit / scale:.12g}, so that something follows it"
+                    "warmup", self.warmup, f"less than {limit / scale:.12g}, so that steps remain after it"
                 )
         begins = [max(begin, warmup) for begin in (0, *later)][: len(parts)]
         if warmup:

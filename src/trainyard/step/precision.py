@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainyard._torch_autograd import backward_function
 from trainyard.checks import choice
 
 Losses = dict[str, Any]
@@ -22,6 +23,7 @@ class Precision:
 
     def __init__(self) -> None:
         self._seeds: dict[Hashable, Tensor] = {}
+        self._backward = backward_function()
 
     def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
         return train_step(batch)
@@ -41,7 +43,11 @@ class Precision:
             size: batches in the group that the optimizer steps after; the gradients are divided by it.
             weight: of the batch in its group, `[]` or `[K]`, by which the gradients are multiplied; None: 1.
         """
-        loss.backward(self.seed(loss, size, weight), inputs=inputs)  # type: ignore[no-untyped-call]
+        seed = self.seed(loss, size, weight)
+        if inputs is None:
+            self._backward(loss, seed)
+        else:
+            loss.backward(seed, inputs=inputs)  # type: ignore[no-untyped-call]
 
     def seed(self, loss: Tensor, size: int, weight: float | Tensor | None = None) -> Tensor:
         """Return the gradient of `loss * weight / size` with respect to `loss`.

@@ -89,7 +89,7 @@ class SeveralStep(Step):
             losses.append(of_turn["loss"])
             outputs |= {f"{name}/{key}": value for key, value in of_turn.items()}
         if not losses:
-            raise TrainyardError("train_steps(batch) yielded nothing: there is no loss to minimise.")
+            raise TrainyardError("train_steps(batch) yielded no loss.")
         outputs["loss"] = sum(losses[1:], losses[0])
         return outputs
 
@@ -159,7 +159,7 @@ def step_of(
         raise ConfigError("strategy", type(strategy).__name__, "single", hint=hint)
     for name, each in optimizer.optimizers.items():
         if needs_closure(each):
-            accepted = "an optimizer whose step needs no closure, since several take turns"
+            accepted = "an optimizer whose step needs no closure, because several take turns"
             raise ConfigError(f"optim.{name}", type(each).__name__, accepted)
     steps = {
         name: make_step(model.train_steps, each, precision=precision(), clip=clip, accumulate=accumulate, by=by)

@@ -144,7 +144,7 @@ class Step:
         """
         outputs: dict[str, Tensor] = {}
         logged = losses.get(LOGGED)
-        numbers = losses.items() if not isinstance(logged, Mapping) else {**losses, **logged}.items()
+        numbers = {**losses, **logged}.items() if logged is not None and isinstance(logged, Mapping) else losses.items()
         for key, value in numbers:
             if key != "loss" and isinstance(value, Tensor):
                 if value.numel() != loss.numel():
@@ -263,9 +263,7 @@ class AccumulatedStep(Step):
             self.by_samples.load_state_dict(group["samples"], device)
             self.by_items.load_state_dict(group["items"], device, member, members)
         elif group is None and "gradients" in state and self.by != "batches":
-            log.info(
-                "The checkpoint is of a run in which all batches weigh the same: it goes on so (accumulate_by=batches)."
-            )
+            log.info("The checkpoint is of a run with equally weighted batches: using accumulate_by=batches.")
             self.by = "batches"
 
     def state_dict(self) -> dict[str, Any]:

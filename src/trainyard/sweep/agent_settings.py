@@ -90,8 +90,8 @@ class AgentSettings(SweepSettings):
         dialect, _, path = uri.partition(":///")
         if dialect.partition("+")[0] == "sqlite" and (disk := network_disk(Path(path.partition("?")[0]))) is not None:
             hint = (
-                f"It is on a network disk ({disk}), where a SQLite database is damaged once two machines write to it. "
-                "Runs tracked in a file of this machine can be shipped to a server later: scripts/sync.py."
+                f"It is on a network disk ({disk}), where a SQLite database is damaged when two machines write to it. "
+                "Runs tracked in a local file can be uploaded to a server later with `trainyard sync`."
             )
             accepted = "a server (http://HOST:PORT), or a file on a disk of this machine: sqlite:////var/tmp/mlflow.db"
             raise ConfigError("tracker.uri", uri, accepted, hint=hint)

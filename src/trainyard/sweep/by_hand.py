@@ -17,9 +17,9 @@ from trainyard.sweep.units import UnitTasks
 
 BY_HAND = "by hand"
 TOLD = {
-    "stop": "ends for good at its next checkpoint",
+    "stop": "stops at its next checkpoint",
     "pause": "pauses at its next checkpoint",
-    "resume": "goes on when a slot is free",
+    "resume": "resumes when a slot is free",
 }
 """What becomes of a job by a command, for people; of a clone, the answer says its number."""
 
@@ -135,14 +135,14 @@ class ByHand:
         if num not in self._units.jobs or state is None:
             return f"this sweep has no job #{num}"
         if command.action == "clone":
-            return "" if self._units.resumes else "its application cannot go on from a checkpoint"
+            return "" if self._units.resumes else "its application cannot resume from a checkpoint"
         if state in FINAL:
             return f"#{num} is {state}"
         if command.action == "resume":
             return "" if state == "paused" else f"#{num} is {state}, not paused"
         if command.action == "pause":
             if not self._units.resumes:
-                return "its application cannot go on from a checkpoint"
+                return "its application cannot resume from a checkpoint"
             if state not in ("running", "waiting"):
                 return f"#{num} is {state}"
         return ""

@@ -43,7 +43,7 @@ def conclude(
         proposer: what has chosen the jobs.
         interrupted: whether a signal has ended it: its run is then KILLED, like those of its jobs.
     """
-    from trainyard.sweep.report import html, result_files
+    from trainyard.sweep.report import html, journals, result_files
 
     config, directory = plan.jobs[0].config, plan.directory
     name = OmegaConf.select(config, "objective") if named else None
@@ -53,6 +53,7 @@ def conclude(
         name, direction = goals.names[0], goals.directions[0]
     rows = [_row(job, plan, goals) for job in plan.jobs]
     files: list[Path] = []
+    numbers: dict[int, journals.JobNumbers] = {}
     with _reported("ranking"):
         table = ranking.table(rows, name, direction)
         if sys.stdout.isatty():
@@ -60,14 +61,22 @@ def conclude(
         else:
             print(ranking.text(table))
     with _reported("results"):
-        files += result_files.write(rows, directory, direction)
+        numbers = journals.read_all(rows, name, direction)
+        files += result_files.write(rows, directory, direction, name, numbers)
     with _reported("summary"):
         tracking.summarize(plan, rows, name, direction)
     with _reported("report"):
         title = f"{directory.parent.name} {directory.name}"
         searched = "sampler" in proposer.identity
         page = html.write(
-            rows, directory, title=title, objective=name, direction=direction, searched=searched, goals=goals
+            rows,
+            directory,
+            title=title,
+            objective=name,
+            direction=direction,
+            searched=searched,
+            goals=goals,
+            found=numbers,
         )
         files.append(page)
         print(f"Report: {files[-1]}")
@@ -87,7 +96,7 @@ def _reported(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        log.warning("The %s of the sweep could not be made: %s: %s", what, type(error).__name__, error)
+        log.warning("The %s of the sweep could not be written: %s: %s", what, type(error).__name__, error)
         log.debug("", exc_info=True)
 
 

@@ -32,19 +32,28 @@ def go_on(directory: Path, application: Path | None = None) -> int:
     """
     record = directory.resolve() / "multirun.yaml"
     if not record.is_file():
-        raise TrainyardError(f"{directory} is no sweep's directory: it has no multirun.yaml")
+        raise TrainyardError(f"{directory} is not the directory of a sweep: it has no multirun.yaml")
     directory = directory.resolve()
     hydra = OmegaConf.load(record).hydra
     started = _application(directory, application)
     if not Path(hydra.runtime.cwd).is_dir():
         raise TrainyardError(f"the sweep was started in {hydra.runtime.cwd}, which does not exist")
-    # Hydra keeps its own mode (-m) among the overrides; the directory is given here
-    given: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
-    own = [entry for entry in given["hydra"] if not entry.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-    command = [sys.executable, *started.command, "-m", *_config(hydra), *own, *given["task"]]
+    command = [sys.executable, *started.command, *arguments(hydra)]
     return subprocess.run(
         [*command, override("hydra.sweep.dir", directory)], cwd=hydra.runtime.cwd, check=False
     ).returncode
+
+
+def arguments(hydra: Any) -> list[str]:
+    """Return the arguments of a sweep's command, but for its directory.
+
+    Args:
+        hydra: the node `hydra` of the sweep's multirun.yaml.
+    """
+    # Hydra keeps its own mode (-m) among the overrides.
+    given: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+    own = [entry for entry in given["hydra"] if not entry.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    return ["-m", *_config(hydra), *own, *given["task"]]
 
 
 def _application(directory: Path, given: Path | None) -> StartedAs:
@@ -56,16 +65,16 @@ def _application(directory: Path, given: Path | None) -> StartedAs:
     recorded = Manifest.open(directory).application
     if given is not None:
         if not given.is_file():
-            raise TrainyardError(f"--app: {given} is no file")
+            raise TrainyardError(f"--app: {given} is not a file")
         own = StartedAs(str(given.resolve()))
         if recorded is None:
             return own
         recorded.check(own, directory)
         return recorded if Path(recorded.file).is_file() else own  # it may be a module
     if recorded is None:
-        raise TrainyardError(f"the manifest in {directory} names no application: name it with --app")
+        raise TrainyardError(f"the manifest in {directory} names no application: pass it with --app")
     if not Path(recorded.file).is_file():
-        raise TrainyardError(f"{directory} holds a sweep of {recorded}, which is not there: name it with --app")
+        raise TrainyardError(f"{directory} holds a sweep of {recorded}, which does not exist: pass it with --app")
     return recorded
 
 

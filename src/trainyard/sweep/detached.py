@@ -72,7 +72,7 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
     (folder / _JOB).write_text(number)
     place = shlex.quote(str(directory))
     return (
-        f"Slurm's job {number} runs this sweep.\n"
+        f"Slurm job {number} runs this sweep.\n"
         f"  to watch it:  trainyard sweep attach {place}\n"
         f"  to end it:    trainyard sweep cancel {place}"
     )
@@ -107,12 +107,12 @@ def attach(directory: Path) -> None:
             break
         if jobs[0].state == "PENDING" and jobs[0].reason != waits:
             waits = jobs[0].reason
-            print(f"Slurm's job {number} waits: {waits}.", flush=True)
+            print(f"Slurm job {number} is pending: {waits}.", flush=True)
         time.sleep(_EVERY)
     left = _left(directory)
     if left:
         raise TrainyardError(
-            f"Slurm's job {number}, which ran this sweep, has ended, and {left}. To finish what is left: the same "
+            f"Slurm job {number}, which ran this sweep, has ended: {left}. To continue, run the same "
             f"command with {shell_override('hydra.sweep.dir', directory)}"
         )
 
@@ -131,7 +131,7 @@ def cancel(directory: Path) -> None:
         time.sleep(_EVERY)
     slurm_commands.cancel([number])
     slurm_commands.cancel([job.place for job in slurm_commands.queue(name_of(directory))])
-    print(f"Slurm's job {number} has ended; {_left(directory) or 'all jobs are done'}.")
+    print(f"Slurm job {number} has ended; {_left(directory) or 'all jobs are done'}.")
 
 
 def _number(directory: Path) -> str:
@@ -139,8 +139,8 @@ def _number(directory: Path) -> str:
         number = (directory / FOLDER / _JOB).read_text().strip()
     except OSError:
         hint = (
-            "It is the hydra.sweep.dir of a sweep that was started with hydra.launcher.detach=true. Any other sweep is "
-            "ended by Ctrl-C where it runs."
+            "DIR is the hydra.sweep.dir of a sweep started with hydra.launcher.detach=true. Stop any other sweep with "
+            "Ctrl-C where it runs."
         )
         raise ConfigError("DIR", str(directory), "the directory of a detached sweep", hint=hint) from None
     slurm_commands.check_installed()
@@ -152,7 +152,7 @@ def _left(directory: Path) -> str:
     try:
         states = Counter(SweepState.read(directory).states.values())
     except ConfigError:
-        return "no job has begun"
+        return "no job has started"
     if set(states) <= {"done", "stopped"}:
         return ""
     return ", ".join(f"{count} {'is' if count == 1 else 'are'} {state}" for state, count in states.items())

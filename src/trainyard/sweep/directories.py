@@ -56,9 +56,9 @@ def check_name(config: DictConfig, directory: Path) -> None:
         if size > LONGEST:
             key = SUBDIR if name in Path(str(config.hydra.sweep.subdir)).parts else "hydra.sweep.dir"
             written = str(plain(config.hydra.sweep._get_node(key.rpartition(".")[2])))
-            hint = f"{name[:40]!r}… has {size}. ${{hydra:job.num}} is a short name"
+            hint = f"{name[:40]!r}… has {size}. ${{hydra:job.num}} is shorter"
             if "override_dirname" in written:
-                hint += "; hydra.job.config.override_dirname.exclude_keys leaves keys out of this one"
+                hint += "; hydra.job.config.override_dirname.exclude_keys shortens this one"
             raise ConfigError(key, written, f"names of at most {LONGEST} bytes between slashes", hint=f"{hint}.")
 
 
@@ -112,11 +112,11 @@ def _error(one: Job, other: Job, key: str, place: str) -> ConfigError:
     way = f"Add {' or '.join(['${hydra:job.num}', *values])} to {key}"
     if key == SUBDIR and any(name in hidden for name in differing):
         names = ", ".join(name for name in differing if name in hidden)
-        way += f", or take {names} out of hydra.job.config.override_dirname.exclude_keys"
+        way += f", or remove {names} from hydra.job.config.override_dirname.exclude_keys"
     return ConfigError(
         key,
         _template(other.config) if key == SUBDIR else other.work_dir,
-        "a directory of its own for each job",
+        "a separate directory for each job",
         hint=f"{jobs} would both write to {place}. {way}.",
     )
 

@@ -22,8 +22,8 @@ class SweepFailedError(TrainyardError):
         left = [f"#{num}" for num, entry in entries.items() if entry.has_failed]
         shown = ", ".join(left[:SHOWN]) + (", …" if len(left) > SHOWN else "")
         return (
-            f"{len(left)} of {len(entries)} jobs did not come to their end: {shown}. "
-            f"The same command with {shell_override('hydra.sweep.dir', self.manifest.path.parent)} tries them again."
+            f"{len(left)} of {len(entries)} jobs did not finish: {shown}. "
+            f"To retry them, run the same command with {shell_override('hydra.sweep.dir', self.manifest.path.parent)}."
         )
 
 

@@ -105,7 +105,7 @@ def effective(overrides: Sequence[Override], is_group: Callable[[str], bool]) ->
             options = override.config_loader.get_group_options(override.key_or_group) if override.config_loader else []
             given = (override.input_line or "").partition("=")[2]
             raise ConfigError(
-                override.key_or_group, given, f"a pattern that fits an option: {', '.join(options)}", options=options
+                override.key_or_group, given, f"a pattern that matches an option: {', '.join(options)}", options=options
             )
     kept: list[Override] = []
     for override in overrides:
@@ -140,7 +140,7 @@ def _axes(kept: Sequence[Override], zipped: Sequence[Sequence[str]], rows: Seque
             if len(before) != len(own):
                 counts = {key_of(each): len(_values(each)) for each in kept}
                 told = ", ".join(f"{name} has {counts[name]}" for name in zipped[number] if name in counts)
-                raise ConfigError(ZIP, list(zipped[number]), "keys with equally many values", hint=f"{told}.")
+                raise ConfigError(ZIP, list(zipped[number]), "keys with the same number of values", hint=f"{told}.")
             for one, other in zip(before, own, strict=True):
                 one.update(other)
     return axes
@@ -163,18 +163,20 @@ def _check_zip(zipped: Sequence[Sequence[str]], blocks: Sequence[Sequence[Overri
             here = [key for key in keys if key in block]
             if here and len(here) < len(keys):
                 missing = ", ".join(key for key in keys if key not in block)
-                hint = f"Block {number} of {BLOCKS} lists values of {', '.join(here)} alone."
+                hint = f"Block {number} of {BLOCKS} lists only values of {', '.join(here)}."
                 raise ConfigError(ZIP, list(keys), f"keys with several values, {missing} too", hint=hint)
             twice = next((key for key in keys if block.count(key) > 1), None)
             if twice is not None:
-                raise ConfigError(ZIP, twice, "a key that one override lists the values of")
+                raise ConfigError(ZIP, twice, "a key whose values are listed in one override")
 
 
 def _check_columns(rows: JobFile, given: Mapping[str, Override]) -> None:
     for key in rows.keys:
         if key in given:
-            hint = f"Leave {given[key].input_line} out, or the column."
-            raise ConfigError(FILE, str(rows.path), f"a file without {key}, which is given beside it", hint=hint)
+            hint = f"Remove {given[key].input_line} or the column."
+            raise ConfigError(
+                FILE, str(rows.path), f"a file without {key}, which is also given as an override", hint=hint
+            )
 
 
 def _distinct(jobs: Sequence[list[str]]) -> list[list[str]]:
@@ -191,7 +193,7 @@ def _values(override: Override) -> Sequence[str]:
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
         given = str(override.input_line).partition("=")[2]
-        hint = "A range of numbers is searched with hydra/sweeper=search."
+        hint = "To search a range of numbers, use hydra/sweeper=search."
         raise ConfigError(override.key_or_group, given, "values: 1,2, choice(1,2) or range(1,3)", hint=hint)
     return list(override.sweep_string_iterator())
 

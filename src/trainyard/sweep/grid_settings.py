@@ -100,7 +100,7 @@ def when_of(value: Any) -> dict[str, tuple[str, ...]]:
     """
     if value is None:
         return {}
-    form = "a mapping of keys to conditions, {model.hidden: model=mlp}, or to lists of them, which must all hold"
+    form = "a mapping of keys to conditions, {model.hidden: model=mlp}, or to lists of conditions that must all be true"
     if not isinstance(value, dict):
         raise ConfigError(WHEN, value, form)
     found = {}

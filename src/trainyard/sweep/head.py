@@ -18,7 +18,6 @@ from trainyard.sweep.events import (
     Inherited,
     Paused,
     Queued,
-    Reported,
     Start,
     Unit,
     Wish,
@@ -202,7 +201,7 @@ class Head(Loop):
 
     def _alone(self, num: int) -> Unit:
         """Return a unit of one job; its decision is recorded if it was in a stack."""
-        self._decide([[num]], "goes on by itself")
+        self._decide([[num]], "continues by itself")
         return Unit((num,), self._units.jobs[num].slots)
 
     def _decide(self, groups: Iterable[Sequence[int]], note: str) -> None:
@@ -267,11 +266,11 @@ class Head(Loop):
 
     def _woken(self, running: RunningUnit, index: int, at: int) -> None:
         num = running.unit.nums[index]
-        value = self._reports.value(num, at)
-        if value is None or num not in running.left:
+        report = self._reports.new(num, at)
+        if report is None or num not in running.left:
             return
-        self.apply(Reported(num, at, value))
-        wish = self._proposer.judge(num, at, value)
+        self.apply(report)
+        wish = self._proposer.judge(num, at, report.value)
         if wish is not None:
             self.ask_for(num, wish, f"at {at}")
 
@@ -331,10 +330,10 @@ class Head(Loop):
         failed = [num for num, own in outcomes.items() if num not in again and own.state in FAILED]
         if failed and self._policy.fail_fast:  # before a slot is free
             who = f"#{failed[0]}" if in_stack else self._units.name(unit)
-            self.stop(f"stopped, for {who} failed", self._policy.grace)
+            self.stop(f"stopped because {who} failed", self._policy.grace)
         # Before the ends of the others: a stack of which some are done goes on with the rest.
         self._decide([[num] for num in again], "tried again after it failed in a stack")
-        self._decide([staying] if staying and not unit.fed else [], "goes on without a job that was asked to end")
+        self._decide([staying] if staying and not unit.fed else [], "continues without a job that was asked to end")
         for num in again:
             self._progress.again(self._units.jobs[num], outcomes[num].error)
             self.queue([Unit((num,), attempts=running.attempt, rungs=self._scheduler.rungs.get(num))], "again")

@@ -50,24 +50,24 @@ class JobFile:
                 rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             what = error.strerror if isinstance(error, OSError) else error
-            raise ConfigError(FILE, given, "a CSV file that can be read", hint=f"{what}.") from error
+            raise ConfigError(FILE, given, "a readable CSV file", hint=f"{what}.") from error
         if len(rows) < 2:
-            what = "It is empty." if not rows else "It has no row below the first."
+            what = "It is empty." if not rows else "It has only one row."
             raise ConfigError(
-                FILE, given, "a CSV file: the keys in the first row, a job in each further row", hint=what
+                FILE, given, "a CSV file with the keys in the first row and one job per further row", hint=what
             )
         (_, columns), *body = rows
         parser = OverridesParser.create()
         keys = [_key(column, parser, given) for column in columns]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise ConfigError(FILE, given, "one column for each key", hint=f"{twice} has several.")
+            raise ConfigError(FILE, given, "one column per key", hint=f"{twice} has several columns.")
         known: dict[str, str] = {}
         jobs = []
         for line, cells in body:
             if len(cells) != len(columns):
-                hint = f"Line {line} has {len(cells)}, and there are {len(columns)} columns."
-                raise ConfigError(FILE, given, "a cell for each column in each row", hint=hint)
+                hint = f"Line {line} has {len(cells)} cells, but there are {len(columns)} columns."
+                raise ConfigError(FILE, given, "one cell per column in each row", hint=hint)
             job = [f"{column}={cell}" for column, cell in zip(columns, cells, strict=True) if cell]
             for text in job:
                 if text not in known:
@@ -83,7 +83,7 @@ def _key(column: str, parser: OverridesParser, given: str) -> str:
     except HydraException:
         override = None
     if override is None:
-        hint = f"{column!r} is a column of it."
+        hint = f"It has a column {column!r}."
         raise ConfigError(FILE, given, "a CSV file with keys in its first row, such as optim.lr", hint=hint)
     return str(override.get_key_element()).lstrip("+")
 
@@ -94,8 +94,8 @@ def _check_cell(text: str, parser: OverridesParser, given: str, line: int) -> No
         several = parser.parse_override(text).is_sweep_override()
     except HydraException as error:
         reason = str(error).splitlines()[0]
-        hint = f"Line {line}, {key}: {cell!r} cannot be read: {reason}. A text with such characters is quoted."
-        raise ConfigError(FILE, given, "values as overrides have them", hint=hint) from error
+        hint = f"Line {line}, {key}: {cell!r} cannot be parsed: {reason}. Quote strings with such characters."
+        raise ConfigError(FILE, given, "values in override syntax", hint=hint) from error
     if several:
-        hint = f"Line {line}, {key}: {cell!r} lists several. A list is [1,2], a text is 'a,b'."
-        raise ConfigError(FILE, given, "one value in each cell", hint=hint)
+        hint = f"Line {line}, {key}: {cell!r} lists several values. A list is [1,2]; a string is 'a,b'."
+        raise ConfigError(FILE, given, "one value per cell", hint=hint)

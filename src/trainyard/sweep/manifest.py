@@ -145,8 +145,9 @@ class Manifest:
             before, now = known.get(key), json.loads(json.dumps(identity.get(key)))
             if before != now:
                 raise TrainyardError(
-                    f"{self.path.parent} was begun with {key}: {_told(before)}, here it is {_told(now)}. To go on, "
-                    f"give the same; for another search, a hydra.sweep.dir of its own."
+                    f"{self.path.parent} was started with {key}: {_told(before)}, but now it is {_told(now)}. To "
+                    "continue, "
+                    f"use the same value; for another search, use another hydra.sweep.dir."
                 )
 
     def check_application(self, application: StartedAs | None) -> None:
@@ -189,8 +190,8 @@ class Manifest:
         known = self.entries.get(num)
         if known is not None and known.overrides != list(overrides):
             raise TrainyardError(
-                f"{self.path.parent} holds another sweep: its job {num} is {' '.join(known.overrides)!r}, here it "
-                f"is {' '.join(overrides)!r}. Give this sweep a hydra.sweep.dir of its own."
+                f"{self.path.parent} contains another sweep: its job {num} is {' '.join(known.overrides)!r}, here it "
+                f"is {' '.join(overrides)!r}. Use another hydra.sweep.dir for this sweep."
             )
 
     @contextmanager

@@ -204,7 +204,7 @@ class SweepPlan:
         )
         total = f"{len(self.jobs)} job{'s' * (len(self.jobs) != 1)}"
         done = len(self.jobs) - len(self.left)
-        before = f", {done} of them done already" if done else ""
+        before = f", {done} already done" if done else ""
         lines = [
             f"{total}{before}; {len(self.left)} to run, {len(self.slots)} at a time: {slots}.",
             f"Sweep: {self.directory}",
@@ -239,7 +239,7 @@ class SweepPlan:
             rows = scale * sum(size.rows for size in sizes)
             told += [f"{rows:,.0f} rows of metrics in MLflow"] if rows else []
             if not timed:
-                told.append("no time is known before the first job has ended")
+                told.append("the time is unknown until the first job has finished")
         return [f"About {'; '.join(told)}."] if told else []
 
     def _sections(self) -> list[tuple[str, Sequence[Job], bool]]:

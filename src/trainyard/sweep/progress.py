@@ -108,7 +108,7 @@ class SweepProgress:
 
     def stack_split(self, stack: Stack, reason: str, trace: str | None) -> None:
         """Show that the jobs of a stack run alone from here on."""
-        print(f"alone    {stack}, not stacked after all: {reason}", flush=True)
+        print(f"alone    {stack}, no longer stacked: {reason}", flush=True)
         if trace:
             print(trace, flush=True)
 
@@ -143,7 +143,7 @@ class SweepProgress:
 
     def kept(self, job: Job, why: str) -> None:
         """Show that a job goes on as itself, since it cannot go on as another one."""
-        print(f"keeps    #{job.num}, which cannot go on as another: {why}", flush=True)
+        print(f"keeps    #{job.num}, which cannot continue from another job: {why}", flush=True)
 
     def pruned(self, job: Job, at: int, value: float | None) -> None:
         """Show that a job will not go on.

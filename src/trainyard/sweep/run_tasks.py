@@ -98,7 +98,7 @@ class _TaskLoop(Loop):
         task = self._tasks[outcome.num]
         kind = self._note(outcome, pid)
         if kind == "failed" and self._policy.fail_fast:  # before its slot is free
-            self.stop(f"stopped, for {task.name or f'task {task.num}'} failed", self._policy.grace)
+            self.stop(f"stopped because {task.name or f'task {task.num}'} failed", self._policy.grace)
         self.apply(Ended(task.num, outcome.state, outcome.seconds))
 
     def _dropped(self, unit: Unit) -> None:

@@ -130,9 +130,9 @@ _ACCEPTED = {
     float | None: "a number of seconds, or null",
     int | Literal["auto"]: "an integer, or auto",
     int | Literal["auto", "off"]: "an integer, or auto or off",
-    str: "a text",
-    str | None: "a text, or null",
-    list[str] | None: "a list of texts, or null",
+    str: "a string",
+    str | None: "a string, or null",
+    list[str] | None: "a list of strings, or null",
     dict[str, Any] | None: "options by their names, or null",
     Literal["tcp", "files"]: "tcp or files",
 }

@@ -172,7 +172,7 @@ class StackPlanner:
             if known is None and self._width is not None:
                 known = KnownFit(self._width, "", "", len(members))
             if known is None:
-                alone |= {job.num: "how many train best as one program was not measured" for job in members}
+                alone |= {job.num: "the best stack width was not measured" for job in members}
                 continue
             if known.seconds is not None:
                 seconds |= dict.fromkeys((job.num for job in members), known.seconds)
@@ -184,7 +184,7 @@ class StackPlanner:
                 if len(chunk) > 1:
                     stacks.append(Stack(tuple(chunk), known.note))
                 else:
-                    alone[chunk[0].num] = f"left over by stacks of {known.width}"
+                    alone[chunk[0].num] = f"left over from stacks of {known.width}"
         return Stacking(stacks, alone, seconds=seconds)
 
     def _knows(self, key: str, count: int) -> bool:
@@ -195,7 +195,7 @@ class StackPlanner:
         if not several or self._fuse is None:
             return
         if sys.stdout.isatty():
-            print("Measuring how many jobs are best trained as one program …", flush=True)
+            print("Measuring the best stack width …", flush=True)
         tasks = []
         for num, (_, jobs) in enumerate(several):
             limit = min(len(jobs), self._width or self._fuse.widest(self._executor.slots[0].device))
@@ -282,7 +282,7 @@ def decide(
         if nums[0] in stacking.followed:
             decision, why = recorded[nums[0]].followed(decision, decisions.room(slot))
         elif any(num in recorded for num in nums):
-            why = "the jobs of a stack no longer differ in numbers alone"
+            why = "the jobs of a stack no longer differ only in numbers"
         if why:
             refused.setdefault(why, []).extend(nums)
         if recorded.get(nums[0]) != decision:

@@ -55,10 +55,10 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
         state.read_on()
         if command.id not in state.answers:
             how = f"trainyard sweep resume {shell_path(directory)}"
-            return f"No process runs this sweep. It is carried out when the sweep is continued: {how}"
+            return f"No process runs this sweep. The command is executed when the sweep continues: {how}"
     answer = _answer(command, state, wait)
     if answer is None:
-        return f"Given, not yet answered: {command}. The process that runs the sweep will take it."
+        return f"Sent, not answered yet: {command}. The process that runs the sweep will execute it."
     if not answer.accepted:
         raise TrainyardError(f"{command} was refused: {answer.told}")
     return f"Accepted: {command}{f' {answer.told}' if answer.told else ''}."
@@ -89,7 +89,7 @@ class SweepState:
         """
         state = cls(directory / FILE)
         if not state.path.is_file():
-            hint = "It is the hydra.sweep.dir of a sweep that has begun."
+            hint = "DIR is the hydra.sweep.dir of a sweep that has started."
             raise ConfigError("DIR", str(directory), f"the directory of a sweep, which has a {FILE}", hint=hint)
         state.read_on()
         return state
@@ -150,7 +150,7 @@ def _check(action: Action, num: int, state: SweepState, waiting: Sequence[Comman
         hint = f"Not finished: {spans(others)}." if others else "All jobs are finished."
         raise ConfigError("JOB", num, f"a job that is not finished; #{num} is {now}", hint=hint)
     if action == "pause" and now == "paused":
-        raise ConfigError("JOB", num, f"a job that is not paused; #{num} is", hint="resume lets it go on.")
+        raise ConfigError("JOB", num, f"a job that is not paused; #{num} is", hint="Use `resume` to continue it.")
     if action == "resume" and now != "paused":
         paused = sorted(each for each, its in state.states.items() if its == "paused")
         hint = f"Paused: {spans(paused)}." if paused else "No job is paused."
@@ -174,7 +174,7 @@ def _check_overrides(action: Action, num: int, directory: Path, state: SweepStat
     try:
         config, hydra = OmegaConf.load(folder / "config.yaml"), OmegaConf.load(folder / "hydra.yaml")
     except OSError:
-        raise ConfigError("JOB", num, f"a job that has begun; #{num} has no checkpoint to start from") from None
+        raise ConfigError("JOB", num, f"a job that has started; #{num} has no checkpoint to start from") from None
     groups = [str(group) for group in OmegaConf.select(hydra, "hydra.runtime.choices", default={})]
     for line in overrides:
         _check_override(line, config, groups)
@@ -197,7 +197,7 @@ def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
         if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118, `in node` resolves
             options = [f"{before}{each!s}" for each in node.keys()] if isinstance(node, DictConfig) else []  # noqa: SIM118
             where = f"a key of {before[:-1]}" if before else "a group or key of this job's config"
-            hint = f"A new key is added with +{key}=…"
+            hint = f"To add a new key, use +{key}=…"
             raise ConfigError(key, f"{before}{name}", f"{where}: {', '.join(options)}", options=options, hint=hint)
         node, before = node._get_node(name), f"{before}{name}."
 

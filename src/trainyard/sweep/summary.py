@@ -15,6 +15,7 @@ from trainyard.errors import TrainyardError
 from trainyard.redaction import redact
 from trainyard.sweep.goals import Direction
 from trainyard.sweep.report.ranking import places
+from trainyard.sweep.report.repeats import configurations
 from trainyard.sweep.report.rows import JobRow, front_of, measures, number, varying
 from trainyard.track.journal import FILE as JOURNAL
 from trainyard.track.lines import parsed
@@ -53,18 +54,24 @@ def command() -> str:
     return redact(shlex.join(["python", *(started.command if started else ()), *sys.argv[1:]]))
 
 
-def summary_tags(order: Sequence[JobRow], objective: str | None, said: str, directory: str) -> dict[str, str]:
+def summary_tags(
+    order: Sequence[JobRow], objective: str | None, direction: Direction, said: str, directory: str
+) -> dict[str, str]:
     """Return the tags of a sweep's own run, in which the best job is linked (`Journal.linked_tags`).
+
+    Where jobs are repeats of one another, it is the best job of the configuration with the best mean.
 
     Args:
         order: the jobs, best first.
         objective: the name of what ranks them.
+        direction: whether more of it is better.
         said: the command.
         directory: the sweep's.
     """
     shown = order[:SHOWN]
     keys, ids = varying(order), {row.num: _id(row.directory) for row in shown}
     best = order[0] if order and order[0].ranked else None
+    winner = next((each for each in configurations(order, direction) if each.is_whole), None)
     done = sum(row.state == "done" for row in order)
     lines = [f"{done} of {len(order)} jobs are done.", "", f"`{said}`", "", f"in `{directory}`", ""]
     place_of = front_of(order)
@@ -73,6 +80,15 @@ def summary_tags(order: Sequence[JobRow], objective: str | None, said: str, dire
     if front:
         linked = [f"#{row.num}" if ids.get(row.num) is None else f"[#{row.num}](run:{ids[row.num]})" for row in front]
         lines[:0] = [f"**Pareto front of {', '.join(measured)}: {', '.join(linked)}**", ""]
+    elif best is not None and winner is not None:
+        linked = [
+            f"#{row.num}" if (of := _id(row.directory)) is None else f"[#{row.num}](run:{of})"
+            for row in winner.rows[:SHOWN]
+        ]
+        margin = "" if winner.margin is None else f" ± {number(winner.margin, 2)} (95 %)"
+        varied = ", ".join(f"`{key}={value}`" for key, value in winner.overrides.items()) or "all jobs"
+        of_mean = f"mean {objective or 'objective'} {number(winner.mean)}{margin} over {winner.count} jobs"
+        lines[:0] = [f"**Best configuration: {varied}**, {of_mean}: {', '.join(linked)}", ""]
     elif best is not None:
         name = f"#{best.num}" if ids[best.num] is None else f"[#{best.num}](run:{ids[best.num]})"
         varied = ", ".join(f"`{key}={value}`" for key, value in best.overrides.items())
@@ -80,7 +96,7 @@ def summary_tags(order: Sequence[JobRow], objective: str | None, said: str, dire
     if keys or objective:
         heads = ["front" if front else "rank", "job", *keys, *measured, "state"]
         lines += [_row(heads), _row(["---"] * len(heads))]
-    for place, row in zip(places(order), shown, strict=False):
+    for place, row in zip(places(order, direction), shown, strict=False):
         job = f"#{row.num}" if ids[row.num] is None else f"[#{row.num}](run:{ids[row.num]})"
         cells = [row.overrides.get(key, "-") for key in keys]
         numbers = [number(row.value(name)) for name in measured]
@@ -90,7 +106,10 @@ def summary_tags(order: Sequence[JobRow], objective: str | None, said: str, dire
         tags["pareto_front"] = ", ".join(f"#{row.num}" for row in front)
     elif best is not None:
         tags |= {"winner.job": f"#{best.num}", "winner.value": repr(best.objective)}
-        tags |= {f"winner.{key}": value for key, value in best.overrides.items()}
+        shared = best.overrides if winner is None else winner.overrides
+        tags |= {f"winner.{key}": value for key, value in shared.items()}
+        if winner is not None:
+            tags |= {"winner.mean": repr(winner.mean), "winner.n": str(winner.n)}
         if (found := ids[best.num]) is not None:
             tags["winner.run"] = f"run:{found}"
     return tags

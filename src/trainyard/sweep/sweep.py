@@ -92,9 +92,12 @@ class Sweep:
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
-        limit = "" if settings.max_jobs is None else f"hydra.launcher.max_jobs={settings.max_jobs} allows no more."
+        limit = "" if settings.max_jobs is None else f"hydra.launcher.max_jobs={settings.max_jobs} limits it."
         if not self._executor.shares_disk:
-            limit = "With hydra.launcher.storage a job has those of one agent."
+            limit = (
+                "With hydra.launcher.storage they are those of one agent (num_gpus, or num_cpus); over several nodes, "
+                "jobs need a disk that all nodes see."
+            )
         self._configs = JobConfigs(composer, self.application, config, self.directory, self._executor.room, limit)
         self._clones = Clones(self.application, self._configs, self._manifest, self.directory)
         self._units = UnitTasks(context, self.application, self._stacks, self._configs, self._manifest, self.directory)
@@ -347,6 +350,7 @@ class Sweep:
             self._manifest.clear()
             self._scheduler, self._reports = Scheduler(), Reports()
             CommandFolder(self.directory).clear()
+        self._reports.metrics = () if self._proposer.goals is None else self._proposer.goals.bounded
         self._manifest.begin(StartedAs.now(), self._proposer.identity)
         # What jobs were asked to do when the head before this one was killed has come true.
         ends = fulfilled(self._scheduler.wished, self._reports.last, BY_HAND)

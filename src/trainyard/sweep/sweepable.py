@@ -195,7 +195,7 @@ class SweepableTask:
         ...
         ...     def check(self, config):
         ...         if config.x < 0:
-        ...             raise TrainyardError(f"x: {config.x} given; accepted: a number of at least 0.")
+        ...             raise TrainyardError(f"x: {config.x} is invalid. Expected a number of at least 0.")
         >>> isinstance(App(), Sweepable)
         True
 
@@ -258,7 +258,7 @@ def as_sweepable(function: TaskFunction) -> Sweepable:
     names = [name for name in ("check", "slots", "resumes", "fuse") if hasattr(function, name)]
     if names:
         raise TrainyardError(
-            f"The task function {getattr(function, '__name__', function)!r} has {', '.join(names)}, which sweeps do "
-            "not read there. Make it an object: trainyard.sweep.sweepable.SweepableTask is the base of its class."
+            f"The task function {getattr(function, '__name__', function)!r} has {', '.join(names)}, which sweeps "
+            "do not read from a function. Make it an object of a subclass of trainyard.sweep.sweepable.SweepableTask."
         )
     return PlainTask(function)

@@ -175,7 +175,7 @@ class SweepTracking:
         order = rank(rows, direction)
         best = order[0] if order and order[0].ranked else None
         (self.directory / RANKING).write_text(text(table(rows, objective, direction, limit=LISTED)))
-        self._journal.linked_tags(summary_tags(order, objective, command(), str(self.directory)))
+        self._journal.linked_tags(summary_tags(order, objective, direction, command(), str(self.directory)))
         if best is None:
             return
         jobs = [best] if not any(key.partition(".")[0] == "data" for key in plan.keys) else order

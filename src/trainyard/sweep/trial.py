@@ -76,11 +76,11 @@ class Trials:
         (outcome,) = results.outcomes
         self._seconds = outcome.seconds
         if outcome.state != "done":
-            print(f"The jobs' parts could not be tried before the start: {outcome.error}.", flush=True)
+            print(f"The jobs could not be checked before the start: {outcome.error}.", flush=True)
             return None
         found: TrialResult = outcome.value
         if found.left:
-            print(f"{found.left} of {len(configs.jobs)} jobs that differ were not tried before the start.", flush=True)
+            print(f"{found.left} of {len(configs.jobs)} different jobs were not checked before the start.", flush=True)
         return found
 
 

@@ -73,7 +73,7 @@ class Shipped:
         """Begin again with a journal that is not the one that was shipped; return whether it is the one."""
         if self.offset == 0 or checksum_before(path, self.offset) == self.tail:
             return True
-        note = f"{journal.FILE} is not as it was shipped: it was cut or replaced. What it holds now is shipped anew."
+        note = f"{journal.FILE} has changed since it was uploaded (cut or replaced). It is uploaded again."
         self.offset, self.uploads, self.notes = 0, {}, [*self.notes, note]
         return False
 
@@ -190,11 +190,11 @@ class RunShipment:
         """Address of the experiment's runs, in the mode of MLflow's page that shows trainings; empty if unknown."""
         if self.experiment_id is None or self.uri is None:
             return ""
-        server = self.uri if self.uri.startswith(("http://", "https://")) else _UI if sqlite_file(self.uri) else ""
+        server = _server(self.uri)
         return server and f"{server}/#/experiments/{self.experiment_id}/runs?{TRAINING}"
 
     def __str__(self) -> str:
-        text = f"{self.name} ({self.work_dir}): {self.shipped} records shipped"
+        text = f"{self.name} ({self.work_dir}): {self.shipped} records uploaded"
         if self.unshipped:
             text += f", {self.unshipped} not"
         if self.error:
@@ -251,12 +251,34 @@ class Shipment:
             f"{records} records of {what} are not in MLflow ({missing[0].uri}) yet." + (f" {reason}" if reason else "")
         )
         if self.running:
-            lines.append("They are being shipped in the background.")
+            lines.append("They are being uploaded in the background.")
         lines.append(
-            "Nothing is lost: the journal has them. To ship them later: trainyard sync "
+            "Nothing is lost: the journal contains them. To upload them later: trainyard sync "
             + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
         )
         return "\n".join(lines)
+
+
+def run_page(work_dir: Path, uri: str) -> str:
+    """Return the address of a run's page in MLflow; empty if the store does not have it yet, or has no pages.
+
+    Args:
+        work_dir: the run's directory.
+        uri: the store.
+    """
+    state, server = Shipped.load(work_dir, uri), _server(uri)
+    if state.run_id is None or not server:
+        return ""
+    return f"{server}/#/experiments/{state.experiment_id}/runs/{state.run_id}?{TRAINING}"
+
+
+def _server(uri: str) -> str:
+    """Return the address of a store's pages, without credentials; empty if it has none."""
+    if uri.startswith(("http://", "https://")):
+        scheme, _, rest = uri.partition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return _UI if sqlite_file(uri) else ""
 
 
 def summary(work_dir: Path, uri: str | None = None) -> RunShipment:

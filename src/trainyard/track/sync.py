@@ -35,7 +35,8 @@ def check_place(work_dir: Path, info: RunInfo, trust: bool) -> None:
     if trust or info.uri is None or own.is_own(info, work_dir) or info.uri == redact(resolve(None, Path.cwd())):
         return
     raise TrainyardError(
-        f"{info.name} ({work_dir}): is from elsewhere, and names a store that is not yours: {info.uri}. Nothing is "
+        f"{info.name} ({work_dir}): was not created by you, and names a store that is not yours: {info.uri}. Nothing "
+        "is "
         "sent there, nor are your credentials. Name a store with --uri, or trust the directory with --trust."
     )
 
@@ -65,7 +66,7 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
     exchanges, limit = Exchanges(), patience()
 
     def late() -> None:
-        print(f"MLflow gave no answer for {limit:g} s; try again later.", flush=True)
+        print(f"MLflow did not respond for {limit:g} s. Try again later.", flush=True)
         os._exit(1)
 
     end = exchanges.watch(limit, late)
@@ -79,7 +80,7 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
             before = summary(work_dir, uri)
             after = ship_now(work_dir, stores, uri, experiment=experiment, trust=trust)
         except InUseError:
-            print(f"{info.name} ({work_dir}): is being shipped by its own shipper; left alone")
+            print(f"{info.name} ({work_dir}): its own shipper is uploading it; skipped")
         except (TrainyardError, OSError) as error:
             print(error)
             complete = False

@@ -82,7 +82,7 @@ class Tracker(ABC):
         if (folder / run_info.FILE).exists():
             if not resume:
                 raise ConfigError(
-                    "work_dir", str(folder), "a folder without a run in it", hint="resume=true continues the one there."
+                    "work_dir", str(folder), "a folder without a run in it", hint="resume=true continues the run there."
                 )
             earlier = RunInfo.read(folder)
             is_own = own.is_own(earlier, folder)
@@ -135,7 +135,7 @@ class Tracker(ABC):
 
 
 class NoTracker(Tracker):
-    """Tracker without MLflow. It writes the journal and `run.json`: `trainyard sync --uri` can ship them later."""
+    """Tracker without MLflow. It writes the journal and `run.json`: `trainyard sync --uri` can upload them later."""
 
     def finish(self) -> Shipment:
         return Shipment()
@@ -353,7 +353,7 @@ class MLflowTracker(Tracker):
         if error is None and stopped and not complete:
             error = "The shipper was stopped."
         elif error is None and status == EXIT_STATUS[2] and not complete:
-            error = "MLflow gave no answer."
+            error = "MLflow did not respond."
         elif error is None and crashed and not complete:
             self._output.seek(0)
             said = self._output.read().decode(errors="replace").strip().splitlines()

@@ -42,14 +42,16 @@ def resolve(uri: str | None, folder: Path) -> str:
     if dialect == "sqlite":
         path = rest.removeprefix("/")
         if not path or path.startswith(":memory:"):
-            raise ConfigError(key, redact(given), _ACCEPTED, hint="A database in memory would end with its process.")
+            raise ConfigError(
+                key, redact(given), _ACCEPTED, hint="An in-memory database is lost when its process ends."
+            )
         return f"{scheme}:///{folder / path}"
     if dialect == "file" or not (separator or given == "databricks"):
         raise ConfigError(
             key,
             redact(given),
             _ACCEPTED,
-            hint="MLflow has given up its file store; sqlite:///mlflow.db takes its place.",
+            hint="MLflow no longer supports its file store. Use sqlite:///mlflow.db.",
         )
     if dialect not in _SERVERS + _DATABASES and not _has_plugin(scheme):
         raise ConfigError(
@@ -82,7 +84,7 @@ def experiment(given: str | float | None, uri: str) -> tuple[str | None, str | N
         if not _EXPERIMENT_ID.fullmatch(number) or state == "missing":
             raise ConfigError(key, number, f"the id of an experiment of {redact(uri)}")
     if state == "deleted":
-        hint = f"It was deleted in {redact(uri)}: choose another one (tracker.experiment=…), or restore it with MLflow."
+        hint = f"It was deleted in {redact(uri)}: choose another one (tracker.experiment=…) or restore it with MLflow."
         raise ConfigError(key, name, "an experiment that is not deleted", hint=hint)
     return (name, None) if number is None else (None, number)
 

@@ -133,7 +133,9 @@ def test_what_cannot_be_drawn_is_told_once(tmp_path: Path, caplog: pytest.LogCap
     assert told.endswith("draws boxes and masks of pictures; it cannot draw these: a Tensor for a picture")
 
 
-@pytest.mark.parametrize(("arguments", "told"), [({"count": 0}, "count: 0 given"), ({"score_thr": 2}, "score_thr: 2")])
+@pytest.mark.parametrize(
+    ("arguments", "told"), [({"count": 0}, "count: 0 is invalid"), ({"score_thr": 2}, "score_thr: 2")]
+)
 def test_arguments(arguments: Any, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         DetectionLog(**arguments)

@@ -235,8 +235,8 @@ Point = namedtuple("Point", "x y")
         ([(torch.zeros(2), torch.zeros(2)), (torch.zeros(2), torch.zeros(2).double())], "float64"),
         ([(torch.zeros(2), torch.zeros(2)), (torch.zeros(2), (torch.zeros(2),))], "nested"),
         ([(torch.zeros(2), {"a.b": torch.zeros(2), "a": {"b": torch.zeros(2)}})], "two tensors .* outputs.a.b"),
-        ([(torch.zeros(2), {0: torch.zeros(2)})], "no text"),
-        ([(torch.zeros(2), torch.zeros(2, 2).to_sparse())], "no array"),
+        ([(torch.zeros(2), {0: torch.zeros(2)})], "not strings"),
+        ([(torch.zeros(2), torch.zeros(2, 2).to_sparse())], "not an array"),
         ([(torch.zeros(2), torch.zeros(2, 300))], "more than 0 MB"),
     ],
 )
@@ -267,7 +267,7 @@ def test_named_tuples_are_tuples(tmp_path: Path) -> None:
 def test_what_is_no_such_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.parquet"
     written(path, [((0, torch.zeros(2)), torch.zeros(2))])
-    says = "no file of predictions"
+    says = "not a predictions file"
     match kind:
         case "absent":
             path.unlink()
@@ -305,12 +305,10 @@ def test_a_file_of_another_version_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     written(path, [((0, torch.zeros(2)), torch.zeros(2))])
     noted(path, version=1)
-    with pytest.raises(TrainyardError, match=r"a.parquet has version 1 .* accepted: version 2\. Run the test again"):
+    with pytest.raises(TrainyardError, match=r"a.parquet has version 1 .* version 2 is required\. Run the test again"):
         Predictions.read(path)
     np.savez(tmp_path / "predictions.npz", outputs=np.zeros(3))
-    with pytest.raises(
-        TrainyardError, match=r"predictions.npz is a zip .*\.npz .*accepted: a parquet file\. Run the test"
-    ):
+    with pytest.raises(TrainyardError, match=r"predictions.npz is a zip .*\.npz .*not a parquet file\. Run the test"):
         Predictions.read(tmp_path / "predictions.npz")
 
 
@@ -320,7 +318,7 @@ def test_a_page_that_is_damaged(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(TrainyardError, match=r"a\.parquet is no file of predictions, or a damaged one"):
+    with pytest.raises(TrainyardError, match=r"a\.parquet is not a predictions file, or it is damaged"):
         list(predictions.batches())
 
 

@@ -196,7 +196,7 @@ def test_what_is_nothing_to_look_at_is_said_once(make: Any, tmp_path: Path, capl
     model = Supervised(Segmenting())
     make({"log": PredictionLog()}, model=model, data=loaders(x, y), metrics={"loss": Zero()}, work_dir=tmp_path).train()
     assert not (tmp_path / "figures").exists()
-    assert sum("knows no picture of predictions torch.float32 [16, 3, 4, 4]" in text for text in caplog.messages) == 1
+    assert sum("cannot draw predictions torch.float32 [16, 3, 4, 4]" in text for text in caplog.messages) == 1
 
 
 TEXT = {
@@ -326,11 +326,11 @@ def test_nothing_is_imported_before_there_is_something_to_draw() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": 0}, "count: 0 given; accepted: an integer of at least 1"),
-        ({"count": 2.5}, "count: 2.5 given"),
-        ({"interval": True}, "interval: True given"),
+        ({"count": 0}, "count: 0 is invalid. Expected an integer of at least 1"),
+        ({"count": 2.5}, "count: 2.5 is invalid"),
+        ({"interval": True}, "interval: True is invalid"),
         ({"which": "worse"}, "Did you mean 'worst'"),
-        ({"confusion": 1}, "confusion: 1 given; accepted: true or false"),
+        ({"confusion": 1}, "confusion: 1 is invalid. Expected true or false"),
     ],
 )
 def test_settings_that_cannot_be(arguments: Any, message: str) -> None:

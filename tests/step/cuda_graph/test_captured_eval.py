@@ -337,7 +337,7 @@ def test_predictions_and_batches_that_are_no_tensors() -> None:
     batches = [(torch.randn(3, 2), torch.zeros(3)) for _ in range(4)]
     found, captured = evaluated(RecordedGraph(), Samples(), {"values": Gathering()}, [batches], told=told)
     assert found[0]["values"][1] == 4
-    assert told[-1] == "The evaluation is not captured: the predictions are not of tensors on the device alone."
+    assert told[-1] == "The evaluation is not captured: the predictions contain more than tensors on the device."
     told.clear()
     model = Supervised(nn.Linear(2, 2), nn.MSELoss())
     named = [(torch.randn(3, 2), "a", torch.randn(3, 2)) for _ in range(4)]
@@ -349,7 +349,7 @@ def test_predictions_and_batches_that_are_no_tensors() -> None:
     captured.begin(predict, {"mse": MeanSquaredError()}, dict(model.named_modules()), watched=False)
     for batch in named:
         captured(batch)
-    assert told == ["The evaluation is not captured: a batch is not of tensors on the device alone."]
+    assert told == ["The evaluation is not captured: a batch contains more than tensors on the device."]
 
 
 def test_many_shapes() -> None:
@@ -426,7 +426,7 @@ class Varying(SumMetric):
         (Waiting, "it waits for the device (aten._local_scalar_dense.default)"),
         (Counting, "batches keeps changing"),
         (Growing, "rows keeps changing"),
-        (Varying, "its sums are of other names, shapes or dtypes in other batches"),
+        (Varying, "its sums differ in names, shapes or dtypes between batches"),
     ],
 )
 def test_a_metric_that_cannot_be_captured(metric: Any, reason: str) -> None:

@@ -135,9 +135,11 @@ def test_a_learning_rate_is_found(arguments: Any, tmp_path: Path) -> None:
 
 def test_a_run_on_the_cpu_has_the_plain_step(arguments: Any) -> None:
     assert type(run(arguments).step).__name__ == "Step"
-    with pytest.raises(ConfigError, match=r"^capture: True given; accepted: auto or false\. The device of this run is"):
+    with pytest.raises(
+        ConfigError, match=r"^capture: True is invalid. Expected auto or false\. This run uses the device"
+    ):
         Runner(**arguments, capture=True)
-    with pytest.raises(ConfigError, match=r"^capture: 'yes' given; accepted: auto, true or false"):
+    with pytest.raises(ConfigError, match=r"^capture: 'yes' is invalid. Expected auto, true or false"):
         Runner(**arguments, capture="yes")
 
 
@@ -145,9 +147,9 @@ def test_a_run_on_the_cpu_has_the_plain_step(arguments: Any) -> None:
     ("more", "reason"),
     [
         ({"compile": True}, "the model is compiled; capture=true captures the compiled model"),
-        ({"compile": "reduce-overhead", "capture": True}, "compile makes CUDA graphs of its own"),
-        ({"compile": {"backend": "cudagraphs"}, "capture": True}, "compile makes CUDA graphs of its own"),
-        ({"activation_checkpointing": ["net.*"]}, "activation_checkpointing keeps the state of the random generator"),
+        ({"compile": "reduce-overhead", "capture": True}, "compile creates its own CUDA graphs"),
+        ({"compile": {"backend": "cudagraphs"}, "capture": True}, "compile creates its own CUDA graphs"),
+        ({"activation_checkpointing": ["net.*"]}, "activation_checkpointing saves the state of the random generator"),
         ({"optim": {"a": 1}}, "several optimizers take turns"),
     ],
 )

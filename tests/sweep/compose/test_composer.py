@@ -260,7 +260,7 @@ unlikely = st.one_of(
 points = st.lists(likely, max_size=5) | st.lists(likely | unlikely, min_size=1, max_size=4)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(points)
 @example([])
 @example(["optim=sgd", "optim.lr=0.1", "seed=3", "name='a, b'"])
@@ -287,7 +287,7 @@ ordinary = st.lists(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(ordinary)
 def test_ordinary_points_are_composed_once_for_each_choice_of_groups(shared: Launched, point: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -310,7 +310,7 @@ streams = st.tuples(st.lists(likely, max_size=2), kept_keys).flatmap(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(streams)
 @example(
     [["optim.lr=0.1", "seed=1"], ["optim.lr=0.2", "seed=2"], ["optim.lr=0.2", "seed=null"], ["optim.lr=1", "seed=2"]]

@@ -20,8 +20,10 @@ from trainyard.errors import TrainyardError
 from trainyard.nodes import Nodes
 from trainyard.sweep.executor import Policy, cluster, lease, meeting
 from trainyard.sweep.executor.cluster import ClusterExecutor
+from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.remote_agent import main
 from trainyard.sweep.executor.remotes import ClusterSettings
+from trainyard.sweep.executor.shipping.files import HeadFiles
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.run_tasks import Callbacks, run_tasks
@@ -157,7 +159,8 @@ def test_an_agent_that_says_nothing_is_lost_without_word_from_its_pool(
         tick = once(lambda: attempts(tmp_path, 0) and attempts(tmp_path, 1), stop)
         found = outcomes(executor, [Task(number, Patient(tmp_path), number) for number in (0, 1)], tick)
     assert [(it.state, it.attempts) for it in found] == [("done", 1)] * 2
-    assert any("is lost: there is no sign of it" in line for line in told)
+    assert any("is lost: it does not respond" in line for line in told)
+    assert pool.looks == 2  # when it was silent, and when it was given up
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR2])
@@ -234,7 +237,7 @@ def test_a_task_that_ends_its_agents_is_given_up(tmp_path: Path, monkeypatch: py
 
     with an_executor(tmp_path, 1) as (executor, _, _):
         found = outcomes(executor, [Task(0, with_agent)])
-    assert [(it.state, it.error) for it in found] == [("lost", "2 agents were lost while it ran")]
+    assert [(it.state, it.error) for it in found] == [("lost", "2 agents were lost while it was running")]
 
 
 def test_an_agent_without_work_ends_and_another_is_placed_when_there_is_some(tmp_path: Path) -> None:
@@ -341,7 +344,8 @@ def test_a_head_that_another_has_replaced_ends(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_agent_with_other_code_is_refused_naming_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "code_version", lambda: "trainyard 0000")
+    other = CodeVersion("trainyard 0000", "0")
+    monkeypatch.setattr(HeadFiles, "version", other)
     with an_executor(tmp_path, 1) as (executor, pool, told):
         executor.expect(1)
         while not told:
@@ -378,4 +382,4 @@ def test_an_agent_with_a_wrong_token(tmp_path: Path, capsys: Any) -> None:
 def test_an_address_that_this_machine_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(TrainyardError) as error, an_executor(tmp_path, 1, settings={"address": "192.0.2.1"}):
         pass
-    assert str(error.value).startswith("address: '192.0.2.1' given; accepted: an address of this machine")
+    assert str(error.value).startswith("address: '192.0.2.1' is invalid. Expected an address of this machine")

@@ -72,15 +72,18 @@ def test_slots(settings: Any, slots: Any) -> None:
     ("settings", "told"),
     [
         ({"partion": "gpu"}, "Did you mean 'partition'?"),
-        ({"max_slots": 0}, "hydra.launcher.max_slots: 0 given; accepted: "),
-        ({"mem_gb": -1.0}, "hydra.launcher.mem_gb: -1.0 given; accepted: "),
-        ({"timeout_min": 2, "signal_delay_s": 61}, "hydra.launcher.signal_delay_s: 61 given; accepted: "),
-        ({"patience": 1.0}, "hydra.launcher.patience: 1.0 given; accepted: "),
-        ({"transport": "http"}, "hydra.launcher.transport: 'http' given; accepted: tcp or files."),
-        ({"partition": 3}, "hydra.launcher.partition: 3 given; accepted: a text, or null."),
-        ({"setup": "module load"}, "hydra.launcher.setup: 'module load' given; accepted: a list of texts, or null."),
-        ({"detach": "yes"}, "hydra.launcher.detach: 'yes' given; accepted: true or false."),
-        ({"additional_parameters": 3}, "hydra.launcher.additional_parameters: 3 given; accepted: "),
+        ({"max_slots": 0}, "hydra.launcher.max_slots: 0 is invalid. Expected "),
+        ({"mem_gb": -1.0}, "hydra.launcher.mem_gb: -1.0 is invalid. Expected "),
+        ({"timeout_min": 2, "signal_delay_s": 61}, "hydra.launcher.signal_delay_s: 61 is invalid. Expected "),
+        ({"patience": 1.0}, "hydra.launcher.patience: 1.0 is invalid. Expected "),
+        ({"transport": "http"}, "hydra.launcher.transport: 'http' is invalid. Expected tcp or files."),
+        ({"partition": 3}, "hydra.launcher.partition: 3 is invalid. Expected a string, or null."),
+        (
+            {"setup": "module load"},
+            "hydra.launcher.setup: 'module load' is invalid. Expected a list of strings, or null.",
+        ),
+        ({"detach": "yes"}, "hydra.launcher.detach: 'yes' is invalid. Expected true or false."),
+        ({"additional_parameters": 3}, "hydra.launcher.additional_parameters: 3 is invalid. Expected "),
     ],
 )
 def test_what_cannot_be(settings: Any, told: str) -> None:

@@ -243,7 +243,7 @@ def test_a_frame_that_was_changed_on_its_way_is_not_taken() -> None:
             agent.send(HEAD, ["secret"])
             assert [it.message for it in all_of(head, 1)] == [["secret"]]
             assert turned.is_set()
-            assert head.refused == ["a frame has been changed on its way"]
+            assert head.refused == ["a frame was modified in transit"]
 
 
 def test_a_head_that_was_started_again_does_not_know_the_agents_of_the_one_before() -> None:

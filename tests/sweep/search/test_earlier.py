@@ -54,10 +54,10 @@ def test_a_warm_start_tells_the_sampler_of_the_jobs_that_have_its_parameters(
         ({"optim.lr": 0.01, "model.hidden": "[32]"}, 2.0),
     ]
     assert capsys.readouterr().out.splitlines() == [
-        f"Warm start from {earlier}: 2 of 8 jobs are taken.",
+        f"Warm start from {earlier}: 2 of 8 jobs are used.",
         "  not #2, #7: optim.lr is outside of the range of this search",
         "  not #3: model.hidden is outside of the range of this search",
-        "  not #4: model.hidden was no parameter there",
+        "  not #4: model.hidden was not a parameter there",
         "  not #5, #6: not done with an objective",
     ]
 
@@ -75,7 +75,7 @@ def test_a_search_that_is_continued_keeps_what_it_has_begun_with(
     Manifest.open(earlier).log(Proposed(8, ("optim.lr=0.05", "model.hidden=[16]")), Ended(8, "done", 1.0, 0.2))
     capsys.readouterr()
     again = settings_of(config, warm_start=str(earlier)).proposer(LINES, loader, config)
-    assert capsys.readouterr().out == f"Warm start: the 2 trials from {earlier} that this search has begun with.\n"
+    assert capsys.readouterr().out == f"Warm start: the 2 trials from {earlier} with which this search started.\n"
     Manifest.open(earlier / "own").check_proposer(again.identity)
     assert again.ask(1) == first.ask(1)
     config.hydra.sweep.dir = str(earlier / "other")
@@ -105,7 +105,7 @@ def test_a_warm_start_from_no_sweep_is_refused(hydra: Any, settings_of: Any, tmp
     loader, config = hydra
     with pytest.raises(ConfigError) as error:
         settings_of(config, warm_start=str(tmp_path)).proposer(LINES, loader, config)
-    assert str(error.value).startswith(f"hydra.sweeper.warm_start: '{tmp_path}' given; accepted: the directory")
+    assert str(error.value).startswith(f"hydra.sweeper.warm_start: '{tmp_path}' is invalid. Expected the directory")
 
 
 BEST = {"best/val/accuracy": 0.9, "val/accuracy": 0.8}
@@ -164,9 +164,9 @@ def test_a_warm_start_takes_the_runs_of_mlflow_that_have_its_parameters(
     lines = ["optim.lr=tag(log,interval(1e-4,1e-1))", "model.hidden=[16],[16,32]"]
     found = settings_of(config, warm_start="past").proposer(lines, loader, config)
     assert capsys.readouterr().out.splitlines() == [
-        f"Warm start from the experiment past in {store}: 2 of 7 runs are taken.",
+        f"Warm start from the experiment past in {store}: 2 of 7 runs are used.",
         "  not far: optim.lr is outside of the range of this search",
-        "  not other: model.hidden was no parameter there",
+        "  not other: model.hidden was not a parameter there",
         "  not killed: killed",
         "  not cut: pruned",
         "  not loss: val/accuracy is not one of its metrics",
@@ -194,6 +194,9 @@ def test_a_warm_start_from_what_mlflow_does_not_have_is_refused(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(ConfigError) as error:
         settings_of(config, warm_start="nothing").proposer(LINES, loader, config)
-    told = "hydra.sweeper.warm_start: 'nothing' given; accepted: the directory of a sweep, or an experiment or a run of"
+    told = (
+        "hydra.sweeper.warm_start: 'nothing' is invalid. Expected the directory of a sweep, or an experiment or a "
+        "run of"
+    )
     assert str(error.value).startswith(told)
     assert f"MLflow has no {tmp_path}/none.db" in str(error.value)

@@ -207,9 +207,9 @@ def test_the_first_seed_is_that_of_the_command_line_or_else_of_the_config(hydra:
 @pytest.mark.parametrize(
     ("repeats", "more", "told"),
     [
-        (0, [], "hydra.sweeper.repeats: 0 given; accepted: an integer of at least 1"),
-        (2, ["seed=0,1"], "hydra.sweeper.repeats: 2 given; accepted: 1, where seed is searched"),
-        (2, ["seed=abc"], "seed: 'abc' given; accepted:"),
+        (0, [], "hydra.sweeper.repeats: 0 is invalid. Expected an integer of at least 1"),
+        (2, ["seed=0,1"], "hydra.sweeper.repeats: 2 is invalid. Expected 1, because seed is searched"),
+        (2, ["seed=abc"], "seed: 'abc' is invalid. Expected"),
     ],
 )
 def test_repeats_that_cannot_be_are_refused(
@@ -227,7 +227,7 @@ def test_repeats_of_an_application_without_a_seed_are_refused(hydra: Any, settin
     with pytest.raises(ConfigError) as error:
         settings_of(config, repeats=2).proposer(LINES, loader, config)
     assert str(error.value).startswith(
-        "hydra.sweeper.repeats: 2 given; accepted: 1, with an application whose config has"
+        "hydra.sweeper.repeats: 2 is invalid. Expected 1, with an application whose config has"
     )
 
 

@@ -11,7 +11,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.sweep.events import Ended, Proposed, SlotsGained
+from trainyard.sweep.event_records import event_of, to_record
+from trainyard.sweep.events import Ended, Proposed, Queued, SlotsGained
 from trainyard.sweep.goals import Constraint, Goals
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.proposers.base import NewJob
@@ -150,17 +151,29 @@ def test_a_warm_start_takes_what_has_all_objectives(
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"objective": "val/loss"}, "hydra.sweeper.objective: 'val/loss' given; accepted: a list of several metrics"),
-        ({"objective": ["val/loss"]}, "hydra.sweeper.objective: ['val/loss'] given; accepted: a list of several"),
-        ({"objective": NAMES}, "hydra.sweeper.direction: None given; accepted: a list with minimize or maximize for"),
+        (
+            {"objective": "val/loss"},
+            "hydra.sweeper.objective: 'val/loss' is invalid. Expected a list of several metrics",
+        ),
+        ({"objective": ["val/loss"]}, "hydra.sweeper.objective: ['val/loss'] is invalid. Expected a list of several"),
+        (
+            {"objective": NAMES},
+            "hydra.sweeper.direction: None is invalid. Expected a list with minimize or maximize per",
+        ),
         (
             {"objective": NAMES, "direction": ["maximize"]},
-            "hydra.sweeper.direction: ['maximize'] given; accepted: a list",
+            "hydra.sweeper.direction: ['maximize'] is invalid. Expected a list",
         ),
-        ({"objective": NAMES, "direction": ["up", "maximize"]}, "hydra.sweeper.direction: 'up' given; accepted:"),
-        ({"direction": BOTH}, "hydra.sweeper.objective: None given; accepted: a list of 2 metrics, one for each of"),
-        ({"constraints": {"val/loss": 1}}, "hydra.sweeper.constraints: {'val/loss': 1} given; accepted: a list of"),
-        ({"constraints": ["val/loss < 1"]}, "hydra.sweeper.constraints: 'val/loss < 1' given; accepted: a metric, <="),
+        ({"objective": NAMES, "direction": ["up", "maximize"]}, "hydra.sweeper.direction: 'up' is invalid. Expected"),
+        (
+            {"direction": BOTH},
+            "hydra.sweeper.objective: None is invalid. Expected a list of 2 metrics, one per entry of",
+        ),
+        ({"constraints": {"val/loss": 1}}, "hydra.sweeper.constraints: {'val/loss': 1} is invalid. Expected a list of"),
+        (
+            {"constraints": ["val/loss < 1"]},
+            "hydra.sweeper.constraints: 'val/loss < 1' is invalid. Expected a metric, <=",
+        ),
     ],
 )
 def test_goals_that_cannot_be_are_refused(hydra: Any, settings_of: Any, changed: dict[str, Any], told: str) -> None:
@@ -173,11 +186,11 @@ def test_goals_that_cannot_be_are_refused(hydra: Any, settings_of: Any, changed:
     ("changed", "told"),
     [
         ({"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha"}},
-         "hydra/sweeper/pruner: 'Asha' given; accepted: none, with several objectives. A pruner compares jobs by one"),
-        ({"target": 0.5}, "hydra.sweeper.target: 0.5 given; accepted: null, with several objectives"),
-        ({"repeats": 2}, "hydra.sweeper.repeats: 2 given; accepted: 1, with several objectives"),
+         "hydra/sweeper/pruner: 'Asha' is invalid. Expected none, with several objectives. A pruner"),
+        ({"target": 0.5}, "hydra.sweeper.target: 0.5 is invalid. Expected null, with several objectives"),
+        ({"repeats": 2}, "hydra.sweeper.repeats: 2 is invalid. Expected 1, with several objectives"),
         ({"sampler": sampler("cmaes")},
-         "hydra/sweeper/sampler: 'cmaes' given; accepted: a sampler that works with several objectives: tpe, gp"),
+         "hydra/sweeper/sampler: 'cmaes' is invalid. Expected a sampler that works with several objectives: tpe, gp"),
     ],
 )  # fmt: skip
 def test_what_knows_one_objective_is_refused_with_several(
@@ -199,7 +212,7 @@ def test_an_application_without_an_objective_in_its_config_returns_a_list() -> N
 
 
 def test_a_pruner_goes_with_a_constraint(hydra: Any, settings_of: Any) -> None:
-    """It judges what is reported; a pruned trial counts as one that keeps the constraints."""
+    """What is not measured at a rung counts as kept there."""
     loader, config = hydra
     settings = settings_of(
         config, direction="minimize", constraints=["size <= 1"], n_trials=6,
@@ -220,3 +233,41 @@ def test_a_pruner_goes_with_a_constraint(hydra: Any, settings_of: Any) -> None:
     }
     assert isinstance(proposer.ask(1), list)
     assert not [each for each in proposer.ask(1) if isinstance(each, NewJob)]
+
+
+def test_a_pruner_prefers_what_keeps_the_constraints_and_then_what_violates_them_least(
+    hydra: Any, settings_of: Any
+) -> None:
+    """The best values violate the constraint: it is reported at the rungs, and none of these goes on."""
+    loader, config = hydra
+    settings = settings_of(
+        config, direction="minimize", constraints=["size <= 3"], n_trials=8,
+        pruner={"_target_": "trainyard.sweep.proposers.pruners.Asha", "eta": 2},
+    )  # fmt: skip
+
+    def promoted(size: Any) -> tuple[set[int], SimulatedSweep]:
+        found = SimulatedSweep(
+            lambda: settings.proposer(LINES, loader, config),
+            lambda num, _: SimulatedJob(
+                [9.0 - num] * 4, result={"val/accuracy": 9.0 - num, "size": size(num)}, metrics={"size": size(num)}
+            ),
+            8,
+        )
+        assert found.run()
+        return {event.units[0].nums[0] for event in found.log if isinstance(event, Queued) and event.why}, found
+
+    nums, found = promoted(lambda num: 1.0 if num < 4 else 9.0)
+    assert nums == {0, 1, 2, 3}
+    source = found.proposer._source.source  # type: ignore[attr-defined]
+    trials = source.study(found.proposer.trials).trials  # type: ignore[attr-defined]
+    violations = [trial.system_attrs["constraints"] for trial in trials]
+    assert violations == [[-2.0]] * 4 + [[6.0]] * 4
+    assert {trial.state.name for trial in trials[4:]} == {"PRUNED"}
+    replayed = settings.proposer(LINES, loader, config)
+    for event in found.log:
+        line = to_record(event)
+        replayed.told(event if line is None else event_of(json.loads(json.dumps(line))))
+    assert [trial.violation for trial in replayed.trials] == [0.0] * 4 + [6.0] * 4, "as the manifest has it"
+
+    nums, _ = promoted(lambda num: 5.0 + num)  # all violate it, the first ones least
+    assert nums == {0, 1, 2, 3}

@@ -48,17 +48,17 @@ def create(name: str, parent: Path) -> Path:
 
 
 def _check(name: str, parent: Path) -> None:
-    accepted = "a name of letters, digits and _ that is no word of Python and does not begin with a digit"
+    accepted = "a Python identifier that is not a keyword"
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
         valid = "".join(
             character if f"_{character}".isidentifier() else "_" for character in name if character.isascii()
         )
         valid = f"_{valid}" if valid[:1].isdigit() else valid
         usable = valid.isidentifier() and not keyword.iskeyword(valid)
-        raise ConfigError("NAME", name, accepted, hint=f"{valid} would be one." if usable else "")
+        raise ConfigError("NAME", name, accepted, hint=f"For example {valid}." if usable else "")
     if name in ("test", "tests", "conf", "train") or name in sys.stdlib_module_names:
-        raise ConfigError("NAME", name, "a name that is not that of a module of Python or a folder of the project")
+        raise ConfigError("NAME", name, "a name that is neither a Python module nor a folder of the project")
     if (parent / name).exists():
-        raise ConfigError("NAME", name, "a name that is free here", hint=f"{parent / name} exists.")
+        raise ConfigError("NAME", name, "a name that does not exist here", hint=f"{parent / name} exists.")
     if find_spec(name) is not None:
-        raise ConfigError("NAME", name, "a name that is free", hint="A package of this name is installed.")
+        raise ConfigError("NAME", name, "an unused name", hint="A package of this name is installed.")

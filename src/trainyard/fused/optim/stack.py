@@ -46,8 +46,8 @@ def stack_optimizers(optimizers: Sequence[Optimizer], stacked: Mapping[Tensor, n
         stacked: for each parameter of `optimizers[0]`, the stacked parameter `[K, *shape]`, contiguous.
 
     Raises:
-        Unfusable: the class has no stacked form, the members differ in more than numbers, or what they ask for (a
-            learning rate that is a tensor, `differentiable`, a dtype other than float32 and float64) is not supported.
+        Unfusable: the class is not supported in a stack, the members differ in more than numbers, or an option is not
+            supported (a learning rate that is a tensor, `differentiable`, a dtype other than float32 and float64).
     """
     first = optimizers[0]
     kinds = sorted({type(optimizer).__name__ for optimizer in optimizers})
@@ -55,7 +55,7 @@ def stack_optimizers(optimizers: Sequence[Optimizer], stacked: Mapping[Tensor, n
         raise Unfusable(f"the optimizers are of several classes: {', '.join(kinds)}")
     family = FAMILIES.get(type(first))
     if family is None:
-        raise Unfusable(f"{kinds[0]} has no stacked form")
+        raise Unfusable(f"{kinds[0]} is not supported in a stack")
     if any(len(optimizer.param_groups) != len(first.param_groups) for optimizer in optimizers):
         raise Unfusable("the optimizers differ in their parameter groups")
     columns = zip(*[optimizer.param_groups for optimizer in optimizers], strict=True)
@@ -73,16 +73,16 @@ def stack_optimizers(optimizers: Sequence[Optimizer], stacked: Mapping[Tensor, n
 def _stacked_group(members: Sequence[dict[str, Any]], stacked: Mapping[Tensor, nn.Parameter]) -> dict[str, Any]:
     first = members[0]
     if any(group.keys() != first.keys() for group in members):
-        raise Unfusable("the optimizers differ in what their parameter groups hold")
+        raise Unfusable("the optimizers differ in the contents of their parameter groups")
     if any([p.shape for p in group["params"]] != [p.shape for p in first["params"]] for group in members):
         raise Unfusable("the optimizers differ in their parameters")
     if first.get("differentiable"):
-        raise Unfusable("differentiable=True has no stacked form")
+        raise Unfusable("differentiable=True is not supported in a stack")
     group = {key: _stacked_value(key, [group[key] for group in members]) for key in first if key != "params"}
     group["params"] = [stacked[param] for param in first["params"]]
     for param in group["params"]:
         if param.dtype not in (torch.float32, torch.float64):
-            raise Unfusable(f"parameters in {str(param.dtype).removeprefix('torch.')} have no stacked form")
+            raise Unfusable(f"parameters in {str(param.dtype).removeprefix('torch.')} are not supported in a stack")
     return group
 
 

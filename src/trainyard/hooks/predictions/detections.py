@@ -36,7 +36,7 @@ class _Kept:
 
 
 class DetectionLog(Hook):
-    """Draws the first pictures of each set with predicted and true boxes or masks, at validations and tests.
+    """Draws the first images of each set with predicted and true boxes or masks, at validations and tests.
 
     Predictions and targets are a mapping for each picture, as torchvision's detectors have them: `boxes`, float
     `[n, 4]`, `x1, y1, x2, y2` in pixels; and, where there are any, `labels` `[n]`, `scores` `[n]`, `masks` `[n, H, W]`

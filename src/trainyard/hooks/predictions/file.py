@@ -250,7 +250,7 @@ class Predictions:
                 zipped = file.read(4) == b"PK\x03\x04"
             if zipped:
                 raise TrainyardError(
-                    f"{path} is a zip archive, such as the .npz files of predictions of earlier versions; accepted: a "
+                    f"{path} is a zip archive, such as the .npz predictions of earlier versions, not a "
                     f"parquet file. {_AGAIN}"
                 )
             stored = pq.read_metadata(path)
@@ -258,7 +258,7 @@ class Predictions:
             version = meta.pop("version")
             if version != VERSION:
                 raise TrainyardError(
-                    f"{path} has version {version!r} of the format; accepted: version {VERSION}. {_AGAIN}"
+                    f"{path} has version {version!r} of the format, but version {VERSION} is required. {_AGAIN}"
                 )
             structure, sizes = meta.pop("structure"), meta.pop("sizes")
             kinds = {name: (_dtype(dtype), tuple(shape)) for name, (dtype, shape) in meta.pop("columns").items()}
@@ -313,7 +313,7 @@ class _Absent:
 
     def _missing(self) -> MissingError:
         return MissingError(
-            f"it reads {self.place}, which the file does not hold: of a batch only the target is written, unless "
+            f"it reads {self.place}, which the file does not contain. Only the target of a batch is saved unless "
             f"hook.predictions.inputs=true."
         )
 
@@ -324,7 +324,7 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor], *, inputs: bool 
         return _flatten(value, "targets", tensors)
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            raise UnfitError(f"{name} has keys that are no text")
+            raise UnfitError(f"{name} has keys that are not strings")
         items = value.items()
         return {
             "dict": {key: _flatten(item, f"{name}.{key}", tensors, inputs=inputs, target=target) for key, item in items}
@@ -358,7 +358,7 @@ def _rebuilt(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> TrainyardError:
-    return TrainyardError(f"{path} is no file of predictions, or a damaged one ({error!r}).")
+    return TrainyardError(f"{path} is not a predictions file, or it is damaged ({error!r}).")
 
 
 def _shown(kind: Kind) -> str:
@@ -396,7 +396,7 @@ def _to_array(tensor: Tensor) -> Array:
             tensor = tensor.float()
         array: Array = tensor.to("cpu", copy=True).numpy(force=True)
     except (TypeError, RuntimeError) as error:  # a sparse tensor, for example
-        raise UnfitError(f"a tensor that is no array ({error})") from None
+        raise UnfitError(f"a tensor that is not an array ({error})") from None
     return array
 
 

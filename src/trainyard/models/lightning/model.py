@@ -36,7 +36,7 @@ TURN = "optimizer_idx"
 
 
 class Lightning(BaseModel):
-    """Trains a `LightningModule` as it is: its steps, its `configure_optimizers`, its logged values and its hooks.
+    """Trains a `LightningModule` without changes: its steps, `configure_optimizers`, logged values and hooks.
 
     `optim=model` takes the optimizers and schedulers of `configure_optimizers`, `metric=logged` the values that
     `validation_step` and `test_step` log. Mode "predict" is the module's `forward`, on a batch without its target.

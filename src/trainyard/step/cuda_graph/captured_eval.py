@@ -182,7 +182,7 @@ class CapturedEvaluation:
         outputs, reason = self._graph.warm_up(lambda: self._predict(batch))
         if judge:
             if signature_of(outputs, [], self._device) is None:
-                reason = reason or "the predictions are not of tensors on the device alone"
+                reason = reason or "the predictions contain more than tensors on the device"
             elif drawn != rng_state.drawn():
                 reason = "it draws random numbers on the CPU"
             if reason is not None:
@@ -207,7 +207,7 @@ class CapturedEvaluation:
         elif reason is None:
             totals = self._sums.setdefault(name, {key: torch.full_like(value, NOTHING) for key, value in sums.items()})
             if _kinds(totals) != _kinds(sums):
-                reason = "its sums are of other names, shapes or dtypes in other batches"
+                reason = "its sums differ in names, shapes or dtypes between batches"
         if reason is not None:
             self._leave_out(name, reason)
 

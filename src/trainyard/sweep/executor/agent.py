@@ -131,7 +131,7 @@ class Agent:
             said = output.read().decode(errors="replace").strip().splitlines()
         if not ready:
             last = f": {said[-1]}" if said else ""
-            raise ExecutorError(f"The process that workers are forked from {how} before it was ready{last}.")
+            raise ExecutorError(f"The fork server {how} before it was ready{last}.")
         self._launch()
         return how
 

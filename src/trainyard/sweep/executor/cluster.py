@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import signal
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import connection
@@ -19,18 +17,21 @@ from typing import Any
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor.agent import ExecutorError, in_words
-from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained, Lost
-from trainyard.sweep.executor.code_version import code_version
+from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished
+from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.lease import HeadLease
-from trainyard.sweep.executor.meeting import FOLDER, MEETINGS, forget_agent, open_head
+from trainyard.sweep.executor.meeting import forget_agent, open_head
+from trainyard.sweep.executor.outbox import Outbox
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.remote_agent import CODE
-from trainyard.sweep.executor.remotes import ClusterSettings, Remote, Spread
+from trainyard.sweep.executor.remotes import ClusterSettings, Remote, RemoteSlots, process_message, task_message
 from trainyard.sweep.executor.shipping.files import HeadFiles, outlive, roots_of
 from trainyard.sweep.executor.slots import Slot, capacity
+from trainyard.sweep.executor.spread import SpreadTasks
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.executor.transport import Received, Transport
+from trainyard.sweep.executor.transport.base import BEAT
 from trainyard.sweep.executor.worker import one_line
 from trainyard.sweep.executor.workers import Workers
 
@@ -39,6 +40,7 @@ LOSSES = 5
 _MOVED = ("done", "failed", "paused", "timeout")
 """How a task can end whose agent leaves; otherwise it goes on elsewhere, where its slots are lost."""
 _LOOK = 0.5  # seconds between two looks at the pool and at silent agents
+_SILENCE = 3 * BEAT  # seconds of silence after which the pool is asked what has become of an agent
 _MARGIN = 5.0  # seconds that an agent may take for noticing that its head is lost
 
 
@@ -86,21 +88,21 @@ class ClusterExecutor(Executor):
         self._files = files or HeadFiles(directory)
         self._tell = tell
         self._started = False
-        self._version = ""
         self._fence = 0
         self._transport: Transport | None = None
         self._agents: dict[str, Remote] = {}
-        self._of: dict[int, Remote] = {}  # by slot
-        self._devices: dict[int, Slot] = {}
-        self._indices = itertools.count()
+        self._remote_slots = RemoteSlots()
         self._numbers = itertools.count()
-        self._workers = Workers(self._send_signal)
+        self._outbox = Outbox(self._files)
+        self._process: dict[str, Any] = {}  # what tasks inherit from this one
+        self._workers = Workers(self._outbox.send_signal)
         self._losses: Counter[int] = Counter()
-        self._unsent: dict[tuple[str, int], list[int]] = {}  # signals for workers whose files are on their way
-        self._spread: dict[int, Spread] = {}  # by the number of a task on several agents
-        self._held: list[tuple[int, Task, Sequence[int], Policy]] = []  # until what ran there before has ended
+        self._spread = SpreadTasks(
+            directory, self._outbox.send_signal, lambda number: self._workers.end([number], grace)
+        )
         self._events: list[ExecutorEvent] = []
         self._refused: set[str] = set()
+        self._silent: set[str] = set()
         self._demand = 0
         self._next_look = 0.0
 
@@ -121,10 +123,10 @@ class ClusterExecutor(Executor):
         """Check that agents can be placed. The first `wait` makes files, so that a mistake in a config leaves none."""
         if not self._started:
             self._pool.check()
+            assert self._files.version  # the code is that of now, whatever becomes of it
             self._started = True
 
     def _begin(self) -> None:
-        self._version = code_version()
         self._lease = HeadLease(self._directory)
         self._lease.take()
         try:
@@ -137,6 +139,8 @@ class ClusterExecutor(Executor):
         self._files.prepare()
         before = self._files.left_agents()
         self._transport, address = open_head(self._directory, self._settings.transport, self._settings.address)
+        self._outbox.open(self._transport)
+        self._process = process_message()
         self._fence = address.fence
         self._lease.fenced(self._fence)
         self._files.open(self._fence)
@@ -149,91 +153,55 @@ class ClusterExecutor(Executor):
 
     @property
     def ready(self) -> tuple[Slot, ...]:
-        return tuple(self._devices[index] for index, agent in self._of.items() if not agent.leaving)
+        return self._remote_slots.ready
 
     def expect(self, slots: int) -> None:
         self._demand = min(slots, len(self.slots))
 
     def launch(self, number: int, task: Task, slots: Sequence[int], policy: Policy) -> None:
-        found = [self._of.get(index) for index in slots]
+        of = self._remote_slots.of
+        found = [of.get(index) for index in slots]
         agents = list({agent.name: agent for agent in found if agent is not None}.values())
         if None in found or any(agent.leaving for agent in agents):
             return  # these slots are lost, which is reported separately
         if len(agents) > 1 and not self.shares_disk:
-            told = f"it takes {len(slots)} slots, which are on several machines that share no disk"
+            told = f"it needs {len(slots)} slots, which are on several machines without a shared disk"
             self._events.append(Finished(number, "failed", error=told, began=False))
             return
-        if self._is_held(task, slots):
-            self._held.append((number, task, slots, policy))
+        if self._spread.hold((number, task, slots, policy), self._agents.values()):
             return
         try:
             call = task.call(self._files.folders)
             for agent in agents:
-                if task.common is not None and task.common.key not in agent.commons:
-                    self._send(agent.name, ["common", task.common.key], task.common.pickled(self._files.folders))
-                    agent.commons.add(task.common.key)
+                self._outbox.send_common(agent, task)
         except Exception as error:
             told = f"the task cannot be pickled: {one_line(error)}"
             self._events.append(Finished(number, "failed", error=told, traceback=traceback.format_exc(), began=False))
             return
-        own = [[index for index in slots if self._of[index] is agent] for agent in agents]
-        meeting = self._directory / FOLDER / MEETINGS / f"{self._fence}-{number}"
+        own = [[index for index in slots if of[index] is agent] for agent in agents]
         parts = [(agent.name, next(self._numbers)) for agent in agents]
-        if len(agents) > 1:
-            self._spread[number] = Spread(task.num, parts, meeting, set(parts))
+        meeting = self._spread.begin(number, task.num, parts, self._fence) if len(agents) > 1 else None
         roots = roots_of(task, self._directory)
         for index, (agent, key, mine) in enumerate(zip(agents, parts, own, strict=True)):
             self._workers.begin(key, number, policy)
             agent.busy[key[1]], agent.tasks[key[1]] = tuple(mine), task.num
             agent.idle_since = None
-            log = task.log if task.log is None or not index else task.log.with_stem(f"{task.log.stem}.node{index}")
-            nodes = {"index": index, "devices": [len(each) for each in own], "meeting": str(meeting.absolute())}
-            given = {
-                "slots": [agent.slots[each] for each in mine],
-                "threads": task.threads,
-                "log": None if log is None else str(log.absolute()),
-                "roots": roots,
-                "cwd": str(Path.cwd()),
-                "path": [str(entry) for entry in sys.path],
-                "argv": list(sys.argv),
-                "common": None if task.common is None else task.common.key,
-                "nodes": nodes if len(agents) > 1 else None,
-            }
-            self._unsent[key] = []
-            self._files.begin(key, roots, partial(self._send_task, key, given, call))
-
-    def _send_task(self, key: tuple[str, int], given: Mapping[str, Any], call: bytes) -> None:
-        """Send a task whose files are there, and what was to be sent after it."""
-        name, worker = key
-        self._send(name, ["task", worker, given], call)
-        for signum in self._unsent.pop(key, []):
-            self._send(name, ["signal", [worker], signum])
-
-    def _is_held(self, task: Task, slots: Sequence[int]) -> bool:
-        """Return whether a part of what an agent's end has broken off still runs here, or is of the same task."""
-        broken = [each for each in self._spread.values() if each.over]
-        if not broken:
-            return False
-        busy = set().union(*(agent.in_use for agent in self._agents.values()))
-        return not busy.isdisjoint(slots) or any(each.num == task.num for each in broken)
-
-    def _launch_held(self) -> None:
-        held, self._held = self._held, []
-        for each in held:
-            self.launch(*each)
+            nodes = {"index": index, "devices": [len(each) for each in own], "meeting": str(meeting)}
+            numbers = [agent.slots[each] for each in mine]
+            given = task_message(task, numbers, roots, index, nodes if meeting else None)
+            self._outbox.send_task(key, self._process | given, call)
 
     def end(self, numbers: Iterable[int], grace: float | None) -> None:
         wanted = set(numbers)
         self._workers.end(wanted, grace)
-        for each in [each for each in self._held if each[0] in wanted]:
-            self._held.remove(each)
-            self._events.append(Finished(each[0], "interrupted", error="it had not begun", began=False))
+        for number in self._spread.take_back(wanted):
+            self._events.append(Finished(number, "interrupted", error="it had not started", began=False))
 
     def answer(self, number: int, content: bytes) -> None:
         found = self._workers.named(number)
         if isinstance(found, tuple):
             name, worker = found
-            self._send(name, ["answer", worker], content)
+            self._outbox.send(name, ["answer", worker], content)
 
     def wait(self, timeout: float) -> list[ExecutorEvent]:
         if self._transport is None:
@@ -257,7 +225,7 @@ class ClusterExecutor(Executor):
             return
         whole = not any(agent.tasks for agent in self._agents.values())
         for name in self._agents:
-            self._send(name, ["close"])
+            self._outbox.send(name, ["close"])
             self._transport.forget(name)
         self._transport.close(flush=2.0)
         self._pool.close()
@@ -265,27 +233,11 @@ class ClusterExecutor(Executor):
         self._lease.release()
         self._transport = None
         self._agents.clear()
-        self._unsent.clear()
-        self._of.clear()
-        self._devices.clear()
+        self._outbox.clear()
+        self._remote_slots.clear()
         self._workers.clear()
         self._events.clear()
         self._spread.clear()
-        self._held.clear()
-
-    def _send(self, name: str, message: list[Any], payload: bytes = b"") -> None:
-        assert self._transport is not None
-        self._transport.send(name, message, payload)
-
-    def _send_signal(self, workers: list[tuple[str, int]], signum: int) -> None:
-        of: dict[str, list[int]] = {}
-        for name, worker in workers:
-            if (name, worker) in self._unsent:
-                self._unsent[name, worker].append(signum)
-            else:
-                of.setdefault(name, []).append(worker)
-        for name, numbers in of.items():
-            self._send(name, ["signal", numbers, signum])
 
     # -- agents come and go --------------------------------------------------------------------------------------------
 
@@ -297,9 +249,13 @@ class ClusterExecutor(Executor):
         assert self._transport is not None
         if self._lease.lost:
             raise TrainyardError(f"{self._directory}: another process has taken over this sweep.")
+        silent = {it.name for it in self._agents.values() if self._transport.silence(it.name) > _SILENCE}
+        if silent - self._silent:
+            self._pool.look()
+        self._silent = silent
         limit = self._settings.patience + self._grace + _MARGIN
         for agent in [it for it in self._agents.values() if self._transport.silence(it.name) > limit]:
-            self._lose(agent, "there is no sign of it")
+            self._lose(agent, "it does not respond")
         for place, why in self._pool.gone().items():
             for agent in [it for it in self._agents.values() if it.place == place]:
                 self._lose(agent, why)
@@ -314,9 +270,8 @@ class ClusterExecutor(Executor):
         self._pool.want(needed)
 
     def _dismiss(self, agent: Remote) -> None:
-        assert self._transport is not None
-        agent.leaving = "there is nothing to do"
-        self._send(agent.name, ["close"])
+        agent.leaving = "there are no jobs for it"
+        self._outbox.send(agent.name, ["close"])
         self._remove(agent)
 
     def _lose(self, agent: Remote, why: str) -> None:
@@ -328,24 +283,10 @@ class ClusterExecutor(Executor):
         for worker, num in agent.tasks.items():
             self._losses[num] += 1
             if self._losses[num] > LOSSES:
-                how = f"{self._losses[num]} agents were lost while it ran"
+                how = f"{self._losses[num]} agents were lost while it was running"
                 self._events.append(self._workers.ended((agent.name, worker), how))
-            self._break_off(agent.name, worker)
+            self._spread.lose((agent.name, worker))
         self._remove(agent)
-
-    def _break_off(self, name: str, worker: int) -> None:
-        """Kill the other parts of a task of which one is lost. It goes on elsewhere when they have ended."""
-        for number, spread in list(self._spread.items()):
-            if (name, worker) in spread.left:
-                spread.over = True
-                spread.left.discard((name, worker))
-                self._send_signal(sorted(spread.left), signal.SIGKILL)
-                if not spread.left:
-                    self._drop(number)
-
-    def _drop(self, number: int) -> None:
-        with suppress(OSError):
-            self._spread.pop(number).meeting.unlink()
 
     def _remove(self, agent: Remote) -> None:
         if agent.coming_home:
@@ -355,19 +296,12 @@ class ClusterExecutor(Executor):
         for worker in agent.tasks:
             self._workers.forget((agent.name, worker))
             self._files.lose((agent.name, worker))
-        for spread in self._spread.values():
-            spread.over |= any(name == agent.name for name, _ in spread.parts)
+        self._spread.lose_agent(agent.name)
         forget_agent(self._directory, agent.name)
-        self._lose_slots(agent, tuple(agent.slots))
+        self._tell_of(self._remote_slots.lose(agent, tuple(agent.slots)))
         del self._agents[agent.name]
         self._transport.forget(agent.name)
-
-    def _lose_slots(self, agent: Remote, indices: Sequence[int]) -> None:
-        lost = tuple(self._devices.pop(index) for index in indices if agent.slots.pop(index, None) is not None)
-        for slot in lost:
-            del self._of[slot.index]
-        if lost:
-            self._events.append(Lost(lost))
+        self._pool.look()
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -383,7 +317,8 @@ class ClusterExecutor(Executor):
             case ["leaving", why]:
                 self._tell(f"The agent on {agent.node} leaves: {why}.")
                 agent.leaving = why
-                self._lose_slots(agent, [index for index in agent.slots if index not in agent.in_use])
+                free = [index for index in agent.slots if index not in agent.in_use]
+                self._tell_of(self._remote_slots.lose(agent, free))
             case ["gone", _]:
                 self._remove(agent)
             case ["failed", "torch", error]:
@@ -396,17 +331,17 @@ class ClusterExecutor(Executor):
                     self._happened(agent, kind, worker, rest, received.payload)
 
     def _greet(self, name: str, hello: Mapping[str, Any]) -> None:
-        why = ""
+        why, version = "", CodeVersion(**hello["version"])
         if hello["fence"] != self._fence:
-            why = "it came for a head before this one"
-        elif hello["version"] != self._version:
-            why = f"its code is {hello['version']}, the head's is {self._version}. Both have to be the same"
+            why = "it belongs to an earlier head"
+        elif not version.matches(self._files.version):
+            why = f"its code is {version.told}, but the head's is {self._files.version.told}. Both must be the same"
         if why:
             if why not in self._refused:
                 self._refused.add(why)
                 self._tell(f"An agent on {hello['node']} was refused: {why}.")
             assert self._transport is not None
-            self._send(name, ["refused", f"{why}."])
+            self._outbox.send(name, ["refused", f"{why}."])
             self._transport.forget(name)
             return
         for agent in [it for it in self._agents.values() if it.place == hello["place"]]:
@@ -418,27 +353,19 @@ class ClusterExecutor(Executor):
             "patience": self._settings.patience,
             "grace": self._grace,
         }
-        self._send(name, ["welcome", welcome])
+        self._outbox.send(name, ["welcome", welcome])
 
     def _gain(self, agent: Remote, slots: Sequence[tuple[str, int]]) -> None:
-        gained = []
-        for own, (device, threads) in enumerate(slots):
-            index = next(self._indices)
-            # Devices of one name are one device: those of machines differ.
-            slot = Slot(index, f"{device}@{agent.name}", None, threads)
-            agent.slots[index] = own
-            self._of[index], self._devices[index] = agent, slot
-            gained.append(slot)
+        gained = self._remote_slots.gain(agent, slots)
         agent.idle_since = time.monotonic()
         self._pool.arrived(agent.place)
-        self._events.append(Gained(tuple(gained)))
+        self._events.append(gained)
 
     def _happened(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
         name = agent.name, worker
         if kind == "forked":
             launched = self._workers.forked(name, rest[0])
-            spread = self._spread.get(launched.number)
-            if spread is None or (name == spread.parts[0] and not spread.over):
+            if self._spread.tells_start(launched.number, name):
                 self._events.append(launched)
         elif kind == "woken":
             self._files.ask(name, lambda: self._tell_of(self._workers.woken(name, rest[0], rest[1])))
@@ -463,29 +390,16 @@ class ClusterExecutor(Executor):
             how = f"its process {in_words(status)} before it gave a result"
             finished = self._workers.ended((agent.name, worker), how, report, status, peak, killed)
         if finished.number in self._spread:
-            self._part_ended((agent.name, worker), finished)
+            self._tell_of(self._spread.part_ended((agent.name, worker), finished, leaving=bool(agent.leaving)))
         elif not agent.leaving:
             self._events.append(finished)
         elif finished.state in _MOVED:
             self._events.append(replace(finished, moved=True))
         if agent.leaving:
-            self._lose_slots(agent, slots)
+            self._tell_of(self._remote_slots.lose(agent, slots))
         elif not agent.busy:
             agent.idle_since = time.monotonic()
         if agent.afterwards is not None and not agent.coming_home:
             agent.afterwards()
-        self._launch_held()
-
-    def _part_ended(self, part: tuple[str, int], finished: Finished) -> None:
-        """Take note of the end of a part; with the last one the task has ended. Parts cannot go on without another."""
-        number, spread = finished.number, self._spread[finished.number]
-        spread.left.discard(part)
-        spread.ended[part] = finished
-        if self._agents[part[0]].leaving:
-            spread.over = True  # its slots are lost, too, which is reported separately
-        if spread.left and finished.state != "done":
-            self._workers.end([number], self._grace)
-        if not spread.left:
-            self._drop(number)
-            if not spread.over:
-                self._events.append(spread.outcome())
+        for launch in self._spread.release():
+            self.launch(*launch)

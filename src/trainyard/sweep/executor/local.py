@@ -102,7 +102,7 @@ class LocalExecutor(Executor):
         self._workers.end(wanted, grace)
         for each in [each for each in self._pending if each[0] in wanted]:
             self._pending.remove(each)
-            self._events.append(Finished(each[0], "interrupted", error="it had not begun", began=False))
+            self._events.append(Finished(each[0], "interrupted", error="it had not started", began=False))
 
     def answer(self, number: int, content: bytes) -> None:
         worker = self._workers.named(number)
@@ -171,7 +171,7 @@ class LocalExecutor(Executor):
         assert self._agent is not None
         how = self._agent.restart()
         for worker in list(self._reports):
-            self._ended(worker, f"the process that workers are forked from {how}")
+            self._ended(worker, f"the fork server {how}")
 
     def _ended(self, worker: int, how: str, status: int | None = None, peak: int = 0, killed: bool = False) -> None:
         with self._reports.pop(worker) as file:

@@ -74,7 +74,9 @@ def open_head(directory: Path, kind: Literal["tcp", "files"], address: str | Non
             transport = TcpHead(host, _new_token(folder))
         except OSError as error:
             hint = f"{error.strerror or error}. hydra.launcher.transport=files needs no port."
-            raise ConfigError("address", host, "an address of this machine that the nodes reach", hint=hint) from error
+            raise ConfigError(
+                "address", host, "an address of this machine that the nodes can reach", hint=hint
+            ) from error
         found = HeadAddress(fence, kind, host, transport.port)
     _replace(folder / _HEAD, json.dumps(asdict(found)))
     return transport, found
@@ -94,7 +96,7 @@ def open_agent(directory: Path, name: str) -> tuple[Transport, HeadAddress]:
         node = socket.gethostname()
         if not directory.is_dir():
             raise TrainyardError(
-                f"{node} does not see {directory}: the directory of a sweep (hydra.sweep.dir) has to be on a disk that "
+                f"{node} does not see {directory}: the directory of a sweep (hydra.sweep.dir) must be on a disk that "
                 "its head and all nodes share."
             ) from error
         raise TrainyardError(f"{node} cannot read {error.filename}: {error.strerror}.") from error

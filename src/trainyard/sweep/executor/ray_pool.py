@@ -27,11 +27,12 @@ from trainyard.sweep.executor.shipping.node import CODE as NODE
 FOLDER = "ray"
 FAILURES = 3
 """So many agents in a row may end before they reach the head."""
+_SLOW = 10.0  # seconds after which it is told that agents wait for a node
 _IMPORT, _START = 120.0, 90.0  # seconds to import Ray, and to start a cluster here
 REACH = 60.0
 """Seconds to reach a cluster that answers: Ray's client starts a process there. Where nothing does, 10 are waited."""
 _END = 20.0  # seconds that the process may take for its end
-ADDRESSES = "that of a running cluster: auto, HOST:PORT or ray://HOST:PORT; or local for one that is started here"
+ADDRESSES = "the address of a running cluster (auto, HOST:PORT or ray://HOST:PORT), or local to start one here"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ class RayPool(Pool):
         self._tell = tell
         self._command: Sequence[str] = ()
         self._placed = 0
+        self._on_nodes: set[str] = set()
+        self._waits_since: float | None = None
+        self._told_waiting = False
         self._places: set[str] = set()
         self._arrived: set[str] = set()
         self._taken_back: set[str] = set()
@@ -109,8 +113,9 @@ class RayPool(Pool):
         if not self._autoscaling and not any(self._request.fits(node) for node in nodes):
             self.close()
             raise TrainyardError(
-                f"No node of the Ray cluster has {_in_words(self._request.amounts)}, which hydra.launcher asks for. "
-                f"There is: {_nodes_in_words(nodes)}. Where it adds such nodes: hydra.launcher.autoscaling=true."
+                f"No node of the Ray cluster has {_in_words(self._request.amounts)}, which hydra.launcher requests. "
+                f"Available: {_nodes_in_words(nodes)}. If the cluster adds nodes on demand, set "
+                "hydra.launcher.autoscaling=true."
             )
 
     def _connect(self) -> list[dict[str, float]]:
@@ -190,10 +195,23 @@ class RayPool(Pool):
                 "told": self._told,
             }
             self._send("place", place, given)
+        self._tell_of_waiting()
         waiting = sorted(self._places - self._arrived - self._taken_back, key=int)
         for place in waiting[len(waiting) + missing :] if missing < 0 else ():
             self._taken_back.add(place)
             self._send("take", place)
+
+    def _tell_of_waiting(self) -> None:
+        """Tell once that agents wait, when they have done so for a while: for a node that is free, or comes."""
+        waiting = len(self._places - self._on_nodes - self._taken_back)
+        if not waiting or self._told_waiting:
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = time.monotonic()
+        elif time.monotonic() - self._waits_since > _SLOW:
+            self._told_waiting = True
+            what = _in_words(self._request.amounts)
+            self._tell(f"{waiting} of {len(self._places)} wait for a node with {what} that is free, or comes.")
 
     def _send(self, *message: Any) -> None:
         assert self._process is not None
@@ -217,8 +235,10 @@ class RayPool(Pool):
                     if self._told is not None and said:
                         (self._folder / f"{place}.out").write_text(said)
                     yield place, why, said
+                case ["placed", place]:
+                    self._on_nodes.add(place)
                 case None:
-                    raise TrainyardError(f"The connection to the Ray cluster is lost: {self._last_words()}.")
+                    raise TrainyardError(f"The connection to the Ray cluster was lost: {self._last_words()}.")
 
     def _left(self, place: str, why: str, said: str) -> None:
         if place in self._arrived or place in self._taken_back:

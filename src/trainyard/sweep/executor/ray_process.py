@@ -8,7 +8,7 @@ when its cluster is lost. Messages are JSON lists, one a line. In, on stdin:
     ["close"]                                               end all, and this process
 
 Out, on stdout: `["imported"]`, then `["connected", nodes]` with the resources of each node, or `["failed", why]`; then
-`["ended", place, why, said]` for each agent, with what it printed.
+for each agent `["placed", place]` when it has a node, and `["ended", place, why, said]`, with what it printed.
 
 When its head is gone without a word, this process stays while agents do: they end at a checkpoint.
 """
@@ -96,6 +96,9 @@ class AgentActor:
             return host, 1, f"it does not see {error.filename}: {error.strerror}"
         return host, status, said
 
+    def placed(self) -> None:
+        """Return once the actor has a node."""
+
     def wait(self) -> tuple[str, int, str]:
         """Return after `run`, whose own result was lost on its way."""
         return socket.gethostname(), 0, ""
@@ -121,6 +124,7 @@ class Placer:
         self._linger = linger
         self._say = say
         self._actors: dict[str, Any] = {}
+        self._unplaced: dict[Any, str] = {}  # the place of each actor that waits for a node, by a result
         self._runs: dict[Any, str] = {}  # the place of each result that is to come
         self._head = os.getppid()
 
@@ -147,6 +151,7 @@ class Placer:
         match message:
             case ["place", place, given]:
                 actor = self._actors[place] = self._actor.remote()
+                self._unplaced[actor.placed.remote()] = place
                 self._runs[actor.run.remote(**given, gpus=self._gpus)] = place
             case ["take", place] if place in self._actors:
                 self._ray.kill(self._actors[place])
@@ -161,6 +166,10 @@ class Placer:
     def _look(self) -> None:
         if not self._runs:
             return
+        if self._unplaced:
+            placed, _ = self._ray.wait(list(self._unplaced), num_returns=len(self._unplaced), timeout=0)
+            for each in placed:
+                self._say("placed", self._unplaced.pop(each))  # or it has ended, which is told then
         ended, _ = self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
         for run in ended:
             place = self._runs.pop(run)

@@ -34,7 +34,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import connection
 from pathlib import Path
@@ -45,7 +45,7 @@ from trainyard.errors import TrainyardError
 from trainyard.files import DISK_PATIENCE
 from trainyard.nodes import VARIABLE as NODES
 from trainyard.sweep.executor.agent import Agent, AgentEndedError, ExecutorError
-from trainyard.sweep.executor.code_version import code_version
+from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.local import memory_file
 from trainyard.sweep.executor.meeting import AliveFile, HeadAddress, open_agent, read_head
 from trainyard.sweep.executor.shipping.files import AgentFiles
@@ -117,7 +117,7 @@ class RemoteAgent:
                 "place": place,
                 "node": node,
                 "fence": self._address.fence,
-                "version": self._files.version or code_version(),
+                "version": asdict(self._files.version or CodeVersion.now()),
             },
         )
         try:
@@ -152,7 +152,7 @@ class RemoteAgent:
         self._obey_signal()
         silence = self._transport.silence(HEAD)
         if not self._lost and (silence > self._patience or (silence > 2 * BEAT and self._is_replaced())):
-            self._lose_head("there is no sign of the head")
+            self._lose_head("the head does not respond")
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             self._kill_at = time.monotonic() + self._grace
             self._signal(list(self._reports), signal.SIGKILL)
@@ -171,7 +171,7 @@ class RemoteAgent:
 
     def _lose_head(self, why: str) -> None:
         self._lost = True
-        print(f"{why}: this agent ends.", flush=True)
+        print(f"{why}: this agent exits.", flush=True)
         self._kill_at = time.monotonic() + self._grace
         self._leave(why)
 

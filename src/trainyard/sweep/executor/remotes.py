@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from trainyard.sweep.executor.base import Finished
+from trainyard.sweep.executor.base import Gained, Lost
+from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.task import Task
 
 
 @dataclass(frozen=True)
@@ -28,37 +32,6 @@ class ClusterSettings:
     patience: float = 60.0
     idle: float = 30.0
     slots: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Spread:
-    """Task on several agents, each of which has a part of it.
-
-    Attributes:
-        num: the task's own number.
-        parts: the name of the agent of each part, and its worker's number, in the order of nodes.
-        meeting: the file in which the first one says where it listens.
-        left: those of them that have not ended.
-        ended: how the others ended, in that order.
-        over: it has lost an agent, and nothing more is reported for it.
-    """
-
-    num: int
-    parts: list[tuple[str, int]]
-    meeting: Path
-    left: set[tuple[str, int]]
-    ended: dict[tuple[str, int], Finished] = field(default_factory=dict)
-    over: bool = False
-
-    def outcome(self) -> Finished:
-        """Return how the task ended, of which all parts have: as the first node says, or as the first part that failed.
-
-        When a rank fails, the others lose their connections to it: what they say is a consequence.
-        """
-        wrong = [each for each in self.ended.values() if each.state != "done"]
-        if not wrong:
-            return self.ended[self.parts[0]]
-        return min(wrong, key=lambda each: any(word in (each.error or "") for word in ("gloo", "Dist", "NCCL")))
 
 
 @dataclass
@@ -96,3 +69,73 @@ class Remote:
     def idle(self) -> float:
         """Return for how many seconds it has had no worker; -1 while it has one."""
         return -1.0 if self.idle_since is None else time.monotonic() - self.idle_since
+
+
+class RemoteSlots:
+    """Slots of agents, by index: each agent has its own, which no other one gets later.
+
+    Attributes:
+        of: the agent of each.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[int, Remote] = {}
+        self._devices: dict[int, Slot] = {}
+        self._indices = itertools.count()
+
+    @property
+    def ready(self) -> tuple[Slot, ...]:
+        """Those of agents that stay."""
+        return tuple(self._devices[index] for index, agent in self.of.items() if not agent.leaving)
+
+    def gain(self, agent: Remote, slots: Sequence[tuple[str, int]]) -> Gained:
+        """Take note of the slots of an agent: of each its device and its threads."""
+        gained = []
+        for own, (device, threads) in enumerate(slots):
+            index = next(self._indices)
+            # Devices of one name are one device: those of machines differ.
+            slot = Slot(index, f"{device}@{agent.name}", None, threads)
+            agent.slots[index] = own
+            self.of[index], self._devices[index] = agent, slot
+            gained.append(slot)
+        return Gained(tuple(gained))
+
+    def lose(self, agent: Remote, indices: Sequence[int]) -> Lost | None:
+        """Take note that an agent has some of its slots no longer; None if they were lost before."""
+        lost = tuple(self._devices.pop(index) for index in indices if agent.slots.pop(index, None) is not None)
+        for slot in lost:
+            del self.of[slot.index]
+        return Lost(lost) if lost else None
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self.of.clear()
+        self._devices.clear()
+
+
+def process_message() -> dict[str, Any]:
+    """Return what an agent is told of the head's process, of which its tasks are as if they were forked."""
+    return {"cwd": str(Path.cwd()), "path": [str(entry) for entry in sys.path], "argv": list(sys.argv)}
+
+
+def task_message(
+    task: Task, slots: Sequence[int], roots: Sequence[str], part: int, nodes: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what an agent is told of a task, beside its call and `process_message`.
+
+    Args:
+        task: the task.
+        slots: those that it gets, by the agent's own numbers.
+        roots: its folders and files, relative to the sweep's directory.
+        part: which part of a task on several agents it is; 0 for the first one or the only one.
+        nodes: what a task on several agents is told of them; None for one on a single agent.
+    """
+    log = task.log if task.log is None or not part else task.log.with_stem(f"{task.log.stem}.node{part}")
+    return {
+        "slots": slots,
+        "threads": task.threads,
+        "log": None if log is None else str(log.absolute()),
+        "roots": roots,
+        "common": None if task.common is None else task.common.key,
+        "nodes": nodes,
+    }

@@ -129,10 +129,10 @@ class SlurmPool(Pool):
                 raise self._refusal(error) from None
 
     def _refusal(self, error: SlurmError) -> TrainyardError:
-        told = f"Slurm accepts no such agents: {error}."
+        told = f"Slurm rejects agents with these settings: {error}."
         if "configuration is not available" in str(error) or "invalid partition" in str(error).lower():
             with suppress(SlurmError):
-                told += f" There is: {slurm_commands.resources()}."
+                told += f" Available: {slurm_commands.resources()}."
         return TrainyardError(told)
 
     def _options(self) -> dict[str, Any]:
@@ -196,6 +196,9 @@ class SlurmPool(Pool):
             found, self._gone = self._gone, {}
         return found
 
+    def look(self) -> None:
+        self._news.set()
+
     def close(self) -> None:
         self._ended.set()
         self._news.set()
@@ -206,7 +209,7 @@ class SlurmPool(Pool):
                 # The others have been told to end by the head.
                 slurm_commands.cancel([job.place for job in self._queue() if job.place not in self._arrived])
             except SlurmError as error:
-                self._tell(f"Slurm: {error}. Agents that wait still end by themselves.")
+                self._tell(f"Slurm: {error}. Waiting agents end by themselves.")
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -253,7 +256,7 @@ class SlurmPool(Pool):
             job = jobs.get(place)
             now = "GONE" if job is None else job.state
             if job is not None and now == "PENDING" and job.reason not in _USUAL:
-                self._tell_once(f"Slurm lets agents wait: {job.reason}.")
+                self._tell_once(f"Agents are pending in Slurm: {job.reason}.")
             if now == before:
                 continue
             changed = True
@@ -275,18 +278,22 @@ class SlurmPool(Pool):
             return
         self._failures.append(place)
         if len(self._failures) >= FAILURES:
-            said = self._last_words(place)
             self._error = TrainyardError(
-                f"{len(self._failures)} agents ended before they reached the head. Slurm's job {place}"
-                + (f" said: {said}" if said else " left no output: its node may not see the sweep's directory.")
+                f"{len(self._failures)} agents ended before they reached the head. Slurm's job {place} "
+                + self._last_words(place)
             )
 
     def _last_words(self, place: str) -> str:
-        try:
-            lines = (self._folder / f"{place}.out").read_text(errors="replace").strip().splitlines()
-        except OSError:
-            return ""
-        return next((line for line in reversed(lines) if line and not line.startswith("srun:")), "")
+        """Return what is known of the end of a job: what it printed, or else what Slurm and the disk tell."""
+        path = self._folder / f"{place}.out"
+        lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+        said = next((line for line in reversed(lines) if line and not line.startswith("srun:")), "")
+        if said:
+            return f"said: {said}"
+        told = f"ended{slurm_commands.ending(place)}"
+        if path.exists():
+            return f"{told} and printed nothing."
+        return f"{told}, and {path} does not exist: its node may not have access to the sweep's directory."
 
     def _tell_once(self, line: str) -> None:
         if line not in self._told:

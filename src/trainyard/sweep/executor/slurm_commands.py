@@ -57,9 +57,10 @@ def check_installed() -> None:
     """
     if shutil.which("sbatch") is None:
         hint = (
-            "sbatch is not on the PATH. Start the sweep on a machine of the cluster; hydra/launcher=local needs none."
+            "sbatch is not on the PATH. Start the sweep on a machine of the cluster; hydra/launcher=local does not "
+            "need it."
         )
-        raise ConfigError("hydra/launcher", "slurm", "slurm where Slurm's commands are installed", hint=hint)
+        raise ConfigError("hydra/launcher", "slurm", "slurm, with Slurm's commands installed", hint=hint)
 
 
 def submit(script: Path, *options: str) -> str:
@@ -91,6 +92,20 @@ def queue(name: str) -> list[QueuedJob]:
         place, state, node, reason = line.strip().split("|", 3)
         found.append(QueuedJob(place, state, node, reason))
     return found
+
+
+def ending(place: str) -> str:
+    """Return how a job has ended, for people: ` as FAILED (NonZeroExitCode), exit code 1:0`; empty if Slurm forgot it.
+
+    An exit code is the job's status and the signal that ended it.
+    """
+    try:
+        words = _run(["scontrol", "-o", "show", "job", place]).split()
+    except SlurmError:
+        return ""
+    told = dict(word.split("=", 1) for word in words if "=" in word)
+    reason = f" ({told['Reason']})" if told.get("Reason", "None") != "None" else ""
+    return f" as {told.get('JobState')}{reason}, exit code {told.get('ExitCode')},"
 
 
 def cancel(places: Sequence[str], *options: str) -> None:
@@ -131,7 +146,7 @@ def _run(command: Sequence[str]) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} has not answered within {TIMEOUT:g} s", passes=True) from None
+        raise SlurmError(f"{command[0]} did not respond within {TIMEOUT:g} s", passes=True) from None
     except OSError as error:
         raise SlurmError(f"{command[0]} cannot be started: {error.strerror}") from None
     if done.returncode:

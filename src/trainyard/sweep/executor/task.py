@@ -95,7 +95,7 @@ class TaskOutcome:
             - `done`: the function returned, or raised `SystemExit` with status 0;
             - `failed`: it raised;
             - `interrupted`: it was asked to stop, by a signal to this process or to the task's, or by `fail_fast`;
-              or it had not begun when that happened;
+              or it had not started when that happened;
             - `timeout`: it was stopped because it took too long;
             - `lost`: its process ended without a report: killed, crashed, `os._exit`;
             - `paused`: it ended at a checkpoint from which it is to go on later (`trainyard.errors.JobPaused`).

@@ -31,7 +31,7 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Promote:
-    """A paused job is to go on from its checkpoint.
+    """A paused job continues from its checkpoint.
 
     Attributes:
         num: its number.
@@ -48,7 +48,7 @@ class Promote:
 
 @dataclass(frozen=True)
 class Prune:
-    """A paused job is not to go on any more: it is pruned, and of its checkpoints only those of best values stay.
+    """A paused job is stopped permanently; of its checkpoints, only those of best values are kept.
 
     Attributes:
         num: its number.

@@ -96,7 +96,7 @@ class Earlier:
         begun = Manifest.open(Path(str(config.hydra.sweep.dir)).absolute()).proposer or {}
         if begun.get(FROM) == str(given):  # there may be more by now
             trials = [(values, value) for values, value in begun["warm_start"]]
-            return cls(trials, [f"Warm start: the {len(trials)} trials from {given} that this search has begun with."])
+            return cls(trials, [f"Warm start: the {len(trials)} trials from {given} with which this search started."])
         path = Path(str(given)).expanduser()
         if (path / FILE).is_file():
             return cls._of_sweep(path, space, goals)
@@ -130,7 +130,7 @@ class Earlier:
             else:
                 taken.append((values, value))
         count = len(taken) + sum(map(len, left.values()))
-        told = [f"Warm start from {title}: {len(taken)} of {count} runs are taken."]
+        told = [f"Warm start from {title}: {len(taken)} of {count} runs are used."]
         return cls(taken, [*told, *(f"  not {_listed(names)}: {why}" for why, names in left.items())])
 
     @classmethod
@@ -146,7 +146,7 @@ class Earlier:
                 left.setdefault(why, []).append(num)
             else:
                 taken.append((values, objective))
-        told = [f"Warm start from {path}: {len(taken)} of {len(taken) + sum(map(len, left.values()))} jobs are taken."]
+        told = [f"Warm start from {path}: {len(taken)} of {len(taken) + sum(map(len, left.values()))} jobs are used."]
         told += [f"  not {', '.join(f'#{num}' for num in nums)}: {why}" for why, nums in left.items()]
         return cls(taken, told)
 
@@ -207,5 +207,5 @@ def _values(
             if found[name] is None:
                 return {}, f"{name} is outside of the range of this search"
         elif not space.is_conditional:
-            return {}, f"{name} was no parameter there"
+            return {}, f"{name} was not a parameter there"
     return found, ""

@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.checks import choice
 from trainyard.errors import ConfigError
 from trainyard.sweep.goals import CONSTRAINTS, Constraint, Goals
+from trainyard.sweep.proposers.given_settings import SWEEPER
 
-SWEEPER = "hydra.sweeper"
 OBJECTIVE = f"{SWEEPER}.objective"
 DIRECTIONS = {"minimize": 1.0, "maximize": -1.0}
 
@@ -44,7 +44,7 @@ def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
         raise ConfigError(CONSTRAINTS, constraints, "a list of constraints: ['model/parameters <= 1e5'], or null")
     bounds = tuple(map(Constraint.read, constraints or ()))
     if names is not None and not (_is_texts(names) and len(set(names)) == len(names) > 1):
-        hint = "For one, objective=… and direction=… of the training are the search's as well."
+        hint = "For a single objective, use objective=… and direction=… of the training."
         raise ConfigError(OBJECTIVE, names, "a list of several metrics: [val/accuracy,model/parameters]", hint=hint)
     if isinstance(directions, list) and len(directions) == 1 and names is None:
         directions = directions[0]
@@ -55,18 +55,13 @@ def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
         return Goals((name,), (direction_of(directions, config),), bounds)
     if names is None:
         if _of_config("objective", config) is not None:
-            accepted = f"a list of {len(directions)} metrics, one for each of {SWEEPER}.direction"
+            accepted = f"a list of {len(directions)} metrics, one per entry of {SWEEPER}.direction"
             raise ConfigError(OBJECTIVE, None, accepted)
         names = [f"objective.{index}" for index in range(len(directions))]
     if not isinstance(directions, list) or len(directions) != len(names):
-        accepted = f"a list with minimize or maximize for each of {', '.join(names)}"
+        accepted = f"a list with minimize or maximize per metric of {', '.join(names)}"
         raise ConfigError(f"{SWEEPER}.direction", directions, accepted)
     return Goals(tuple(names), tuple(direction_of(each or "", config) for each in directions), bounds)
-
-
-def plain(value: Any) -> Any:
-    """Return a setting in plain Python."""
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _is_texts(value: Any) -> bool:

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from trainyard.sweep.events import Began, Ended, Event, Inherited, Paused, Proposed, Queued, Reported
 from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer
+from trainyard.sweep.proposers.given_settings import SEED
 from trainyard.sweep.proposers.space import Parameter, Space
 from trainyard.sweep.proposers.trials import loss
 from trainyard.track.sweep_position import Rungs
 
 Explore = Literal["perturb", "resample"]
-SEED = "seed"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.checks import choice, integer, number, seed_number
 from trainyard.errors import ConfigError
 from trainyard.sweep.grid_settings import text_of
-from trainyard.sweep.proposers.goal_settings import DIRECTIONS, SWEEPER, direction_of
-from trainyard.sweep.proposers.population import SEED, Exploration, PopulationProposer
+from trainyard.sweep.proposers.given_settings import SEED, SWEEPER, first_seed, given_settings, mapping_of, params_of
+from trainyard.sweep.proposers.goal_settings import DIRECTIONS, direction_of
+from trainyard.sweep.proposers.population import Exploration, PopulationProposer
 from trainyard.sweep.proposers.pruner_settings import require_optuna
 from trainyard.sweep.proposers.space import Space
 from trainyard.sweep.sweepable import as_sweepable
@@ -62,11 +63,7 @@ class PopulationSettings:
             ConfigError: one of them is unknown, has another form, or does not go with the loop.
         """
         require_optuna("hydra/sweeper", "pbt")
-        values = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in given.items()}
-        for key in values:
-            if key not in KNOWN:
-                accepted = f"a setting of population-based training: {', '.join(KNOWN)}"
-                raise ConfigError(SWEEPER, key, accepted, options=KNOWN)
+        values = given_settings(given, "pbt", KNOWN)
         interval = integer(f"{SWEEPER}.interval", values.get("interval"), at_least=1)
         places, unit = _places(interval, config)
         return cls(
@@ -77,7 +74,7 @@ class PopulationSettings:
             _factors(values.get("factors", (0.8, 1.25))),
             direction_of(values.get("direction"), config),
             seed_number(f"{SWEEPER}.seed", values.get("seed") or 0),
-            _mapping("params", values.get("params")),
+            params_of(values.get("params")),
             places,
             unit,
         )
@@ -115,13 +112,8 @@ class PopulationSettings:
         )
 
     def _seeds(self, space: Space, config: DictConfig) -> Sequence[int]:
-        given: Any = space.fixed.get(SEED)
-        if given is None:
-            given = OmegaConf.select(config, SEED, throw_on_resolution_failure=False)
-        if given is None or SEED in space.parameters:
-            return ()
-        first = seed_number(SEED, int(given) if isinstance(given, str) and given.isdecimal() else given)
-        return range(first, first + self.population)
+        first = None if SEED in space.parameters else first_seed(space.fixed, config)
+        return () if first is None else range(first, first + self.population)
 
 
 def check_application(function: TaskFunction) -> None:
@@ -131,7 +123,7 @@ def check_application(function: TaskFunction) -> None:
         ConfigError: they cannot.
     """
     if not as_sweepable(function).resumes:
-        accepted = "grid or search, with an application that cannot go on from a checkpoint"
+        accepted = "grid or search, with an application that cannot resume from a checkpoint"
         raise ConfigError("hydra/sweeper", "pbt", accepted, hint="See docs/sweeps.md on `resumes`.")
 
 
@@ -179,11 +171,5 @@ def _explore(value: Any) -> Mapping[str, Literal["perturb", "resample"]]:
     ways = ("perturb", "resample")
     return {
         str(key): choice(f"{SWEEPER}.explore.{key}", each, ways)  # type: ignore[misc]
-        for key, each in _mapping("explore", value).items()
+        for key, each in mapping_of("explore", value, "a mapping of keys to perturb or resample").items()
     }
-
-
-def _mapping(name: str, value: Any) -> Mapping[str, Any]:
-    if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"{SWEEPER}.{name}", value, "a mapping by keys of the config, or null")
-    return value or {}

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.build import build, is_node
 from trainyard.errors import ConfigError
-from trainyard.sweep.proposers.goal_settings import SWEEPER, plain
+from trainyard.sweep.proposers.given_settings import SWEEPER, plain
 from trainyard.sweep.proposers.pruners import NoPruner, Pruner
 from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.sweepable import as_sweepable
@@ -29,7 +29,7 @@ def check_application(function: TaskFunction, pruner: Mapping[str, Any] | None) 
         raise ConfigError(
             "hydra/sweeper/pruner",
             str(pruner["_target_"]).rpartition(".")[2],
-            "none, with an application that cannot go on from a checkpoint",
+            "none, with an application that cannot resume from a checkpoint",
             hint="See docs/sweeps.md on `resumes`.",
         )
 

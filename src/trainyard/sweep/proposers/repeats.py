@@ -8,10 +8,10 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
+from trainyard.sweep.proposers.given_settings import SEED
 from trainyard.sweep.proposers.source import Source, Suggestion
 from trainyard.sweep.proposers.trials import Trial, loss
 
-SEED = "seed"
 NOTE = "repeat"  # in a note: the numbers of the configuration and of the repeat
 LEVEL = 0.05
 """A configuration is raced out by a one-sided test at this level."""

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from trainyard.checks import choice, integer, number, seed_number
 from trainyard.config.build import build, is_node
@@ -17,10 +17,11 @@ from trainyard.sweep.goals import Goals
 from trainyard.sweep.grid_settings import text_of, when_of
 from trainyard.sweep.proposers.ahead import AheadSource
 from trainyard.sweep.proposers.earlier import FROM, Earlier, given_points
-from trainyard.sweep.proposers.goal_settings import DIRECTIONS, SWEEPER, direction_of, goals_of, plain
+from trainyard.sweep.proposers.given_settings import SEED, SWEEPER, first_seed, given_settings, params_of
+from trainyard.sweep.proposers.goal_settings import DIRECTIONS, direction_of, goals_of
 from trainyard.sweep.proposers.pruner_settings import build_pruner, pruner_node, require_optuna
 from trainyard.sweep.proposers.quiet import quiet
-from trainyard.sweep.proposers.repeats import SEED, RepeatedSource
+from trainyard.sweep.proposers.repeats import RepeatedSource
 from trainyard.sweep.proposers.sampling import CONSTRAINTS, MakeSampler, SamplerSource
 from trainyard.sweep.proposers.search import Limits, SearchProposer
 from trainyard.sweep.proposers.source import ListSource, Source
@@ -36,11 +37,11 @@ TRIALS = 100  # where neither n_trials nor timeout nor target ends a search
 
 NOT_HERE = {
     "study_name": "The sweep's directory is the study: hydra.sweep.dir.",
-    "storage": "The sweep's directory is the storage: the same hydra.sweep.dir goes on with it.",
+    "storage": "The sweep's directory is the storage: the same hydra.sweep.dir continues it.",
     "max_failure_rate": "A failed trial does not end a search.",
-    "search_space": "Give ranges as overrides, on the command line or in hydra.sweeper.params.",
-    "custom_search_space": "Conditional keys are in hydra.sweeper.when.",
-    "max_batch_size": "Trials begin one by one, as slots become free.",
+    "search_space": "Pass ranges as overrides, on the command line or in hydra.sweeper.params.",
+    "custom_search_space": "Use hydra.sweeper.when for conditional keys.",
+    "max_batch_size": "Trials start one by one, as slots become free.",
 }
 """Settings of Hydra's Optuna plugin, or of the grid, that a search has other means for."""
 
@@ -93,13 +94,7 @@ class SearchSettings:
             ConfigError: one of them is unknown, or has another form; or Optuna is not installed.
         """
         require_optuna("hydra/sweeper", "search")
-        values = {key: plain(value) for key, value in given.items()}
-        for key, value in values.items():
-            if key in NOT_HERE and value is not None:
-                raise ConfigError(f"{SWEEPER}.{key}", value, "null", hint=NOT_HERE[key])
-            if key not in NOT_HERE and key not in KNOWN:
-                accepted = f"a setting of the search: {', '.join(KNOWN)}"
-                raise ConfigError(SWEEPER, key, accepted, options=KNOWN)
+        values = given_settings(given, "search", KNOWN, NOT_HERE)
         sampler: Any = values.get("sampler")
         if not is_node(sampler):
             accepted = (
@@ -118,7 +113,7 @@ class SearchSettings:
             limits,
             order_of(values.get("order")),
             None if n_jobs is None else integer(f"{SWEEPER}.n_jobs", n_jobs, at_least=1, other="null for the slots"),
-            _params(values.get("params")),
+            params_of(values.get("params")),
             when_of(values.get("when")),
             integer(f"{SWEEPER}.together", values.get("together", 1), at_least=1),
             values.get("enqueue"),
@@ -138,12 +133,13 @@ class SearchSettings:
         what = "with several objectives" if self.goals.several else "with constraints"
         if self.goals.several and self.pruner is not None:
             pruner = str(self.pruner["_target_"]).rpartition(".")[2]
-            hint = "A pruner compares jobs by one objective: objective=… without hydra.sweeper.objective."
+            hint = "A pruner needs a single objective: use objective=… without hydra.sweeper.objective."
             raise ConfigError("hydra/sweeper/pruner", pruner, f"none, {what}", hint=hint)
         if self.goals.several and self.limits.target is not None:
             raise ConfigError(f"{SWEEPER}.target", self.limits.target, f"null, {what}")
         if self.repeats > 1:
-            raise ConfigError(REPEATS, self.repeats, f"1, {what}")
+            hint = "Repeats are raced and ranked by the means of one objective: objective=… and direction=…, alone."
+            raise ConfigError(REPEATS, self.repeats, f"1, {what}", hint=hint)
         if name == "CmaEsSampler":
             options = "tpe, gp, nsgaii, random or qmc"
             raise ConfigError("hydra/sweeper/sampler", "cmaes", f"a sampler that works {what}: {options}")
@@ -219,13 +215,11 @@ class SearchSettings:
         """
         if SEED in space.parameters:
             hint = "Repeats are the seeds of each configuration."
-            raise ConfigError(REPEATS, self.repeats, f"1, where {SEED} is searched", hint=hint)
-        given: Any = space.fixed.get(SEED)
-        if given is None:
-            given = OmegaConf.select(config, SEED, throw_on_resolution_failure=False)
-        if given is None:
+            raise ConfigError(REPEATS, self.repeats, f"1, because {SEED} is searched", hint=hint)
+        found = first_seed(space.fixed, config)
+        if found is None:
             raise ConfigError(REPEATS, self.repeats, f"1, with an application whose config has no {SEED}")
-        return seed_number(SEED, int(given) if isinstance(given, str) and given.isdecimal() else given)
+        return found
 
     def _sampler(self) -> MakeSampler:
         further: dict[str, Callable[..., Any]] = {}
@@ -282,17 +276,6 @@ def order_of(value: Any) -> Literal["any", "job"]:
         ConfigError: it is something else.
     """
     return choice(f"{SWEEPER}.order", value or "any", ORDERS)  # type: ignore[return-value]
-
-
-def _params(value: Any) -> Mapping[str, Any]:
-    if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"{SWEEPER}.params", value, "a mapping: {optim.lr: 'tag(log,interval(1e-5,1e-1))'}, or null")
-    for key, own in (value or {}).items():
-        if isinstance(own, dict):
-            raise ConfigError(
-                f"{SWEEPER}.params.{key}", own, "the text of an override", hint="A key has its dots in it: optim.lr."
-            )
-    return value or {}
 
 
 def _limits(values: Mapping[str, Any]) -> Limits:

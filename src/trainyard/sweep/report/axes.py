@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 
-from trainyard.sweep.report.rows import number, parse
+from trainyard.sweep.report.rows import in_order, number, parse
 
 FAR = 10  # interquartile ranges
 LOG_SPAN = 100 * (1 - 1e-9)  # 1e-4 … 1e-2 is a hundredfold, within rounding
@@ -99,17 +99,19 @@ def _round_step(least: float) -> float:
 
 @dataclass(frozen=True)
 class Axis:
-    """Axis of a quantity that all jobs have.
+    """Axis of a quantity.
 
     Attributes:
         label: its name.
-        places: each job's place in [0, 1]; None for a job that has none.
+        places: the place of each job or configuration in [0, 1]; None for one that has none.
         ticks: marks along it.
+        scale: its scale; None if it has a place for each value.
     """
 
     label: str
     places: list[float | None]
     ticks: list[Tick]
+    scale: Scale | None = None
 
 
 def numeric(label: str, values: Sequence[float | None]) -> Axis:
@@ -117,7 +119,7 @@ def numeric(label: str, values: Sequence[float | None]) -> Axis:
     scale = Scale.over(values)
     distinct = sorted({value for value in values if value is not None and drawable(value)})
     ticks = scale.ticks_at(distinct) if len(distinct) <= 6 else scale.ticks()
-    return Axis(label, [scale.place(value) for value in values], ticks)
+    return Axis(label, [scale.place(value) for value in values], ticks, scale)
 
 
 def of_parameter(label: str, texts: Sequence[str | None]) -> Axis:
@@ -129,11 +131,10 @@ def of_parameter(label: str, texts: Sequence[str | None]) -> Axis:
     values = parse(texts)
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if not numbers or not all(drawable(value) for value in numbers):
-        return _categories(label, texts, sorted({text for text in texts if text is not None}))
+        return _categories(label, texts, in_order(texts))
     magnitudes = [abs(value) for value in numbers if value]
     if len(set(numbers)) <= 8 and min(numbers) <= 0 and magnitudes and max(magnitudes) / LOG_SPAN >= min(magnitudes):
-        pairs = {text: value for text, value in zip(texts, values, strict=True) if text is not None}
-        return _categories(label, texts, sorted(pairs, key=lambda text: float(pairs[text] or 0)))
+        return _categories(label, texts, in_order(texts))
     return numeric(label, [float(value) if value is not None else None for value in values])
 
 

@@ -1,46 +1,46 @@
-"""Charts: optimization history, parallel coordinates, one parameter against the objective, importance."""
+"""Charts: optimization history, Pareto front, parallel coordinates, one parameter against the objective, importance."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
 from trainyard.sweep.goals import Direction
-from trainyard.sweep.report.axes import Axis, Tick, of_parameter
-from trainyard.sweep.report.rows import JobRow, front_of, number
-from trainyard.sweep.report.svg import Frame, dot, drawing, line, objective_axis, path, spaced, text
+from trainyard.sweep.report.axes import Axis, Scale, Tick, drawable, of_parameter
+from trainyard.sweep.report.items import Item, objective_axis
+from trainyard.sweep.report.rows import number
+from trainyard.sweep.report.svg import Frame, dot, drawing, line, path, spaced, text
 
 
-def parallel(ranking: Sequence[JobRow], names: Sequence[str], objective: str, shade: Mapping[int, str]) -> str:
-    """Draw parallel coordinates: an axis for each parameter and the objective, a line for each finished job.
+def parallel(items: Sequence[Item], names: Sequence[str], objective: str, shade: Mapping[str, str]) -> str:
+    """Draw parallel coordinates: an axis for each parameter and the objective, a line for each item with an objective.
 
-    The lines of jobs that share a value lie side by side, the best on top.
+    The lines of items that share a value lie side by side, the best on top.
 
     Args:
-        ranking: the jobs, best first; the best are drawn on top.
+        items: the items, best first; the best are drawn on top.
         names: the parameters.
         objective: the objective's name.
-        shade: the class that colours each job, by its number.
+        shade: the class that colours each item, by its key.
     """
-    rows = [row for row in ranking if row.ranked]
-    axes = [of_parameter(name, [row.overrides.get(name) for row in rows]) for name in names]
-    axes.append(objective_axis(rows, objective))
+    shown = [item for item in items if item.objective is not None]
+    axes = [of_parameter(name, [item.overrides.get(name) for item in shown]) for name in names]
+    axes.append(objective_axis(shown, objective))
     width, height, margin = max(1080.0, 130.0 * len(axes) + 60), 380.0, 90.0
     top, floor = 52.0, height - 26
     across = [margin + index * (width - 2 * margin) / (len(axes) - 1) for index in range(len(axes))]
     spreads = [*(_spread(axis, floor - top) for axis in axes[:-1]), 0.0]
     parts = []
-    for index in reversed(range(len(rows))):
-        aside = 0.5 - index / max(1, len(rows) - 1)  # the best on top
+    for index in reversed(range(len(shown))):
+        aside = 0.5 - index / max(1, len(shown) - 1)  # the best on top
         points = [
             (x, floor - place * (floor - top) - aside * spread)
             for x, axis, spread in zip(across, axes, spreads, strict=True)
             if (place := axis.places[index]) is not None
         ]
-        parts.append(path(points, rows[index], shade[rows[index].num], _tip(rows[index])))
+        parts.append(path(points, shown[index], shade[shown[index].key], shown[index].tip))
     room = (width - 2 * margin) / (len(axes) - 1)
     for index, (x, axis) in enumerate(zip(across, axes, strict=True)):
         last = index == len(axes) - 1
@@ -54,12 +54,12 @@ def parallel(ranking: Sequence[JobRow], names: Sequence[str], objective: str, sh
 
 
 def _repeats(axis: Axis) -> bool:
-    """Return whether on average at least two jobs share a value."""
+    """Return whether on average at least two items share a value."""
     return 2 * len(set(axis.places)) <= len(axis.places)
 
 
 def _spread(axis: Axis, length: float) -> float:
-    """Return the pixels over which the lines of jobs that share a value are spread, so that all are visible."""
+    """Return the pixels over which the lines of items that share a value are spread, so that all are visible."""
     if not _repeats(axis):
         return 0.0
     places = sorted({place for place in axis.places if place is not None})
@@ -67,18 +67,38 @@ def _spread(axis: Axis, length: float) -> float:
     return min(26.0, 0.6 * least * length)
 
 
-def scatter(ranking: Sequence[JobRow], name: str, objective: str, shade: Mapping[int, str]) -> str:
-    """Draw one parameter against the objective; if jobs share values, a bar marks the median of each value."""
-    rows = [row for row in ranking if row.ranked]
-    across = of_parameter(name, [row.overrides.get(name) for row in rows])
-    up = objective_axis(rows, objective)
+def scatter(items: Sequence[Item], name: str, objective: str, shade: Mapping[str, str]) -> str:
+    """Draw one parameter against the objective, with the confidence intervals of means.
+
+    If items share values, a bar marks the median of each value.
+    """
+    shown = [item for item in items if item.objective is not None]
+    across = of_parameter(name, [item.overrides.get(name) for item in shown])
+    up = objective_axis(shown, objective, margins=True)
     frame = Frame(350, 260, inset=16)
     parts = frame.axes(across.ticks, up.ticks, name, objective)
     parts += _medians(frame, across, up)
-    for row, x, y in reversed(list(zip(rows, across.places, up.places, strict=True))):
+    for item, x, y in reversed(list(zip(shown, across.places, up.places, strict=True))):
         if x is not None and y is not None:
-            parts.append(dot((frame.x(x), frame.y(y)), row, shade[row.num], _tip(row)))
+            aside = frame.x(x) + _aside(item, shown, x, across)
+            parts += _interval(item, up.scale, frame, aside, shade[item.key])
+            parts.append(dot((aside, frame.y(y)), item, shade[item.key], item.tip))
     return drawing(frame.width, frame.height, parts, f"{name} against {objective}")
+
+
+def _aside(item: Item, shown: Sequence[Item], place: float, axis: Axis) -> float:
+    """Return the pixels by which an item with an interval is moved aside from others of the same value."""
+    if item.margin is None:
+        return 0.0
+    alike = [other.key for other, own in zip(shown, axis.places, strict=True) if own == place]
+    return (alike.index(item.key) - (len(alike) - 1) / 2) * min(4.0, 24 / len(alike))
+
+
+def _interval(item: Item, scale: Scale | None, frame: Frame, x: float, kind: str) -> list[str]:
+    if item.margin is None or item.objective is None or scale is None or not drawable(item.margin):
+        return []
+    low, high = (scale.held(item.objective + sign * item.margin) for sign in (-1, 1))
+    return [] if low is None or high is None else [line((x, frame.y(low)), (x, frame.y(high)), f"interval {kind}")]
 
 
 def _medians(frame: Frame, across: Axis, up: Axis) -> list[str]:
@@ -89,32 +109,32 @@ def _medians(frame: Frame, across: Axis, up: Axis) -> list[str]:
         if x is not None and y is not None:
             columns[x].append(y)
     shared = ((frame.x(x), frame.y(median(values))) for x, values in columns.items() if len(values) > 1)
-    return [line((x - 11, y), (x + 11, y), "median") for x, y in shared]
+    return [line((x - 13, y), (x + 13, y), "median") for x, y in shared]
 
 
-def history(ranking: Sequence[JobRow], objective: str, direction: Direction, shade: Mapping[int, str]) -> str:
+def history(items: Sequence[Item], objective: str, direction: Direction, shade: Mapping[str, str]) -> str:
     """Draw the objectives of the finished jobs in the order of their numbers, and a line of the best so far.
 
     Args:
-        ranking: the jobs, of which at least one finished with an objective.
+        items: the jobs, of which at least one finished with an objective.
         objective: the objective's name.
         direction: whether a high or a low objective is better.
-        shade: the class that colours each job, by its number.
+        shade: the class that colours each job, by its key.
     """
-    rows = sorted((row for row in ranking if row.ranked), key=lambda row: row.num)
-    up = objective_axis(rows, objective)
-    last = max(len(rows) - 1, 1)
-    ticks = [Tick(index / last, str(row.num)) for index, row in enumerate(rows)]
+    shown = sorted((item for item in items if item.objective is not None), key=lambda item: item.jobs)
+    up = objective_axis(shown, objective)
+    last = max(len(shown) - 1, 1)
+    ticks = [Tick(index / last, str(item.jobs[0])) for index, item in enumerate(shown)]
     frame = Frame(540, 320)
     parts = frame.axes(ticks, up.ticks, "job", objective)
     better = max if direction == "maximize" else min
     best: tuple[float, float] | None = None
     dots = []
-    for index, (row, place) in enumerate(zip(rows, up.places, strict=True)):
+    for index, (item, place) in enumerate(zip(shown, up.places, strict=True)):
         if place is None:
             continue
         x, y = frame.x(index / last), frame.y(place)
-        dots.append(dot((x, y), row, shade[row.num], _tip(row)))
+        dots.append(dot((x, y), item, shade[item.key], item.tip))
         if best is None:
             best = x, place
             continue
@@ -126,44 +146,42 @@ def history(ranking: Sequence[JobRow], objective: str, direction: Direction, sha
     return drawing(frame.width, frame.height, parts, f"Optimization history of {objective}")
 
 
-def front(ranking: Sequence[JobRow], across: str, up: str, shade: Mapping[int, str]) -> str:
+def front(
+    items: Mapping[str, Sequence[Item]], across: str, up: str, shade: Mapping[str, str], first: frozenset[str]
+) -> str:
     """Draw two objectives of the finished jobs against each other; those of the Pareto front are coloured.
 
     Args:
-        ranking: the jobs.
+        items: the jobs with each objective, in the same order.
         across, up: the names of the objectives.
-        shade: the class that colours each job, by its number.
+        shade: the class that colours each job, by its key.
+        first: the keys of the jobs of the Pareto front.
     """
-    rows = [row for row in ranking if row.ranked]
-    first = {num for num, place in front_of(ranking).items() if place == 1}
-    axes = [objective_axis([replace(row, objective=row.value(name)) for row in rows], name) for name in (across, up)]
+    axes = [objective_axis(items[name], name) for name in (across, up)]
     frame = Frame(540, 320, inset=10)
     parts = frame.axes(axes[0].ticks, axes[1].ticks, across, up)
-    for row, x, y in reversed(list(zip(rows, axes[0].places, axes[1].places, strict=True))):
+    places = zip(items[across], items[up], axes[0].places, axes[1].places, strict=True)
+    for one, other, x, y in reversed(list(places)):
         if x is not None and y is not None:
-            tip = f"{row.label}: {', '.join(f'{name} {number(each, 6)}' for name, each in row.metrics.items())}"
-            kind = shade[row.num] if row.num in first else "rest"
-            parts.append(dot((frame.x(x), frame.y(y)), row, kind, tip))
+            tip = f"{one.label}: {across} {number(one.objective, 6)}, {up} {number(other.objective, 6)}"
+            kind = shade[one.key] if one.key in first else "rest"
+            parts.append(dot((frame.x(x), frame.y(y)), one, kind, tip))
     return drawing(frame.width, frame.height, parts, f"Pareto front of {across} and {up}")
 
 
 def bars(shares: Mapping[str, float | None]) -> str:
     """Draw a bar in [0, 1] for each parameter, the longest first; parameters without a share come last."""
     order = sorted(shares, key=lambda name: -1.0 if shares[name] is None else shares[name] or 0.0, reverse=True)
-    left, length, step = 230.0, 420.0, 26.0
+    left, length, step = 190.0, 300.0, 26.0
     parts = []
     for index, name in enumerate(order):
         share, y = shares[name], index * step + 4
-        parts.append(text(left - 8, y + 13, name, "end", longest=32))
+        parts.append(text(left - 8, y + 13, name, "end", longest=24))
         if share is None:
-            parts.append(text(left + 4, y + 13, "too few jobs of each value to tell"))
+            parts.append(text(left + 4, y + 13, "not known: too few jobs of each value"))
             continue
         parts.append(f'<rect class="bar" x="{left}" y="{y}" width="{max(1.0, share * length):.1f}" height="17"/>')
         parts.append(text(left + share * length + 7, y + 13, f"{share:.2f}"))
     height = len(order) * step + 6
     parts.append(line((left, 0), (left, height), "axis"))
-    return drawing(left + length + 60, height, parts, "Importance of the parameters")
-
-
-def _tip(row: JobRow) -> str:
-    return f"{row.label}: {number(row.objective, 6)}"
+    return drawing(left + length + 50, height, parts, "Importance of the parameters")

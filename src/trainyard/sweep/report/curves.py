@@ -1,92 +1,114 @@
-"""Learning curves, read from the journals of the jobs."""
+"""Charts of learning curves: a line for each job or, of repeats, their mean with a band."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
-from trainyard.sweep.report.axes import Scale, Tick, drawable, fences
-from trainyard.sweep.report.rows import JobRow
-from trainyard.sweep.report.svg import Frame, dot, drawing, line, path, spaced, text
-from trainyard.track import read
+from trainyard.sweep.report.axes import Scale, Tick, fences
+from trainyard.sweep.report.items import Item
+from trainyard.sweep.report.journals import POINTS, RUNG, Curve, JobNumbers, thinned
+from trainyard.sweep.report.samples import Sample
+from trainyard.sweep.report.svg import Frame, band, dot, drawing, line, path, spaced, text
 
-RUNG = "rung"
-"""Series of the rungs at which a job has reported, in epochs or iterations, over the steps."""
-POINTS = 300  # a curve is drawn about 450 pixels wide
+ALL_POINTS = 24_000
+"""Points of all curves of a chart: of more curves, each has fewer."""
+LEAST_POINTS = 40
+BANDS = 6
+"""Number of the best configurations whose bands are always visible; those of others appear under the pointer."""
 
-Curve = list[tuple[int, float]]
 
+@dataclass
+class Averaged:
+    """Curve of repeats.
 
-def read_curves(directory: Path, names: Iterable[str]) -> dict[str, Curve]:
-    """Return the values of some metrics over the steps, from a job's journal.
-
-    Args:
-        directory: the job's directory. If it is missing, or its journal cannot be read, the curves are empty.
-        names: the metrics; `RUNG` is one, too.
-
-    Returns:
-        For each name its points (step, value): at most 300, evenly spread, including the last one.
+    Attributes:
+        mean: the mean over the steps.
+        spread: the standard deviation at each of its points; empty for a single job.
     """
-    curves: dict[str, Curve] = {name: [] for name in names}
-    step = 0
-    with contextlib.suppress(OSError):
-        for record, _ in read(directory / "metrics.jsonl"):
-            if record["kind"] == "metrics":
-                step = record["step"]
-                for name in curves.keys() & record["values"].keys():
-                    curves[name].append((step, record["values"][name]))
-            elif record["kind"] == "tags" and RUNG in curves and RUNG in record["tags"]:  # after the metrics there
-                curves[RUNG].append((step, float(record["tags"][RUNG])))
-    return {name: _thinned([point for point in curve if drawable(point[1])]) for name, curve in curves.items()}
+
+    mean: Curve
+    spread: list[float] = field(default_factory=list)
 
 
-def _thinned(curve: Curve) -> Curve:
-    if len(curve) <= POINTS:
-        return curve
-    return [curve[round(index * (len(curve) - 1) / (POINTS - 1))] for index in range(POINTS)]
+def averaged(curves: Sequence[Curve]) -> Averaged:
+    """Return the mean of the curves of repeats, and its spread.
+
+    Each step has the mean of the jobs that have a point there, and needs two of them, so that it shows no single job
+    where others have ended.
+    """
+    own = [curve for curve in curves if curve]
+    if len(own) < 2:
+        return Averaged(own[0] if own else [])
+    values: dict[int, list[float]] = defaultdict(list)
+    for curve in own:
+        for step, value in dict(curve).items():
+            values[step].append(value)
+    samples = [(step, Sample.of(values[step])) for step in sorted(values) if len(values[step]) > 1]
+    if not samples:
+        return Averaged(max(own, key=len))
+    return Averaged(
+        [(step, each.mean) for step, each in samples if each.mean is not None], [each.std or 0.0 for _, each in samples]
+    )
 
 
-def draw(
-    ranking: Sequence[JobRow],
-    curves: Mapping[int, Curve],
-    metric: str,
-    shade: Mapping[int, str],
-    rungs: Mapping[int, Curve] | None = None,
-) -> str:
+def draw(items: Sequence[Item], found: Mapping[int, JobNumbers], metric: str, shade: Mapping[str, str]) -> str:
     """Draw the curves of one metric over the steps; an outlier's curve is clamped to the edge.
 
     Args:
-        ranking: the jobs, best first; the best are drawn on top.
-        curves: the points of each job, by its number.
+        items: the jobs or configurations, best first; the best are drawn on top.
+        found: the numbers of the jobs, by their number; a dot marks where one was pruned.
         metric: the metric's name.
-        shade: the class that colours each job, by its number.
-        rungs: the rungs that each job has reached, as `RUNG` of `read_curves`; a dot marks where it was pruned.
+        shade: the class that colours each item, by its key.
 
     Returns:
         The picture; an empty string if no job has a point.
     """
-    middles = {num: median(value for _, value in curve) for num, curve in curves.items() if curve}
+    curves = {
+        item.key: averaged([found[num].curves.get(metric, []) for num in item.jobs if num in found]) for item in items
+    }
+    middles = {key: median(value for _, value in own.mean) for key, own in curves.items() if own.mean}
     if not middles:
         return ""
+    most = max(LEAST_POINTS, min(POINTS, ALL_POINTS // len(middles)))
     low, high = fences(middles.values())
-    near = [curves[num] for num, middle in middles.items() if low <= middle <= high]
-    last = max(step for curve in curves.values() for step, _ in curve)
+    near = [curves[key].mean for key, middle in middles.items() if low <= middle <= high]
+    last = max(step for own in curves.values() for step, _ in own.mean)
     across, up = Scale(0, max(last, 1)), Scale.over(value for curve in near for _, value in curve)
     frame = Frame(540, 320)
     parts = frame.axes(across.ticks(), up.ticks(), "step", metric)
-    marks = {step: at for reached in (rungs or {}).values() for step, at in reached}
+    parts += _rungs(found, across, frame)
+    for index, item in reversed(list(enumerate(items))):
+        own = curves[item.key]
+        kind = shade[item.key]
+        if own.spread and kind != "rest":
+            ends = [(step, value, spread) for (step, value), spread in zip(own.mean, own.spread, strict=True)]
+            kept = [ends[round(at * (len(ends) - 1) / (most - 1))] for at in range(most)] if len(ends) > most else ends
+            upper = [(step, value + spread) for step, value, spread in kept]
+            lower = [(step, value - spread) for step, value, spread in reversed(kept)]
+            parts.append(band(_placed([*upper, *lower], across, up, frame), item, kind + " quiet" * (index >= BANDS)))
+        points = _placed(thinned(own.mean, most), across, up, frame)
+        if points:
+            parts.append(path(points, item, kind, item.tip))
+            if item.end:
+                parts.append(dot(points[-1], item, kind, f"{item.label}: {item.end}"))
+    axes = frame.numbers(across, up, "step")
+    return drawing(frame.width, frame.height, parts, f"Learning curves of {metric}", axes)
+
+
+def _placed(curve: Curve, across: Scale, up: Scale, frame: Frame) -> list[tuple[float, float]]:
+    places = ((across.place(step), up.held(value)) for step, value in curve)
+    return [(frame.x(x), frame.y(y)) for x, y in places if x is not None and y is not None]
+
+
+def _rungs(found: Mapping[int, JobNumbers], across: Scale, frame: Frame) -> list[str]:
+    marks = {step: at for own in found.values() for step, at in own.curves.get(RUNG, [])}
     ticks = [Tick(place, f"{at:g}") for step, at in sorted(marks.items()) if (place := across.place(step)) is not None]
-    for tick in spaced(ticks, frame.x(1) - frame.x(0), gap=14):
+    parts = []
+    for tick in spaced(ticks, frame.x(1) - frame.x(0), gap=16):
         x = frame.x(tick.place)
         parts.append(line((x, frame.top + 12), (x, frame.height - frame.bottom), "rung"))
         parts.append(text(x, frame.top + 9, tick.label, "middle"))
-    for row in reversed(ranking):
-        placed = [(across.place(step), up.held(value)) for step, value in curves.get(row.num, [])]
-        drawn = [(frame.x(x), frame.y(y)) for x, y in placed if x is not None and y is not None]
-        if drawn:
-            parts.append(path(drawn, row, shade[row.num], row.label))
-            if row.state == "pruned":
-                parts.append(dot(drawn[-1], row, shade[row.num], f"{row.label}: {row.error or 'pruned'}"))
-    return drawing(frame.width, frame.height, parts, f"Learning curves of {metric}")
+    return parts

@@ -1,8 +1,9 @@
-"""HTML report of a sweep: one page that needs no network and opens from a file."""
+"""Page of a sweep: report.html."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,27 +11,31 @@ from html import escape
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
-from urllib.parse import quote
 
+from trainyard.files import writing
 from trainyard.sweep.goals import Direction, Goals
-from trainyard.sweep.report import charts, curves
+from trainyard.sweep.report import charts, curves, tables
 from trainyard.sweep.report.axes import FAR
 from trainyard.sweep.report.importance import METHOD, METHOD_OF_SEARCH, importance, importance_in_search
-from trainyard.sweep.report.page import document
-from trainyard.sweep.report.ranking import places, rank
-from trainyard.sweep.report.repeats import configurations, repeated
-from trainyard.sweep.report.rows import (
-    JobRow,
-    duration,
-    front_of,
-    keys,
-    measures,
-    number,
-    varying,
+from trainyard.sweep.report.items import (
+    COLOURED,
+    CROWD,
+    SHADES,
+    Item,
+    far_off,
+    of_configurations,
+    of_jobs,
+    shades,
 )
-from trainyard.sweep.report.svg import COLOURED, CROWD, SHADES, far_off, shades
+from trainyard.sweep.report.journals import RUNG, TRAIN_LOSS, JobNumbers, read_all
+from trainyard.sweep.report.origin import Origin
+from trainyard.sweep.report.page import document
+from trainyard.sweep.report.ranking import rank
+from trainyard.sweep.report.repeats import Configuration, configurations, repeated, tuned
+from trainyard.sweep.report.rows import JobRow, duration, front_of, number, with_spread
 
-_TRAIN_LOSS = "train/loss"
+SHOWN = 1000
+"""Number of jobs, best first, that the tables and charts have: a page of more is slow to open."""
 
 
 def write(
@@ -42,156 +47,227 @@ def write(
     direction: Direction,
     searched: bool = False,
     goals: Goals | None = None,
+    found: Mapping[int, JobNumbers] | None = None,
+    live: float | None = None,
 ) -> Path:
     """Write `report.html`.
 
-    It shows the ranking, of several objectives the Pareto front, of a search the optimization history, learning curves,
-    parallel coordinates, each parameter against the objective, and importance.
+    It shows the configurations by their means where jobs are repeats of one another, the jobs, those that did not
+    finish, of several objectives the Pareto front, of a search the optimization history, learning curves, parallel
+    coordinates, each parameter against the objective, and importance. A reader of the file finds the old page or the
+    new one, never a part.
 
     Args:
-        rows: the jobs, in any order. Their curves are read from `metrics.jsonl` in their directories.
+        rows: the jobs, in any order.
         directory: the output directory; it must exist. Links to the jobs' directories are relative to it.
         title: the page's heading.
         objective: the name of the metric that ranks; None if the objective is not a metric.
         direction: whether a high or a low objective is better.
         searched: whether the values of later jobs were chosen by the objectives of earlier ones.
         goals: what a search compares the jobs by, where that is more than the objective of each.
+        found: the numbers of the jobs, by their number; None reads them from `metrics.jsonl` in their directories.
+        live: the seconds after which the page loads itself again; None for never.
 
     Returns:
         The file.
     """
     ranking = rank(rows, direction)
-    names = varying(ranking)
     shown = objective or "objective"
-    shade = shades(ranking, direction)
     objectives: dict[str, Direction] = {shown: direction}
     if goals is not None:
         objectives = dict(zip(goals.names, goals.directions, strict=True))
-    sections = [
-        _summary(ranking, title, objectives, goals),
-        *_means(rows, shown, direction),
-        _ranking(ranking, shown, Path(directory)),
-        *_front(ranking, objectives, shade),
-        *(_history(ranking, objectives, shade) if searched else ()),
-        _curves(ranking, objective, shade),
-        *_parameters(ranking, names, objectives, shade, searched),
-    ]
+    numbers = read_all(ranking, objective, direction) if found is None else found
+    page = _Page(ranking, Path(directory), objective, objectives, numbers, searched, goals)
     file = Path(directory, "report.html")
-    file.write_text(document(title, "\n".join(sections)), encoding="utf-8", errors="replace")
+    content = document(title, "\n".join(page.sections(title, live is not None)), live)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    with writing(file, part):
+        part.write_text(content, encoding="utf-8", errors="replace")
+        part.replace(file)
     return file
 
 
-def _summary(ranking: Sequence[JobRow], title: str, objectives: Mapping[str, Direction], goals: Goals | None) -> str:
-    states = Counter(row.state for row in ranking)
-    jobs = f"{len(ranking)} ({', '.join(f'{count} {state}' for state, count in states.most_common())})"
-    seconds = [row.seconds for row in ranking if row.seconds is not None]
-    done = [row.seconds for row in ranking if row.seconds is not None and row.state == "done"]
-    best = next((row for row in ranking if row.ranked), None)
-    winner = "none finished with an objective" if best is None else f"{best.label}: {number(best.objective)}"
-    front = ", ".join(f"#{num}" for num, place in front_of(ranking).items() if place == 1)
-    better = {"maximize": "higher is better", "minimize": "lower is better"}
-    named = ", ".join(f"{name} ({better[direction]})" for name, direction in objectives.items())
-    bounds = ", ".join(map(str, () if goals is None else goals.constraints))
-    facts = {
-        "Jobs": jobs if ranking else "0",
-        "Objective" if len(objectives) == 1 else "Objectives": named,
-        **({"Constraints": bounds} if bounds else {}),
-        "Pareto front" if front else "Best job": front or winner,
-        "Time of all jobs": duration(sum(seconds) if seconds else None),
-        "Mean time of a finished job": duration(sum(done) / len(done) if done else None),
-    }
-    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
-    far = far_off(ranking)
-    note = (
-        f'\n<p class="note">Of the finished jobs, {far} have an objective so far from the others (more than {FAR} '
-        "interquartile ranges) that the pictures show them at the edge.</p>"
-    )
-    return f"<h1>{escape(title)}</h1>\n<dl>{items}</dl>{note if far else ''}"
+class _Page:
+    def __init__(
+        self,
+        ranking: Sequence[JobRow],
+        directory: Path,
+        objective: str | None,
+        objectives: Mapping[str, Direction],
+        numbers: Mapping[int, JobNumbers],
+        searched: bool,
+        goals: Goals | None,
+    ) -> None:
+        self.ranking = ranking
+        self.directory = directory
+        self.metric = objective
+        self.objectives = objectives
+        self.first, self.direction = next(iter(objectives.items()))
+        self.numbers = numbers
+        self.searched = searched
+        self.goals = goals
+        self.names = tuned(ranking)
+        self.configurations = configurations(ranking, self.direction)
+        self.jobs = of_jobs(ranking[:SHOWN])
+        self.items = of_configurations(self.configurations[:SHOWN]) if self.configurations else self.jobs
+        self.shade = shades(self.items, self.direction)
+        self.key_of = {num: item.key for item in self.items for num in item.jobs}
 
+    def sections(self, title: str, live: bool) -> Iterator[str]:
+        origin = Origin.of(self.directory, self.ranking[:SHOWN])
+        yield self._summary(title, origin, live)
+        if self.configurations:
+            yield from tables.of_configurations(
+                self.configurations[:SHOWN], self.names, self.ranking, self.first, self.numbers
+            )
+        keys = {row.num: self.key_of.get(row.num, str(row.num)) for row in self.ranking}
+        yield from tables.of_jobs(
+            self.ranking, self.first, self.direction, self.directory, self.numbers, keys, origin.pages, SHOWN
+        )
+        yield from tables.of_failures(self.ranking, self.directory)
+        yield from self._front()
+        yield from self._history()
+        yield from self._curves()
+        yield from self._parameters()
 
-def _means(rows: Sequence[JobRow], objective: str, direction: Direction) -> Iterator[str]:
-    found = configurations(rows, direction)
-    if not found:
-        return
-    names = [key for key in keys(rows) if len({each.overrides.get(key) for each in found}) > 1]
-    numbers = [f"mean {objective}", "95 %", "std", "n"]
-    heads = [f"<th>{escape(name)}</th>" for name in names]
-    heads += [f'<th class="number">{escape(name)}</th>' for name in numbers]
-    lines = []
-    for each in found:
-        cells = [_cell(each.overrides.get(name, ""), escape(each.overrides.get(name, "-"))) for name in names]
-        for value, sign in ((each.mean, ""), (each.margin, "±"), (each.std, "")):
-            shown = "-" if value is None else f"{sign}{number(value)}"
-            cells.append(_cell("" if value is None else repr(value), shown, numeric=True))
-        cells.append(_cell(str(each.n), each.count))
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    yield f"<h2>Means over {escape(', '.join(repeated(rows)))}</h2>"
-    yield (
-        f'<div class="scroll ranking"><table><thead><tr>{"".join(heads)}</tr></thead>\n'
-        f"<tbody>\n{chr(10).join(lines)}\n</tbody></table></div>"
-    )
+    def _summary(self, title: str, origin: Origin, live: bool) -> str:
+        ranking = self.ranking
+        states = Counter(row.state for row in ranking)
+        seconds = [row.seconds for row in ranking if row.seconds is not None]
+        done = [row.seconds for row in ranking if row.seconds is not None and row.state == "done"]
+        better = {"maximize": "higher is better", "minimize": "lower is better"}
+        named = ", ".join(f"{name} ({better[direction]})" for name, direction in self.objectives.items())
+        bounds = ", ".join(map(str, () if self.goals is None else self.goals.constraints))
+        counted = ", ".join(f"{count} {state}" for state, count in states.most_common())
+        facts = {
+            "Jobs": f"{len(ranking)} ({counted})" if ranking else "0",
+            "Objective" if len(self.objectives) == 1 else "Objectives": named,
+            **({"Constraints": bounds} if bounds else {}),
+            **self._best(),
+            "Time of all jobs": duration(sum(seconds) if seconds else None),
+            "Mean time of a finished job": duration(sum(done) / len(done) if done else None),
+            **({} if origin.started is None else {"Started": _date(origin.started)}),
+            **({"Written": _date(time.time())} if live else {}),
+            **({"Commit": origin.commit} if origin.commit else {}),
+        }
+        items = [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items()]
+        if origin.command:
+            items.append(f'<div class="long"><dt>Command</dt><dd><code>{escape(origin.command)}</code></dd></div>')
+        if origin.page:
+            served = f" (served by <code>{escape(origin.server)}</code>)" if origin.server else ""
+            link = f'<a href="{escape(origin.page)}">the run of this sweep</a>{served}'
+            items.append(f'<div class="long"><dt>MLflow</dt><dd>{link}</dd></div>')
+        return f"<h1>{escape(title)}</h1>\n<dl>{''.join(items)}</dl>{''.join(self._notes(live))}"
 
+    def _best(self) -> dict[str, str]:
+        """Return what is best: the Pareto front, a configuration by its mean, or a job."""
+        front = [f"#{num}" for num, place in front_of(self.ranking).items() if place == 1]
+        if front:
+            return {"Pareto front": ", ".join(front)}
+        if self.configurations:
+            best = next((each for each in self.configurations if each.is_whole), None)
+            return {"Best configuration": "none is complete" if best is None else _told(best)}
+        best_job = next((row for row in self.ranking if row.ranked), None)
+        if best_job is None:
+            return {"Best job": "none finished with an objective"}
+        return {"Best job": f"{best_job.label}: {number(best_job.objective)}"}
 
-def _ranking(ranking: Sequence[JobRow], objective: str, directory: Path) -> str:
-    names = varying(ranking) or keys(ranking)
-    measured = measures(ranking, objective)
-    first = "front" if front_of(ranking) else "rank"
-    numbers = {first, "job", *measured, "time"}
-    columns = [first, "job", *names, *measured, "time", "state"]
-    heads = (f"<th{' class=number' if name in numbers else ''}>{escape(name)}</th>" for name in columns)
-    body = "\n".join(
-        _line(row, place, names, measured, directory) for row, place in zip(ranking, places(ranking), strict=True)
-    )
-    return (
-        "<h2>Ranking</h2>\n"
-        '<p class="note">A click on a heading sorts; the number of a job leads to its directory.</p>\n'
-        f'<div class="scroll ranking"><table><thead><tr>{"".join(heads)}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
+    def _notes(self, live: bool) -> Iterator[str]:
+        far = far_off(self.items)
+        what = "configurations" if self.configurations else "finished jobs"
+        if live:
+            yield '\n<p class="note screen">The sweep is running. This page reloads itself.</p>'
+        if not repeated(self.ranking) and sum(row.ranked for row in self.ranking) > 1:
+            yield (
+                '\n<p class="note">Each configuration was trained with one seed, so a small difference can be chance. '
+                "Several seeds (<code>'seed=range(5)'</code>) give means with confidence intervals.</p>"
+            )
+        if far:
+            yield (
+                f'\n<p class="note">Of the {what}, {far} have an objective so far from the others (more than {FAR} '
+                "interquartile ranges) that the charts show them at the edge.</p>"
+            )
+        if len(self.ranking) > SHOWN:
+            yield (
+                f'\n<p class="note">Tables and charts have the best {SHOWN:,} of {len(self.ranking):,} jobs; '
+                "results.csv has all.</p>"
+            )
 
-
-def _line(row: JobRow, place: int | None, names: Sequence[str], measured: Sequence[str], directory: Path) -> str:
-    folder = Path(os.path.relpath(row.directory, directory)).as_posix()
-    # "./" because a name such as `a:b` would be read as a scheme.
-    target = quote(f"./{folder}/", safe="/=,", errors="replace")
-    link = f'<a href="{escape(target)}" title="{escape(folder)}">{row.num}</a>'
-    error = f'<div class="error">{escape(row.error)}</div>' if row.error else ""
-    cells = [
-        _cell("" if place is None else str(place), "-" if place is None else str(place), numeric=True),
-        _cell(str(row.num), link, numeric=True),
-        *(_cell(row.overrides.get(name, ""), escape(row.overrides.get(name, "-"))) for name in names),
-        *(_value(row.value(name)) for name in measured),
-        _cell("" if row.seconds is None else repr(row.seconds), duration(row.seconds), numeric=True),
-        _cell(row.outcome, row.outcome + error),
-    ]
-    kind = "" if row.outcome == "done" else ' class="unfinished"'
-    return f'<tr{kind} data-job="{row.num}">{"".join(cells)}</tr>'
-
-
-def _value(value: float | None) -> str:
-    """Return the cell of a number, which sorts last if it is none or NaN."""
-    return _cell("" if value is None or value != value else repr(value), number(value), numeric=True)
-
-
-def _cell(value: str, content: str, *, numeric: bool = False) -> str:
-    """Return a cell that sorts by `value` and shows `content`, which is HTML."""
-    return f'<td{" class=number" if numeric else ""} data-value="{escape(value)}">{content}</td>'
-
-
-def _front(ranking: Sequence[JobRow], objectives: Mapping[str, Direction], shade: dict[int, str]) -> Iterator[str]:
-    if front_of(ranking):
+    def _front(self) -> Iterator[str]:
+        places = front_of(self.ranking)
+        if not places:
+            return
+        first = frozenset(str(num) for num, place in places.items() if place == 1)
+        items = {name: of_jobs(self.ranking[:SHOWN], name) for name in self.objectives}
         yield "<h2>Pareto front</h2>"
         yield '<p class="note">Coloured: no other job is better in one objective without being worse in another.</p>'
-        drawn = "".join(charts.front(ranking, across, up, shade) for across, up in combinations(objectives, 2))
-        yield f'<div class="charts">{drawn}</div>'
+        drawn = [charts.front(items, across, up, self.shade, first) for across, up in combinations(self.objectives, 2)]
+        yield f'<div class="charts">{"".join(drawn)}</div>'
 
-
-def _history(ranking: Sequence[JobRow], objectives: Mapping[str, Direction], shade: dict[int, str]) -> Iterator[str]:
-    if any(row.ranked for row in ranking):
+    def _history(self) -> Iterator[str]:
+        if not self.searched or not any(item.objective is not None for item in self.jobs):
+            return
         yield "<h2>Optimization history</h2>"
         yield '<p class="note">The finished jobs in order; the line is the best so far.</p>'
-        drawn = [charts.history(_by(ranking, name), name, better, shade) for name, better in objectives.items()]
+        shade = {str(num): self.shade[key] for num, key in self.key_of.items()} | self.shade
+        drawn = [charts.history(self._jobs_by(name), name, better, shade) for name, better in self.objectives.items()]
         yield f'<div class="charts">{"".join(drawn)}</div>'
+
+    def _jobs_by(self, name: str) -> list[Item]:
+        return of_jobs(self.ranking[:SHOWN], name) if len(self.objectives) > 1 else self.jobs
+
+    def _items_by(self, name: str) -> Sequence[Item]:
+        return self._jobs_by(name) if len(self.objectives) > 1 else self.items
+
+    def _curves(self) -> Iterator[str]:
+        yield "<h2>Learning curves</h2>"
+        metrics = dict.fromkeys(name for name in (self.metric, TRAIN_LOSS) if name is not None)
+        drawn = [curves.draw(self.items, self.numbers, metric, self.shade) for metric in metrics]
+        if not any(drawn):
+            yield '<p class="note">No job has recorded any.</p>'
+            return
+        legend = "".join(f'<i class="c{index}"></i>' for index in range(SHADES))
+        what = "configurations" if self.configurations else "jobs"
+        crowd = (
+            f"The best {COLOURED} of {len(self.items)} {what} are coloured" if len(self.items) > CROWD else "Coloured"
+        )
+        note = f'{crowd} by the objective: worst <span class="legend">{legend}</span> best. Grey: all others.'
+        if self.configurations:
+            note += (
+                " A line is the mean over the jobs of a configuration; the band is ± one standard deviation. Bands are "
+                f"shown for the best {curves.BANDS} configurations, and for the one under the pointer."
+            )
+        if any(own.curves.get(RUNG) for own in self.numbers.values()):
+            note += " Dotted: rungs, at which jobs report to the search. A dot: the job was pruned there."
+        yield f'<p class="note">{note}</p>'
+        yield f'<div class="charts">{"".join(drawn)}</div>'
+
+    def _parameters(self) -> Iterator[str]:
+        names = self.names
+        if not names or sum(item.objective is not None for item in self.items) < 2:
+            yield '<h2>Parameters</h2>\n<p class="note">There is nothing to compare: '
+            few = "fewer than two configurations" if self.configurations else "fewer than two jobs"
+            yield "no parameter varies.</p>" if not names else f"{few} finished with an objective.</p>"
+            return
+        what = "configuration (the mean of its jobs)" if self.configurations else "finished job"
+        yield f'<h2>Parallel coordinates</h2>\n<p class="note">One line for each {what}.</p>'
+        yield f'<div class="scroll wide">{charts.parallel(self.items, names, self.first, self.shade)}</div>'
+        note = "A horizontal bar marks the median of a value."
+        if self.configurations:
+            note = "Means, with their 95 % confidence intervals; configurations of one value are side by side. " + note
+        for objective in self.objectives:
+            yield f'<h2>Parameters against {escape(objective)}</h2>\n<p class="note">{note}</p>'
+            drawn = [charts.scatter(self._items_by(objective), name, objective, self.shade) for name in names]
+            yield f'<div class="charts">{"".join(drawn)}</div>'
+        searched = self.searched and find_spec("optuna") is not None
+        yield f'<h2>Importance</h2>\n<p class="note">{escape(METHOD_OF_SEARCH if searched else METHOD)}</p>'
+        for objective, direction in self.objectives.items():
+            if len(self.objectives) > 1:
+                yield f"<h3>{escape(objective)}</h3>"
+            rows = _by(self.ranking, objective)
+            own = {name: importance(rows, name) for name in names}
+            chart = charts.bars(importance_in_search(rows, names, direction) if searched else own)
+            yield f'<div class="charts">{chart}</div>'
 
 
 def _by(ranking: Sequence[JobRow], name: str) -> Sequence[JobRow]:
@@ -199,47 +275,11 @@ def _by(ranking: Sequence[JobRow], name: str) -> Sequence[JobRow]:
     return [replace(row, objective=row.value(name)) if row.metrics else row for row in ranking]
 
 
-def _curves(ranking: Sequence[JobRow], objective: str | None, shade: dict[int, str]) -> str:
-    metrics = list(dict.fromkeys(name for name in (objective, _TRAIN_LOSS) if name is not None))
-    found = {row.num: curves.read_curves(row.directory, [*metrics, curves.RUNG]) for row in ranking}
-    rungs = {num: own[curves.RUNG] for num, own in found.items()}
-    drawn = [
-        curves.draw(ranking, {num: own[metric] for num, own in found.items()}, metric, shade, rungs)
-        for metric in metrics
-    ]
-    legend = "".join(f'<i class="c{index}"></i>' for index in range(SHADES))
-    crowd = f"The best {COLOURED} of {len(ranking)} jobs are coloured" if len(ranking) > CROWD else "Coloured"
-    note = f'{crowd} by the objective: worst <span class="legend">{legend}</span> best. Grey: all others.'
-    if any(rungs.values()):
-        note += " Dotted: rungs, at which jobs report to the search. A dot: the job was pruned there."
-    if not any(drawn):
-        return '<h2>Learning curves</h2>\n<p class="note">No job has recorded any.</p>'
-    return f'<h2>Learning curves</h2>\n<p class="note">{note}</p>\n<div class="charts">{"".join(drawn)}</div>'
+def _told(found: Configuration) -> str:
+    mean, margin = with_spread(found.mean, found.margin)
+    interval = f" ± {margin} (95 %, n = {found.count})" if margin else f" (n = {found.count})"
+    return f"{found.label}: {mean}{interval}"
 
 
-def _parameters(
-    ranking: Sequence[JobRow],
-    names: Sequence[str],
-    objectives: Mapping[str, Direction],
-    shade: dict[int, str],
-    searched: bool,
-) -> Iterator[str]:
-    if not names or sum(row.ranked for row in ranking) < 2:
-        yield '<h2>Parameters</h2>\n<p class="note">There is nothing to compare: '
-        yield "no parameter varies.</p>" if not names else "fewer than two jobs finished with an objective.</p>"
-        return
-    yield '<h2>Parallel coordinates</h2>\n<p class="note">One line for each finished job.</p>'
-    first = next(iter(objectives))
-    yield f'<div class="scroll wide">{charts.parallel(ranking, names, first, shade)}</div>'
-    for objective in objectives:
-        rows = _by(ranking, objective)
-        yield f'<h2>Parameters against {escape(objective)}</h2>\n<p class="note">A bar marks the median of a value.</p>'
-        yield f'<div class="charts">{"".join(charts.scatter(rows, name, objective, shade) for name in names)}</div>'
-    searched = searched and find_spec("optuna") is not None
-    yield f'<h2>Importance</h2>\n<p class="note">{escape(METHOD_OF_SEARCH if searched else METHOD)}</p>'
-    for objective, direction in objectives.items():
-        rows = _by(ranking, objective)
-        if len(objectives) > 1:
-            yield f"<p>{escape(objective)}</p>"
-        own = {name: importance(rows, name) for name in names}
-        yield charts.bars(importance_in_search(rows, names, direction) if searched else own)
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

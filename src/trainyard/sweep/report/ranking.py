@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from trainyard.sweep.goals import Direction
-from trainyard.sweep.report.repeats import configurations, repeated
+from trainyard.sweep.report.repeats import Configuration, configurations, repeated, tuned
 from trainyard.sweep.report.rows import JobRow, duration, front_of, keys, measures, number, varying
 
 if TYPE_CHECKING:
@@ -19,35 +19,51 @@ def rank(rows: Sequence[JobRow], direction: Direction) -> list[JobRow]:
     """Return the rows, best first.
 
     Finished jobs come before all others; those that violate constraints after those that keep them, the least violation
-    first. In each group, jobs without an objective (None or NaN) come last. Of several objectives, the jobs of the
-    Pareto front come first, then the front of what is left, and so on; within a front the first objective decides. Ties
-    go to the lower number.
+    first. In each group, jobs without an objective (None or NaN) come last. Where jobs are repeats of one another, the
+    mean of their configuration decides, and within a configuration the objective. Of several objectives, the jobs of
+    the Pareto front come first, then the front of what is left, and so on; within a front the first objective decides.
+    Ties go to the lower number.
 
     Args:
         rows: the jobs, in any order.
         direction: whether a high (`maximize`) or a low (`minimize`) objective is better.
     """
     sign = -1.0 if direction == "maximize" else 1.0
-
     front = front_of(rows)
+    found = configurations(rows, direction)
+    group = {row.num: place for place, each in enumerate(found) for row in each.rows}
 
-    def order(row: JobRow) -> tuple[bool, float, bool, int, float, int]:
+    def order(row: JobRow) -> tuple[bool, float, bool, int, int, float, int]:
         missing = row.objective is None or row.objective != row.objective
         place = front.get(row.num, len(front) + 1)
         value = 0.0 if missing else sign * (row.objective or 0.0)
-        return row.state != "done", row.violation, missing, place, value, row.num
+        return row.state != "done", row.violation, missing, place, group.get(row.num, 0), value, row.num
 
     return sorted(rows, key=order)
 
 
-def places(ranking: Sequence[JobRow]) -> Iterator[int | None]:
+def places(ranking: Sequence[JobRow], direction: Direction) -> Iterator[int | None]:
     """Yield the rank of each row, from 1; None for a job that has none. Equal objectives share a rank.
 
-    With several objectives it is the number of the Pareto front.
+    Where jobs are repeats of one another it is the rank of the job's configuration (`configuration_places`). With
+    several objectives it is the number of the Pareto front.
+
+    Args:
+        ranking: the result of `rank`.
+        direction: as for `rank`.
     """
     place, before = 0, None
     if front := front_of(ranking):
         yield from (front.get(row.num) for row in ranking)
+        return
+    if found := configurations(ranking, direction):
+        own = {
+            row.num: place
+            for each, place in zip(found, configuration_places(found), strict=True)
+            for row in each.rows
+            if row.ranked
+        }
+        yield from (own.get(row.num) for row in ranking)
         return
     for index, row in enumerate(ranking, 1):
         if not row.ranked:
@@ -55,6 +71,21 @@ def places(ranking: Sequence[JobRow]) -> Iterator[int | None]:
             continue
         if row.objective != before:
             place, before = index, row.objective
+        yield place
+
+
+def configuration_places(found: Sequence[Configuration]) -> Iterator[int | None]:
+    """Yield the rank of each configuration; None for one with fewer finished jobs than others have jobs.
+
+    Equal means share a rank.
+    """
+    place, before = 0, None
+    for index, each in enumerate(found, 1):
+        if not each.is_whole:
+            yield None
+            continue
+        if each.mean != before:
+            place, before = index, each.mean
         yield place
 
 
@@ -79,12 +110,14 @@ def table(
     ranking = rank(rows, direction)
     shown = ranking[:limit]
     columns = varying(rows) or keys(rows)
-    caption = f"Best {len(shown)} of {len(ranking)} jobs" if len(shown) < len(ranking) else None
+    means = means_table(rows, objective, direction, limit)
+    order = " by the rank of their configuration" if means is not None else ""
+    caption = f"Best {len(shown)} of {len(ranking)} jobs{order}" if len(shown) < len(ranking) else None
     measured = measures(rows, objective)
     first = "front" if front_of(rows) else "rank"
     result = _empty([first, "job"], columns, [*measured, "time"], caption)
     result.add_column("state")
-    for place, row in zip(places(ranking), shown, strict=False):
+    for place, row in zip(places(ranking, direction), shown, strict=False):
         varied = (Text(row.overrides.get(name, "-")) for name in columns)
         result.add_row(
             "-" if place is None else str(place),
@@ -95,7 +128,6 @@ def table(
             row.outcome,
             style=None if row.outcome == "done" else "dim",
         )
-    means = means_table(rows, objective, direction, limit)
     return result if means is None else Group(means, result)
 
 
@@ -114,15 +146,15 @@ def means_table(
     found = configurations(rows, direction)
     if not found:
         return None
-    names = [key for key in keys(rows) if len({each.overrides.get(key) for each in found}) > 1]
+    names = tuned(rows)
     over = ", ".join(repeated(rows))
     more = f". Best {limit} of {len(found)} configurations" if limit is not None and limit < len(found) else ""
     result = _empty(
         ["rank"], names, [f"mean {objective or 'objective'}", "95 %", "std", "n"], f"Means over {over}{more}"
     )
-    for place, each in enumerate(found[:limit], 1):
+    for place, each in zip(configuration_places(found), found[:limit], strict=False):
         result.add_row(
-            str(place) if each.is_whole else "-",
+            "-" if place is None else str(place),
             *(Text(each.overrides.get(name, "-")) for name in names),
             number(each.mean),
             "-" if each.margin is None else f"±{number(each.margin, 2)}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from functools import cached_property
 
 from trainyard.sweep.goals import Direction
-from trainyard.sweep.report.rows import JobRow
+from trainyard.sweep.report.rows import JobRow, front_of, keys
+from trainyard.sweep.report.samples import Difference, Sample, differences
 
 KEYS = ("seed", "data.fold")
 """Overrides in which repeats of a configuration differ."""
@@ -39,38 +40,55 @@ class Configuration:
         return str(self.n) if self.is_whole else f"{self.n}/{max(self.most, len(self.rows))}"
 
     @property
+    def label(self) -> str:
+        """Label such as `optim.lr=0.001 model=mlp`; of jobs that differ in the seed alone `all jobs`."""
+        return " ".join(f"{key}={value}" for key, value in self.overrides.items()) or "all jobs"
+
+    @property
     def objectives(self) -> list[float]:
         """Objectives of the jobs that finished with one."""
         return [row.objective for row in self.rows if row.ranked and row.objective is not None]
 
+    @cached_property
+    def sample(self) -> Sample:
+        """Statistics of the objectives."""
+        return Sample.of(self.objectives)
+
+    def sample_of(self, values: Mapping[int, float]) -> Sample:
+        """Return the statistics of a metric over the jobs that finished with an objective.
+
+        Args:
+            values: the metric of each job that has it, by the job's number.
+        """
+        return Sample.of([values[row.num] for row in self.rows if row.ranked and row.num in values])
+
     @property
     def n(self) -> int:
         """Number of jobs that finished with an objective."""
-        return len(self.objectives)
+        return self.sample.n
 
     @property
     def mean(self) -> float | None:
         """Mean of the objectives; None if there is none."""
-        return fmean(self.objectives) if self.objectives else None
+        return self.sample.mean
 
     @property
     def std(self) -> float | None:
         """Standard deviation of the objectives, with n - 1; None for fewer than two."""
-        found = self.objectives
-        if len(found) < 2:
-            return None
-        centre = fmean(found)
-        return math.sqrt(math.fsum((value - centre) ** 2 for value in found) / (len(found) - 1))
+        return self.sample.std
 
     @property
     def margin(self) -> float | None:
         """Half of the width of the 95 % confidence interval of the mean, by Student's t; None for fewer than two."""
-        std = self.std
-        if std is None:
-            return None
-        from scipy.special import stdtrit  # type: ignore[import-untyped,unused-ignore]
+        return self.sample.margin
 
-        return float(stdtrit(self.n - 1, 0.975)) * std / math.sqrt(self.n)
+    def pairs(self, values: Mapping[int, float]) -> dict[Sequence[str], float]:
+        """Return a metric of the jobs that finished with an objective, by their seed and fold."""
+        return {
+            tuple(row.overrides.get(key, "") for key in KEYS): values[row.num]
+            for row in self.rows
+            if row.ranked and row.num in values
+        }
 
 
 def repeated(rows: Sequence[JobRow]) -> list[str]:
@@ -78,24 +96,34 @@ def repeated(rows: Sequence[JobRow]) -> list[str]:
     return [key for key in KEYS if len({row.overrides.get(key) for row in rows}) > 1]
 
 
+def tuned(rows: Sequence[JobRow]) -> list[str]:
+    """Return the keys that vary between these jobs and are parameters: neither the seed nor the fold."""
+    return [key for key in keys(rows) if key not in KEYS and len({row.overrides.get(key) for row in rows}) > 1]
+
+
 def configurations(rows: Sequence[JobRow], direction: Direction) -> list[Configuration]:
     """Return the configurations, best mean first; empty if no two jobs are repeats of one another.
 
-    Those with fewer jobs that finished with an objective than the others have jobs come last.
+    Those with fewer jobs that finished with an objective than the others have jobs come last. With several objectives
+    there are none.
 
     Args:
         rows: the jobs, in any order.
         direction: whether a high or a low objective is better.
     """
-    if not repeated(rows):
+    if not repeated(rows) or front_of(rows):
         return []
+    found = grouped(rows, direction)
+    return [] if len(found) == len(rows) else found
+
+
+def grouped(rows: Sequence[JobRow], direction: Direction) -> list[Configuration]:
+    """Return the configurations as `configurations` does; those of one job each, too."""
     found: dict[tuple[tuple[str, str], ...], Configuration] = {}
     for row in sorted(rows, key=lambda row: row.num):
         shared = {key: value for key, value in row.overrides.items() if key not in KEYS}
         found.setdefault(tuple(sorted(shared.items())), Configuration(shared, [])).rows.append(row)
-    if len(found) == len(rows):
-        return []
-    most = max(len(each.rows) for each in found.values())
+    most = max((len(each.rows) for each in found.values()), default=0)
     sign = -1.0 if direction == "maximize" else 1.0
 
     def order(each: Configuration) -> tuple[bool, bool, float, int]:
@@ -104,3 +132,16 @@ def configurations(rows: Sequence[JobRow], direction: Direction) -> list[Configu
         return missing, not each.is_whole, 0.0 if missing else sign * (mean or 0.0), each.rows[0].num
 
     return sorted((replace(each, most=most) for each in found.values()), key=order)
+
+
+def compared(found: Sequence[Configuration], values: Mapping[int, float]) -> list[Difference | None]:
+    """Return the paired difference of each configuration to the first one; None for the first itself.
+
+    Args:
+        found: the configurations, best first.
+        values: the metric that is compared, by the job's number.
+    """
+    if not found:
+        return []
+    best, *others = (each.pairs(values) for each in found)
+    return [None, *differences(best, others)]

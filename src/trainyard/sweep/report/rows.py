@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,25 @@ def parse(texts: Sequence[str | None]) -> list[Value | None]:
     return [None if text is None else convert(text) for text in texts]
 
 
+def in_order(texts: Iterable[str | None]) -> list[str]:
+    """Return the distinct values of a parameter in their order: numbers and lists of numbers as such, then all others.
+
+    Example:
+        >>> in_order(["[128]", "[16]", "1e-2", "[16,8]", "0.003"])
+        ['0.003', '1e-2', '[16]', '[16,8]', '[128]']
+    """
+    return sorted({text for text in texts if text is not None}, key=_order)
+
+
+def _order(text: str) -> tuple[int, list[float], str]:
+    """Return what a value is sorted by: numbers, then lists of numbers, then texts by the alphabet."""
+    inner = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
+    parts = [part.strip() for part in inner.split(",")]
+    if inner and all(_FLOAT.fullmatch(part) for part in parts):
+        return 0 if inner is text else 1, [float(part) for part in parts], text
+    return 2, [], text
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Format a number: `0.9733`, `1e-4`, `120000`; `-` for None."""
     if value is None:
@@ -128,6 +147,26 @@ def number(value: float | None, digits: int = 4) -> str:
     if value == round(value, 0) and abs(value) < 1e6:
         return str(int(value))
     return re.sub(r"e([+-])0*", lambda found: f"e{found[1].strip('+')}", f"{value:.{digits}g}")
+
+
+def with_spread(mean: float | None, spread: float | None) -> tuple[str, str]:
+    """Format a mean and its spread, both with the decimals of two digits of the spread: `0.9889`, `0.0056`.
+
+    Without a spread the second is empty.
+    """
+    if mean is None or spread is None or not (0 < spread < math.inf) or not math.isfinite(mean):
+        return number(mean), "" if spread is None or mean is None else number(spread, 2)
+    decimals = 1 - math.floor(math.log10(float(f"{spread:.1e}")))
+    if decimals > 7 or abs(mean) >= 1e7:
+        return number(mean, 6), number(spread, 2)
+    return f"{mean:.{max(0, decimals)}f}", f"{spread:.{max(0, decimals)}f}"
+
+
+def p_value(value: float | None) -> str:
+    """Format a p-value: `0.031`, `< 0.001`; `-` for None."""
+    if value is None:
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def duration(seconds: float | None) -> str:

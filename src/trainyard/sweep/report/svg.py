@@ -1,4 +1,4 @@
-"""SVG building blocks. Colours, strokes and fonts come from the page's style sheet (`page.py`) by class."""
+"""SVG building blocks. Colours, strokes and fonts come from the page's style sheet (`page.css`) by class."""
 
 from __future__ import annotations
 
@@ -6,41 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from trainyard.sweep.goals import Direction
-from trainyard.sweep.report.axes import Axis, Scale, Tick, drawable, fences
-from trainyard.sweep.report.rows import JobRow
+from trainyard.sweep.report.axes import Scale, Tick
+from trainyard.sweep.report.items import Item
 
-SHADES = 12  # classes c0 (worst) to c11 (best)
-CROWD = 64  # if there are more jobs than this, only the best are coloured
-COLOURED = 32
+WIDE = 7.4  # pixels of a character, as it is on a phone, where the font is larger
 
 Point = tuple[float, float]
-
-
-def shades(ranking: Sequence[JobRow], direction: Direction) -> dict[int, str]:
-    """Return the class that colours each job, by its number: the place of its objective between worst and best."""
-    if len(ranking) > CROWD:
-        return {row.num: "rest" for row in ranking} | shades(ranking[:COLOURED], direction)
-    places = objective_axis(ranking).places
-    if direction == "minimize":
-        places = [None if place is None else 1 - place for place in places]
-    kinds = ("none" if place is None else f"c{min(int(place * SHADES), SHADES - 1)}" for place in places)
-    return {row.num: kind for row, kind in zip(ranking, kinds, strict=True)}
-
-
-def objective_axis(rows: Sequence[JobRow], label: str = "") -> Axis:
-    """Return the axis of finished jobs' objectives, with round numbers; outliers are drawn at its end."""
-    values = [row.objective if row.ranked else None for row in rows]
-    low, high = fences(values)
-    scale = Scale.over(value for value in values if value is not None and low <= value <= high)
-    return Axis(label, [scale.held(value) for value in values], scale.ticks())
-
-
-def far_off(rows: Sequence[JobRow]) -> int:
-    """Return the number of finished jobs that are outliers, drawn at the end of the objective's axis."""
-    values = [row.objective for row in rows if row.ranked and drawable(row.objective)]
-    low, high = fences(values)
-    return sum(value is not None and not low <= value <= high for value in values)
 
 
 def text(x: float, y: float, content: str, kind: str = "", longest: int = 40) -> str:
@@ -55,25 +26,42 @@ def line(start: Point, end: Point, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
-def path(points: Sequence[Point], row: JobRow, kind: str, tip: str) -> str:
-    """Return a job's line through `points`; a dot if there is one point only."""
+def path(points: Sequence[Point], item: Item, kind: str, tip: str) -> str:
+    """Return an item's line through `points`; a dot if there is one point only."""
     if len(points) == 1:
-        return dot(points[0], row, kind, tip)
-    drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        return dot(points[0], item, kind, tip)
     title = f"<title>{escape(tip)}</title>"
-    return f'<polyline class="job {kind}" data-job="{row.num}" points="{drawn}">{title}</polyline>'
+    return f'<polyline class="mark {kind}" data-key="{item.key}" points="{_points(points)}">{title}</polyline>'
 
 
-def dot(point: Point, row: JobRow, kind: str, tip: str) -> str:
+def band(points: Sequence[Point], item: Item, kind: str) -> str:
+    """Return the area that `points` enclose."""
+    return f'<polygon class="band {kind}" data-key="{item.key}" points="{_points(points)}"/>'
+
+
+def dot(point: Point, item: Item, kind: str, tip: str, radius: float = 4) -> str:
     x, y = point
     title = f"<title>{escape(tip)}</title>"
-    return f'<circle class="job {kind}" data-job="{row.num}" cx="{x:.1f}" cy="{y:.1f}" r="4">{title}</circle>'
-
-
-def drawing(width: float, height: float, parts: Iterable[str], label: str) -> str:
-    """Return the whole picture; it shrinks with the page but does not grow."""
     return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="width:{width:.0f}px" role="img" '
+        f'<circle class="mark {kind}" data-key="{item.key}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}">{title}</circle>'
+    )
+
+
+def _points(points: Sequence[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def drawing(width: float, height: float, parts: Iterable[str], label: str, axes: str = "") -> str:
+    """Return the whole picture; it shrinks with the page but does not grow.
+
+    Args:
+        width, height: pixels.
+        parts: what it shows.
+        label: what it is, for those who do not see it.
+        axes: the attributes by which the page tells the numbers under the pointer (`Frame.numbers`).
+    """
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="width:{width:.0f}px" role="img"{axes} '
         f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
 
@@ -96,7 +84,7 @@ class Frame:
     left: float = 64
     right: float = 14
     top: float = 10
-    bottom: float = 42
+    bottom: float = 44
     inset: float = 6  # distance of the drawn data from the lines of the axes
 
     def x(self, place: float) -> float:
@@ -105,18 +93,29 @@ class Frame:
     def y(self, place: float) -> float:
         return self.height - self.bottom - self.inset - place * (self.height - self.top - self.bottom - 2 * self.inset)
 
+    def numbers(self, across: Scale, up: Scale, name: str) -> str:
+        """Return the attributes by which the page tells the numbers under the pointer.
+
+        Args:
+            across, up: the scales of the axes.
+            name: of the horizontal one.
+        """
+        ends = [(self.x(0), self.x(1), across), (self.y(0), self.y(1), up)]
+        told = " ".join(f"{start:.1f} {end:.1f} {own.low!r} {own.high!r} {int(own.log)}" for start, end, own in ends)
+        return f' data-axes="{told}" data-across="{escape(name)}"'
+
     def axes(self, x_ticks: Iterable[Tick], y_ticks: Iterable[Tick], x_label: str, y_label: str) -> list[str]:
         """Return grid, marks and names. Labels that would overlap are left out; long ones are cut."""
         x_ticks, y_ticks = list(x_ticks), list(y_ticks)
         floor, wall = self.height - self.bottom, self.width - self.right
         room = self.x(1) - self.x(0)
         longest = max((len(tick.label) for tick in x_ticks), default=1)
-        fits = max(6, min(longest, int((room / max(1, len(x_ticks)) - 6) / 6.2)))
+        fits = max(6, min(longest, int((room / max(1, len(x_ticks)) - 6) / WIDE)))
         parts = []
-        for tick in spaced(y_ticks, self.y(0) - self.y(1), gap=14):
+        for tick in spaced(y_ticks, self.y(0) - self.y(1), gap=16):
             y = self.y(tick.place)
-            parts += [line((self.left, y), (wall, y), "grid"), text(self.left - 6, y + 4, tick.label, "end", longest=9)]
-        for tick in spaced(x_ticks, room, gap=6.2 * min(fits, longest) + 5):
+            parts += [line((self.left, y), (wall, y), "grid"), text(self.left - 6, y + 4, tick.label, "end", longest=7)]
+        for tick in spaced(x_ticks, room, gap=WIDE * min(fits, longest) + 5):
             x = self.x(tick.place)
             parts += [line((x, floor), (x, floor + 4), "axis"), text(x, floor + 17, tick.label, "middle", longest=fits)]
         parts += [

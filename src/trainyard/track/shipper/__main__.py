@@ -95,7 +95,7 @@ def main() -> int:
     exchanges = Exchanges()
 
     def late() -> None:
-        print(f"MLflow gave no answer for {limit:g} s; what is left stays in the journal.", flush=True)
+        print(f"MLflow did not respond for {limit:g} s. The remaining records stay in the journal.", flush=True)
         os._exit(EXIT_STATUS[2])
 
     watch = functools.partial(exchanges.watch, limit, late)

@@ -32,7 +32,7 @@ class HeldBack:
         self.names: set[str] = set()
         for name in (run_info.FILE, journal.FILE, SHIPPED, LOCK, LOG):
             if (work_dir / name).is_symlink():
-                raise TrainyardError(f"{work_dir} is from elsewhere, and its {name} is a link: {_how(work_dir)}")
+                raise TrainyardError(f"{work_dir} was not created by you, and its {name} is a link: {_how(work_dir)}")
 
     def holds(self, name: str, record: Record) -> bool:
         """Return whether this upload waits: the code of a model would run, or a path leads out of the directory."""
@@ -51,7 +51,7 @@ class HeldBack:
         names = sorted(self.names)
         shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         return (
-            f"The directory is from elsewhere: its code is not run and no file outside it is sent. "
+            f"The directory was not created by you: its code is not run and no file outside it is sent. "
             f"Left out: {shown}. {_how(self._work_dir)}"
         )
 

@@ -80,7 +80,7 @@ def build_model(
     code = user_code.files_of(user_code.modules_of(net, config), info.python_path)
     table = None if example is None else as_table(net, example)
     if form == "export" and example is None:
-        raise LeftOutError("torch.export needs an input of the model that is one array, and there is none")
+        raise LeftOutError("torch.export needs a model whose input is one array")
     if form == "export":
         return BuiltModel(*exportable(net.cpu().eval(), example, predict), None, {}, form)
     return BuiltModel(net.cpu().eval(), table, predict, code)

@@ -104,7 +104,9 @@ class RunShipper:
             self.info = replace(self.info, experiment=experiment, experiment_id=None)
         where = uri or self.info.uri
         if where is None:
-            raise TrainyardError(f"{work_dir}: this run is not tracked; name the MLflow URI to ship it to with --uri.")
+            raise TrainyardError(
+                f"{work_dir}: this run is not tracked. Pass the MLflow URI to upload it to with --uri."
+            )
         self.uri = where
         self.done = False
         self.looked = 0.0
@@ -239,7 +241,7 @@ class RunShipper:
         except RunLostError as error:
             if not error.gone:
                 raise
-            self.log(f"{error} It is made anew from the journal.")
+            self.log(f"{error} It is created again from the journal.")
             self._state = Shipped()
             return self._connect(self._next_batch())
         self._connection = store, run

@@ -156,7 +156,7 @@ class Store:
                 raise RunLostError(f"MLflow has no run {run_id} any more.", gone=True) from error
             raise
         if run.info.lifecycle_stage != "active":
-            raise RunLostError(f"The run {run_id} was deleted in MLflow; restore it there to go on.", gone=False)
+            raise RunLostError(f"The run {run_id} was deleted in MLflow. Restore it there to continue.", gone=False)
         return run
 
     def log(

@@ -46,7 +46,7 @@ class Artifacts:
         """Upload a file or folder; raise LeftOutError if it is gone or refused."""
         try:
             if not path.exists():
-                raise LeftOutError("the file is gone")
+                raise LeftOutError("the file no longer exists")
             _check(to)
             if self._folder is not None:
                 _place(path, self._folder / to)

@@ -97,7 +97,7 @@ def test_a_task_has_the_slots_of_one_machine(tmp_path: Path) -> None:
 
 
 def test_a_task_goes_on_elsewhere_with_what_it_has_written(tmp_path: Path) -> None:
-    """Its agent is killed, and the storage fails for a while when it ends."""
+    """Its agent is killed, and the storage failed for a while when it ends."""
     go, down = tmp_path / "go", tmp_path / "down"
     home = tmp_path / "sweep" / "0"
 
@@ -123,7 +123,7 @@ def test_a_task_goes_on_elsewhere_with_what_it_has_written(tmp_path: Path) -> No
             (tmp_path / "store").rename(down)
             (tmp_path / "store").touch()
             go.touch()
-        if len(steps) == 2 and any("storage fails" in line for line in told):
+        if len(steps) == 2 and any("storage failed" in line for line in told):
             steps.append("up")
             (tmp_path / "store").unlink()
             down.rename(tmp_path / "store")
@@ -134,7 +134,7 @@ def test_a_task_goes_on_elsewhere_with_what_it_has_written(tmp_path: Path) -> No
     assert (home / "end").read_text() == "end"
     assert steps[1:] == ["down", "up"]
     assert any("is lost: its process ended with -9" in line for line in told)
-    assert any("There it is again" in line or "is there again" in line for line in told)
+    assert any("There it is again" in line or "is available again" in line for line in told)
 
 
 def test_an_agent_that_does_not_see_the_storage(tmp_path: Path) -> None:

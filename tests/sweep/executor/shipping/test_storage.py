@@ -58,14 +58,14 @@ def test_a_check_leaves_nothing(storage: Storage) -> None:
     [
         ("s4://bucket/folder", "fsspec knows no s4://"),
         ("/mnt/disk", "It names no protocol."),
-        ("dropbox://folder", "The nodes need it, too."),
+        ("dropbox://folder", "The nodes need it too."),
         ("http://127.0.0.1:9/folder", "It cannot be written: "),
     ],
 )
 def test_what_cannot_be_a_storage(url: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         RaySettings(storage=url).files(tmp_path)
-    assert str(error.value).startswith(f"storage: '{url}' given; accepted: a URL that fsspec writes to")
+    assert str(error.value).startswith(f"storage: '{url}' is invalid. Expected a URL that fsspec writes to")
     assert told in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -82,5 +82,5 @@ def test_memory_is_of_one_process(tmp_path: Path) -> None:
 
 
 def test_files_as_transport_need_a_shared_disk() -> None:
-    with pytest.raises(ConfigError, match="accepted: tcp with "):
+    with pytest.raises(ConfigError, match="Expected tcp with "):
         RaySettings(storage="file:///store", transport="files")

@@ -54,7 +54,7 @@ def pack(folders: Sequence[str], archive: Path, without: Iterable[Path] = ()) ->
                 total += path.stat().st_size
                 if total > LIMIT:
                     hint = f"{folder} has more than {LIMIT >> 20} MiB of files that git does not ignore."
-                    accepted = "with code of that much at most; data has a place of its own"
+                    accepted = "a folder with at most this much code; put data elsewhere"
                     raise ConfigError("storage", "the code", accepted, hint=hint)
                 member = zipfile.ZipInfo(f"{index}/{path.relative_to(folder)}", _LONG_AGO)
                 member.external_attr = (path.stat().st_mode & 0o777) << 16

@@ -133,12 +133,12 @@ class Courier:
         except Exception as error:  # a storage's own, of many kinds
             if not self._failing:
                 self._failing, self._pause = True, _SHORTEST / 2
-                self._tell(f"The storage fails, and is tried again: {_in_words(error)}.")
+                self._tell(f"The storage failed and is retried: {_in_words(error)}.")
             self._pause = min(_LONGEST, 2 * self._pause)
             return False
         if self._failing:
             self._failing = False
-            self._tell("The storage is there again.")
+            self._tell("The storage is available again.")
         self._pause = max(EVERY, 10 * (time.monotonic() - begun))
         return True
 

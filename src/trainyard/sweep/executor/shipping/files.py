@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.meeting import forget_agent, left_agents
 from trainyard.sweep.executor.shipping.courier import Arrivals
 from trainyard.sweep.executor.shipping.portable import Folders
@@ -67,6 +69,11 @@ class HeadFiles(TaskFiles):
     shared = True
     """Whether all machines see the sweep's directory."""
 
+    @cached_property
+    def version(self) -> CodeVersion:
+        """That of the code that agents have to run: what is on disk when it is asked for first."""
+        return CodeVersion.now()
+
     def prepare(self) -> None:
         """Find what heads before this one have left."""
 
@@ -91,7 +98,7 @@ class HeadFiles(TaskFiles):
 class AgentFiles(TaskFiles):
     """The same, at an agent."""
 
-    version: str | None = None
+    version: CodeVersion | None = None
     """That of the agent's code, where it came from its head."""
 
     def place(self, task: Any) -> Place:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.errors import TrainyardError
-from trainyard.sweep.executor.code_version import code_version
 from trainyard.sweep.executor.meeting import read_head, read_token
 from trainyard.sweep.executor.shipping.code import code_folders, pack
 from trainyard.sweep.executor.shipping.courier import Courier
@@ -67,6 +66,7 @@ class HomeFiles(HeadFiles):
             ConfigError: it is too much.
         """
         pack(self.code, archive, [self.directory])
+        assert self.version  # that of what is packed
 
     def path(self) -> list[str]:
         """Return the entries of `sys.path` with code, as they are in the archive."""
@@ -101,7 +101,7 @@ class HomeFiles(HeadFiles):
                 "cwd": str(Path.cwd()),
                 "code": self.code,
                 "storage": self._storage.url,
-                "version": code_version(),
+                "version": asdict(self.version),
                 "git": git_facts(Path.cwd()),
             }
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.errors import TrainyardError
+from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.meeting import HeadAddress, write_meeting
 from trainyard.sweep.executor.remote_agent import RemoteAgent
 from trainyard.sweep.executor.shipping.courier import Courier
@@ -65,7 +66,7 @@ class NodeFiles(AgentFiles):
         for each in self._project(cwd):
             if not (self._cwd / each.name).exists():
                 (self._cwd / each.name).symlink_to(each)
-        self.version = told["version"]
+        self.version = CodeVersion(**told["version"])
         self._storage = _seen(told["storage"])
         self._couriers: dict[Hashable, tuple[Courier, list[Mirror]]] = {}
         write_meeting(self.directory, HeadAddress(**told["head"]), told["token"])

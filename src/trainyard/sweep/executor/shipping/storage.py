@@ -6,7 +6,7 @@ import importlib
 import json
 import posixpath
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,8 @@ KEY = "storage"
 ACCEPTED = "a URL that fsspec writes to: s3://BUCKET/FOLDER, gs://…, sftp://…, or file:///FOLDER on a disk of all nodes"
 _MARK = "sweep.json"
 _PART = ".part"
+_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+"""Protocols of object storages: an object appears whole under its name, and there are no folders."""
 _VERSIONS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
 
 
@@ -30,7 +32,7 @@ class StorageError(Exception):
 
 
 class Storage:
-    """Files under a URL, each of which appears whole: written under another name, and then moved.
+    """Files under a URL, each of which appears whole: outside object storages it is written under another name first.
 
     Args:
         url: of the folder.
@@ -42,6 +44,7 @@ class Storage:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self._fs, self._root = _opened(self.url)
+        self._has_objects = split_protocol(self.url)[0] in _OBJECTS
 
     def below(self, name: str) -> Storage:
         """Return a folder of this one as a storage."""
@@ -102,15 +105,11 @@ class Storage:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file."""
-        part = self._made(name)
-        self._fs.pipe_file(part, content)
-        self._fs.mv(part, self._path(name))
+        self._write_whole(name, lambda path: self._fs.pipe_file(path, content))
 
     def put(self, file: Path, name: str) -> None:
         """Copy a file into the storage."""
-        part = self._made(name)
-        self._fs.put_file(str(file), part)
-        self._fs.mv(part, self._path(name))
+        self._write_whole(name, lambda path: self._fs.put_file(str(file), path))
 
     def get(self, name: str, file: Path) -> None:
         """Copy a file out of the storage."""
@@ -132,11 +131,15 @@ class Storage:
     def _name(self, path: str) -> str:
         return posixpath.relpath(path, self._root)
 
-    def _made(self, name: str) -> str:
-        """Make the folder of a file, and return the name that it is written under."""
+    def _write_whole(self, name: str, write: Callable[[str], object]) -> None:
         path = self._path(name)
+        if self._has_objects:
+            write(path)
+            return
         self._fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        return f"{path}.{secrets.token_hex(4)}{_PART}"
+        part = f"{path}.{secrets.token_hex(4)}{_PART}"
+        write(part)
+        self._fs.mv(part, path)
 
 
 def _version(told: Mapping[str, Any]) -> str:
@@ -157,7 +160,7 @@ def _opened(url: str) -> tuple[Any, str]:
         fs, root = url_to_fs(url, use_listings_cache=False)
     except (ImportError, KeyError) as error:
         told = known_implementations.get(protocol, {}).get("err") or str(error)
-        raise ConfigError(KEY, url, ACCEPTED, hint=f"{told.rstrip('.')}. The nodes need it, too.") from error
+        raise ConfigError(KEY, url, ACCEPTED, hint=f"{told.rstrip('.')}. The nodes need it too.") from error
     except Exception as error:
         raise ConfigError(KEY, url, ACCEPTED, hint=f"It cannot be opened: {_in_words(error)}.") from error
     return fs, str(root)

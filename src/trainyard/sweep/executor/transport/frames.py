@@ -62,9 +62,8 @@ class Frames:
         header = _HEADER.pack(number, acknowledged, size, max(0, len(content) - 4 - size))
         body = content[4:]
         self._written += 1
-        self._writer.write(header)
-        self._writer.write(body)
-        self._writer.write(self._code(self._out, self._written, header, body))
+        code = self._code(self._out, self._written, header, body)
+        self._writer.write(b"".join((header, body, code)))  # each write may be a call of the system
         await self._writer.drain()
 
     async def read(self) -> tuple[int, int, bytes]:
@@ -82,7 +81,7 @@ class Frames:
         code = await self._reader.readexactly(_CODE)
         self._read += 1
         if not hmac.compare_digest(code, self._code(self._in, self._read, header, body)):
-            raise RefusedError("a frame has been changed on its way")
+            raise RefusedError("a frame was modified in transit")
         return number, acknowledged, size.to_bytes(4, "big") + body
 
     def close(self) -> None:
@@ -107,7 +106,7 @@ async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, t
     await writer.drain()
     magic, theirs, proof = await _read(reader, len(MAGIC), _CHALLENGE, _CODE)
     if magic != MAGIC:
-        raise RefusedError("what has connected is no agent")
+        raise RefusedError("the peer is not an agent")
     if not hmac.compare_digest(proof, _proof(token, b"agent", mine, theirs)):
         writer.write(bytes(_CODE))
         await writer.drain()
@@ -125,7 +124,7 @@ async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     """
     magic, theirs = await _read(reader, len(MAGIC), _CHALLENGE)
     if magic != MAGIC:
-        raise RefusedError("what answers there is no head of a sweep, or one of another version")
+        raise RefusedError("the peer is not the head of a sweep, or has another version")
     mine = secrets.token_bytes(_CHALLENGE)
     writer.write(MAGIC + mine + _proof(token, b"agent", theirs, mine))
     await writer.drain()

@@ -2,7 +2,10 @@
 
 import itertools
 import math
+import re
 import statistics
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainyard.sweep.report import JobRow, html, result_files, table, text
-from trainyard.sweep.report.repeats import KEYS, Configuration, configurations
+from trainyard.sweep.report.curves import averaged
+from trainyard.sweep.report.repeats import KEYS, configurations
+from trainyard.sweep.report.samples import Sample
+from trainyard.track import Journal
 
 
 def row(num: int, overrides: dict[str, str], objective: float | None) -> JobRow:
@@ -38,35 +44,34 @@ def test_configurations_are_ranked_by_their_means() -> None:
         ["2", "0.1", "0.6", "±0.66", "0.26", "3"],
         ["-", "1", "0.995", "±0.064", "0.0071", "2/3"],  # a job of it failed
     ]
-    assert [line.split()[:2] for line in jobs.splitlines() if line.strip()][2:5] == [["1", "6"], ["2", "8"], ["3", "0"]]
+    order = [line.split()[:2] for line in jobs.splitlines() if line.strip()][2:]
+    assert order == [
+        ["1", "3"], ["1", "4"], ["1", "5"], ["2", "0"], ["2", "1"], ["2", "2"], ["-", "6"], ["-", "8"], ["-", "7"],
+    ]  # fmt: skip
 
 
 def test_result_files_hold_them(tmp_path: Path) -> None:
-    csv, parquet = result_files.write(ROWS, tmp_path, "maximize")
+    csv, parquet = result_files.write(ROWS, tmp_path, "maximize", "val/accuracy")
     for frame in (pd.read_csv(csv), pd.read_parquet(parquet)):
         own = frame[frame["optim.lr"] == 0.01]
-        assert own["mean"].tolist() == pytest.approx([0.7] * 3)
-        assert own["std"].tolist() == pytest.approx([0.1] * 3)
+        assert own["rank"].tolist() == [1] * 3
+        assert own["mean/best/val/accuracy"].tolist() == pytest.approx([0.7] * 3)
+        assert own["std/best/val/accuracy"].tolist() == pytest.approx([0.1] * 3)
         assert own["n"].tolist() == [3] * 3
         # Student's t for 2 degrees of freedom is 4.303 at 97.5 %.
-        assert own["margin"].tolist() == pytest.approx([4.303 * 0.1 / math.sqrt(3)] * 3, rel=1e-3)
+        assert own["margin/best/val/accuracy"].tolist() == pytest.approx([4.303 * 0.1 / math.sqrt(3)] * 3, rel=1e-3)
 
 
 def test_result_files_ask_each_configuration_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of 100,000 seeds would take the time of their square."""
-    asked: list[str] = []
+    asked: list[int] = []
+    own = Sample.of
 
-    def counted(name: str) -> property:
-        own = vars(Configuration)[name].fget
+    def counted(values: Sequence[float]) -> Sample:
+        asked.append(len(values))
+        return own(values)
 
-        def value(self: Configuration) -> object:
-            asked.append(name)
-            return own(self)
-
-        return property(value)
-
-    for name in ("mean", "margin", "std", "n"):
-        monkeypatch.setattr(Configuration, name, counted(name))
+    monkeypatch.setattr(Sample, "of", counted)
     rows = [row(num, {"optim.lr": "0.1", "seed": str(num)}, num / 50) for num in range(50)]
     result_files.write(rows, tmp_path, "maximize")
     assert 0 < len(asked) < 20
@@ -74,8 +79,47 @@ def test_result_files_ask_each_configuration_once(tmp_path: Path, monkeypatch: p
 
 def test_the_page_shows_them(tmp_path: Path) -> None:
     page = html.write(ROWS, tmp_path, title="sweep", objective="val/accuracy", direction="maximize").read_text()
-    assert "Means over seed" in page
+    assert "means over seed" in page
     assert page.index(">0.01<") < page.index(">0.1<")
+    assert "<dt>Best configuration</dt><dd>optim.lr=0.01: 0.70 ± 0.25 (95 %, n = 3)</dd>" in page
+    assert "<dt>Best job</dt>" not in page
+    # Of rate 0.1: differences to the best of 0.1, -0.2 and -0.2, t = -1, p = 0.423; those of rate 1 are 0.2 and 0.39.
+    table = page.partition("<h2>Configurations")[2].partition("</table>")[0]
+    assert re.findall(r">([-0-9.]+ ± [0-9.]+)<", table) == ["-0.10 ± 0.43", "0.3 ± 1.2"]
+
+
+def test_the_seed_is_no_parameter(tmp_path: Path) -> None:
+    page = html.write(ROWS, tmp_path, title="sweep", objective="val/accuracy", direction="maximize").read_text()
+    assert "Parallel coordinates of optim.lr and val/accuracy" in page
+    assert "seed against" not in page
+    assert (
+        page.partition('aria-label="optim.lr against')[2].partition("</svg>")[0].count("<circle") == 3
+    )  # 2 of 3 jobs, too
+    assert page.partition('aria-label="Importance')[2].count('class="end"') == 1
+    alone = [row(num, {"seed": str(num)}, num / 10) for num in range(4)]
+    html.write(alone, tmp_path, title="s", objective=None, direction="minimize")
+    page = (tmp_path / "report.html").read_text()
+    assert "no parameter varies" in page
+    assert "all jobs: 0.15 ± 0.21 (95 %, n = 4)" in page
+
+
+def test_curves_of_repeats_are_a_mean_with_a_band(tmp_path: Path) -> None:
+    rows = []
+    for num, (rate, seed) in enumerate(itertools.product(("0.1", "0.2"), "01")):
+        (tmp_path / str(num)).mkdir()
+        with Journal(tmp_path / str(num)) as journal:
+            journal.status("RUNNING")
+            for epoch in range(1, 5 + num):
+                journal.metrics(epoch, {"val/accuracy": epoch / 10 + num / 100}, epoch=epoch)
+        rows.append(replace(row(num, {"lr": rate, "seed": seed}, 0.5 + num), directory=tmp_path / str(num)))
+    page = html.write(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize").read_text()
+    chart = page.partition('aria-label="Learning curves of val/accuracy"')[2].partition("</svg>")[0]
+    assert re.findall(r'<polyline class="mark c\d+" data-key="(c\d)"', chart) == ["c0", "c2"]
+    assert re.findall(r'<polygon class="band c\d+" data-key="(c\d)"', chart) == ["c0", "c2"]
+    own = averaged([[(1, 1.0), (2, 2.0)], [(1, 3.0), (2, 5.0), (3, 9.0)]])
+    assert own.mean == [(1, 2.0), (2, 3.5)]  # one job alone is no mean
+    assert own.spread == pytest.approx([math.sqrt(2), 3 / math.sqrt(2)])
+    assert averaged([[(1, 1.0)], []]).mean == [(1, 1.0)]
 
 
 def test_folds_and_seeds_are_repeats_together() -> None:
@@ -107,7 +151,7 @@ def test_nothing_is_added_without_repeats(tmp_path: Path) -> None:
     assert configurations(rows, "minimize") == []
     assert configurations([], "minimize") == []
     assert "Means" not in text(table(rows, None, "minimize"))
-    assert "mean" not in pd.read_csv(result_files.write(rows, tmp_path, "minimize")[0]).columns
+    assert "n" not in pd.read_csv(result_files.write(rows, tmp_path, "minimize")[0]).columns
 
 
 @given(

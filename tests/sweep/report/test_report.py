@@ -17,10 +17,11 @@ from trainyard.sweep.goals import Direction
 from trainyard.sweep.report import JobRow, html, rank, result_files, table, text
 from trainyard.sweep.report.axes import Scale, of_parameter
 from trainyard.sweep.report.charts import history
-from trainyard.sweep.report.curves import POINTS, RUNG, read_curves
+from trainyard.sweep.report.export import Comparison, as_csv, as_latex
 from trainyard.sweep.report.importance import importance, importance_in_search
-from trainyard.sweep.report.rows import duration, number, parse, varying
-from trainyard.sweep.report.svg import shades
+from trainyard.sweep.report.items import of_jobs, shades
+from trainyard.sweep.report.journals import POINTS, RUNG, read_all, read_numbers
+from trainyard.sweep.report.rows import duration, in_order, number, parse, varying, with_spread
 from trainyard.track import Journal
 
 SOME = settings(max_examples=100)
@@ -31,11 +32,11 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 @st.composite
-def sweeps(draw: st.DrawFn) -> list[JobRow]:
+def sweeps(draw: st.DrawFn, *further: str) -> list[JobRow]:
     texts = st.text(max_size=12) | st.sampled_from(
         ["1", "1e-3", "true", "[1,2]", "<b>", "null", "nan", "9" * 30, "0", "0.0"]
     )
-    overrides = st.dictionaries(st.sampled_from(["optim.lr", "model", "state", "a&b"]), texts)
+    overrides = st.dictionaries(st.sampled_from(["optim.lr", "model", "state", "a&b", *further]), texts)
     outcomes = draw(st.lists(st.tuples(overrides, STATES, OBJECTIVES, st.none() | st.floats(0, 1e6)), max_size=12))
     rows = [
         JobRow(num, varied, state, objective, seconds, Path("/nowhere", str(num)), None if state == "done" else "why")
@@ -92,7 +93,8 @@ class Page(HTMLParser):
         self.words.append(data)
 
     def jobs(self, tag: str) -> list[str | None]:
-        return [attributes["data-job"] for name, attributes in self.tags if name == tag and "data-job" in attributes]
+        given = "data-job" if tag == "tr" else "data-key"
+        return [attributes[given] for name, attributes in self.tags if name == tag and given in attributes]
 
 
 def page_of(rows: Sequence[JobRow], directory: Path, direction: Direction = "maximize", title: str = "Sweep") -> Page:
@@ -133,7 +135,8 @@ def test_the_history_of_a_search_has_the_finished_jobs_and_a_line_that_never_get
     ranked = [each for each in rows if each.ranked]
     if not ranked:
         return
-    page = Page(history(rank(rows, direction), "x", direction, shades(rows, direction)))
+    items = of_jobs(rank(rows, direction))
+    page = Page(history(items, "x", direction, shades(items, direction)))
     drawable = [
         str(each.num) for each in sorted(ranked, key=lambda each: each.num) if math.isfinite(each.objective or 0)
     ]
@@ -186,13 +189,13 @@ def test_table_keeps_brackets_and_fits() -> None:
 @given(rows=sweeps(), direction=DIRECTIONS)
 def test_tables_round_trip(rows: list[JobRow], direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("tables")
-    csv, parquet = result_files.write(rows, folder, direction)
+    csv, parquet = result_files.write(rows, folder, direction, "val/accuracy")
     ranking = rank(rows, direction)
     for frame in (pd.read_parquet(parquet), pd.read_csv(csv)):
         assert list(frame.columns[:2]) == ["rank", "job"]
         assert list(frame["job"]) == [each.num for each in ranking]
         assert list(frame["state"]) == [each.state for each in ranking]
-        for written, each in zip(frame["objective"], ranking, strict=True):
+        for written, each in zip(frame["best/val/accuracy"], ranking, strict=True):
             wanted = math.nan if each.objective is None else each.objective
             assert written == pytest.approx(wanted, nan_ok=True, rel=1e-12)
         assert list(frame["rank"].notna()) == [each.ranked for each in ranking]
@@ -230,6 +233,32 @@ def test_columns_are_parsed_whole() -> None:
 )
 def test_numbers_are_short(value: float | None, shown: str) -> None:
     assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "shown"),
+    [
+        (0.98891, 0.00559, ("0.9889", "0.0056")),
+        (123.4, 12.2, ("123", "12")),
+        (0.5, 0.0, ("0.5", "0")),
+        (0.5, None, ("0.5", "")),
+        (None, None, ("-", "")),
+        (1e-12, 1e-14, ("1e-12", "1e-14")),
+        (math.inf, math.nan, ("inf", "nan")),
+    ],
+)
+def test_means_have_the_decimals_of_their_spread(mean: float, spread: float, shown: tuple[str, str]) -> None:
+    assert with_spread(mean, spread) == shown
+
+
+def test_lists_of_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    texts = ["[128]", "[16]", "mlp", "[16,8]", "[2e1]", "0.1", "1e-2", "[]"]
+    assert in_order([*texts, None]) == ["1e-2", "0.1", "[16]", "[16,8]", "[2e1]", "[128]", "[]", "mlp"]
+    assert of_parameter("hidden", ["[128]", "[16]", "[32]"]).places == pytest.approx([5 / 6, 1 / 6, 0.5])
+    rows = [row(num, {"hidden": text}, num / 10, tmp_path) for num, text in enumerate(["[128]", "[16]", "[32]"])]
+    page_of(rows, tmp_path)
+    cells = re.findall(r'data-value="(\d+)">(\[.*?\])<', (tmp_path / "report.html").read_text())
+    assert sorted(cells) == [("0", "[16]"), ("1", "[32]"), ("2", "[128]")]
 
 
 def test_durations() -> None:
@@ -290,31 +319,79 @@ def test_curves_are_thinned_and_end_at_the_end(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         for step in range(1, 1001):
             journal.metrics(step, {"loss": math.nan if step == 500 else 1 / step, "other": 1.0})
-    curve = read_curves(tmp_path, ["loss", "absent"])
+    curve = read_numbers(tmp_path, ["loss", "absent"]).curves
     assert len(curve["loss"]) == POINTS
     assert (curve["loss"][0], curve["loss"][-1]) == ((1, 1.0), (1000, 0.001))
     assert curve["absent"] == []
-    assert read_curves(tmp_path / "gone", ["loss"]) == {"loss": []}
+    assert read_numbers(tmp_path / "gone", ["loss"]).curves == {"loss": []}
 
 
 def test_page_of_a_sweep(tmp_path: Path) -> None:
-    rows = grid(tmp_path, {"model": ["mlp", "cnn"], "optim.lr": ["1e-4", "1e-3", "1e-2"], "seed": ["0", "1"]})
+    rows = grid(tmp_path, {"model": ["mlp", "cnn"], "optim.lr": ["1e-4", "1e-3", "1e-2"], "width": ["0", "1"]})
     (tmp_path / "12").mkdir()
     (tmp_path / "12" / "metrics.jsonl").touch()
     rows += [row(12, {"model": "mlp", "optim.lr": "1"}, None, tmp_path), row(13, {"model": "vit"}, None, tmp_path)]
     page = page_of(rows, tmp_path)
     words = " ".join(page.words)
     assert "14 (12 done, 2 failed)" in words
-    assert "#0 model=mlp optim.lr=1e-4 seed=0: 0.9" in words
-    assert "RuntimeError: <no> & [never]" in words
+    assert "#0 model=mlp optim.lr=1e-4 width=0: 0.9" in words
     assert len(page.jobs("polyline")) == 3 * 12  # two learning curves and the parallel coordinates
     assert len(page.jobs("circle")) == 3 * 12
     assert {name for name, _ in page.tags} >= {"svg", "rect", "table", "script", "style"}
     links = {attributes["href"] for name, attributes in page.tags if name == "a"}
     assert links == {f"./{num}/" for num in range(14)}
+    assert "trained with one seed" in words
     before = (tmp_path / "report.html").read_bytes()
     page_of(rows[::-1], tmp_path)
     assert (tmp_path / "report.html").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_failures_are_listed_by_their_reason(tmp_path: Path) -> None:
+    rows = [row(num, {"optim.lr": str(num)}, None if num else 0.5, tmp_path) for num in range(3)]
+    rows.append(JobRow(3, {"optim.lr": "3"}, "timeout", None, 9.0, tmp_path / "3", "took longer than 10 s"))
+    source = (page_of(rows, tmp_path), (tmp_path / "report.html").read_text())[1]
+    section = source.partition("<h2>Jobs that did not finish</h2>")[2].partition("</table>")[0]
+    assert re.findall(r'<div class="error">(.*?)</div>', section) == [
+        "RuntimeError: &lt;no&gt; &amp; [never]",
+        "took longer than 10 s",
+    ]
+    assert re.findall(r">(#\d)<", section) == ["#1", "#2", "#3"]
+    page_of(rows[:1], tmp_path)
+    assert "did not finish" not in (tmp_path / "report.html").read_text()
+
+
+def test_jobs_have_their_metrics_as_columns(tmp_path: Path) -> None:
+    """Those of the validation are of the one with the best objective; of the rest the last ones."""
+    rows = [row(num, {"optim.lr": str(num)}, 0.9, tmp_path) for num in range(2)]
+    (tmp_path / "1").mkdir()
+    with Journal(tmp_path / "1") as journal:
+        journal.status("RUNNING")
+        for epoch, (accuracy, loss) in enumerate([(0.5, 3.0), (0.9, 2.0), (0.6, 1.0)], 1):
+            journal.metrics(epoch, {"train/loss": 10.0 + epoch, "train/lr": 0.1}, epoch=epoch)
+            journal.metrics(epoch, {"val/loss": loss}, epoch=epoch)
+            journal.metrics(epoch, {"val/accuracy": accuracy}, epoch=epoch)
+        journal.metrics(3, {"test/accuracy": 0.8}, epoch=3)
+    found = read_all(rows, "val/accuracy", "maximize")
+    csv, _ = result_files.write(rows, tmp_path, "maximize", "val/accuracy", found)
+    frame = pd.read_csv(csv)
+    assert list(frame.columns)[3:7] == ["best/val/accuracy", "test/accuracy", "val/loss", "train/loss"]
+    own = frame[frame["job"] == 1].iloc[0]
+    assert list(own[list(frame.columns)[3:7]]) == [0.9, 0.8, 2.0, 13.0]
+    page_of(rows, tmp_path)
+    heads = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", (tmp_path / "report.html").read_text())
+    assert heads == [
+        "rank", "job", "optim.lr", "val/accuracy", "test/accuracy", "val/loss", "train/loss", "time", "state",
+    ]  # fmt: skip
+
+
+def test_a_page_has_the_best_jobs_of_a_large_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "SHOWN", 5)
+    rows = [row(num, {"optim.lr": str(num)}, num / 10, tmp_path) for num in range(9)]
+    html.write(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize")
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.jobs("tr") == ["8", "7", "6", "5", "4"]
+    assert "The table has the best 5 of 9 jobs; results.csv has all." in " ".join(page.words)
 
 
 def test_page_escapes_text(tmp_path: Path) -> None:
@@ -337,14 +414,19 @@ def test_page_of_one_job(tmp_path: Path, objective: float | None) -> None:
 def test_page_where_all_failed(tmp_path: Path) -> None:
     page = page_of([row(num, {"optim.lr": f"1e-{num}"}, None, tmp_path) for num in range(5)], tmp_path)
     words = " ".join(page.words)
-    assert "none finished with an objective" in words
-    assert "No job has recorded any." in words
+    assert "no finished job has an objective" in words
+    assert "No job has recorded one." in words
 
 
 @settings(max_examples=50)
-@given(rows=sweeps(), direction=DIRECTIONS)
+@given(rows=sweeps("seed"), direction=DIRECTIONS)
 def test_page_of_anything(rows: list[JobRow], direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> None:
-    page_of(rows, tmp_path_factory.mktemp("page"), direction)
+    folder = tmp_path_factory.mktemp("page")
+    page_of(rows, folder, direction)
+    result_files.write(rows, folder, direction, "val/accuracy")
+    table = Comparison.of(rows, None, direction, {})
+    assert len(as_csv(table, None).splitlines()) >= 1 + len(table.configurations)
+    assert as_latex(table).count(r"\\") >= len(table.configurations)
 
 
 def test_diverged_jobs_do_not_flatten_the_rest(tmp_path: Path) -> None:
@@ -364,7 +446,7 @@ def test_page_of_256_jobs(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 5e6
     assert len(page.jobs("polyline")) == 3 * 256
     coloured = [attributes for _, attributes in page.tags if re.search(r"\bc\d", str(attributes.get("class")))]
-    assert len({attributes["data-job"] for attributes in coloured if "data-job" in attributes}) == 32
+    assert len({attributes["data-key"] for attributes in coloured if "data-key" in attributes}) == 32
 
 
 def test_learning_curves_show_the_rungs_and_where_jobs_were_pruned(tmp_path: Path) -> None:
@@ -380,7 +462,7 @@ def test_learning_curves_show_the_rungs_and_where_jobs_were_pruned(tmp_path: Pat
                 journal.metrics(20 * epoch, {"val/accuracy": epoch / 10}, epoch=epoch)
                 if epoch in (1, 3):
                     journal.tags({"rung": epoch})
-    assert read_curves(tmp_path / "0", [RUNG]) == {RUNG: [(20, 1.0), (60, 3.0)]}
+    assert read_numbers(tmp_path / "0", [RUNG]).curves == {RUNG: [(20, 1.0), (60, 3.0)]}
     same = {"title": "t", "objective": "val/accuracy", "direction": "maximize"}
     page = html.write(rows, tmp_path, **same, searched=True).read_text()
     chart = page.partition("Learning curves of val/accuracy")[2].partition("</svg>")[0]

@@ -1,0 +1,95 @@
+"""Settings of a sweeper that proposes, as they are given in `hydra.sweeper`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.checks import seed_number
+from trainyard.errors import ConfigError
+
+SWEEPER = "hydra.sweeper"
+SEED = "seed"
+
+
+def given_settings(
+    given: Mapping[str, Any],
+    option: str,
+    known: Collection[str],
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return the settings in plain Python.
+
+    Args:
+        given: what `hydra.sweeper` has.
+        option: the option of `hydra/sweeper`.
+        known: the names of its settings.
+        elsewhere: names of other sweepers' settings, and what takes their place here.
+
+    Raises:
+        ConfigError: a setting is unknown.
+    """
+    values = {key: plain(value) for key, value in given.items()}
+    for key, value in values.items():
+        if key in elsewhere and value is not None:
+            raise ConfigError(f"{SWEEPER}.{key}", value, "null", hint=elsewhere[key])
+        if key not in known and key not in elsewhere:
+            accepted = f"a setting of hydra/sweeper={option}: {', '.join(known)}"
+            raise ConfigError(f"{SWEEPER}.{key}", key, accepted, options=known)
+    return values
+
+
+def plain(value: Any) -> Any:
+    """Return a setting in plain Python."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def mapping_of(name: str, value: Any, form: str) -> Mapping[str, Any]:
+    """Return a setting that is a mapping; None is an empty one.
+
+    Args:
+        name: the setting's.
+        value: what was given.
+        form: what is accepted, for the message.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{SWEEPER}.{name}", value, f"{form}, or null")
+    return value or {}
+
+
+def params_of(value: Any) -> Mapping[str, Any]:
+    """Return `hydra.sweeper.params`: the texts of overrides by key.
+
+    Raises:
+        ConfigError: it has another form.
+    """
+    found = mapping_of("params", value, "a mapping: {optim.lr: 'tag(log,interval(1e-5,1e-1))'}")
+    for key, own in found.items():
+        if isinstance(own, dict):
+            hint = "Write keys with dots: optim.lr."
+            raise ConfigError(f"{SWEEPER}.params.{key}", own, "the value as in an override", hint=hint)
+    return found
+
+
+def first_seed(fixed: Mapping[str, Any], config: DictConfig) -> int | None:
+    """Return the `seed` that a command line fixes, or else that of the config; None if there is none.
+
+    Args:
+        fixed: the keys with one value, as the space has them.
+        config: the config of the whole sweep.
+
+    Raises:
+        ConfigError: it is no seed.
+    """
+    given = fixed.get(SEED)
+    if given is None:
+        given = OmegaConf.select(config, SEED, throw_on_resolution_failure=False)
+    if given is None:
+        return None
+    return seed_number(SEED, int(given) if isinstance(given, str) and given.isdecimal() else given)

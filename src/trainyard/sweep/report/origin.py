@@ -1,0 +1,111 @@
+"""Origin of a sweep's numbers: when, from which code and by which command they were made, and where MLflow has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from trainyard.application import StartedAs
+from trainyard.errors import TrainyardError
+from trainyard.redaction import redact
+from trainyard.sweep.report.rows import JobRow
+from trainyard.track.run_info import RunInfo
+from trainyard.track.shipped import run_page
+
+_LOOKED_AT = 20  # jobs in which a run.json is looked for
+_FIRST = 20  # lines of the manifest
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Origin of a sweep's numbers; what is not known is empty.
+
+    Attributes:
+        started: when the sweep was first started, in unix seconds.
+        commit: the commit, and whether there were changes that are not in it.
+        command: the command, without credentials.
+        page: the address of the sweep's run in MLflow.
+        server: the command that serves that address; empty if it is a server already.
+        pages: the addresses of the jobs' runs in MLflow, by the jobs' numbers.
+    """
+
+    started: float | None = None
+    commit: str = ""
+    command: str = ""
+    page: str = ""
+    server: str = ""
+    pages: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, directory: Path, rows: Sequence[JobRow]) -> Origin:
+        """Return the origin of the sweep in a directory.
+
+        Args:
+            directory: the sweep's.
+            rows: the jobs whose pages are wanted.
+        """
+        info = next(_records([directory, *(row.directory for row in rows[:_LOOKED_AT])]), None)
+        started, application = _manifest(directory)
+        facts = {} if info is None else info.facts
+        commit = facts.get("git.commit", "")
+        if commit and facts.get("git.dirty") == "true":
+            commit += ", with uncommitted changes"
+        uri = None if info is None else info.uri
+        page = run_page(directory, uri) if uri else ""
+        pages = {row.num: found for row in rows if uri and (found := run_page(row.directory, uri))}
+        server = f"mlflow ui --backend-store-uri {uri}" if uri and uri.startswith("sqlite") else ""
+        return cls(started, commit, _command(directory, application), page, server, pages)
+
+
+def _records(directories: Iterable[Path]) -> Iterator[RunInfo]:
+    for directory in directories:
+        with suppress(TrainyardError):
+            yield RunInfo.read(directory)
+
+
+def _manifest(directory: Path) -> tuple[float | None, StartedAs | None]:
+    """Return when the sweep was started, and how, as the first lines of its manifest have it."""
+    started = application = None
+    with suppress(OSError), (directory / "manifest.jsonl").open("rb") as file:
+        for line in islice(file, _FIRST):
+            if started is not None and application is not None:
+                break
+            with suppress(ValueError, KeyError, TypeError):
+                record = json.loads(line)
+                if record["kind"] == "began":
+                    started = float(record["time"])
+                elif record["kind"] == "application":
+                    application = StartedAs(record["file"], record["module"])
+    return started, application
+
+
+def _command(directory: Path, application: StartedAs | None) -> str:
+    """Return the command that began the sweep, as its multirun.yaml has it."""
+    record = directory / "multirun.yaml"
+    if application is None or not record.is_file():
+        return ""
+    from omegaconf import OmegaConf
+
+    from trainyard.sweep.continuing import arguments
+
+    try:
+        hydra = OmegaConf.load(record).hydra
+        if hydra.job.config_name == hydra.job.name:  # the program's own
+            hydra.job.config_name = None
+        given = [*arguments(hydra), f"hydra.sweep.dir={os.path.relpath(directory, hydra.runtime.cwd)}"]
+        script = ["-m", application.module] if application.module else [_short(application.file, hydra.runtime.cwd)]
+    except Exception:  # another program's file
+        return ""
+    return redact(shlex.join(["python", *script, *given]))
+
+
+def _short(path: str, folder: str) -> str:
+    """Return a path relative to the folder where the command was given, where it lies there."""
+    near = os.path.relpath(path, folder)
+    return path if near.startswith("..") else near
