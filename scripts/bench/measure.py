@@ -41,6 +41,7 @@ class Session:
         full: whether to use the sizes of the project's goals if the usual ones are smaller.
         device: "cpu" or "cuda".
         folder: the folder for files, empty at the start.
+        replays: the folder in which replays of searches are kept; what is there is not replayed again. None: `folder`.
     """
 
     rounds: int
@@ -48,6 +49,7 @@ class Session:
     full: bool
     device: str
     folder: Path
+    replays: Path | None = None
 
     def fewer(self) -> Session:
         """Return a session of at most three rounds, for cases that vary little or take long."""

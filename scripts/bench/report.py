@@ -189,7 +189,8 @@ def compare(table: Table, comparison: Comparison) -> tuple[float, float, float] 
         return summary(found, mean=table.mean) if found else None
     import numpy as np
 
-    own, other = np.array(table.values[comparison.of]), np.array(table.values[comparison.to])
+    count = len(found)  # one side may have been run in fewer rounds
+    own, other = np.array(table.values[comparison.of][:count]), np.array(table.values[comparison.to][:count])
     drawn = np.random.default_rng(0).integers(0, len(own), (2000, len(own)))
     low, high = np.quantile(own[drawn].mean(1) / other[drawn].mean(1), (0.025, 0.975))
     return float(own.mean() / other.mean()), float(low), float(high)

@@ -36,6 +36,7 @@ CASES = (
     "sweep",
     "fused",
     "lanes",
+    "population",
     "growth",
     "ddp",
     "search",
@@ -79,7 +80,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, object]:
     found: list[Table] = []
     error = None
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as folder:
-        session = Session(options.rounds, options.quick, options.full, options.device, Path(folder))
+        session = Session(options.rounds, options.quick, options.full, options.device, Path(folder), options.replays)
         try:
             for table in case.tables(session):
                 found.append(table)
@@ -100,6 +101,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--page", type=Path, help="write the page here, whatever was run")
     parser.add_argument("--threads", type=int, default=1, help="for CPU kernels, on all sides")
     parser.add_argument("--device", default="cpu", help="cpu or cuda: where step and models train")
+    parser.add_argument("--replays", type=Path, help="of searches: keep them here, and take those that are here")
     parser.add_argument("--here", action="store_true", help="in this interpreter, not in .venv-bench")
     options = parser.parse_args()
     options.only = [name for name in options.only.split(",") if name]

@@ -108,5 +108,7 @@ def test_a_table_of_means_has_intervals() -> None:
     table = Table("t", "s", values, comparisons=[Comparison("a", "b", 0.8)], mean=True)
     assert "| a | 2.000 | -0.484 to 4.484 |" in list(report._sides(table))
     assert list(report._comparisons(table))[-1] == "| a / b | 0.500 | 0.500 to 0.500 | ≤ 0.8 | reached |"
+    fewer = Table("t", "s", values | {"b": [2.0, 4.0]}, comparisons=[Comparison("a", "b", 0.8)], mean=True)
+    assert list(report._comparisons(fewer))[-1] == "| a / b | 0.500 | 0.500 to 0.500 | ≤ 0.8 | reached |"
     figures = {"cases": {"search": {"tables": [vars(table) | {"comparisons": [vars(table.comparisons[0])]}]}}}
     assert report.goals(figures) == [{"name": "t: a / b", "ratio": 0.5, "low": 0.5, "high": 0.5, "goal": 0.8}]

@@ -2,12 +2,13 @@
 
     python ray_cluster.py [HIDDEN ...]
 
-Prints its address, and the one for clients. Then a line of its input is a command, which it answers with `done`:
+Prints its address, and the one for clients. Then a line of its input is a command; it answers with `done` or a number:
 
     add      adds a node with a CPU, and the resource `steady`
     hide N   adds N, with the resource `hidden`, that see nothing of the folders that are HIDDEN: each has a mount
              namespace of its own, where an empty file system is over them, and over Ray's own folder
     kill ID  removes the node of this id without a warning
+    count R  is answered with the number of nodes that have the resource R
 
 It ends with its input. Ray's autoscaler adds nodes with the resource `grown` while actors wait for some, two at most,
 and removes them when they have been idle for some seconds.
@@ -99,8 +100,6 @@ class Nodes:
 
     def hide(self, count: int) -> None:
         """Add nodes that see nothing of the hidden folders."""
-        if not ray.is_initialized():
-            ray.init(self._cluster.address, log_to_driver=False)
         mounts = [f"mount -t tmpfs tmpfs {folder}" for folder in [*self._hidden, _RAY]]
         start = f"{sys.executable} -m ray.scripts.scripts start --block --address={self._cluster.address} --num-cpus=1"
         names = list(itertools.islice(self._names, count))
@@ -113,11 +112,22 @@ class Nodes:
                 stdout=sys.stderr,
                 start_new_session=True,
             )
-        while not (found := _named(names)).keys() >= set(names):
+        while not (found := self._named(names)).keys() >= set(names):
             if any(process.poll() is not None for process in processes.values()):
                 raise RuntimeError("a node did not start")
             time.sleep(0.1)
         self._private.update({found[name]: process for name, process in processes.items()})
+
+    def count(self, resource: str) -> int:
+        """Return how many nodes have a resource."""
+        return sum(resource in node["Resources"] for node in self._alive())
+
+    def _named(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the id of each node that has one of these as a resource."""
+        return {name: node["NodeID"] for node in self._alive() for name in names if name in node["Resources"]}
+
+    def _alive(self) -> list[dict[str, Any]]:
+        return [node for node in self._cluster.global_state.node_table() if node["Alive"]]
 
     def kill(self, node: str) -> None:
         """Remove a node without a warning."""
@@ -132,12 +142,6 @@ class Nodes:
         """Remove all that are processes of their own."""
         for node in list(self._private):
             self.kill(node)
-
-
-def _named(names: Sequence[str]) -> dict[str, str]:
-    """Return the id of each node that has one of these as a resource."""
-    nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
-    return {name: node["NodeID"] for node in nodes for name in names if name in node["Resources"]}
 
 
 def main() -> None:
@@ -164,6 +168,7 @@ def main() -> None:
         try:
             print(address, f"ray://{address.partition(':')[0]}:{ports[1]}", file=answers, flush=True)
             for line in sys.stdin:
+                answer: object = "done"
                 match line.split():
                     case ["add"]:
                         nodes.add()
@@ -171,10 +176,11 @@ def main() -> None:
                         nodes.hide(int(count))
                     case ["kill", node]:
                         nodes.kill(node)
-                print("done", file=answers, flush=True)
+                    case ["count", resource]:
+                        answer = nodes.count(resource)
+                print(answer, file=answers, flush=True)
         finally:
             nodes.end()
-            ray.shutdown()
             cluster.shutdown()
             _kill_children()
 

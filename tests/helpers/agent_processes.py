@@ -27,13 +27,14 @@ class AgentProcesses(Pool):
     Attributes:
         processes: by place; those that ended are left out.
         started: how many were started.
+        looks: how often it was asked to look which have ended.
     """
 
     def __init__(
         self, most: int, cwd: Path | None = None, *, tells: bool = True, files: HomeFiles | None = None
     ) -> None:
         self.processes: dict[str, subprocess.Popen[str]] = {}
-        self.started = 0
+        self.started = self.looks = 0
         self.output: list[str] = []
         self._ended: dict[str, str] = {}
         self._most = most
@@ -73,6 +74,9 @@ class AgentProcesses(Pool):
         self._collect()
         ended, self._ended = self._ended, {}
         return ended if self._tells else {}
+
+    def look(self) -> None:
+        self.looks += 1
 
     def _collect(self) -> None:
         for place, process in list(self.processes.items()):

@@ -41,6 +41,13 @@ class RayCluster:
         self._process.stdin.flush()
         assert self._answer() == "done\n"
 
+    def count(self, resource: str) -> int:
+        """Return how many nodes have a resource."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"count {resource}\n")
+        self._process.stdin.flush()
+        return int(self._answer())
+
     def end(self) -> None:
         self._process.communicate(timeout=LIMIT)
 

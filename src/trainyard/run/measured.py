@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 from trainyard.runner import Member
 from trainyard.track import journal
-from trainyard.track.sweep_position import Returned
-
-PARAMETERS = "model/parameters"
-"""Name under which a sweep can ask for the number of the parameters of a model."""
+from trainyard.track.sweep_position import PARAMETERS, Returned
 
 
 def returned(member: Member, metrics: Sequence[str] = ()) -> Returned:
@@ -26,8 +23,13 @@ def returned(member: Member, metrics: Sequence[str] = ()) -> Returned:
     if not metrics:
         return best
     there = _recorded_at(member)
-    own = {PARAMETERS: float(sum(weight.numel() for weight in member.model.parameters())), member.objective.name: best}
+    own = {PARAMETERS: float(parameters(member)), member.objective.name: best}
     return {name: own[name] if name in own else there.get(name, member.metrics.get(name)) for name in metrics}
+
+
+def parameters(member: Member) -> int:
+    """Return the number of the parameters of a member's model."""
+    return sum(weight.numel() for weight in member.model.parameters())
 
 
 def _recorded_at(member: Member) -> dict[str, float]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from trainyard.errors import ConfigError
 from trainyard.hooks import Checkpoint
+from trainyard.run.measured import parameters
 from trainyard.runner import Member, Runner
 from trainyard.runner.hook import Hook
-from trainyard.track.sweep_position import Rungs, SweepPosition
+from trainyard.track.sweep_position import PARAMETERS, RUNG, Rungs, SweepPosition
 
 Wake = Callable[[int], None]
 
@@ -77,7 +78,8 @@ class RungReports(Hook):
             rungs, at = self._rungs(member), self._place(runner, member)
             if rungs is None or at not in rungs.at or member.failed or member.vacant or not member.due:
                 continue
-            member.journal.tags({"rung": at})
+            asked = {PARAMETERS: parameters(member)} if PARAMETERS in self._of[id(member)].metrics else {}
+            member.journal.tags({RUNG: at, **asked})
             checkpoint = self._checkpoint(runner)
             self._pause_if_due(runner, member, rungs, at)
             if member.paused and self._is_main:

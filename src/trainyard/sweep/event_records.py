@@ -51,8 +51,9 @@ def to_record(event: Event) -> Record:
             own = {"kind": "inherited", "num": event.num, "source": event.source, "at": event.at}
             more = {"keys": list(event.keys), "checkpoint": event.checkpoint}
             return {**own, "overrides": list(event.overrides), **more}
-        case Reported(num, at, value):
-            return {"kind": "report", "num": num, "at": at, "value": value}
+        case Reported(num, at, value, metrics):
+            report = {"kind": "report", "num": num, "at": at, "value": value}
+            return {**report, "metrics": dict(metrics)} if metrics else report
         case Asked(num, wish, why):
             return {"kind": "asked", "num": num, "wish": wish, "why": why}
         case Paused(num, seconds, width):
@@ -168,7 +169,12 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], Event]] = {
         tuple(record["keys"]),
         record["checkpoint"],
     ),
-    "report": lambda record: Reported(record["num"], record["at"], float(record["value"])),
+    "report": lambda record: Reported(
+        record["num"],
+        record["at"],
+        float(record["value"]),
+        tuple((name, float(value)) for name, value in record.get("metrics", {}).items()),
+    ),
     "asked": lambda record: Asked(record["num"], record["wish"], record["why"]),
     "stopping": lambda record: Stopping(record["why"]),
 }

@@ -178,11 +178,12 @@ class Inherited:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """A job has reported the value of its objective at a rung."""
+    """A job has reported the value of its objective at a rung, and what its sweep bounds, by name, as far as known."""
 
     num: int
     at: int
     value: float
+    metrics: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

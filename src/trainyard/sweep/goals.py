@@ -93,7 +93,12 @@ class Goals:
     @property
     def metrics(self) -> tuple[str, ...]:
         """What a job returns, in this order or by name: the objectives, and what is bounded beside them."""
-        return tuple(dict.fromkeys([*self.names, *(each.metric for each in self.constraints)]))
+        return tuple(dict.fromkeys([*self.names, *self.bounded]))
+
+    @property
+    def bounded(self) -> tuple[str, ...]:
+        """The metrics that constraints bound."""
+        return tuple(dict.fromkeys(each.metric for each in self.constraints))
 
     @property
     def signs(self) -> tuple[float, ...]:
@@ -122,6 +127,10 @@ class Goals:
     def violations(self, metrics: Mapping[str, float]) -> list[float]:
         """Return by how much each constraint is violated: 0 or less where it is kept."""
         return [each.violation(metrics.get(each.metric)) for each in self.constraints]
+
+    def known_violations(self, metrics: Mapping[str, float]) -> list[float]:
+        """Return the violations at a rung: 0 for a constraint on what is not measured there."""
+        return [each.violation(metrics[each.metric]) if each.metric in metrics else 0.0 for each in self.constraints]
 
     def violation(self, metrics: Mapping[str, float]) -> float:
         """Return by how much the constraints are violated altogether; 0 if all are kept."""

@@ -18,7 +18,6 @@ from trainyard.sweep.events import (
     Inherited,
     Paused,
     Queued,
-    Reported,
     Start,
     Unit,
     Wish,
@@ -267,11 +266,11 @@ class Head(Loop):
 
     def _woken(self, running: RunningUnit, index: int, at: int) -> None:
         num = running.unit.nums[index]
-        value = self._reports.value(num, at)
-        if value is None or num not in running.left:
+        report = self._reports.new(num, at)
+        if report is None or num not in running.left:
             return
-        self.apply(Reported(num, at, value))
-        wish = self._proposer.judge(num, at, value)
+        self.apply(report)
+        wish = self._proposer.judge(num, at, report.value)
         if wish is not None:
             self.ask_for(num, wish, f"at {at}")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainyard.sweep.events import Ended, Event, Paused, Reported
 from trainyard.sweep.plan import Job
 from trainyard.track import journal
-from trainyard.track.sweep_position import Rungs
+from trainyard.track.sweep_position import PARAMETERS, RUNG, Rungs
 
 
 @dataclass
@@ -16,34 +17,51 @@ class _Reader:
     """Reader of one job's journal.
 
     Attributes:
+        metrics: the names of what is reported beside the objective.
         offset: how far it is read.
-        values: what was found, by place.
+        values: what was found of the objective, by place.
+        latest: what was read last of each of `metrics`.
+        others: what there was of them at a rung, by place.
     """
 
     path: Path
     objective: str
     rungs: Rungs
-    offset: int
-    values: dict[int, float]
+    metrics: Sequence[str]
+    offset: int = 0
+    values: dict[int, float] = field(default_factory=dict)
+    latest: dict[str, float] = field(default_factory=dict)
+    others: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def value(self, at: int) -> float | None:
         if at not in self.values:
             for record, end in journal.read(self.path, self.offset):
                 self.offset = end
-                if record["kind"] == "metrics" and self.objective in record["values"]:
-                    place = int(record.get("epoch", -1) if self.rungs.by == "epoch" else record["step"])
-                    self.values.setdefault(place, record["values"][self.objective])
+                if record["kind"] == "metrics":
+                    self._read(record)
+                elif record["kind"] == "tags" and RUNG in record["tags"]:  # follows all that is measured there
+                    if PARAMETERS in self.metrics and PARAMETERS in record["tags"]:
+                        self.latest[PARAMETERS] = float(record["tags"][PARAMETERS])
+                    self.others.setdefault(int(record["tags"][RUNG]), dict(self.latest))
         return self.values.get(at)
+
+    def _read(self, record: journal.Record) -> None:
+        if self.objective in record["values"]:
+            place = int(record.get("epoch", -1) if self.rungs.by == "epoch" else record["step"])
+            self.values.setdefault(place, record["values"][self.objective])
+        self.latest |= {name: record["values"][name] for name in self.metrics if name in record["values"]}
 
 
 class Reports:
     """Values that jobs report, each once.
 
     Attributes:
+        metrics: the names of what is reported beside the objective, as far as it is measured at a rung.
         last: what each job has reported last: the place, and the value.
     """
 
     def __init__(self) -> None:
+        self.metrics: Sequence[str] = ()
         self.last: dict[int, tuple[int, float]] = {}
         self._readers: dict[int, _Reader] = {}
         self._known: set[tuple[int, int]] = set()
@@ -52,7 +70,7 @@ class Reports:
         """Expect reports of a job that starts."""
         if rungs is not None:
             name = str((job.values or {})["objective"])
-            self._readers[job.num] = _Reader(job.directory / journal.FILE, name, rungs, 0, {})
+            self._readers[job.num] = _Reader(job.directory / journal.FILE, name, rungs, self.metrics)
 
     def told(self, event: Event) -> None:
         """Take notice of a report that is in the manifest, and of a job that reports no more."""
@@ -66,9 +84,10 @@ class Reports:
         """Return whether the report of a job at a place is in the manifest."""
         return (num, at) in self._known
 
-    def value(self, num: int, at: int) -> float | None:
-        """Return the value that a job has reported at a place; None if it has no such, or it is known."""
+    def new(self, num: int, at: int) -> Reported | None:
+        """Return what a job has reported at a place; None if it has reported nothing there, or that is known."""
         reader = self._readers.get(num)
         if reader is None or at not in reader.rungs.at or (num, at) in self._known:
             return None
-        return reader.value(at)
+        value = reader.value(at)
+        return None if value is None else Reported(num, at, value, tuple(reader.others.get(at, {}).items()))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainyard.sweep.events import (
@@ -34,11 +34,13 @@ class SimulatedJob:
         values: the objective after each epoch.
         seconds: what an epoch takes.
         result: what the whole training returns; None for the last value.
+        metrics: what is reported beside the values.
     """
 
     values: Sequence[float]
     seconds: float = 1.0
     result: Any = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class SimulatedSweep:
@@ -163,7 +165,7 @@ class SimulatedSweep:
             self._tell(Ended(num, "done", 0.0, value))
             return
         assert unit.rungs is not None
-        self._tell(Reported(num, epoch, value))
+        self._tell(Reported(num, epoch, value, tuple(job.metrics.items())))
         if epoch == unit.rungs.until:
             self._tell(Paused(num))
         elif self.proposer.judge(num, epoch, value) == "prune":

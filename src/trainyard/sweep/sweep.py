@@ -314,6 +314,7 @@ class Sweep:
         plan = SweepPlan(
             jobs, entries, self._slots, keys, self.directory, stacks, stacking.alone, begun, sizes, stacking.seconds
         )
+        plan.fed = self._stacks.has_lanes and self._policy.timeout is None and self._executor.shares_disk
         for line in not_followed:
             print(line, flush=True)
         self._units.begun.update(job.num for job in jobs if entries[job.num].state != "waiting" or job.num in begun)
@@ -349,6 +350,7 @@ class Sweep:
             self._manifest.clear()
             self._scheduler, self._reports = Scheduler(), Reports()
             CommandFolder(self.directory).clear()
+        self._reports.metrics = () if self._proposer.goals is None else self._proposer.goals.bounded
         self._manifest.begin(StartedAs.now(), self._proposer.identity)
         # What jobs were asked to do when the head before this one was killed has come true.
         ends = fulfilled(self._scheduler.wished, self._reports.last, BY_HAND)

@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+PARAMETERS = "model/parameters"
+"""Name under which a sweep can ask for the number of the parameters of a model."""
+RUNG = "rung"
+"""Tag of the rung that a job has reached. In the journal it follows all that was measured there."""
 Returned = float | Mapping[str, float | None] | None
 """What a run returns: its best objective, None if it has none; or the numbers that its sweep asks for, by name."""
 

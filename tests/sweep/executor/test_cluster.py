@@ -160,6 +160,7 @@ def test_an_agent_that_says_nothing_is_lost_without_word_from_its_pool(
         found = outcomes(executor, [Task(number, Patient(tmp_path), number) for number in (0, 1)], tick)
     assert [(it.state, it.attempts) for it in found] == [("done", 1)] * 2
     assert any("is lost: it does not respond" in line for line in told)
+    assert pool.looks == 2  # when it was silent, and when it was given up
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR2])

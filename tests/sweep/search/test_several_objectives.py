@@ -11,7 +11,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.sweep.events import Ended, Proposed, SlotsGained
+from trainyard.sweep.event_records import event_of, to_record
+from trainyard.sweep.events import Ended, Proposed, Queued, SlotsGained
 from trainyard.sweep.goals import Constraint, Goals
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.proposers.base import NewJob
@@ -211,7 +212,7 @@ def test_an_application_without_an_objective_in_its_config_returns_a_list() -> N
 
 
 def test_a_pruner_goes_with_a_constraint(hydra: Any, settings_of: Any) -> None:
-    """It judges what is reported; a pruned trial counts as one that keeps the constraints."""
+    """What is not measured at a rung counts as kept there."""
     loader, config = hydra
     settings = settings_of(
         config, direction="minimize", constraints=["size <= 1"], n_trials=6,
@@ -232,3 +233,41 @@ def test_a_pruner_goes_with_a_constraint(hydra: Any, settings_of: Any) -> None:
     }
     assert isinstance(proposer.ask(1), list)
     assert not [each for each in proposer.ask(1) if isinstance(each, NewJob)]
+
+
+def test_a_pruner_prefers_what_keeps_the_constraints_and_then_what_violates_them_least(
+    hydra: Any, settings_of: Any
+) -> None:
+    """The best values violate the constraint: it is reported at the rungs, and none of these goes on."""
+    loader, config = hydra
+    settings = settings_of(
+        config, direction="minimize", constraints=["size <= 3"], n_trials=8,
+        pruner={"_target_": "trainyard.sweep.proposers.pruners.Asha", "eta": 2},
+    )  # fmt: skip
+
+    def promoted(size: Any) -> tuple[set[int], SimulatedSweep]:
+        found = SimulatedSweep(
+            lambda: settings.proposer(LINES, loader, config),
+            lambda num, _: SimulatedJob(
+                [9.0 - num] * 4, result={"val/accuracy": 9.0 - num, "size": size(num)}, metrics={"size": size(num)}
+            ),
+            8,
+        )
+        assert found.run()
+        return {event.units[0].nums[0] for event in found.log if isinstance(event, Queued) and event.why}, found
+
+    nums, found = promoted(lambda num: 1.0 if num < 4 else 9.0)
+    assert nums == {0, 1, 2, 3}
+    source = found.proposer._source.source  # type: ignore[attr-defined]
+    trials = source.study(found.proposer.trials).trials  # type: ignore[attr-defined]
+    violations = [trial.system_attrs["constraints"] for trial in trials]
+    assert violations == [[-2.0]] * 4 + [[6.0]] * 4
+    assert {trial.state.name for trial in trials[4:]} == {"PRUNED"}
+    replayed = settings.proposer(LINES, loader, config)
+    for event in found.log:
+        line = to_record(event)
+        replayed.told(event if line is None else event_of(json.loads(json.dumps(line))))
+    assert [trial.violation for trial in replayed.trials] == [0.0] * 4 + [6.0] * 4, "as the manifest has it"
+
+    nums, _ = promoted(lambda num: 5.0 + num)  # all violate it, the first ones least
+    assert nums == {0, 1, 2, 3}

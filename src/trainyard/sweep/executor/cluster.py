@@ -21,15 +21,17 @@ from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished
 from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.lease import HeadLease
 from trainyard.sweep.executor.meeting import forget_agent, open_head
+from trainyard.sweep.executor.outbox import Outbox
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.remote_agent import CODE
-from trainyard.sweep.executor.remotes import ClusterSettings, Remote, RemoteSlots, task_message
+from trainyard.sweep.executor.remotes import ClusterSettings, Remote, RemoteSlots, process_message, task_message
 from trainyard.sweep.executor.shipping.files import HeadFiles, outlive, roots_of
 from trainyard.sweep.executor.slots import Slot, capacity
 from trainyard.sweep.executor.spread import SpreadTasks
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.executor.transport import Received, Transport
+from trainyard.sweep.executor.transport.base import BEAT
 from trainyard.sweep.executor.worker import one_line
 from trainyard.sweep.executor.workers import Workers
 
@@ -38,6 +40,7 @@ LOSSES = 5
 _MOVED = ("done", "failed", "paused", "timeout")
 """How a task can end whose agent leaves; otherwise it goes on elsewhere, where its slots are lost."""
 _LOOK = 0.5  # seconds between two looks at the pool and at silent agents
+_SILENCE = 3 * BEAT  # seconds of silence after which the pool is asked what has become of an agent
 _MARGIN = 5.0  # seconds that an agent may take for noticing that its head is lost
 
 
@@ -90,12 +93,16 @@ class ClusterExecutor(Executor):
         self._agents: dict[str, Remote] = {}
         self._remote_slots = RemoteSlots()
         self._numbers = itertools.count()
-        self._workers = Workers(self._send_signal)
+        self._outbox = Outbox(self._files)
+        self._process: dict[str, Any] = {}  # what tasks inherit from this one
+        self._workers = Workers(self._outbox.send_signal)
         self._losses: Counter[int] = Counter()
-        self._unsent: dict[tuple[str, int], list[int]] = {}  # signals for workers whose files are on their way
-        self._spread = SpreadTasks(directory, self._send_signal, lambda number: self._workers.end([number], grace))
+        self._spread = SpreadTasks(
+            directory, self._outbox.send_signal, lambda number: self._workers.end([number], grace)
+        )
         self._events: list[ExecutorEvent] = []
         self._refused: set[str] = set()
+        self._silent: set[str] = set()
         self._demand = 0
         self._next_look = 0.0
 
@@ -132,6 +139,8 @@ class ClusterExecutor(Executor):
         self._files.prepare()
         before = self._files.left_agents()
         self._transport, address = open_head(self._directory, self._settings.transport, self._settings.address)
+        self._outbox.open(self._transport)
+        self._process = process_message()
         self._fence = address.fence
         self._lease.fenced(self._fence)
         self._files.open(self._fence)
@@ -159,15 +168,12 @@ class ClusterExecutor(Executor):
             told = f"it needs {len(slots)} slots, which are on several machines without a shared disk"
             self._events.append(Finished(number, "failed", error=told, began=False))
             return
-        busy = set().union(*(agent.in_use for agent in self._agents.values()))
-        if self._spread.hold((number, task, slots, policy), busy):
+        if self._spread.hold((number, task, slots, policy), self._agents.values()):
             return
         try:
             call = task.call(self._files.folders)
             for agent in agents:
-                if task.common is not None and task.common.key not in agent.commons:
-                    self._send(agent.name, ["common", task.common.key], task.common.pickled(self._files.folders))
-                    agent.commons.add(task.common.key)
+                self._outbox.send_common(agent, task)
         except Exception as error:
             told = f"the task cannot be pickled: {one_line(error)}"
             self._events.append(Finished(number, "failed", error=told, traceback=traceback.format_exc(), began=False))
@@ -183,15 +189,7 @@ class ClusterExecutor(Executor):
             nodes = {"index": index, "devices": [len(each) for each in own], "meeting": str(meeting)}
             numbers = [agent.slots[each] for each in mine]
             given = task_message(task, numbers, roots, index, nodes if meeting else None)
-            self._unsent[key] = []
-            self._files.begin(key, roots, partial(self._send_task, key, given, call))
-
-    def _send_task(self, key: tuple[str, int], given: Mapping[str, Any], call: bytes) -> None:
-        """Send a task whose files are there, and what was to be sent after it."""
-        name, worker = key
-        self._send(name, ["task", worker, given], call)
-        for signum in self._unsent.pop(key, []):
-            self._send(name, ["signal", [worker], signum])
+            self._outbox.send_task(key, self._process | given, call)
 
     def end(self, numbers: Iterable[int], grace: float | None) -> None:
         wanted = set(numbers)
@@ -203,7 +201,7 @@ class ClusterExecutor(Executor):
         found = self._workers.named(number)
         if isinstance(found, tuple):
             name, worker = found
-            self._send(name, ["answer", worker], content)
+            self._outbox.send(name, ["answer", worker], content)
 
     def wait(self, timeout: float) -> list[ExecutorEvent]:
         if self._transport is None:
@@ -227,7 +225,7 @@ class ClusterExecutor(Executor):
             return
         whole = not any(agent.tasks for agent in self._agents.values())
         for name in self._agents:
-            self._send(name, ["close"])
+            self._outbox.send(name, ["close"])
             self._transport.forget(name)
         self._transport.close(flush=2.0)
         self._pool.close()
@@ -235,25 +233,11 @@ class ClusterExecutor(Executor):
         self._lease.release()
         self._transport = None
         self._agents.clear()
-        self._unsent.clear()
+        self._outbox.clear()
         self._remote_slots.clear()
         self._workers.clear()
         self._events.clear()
         self._spread.clear()
-
-    def _send(self, name: str, message: list[Any], payload: bytes = b"") -> None:
-        assert self._transport is not None
-        self._transport.send(name, message, payload)
-
-    def _send_signal(self, workers: list[tuple[str, int]], signum: int) -> None:
-        of: dict[str, list[int]] = {}
-        for name, worker in workers:
-            if (name, worker) in self._unsent:
-                self._unsent[name, worker].append(signum)
-            else:
-                of.setdefault(name, []).append(worker)
-        for name, numbers in of.items():
-            self._send(name, ["signal", numbers, signum])
 
     # -- agents come and go --------------------------------------------------------------------------------------------
 
@@ -265,6 +249,10 @@ class ClusterExecutor(Executor):
         assert self._transport is not None
         if self._lease.lost:
             raise TrainyardError(f"{self._directory}: another process has taken over this sweep.")
+        silent = {it.name for it in self._agents.values() if self._transport.silence(it.name) > _SILENCE}
+        if silent - self._silent:
+            self._pool.look()
+        self._silent = silent
         limit = self._settings.patience + self._grace + _MARGIN
         for agent in [it for it in self._agents.values() if self._transport.silence(it.name) > limit]:
             self._lose(agent, "it does not respond")
@@ -282,9 +270,8 @@ class ClusterExecutor(Executor):
         self._pool.want(needed)
 
     def _dismiss(self, agent: Remote) -> None:
-        assert self._transport is not None
         agent.leaving = "there are no jobs for it"
-        self._send(agent.name, ["close"])
+        self._outbox.send(agent.name, ["close"])
         self._remove(agent)
 
     def _lose(self, agent: Remote, why: str) -> None:
@@ -311,12 +298,10 @@ class ClusterExecutor(Executor):
             self._files.lose((agent.name, worker))
         self._spread.lose_agent(agent.name)
         forget_agent(self._directory, agent.name)
-        self._lose_slots(agent, tuple(agent.slots))
+        self._tell_of(self._remote_slots.lose(agent, tuple(agent.slots)))
         del self._agents[agent.name]
         self._transport.forget(agent.name)
-
-    def _lose_slots(self, agent: Remote, indices: Sequence[int]) -> None:
-        self._tell_of(self._remote_slots.lose(agent, indices))
+        self._pool.look()
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -332,7 +317,8 @@ class ClusterExecutor(Executor):
             case ["leaving", why]:
                 self._tell(f"The agent on {agent.node} leaves: {why}.")
                 agent.leaving = why
-                self._lose_slots(agent, [index for index in agent.slots if index not in agent.in_use])
+                free = [index for index in agent.slots if index not in agent.in_use]
+                self._tell_of(self._remote_slots.lose(agent, free))
             case ["gone", _]:
                 self._remove(agent)
             case ["failed", "torch", error]:
@@ -355,7 +341,7 @@ class ClusterExecutor(Executor):
                 self._refused.add(why)
                 self._tell(f"An agent on {hello['node']} was refused: {why}.")
             assert self._transport is not None
-            self._send(name, ["refused", f"{why}."])
+            self._outbox.send(name, ["refused", f"{why}."])
             self._transport.forget(name)
             return
         for agent in [it for it in self._agents.values() if it.place == hello["place"]]:
@@ -367,7 +353,7 @@ class ClusterExecutor(Executor):
             "patience": self._settings.patience,
             "grace": self._grace,
         }
-        self._send(name, ["welcome", welcome])
+        self._outbox.send(name, ["welcome", welcome])
 
     def _gain(self, agent: Remote, slots: Sequence[tuple[str, int]]) -> None:
         gained = self._remote_slots.gain(agent, slots)
@@ -404,14 +390,13 @@ class ClusterExecutor(Executor):
             how = f"its process {in_words(status)} before it gave a result"
             finished = self._workers.ended((agent.name, worker), how, report, status, peak, killed)
         if finished.number in self._spread:
-            whole = self._spread.part_ended((agent.name, worker), finished, leaving=bool(agent.leaving))
-            self._tell_of(whole)
+            self._tell_of(self._spread.part_ended((agent.name, worker), finished, leaving=bool(agent.leaving)))
         elif not agent.leaving:
             self._events.append(finished)
         elif finished.state in _MOVED:
             self._events.append(replace(finished, moved=True))
         if agent.leaving:
-            self._lose_slots(agent, slots)
+            self._tell_of(self._remote_slots.lose(agent, slots))
         elif not agent.busy:
             agent.idle_since = time.monotonic()
         if agent.afterwards is not None and not agent.coming_home:

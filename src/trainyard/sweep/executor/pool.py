@@ -43,6 +43,9 @@ class Pool(ABC):
     def arrived(self, place: str) -> None:
         """Take note that the agent of a place works."""
 
+    def look(self) -> None:  # noqa: B027 (not every pool has to ask for it)
+        """Look soon which places have ended: an agent is silent, or is gone."""
+
     @abstractmethod
     def close(self) -> None:
         """End all agents."""

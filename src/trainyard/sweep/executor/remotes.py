@@ -113,10 +113,15 @@ class RemoteSlots:
         self._devices.clear()
 
 
+def process_message() -> dict[str, Any]:
+    """Return what an agent is told of the head's process, of which its tasks are as if they were forked."""
+    return {"cwd": str(Path.cwd()), "path": [str(entry) for entry in sys.path], "argv": list(sys.argv)}
+
+
 def task_message(
     task: Task, slots: Sequence[int], roots: Sequence[str], part: int, nodes: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return what an agent is told of a task, beside its call.
+    """Return what an agent is told of a task, beside its call and `process_message`.
 
     Args:
         task: the task.
@@ -131,9 +136,6 @@ def task_message(
         "threads": task.threads,
         "log": None if log is None else str(log.absolute()),
         "roots": roots,
-        "cwd": str(Path.cwd()),
-        "path": [str(entry) for entry in sys.path],
-        "argv": list(sys.argv),
         "common": None if task.common is None else task.common.key,
         "nodes": nodes,
     }

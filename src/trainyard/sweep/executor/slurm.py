@@ -196,6 +196,9 @@ class SlurmPool(Pool):
             found, self._gone = self._gone, {}
         return found
 
+    def look(self) -> None:
+        self._news.set()
+
     def close(self) -> None:
         self._ended.set()
         self._news.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from trainyard.sweep.executor.base import Finished
 from trainyard.sweep.executor.meeting import FOLDER, MEETINGS
 from trainyard.sweep.executor.policy import Policy
+from trainyard.sweep.executor.remotes import Remote
 from trainyard.sweep.executor.task import Task
 
 Part = tuple[str, int]
@@ -135,19 +136,19 @@ class SpreadTasks:
 
     # -- what waits ----------------------------------------------------------------------------------------------------
 
-    def hold(self, launch: Launch, busy: Set[int]) -> bool:
+    def hold(self, launch: Launch, agents: Iterable[Remote]) -> bool:
         """Hold a launch back while a part of what is over still runs on its slots, or is of the same task.
 
         Args:
             launch: the launch.
-            busy: the slots on which something runs.
+            agents: all that there are.
 
         Returns:
             Whether it is held back.
         """
-        broken = [each for each in self._spread.values() if each.over]
+        broken = {each.num for each in self._spread.values() if each.over}
         _, task, slots, _ = launch
-        held = bool(broken) and (not busy.isdisjoint(slots) or any(each.num == task.num for each in broken))
+        held = bool(broken) and (task.num in broken or any(not agent.in_use.isdisjoint(slots) for agent in agents))
         if held:
             self._held.append(launch)
         return held

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from trainyard.checks import choice, integer
 from trainyard.errors import ConfigError
@@ -83,19 +83,32 @@ class NoPruner(Pruner):
         return None
 
 
+class _Entry(NamedTuple):
+    """Trial at a rung. Those that keep all constraints come first, then those that violate them least."""
+
+    violation: float
+    loss: float
+    trial: int
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether it has a value that can be the best one."""
+        return max(self.violation, self.loss) < math.inf
+
+
 @dataclass
 class _Rung:
     """Trials that have reported at a rung.
 
     Attributes:
-        ranked: all of them, best first: loss and number.
+        ranked: all of them, best first.
         waiting: those that are paused there, best first.
         at: the place.
     """
 
     at: int
-    ranked: list[tuple[float, int]] = field(default_factory=list)
-    waiting: list[tuple[float, int]] = field(default_factory=list)
+    ranked: list[_Entry] = field(default_factory=list)
+    waiting: list[_Entry] = field(default_factory=list)
 
 
 class Asha(Pruner):
@@ -135,7 +148,7 @@ class Asha(Pruner):
         rungs = self._brackets.setdefault(self.bracket(trial.index), [])
         while len(rungs) < trial.rung:
             rungs.append(_Rung(at))
-        entry = loss(trial.reports[at], self.sign), trial.index
+        entry = self._entry(trial)
         insort(rungs[trial.rung - 1].ranked, entry)
         insort(rungs[trial.rung - 1].waiting, entry)
         self._trials[trial.index] = trial
@@ -145,12 +158,12 @@ class Asha(Pruner):
         for rungs in self._brackets.values():
             for rung in reversed(rungs):
                 best = rung.ranked[: len(rung.ranked) // self._eta]
-                if rung.waiting and best and rung.waiting[0] <= best[-1] and rung.waiting[0][0] < math.inf:
-                    return self._trials[rung.waiting[0][1]]
+                if rung.waiting and best and rung.waiting[0] <= best[-1] and rung.waiting[0].is_comparable:
+                    return self._trials[rung.waiting[0].trial]
         return None
 
     def left(self, trial: Trial) -> None:
-        entry = loss(trial.value, self.sign), trial.index
+        entry = self._entry(trial)
         if trial.rung and entry in (waiting := self._brackets[self.bracket(trial.index)][trial.rung - 1].waiting):
             waiting.remove(entry)
 
@@ -161,13 +174,16 @@ class Asha(Pruner):
                 most = math.inf if math.isinf(more) else (len(rung.ranked) + int(more)) // self._eta
                 more += len(rung.waiting)  # any of which may come to the next rung
                 for entry in [entry for entry in rung.waiting if bisect_left(rung.ranked, entry) >= max(1, most)]:
-                    yield self._trials[entry[1]]
+                    yield self._trials[entry.trial]
 
     def best_paused(self) -> Trial | None:
         top = [rungs[-1] for rungs in self._brackets.values() if rungs and rungs[-1].waiting]
         top.sort(key=lambda rung: (-rung.at, rung.waiting[0]))
         found = next((rung.waiting[0] for rung in top), None)
-        return None if found is None or math.isinf(found[0]) else self._trials[found[1]]
+        return self._trials[found.trial] if found is not None and found.is_comparable else None
+
+    def _entry(self, trial: Trial) -> _Entry:
+        return _Entry(trial.violation, loss(trial.value, self.sign), trial.index)
 
 
 class Hyperband(Asha):

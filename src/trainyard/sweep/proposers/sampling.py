@@ -122,8 +122,8 @@ class SamplerSource(Source):
         if self._goals is not None:
             if trial.state == "done":
                 return complete(self._goals, trial.metrics, self._space, params, system_attrs)
-            if self._goals.constraints and trial.reports:  # it is not known whether a pruned trial keeps them
-                system_attrs[CONSTRAINTS] = [0.0] * len(self._goals.constraints)
+            if self._goals.constraints and trial.reports:
+                system_attrs[CONSTRAINTS] = self._goals.known_violations(trial.metrics)
         if trial.state == "failed" or (trial.state == "pruned" and not trial.reports):
             state = TrialState.FAIL
         elif trial.state == "done":

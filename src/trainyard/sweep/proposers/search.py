@@ -102,7 +102,7 @@ class SearchProposer(Proposer):
         self._of: dict[int, Trial] = {}  # by the number of the job
         self._segments: list[Segment] = []
         self._latest: dict[int, Segment] = {}  # by the number of the job
-        self._values: dict[int, dict[int, float]] = {}  # all that was reported, by job and place
+        self._values: dict[int, dict[int, tuple[float, Mapping[str, float]]]] = {}  # all reports, by job and place
         self._noticed = 0  # segments whose outcomes were taken notice of, in order
         self._slots = 0
         self._running = 0  # trials that are `running`
@@ -169,14 +169,14 @@ class SearchProposer(Proposer):
                         self._go_on([num for num in unit.nums if num in self._of], unit.rungs, why == "promoted")
                 if not why or self._in_order:
                     self._prepare()
-            case Reported(num, at, value) if num in self._of:
-                self._values.setdefault(num, {})[at] = value
+            case Reported(num, at, value, metrics) if num in self._of:
+                self._values.setdefault(num, {})[at] = value, dict(metrics)
                 if self._latest[num].until is None and not self._in_order:
-                    self._report(self._of[num], at, value)
+                    self._report(self._of[num], at, value, dict(metrics))
             case Paused(num) if num in self._of:
                 until = self._latest[num].until
                 known = None if until is None else self._values.get(num, {}).get(until)
-                self._end(num, Outcome("failed") if known is None else Outcome("paused", until, known))
+                self._end(num, Outcome("failed") if known is None else Outcome("paused", until, *known))
             case Ended(num, state, _, objective) if num in self._of:
                 self._wishes.discard(num)
                 if state in ("pruned", "stopped"):
@@ -323,15 +323,18 @@ class SearchProposer(Proposer):
         if outcome.state == "paused":
             assert outcome.at is not None
             assert outcome.value is not None
-            self._report(trial, outcome.at, outcome.value)
+            self._report(trial, outcome.at, outcome.value, outcome.metrics)
             return
         trial.result, trial.metrics = outcome.value, outcome.metrics
         self._judge_target(trial)
         self._pruner.ended(trial)
 
-    def _report(self, trial: Trial, at: int, value: float) -> None:
+    def _report(self, trial: Trial, at: int, value: float, metrics: Mapping[str, float]) -> None:
         if at in trial.reports:
             return
+        if self.goals is not None:
+            trial.metrics = metrics
+            trial.violation = math.fsum(max(0.0, each) for each in self.goals.known_violations(metrics))
         trial.reports[at] = value
         trial.rung += 1
         if not self._pruner.reported(trial, at) and trial.state == "running":

@@ -138,7 +138,8 @@ class SearchSettings:
         if self.goals.several and self.limits.target is not None:
             raise ConfigError(f"{SWEEPER}.target", self.limits.target, f"null, {what}")
         if self.repeats > 1:
-            raise ConfigError(REPEATS, self.repeats, f"1, {what}")
+            hint = "Repeats are raced and ranked by the means of one objective: objective=… and direction=…, alone."
+            raise ConfigError(REPEATS, self.repeats, f"1, {what}", hint=hint)
         if name == "CmaEsSampler":
             options = "tpe, gp, nsgaii, random or qmc"
             raise ConfigError("hydra/sweeper/sampler", "cmaes", f"a sampler that works {what}: {options}")

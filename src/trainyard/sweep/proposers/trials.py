@@ -22,7 +22,9 @@ class Trial:
         state: `running` until a result of its last segment is taken notice of; `paused` at a rung.
         reports: the values of the objective, by place.
         result: the objective of the whole training; None before it ends, and if there is none. Of several, the first.
-        metrics: what the whole training returned, by name: the objective, or several, and what constraints bound.
+        metrics: what the whole training returned, by name: the objective, or several, and what constraints bound. At a
+            rung, what is known of that by then.
+        violation: by how much its last report violates constraints, altogether; 0 for what is not known.
         rung: the number of rungs that it has reached.
         repeat: its number among the repeats of its configuration, from 0.
         results: of the repeats of a configuration that is one trial, whose result is their mean.
@@ -36,6 +38,7 @@ class Trial:
     reports: dict[int, float] = field(default_factory=dict)
     result: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    violation: float = 0.0
     rung: int = 0
     repeat: int = 0
     results: tuple[float, ...] = ()
@@ -56,7 +59,7 @@ class Outcome:
         state: `paused` at a rung, `done`, or `failed`.
         at: the rung.
         value: the objective reported there, or that of the whole training.
-        metrics: what the whole training returned.
+        metrics: what the whole training returned, or what was reported beside the value.
     """
 
     state: Literal["paused", "done", "failed"]

@@ -62,9 +62,8 @@ class Frames:
         header = _HEADER.pack(number, acknowledged, size, max(0, len(content) - 4 - size))
         body = content[4:]
         self._written += 1
-        self._writer.write(header)
-        self._writer.write(body)
-        self._writer.write(self._code(self._out, self._written, header, body))
+        code = self._code(self._out, self._written, header, body)
+        self._writer.write(b"".join((header, body, code)))  # each write may be a call of the system
         await self._writer.drain()
 
     async def read(self) -> tuple[int, int, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,12 +38,16 @@ class _Tcp(Transport):
         super().__init__()
         self._loop = asyncio.new_event_loop()
         self._links: dict[str, _Link] = {}
+        self._outgoing: deque[tuple[str, bytes]] = deque()
+        self._is_woken = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="trainyard transport", daemon=True)
         self._thread.start()
 
     def send(self, peer: str, message: list[Any], payload: bytes = b"") -> None:
-        content = packed(message, payload)
-        self._loop.call_soon_threadsafe(self._put, peer, content)
+        self._outgoing.append((peer, packed(message, payload)))
+        if not self._is_woken:  # one wake-up for all that is sent until the thread has its turn
+            self._is_woken = True
+            self._loop.call_soon_threadsafe(self._put_all)
 
     def forget(self, peer: str) -> None:
         self._loop.call_soon_threadsafe(self._end_link, peer)
@@ -63,11 +68,14 @@ class _Tcp(Transport):
                 task.cancel()
             await asyncio.wait(others, timeout=0.1)
 
-    def _put(self, peer: str, content: bytes) -> None:
-        link = self._links.get(peer)
-        if link is not None and not link.ending:
-            link.session.put(content)
-            link.news.set()
+    def _put_all(self) -> None:
+        self._is_woken = False  # before the last look at what is sent
+        while self._outgoing:
+            peer, content = self._outgoing.popleft()
+            link = self._links.get(peer)
+            if link is not None and not link.ending:
+                link.session.put(content)
+                link.news.set()
 
     def _end_link(self, peer: str) -> None:
         link = self._links.get(peer)
