@@ -36,6 +36,7 @@ CASES = (
     "sweep",
     "fused",
     "lanes",
+    "population",
     "growth",
     "ddp",
     "search",

@@ -180,3 +180,14 @@ def test_the_report_of_a_running_sweep_is_written_until_it_ends(
     assert "came too late" in (folder / "report.html").read_text()
     assert "<body>" in (folder / "report.html").read_text()
     assert text.count("Report: ") == 2
+
+
+def test_the_objective_is_known_once_a_job_has_written_its_config(copy: Path) -> None:
+    """A sweep may be read before its first job has begun: by `attach`, or by `report --follow`."""
+    folder = directory(copy)
+    for num in (0, 1):
+        (folder / str(num) / "config.yaml").rename(folder / f"{num}.yaml")
+    sweep = StoredSweep.read(folder)
+    assert (sweep.objective, sweep.direction) == (None, "minimize")
+    (folder / "1.yaml").rename(folder / "1" / "config.yaml")
+    assert (sweep.objective, sweep.direction) == ("val/accuracy", "maximize")

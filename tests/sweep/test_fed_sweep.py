@@ -93,6 +93,7 @@ def test_killed_it_goes_on_in_the_recorded_lanes_with_the_same_bits(start: Any, 
         ended = Counter(each["num"] for each in records(tmp_path / name) if each.get("state") == "done")
         assert ended == dict.fromkeys(range(6), 1)
     assert "joined   #2" in outputs["undisturbed"]
+    assert ": 2 lanes\n" in outputs["undisturbed"]
     lanes, expected = spans(tmp_path / "killed"), spans(tmp_path / "undisturbed")
     assert lanes.keys() == expected.keys() == set(range(6))
     alike = [num for num in range(6) if lanes[num] == expected[num]]

@@ -10,6 +10,7 @@ day (`hydra.launcher.timeout`) turns that off. Its jobs pause, and go on in stac
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -27,23 +28,32 @@ _BUSY = re.compile(r"Lanes were busy in (\d+) of (\d+) epochs")
 
 @dataclass
 class Search:
-    """Search of one side; `busy` has the share of lanes that trained, one number for each time that it ran."""
+    """Search of one side.
+
+    Attributes:
+        busy: the share of lanes that trained, one number for each time that it ran.
+        cpu: the CPU seconds of its processes, likewise.
+    """
 
     trials: int
     width: int
     fed: bool
     busy: list[float]
+    cpu: list[float]
 
     def __call__(self) -> float:
         """Run the search in a folder of its own, and return the seconds from the command's start to its end."""
         with tempfile.TemporaryDirectory(prefix="trainyard-lanes-") as folder:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             begin = perf_counter()
             done = subprocess.run(self.command(), cwd=folder, capture_output=True, text=True, check=False)
             wall = perf_counter() - begin
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
             if done.returncode:
                 raise RuntimeError(f"status {done.returncode}: {' '.join(done.stderr.split())[-200:]}")
             logs = [file.read_text() for file in Path(folder, "sweep/stacks").glob("*.log")]
             counts = [tuple(map(int, found.groups())) for text in logs for found in _BUSY.finditer(text)]
+        self.cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         if counts:
             self.busy.append(sum(busy for busy, _ in counts) / sum(lanes for _, lanes in counts))
         return wall
@@ -61,9 +71,12 @@ class Search:
 def tables(session: Session) -> Iterator[Table]:
     trials = session.size(256, 24)
     width = min(WIDTH, trials // 3)
-    sides = {"lanes": Search(trials, width, True, []), "cut stacks": Search(trials, width, False, [])}
+    sides = {"lanes": Search(trials, width, True, [], []), "cut stacks": Search(trials, width, False, [], [])}
     values, failed = take_turns_here(session.fewer(), sides, warm=False)
-    yield Table(f"Successive halving of {trials} jobs", "s", values, failed, [Comparison("lanes", "cut stacks", 0.5)])
+    title, comparisons = f"Successive halving of {trials} jobs", [Comparison("lanes", "cut stacks", 0.5)]
+    yield Table(title, "s", values, failed, comparisons)
+    cpu = {name: sides[name].cpu for name in values}
+    yield Table(f"{title}: CPU time of all processes", "s", cpu, failed, comparisons)
     shares = {"lanes": [1 - each for each in sides["lanes"].busy]}
     yield Table(
         "Lanes without a job while jobs might come", "share", shares, {}, [Comparison("lanes", None, 0.05, "value")]

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +73,7 @@ class StoredSweep:
     searched: bool = False
     goals: Goals | None = None
     _read_to: int = 0
+    _told: tuple[str | None, Direction] | None = None
 
     @classmethod
     def read(cls, directory: Path) -> StoredSweep:
@@ -112,16 +112,17 @@ class StoredSweep:
         """Whether a process runs the sweep: it holds the lock of the manifest."""
         return is_run(self.directory)
 
-    @cached_property
+    @property
     def _objective(self) -> tuple[str | None, Direction]:
         if self.goals is not None:
             return self.goals.names[0], self.goals.directions[0]
-        for job in self.jobs.values():
-            config = self.run_of(job).config
-            if config:
-                direction: Direction = "maximize" if config.get("direction") == "maximize" else "minimize"
-                return config.get("objective"), direction
-        return None, "minimize"
+        if self._told is None:  # of a sweep that has just begun, no job may have written its config yet
+            config = next((found for job in self.jobs.values() if (found := self.run_of(job).config)), None)
+            if config is None:
+                return None, "minimize"
+            direction: Direction = "maximize" if config.get("direction") == "maximize" else "minimize"
+            self._told = config.get("objective"), direction
+        return self._told
 
     @property
     def objective(self) -> str | None:

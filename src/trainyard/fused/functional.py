@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from trainyard._torch_vmap import VmapExit, vmap_exit
+from trainyard.fused.attention import attention
 from trainyard.fused.draws import Draws
 from trainyard.fused.random_functions import DRAWING
 from trainyard.fused.recurrent import KINDS, Direction, recurrent
@@ -46,6 +47,11 @@ class StackedFunctions(TorchFunctionMode):
         self._functions[F.normalize] = _normalize
         self._functions[F.group_norm] = _group_norm
         self._drawing = {} if draws is None else {func: partial(rule, draws, func) for func, rule in DRAWING.items()}
+        if way is not None:
+            attend: Any = F.scaled_dot_product_attention
+            drawing: Any = self._drawing.get(attend)
+            other = attend if drawing is None else lambda *args, **kwargs: drawing(args, kwargs)
+            self._functions[attend] = partial(attention, way, other)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -56,7 +62,7 @@ class StackedFunctions(TorchFunctionMode):
             drawing = self._drawing.get(func)
             return func(*args, **(kwargs or {})) if drawing is None else drawing(args, kwargs or {})
         named = dict(kwargs or {})
-        first = args or (named.pop("input"),)
+        first = args or ((named.pop("input"),) if "input" in named else ())
         return own(*first, **named)
 
     def _direction(self, step: Direction, weight: Tensor, *tensors: Tensor) -> Any:

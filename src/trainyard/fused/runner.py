@@ -36,6 +36,7 @@ from trainyard.optim.several import OptimizerDict
 from trainyard.rng import derive
 from trainyard.runner.arguments import arguments
 from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
+from trainyard.runner.kept_states import KeptStates
 from trainyard.runner.runner import Runner
 from trainyard.runner.snapshot import Snapshot
 from trainyard.runner.state import Start, restore_best
@@ -85,6 +86,7 @@ class FusedRunner(Runner):
         self.occupancy = Occupancy(self, feed)
         self.clock = LaneClock(self)
         self._fed = feed is not None
+        self.kept_states = KeptStates() if self._fed else None
         self._ended: list[int] = []
         self.placed = False
         self.lanes_differ = False
@@ -100,7 +102,7 @@ class FusedRunner(Runner):
             check_override(member)
         if self.settings["activation_checkpointing"]:
             raise Unfusable("activation_checkpointing is not supported in a stack: vmap cannot repeat a forward pass")
-        # Attention on the CPU has no batching rule: it runs member by member, correctly. The probe times it.
+        # `MultiheadAttention` on the CPU has no batching rule: it runs member by member, correctly. The probe times it.
         warnings.filterwarnings(
             "ignore", "There is a performance drop because we have not yet implemented the batching"
         )

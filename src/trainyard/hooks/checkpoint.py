@@ -20,6 +20,7 @@ from trainyard.hooks._best_of import BestOf
 from trainyard.hooks._host_copy import HostBuffers, HostCopy
 from trainyard.runner import Member, Runner, checkpoint
 from trainyard.runner.hook import Hook
+from trainyard.runner.kept_states import KeptStates, copied
 
 BEST = "best.pt"
 _WORTH_RESERVING = 1 << 20
@@ -279,7 +280,8 @@ class Checkpoint(Hook):
                 self._held.setdefault(member.checkpoints, []).append(_Held(copy, best[index]))
             else:
                 names = [*sorted(best[index]), *([name] if counts else [])]
-                jobs.append(partial(self._save_as, member.checkpoints, copy, names))
+                kept = runner.kept_states if counts and member.paused else None
+                jobs.append(partial(self._save_as, member.checkpoints, copy, names, kept))
                 if counts and runner.strategy.is_main:
                     records.append(partial(self._record, member.checkpoints, name))
         if later:
@@ -338,11 +340,13 @@ class Checkpoint(Hook):
     def _save_best(self, directory: Path, held: _Held) -> None:
         self._save_as(directory, held.copy, sorted(held.files))
 
-    def _save_as(self, directory: Path, copy: HostCopy, names: list[str]) -> None:
+    def _save_as(self, directory: Path, copy: HostCopy, names: list[str], kept: KeptStates | None = None) -> None:
         """Write a state under the first of these names; the others become links to the same file."""
         copy.wait()
         if not self._strategy.save(directory / names[0], copy.state):
             checkpoint.save(directory / names[0], copy.state)
+        if kept is not None:
+            kept.keep(directory / names[0], copied(copy.state))
         copy.release()
         if self._strategy.is_main:
             for name in names[1:]:

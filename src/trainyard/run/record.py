@@ -38,6 +38,8 @@ BEST = Path("checkpoints", "best.pt")
 LOADER = f"{__name__}:load_model"
 PREDICT = f"{__name__}:predict"
 
+_MOST_SECTIONS = 512
+_sections: dict[tuple[str, str], str] = {}  # parts of configs as YAML, by key and value
 _WORK_DIR = "${hydra:runtime.output_dir}"  # so that a training from this config gets a directory of its own
 NOT_PARAMS = ("name", "work_dir", "resume", "tracker")
 """Settings of where a run is kept and how it is named and continued, not of what it does."""
@@ -107,10 +109,9 @@ def write_files(
         example: what `example` has returned.
     """
     model = runner.model_config
-    sections: dict[tuple[str, str], str] = {}
     for member, values in zip(members, configs, strict=True):
         shown = redacted(dict(values) | ({"model": model} if "model" in values else {}) | {"work_dir": _WORK_DIR})
-        text = [_section(key, value, sections) for key, value in shown.items()]
+        text = [_section(key, value) for key, value in shown.items()]
         with writing(member.directory / CONFIG):
             (member.directory / CONFIG).write_text("".join(text))
         if example is not None:
@@ -121,11 +122,15 @@ def write_files(
             member.journal.model(BEST, LOADER, PREDICT, form=runner.tracker.model_format)
 
 
-def _section(key: str, value: Any, known: dict[tuple[str, str], str]) -> str:
-    """Return a top-level entry as YAML; an entry that many members share is written once."""
-    found = known.get((key, repr(value)))
+def _section(key: str, value: Any) -> str:
+    """Return a top-level entry as YAML; an entry that many members share, now or later, is made once."""
+    known, name = _sections, (key, repr(value))
+    found = known.pop(name, None)
     if found is None:
-        found = known[key, repr(value)] = OmegaConf.to_yaml(OmegaConf.create({key: value}))
+        found = OmegaConf.to_yaml(OmegaConf.create({key: value}))
+        if len(known) >= _MOST_SECTIONS:
+            del known[next(iter(known))]
+    known[name] = found  # as the one that was used last
     return found
 
 

@@ -30,6 +30,7 @@ from trainyard.runner.env import Env, find_device
 from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.evaluation import Evaluator, Prediction
 from trainyard.runner.interactive import Interactive
+from trainyard.runner.kept_states import KeptStates
 from trainyard.runner.member import Direction, Member, member_arguments
 from trainyard.runner.misfit import explained
 from trainyard.runner.mmengine_config import check_not_mmengine
@@ -98,7 +99,12 @@ class Runner(Interactive):
         overfit: train on the first batches of the first epoch again and again, and validate on them.
         name: the run's name in MLflow; by default the directory's name.
         info: the run's record for MLflow, instead of one that holds only its name.
+
+    Attributes:
+        kept_states: the states of paused members in memory, where these may go on in this process; else None.
     """
+
+    kept_states: KeptStates | None = None
 
     def __init__(
         self,

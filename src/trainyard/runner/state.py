@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +53,16 @@ def starting_point(member: Member) -> Start | None:
     if member.resume is True:
         if member.work_dir is None:
             raise ConfigError("resume", True, "the path of a checkpoint, where the Runner has no work_dir")
-        found = checkpoint.newest(member.checkpoints)
+        names = checkpoint.read_last(member.checkpoints)
+        found = _kept(member, [member.checkpoints / name for name in names[-1:]]) or checkpoint.newest(
+            member.checkpoints
+        )
         if found is not None:
             return Start("resume", *found)
         log.info("Nothing to resume in %s. Starting from the beginning.", member.work_dir, extra={"member": member})
     elif member.resume:
-        return Start("resume", *checkpoint.given("resume", member.resume))
+        found = _kept(member, [Path(member.resume)]) or checkpoint.given("resume", member.resume)
+        return Start("resume", *found)
     elif member.runner.strategy.is_main and _holds_another_run(member):
         raise ConfigError(
             "work_dir",
@@ -68,6 +72,15 @@ def starting_point(member: Member) -> Start | None:
         )
     if member.load_from is not None:
         return Start(weights.KEY, *checkpoint.given(weights.KEY, member.load_from.path, weights.read))
+    return None
+
+
+def _kept(member: Member, paths: Sequence[Path]) -> tuple[Path, dict[str, Any]] | None:
+    """Return the first of these checkpoints whose state is in memory, with that; None if none is."""
+    if (kept := member.runner.kept_states) is not None:
+        for path in paths:
+            if (state := kept.state(path)) is not None:
+                return path, state
     return None
 
 

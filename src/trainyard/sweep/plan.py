@@ -157,6 +157,7 @@ class SweepPlan:
         begun: the numbers of the jobs that an earlier process may have begun, even if it was killed before it noted so.
         sizes: what jobs will leave, by number, as far as it is known.
         seconds: of slot time that jobs take without validation, by number, as far as it was measured.
+        fed: whether other jobs take the lanes of stacks that become free.
     """
 
     jobs: list[Job]
@@ -169,6 +170,7 @@ class SweepPlan:
     begun: frozenset[int] = frozenset()
     sizes: Mapping[int, JobSize] = field(default_factory=dict)
     seconds: Mapping[int, float] = field(default_factory=dict)
+    fed: bool = False
 
     @property
     def left(self) -> list[Job]:
@@ -245,6 +247,7 @@ class SweepPlan:
         sections: list[tuple[str, Sequence[Job], bool]] = []
         for stack in self.stacks:
             note = f" ({stack.note})" if stack.note else ""
+            note += f": {len(stack.jobs)} lanes" if self.fed and len(self.left) > len(stack.jobs) else ""
             sections.append((f"{stack}  a stack of {len(stack.jobs)} on one slot{note}", stack.jobs, False))
         stacked = {job.num for stack in self.stacks for job in stack.jobs}
         rest = [job for job in self.jobs if job.num not in stacked]

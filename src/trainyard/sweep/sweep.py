@@ -318,6 +318,7 @@ class Sweep:
         plan = SweepPlan(
             jobs, entries, self._slots, keys, self.directory, stacks, stacking.alone, begun, sizes, stacking.seconds
         )
+        plan.fed = self._stacks.has_lanes and self._policy.timeout is None and self._executor.shares_disk
         for line in not_followed:
             print(line, flush=True)
         self._units.begun.update(job.num for job in jobs if entries[job.num].state != "waiting" or job.num in begun)

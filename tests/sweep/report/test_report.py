@@ -17,6 +17,7 @@ from trainyard.sweep.goals import Direction
 from trainyard.sweep.report import JobRow, html, rank, result_files, table, text
 from trainyard.sweep.report.axes import Scale, of_parameter
 from trainyard.sweep.report.charts import history
+from trainyard.sweep.report.export import Comparison, as_csv, as_latex
 from trainyard.sweep.report.importance import importance, importance_in_search
 from trainyard.sweep.report.items import of_jobs, shades
 from trainyard.sweep.report.journals import POINTS, RUNG, read_all, read_numbers
@@ -31,11 +32,11 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 @st.composite
-def sweeps(draw: st.DrawFn) -> list[JobRow]:
+def sweeps(draw: st.DrawFn, *further: str) -> list[JobRow]:
     texts = st.text(max_size=12) | st.sampled_from(
         ["1", "1e-3", "true", "[1,2]", "<b>", "null", "nan", "9" * 30, "0", "0.0"]
     )
-    overrides = st.dictionaries(st.sampled_from(["optim.lr", "model", "state", "a&b"]), texts)
+    overrides = st.dictionaries(st.sampled_from(["optim.lr", "model", "state", "a&b", *further]), texts)
     outcomes = draw(st.lists(st.tuples(overrides, STATES, OBJECTIVES, st.none() | st.floats(0, 1e6)), max_size=12))
     rows = [
         JobRow(num, varied, state, objective, seconds, Path("/nowhere", str(num)), None if state == "done" else "why")
@@ -418,9 +419,14 @@ def test_page_where_all_failed(tmp_path: Path) -> None:
 
 
 @settings(max_examples=50)
-@given(rows=sweeps(), direction=DIRECTIONS)
+@given(rows=sweeps("seed"), direction=DIRECTIONS)
 def test_page_of_anything(rows: list[JobRow], direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> None:
-    page_of(rows, tmp_path_factory.mktemp("page"), direction)
+    folder = tmp_path_factory.mktemp("page")
+    page_of(rows, folder, direction)
+    result_files.write(rows, folder, direction, "val/accuracy")
+    table = Comparison.of(rows, None, direction, {})
+    assert len(as_csv(table, None).splitlines()) >= 1 + len(table.configurations)
+    assert as_latex(table).count(r"\\") >= len(table.configurations)
 
 
 def test_diverged_jobs_do_not_flatten_the_rest(tmp_path: Path) -> None:

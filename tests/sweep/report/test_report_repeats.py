@@ -92,6 +92,9 @@ def test_the_seed_is_no_parameter(tmp_path: Path) -> None:
     page = html.write(ROWS, tmp_path, title="sweep", objective="val/accuracy", direction="maximize").read_text()
     assert "Parallel coordinates of optim.lr and val/accuracy" in page
     assert "seed against" not in page
+    assert (
+        page.partition('aria-label="optim.lr against')[2].partition("</svg>")[0].count("<circle") == 3
+    )  # 2 of 3 jobs, too
     assert page.partition('aria-label="Importance')[2].count('class="end"') == 1
     alone = [row(num, {"seed": str(num)}, num / 10) for num in range(4)]
     html.write(alone, tmp_path, title="s", objective=None, direction="minimize")

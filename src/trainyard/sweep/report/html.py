@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,6 @@ from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 
-from trainyard import temporary
 from trainyard.files import writing
 from trainyard.sweep.goals import Direction, Goals
 from trainyard.sweep.report import charts, curves, tables
@@ -80,7 +80,7 @@ def write(
     page = _Page(ranking, Path(directory), objective, objectives, numbers, searched, goals)
     file = Path(directory, "report.html")
     content = document(title, "\n".join(page.sections(title, live is not None)), live)
-    part = file.with_name(temporary.marked(f".{file.name}."))
+    part = file.with_name(f".{file.name}.{os.getpid()}")
     with writing(file, part):
         part.write_text(content, encoding="utf-8", errors="replace")
         part.replace(file)

@@ -24,7 +24,7 @@ class Item:
         label: its name for people.
         overrides: what varies, without the seed and the fold.
         jobs: the numbers of its jobs.
-        objective: the objective, or its mean; None if it has no rank.
+        objective: the objective, or the mean of the jobs that finished; None if none did.
         margin: half of the width of the mean's 95 % confidence interval; None for a single job.
         end: why its curve ends early; empty if it does not.
     """
@@ -77,7 +77,7 @@ def of_configurations(found: Sequence[Configuration]) -> list[Item]:
             label=f"{each.label} (n = {each.count})",
             overrides=each.overrides,
             jobs=tuple(row.num for row in each.rows),
-            objective=each.mean if each.is_whole else None,
+            objective=each.mean,
             margin=each.margin,
         )
         for each in found
