@@ -31,6 +31,7 @@ SEARCH = [
     "-m", "hydra/sweeper=search", "hydra/sweeper/pruner=asha", "hydra.sweeper.order=job", "hydra.sweeper.n_trials=5",
     "hydra.sweeper.pruner.eta=2", "hydra.sweeper.sampler.n_startup_trials=2", "optim.lr=tag(log,interval(1e-4,1e-1))",
     "optim.weight_decay=tag(log,interval(1e-6,1e-2))", "model.hidden=[8],[16],[32]",
+    "hydra.sweeper.constraints=['model/parameters <= 1e5']",
 ]  # fmt: skip
 
 
@@ -100,11 +101,15 @@ def test_killed_twice_it_ends_with_the_suggestions_promotions_and_bits_of_the_un
     found = tmp_path / "killed"
     assert decisions(found) == decisions(expected)
     assert any(isinstance(each, list) for each in decisions(found)), "some were promoted"
+    reported = {record["num"]: record["metrics"] for record in records(found) if record["kind"] == "report"}
     entries = [Manifest.open(folder).entries for folder in (found, expected)]
     assert entries[0].keys() == entries[1].keys() == set(range(5))
     for num, entry in entries[0].items():
         other = entries[1][num]
         assert (entry.state, entry.objective, entry.error) == (other.state, other.objective, other.error)
+        (hidden,) = [line.partition("=")[2] for line in entry.overrides if line.startswith("model.hidden=")]
+        parameters = {"[8]": 610.0, "[16]": 1210.0, "[32]": 2410.0}
+        assert reported[num] == {"model/parameters": parameters[hidden]}, "a constraint is known at the rungs"
         ours, theirs = found / str(num), expected / str(num)
         assert points(ours) == points(theirs)
         names = {file.name for file in (ours / "checkpoints").iterdir()}
