@@ -128,6 +128,30 @@ def test_the_numbers_are_those_of_lightning(kind: str, tmp_path: Path) -> None:
     assert ours.seen[-12:] == theirs.seen  # ours has the sanity check before
 
 
+class OtherNames(Classifier):
+    """The index of a batch is an argument of any name, as in Lightning."""
+
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        return super().training_step(batch, number)
+
+    def validation_step(self, batch: Any, number: int) -> None:
+        self.seen.append(f"val {number}")
+        super().validation_step(batch, number)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, number: int) -> None:
+        self.seen.append(f"end {number}")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_index_of_a_batch_has_any_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = OtherNames()
+    ours = copy.deepcopy(theirs)
+    by_lightning(theirs, tmp_path)
+    runner(ours).train()
+    assert ours.seen[-len(theirs.seen) :] == theirs.seen
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_accumulated_gradients_are_those_of_lightning(tmp_path: Path) -> None:
     theirs = Classifier("steps")

@@ -50,6 +50,7 @@ REFUSED = {
     "test_epoch_end": "Lightning 2 has no such method: on_test_epoch_end takes its place",
 }
 """Methods that a LightningModule may override and that are never called here, each with what to do."""
+INDEX = "batch_idx"
 LIBRARIES = ("lightning", "pytorch_lightning", "lightning_fabric", "torch")
 NEEDED = ("training_step", "configure_optimizers", "log", "automatic_optimization")
 
@@ -87,9 +88,15 @@ def overridden(module: nn.Module, method: str) -> bool:
 
 
 def accepted_arguments(method: Any, given: dict[str, Any], first: Sequence[Any] = ()) -> dict[str, Any]:
-    """Return of the arguments `given` by name those that a method takes, behind those that it gets by position."""
+    """Return those of the arguments `given` that a method takes after its positional ones, `first`.
+
+    As in Lightning, the index of the batch is recognized by its place: its parameter can have any name.
+    """
     parameters = inspect.signature(method).parameters
-    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+    own = list(parameters.values())[len(first) :]
+    if first and INDEX in given and own and own[0].kind is own[0].POSITIONAL_OR_KEYWORD and own[0].name not in given:
+        given = {own[0].name if name == INDEX else name: value for name, value in given.items()}
+    if any(each.kind is each.VAR_KEYWORD for each in own):
         return given
-    own = list(parameters)[len(first) :]
-    return {name: value for name, value in given.items() if name in own}
+    names = [each.name for each in own]
+    return {name: value for name, value in given.items() if name in names}
