@@ -87,7 +87,7 @@ def test_every_argument_of_our_options_is_known() -> None:
                 continue
             properties = definitions[node["_target_"]]["properties"]
             assert node.keys() <= properties.keys() or "additionalProperties" not in definitions[node["_target_"]], file
-    assert found[WHOLE]["properties"]["seed"]["description"].startswith("Every random choice is derived from it")
+    assert found[WHOLE]["properties"]["seed"]["description"].startswith("Seed of all random choices")
     json.dumps(found, allow_nan=False)
 
 
