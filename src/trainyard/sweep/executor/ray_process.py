@@ -216,7 +216,7 @@ def probe(address: str) -> None:
 def connect(address: str, **options: Any) -> None:
     """Connect to a cluster.
 
-    The server of Ray's client starts a process for each client, which now and then ends at once: then it is asked again.
+    The server of Ray's client starts a process for each client. Now and then it ends at once: then it is asked again.
     """
     import ray
 
