@@ -46,7 +46,6 @@ _NONE = (
 _ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # others do not starve the agents
     "RAY_AUTH_MODE": "disabled",  # else `ray start` makes a token in the user's folder
-    "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "600",  # seconds, for a busy machine
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_FAKE_CLUSTER": "1",  # its nodes are processes
 }

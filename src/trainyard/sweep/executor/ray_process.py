@@ -213,6 +213,22 @@ def probe(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), _PROBE).close()
 
 
+def connect(address: str, **options: Any) -> None:
+    """Connect to a cluster.
+
+    The server of Ray's client starts a process for each client. Now and then it ends at once: then it is asked again.
+    """
+    import ray
+
+    for again in (True, True, False):
+        try:
+            ray.init(address, log_to_driver=False, **options)
+            return
+        except RuntimeError as error:
+            if not again or "Starting Ray client server failed" not in str(error):
+                raise
+
+
 def failure(error: Exception, answers: bool) -> str:
     """Return why a cluster cannot be used, in one line for people.
 
@@ -253,7 +269,7 @@ def main(address: str, options: str, linger: str, code: str) -> None:
         own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         if code:
             own["runtime_env"] = {"working_dir": code}
-        ray.init(address, log_to_driver=False, **own)
+        connect(address, **own)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     except Exception as error:  # Ray's own, of many kinds
         say("failed", failure(error, answers))
