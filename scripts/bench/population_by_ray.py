@@ -3,13 +3,9 @@
 It imports nothing of this project, and trains like `train.py model=mlp` on the digits (`digits_by_hand.py`): the same
 split and network, Adam, a validation and a checkpoint after each epoch. After each epoch the worst quarter goes on from
 checkpoints of the best, with other values. All members run at once, each in a process with one thread.
-
-It prints the processor time of all its processes, in seconds.
 """
 
-import ctypes
 import os
-import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -21,8 +17,6 @@ from digits_by_hand import evaluate, make_loaders, make_model, train_epoch
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 from torch import nn
-
-PR_SET_CHILD_SUBREAPER = 36
 
 
 def train(config: dict[str, Any]) -> None:
@@ -75,18 +69,5 @@ def main(population: int, epochs: int, folder: str) -> None:
     ray.shutdown()
 
 
-def seconds_of_all() -> float:
-    """Wait for the processes that Ray has left; return the processor time of this one and of all its descendants."""
-    while True:
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            break
-    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
-
-
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
-    print(seconds_of_all())

@@ -57,7 +57,7 @@ def _left(folder: Any) -> Any:
         (["model=transformer"], ["model.vocab_size: 'auto' is invalid", "num_classes"]),
         (["optim.lr=-1"], ["optim.lr: -1 is invalid", "at least 0"]),
         (["schedule=step", "schedule.scheduler.step_size=0"], ["schedule.scheduler.step_size"]),
-        (["seed=abc"], ["seed: 'abc' is invalid. Expected an integer"]),
+        (["seed=abc"], ["seed: 'abc' is invalid. Expected a non-negative integer"]),
         (["seed=-1"], ["seed: -1 is invalid"]),
         (["mode=tset"], ["mode: 'tset' is invalid", "Did you mean 'test'?"]),
         (["mode=test"], ["load_from"]),

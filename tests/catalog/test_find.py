@@ -47,5 +47,5 @@ def test_an_ambiguous_name_lists_the_ids(make_run: Any, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainyardError, match="not the directory of a run"):
+    with pytest.raises(TrainyardError, match="neither the directory of a run"):
         resolve(str(tmp_path))

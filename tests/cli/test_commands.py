@@ -113,10 +113,10 @@ def test_rm_asks_and_removes_only_what_was_named(trainyard: Any, copy: Path) -> 
         (["runs", "--sort", "optim.l"], "Did you mean 'optim.lr'"),
         (["runs", "--columns", "sed"], "Did you mean 'seed'"),
         (["show", "nothing"], "`trainyard runs` lists them"),
-        (["show", "."], "not the directory of a run"),
+        (["show", "."], "neither the directory of a run"),
         (["compare", "multirun"], "multirun: neither the directory of a run"),
         (["compare"], "two or more different runs"),
-        (["rm", "nothing"], "no run of this name"),
+        (["rm", "nothing"], "no run with this name"),
         (["gc", "nowhere"], "nowhere: no such folder"),
     ],
 )

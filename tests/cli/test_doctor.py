@@ -57,7 +57,7 @@ def test_a_server_is_asked_with_the_login_of_the_environment(monkeypatch: pytest
         ("http://bob:wrong@{server}", "refused the request: 401"),
         ("http://127.0.0.1:9", "does not answer"),
         ("file:///tmp/x", "Use sqlite:///mlflow.db"),
-        ("sqlite:////nowhere/at/all.db", "cannot be written"),
+        ("sqlite:////nowhere/at/all.db", "is not writable"),
     ],
 )
 def test_what_cannot_track_is_wrong(monkeypatch: pytest.MonkeyPatch, server: str, uri: str, text: str) -> None:

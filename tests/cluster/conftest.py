@@ -18,6 +18,8 @@ from ray_sweeps import RayCluster, finish, start
 
 ROOT = Path(__file__).parents[2]
 
+os.environ["RAY_AUTH_MODE"] = "disabled"  # else Ray makes a token in the user's folder
+
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     """Tests of this folder share a cluster, and so a process."""

@@ -235,7 +235,7 @@ def test_what_slurm_refuses_is_said_once_before_anything_starts(slurm: Any, tmp_
 
 
 def test_resources_that_no_node_has(in_slurm: None, tmp_path: Path) -> None:
-    told = r"Slurm accepts no such agents: Requested node configuration is not available\. There is: low: 2 nodes"
+    told = r"Slurm rejects agents .*: Requested node configuration is not available\. Available: low: 2 nodes"
     with pytest.raises(TrainyardError, match=told):
         SlurmPool(tmp_path, Resources(cpus_per_task=64), 1).check()
 

@@ -84,7 +84,7 @@ def test_wrong_paths() -> None:
         with pytest.raises(ConfigError, match=r"a path of keys") as caught:
             configured({"m": ACCURACY | {key: path}})
         assert caught.value.key == f"metric.m.{key}"
-    with pytest.raises(ConfigError, match="in a way of its own"):
+    with pytest.raises(ConfigError, match="reads batch and outputs itself"):
         configured({"m": {"_target_": "trainyard.metrics.energy_distance.EnergyDistance", "output": "a"}})
 
 

@@ -137,7 +137,7 @@ def test_an_epoch_loop_without_a_length_is_told_of_iterations(caplog: pytest.Log
     with caplog.at_level(logging.INFO, "trainyard"):
         make(DataLoader(Stream(6), 2)).train()
         make(DataLoader(Stream(6, 6), 2)).train()
-    (told,) = [record.getMessage() for record in caplog.records if "state no length" in record.getMessage()]
+    (told,) = [record.getMessage() for record in caplog.records if "has no length" in record.getMessage()]
     assert "IterBasedTrainLoop" in told
 
 
@@ -450,7 +450,7 @@ def test_a_schedule_by_an_estimate_that_is_too_small_stays_at_its_end() -> None:
     ],
 )
 def test_a_schedule_that_needs_the_length_says_so(key: str, scheduler: Any, more: Any) -> None:
-    with pytest.raises(ConfigError, match="The training data state no length") as caught:
+    with pytest.raises(ConfigError, match="The training data has no length") as caught:
         rates(None, scheduler, **more)
     assert caught.value.key == key
 

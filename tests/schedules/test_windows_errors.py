@@ -112,6 +112,6 @@ def test_epochs_by_iteration_need_their_length() -> None:
         )
     assert caught.value.key == "convert_to_iter_based"
     schedule = Several([Schedule(COSINE, by="epoch"), Schedule(COSINE, by="iter")])
-    with pytest.raises(ConfigError, match="state no length") as caught:
+    with pytest.raises(ConfigError, match="has no length") as caught:
         schedule.bind(SGD([torch.nn.Parameter(torch.ones(1))]), length=10)
     assert caught.value.key == "schedules.0.by"

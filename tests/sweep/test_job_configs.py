@@ -53,10 +53,10 @@ def made(tmp_path: Path) -> Iterator[Any]:
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         loader: Any = GlobalHydra.instance().config_loader()
 
-        def make(*command: str, limit: str = "") -> Any:
+        def make(*command: str, limit: str = "", here: bool = True) -> Any:
             master = loader.load_configuration("train", list(command), RunMode.MULTIRUN)
             app = _App()
-            return JobConfigs(Composer(loader, master), app, master, tmp_path / "s", 2, limit), app
+            return JobConfigs(Composer(loader, master), app, master, tmp_path / "s", 2, limit, here), app
 
         yield make
 
@@ -113,6 +113,22 @@ def test_a_job_that_takes_more_slots_than_there_are_is_told_why(made: Any) -> No
     ((error, _),) = [(error, job) for job, error in configs.checked([["seed=1"]], [0], {})]
     told = "A job takes 3 slots, one for each device, of 2 that there are. One agent has no more."
     assert str(error) == told
+
+
+def test_devices_of_this_machine_do_not_limit_jobs_that_run_elsewhere(made: Any) -> None:
+    rooms: list[int] = []
+
+    def slots(values: Any, room: int) -> int:
+        rooms.append(room)
+        return 3
+
+    for here in (True, False):
+        configs, app = made("tracker=none", here=here)
+        app.slots = slots
+        ((_, error),) = list(configs.checked([["seed=1"]], [0], {}))
+        assert str(error) == "A job takes 3 slots, one for each device, of 2 that there are."
+    assert rooms[0] == 2
+    assert rooms[1] > 1000
 
 
 def test_a_name_that_is_too_long_is_found_with_its_key(made: Any, tmp_path: Path) -> None:

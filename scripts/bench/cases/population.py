@@ -9,7 +9,6 @@ processes that run side by side, and are started again where they go on as other
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,28 +26,23 @@ RAY = Path(os.environ.get("TRAINYARD_BENCH_RAY", ROOT / ".venv-ray/bin/python"))
 
 @dataclass
 class Population:
-    """Population of one side; `cpu` has the CPU seconds of its processes, one number for each time that it ran."""
+    """Population of one side."""
 
     members: int
     epochs: int
     by_ray: bool
-    cpu: list[float]
 
     def __call__(self) -> float:
         """Train it in a folder of its own, and return the seconds from the command's start to its end."""
         with tempfile.TemporaryDirectory(prefix="trainyard-population-") as folder:
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             begin = perf_counter()
             environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
             done = subprocess.run(
                 self.command(folder), cwd=folder, env=environment, capture_output=True, text=True, check=False
             )
             wall = perf_counter() - begin
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             raise RuntimeError(f"status {done.returncode}: {' '.join(done.stderr.split())[-200:]}")
-        own = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        self.cpu.append(float(done.stdout.split()[-1]) if self.by_ray else own)
         return wall
 
     def command(self, folder: str) -> list[str]:
@@ -64,13 +58,7 @@ class Population:
 
 def tables(session: Session) -> Iterator[Table]:
     members, epochs = session.size(16, 4), session.size(10, 2)
-    sides = {
-        "trainyard": Population(members, epochs, False, []),
-        "Ray Tune": Population(members, epochs, True, []),
-    }
+    sides = {"trainyard": Population(members, epochs, False), "Ray Tune": Population(members, epochs, True)}
     values, failed = take_turns_here(session.fewer(), sides, warm=False)
     comparisons = [Comparison("trainyard", "Ray Tune", 0.2)]
-    title = f"A population of {members}, {epochs} epochs"
-    yield Table(title, "s", values, failed, comparisons)
-    cpu = {name: sides[name].cpu for name in values}
-    yield Table(f"{title}: CPU time of all processes", "s", cpu, failed, comparisons)
+    yield Table(f"A population of {members}, {epochs} epochs", "s", values, failed, comparisons)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -72,6 +73,7 @@ class JobConfigs:
         directory: the sweep's directory.
         capacity: the number of slots that a job can take.
         limit: why it is no more, in a sentence; empty where there are no more slots.
+        here: whether jobs run on this machine.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class JobConfigs:
         directory: Path,
         capacity: int,
         limit: str,
+        here: bool = True,
     ) -> None:
         self._composer = composer
         self._application = application
@@ -89,6 +92,7 @@ class JobConfigs:
         self._directory = directory
         self._capacity = capacity
         self._limit = limit
+        self._here = here
         self._parts: dict[tuple[str, str], Any] = {}
 
     def checked(
@@ -187,7 +191,8 @@ class JobConfigs:
         Raises:
             TrainyardError: the job needs more slots than there are.
         """
-        count = self._application.slots(values, self._capacity)
+        # The devices of this machine say nothing about those of others.
+        count = self._application.slots(values, self._capacity if self._here else sys.maxsize)
         if count > self._capacity:
             told = f"A job takes {count} slots, one for each device, of {self._capacity} that there are."
             raise TrainyardError(f"{told} {self._limit}".rstrip())

@@ -93,12 +93,16 @@ class Sweep:
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
         limit = "" if settings.max_jobs is None else f"hydra.launcher.max_jobs={settings.max_jobs} limits it."
+        if not self._executor.here and not limit:
+            limit = f"hydra.launcher.max_slots={len(self._slots)} limits it."
         if not self._executor.shares_disk:
             limit = (
                 "With hydra.launcher.storage they are those of one agent (num_gpus, or num_cpus); over several nodes, "
                 "jobs need a disk that all nodes see."
             )
-        self._configs = JobConfigs(composer, self.application, config, self.directory, self._executor.room, limit)
+        self._configs = JobConfigs(
+            composer, self.application, config, self.directory, self._executor.room, limit, self._executor.here
+        )
         self._clones = Clones(self.application, self._configs, self._manifest, self.directory)
         self._units = UnitTasks(context, self.application, self._stacks, self._configs, self._manifest, self.directory)
         self._proposer: Proposer = GridProposer([])

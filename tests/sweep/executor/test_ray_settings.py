@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor.ray_pool import Request
-from trainyard.sweep.executor.ray_process import reason
+from trainyard.sweep.executor.ray_process import failure, reason
 from trainyard.sweep.ray_settings import RaySettings
 
 
@@ -72,3 +72,29 @@ def test_what_ray_tells_of_an_end_in_one_line() -> None:
     long = "The actor died unexpectedly.\n\tactor_id: 1\nThe actor is dead because its node has died. Node Id: 0xff"
     assert reason(long) == "its node has died"
     assert reason("The worker died.\nmore") == "The worker died"
+
+
+class AuthenticationError(Exception):
+    """Has the name of Ray's own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "answers", "told"),
+    [
+        (AuthenticationError("no token\nwas found"), True, "It asks for a token. RAY_AUTH_MODE=token, with the token"),
+        (
+            ConnectionError("Failed to connect to Ray cluster at h:1."),
+            True,
+            "at h:1, although something answers",
+        ),
+        (ConnectionError("Failed to connect to Ray cluster at h:1."), False, "Failed to connect to Ray cluster at h:1"),
+        (ConnectionRefusedError(111, "Connection refused"), False, "Connection refused"),
+    ],
+)
+def test_a_token_that_is_missing_or_wrong_is_told_from_a_cluster_that_is_not_there(
+    error: Exception, answers: bool, told: str
+) -> None:
+    words = failure(error, answers)
+    assert told in words
+    assert "\n" not in words
+    assert ("RAY_AUTH_TOKEN" in words) == answers

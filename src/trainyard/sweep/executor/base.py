@@ -103,6 +103,11 @@ class Executor(ABC):
         return capacity(self.slots)
 
     @property
+    def here(self) -> bool:
+        """Whether tasks run on this machine, so that its devices are all that there are."""
+        return True
+
+    @property
     def shares_disk(self) -> bool:
         """Whether all tasks see the files of all. Else each has one machine, and no jobs join it while it runs."""
         return True

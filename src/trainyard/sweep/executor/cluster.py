@@ -116,6 +116,10 @@ class ClusterExecutor(Executor):
         return agents * capacity(self.slots[: self._per_agent])
 
     @property
+    def here(self) -> bool:
+        return False
+
+    @property
     def shares_disk(self) -> bool:
         return self._files.shared
 

@@ -40,6 +40,7 @@ _PROBE = 10.0  # seconds to wait for a connection
 _EVERY = 0.3  # seconds between two looks at the actors
 _LAST = 8.0  # seconds that agents have to end when this process closes
 _OF_NODE = ("RAY_", "SLURM", "SBATCH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+_TOKEN = "RAY_AUTH_MODE=token, with the token of the cluster in RAY_AUTH_TOKEN or in ~/.ray/auth_token"
 _DIES_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == {parent} or sys.exit(1); "
 
 
@@ -212,6 +213,24 @@ def probe(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), _PROBE).close()
 
 
+def failure(error: Exception, answers: bool) -> str:
+    """Return why a cluster cannot be used, in one line for people.
+
+    Args:
+        error: what Ray raised.
+        answers: whether something answers at the address: Ray tells a wrong token as if nothing did.
+    """
+    told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    if "Traceback" in told:  # of Ray's client server
+        told = told.strip().splitlines()[-1]
+    told = " ".join(told.split()).rstrip(".")
+    if type(error).__name__ == "AuthenticationError":
+        return f"It asks for a token. {_TOKEN}"
+    if answers and re.search("Failed to connect|connection timeout", told):
+        return f"{told}, although something answers there. If it asks for a token: {_TOKEN}"
+    return told
+
+
 def main(address: str, options: str, linger: str, code: str) -> None:
     """Connect to a cluster and serve the head. `code` is the archive that its nodes unpack; empty for none."""
     out = os.fdopen(os.dup(1), "w")
@@ -224,21 +243,20 @@ def main(address: str, options: str, linger: str, code: str) -> None:
     import ray
 
     say("imported")
+    answers = False
     try:
         if address == "auto":
             address = os.environ.get("RAY_ADDRESS", "auto")
         if address != "local" and (known := noted_cluster() if address == "auto" else address):
             probe(known)
+            answers = True
         own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         if code:
             own["runtime_env"] = {"working_dir": code}
         ray.init(address, log_to_driver=False, **own)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     except Exception as error:  # Ray's own, of many kinds
-        told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        if "Traceback" in told:  # of Ray's client server
-            told = told.strip().splitlines()[-1]
-        say("failed", " ".join(told.split()))
+        say("failed", failure(error, answers))
         return
     say("connected", nodes)
     Placer(json.loads(options), float(linger), say).serve()

@@ -292,7 +292,7 @@ class SlurmPool(Pool):
             return f"said: {said}"
         told = f"ended{slurm_commands.ending(place)}"
         if path.exists():
-            return f"{told} and printed nothing."
+            return f"{told}, and printed nothing."
         return f"{told}, and {path} does not exist: its node may not have access to the sweep's directory."
 
     def _tell_once(self, line: str) -> None:

@@ -105,7 +105,7 @@ def ending(place: str) -> str:
         return ""
     told = dict(word.split("=", 1) for word in words if "=" in word)
     reason = f" ({told['Reason']})" if told.get("Reason", "None") != "None" else ""
-    return f" as {told.get('JobState')}{reason}, exit code {told.get('ExitCode')},"
+    return f" as {told.get('JobState')}{reason}, exit code {told.get('ExitCode')}"
 
 
 def cancel(places: Sequence[str], *options: str) -> None:
