@@ -23,7 +23,7 @@ from environment import ROOT
 from measure import Comparison, Session, Table, take_turns_here
 
 WIDTH = 32
-_BUSY = re.compile(r"Lanes were busy in (\d+) of (\d+) epochs")
+_BUSY = re.compile(r"Lanes were used in (\d+) of (\d+) epochs")
 
 
 @dataclass
