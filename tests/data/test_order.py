@@ -89,6 +89,6 @@ def test_bad_batch_sizes_are_refused(batch_size: bool | float | str | None) -> N
 def test_an_epoch_without_a_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="at most 10"):
         EpochBatchSampler(10, 11, drop_last=True)
-    with pytest.raises(ConfigError, match="no sample"):
+    with pytest.raises(ConfigError, match="at least one sample"):
         EpochBatchSampler(0, 4)
     assert len(EpochBatchSampler(10, 11)) == 1
