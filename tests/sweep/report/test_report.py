@@ -21,7 +21,7 @@ from trainyard.sweep.report.export import Comparison, as_csv, as_latex
 from trainyard.sweep.report.importance import importance, importance_in_search
 from trainyard.sweep.report.items import of_jobs, shades
 from trainyard.sweep.report.journals import POINTS, RUNG, read_all, read_numbers
-from trainyard.sweep.report.rows import duration, in_order, number, parse, varying, with_spread
+from trainyard.sweep.report.rows import duration, in_order, number, parse, shortened, varying, with_spread
 from trainyard.track import Journal
 
 SOME = settings(max_examples=100)
@@ -157,6 +157,21 @@ def test_a_search_has_a_history_and_a_grid_has_none(tmp_path: Path) -> None:
     for searched in (True, False):
         file = html.write(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize", searched=searched)
         assert ("Optimization history of val/accuracy" in file.read_text()) == searched
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("0.00981271032514992", "0.00981271"),
+        ("-1234567.891", "-1.23457e6"),
+        ("1e-4", "1e-4"),
+        ("1234567", "1234567"),
+        ("[128]", "[128]"),
+        ("inf", "inf"),
+    ],
+)
+def test_a_long_number_of_a_setting_is_rounded(value: str, shown: str) -> None:
+    assert shortened(value) == shown
 
 
 def test_table_shows_what_varies() -> None:

@@ -149,6 +149,14 @@ def number(value: float | None, digits: int = 4) -> str:
     return re.sub(r"e([+-])0*", lambda found: f"e{found[1].strip('+')}", f"{value:.{digits}g}")
 
 
+def shortened(value: str) -> str:
+    """Return the value of an override for a table: a number of more than six significant digits is rounded to six."""
+    if _FLOAT.fullmatch(value) is None or _INT.fullmatch(value) or not math.isfinite(float(value)):
+        return value
+    rounded = number(float(value), 6)
+    return rounded if len(rounded) < len(value) else value
+
+
 def with_spread(mean: float | None, spread: float | None) -> tuple[str, str]:
     """Format a mean and its spread, both with the decimals of two digits of the spread: `0.9889`, `0.0056`.
 

@@ -22,6 +22,7 @@ from trainyard.sweep.report.rows import (
     measures,
     number,
     p_value,
+    shortened,
     varying,
     with_spread,
 )
@@ -214,7 +215,10 @@ def _orders(rows: Sequence[JobRow], names: Sequence[str]) -> dict[str, dict[str,
 
 
 def _override(value: str | None, order: Mapping[str, int]) -> str:
-    return _cell("", "-") if value is None else _cell(str(order[value]), escape(value))
+    if value is None:
+        return _cell("", "-")
+    short = shortened(value)
+    return _cell(str(order[value]), escape(value) if short == value else f'<span title="{value}">{short}</span>')
 
 
 def _place(place: int | None) -> str:
