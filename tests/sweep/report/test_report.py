@@ -429,8 +429,8 @@ def test_page_of_one_job(tmp_path: Path, objective: float | None) -> None:
 def test_page_where_all_failed(tmp_path: Path) -> None:
     page = page_of([row(num, {"optim.lr": f"1e-{num}"}, None, tmp_path) for num in range(5)], tmp_path)
     words = " ".join(page.words)
-    assert "no finished job has an objective" in words
-    assert "No job has recorded one." in words
+    assert "none finished with an objective" in words
+    assert "No job has recorded any." in words
 
 
 @settings(max_examples=50)
