@@ -160,7 +160,7 @@ def test_results_of_different_shapes_are_refused() -> None:
 
     metric = stack_metrics({"positives": Positives()}, 2)["positives"]
     metric.process(None, torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
-    with pytest.raises(TrainyardError, match="one shape"):
+    with pytest.raises(TrainyardError, match="the same shape for all members"):
         metric.compute()
 
 

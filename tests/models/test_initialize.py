@@ -130,7 +130,7 @@ def test_every_name_of_torch_is_known() -> None:
             {"net.*": "kaiming_normal"},
             "an initializer that works for net.1.weight [8], which matches the pattern. Its error: Fan in",
         ),
-        (["Conv2d"], "init: ['Conv2d'] is invalid. Expected a mapping of patterns"),
+        (["Conv2d"], "init: ['Conv2d'] is invalid. Expected a mapping from patterns"),
     ],
 )
 def test_rules_that_cannot_work(rules: Any, told: str) -> None:

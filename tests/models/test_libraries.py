@@ -106,7 +106,7 @@ def test_auto_or_null_is_null_where_the_data_does_not_say() -> None:
 )
 def test_an_absent_library(monkeypatch: pytest.MonkeyPatch, module: str, extra: str, make: Any) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"not. Install it with: pip install 'trainyard\[{extra}\]'"):
+    with pytest.raises(ConfigError, match=rf"is missing. Install it with: pip install 'trainyard\[{extra}\]'"):
         make()
 
 

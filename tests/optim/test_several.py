@@ -236,7 +236,7 @@ class Wrong(Duel):
         ([], "yielded no loss"),
         ([{"loss": 1}], r"must yield pairs of an optimizer's name \(a, b\)"),
         ([("c", {})], "it yielded"),
-        ([("a", {"error": torch.ones(())})], "yielded no loss"),
+        ([("a", {"error": torch.ones(())})], "returned no loss"),
     ],
 )
 def test_turns_that_cannot_be(turns: list[Any], told: str) -> None:

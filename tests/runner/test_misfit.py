@@ -157,7 +157,7 @@ def test_indices_are_checked_before_they_reach_a_device(parts: Any) -> None:
 
 def test_an_index_that_an_embedding_does_not_have(told: Any) -> None:
     message = told(model=Tokens(4))
-    assert message.startswith("model and data do not match, in a batch of 'val': layer rows (Embedding(4, 3)) has the")
+    assert message.startswith("model and data do not match, in a batch of 'val': layer rows (Embedding(4, 3)) has ")
     assert "rows 0 to 3, but got index 7" in message
 
 

@@ -392,7 +392,7 @@ def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
         ({"direction": "max"}, "direction: 'max' is invalid. Expected maximize or minimize"),
         ({"schedule": Plateau(monitor="val/los")}, "schedule.monitor: No metric named 'val/los'"),
         ({"hooks": {"stop": EarlyStopping(monitor="val/los")}}, "hook.stop.monitor: No metric named 'val/los'"),
-        ({"hooks": [EMA()]}, "hook: 'list' is invalid. Expected a mapping of names"),
+        ({"hooks": [EMA()]}, "hook: 'list' is invalid. Expected a mapping from names"),
         ({"hooks": {"ema": EMA}}, "Expected a trainyard.hooks.Hook, or its config"),
         ({"hooks": {"ema": {"decay": 0.9}}}, "hook=ema chooses the option of that name"),
         ({"metrics": {"a": {"topk": 1}}}, "metric: {'topk': 1} is invalid. Expected a trainyard.metrics.Metric"),
