@@ -177,7 +177,7 @@ def _follow(sweep: StoredSweep) -> None:
         while sweep.running:
             page = _write_page(sweep, _numbers(sweep, known), live=_PAUSE)
             if not said:
-                click.echo(f"Report: {page}. It is written every {_PAUSE:g} s until the sweep ends; Ctrl-C stops that.")
+                click.echo(f"Report: {page}. It is updated every {_PAUSE:g} s until the sweep ends; Ctrl-C ends this.")
                 said = True
             sleep(_PAUSE)
             sweep.read_on()

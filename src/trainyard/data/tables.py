@@ -210,7 +210,7 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
     wrong = np.isinf(numbers) if argument == "features" else ~np.isfinite(numbers)
     if wrong.any():
         raise ConfigError(
-            argument, name, f"columns of finite numbers; row {int(wrong.argmax())} of this one is not finite"
+            argument, name, f"columns of finite numbers; row {int(wrong.argmax())} of this column is not finite"
         )
     return numbers
 
