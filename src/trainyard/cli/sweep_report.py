@@ -55,8 +55,8 @@ def report(directory: Path, follow: bool, json_: bool) -> None:
 )  # fmt: skip
 @click.option(
     "--metric", "metrics", multiple=True, metavar="NAME",
-    help="A metric that is shown; give it several times for several. The first one is compared. "
-    "Default: the objective and all metrics of the test.",
+    help="Metric to show (repeat the option for several). Differences are those of the first one. "
+    "Default: the objective and all test metrics.",
 )  # fmt: skip
 @click.option(
     "--to", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
