@@ -250,7 +250,7 @@ def test_files_of_safetensors_and_folders_of_hugging_face(tmp_path: Path) -> Non
 def test_safetensors_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.safetensors").touch()
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    assert "safetensors is not. Install it with: pip install" in failure(tmp_path / "a.safetensors")
+    assert "safetensors is missing. Install it with: pip install" in failure(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), {"epoch": 3}, {"model": {"layers": 3}}, [1], {}])

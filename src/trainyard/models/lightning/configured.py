@@ -93,5 +93,7 @@ def _scheduled(given: Any) -> Scheduled:
         raise ConfigError(KEY, frequency, "a frequency of at least 1")
     plateau = isinstance(scheduler, ReduceLROnPlateau) or bool(options.get("reduce_on_plateau"))
     if plateau and options.get("monitor") is None:
-        raise ConfigError(KEY, type(scheduler).__name__, "a `monitor` in its config: the name of a validation result")
+        raise ConfigError(
+            KEY, type(scheduler).__name__, "a `monitor` beside it: the name of a result of the validation"
+        )
     return Scheduled(scheduler, interval, frequency, options.get("monitor") if plateau else None)
