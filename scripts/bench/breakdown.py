@@ -50,7 +50,7 @@ GROUPS = {
 
 def step(rounds: int) -> None:
     sides = {
-        "the same kernels, called straight": floor,
+        "the same kernels, called directly": floor,
         **{name: partial(solo, number) for number, name in enumerate(STEP)},
     }
     show(sides, rounds, "µs an iteration")
@@ -81,7 +81,7 @@ def show(sides: dict[str, Any], rounds: int, unit: str) -> None:
         more = statistics.median(own - less for own, less in zip(values[name], before, strict=True))
         print(f"| {name} | {more:.1f} | {more / total:.0%} |")
         before = values[name]
-    print(f"| all of it | {total:.1f} | 100% |")
+    print(f"| total | {total:.1f} | 100% |")
     for name in set(values) - set(parts):
         print(f"| {name} | {statistics.median(values[name]):.1f} | {statistics.median(values[name]) / total:.0%} |")
 
@@ -200,10 +200,10 @@ def startup(rounds: int) -> None:
         found["all but imports"] = wall - sum(found.values())
         for name, seconds in found.items():
             shares[name].append(seconds)
-        shares["all of it"].append(wall)
-    total = statistics.median(shares["all of it"])
+        shares["total"].append(wall)
+    total = statistics.median(shares["total"])
     print("| | s | share |\n|---|---:|---:|")
-    for name, values in sorted(shares.items(), key=lambda item: (item[0] == "all of it", -statistics.median(item[1]))):
+    for name, values in sorted(shares.items(), key=lambda item: (item[0] == "total", -statistics.median(item[1]))):
         print(f"| {name} | {statistics.median(values):.2f} | {statistics.median(values) / total:.0%} |")
 
 
@@ -228,17 +228,17 @@ def sweep(rounds: int) -> None:
                 kinds[kind] += cpu
             for kind, cpu in kinds.items():
                 seconds[kind].append(cpu)
-            seconds["all of it"].append(sum(kinds.values()))
+            seconds["total"].append(sum(kinds.values()))
             seconds["from start to end"].append(wall)
-        total = statistics.median(seconds["all of it"])
+        total = statistics.median(seconds["total"])
         print(f"\nhydra.launcher.fuse={fuse}\n\n| | CPU s | share |\n|---|---:|---:|")
         for name in sorted(
-            set(seconds) - {"all of it", "from start to end"}, key=lambda kind: -statistics.median(seconds[kind])
+            set(seconds) - {"total", "from start to end"}, key=lambda kind: -statistics.median(seconds[kind])
         ):
             print(
                 f"| {name} | {statistics.median(seconds[name]):.1f} | {statistics.median(seconds[name]) / total:.0%} |"
             )
-        print(f"| all of it | {total:.1f} | 100% |")
+        print(f"| total | {total:.1f} | 100% |")
         print(f"\nFrom start to end {statistics.median(seconds['from start to end']):.1f} s.")
 
 

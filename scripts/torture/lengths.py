@@ -190,8 +190,8 @@ def _check_refused(ended: child.Ended) -> None:
 
 PART = Part(
     "lengths",
-    "each batch of each epoch, the weights and the validation's loss (to 1e-10) with those of a loop by hand; after "
-    "kills the checkpoint and the journal, bit by bit, with those of the run that was left alone",
+    "each batch of each epoch, the weights and the validation's loss (to 1e-10) with those of a hand-written loop; "
+    "after kills the checkpoint and the journal, bit by bit, with those of an undisturbed run",
     usual=6,
     attempt=attempt,
 )

@@ -266,7 +266,7 @@ def _member_optimizer(random: Random, optim: Config, lr: float) -> Config:
 
 PART = Part(
     "stacks",
-    "the weights, buffers and metrics of each member of a stack with those that it has alone, to 1e-10 of the largest, "
+    "the weights, buffers and metrics of each member of a stack with those of its single run, to 1e-10 of the largest, "
     "in float64",
     usual=10,
     attempt=attempt,

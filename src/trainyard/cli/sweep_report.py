@@ -55,8 +55,8 @@ def report(directory: Path, follow: bool, json_: bool) -> None:
 )  # fmt: skip
 @click.option(
     "--metric", "metrics", multiple=True, metavar="NAME",
-    help="A metric that is shown; give it several times for several. The first one is compared. "
-    "Default: the objective and all metrics of the test.",
+    help="Metric to show (repeat the option for several). Differences are those of the first one. "
+    "Default: the objective and all test metrics.",
 )  # fmt: skip
 @click.option(
     "--to", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -177,7 +177,7 @@ def _follow(sweep: StoredSweep) -> None:
         while sweep.running:
             page = _write_page(sweep, _numbers(sweep, known), live=_PAUSE)
             if not said:
-                click.echo(f"Report: {page}. It is written every {_PAUSE:g} s until the sweep ends; Ctrl-C stops that.")
+                click.echo(f"Report: {page}. It is updated every {_PAUSE:g} s until the sweep ends; Ctrl-C ends this.")
                 said = True
             sleep(_PAUSE)
             sweep.read_on()

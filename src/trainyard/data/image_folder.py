@@ -275,7 +275,7 @@ def _of_table(key: str, file: Path, image: str, target: str, group: str | None) 
         if not Path(path).is_file():
             raise ConfigError(image, path, "the path of an image, relative to the folder of the table")
     if not paths:
-        raise ConfigError(key, str(file), "a table of at least one image")
+        raise ConfigError(key, str(file), "a table with at least one image")
     groups = None if group is None else group_numbers(group, frame[group].to_numpy(), len(paths))
     return Files(paths, target_column(target, frame[target]), groups)
 

@@ -210,7 +210,7 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
     wrong = np.isinf(numbers) if argument == "features" else ~np.isfinite(numbers)
     if wrong.any():
         raise ConfigError(
-            argument, name, f"columns of finite numbers; row {int(wrong.argmax())} of this one is not finite"
+            argument, name, f"columns of finite numbers; row {int(wrong.argmax())} of this column is not finite"
         )
     return numbers
 
@@ -245,5 +245,5 @@ def _checked(key: str, path: str, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> T
         wrong = (np.isinf(array) if array is x else ~np.isfinite(array)) if array.dtype.kind == "f" else None
         if wrong is not None and wrong.any():
             row = int(wrong.reshape(len(array), -1).any(axis=1).argmax())
-            raise ConfigError(argument, path, f"{what} that are finite numbers; those of row {row} are not")
+            raise ConfigError(argument, path, f"finite {what}; row {row} has a value that is not finite")
     return Table(np.ascontiguousarray(x, dtype=np.float32), y, {}, None)

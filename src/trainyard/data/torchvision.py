@@ -120,7 +120,7 @@ def _class(name: str) -> Any:
         if module_name.startswith("torchvision"):
             hint = "Install it with: pip install torchvision"
             raise ConfigError("name", name, "a data set of torchvision, which is not installed", hint=hint) from error
-        raise ConfigError("name", name, "the name of a class that imports", hint=f"{error}.") from error
+        raise ConfigError("name", name, "the name of an importable class", hint=f"{error}.") from error
     kind = getattr(module, class_name, None)
     if not inspect.isclass(kind):
         names = [prefix + dot + key for key, value in vars(module).items() if inspect.isclass(value)]
@@ -145,7 +145,7 @@ def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
         if download:
             raise
         raise ConfigError(
-            "root", root, f"the folder of the files of {name}", hint=f"{error} Or: download=true"
+            "root", root, f"a folder with the files of {name}", hint=f"{error} Or: download=true"
         ) from error
 
 

@@ -62,7 +62,7 @@ class Logged(Metric):
         if not self._entries:
             step = "validation_step" if self._source.split == "val" else "test_step"
             kind = type(self._source.model.module).__name__
-            raise TrainyardError(f"{kind}.{step} logs nothing: self.log(name, value) in it gives the results.")
+            raise TrainyardError(f"{kind}.{step} logs nothing. Call self.log(name, value) in it to log a result.")
         return {name: self._result(name, entry) for name, entry in self._entries.items()}
 
     def _result(self, name: str, entry: Entry) -> Tensor:

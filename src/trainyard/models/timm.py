@@ -63,7 +63,7 @@ class Timm(Supervised):
                 raise
             key = unknown.group(1)
             raise ConfigError(
-                key, arguments.get(key), f"an argument of timm's {name}; it has none of this name"
+                key, arguments.get(key), f"an argument of timm's {name}; there is no such argument"
             ) from None
         except OSError as error:
             raise not_at_hand("pretrained", pretrained, _place(timm, name), error) from error

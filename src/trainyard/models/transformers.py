@@ -141,7 +141,7 @@ def _config(transformers: Any, name: str | None, entries: dict[str, Any]) -> Any
         kinds = transformers.models.auto.configuration_auto.CONFIG_MAPPING
         kind = entries.pop("model_type", None)
         if kind not in kinds:
-            raise ConfigError("config.model_type", kind, "a kind of model, such as bert or gpt2", options=list(kinds))
+            raise ConfigError("config.model_type", kind, "a model type, such as bert or gpt2", options=list(kinds))
         default = kinds[kind]()
     else:
         try:

@@ -125,13 +125,13 @@ def read(path: Path) -> Any:
     except FileNotFoundError as error:
         if not path.exists():
             raise
-        raise DamagedCheckpointError(f"{path}: not a whole checkpoint ({_said(error)})") from error
+        raise DamagedCheckpointError(f"{path}: not a complete checkpoint ({_said(error)})") from error
     except DamagedCheckpointError:
         raise
     except pickle.UnpicklingError as error:
         raise DamagedCheckpointError(f"{path}: contains objects other than tensors and plain values") from error
     except Exception as error:  # bytes at random bring the readers of zip, pickle and tensors to raise anything
-        raise DamagedCheckpointError(f"{path}: not a whole checkpoint ({_said(error)})") from error
+        raise DamagedCheckpointError(f"{path}: not a complete checkpoint ({_said(error)})") from error
 
 
 def _verify(path: Path) -> None:

@@ -158,7 +158,9 @@ class Part:
             scheduler = self.make(optimizer, **keywords)
         except ZeroDivisionError as error:  # OneCycleLR where pct_start * total_steps is 1
             hint = f"With {_listed(keywords)} it divides by zero: a phase of it would be a single step."
-            raise ConfigError(self.key, self.name, "arguments that leave every phase its steps", hint=hint) from error
+            raise ConfigError(
+                self.key, self.name, "arguments with at least two steps in each phase", hint=hint
+            ) from error
         except (TypeError, ValueError) as error:
             said = f"It says: {str(error).rstrip('.')}."
             blamed = self._blamed(optimizer, keywords)

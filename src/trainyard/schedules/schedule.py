@@ -113,7 +113,7 @@ class Schedule:
         together = milestones is None and len(parts) > 1
         if warmup and together:
             hint = "Put a LinearLR into the list, or give milestones."
-            raise ConfigError("warmup", warmup, "0 where several schedulers run at once", hint=hint)
+            raise ConfigError("warmup", warmup, "0 if several schedulers run at the same time", hint=hint)
         plan = ScheduleSpec(
             parts=tuple(parts),
             milestones=tuple(milestones or ()),

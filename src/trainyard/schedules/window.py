@@ -122,13 +122,13 @@ class ScheduleSpec:
                 key = "convert_to_iter_based" if self.convert else "by"
                 given, accepted = (True, "false") if self.convert else (self.by, "iter")
                 hint = "It counts iterations by epochs, but the training data has no length (no __len__)."
-                raise ConfigError(key, given, f"{accepted} for these data", hint=hint)
+                raise ConfigError(key, given, f"{accepted} for this data", hint=hint)
             stride, scale = (1, epoch_length) if self.convert else (epoch_length, 1)
         length = rows if isinf(rows) else ceil(rows / stride)
         begin = _places("begin", [self.begin], scale, length)[0]
         if begin >= length:
             hint = f"In this unit, the run has a length of {length / scale:.12g}."
-            raise ConfigError("begin", self.begin, "a beginning before the end of the run", hint=hint)
+            raise ConfigError("begin", self.begin, "a value before the end of the run", hint=hint)
         end = None
         if self.end is not None:
             end = round(self.end * known("end", self.end, length)) if is_share(self.end) else int(self.end) * scale

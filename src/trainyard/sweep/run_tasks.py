@@ -61,7 +61,7 @@ def run_tasks(
         KeyboardInterrupt: at the second signal.
     """
     if len({task.num for task in tasks}) < len(tasks):
-        raise ConfigError("tasks", [task.num for task in tasks], "tasks with a number of their own each")
+        raise ConfigError("tasks", [task.num for task in tasks], "tasks with distinct numbers")
     widest, limit = max((task.slots for task in tasks), default=1), executor.room
     if widest > limit:
         raise ConfigError("tasks", widest, f"tasks of at most {limit} slots")

@@ -198,7 +198,7 @@ class MLflowTracker(Tracker):
         self.experiment_per_sweep = boolean("experiment_per_sweep", experiment_per_sweep)
         self.register = None if register is None else registered(register)
         if self.register and not log_model:
-            raise ConfigError("register", register, "null, as log_model=false logs no model to register")
+            raise ConfigError("register", register, "null, because log_model=false logs no model to register")
         self.log_checkpoints = tuple(log_checkpoints)
         self.wait = number("wait", wait, at_least=0, unit="seconds")
         self.copies = copies(tensorboard, wandb)

@@ -122,7 +122,7 @@ def with_password(uri: str) -> str:
         return uri
     full = escaped(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if redact(full) != uri:
-        raise TrainyardError(f"The password of {uri} is not written down: set MLFLOW_TRACKING_URI to the whole URI.")
+        raise TrainyardError(f"The password of {uri} is not saved: set MLFLOW_TRACKING_URI to the complete URI.")
     return full
 
 

@@ -37,7 +37,7 @@ class LocalExecutor(Executor):
 
     def __init__(self, slots: Sequence[Slot], *, preload: Sequence[str] = ("torch",)) -> None:
         if not slots or len({slot.index for slot in slots}) < len(slots):
-            raise ConfigError("slots", [slot.index for slot in slots], "one or more, each with an index of its own")
+            raise ConfigError("slots", [slot.index for slot in slots], "one or more slots with distinct indices")
         for slot in slots:
             environment([slot], os.environ)
         self.slots = tuple(slots)

@@ -139,7 +139,7 @@ def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal
     unit: Literal["epoch", "iter"] = "iter" if "max_iters" in loop else "epoch"
     length = loop.get(f"max_{unit}s")
     if not isinstance(length, int):
-        raise ConfigError("hydra/sweeper", "pbt", "with an application whose loop has max_epochs or max_iters")
+        raise ConfigError("hydra/sweeper", "pbt", "another sweeper: pbt needs a loop with max_epochs or max_iters")
     validated = loop.get("val_interval", 1)
     if not loop.get("dynamic_intervals") and interval % validated:
         accepted = f"a multiple of loop.val_interval={validated}: a generation ends with a validation"

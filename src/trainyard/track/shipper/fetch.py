@@ -38,7 +38,9 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
     shown = redact(uri)
     database = sqlite_file(uri)
     if database is not None and not database.is_file():  # MLflow would make it
-        raise TrainyardError(f"{run_id!r}: no run here, nor is there a {database}. `--uri` names another store.")
+        raise TrainyardError(
+            f"{run_id!r}: no such run here, and there is no {database}. Set `--uri` to use another store."
+        )
     try:
         client = MlflowClient(with_password(uri))
         run = find(client, run_id)
@@ -47,7 +49,7 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
     except Exception as error:
         raise TrainyardError(f"{shown} cannot be asked for the run {run_id}: {first_line(error)}") from error
     if run is None:
-        raise TrainyardError(f"{run_id!r}: no run of this id in {shown} either. `--uri` names another store.")
+        raise TrainyardError(f"{run_id!r}: no run of this id in {shown} either. Set `--uri` to use another store.")
     try:
         there = {entry.path for entry in client.list_artifacts(run.info.run_id)}
         for name in _WANTED:
@@ -55,8 +57,8 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
                 client.download_artifacts(run.info.run_id, name, str(folder))
     except Exception as error:
         raise TrainyardError(
-            f"The artifacts of the run {run_id} in {shown} cannot be read: {first_line(error)}. Its config is one of "
-            f"them. They are kept at {redact(str(run.info.artifact_uri))}."
+            f"The artifacts of the run {run_id} in {shown} cannot be read: {first_line(error)}. They include its "
+            f"config and are stored at {redact(str(run.info.artifact_uri))}."
         ) from error
     if "config.yaml" not in there:
         raise TrainyardError(f"The run {run_id} in {shown} has no artifact config.yaml: it cannot be repeated.")

@@ -130,7 +130,7 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, planned: Pl
             model = client.create_logged_model(experiment_id, planned.name, run_id, tags)
     except MlflowException as error:
         if error.error_code == "ENDPOINT_NOT_FOUND":
-            raise LeftOutError("this MLflow server keeps no models; it needs MLflow 3") from error
+            raise LeftOutError("this MLflow server does not store models; MLflow 3 is required") from error
         raise
     try:
         built = planned.build()
