@@ -119,7 +119,7 @@ def test_checkpoints_that_do_not_fit(command: Any) -> None:
 
     Path("cut.pt").write_bytes(best.read_bytes()[:5000])
     status, message = command("load_from=cut.pt", "hydra.run.dir=other")
-    assert (status, "load_from: 'cut.pt' is invalid. Expected a whole checkpoint" in message) == (2, True)
+    assert (status, "load_from: 'cut.pt' is invalid. Expected a complete checkpoint" in message) == (2, True)
 
     status, message = command("hydra.run.dir=run")
     assert (status, "resume=true continues the run there" in message) == (2, True)

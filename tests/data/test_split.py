@@ -124,9 +124,9 @@ def test_no_split_cuts_a_group(groups: Any, count: Any, seed: int) -> None:
 
 
 def test_more_folds_than_samples_or_groups() -> None:
-    with pytest.raises(ConfigError, match="at most 3: so many samples"):
+    with pytest.raises(ConfigError, match="at most 3, the number of samples"):
         split_rows(3, {}, 0, fold=Fold(0, 4))
-    with pytest.raises(ConfigError, match="at most 2: so many groups"):
+    with pytest.raises(ConfigError, match="at most 2, the number of groups"):
         split_rows(6, {}, 0, groups=np.array([0, 0, 0, 1, 1, 1]), fold=Fold(0, 3))
     with pytest.raises(ConfigError, match="some of the 1 groups"):
         split_rows(6, {"val": 0.2}, 0, groups=np.zeros(6, int))

@@ -310,7 +310,7 @@ def test_a_state_that_no_checkpoint_can_hold_is_told(tmp_path: Path, caplog: pyt
 def test_other_data_than_the_checkpoint_has_seen(tmp_path: Path) -> None:
     hooks = {"checkpoint": Checkpoint()}
     make(DataLoader(Stream(12), 2), hooks=hooks | {"end": InterruptAt(5)}, work_dir=tmp_path).train()
-    with pytest.raises(ConfigError, match="saved within an epoch of batches of 2, here of 3"):
+    with pytest.raises(ConfigError, match="saved within an epoch with batch size 2, but the batch size is now 3"):
         make(DataLoader(Stream(12), 3), work_dir=tmp_path, resume=True).train()
     with pytest.raises(TrainyardError, match="ends after 3 batches of an epoch, but this run has already trained on 5"):
         make(DataLoader(Stream(6), 2), work_dir=tmp_path, resume=True).train()

@@ -316,7 +316,7 @@ DATA = {"_target_": "trainyard.data.Rings", "num_samples": 320, "batch_size": 64
     ("settings", "told"),
     [
         ({"optim": partial(torch.optim.SGD, lr=0.1)}, "its optimizer is Adam, here SGD"),
-        ({"data": DATA}, "its number of batches an epoch is 6, here 3"),
+        ({"data": DATA}, "it has 6 batches per epoch, but this run has 3"),
         ({"schedule": Plateau()}, "its schedule is None, here Plateau"),
         ({"model": MLP(in_features=2, num_classes=2, hidden=[5])}, "net.1.weight has shape [16, 2], here [5, 2]"),
     ],

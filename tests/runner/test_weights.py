@@ -243,7 +243,7 @@ def test_files_of_safetensors_and_folders_of_hugging_face(tmp_path: Path) -> Non
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert same(begun(tmp_path).model.state_dict(), state)
     (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:20])
-    assert "not a whole file of safetensors" in failure(tmp_path / "a.safetensors")
+    assert "not a complete safetensors file" in failure(tmp_path / "a.safetensors")
     assert "the path of a checkpoint file that exists" in failure(tmp_path / "c.safetensors")
 
 
@@ -263,7 +263,7 @@ def test_a_file_without_weights(tmp_path: Path, content: Any) -> None:
 def test_a_damaged_file(tmp_path: Path, zipped: bool) -> None:
     torch.save(mlp().state_dict(), tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:-150])
-    assert "Expected a whole checkpoint" in failure(tmp_path / "a.pt")
+    assert "Expected a complete checkpoint" in failure(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_module_goes_on_as_a_module(python: Any, tmp_path: Path) -> None:
 def test_another_application_is_refused(python: Any, tmp_path: Path) -> None:
     assert python("waves/sine.py", "-m", "x=1,2", "hydra.sweep.dir=s").returncode == 0
     before = (tmp_path / "project/s/manifest.jsonl").read_bytes()
-    sentence = f"s holds a sweep of {tmp_path}/project/waves/sine.py; this is {ROOT / 'train.py'}."
+    sentence = f"s contains a sweep of {tmp_path}/project/waves/sine.py, but this is {ROOT / 'train.py'}."
     for other in (
         python(*RESUME, "s", "--app", ROOT / "train.py"),
         python(ROOT / "train.py", "-m", "tracker=none", "seed=1,2", "hydra.sweep.dir=s"),
@@ -95,7 +95,9 @@ def test_an_application_that_was_moved(python: Any, tmp_path: Path) -> None:
     (tmp_path / "project/waves").rename(tmp_path / "project/oceans")
     lost = python(*RESUME, "s")
     assert lost.returncode == 2
-    assert f"holds a sweep of {tmp_path}/project/waves/sine.py, which does not exist: pass it with --app" in lost.stderr
+    assert (
+        f"contains a sweep of {tmp_path}/project/waves/sine.py, which does not exist: pass it with --app" in lost.stderr
+    )
     assert python(*RESUME, "s", "--app", "oceans/sine.py").returncode == 0
     assert len((tmp_path / "project/calls").read_text().split()) == 4
 

@@ -33,7 +33,7 @@ def test_a_directory_outside_the_sweep_is_refused(tmp_path: Path, subdir: str) -
     with pytest.raises(ConfigError) as caught:
         _job(tmp_path / "sweep", 0, subdir=subdir)
     assert str(caught.value).startswith(
-        f"hydra.sweep.subdir: {subdir!r} is invalid. Expected a directory inside that of"
+        f"hydra.sweep.subdir: {subdir!r} is invalid. Expected a directory inside the sweep directory"
     )
 
 

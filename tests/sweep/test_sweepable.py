@@ -46,7 +46,9 @@ def test_a_part_of_the_protocol_is_an_error() -> None:
         return cfg.x
 
     task.resumes, task.check = True, print  # type: ignore[attr-defined]
-    with pytest.raises(TrainyardError, match="The task function 'task' has check, resumes, which sweeps do not read"):
+    with pytest.raises(
+        TrainyardError, match="The task function 'task' has the attributes check, resumes, which a sweep"
+    ):
         as_sweepable(task)
 
     class Half:

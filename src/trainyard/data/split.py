@@ -98,7 +98,7 @@ def split_rows(
         rows[split], rest = np.sort(rest[taken]), rest[~taken]
     if fold is not None:
         if fold.of > len(rest):
-            raise ConfigError("folds", fold.of, f"at most {len(rest)}: so many samples are not in the test")
+            raise ConfigError("folds", fold.of, f"at most {len(rest)}, the number of samples outside the test split")
         own = np.arange(len(rest)) % fold.of == fold.number
         rows["val"], rest = np.sort(rest[own]), rest[~own]
     rows["train"] = np.sort(rest)
@@ -123,7 +123,7 @@ def _split_groups(
         chosen[split], rest = rest[:count], rest[count:]
     if fold is not None:
         if fold.of > len(rest):
-            raise ConfigError("folds", fold.of, f"at most {len(rest)}: so many groups are not in the test")
+            raise ConfigError("folds", fold.of, f"at most {len(rest)}, the number of groups outside the test split")
         # Each group, the largest first, goes into the fold that is smallest so far (as in scikit-learn's GroupKFold).
         filled, place = np.zeros(fold.of, np.int64), np.zeros(len(rest), np.int64)
         for index in np.argsort(-sizes[rest], kind="stable"):

@@ -207,7 +207,7 @@ def _train(
         groups = places(configs) if feed is not None else groups
         if len(groups) == 1:
             raise
-        raise StackDivided(f"their checkpoints are at different places of the training ({error})", groups) from error
+        raise StackDivided(f"their checkpoints are at different positions in the training ({error})", groups) from error
     except torch.OutOfMemoryError as error:
         if len(members) == 1:
             raise

@@ -55,7 +55,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.requires_grad and id(parameter) not in frozen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError("freeze", patterns, "patterns that leave a parameter to be trained")
+        raise ConfigError("freeze", patterns, "patterns that leave at least one parameter trainable")
     still = []
     for name, module in modules.items():
         own = {id(parameter) for parameter in module.parameters()}

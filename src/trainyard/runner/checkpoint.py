@@ -279,7 +279,7 @@ def given(
         others = sorted(str(other) for other in file.parent.glob("*.pt"))
         raise ConfigError(key, str(path), "the path of a checkpoint file that exists", options=others) from None
     except DamagedCheckpointError as error:
-        raise ConfigError(key, str(path), "a whole checkpoint", hint=f"This one cannot be used: {error}.") from None
+        raise ConfigError(key, str(path), "a complete checkpoint", hint=f"This one cannot be used: {error}.") from None
 
 
 class Writer:

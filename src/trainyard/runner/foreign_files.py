@@ -69,7 +69,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
     try:
         tensors: dict[str, Any] = load(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise DamagedCheckpointError(f"{path}: not a whole file of safetensors ({error})") from error
+        raise DamagedCheckpointError(f"{path}: not a complete safetensors file ({error})") from error
     return tensors
 
 

@@ -107,9 +107,12 @@ class TrainingReader:
         """
         length, size = exact_length(self.loader), self.loader.batch_size
         if None not in (state["batches"], length) and state["batches"] != length:
-            raise ValueError(f"its number of batches an epoch is {state['batches']}, here {length}{HINT}")
+            raise ValueError(f"it has {state['batches']} batches per epoch, but this run has {length}{HINT}")
         if done and state.get("batch_size", size) != size:
-            raise ValueError(f"it was saved within an epoch of batches of {state['batch_size']}, here of {size}{HINT}")
+            saved = state["batch_size"]
+            raise ValueError(
+                f"it was saved within an epoch with batch size {saved}, but the batch size is now {size}{HINT}"
+            )
         self._resumed = state if "place" in state else None
 
     def _opened(self, epoch: int, start: int, stream: Any = None) -> Iterator[Batch]:

@@ -74,7 +74,7 @@ def _application(directory: Path, given: Path | None) -> StartedAs:
     if recorded is None:
         raise TrainyardError(f"the manifest in {directory} names no application: pass it with --app")
     if not Path(recorded.file).is_file():
-        raise TrainyardError(f"{directory} holds a sweep of {recorded}, which does not exist: pass it with --app")
+        raise TrainyardError(f"{directory} contains a sweep of {recorded}, which does not exist: pass it with --app")
     return recorded
 
 

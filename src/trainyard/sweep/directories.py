@@ -35,7 +35,7 @@ def job_directory(config: DictConfig, sweep: Path, subdir: str | None = None) ->
     directory = os.path.normpath(os.path.join(base, own))  # noqa: PTH118
     if not directory.startswith(base.rstrip(os.sep) + os.sep):
         hint = "hydra.sweep.dir names the directory of the sweep."
-        raise ConfigError(SUBDIR, _template(config), "a directory inside that of the sweep", hint=hint)
+        raise ConfigError(SUBDIR, _template(config), "a directory inside the sweep directory", hint=hint)
     return Path(directory)
 
 

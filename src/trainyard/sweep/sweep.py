@@ -217,7 +217,7 @@ class Sweep:
             self._interrupted = True
             self.close()
             raise InterruptedSweepError(
-                "Interrupted. To finish what is left: the same command with "
+                "Interrupted. To finish the sweep, use the same command with "
                 + shell_override("hydra.sweep.dir", self.directory),
                 head.signum,
             )

@@ -258,7 +258,8 @@ def as_sweepable(function: TaskFunction) -> Sweepable:
     names = [name for name in ("check", "slots", "resumes", "fuse") if hasattr(function, name)]
     if names:
         raise TrainyardError(
-            f"The task function {getattr(function, '__name__', function)!r} has {', '.join(names)}, which sweeps "
-            "do not read from a function. Make it an object of a subclass of trainyard.sweep.sweepable.SweepableTask."
+            f"The task function {getattr(function, '__name__', function)!r} has the attributes {', '.join(names)}, "
+            "which a sweep does not read from a function. Make it an object of a subclass of "
+            "trainyard.sweep.sweepable.SweepableTask."
         )
     return PlainTask(function)

@@ -373,7 +373,7 @@ def test_an_agent_with_a_wrong_token(tmp_path: Path, capsys: Any) -> None:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
-        assert "the token is not that of the head" in capsys.readouterr().err
+        assert "the token does not match the token of the head" in capsys.readouterr().err
         executor._next_look = 0
         executor.wait(0)
         assert told == ["A connection was refused: an agent has another token."]

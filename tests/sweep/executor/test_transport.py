@@ -173,7 +173,7 @@ def test_silence_begins_when_a_peer_ends(kind: Any) -> None:
 def test_a_wrong_token_is_refused_at_both_ends() -> None:
     with TcpHead("127.0.0.1", TOKEN) as head, TcpAgent("one", "127.0.0.1", head.port, b"another") as agent:
         agent.send(HEAD, ["hello"])
-        with pytest.raises(TransportError, match="the token is not that of the head"):
+        with pytest.raises(TransportError, match="the token does not match the token of the head"):
             agent.receive(30)
         assert head.receive(0) == []
         assert until(lambda: head.refused) == ["an agent has another token"]

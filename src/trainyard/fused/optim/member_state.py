@@ -116,7 +116,9 @@ def write_states(optimizer: Stacked, member: int, states: Mapping[int, Mapping[s
         for name, new in fresh.items():
             value = torch.as_tensor(saved.get(name, new[member]))
             if value.shape != new.shape[1:]:
-                raise ValueError(f"{name} is of the shape {list(value.shape)}, its parameter {list(new.shape[1:])}")
+                raise ValueError(
+                    f"{name} has the shape {list(value.shape)}, but its parameter has {list(new.shape[1:])}"
+                )
             shared = state[name]
             if name in optimizer.clock:  # shared with other parameters so far
                 dtype = torch.promote_types(shared.dtype, value.dtype) if name != "step" else shared.dtype

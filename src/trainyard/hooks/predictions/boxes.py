@@ -46,7 +46,7 @@ class Instances:
             present = np.unique(array := classes.cpu().numpy())
             return cls(None, np.stack([array == label for label in present]), present, None)
         if not isinstance(given, Mapping):
-            raise TypeError(f"a {type(given).__name__} for a picture")
+            raise TypeError(f"a {type(given).__name__} for an image")
         known = [name for name in ("boxes", "masks", "labels", "scores") if name in given]
         held = {name: given[name].detach().cpu().numpy() for name in known}
         if "boxes" not in held and "masks" not in held:

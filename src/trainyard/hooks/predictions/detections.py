@@ -113,7 +113,7 @@ class DetectionLog(Hook):
             self._kept = None
             if not self._complained:
                 self._complained = True
-                log.warning("hook.detection_log draws boxes and masks of pictures; it cannot draw these: %s", error)
+                log.warning("hook.detection_log draws boxes and masks of images, but cannot draw these: %s", error)
 
     def _draw(self, runner: Runner) -> None:
         kept, self._kept = self._kept, None

@@ -93,7 +93,5 @@ def _scheduled(given: Any) -> Scheduled:
         raise ConfigError(KEY, frequency, "a frequency of at least 1")
     plateau = isinstance(scheduler, ReduceLROnPlateau) or bool(options.get("reduce_on_plateau"))
     if plateau and options.get("monitor") is None:
-        raise ConfigError(
-            KEY, type(scheduler).__name__, "a `monitor` beside it: the name of a result of the validation"
-        )
+        raise ConfigError(KEY, type(scheduler).__name__, "a `monitor` next to it: the name of a validation metric")
     return Scheduled(scheduler, interval, frequency, options.get("monitor") if plateau else None)

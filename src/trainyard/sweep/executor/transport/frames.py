@@ -130,7 +130,7 @@ async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     await writer.drain()
     (proof,) = await _read(reader, _CODE)
     if not hmac.compare_digest(proof, _proof(token, b"head", theirs, mine)):
-        raise RefusedError("the token is not that of the head")
+        raise RefusedError("the token does not match the token of the head")
     return Frames(reader, writer, _proof(token, b"key", theirs, mine), head=False)
 
 
