@@ -47,7 +47,7 @@ def test_a_part_of_the_protocol_is_an_error() -> None:
 
     task.resumes, task.check = True, print  # type: ignore[attr-defined]
     with pytest.raises(
-        TrainyardError, match="The task function 'task' has the attributes check, resumes, which a sweep"
+        TrainyardError, match="The task function 'task' has the attributes check, resumes, which a sweep does not read"
     ):
         as_sweepable(task)
 
@@ -57,7 +57,7 @@ def test_a_part_of_the_protocol_is_an_error() -> None:
         def __call__(self, cfg: Any) -> Any:
             return 1.0
 
-    with pytest.raises(TrainyardError, match="has resumes, which sweeps"):
+    with pytest.raises(TrainyardError, match="has the attributes resumes, which a sweep"):
         as_sweepable(Half())
 
 
