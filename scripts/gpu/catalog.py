@@ -89,8 +89,8 @@ PARTS = (
         "tests",
         "tests",
         70,
-        "the tests marked `gpu`: the captured step has the bits of the eager one, a capture that fails leaves all as "
-        "it was, a run resumes to the same bits",
+        "the tests marked `gpu`: the captured step has the same bits as the eager one, a failed capture "
+        "changes nothing, a resumed run ends with the same bits",
         (Table("tests", "Tests marked `gpu`:", ("passed", "failed", "skipped", "without a result")),),
     ),
     Part(
@@ -171,7 +171,7 @@ PARTS = (
             Table(
                 "whole_sweep",
                 "A whole sweep:",
-                ("jobs", "stacks", "capture", "seconds", "µs a member's step, all told", "journals"),
+                ("jobs", "stacks", "capture", "seconds", "µs a member's step, overall", "journals"),
             ),
         ),
         timed=True,

@@ -198,7 +198,7 @@ def _read(path: str) -> str:
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError("path", str(path), "a text file in UTF-8", hint=f"Decoding failed: {error}.") from error
+        raise ConfigError("path", str(path), "a UTF-8 text file", hint=f"Decoding failed: {error}.") from error
     if not text:
         raise ConfigError("path", str(path), "a text file that is not empty")
     return text

@@ -199,5 +199,5 @@ def _own_gpu(local_rank: int) -> int:
     if count == 1:
         return 0  # if it is shared with another rank, NCCL reports that
     if local_rank >= count:
-        raise ConfigError("devices", local_rank + 1, f"at most {count}, the GPUs of this machine")
+        raise ConfigError("devices", local_rank + 1, f"at most {count}, the number of GPUs of this machine")
     return local_rank

@@ -60,7 +60,9 @@ class Transformer(Supervised):
             near = sorted(sorted(divisors, key=lambda n: abs(n - heads))[:2])
             raise ConfigError("heads", heads, f"a divisor of dim={dim}; nearest: {' or '.join(map(str, near))}")
         if rotary and dim // heads % 2:
-            raise ConfigError("heads", heads, f"heads of an even width; dim / heads is {dim // heads}")
+            raise ConfigError(
+                "heads", heads, f"a number for which dim / heads is even, but dim / heads is {dim // heads}"
+            )
         net = Decoder(vocab_size, context_length, dim, heads, layers, dropout, rotary, tie_embeddings)
         super().__init__(net, token_cross_entropy, data_preprocessor)
 

@@ -28,7 +28,7 @@ def estimate(parts: Parts, names: Sequence[str], tracker: Any) -> JobSize | None
     try:
         return job_size(parts, names, tracked=not isinstance(build(tracker, "tracker"), NoTracker | None))
     except Exception as error:  # parts of a user's own may lack what this reads
-        log.debug("Of unknown size: %r", error)
+        log.debug("The size of the job cannot be estimated: %r", error)
         return None
 
 

@@ -180,7 +180,7 @@ class CommandFolder:
                     raise ValueError(f"{command.action} {command.job}")
                 self._known[name] = command
             except (OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("%s is not a command; skipped: %s", self._folder / f"{name}.json", error)
+                log.warning("%s is not a valid command and was skipped: %s", self._folder / f"{name}.json", error)
                 self._known[name] = None
         return self._known[name]
 

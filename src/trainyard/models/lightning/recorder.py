@@ -82,7 +82,9 @@ class Recorder:
         reduction = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "")
         reduction = {"amax": "max", "amin": "min"}.get(reduction, reduction)
         if reduction not in REDUCTIONS:
-            raise TrainyardError(f"self.log({name!r}, reduce_fx={reduce_fx!r}): it is one of {', '.join(REDUCTIONS)}.")
+            raise TrainyardError(
+                f"self.log({name!r}, reduce_fx={reduce_fx!r}): expected one of {', '.join(REDUCTIONS)}."
+            )
         if isinstance(value, Mapping):
             for key, each in value.items():
                 self.log(f"{name}.{key}", each, reduce_fx=reduce_fx, batch_size=batch_size)
