@@ -51,8 +51,7 @@ def test_a_sweep_on_nodes_that_come_and_go_has_the_bits_of_the_local_launcher(
     directory = tmp_path / "sweep"
     process = start(directory, cluster.address, "hydra.launcher.autoscaling=true", nodes="grown")
     wait_for(lambda: slots(directory, "gained") == 2, process)
-    text = finish(directory, process)
-    assert "wait for a node with CPU: 1, grown: 1" in text
+    finish(directory, process)
     assert_same(bits(directory), local)
     assert sorted(path.name for path in (directory / "ray").iterdir()) == ["0.out", "1.out"]
     assert len({node_of(directory, num) for num in range(4)}) == 2

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from trainyard.errors import ConfigError
-from trainyard.sweep.executor.ray_pool import Request
+from trainyard.sweep.executor import ray_pool
+from trainyard.sweep.executor.ray_pool import RayPool, Request
 from trainyard.sweep.executor.ray_process import failure, reason
 from trainyard.sweep.ray_settings import RaySettings
 
@@ -98,3 +100,15 @@ def test_a_token_that_is_missing_or_wrong_is_told_from_a_cluster_that_is_not_the
     assert told in words
     assert "\n" not in words
     assert ("RAY_AUTH_TOKEN" in words) == answers
+
+
+def test_agents_that_wait_for_a_node_are_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    pool = RayPool(tmp_path, "auto", Request(num_cpus=1, resources={"grown": 1}), 2, autoscaling=True, tell=told.append)
+    pool._places = {"0", "1"}
+    pool._tell_of_waiting()
+    assert told == []
+    monkeypatch.setattr(ray_pool, "_SLOW", -1.0)
+    pool._tell_of_waiting()
+    pool._tell_of_waiting()
+    assert told == ["2 of 2 wait for a node with CPU: 1, grown: 1 that is free or will be added."]

@@ -202,7 +202,7 @@ class RayPool(Pool):
             self._send("take", place)
 
     def _tell_of_waiting(self) -> None:
-        """Tell once that agents wait, when they have done so for a while: for a node that is free, or comes."""
+        """Tell once that agents wait, when they have done so for a while: for a node that is free or will be added."""
         waiting = len(self._places - self._on_nodes - self._taken_back)
         if not waiting or self._told_waiting:
             self._waits_since = None
