@@ -115,7 +115,7 @@ def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
     for inputs, told in (
         ([], "at least one sample"),
         ("text", "arrays or tensors"),
-        ({"a": [1], "b": [1, 2]}, "as many"),
+        ({"a": [1], "b": [1, 2]}, "the same number"),
     ):
         with pytest.raises(ConfigError, match=told):
             model.predict(inputs)

@@ -32,7 +32,8 @@ def polite(num):
         sys.exit(143)
     signal.signal(signal.SIGTERM, stop)
     (folder / f"running{num}").touch()
-    time.sleep(3600)
+    while True:  # a signal just before one long sleep would be handled after it
+        time.sleep(0.05)
 
 def stubborn(num):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
