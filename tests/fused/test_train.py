@@ -269,7 +269,7 @@ def test_members_that_did_not_train_together_are_divided_where_a_hook_counts_for
         stack_trainer.train_stack([config], positions(1))
     longer = resumed(jobs(3, tmp_path / "jobs", *options, "loop.max_epochs=3"))
     if hook == "norms":
-        with pytest.raises(StackDivided, match=r"different places of the training \(hook\.norms") as divided:
+        with pytest.raises(StackDivided, match=r"different positions in the training \(hook\.norms") as divided:
             stack_trainer.train_stack(longer, positions(3))
         assert divided.value.groups == [[0], [1, 2]]
         longer = longer[1:]
