@@ -96,7 +96,7 @@ def test_a_learning_rate_under_a_schedule(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_another_batch_size(begun: Path) -> None:
-    with pytest.raises(ConfigError, match=r"here 8 \(resume_override=\[data.batch_size\]"):
+    with pytest.raises(ConfigError, match=r"this run has 8 \(resume_override=\[data.batch_size\]"):
         runner(begun, 2, batch=2).prepare()
     again = runner(begun, 2, batch=2, resume_override=["data.batch_size"])
     again.train()
