@@ -23,10 +23,13 @@ def step():
 
 for _ in range(3):
     step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(min(faults() for _ in range(3)))  # of a system that takes pages back now and then, the count without that
 """
 
 
@@ -39,9 +42,8 @@ def page_faults(keep: Any, **variables: Any) -> Any:
 
 
 def test_a_step_takes_no_new_pages() -> None:
-    """A step's block has 9,766 pages: 195,000 faults in 20 steps. The heap may grow by a block or two, and a system
-    that is short of memory may take some pages back."""
-    assert page_faults(keep=True) < 60_000
+    """A step's block is of 9,766 pages. The heap may grow by one of them, where something small lies above its end."""
+    assert page_faults(keep=True) < 15_000
     assert page_faults(keep=False) > 150_000
 
 
@@ -54,4 +56,4 @@ def test_what_the_user_says_stands(variable: str) -> None:
 def test_a_process_that_is_started_keeps_memory_too() -> None:
     started = {"GLIBC_TUNABLES": tunables({"GLIBC_TUNABLES": "glibc.cpu.hwcap_mask=0"})}
     assert started["GLIBC_TUNABLES"].startswith("glibc.cpu.hwcap_mask=0:glibc.malloc.hugetlb=1:")
-    assert page_faults(keep=False, GLIBC_TUNABLES=tunables({})) < 60_000
+    assert page_faults(keep=False, GLIBC_TUNABLES=tunables({})) < 15_000
