@@ -47,7 +47,7 @@ class Outbox:
 
         Args:
             worker: the worker that is to run it.
-            told: what its agent is told of it, beside the call.
+            told: the message about it for its agent, in addition to the call.
             call: the call, pickled.
         """
         self._unsent[worker] = []

@@ -27,7 +27,7 @@ from trainyard.sweep.executor.shipping.node import CODE as NODE
 FOLDER = "ray"
 FAILURES = 3
 """So many agents in a row may end before they reach the head."""
-_SLOW = 10.0  # seconds after which it is told that agents wait for a node
+_SLOW = 10.0  # seconds after which agents that wait for a node are reported
 _IMPORT, _START = 120.0, 90.0  # seconds to import Ray, and to start a cluster here
 REACH = 60.0
 """Seconds to reach a cluster that answers: Ray's client starts a process there. Where nothing does, 10 are waited."""

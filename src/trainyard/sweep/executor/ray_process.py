@@ -170,7 +170,7 @@ class Placer:
         if self._unplaced:
             placed, _ = self._ray.wait(list(self._unplaced), num_returns=len(self._unplaced), timeout=0)
             for each in placed:
-                self._say("placed", self._unplaced.pop(each))  # or it has ended, which is told then
+                self._say("placed", self._unplaced.pop(each))  # or it has ended, which is reported next
         ended, _ = self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
         for run in ended:
             place = self._runs.pop(run)

@@ -114,21 +114,21 @@ class RemoteSlots:
 
 
 def process_message() -> dict[str, Any]:
-    """Return what an agent is told of the head's process, of which its tasks are as if they were forked."""
+    """Return the settings of the head's process for an agent, whose tasks run as if the head had forked them."""
     return {"cwd": str(Path.cwd()), "path": [str(entry) for entry in sys.path], "argv": list(sys.argv)}
 
 
 def task_message(
     task: Task, slots: Sequence[int], roots: Sequence[str], part: int, nodes: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return what an agent is told of a task, beside its call and `process_message`.
+    """Return the message about a task that is sent to an agent, in addition to its call and `process_message`.
 
     Args:
         task: the task.
         slots: those that it gets, by the agent's own numbers.
         roots: its folders and files, relative to the sweep's directory.
         part: which part of a task on several agents it is; 0 for the first one or the only one.
-        nodes: what a task on several agents is told of them; None for one on a single agent.
+        nodes: the message about the nodes of a task on several agents; None for a task on one agent.
     """
     log = task.log if task.log is None or not part else task.log.with_stem(f"{task.log.stem}.node{part}")
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from trainyard.sweep.goals import Direction
@@ -52,7 +52,6 @@ def places(ranking: Sequence[JobRow], direction: Direction) -> Iterator[int | No
         ranking: the result of `rank`.
         direction: as for `rank`.
     """
-    place, before = 0, None
     if front := front_of(ranking):
         yield from (front.get(row.num) for row in ranking)
         return
@@ -65,13 +64,7 @@ def places(ranking: Sequence[JobRow], direction: Direction) -> Iterator[int | No
         }
         yield from (own.get(row.num) for row in ranking)
         return
-    for index, row in enumerate(ranking, 1):
-        if not row.ranked:
-            yield None
-            continue
-        if row.objective != before:
-            place, before = index, row.objective
-        yield place
+    yield from _shared_places(row.objective if row.ranked else None for row in ranking)
 
 
 def configuration_places(found: Sequence[Configuration]) -> Iterator[int | None]:
@@ -79,13 +72,19 @@ def configuration_places(found: Sequence[Configuration]) -> Iterator[int | None]
 
     Equal means share a rank.
     """
-    place, before = 0, None
-    for index, each in enumerate(found, 1):
-        if not each.is_whole:
+    yield from _shared_places(each.mean if each.is_whole else None for each in found)
+
+
+def _shared_places(values: Iterable[float | None]) -> Iterator[int | None]:
+    """Yield the place of each value in their order, from 1; equal neighbours share one, and None has none."""
+    place: int | None = None
+    before: float | None = None
+    for index, value in enumerate(values, 1):
+        if value is None:
             yield None
             continue
-        if each.mean != before:
-            place, before = index, each.mean
+        if value != before:
+            place, before = index, value
         yield place
 
 
