@@ -68,8 +68,9 @@ def _answer(worker: subprocess.Popen[str]) -> str:
         RuntimeError: there is none.
     """
     assert worker.stdout is not None
-    ready, _, _ = select.select([worker.stdout], [], [], PATIENCE)
-    line = worker.stdout.readline() if ready else ""
+    poll = select.poll()
+    poll.register(worker.stdout, select.POLLIN)
+    line = worker.stdout.readline() if poll.poll(PATIENCE * 1000) else ""
     if not line:
         raise RuntimeError("a process has not answered")
     return line

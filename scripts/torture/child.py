@@ -134,7 +134,9 @@ def _ended(pid: int, seconds: float) -> bool:
     """Wait until a child ends, or for some seconds; return whether it has ended."""
     fd = os.pidfd_open(pid)
     try:
-        return bool(select.select([fd], [], [], seconds)[0])
+        poll = select.poll()  # select takes no descriptor from 1024 on
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
     finally:
         os.close(fd)
 

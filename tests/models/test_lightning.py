@@ -312,7 +312,7 @@ class OtherTrainer(Classifier):
     ("kind", "message"),
     [
         (TwoWithoutTurns, r"'2 optimizers' is invalid. Expected one: training_step takes no optimizer_idx"),
-        (Unscheduled, "a `monitor` beside it"),
+        (Unscheduled, "a `monitor` next to it"),
         (OnTraining, "monitor: 'train_loss' is invalid. Expected a result of the validation"),
         (Absent, "val/f1"),
         (NoOptimizer, "configure_optimizers: None is invalid"),

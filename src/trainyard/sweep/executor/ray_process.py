@@ -132,9 +132,11 @@ class Placer:
     def serve(self) -> None:
         """Serve the head until it closes this process, or is gone."""
         rest = b""
+        stdin = select.poll()
+        stdin.register(0, select.POLLIN)
         while os.getppid() == self._head:
             self._look()
-            if not select.select([0], [], [], _EVERY)[0]:
+            if not stdin.poll(_EVERY * 1000):
                 continue
             data = os.read(0, 1 << 16)
             if not data:
