@@ -275,14 +275,17 @@ class Manifest:
         self._append({"kind": "state", "num": num, "state": state, "time": time.time(), **fields})
 
     def _append(self, *records: Record, sync: bool = False) -> list[Record]:
-        lines = [json.dumps(record, default=_plain) for record in records]
+        lines = [_ENCODE(record) for record in records]
         content = "".join(f"{line}\n" for line in lines).encode()
 
         def write() -> None:
-            with self.path.open("ab", buffering=0) as file:
-                append_whole(file.fileno(), content, self.path, _THEN)
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                append_whole(fd, content, self.path, _THEN)
                 if sync:
-                    os.fsync(file.fileno())
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
 
         despite_absence(self.path.parent, write, self.patience)
         found = [json.loads(line) for line in lines]
@@ -408,3 +411,6 @@ def _plain(value: Any) -> Any:
         return float(value)
     except Exception:
         return str(value)
+
+
+_ENCODE = json.JSONEncoder(default=_plain).encode

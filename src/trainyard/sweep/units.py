@@ -194,10 +194,9 @@ class UnitTasks:
         )
 
 
-def folders_of(jobs: Iterable[Job]) -> tuple[Path, ...]:
+def folders_of(jobs: Iterable[Job]) -> tuple[str | Path, ...]:
     """Return the folders that jobs read and write."""
-    found = [path for job in jobs for path in (job.directory, *([] if job.work_dir is None else [Path(job.work_dir)]))]
-    return tuple(dict.fromkeys(path.absolute() for path in found))
+    return tuple(path for job in jobs for path in (job.directory, job.work_dir) if path is not None)
 
 
 def outcomes_of(unit: Unit, left: Iterable[int], outcome: TaskOutcome, timeout: float | None) -> dict[int, TaskOutcome]:

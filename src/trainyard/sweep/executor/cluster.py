@@ -18,14 +18,21 @@ from typing import Any
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor.agent import ExecutorError, in_words
 from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished
-from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.lease import HeadLease
 from trainyard.sweep.executor.meeting import forget_agent, open_head
 from trainyard.sweep.executor.outbox import Outbox
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.remote_agent import CODE
-from trainyard.sweep.executor.remotes import ClusterSettings, Remote, RemoteSlots, process_message, task_message
+from trainyard.sweep.executor.remotes import (
+    ClusterSettings,
+    Remote,
+    RemoteSlots,
+    process_message,
+    refusal,
+    task_message,
+    welcome_message,
+)
 from trainyard.sweep.executor.shipping.files import HeadFiles, outlive, roots_of
 from trainyard.sweep.executor.slots import Slot, capacity
 from trainyard.sweep.executor.spread import SpreadTasks
@@ -335,11 +342,7 @@ class ClusterExecutor(Executor):
                     self._happened(agent, kind, worker, rest, received.payload)
 
     def _greet(self, name: str, hello: Mapping[str, Any]) -> None:
-        why, version = "", CodeVersion(**hello["version"])
-        if hello["fence"] != self._fence:
-            why = "it belongs to an earlier head"
-        elif not version.matches(self._files.version):
-            why = f"its code is {version.told}, but the head's is {self._files.version.told}. Both must be the same"
+        why = refusal(hello, self._fence, self._files.version)
         if why:
             if why not in self._refused:
                 self._refused.add(why)
@@ -351,13 +354,7 @@ class ClusterExecutor(Executor):
         for agent in [it for it in self._agents.values() if it.place == hello["place"]]:
             self._lose(agent, "it was started again")
         self._agents[name] = Remote(name, hello["place"], hello["node"])
-        welcome = {
-            "preload": self.preload,
-            "settings": dict(self._settings.slots),
-            "patience": self._settings.patience,
-            "grace": self._grace,
-        }
-        self._outbox.send(name, ["welcome", welcome])
+        self._outbox.send(name, ["welcome", welcome_message(self.preload, self._settings, self._grace)])
 
     def _gain(self, agent: Remote, slots: Sequence[tuple[str, int]]) -> None:
         gained = self._remote_slots.gain(agent, slots)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainyard.sweep.executor.base import Gained, Lost
+from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
 
@@ -111,6 +112,27 @@ class RemoteSlots:
         """Forget them all."""
         self.of.clear()
         self._devices.clear()
+
+
+def refusal(hello: Mapping[str, Any], fence: int, version: CodeVersion) -> str:
+    """Return why an agent that reports to the head is refused; empty if it is accepted.
+
+    Args:
+        hello: the agent's message.
+        fence: the head's number.
+        version: the version of the head's code.
+    """
+    if hello["fence"] != fence:
+        return "it belongs to an earlier head"
+    own = CodeVersion(**hello["version"])
+    if not own.matches(version):
+        return f"its code is {own.told}, but the head's is {version.told}. Both must be the same"
+    return ""
+
+
+def welcome_message(preload: Sequence[str], settings: ClusterSettings, grace: float) -> dict[str, Any]:
+    """Return the settings of the head for an agent that is accepted."""
+    return {"preload": preload, "settings": dict(settings.slots), "patience": settings.patience, "grace": grace}
 
 
 def process_message() -> dict[str, Any]:

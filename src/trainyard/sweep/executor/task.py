@@ -68,7 +68,7 @@ class Task:
     attempts: int = 0
     slots: int = 1
     threads: int | None = None
-    folders: tuple[Path, ...] = ()
+    folders: tuple[str | Path, ...] = ()
     common: Common | None = None
     importable: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
@@ -133,6 +134,8 @@ def outlive(files: HeadFiles, before: Mapping[str, str], patience: float) -> Non
 
 def roots_of(task: Task, directory: Path) -> list[str]:
     """Return the folders and files of a task in the sweep's directory, relative to it."""
-    whole = [path.absolute() for path in (*task.folders, *([] if task.log is None else [task.log]))]
-    roots = [str(path.relative_to(directory)) for path in whole if path.is_relative_to(directory)]
+    named = (*task.folders, *([] if task.log is None else [task.log]))
+    paths = dict.fromkeys(map(os.path.abspath, named))  # text: several times as quick as paths, and once for each task
+    base = os.path.abspath(directory)  # noqa: PTH100
+    roots = [path[len(base) + 1 :] or "." for path in paths if f"{path}/".startswith(f"{base}/")]
     return [one for one in roots if not any(one.startswith(f"{each}/") for each in roots)]

@@ -110,8 +110,10 @@ class Transport(ABC):
 
     def _arrived(self, received: Received) -> None:
         with self._lock:
+            is_first = not self._received
             self._received.append(received)
-        os.eventfd_write(self._signal, 1)
+        if is_first:  # else the owner has been woken, and has not taken them yet
+            os.eventfd_write(self._signal, 1)
 
     def _note_life(self, peer: str) -> None:
         self._heard[peer] = time.monotonic()

@@ -18,6 +18,8 @@ HANDSHAKE = 10.0
 """Seconds that a connection has to prove that it knows the token."""
 SILENT = 15.0
 """Seconds of silence after which a connection is given up, and an agent dials again."""
+_ACKNOWLEDGES = 0.02
+"""Seconds within which a message is acknowledged: with the next one that goes there, or else by itself."""
 _PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0)  # seconds between two attempts to connect
 
 
@@ -28,6 +30,7 @@ class _Link:
     session: Session = field(default_factory=Session)
     frames: Frames | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    acknowledges: asyncio.TimerHandle | None = None
     ending: bool = False
 
 
@@ -93,20 +96,28 @@ class _Tcp(Transport):
             before.close()
         writing = self._loop.create_task(self._write(link, frames))
         try:
-            while True:
-                async with asyncio.timeout(SILENT):
+            async with asyncio.timeout(SILENT) as limit:
+                while True:
                     number, acknowledged, content = await frames.read()
-                self._note_life(peer)
-                link.session.acknowledged(acknowledged)
-                if number and link.session.take(number):
-                    message, payload = unpacked(content)
-                    self._arrived(Received(peer, message, payload))
-                    link.news.set()  # to acknowledge it
+                    limit.reschedule(self._loop.time() + SILENT)
+                    self._note_life(peer)
+                    link.session.acknowledged(acknowledged)
+                    if link.ending:
+                        link.news.set()  # it may have been the last one
+                    if number and link.session.take(number):
+                        message, payload = unpacked(content)
+                        self._arrived(Received(peer, message, payload))
+                        if link.acknowledges is None:
+                            link.acknowledges = self._loop.call_later(_ACKNOWLEDGES, self._acknowledge, link)
         finally:
             writing.cancel()
             frames.close()
             if link.frames is frames:
                 link.frames = None
+
+    def _acknowledge(self, link: _Link) -> None:
+        link.acknowledges = None
+        link.news.set()
 
     async def _write(self, link: _Link, frames: Frames) -> None:
         session, told = link.session, -1
