@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from forked import Forked
+from open_files import open_files
 from same_run import points
 from waiting import LIMIT
 
@@ -80,6 +81,16 @@ def test_train_then_test_the_checkpoint(train: Any, tmp_path: Path) -> None:
     assert tested.returncode == 0, tested.stderr
     names = {key: value for (key, _), value in points(tmp_path / "tested").items()}
     assert names == {key: value for (key, _), value in trained.items() if key.startswith("test/")}
+
+
+def test_a_run_in_a_process_that_goes_on_leaves_no_open_file(command: Any, tmp_path: Path) -> None:
+    status, message = command("hydra.run.dir=run")
+    assert status == 0, message
+    assert (tmp_path / "folder/run/metrics.jsonl").exists()
+    assert open_files(tmp_path) == []
+    status, message = command("hydra.run.dir=run", "resume=true", "loop.max_epochs=3")
+    assert status == 0, message
+    assert open_files(tmp_path) == []
 
 
 def test_a_sweep_by_hydras_own_means(train: Any, tmp_path: Path) -> None:

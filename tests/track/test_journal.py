@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_files import open_files
 
 from trainyard.errors import TrainyardError
 from trainyard.files import DiskFullError
@@ -223,6 +224,19 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
         assert path.stat().st_size == size
         journal.metrics(3, {"loss": 3.0})
     assert [record["step"] for record in records(path)] == [1, 3]
+
+
+def test_a_journal_that_nobody_closes_leaves_no_open_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.status("RUNNING")
+    assert open_files(tmp_path) == [tmp_path / FILE]
+    journal.close()
+    journal.close()
+    assert open_files(tmp_path) == []
+    forgotten = Journal(tmp_path)
+    assert open_files(tmp_path) == [tmp_path / FILE]
+    del forgotten
+    assert open_files(tmp_path) == []
 
 
 def test_one_writer(tmp_path: Path, environment: dict[str, str]) -> None:

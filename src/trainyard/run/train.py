@@ -163,6 +163,8 @@ def _trained(runner: Runner, values: Mapping[str, Any], position: SweepPosition 
     from trainyard.run.measured import returned
 
     caught = conduct(runner, [values])
+    for member in runner.all_members:
+        member.journal.close()
     runner.strategy.end()
     _raise_if_ended_early(runner, caught)
     return returned(runner.members[0], () if position is None else position.metrics)

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -78,6 +79,8 @@ class Journal:
         self.work_dir = Path(work_dir).absolute()
         self.path = path = self.work_dir / FILE
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._closing = weakref.finalize(self, os.close, self._fd)  # of a journal that nobody closes, too
+        self._closing.atexit = False
         try:
             _lock(self._fd, path)
             self._reopen()
@@ -253,7 +256,7 @@ class Journal:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            self._closing()
             self._fd = -1
 
     def __enter__(self) -> Self:
