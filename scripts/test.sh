@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests: sets up .venv with the test extra where needed, then pytest, from the project's root.
 # Arguments are pytest's: bash scripts/test.sh tests/data -k order
-# One process a core, unless the arguments say otherwise.
+# Three processes for two cores, unless the arguments say otherwise.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
