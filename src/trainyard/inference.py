@@ -58,7 +58,7 @@ def load(
     directory, file = (path, _checkpoint_in(path, which)) if path.is_dir() else (path.parent.parent, path)
     if not (directory / CONFIG).exists():
         accepted = f"the directory of a run, with its {CONFIG}, or a checkpoint in its checkpoints/"
-        raise ConfigError("run", str(run), accepted, hint="The weights alone do not define their model.")
+        raise ConfigError("run", str(run), accepted, hint=f"The weights do not define their model; {CONFIG} does.")
     if (directory / run_info.FILE).exists():
         sys.path += [folder for folder in RunInfo.read(directory).python_path if folder not in sys.path]
     return Predictor(load_model(directory.resolve(), file.resolve())[0], place)

@@ -70,7 +70,7 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         raise TrainyardError(f"{text!r}: no run with this name or ID among the {len(runs)} in {where}.{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    what = f"{text!r} is the name or id of {len(found)} runs in {where}"
+    what = f"{text!r} is the name or ID of {len(found)} runs in {where}"
     raise TrainyardError(f"{what}; give the ID or directory of one:{shown}{more}")
 
 

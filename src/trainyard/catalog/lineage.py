@@ -165,5 +165,7 @@ def _config(directory: Path, num: int, until: int | None) -> Path:
     """Return the file of the config that a job had until it went on as another one, or has now."""
     file = directory / CONFIG if until is None else config_until(directory, until)
     if not file.is_file():
-        raise TrainyardError(f"{file} is not there: what #{num} of the sweep trained with cannot be repeated.")
+        raise TrainyardError(
+            f"{file} does not exist. It contains the config of job #{num}, so the job cannot be repeated."
+        )
     return file

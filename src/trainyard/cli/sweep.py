@@ -106,7 +106,7 @@ def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> N
     """
     if job is not None:
         if app is not None:
-            raise ConfigError("--app", str(app), "no JOB, because it applies to a whole sweep")
+            raise ConfigError("--app", str(app), "no JOB, because it applies to an entire sweep")
         _steer(directory, "resume", job, (), wait)
         return
     from trainyard.sweep.continuing import go_on

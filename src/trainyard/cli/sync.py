@@ -24,8 +24,10 @@ from trainyard.errors import TrainyardError
 @click.option(
     "--trust",
     is_flag=True,
-    help="Directories from elsewhere are your own from now on: their models are built, which runs code, links out of "
-    "them are followed, and their runs go to the store that they name.",
+    help=(
+        "Trust directories that you did not create, from now on: their models are built (which runs code), "
+        "links that lead out of them are followed, and their runs are uploaded to the store that they name."
+    ),
 )
 def command(folders: Sequence[Path], uri: str | None, experiment: str | None, trust: bool) -> None:
     """Ship the runs in FOLDERs and below (outputs and multirun, if none is given) to MLflow.

@@ -47,7 +47,7 @@ def share_of(loader: Loader, rank: int, world_size: int) -> Share:
     size = loader.stated_batch_size if isinstance(loader, WorkerLoader) else loader.batch_size
     if size is not None and size < world_size:
         raise ConfigError(
-            "batch_size", size, f"at least {world_size}: it is the total of all devices, and each needs a row"
+            "batch_size", size, f"at least {world_size}: it is the total over all devices, and each device needs a row"
         )
     if _is_resident(loader):
         return _TensorShare(loader, rank, world_size)
@@ -369,7 +369,7 @@ def _sizes(part: Any) -> Iterator[int]:
         for value in part:
             yield from _sizes(value)
     elif hasattr(part, "to"):
-        raise _uncut(part, "there is no known way to split it into rows")
+        raise _uncut(part, "its type has no known way to be split into rows")
 
 
 def _uncut(part: Any, reason: str) -> TrainyardError:

@@ -1,7 +1,7 @@
 """Decisions of a sweep that can change numbers. Each is recorded in the manifest before it is acted on, and followed
 when the sweep is continued.
 
-The promise: same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding.
+The promise: same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from trainyard.sweep.executor.slots import Slot
 from trainyard.track.facts import cpu_model
 
-PROMISE = "same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding"
+PROMISE = "same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding"
 
 
 _OF_LANES = ("lanes", "width", "epochs")

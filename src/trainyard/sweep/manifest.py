@@ -5,7 +5,7 @@ docs/sweeps.md has the table of the kinds of records. Those of `trainyard.sweep.
 events: told them again, it stands where it stood.
 
 Every event and every decision is recorded before it is acted on. The last decision on a job is followed when the sweep
-is continued: same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding. A manifest
+is continued: same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding. A manifest
 without them is planned anew.
 """
 

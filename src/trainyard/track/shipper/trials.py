@@ -63,7 +63,7 @@ def _runs(client: MlflowClient, given: str) -> tuple[str, list[Run]]:
             ids = ", ".join(each.info.run_id for each in named[:5])
             raise TrainyardError(f"{len(named)} runs of MLflow have that name; an id is of one: {ids}.")
         if not named:
-            raise TrainyardError("MLflow has no experiment and no run of that name or id.")
+            raise TrainyardError("MLflow has no experiment and no run with that name or ID.")
         (run,) = named
     below = list(_found(client, [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'"))
     return f"the run {run.info.run_name}", below or [run]
