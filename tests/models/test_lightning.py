@@ -313,7 +313,7 @@ class OtherTrainer(Classifier):
     [
         (
             TwoWithoutTurns,
-            r("'2 optimizers' is invalid. Expected one, because training_step has no argument optimizer_idx"),
+            r"'2 optimizers' is invalid. Expected one, because training_step has no argument optimizer_idx",
         ),
         (Unscheduled, "a `monitor` next to it"),
         (OnTraining, "monitor: 'train_loss' is invalid. Expected a result of the validation"),
