@@ -284,8 +284,8 @@ def _by_position(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> 
 def _check_same(what: str, theirs: Collection[str], own: Collection[str]) -> None:
     only_theirs = [name for name in theirs if name not in set(own)]
     only_own = [name for name in own if name not in set(theirs)]
-    differ = [f"{what} in it and not here: {_some(only_theirs)}"] if only_theirs else []
-    differ += [f"{what} here and not in it: {_some(only_own)}"] if only_own else []
+    differ = [f"{what} in the checkpoint but not here: {_some(only_theirs)}"] if only_theirs else []
+    differ += [f"{what} here but not in the checkpoint: {_some(only_own)}"] if only_own else []
     if differ:
         raise ValueError("; ".join(differ))
 

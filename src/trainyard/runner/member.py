@@ -255,7 +255,7 @@ class Member:
             lost.append(self.objective.name)
         if lost:
             log.warning(
-                "%s is shorter than the checkpoint of iteration %d: points of %s are missing here and in MLflow.",
+                "%s is shorter than the checkpoint of iteration %d: values of %s are missing here and in MLflow.",
                 journal.path,
                 self.iter,
                 ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else ""),
@@ -276,7 +276,7 @@ class Member:
         self.journal.status(status, message)
         if (gone := self.journal.gone()) is not None:
             log.warning(
-                "%s was %s during the run: what was recorded since then is missing here and in MLflow.",
+                "%s was %s during the run: records written since then are missing here and in MLflow.",
                 self.journal.path,
                 gone,
                 extra={"member": self},

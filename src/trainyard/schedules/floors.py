@@ -97,6 +97,6 @@ def _check(eta_min: Any, share: Any) -> None:
     if share is None:
         return
     if not is_number(share, at_least=0, at_most=1):
-        raise ValueError(f"eta_min_ratio is a share in [0, 1], not {share!r}")
+        raise ValueError(f"eta_min_ratio must be a number in [0, 1], not {share!r}")
     if eta_min != 0:
         raise ValueError("eta_min_ratio replaces eta_min, which must then be 0")

@@ -27,7 +27,7 @@ DURATIONS = ("T_max", "T_0", "total_iters", "total_steps", "step_size", "step_si
 OWN_LR = ("max_lr", "base_lr")
 """Arguments of torch's schedulers that are learning rates: "auto" is the group's own."""
 
-_MILESTONES = "integers or shares of the run in (0, 1), each beyond the one before"
+_MILESTONES = "integers or shares of the run in (0, 1), each larger than the one before"
 
 
 @dataclass(frozen=True)
@@ -157,21 +157,21 @@ class Part:
         try:
             scheduler = self.make(optimizer, **keywords)
         except ZeroDivisionError as error:  # OneCycleLR where pct_start * total_steps is 1
-            hint = f"With {_listed(keywords)} it divides by zero: a phase of it would be a single step."
+            hint = f"With {_listed(keywords)} it divides by zero: a phase of the schedule would have a single step."
             raise ConfigError(
                 self.key, self.name, "arguments with at least two steps in each phase", hint=hint
             ) from error
         except (TypeError, ValueError) as error:
-            said = f"It says: {str(error).rstrip('.')}."
+            said = f"{self.name} says: {str(error).rstrip('.')}."
             blamed = self._blamed(optimizer, keywords)
             if blamed is None:
-                raise ConfigError(self.key, self.name, "arguments that it takes", hint=said) from error
+                raise ConfigError(self.key, self.name, f"arguments that {self.name} accepts", hint=said) from error
             key, accepted = f"{self.key}.{blamed}", f"a value that {self.name} accepts"
             raise ConfigError(key, keywords[blamed], accepted, hint=said) from error
         if not isinstance(scheduler, LRScheduler):
-            raise ConfigError(self.key, self.name, f"something that makes an LRScheduler, not {scheduler!r}")
+            raise ConfigError(self.key, self.name, f"a callable that returns an LRScheduler, not {scheduler!r}")
         if certain and isinstance(scheduler, OneCycleLR) and scheduler.total_steps < length:
-            accepted = f'"auto", or at least the {length} steps that it has to last'
+            accepted = f'"auto", or at least {length}, the number of steps of the schedule'
             raise ConfigError(f"{self.key}.total_steps", scheduler.total_steps, accepted)
         return scheduler
 

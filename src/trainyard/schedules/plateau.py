@@ -93,7 +93,7 @@ class Plateau:
         if isinstance(min_lr, (list, tuple)):
             floors = [number(f"min_lr.{index}", floor, at_least=0) for index, floor in enumerate(min_lr)]
         else:
-            number("min_lr", min_lr, at_least=0, other="a list of one for each parameter group")
+            number("min_lr", min_lr, at_least=0, other="a list with one number for each parameter group")
         self.monitor = monitor
         self._mode = mode
         self._param = param
@@ -169,7 +169,9 @@ class Plateau:
         self._joined += added
         floors = self._arguments["min_lr"]
         if isinstance(floors, list):
-            raise ConfigError("min_lr", floors, f"one number: there are {len(self._groups)} parameter groups by now")
+            raise ConfigError(
+                "min_lr", floors, f"one number, because there are now {len(self._groups)} parameter groups"
+            )
         for group in standin_of(added, {}, self._param).param_groups:
             self._standin.add_param_group(dict(group))
         self._row = self._read()

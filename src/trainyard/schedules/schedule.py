@@ -277,7 +277,10 @@ class Schedule:
         scheduler = window.build(standin)
         cycled = standin.written & {"momentum", "betas"} if window.param == "lr" else None
         if cycled and any(plan.param == "momentum" for plan in self._plans):
-            accepted = "one that leaves the momentum alone (cycle_momentum: false), which has a schedule of its own"
+            accepted = (
+                "a scheduler that does not change the momentum (cycle_momentum: false), because the momentum "
+                "has its own schedule"
+            )
             raise ConfigError("scheduler", type(scheduler).__name__, accepted)
         return scheduler
 

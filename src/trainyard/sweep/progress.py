@@ -242,7 +242,7 @@ class SweepProgress:
     def _tell_time_left(self) -> None:
         """Tell once, where there is no table, how long a long sweep has to go: with the first job that has ended."""
         if self._live is None and self._timed == 1 and self._left >= WORTH_TELLING:
-            print(f"left     about {duration(self._left)}, as this one took", flush=True)
+            print(f"left     about {duration(self._left)}, estimated from this job", flush=True)
 
     @property
     def _further(self) -> str:

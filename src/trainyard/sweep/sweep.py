@@ -97,8 +97,8 @@ class Sweep:
             limit = f"hydra.launcher.max_slots={len(self._slots)} limits it."
         if not self._executor.shares_disk:
             limit = (
-                "With hydra.launcher.storage they are those of one agent (num_gpus, or num_cpus); over several nodes, "
-                "jobs need a disk that all nodes see."
+                "With hydra.launcher.storage, a job can use the slots of one agent only (num_gpus, or num_cpus). "
+                "Jobs on several nodes need a disk that all nodes share."
             )
         self._configs = JobConfigs(
             composer, self.application, config, self.directory, self._executor.room, limit, self._executor.here

@@ -176,7 +176,7 @@ class Sweepable(Protocol):
             ended: whether the job has come to its end.
 
         Raises:
-            TrainyardError: a value cannot be changed in the course of a job, or the application clones no jobs.
+            TrainyardError: a value cannot be changed in the course of a job, or the application cannot clone jobs.
         """
 
     def at(self, position: SweepPosition) -> TaskFunction:
@@ -228,7 +228,7 @@ class SweepableTask:
         raise NotImplementedError
 
     def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
-        raise TrainyardError("its application clones no jobs")
+        raise TrainyardError("its application cannot clone jobs")
 
     def at(self, position: SweepPosition) -> TaskFunction:
         return self

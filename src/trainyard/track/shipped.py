@@ -196,7 +196,7 @@ class RunShipment:
     def __str__(self) -> str:
         text = f"{self.name} ({self.work_dir}): {self.shipped} records uploaded"
         if self.unshipped:
-            text += f", {self.unshipped} not"
+            text += f", {self.unshipped} not uploaded"
         if self.error:
             text += f"; {self.error}"
         return "\n  ".join([text, *(f"left out: {note}" for note in self.notes), *self.renamed])

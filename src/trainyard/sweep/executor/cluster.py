@@ -159,7 +159,7 @@ class ClusterExecutor(Executor):
             for name in before:
                 self._files.forget_agent(name)
         elif before:
-            self._tell(f"Waiting for {len(before)} agents of the head before this one to end.")
+            self._tell(f"Waiting for {len(before)} agents of the previous head to end.")
             outlive(self._files, before, self._settings.patience)
 
     @property
@@ -388,7 +388,7 @@ class ClusterExecutor(Executor):
             finished = self._workers.ended((agent.name, worker), f"no process could be started: {rest[0]}")
         else:
             status, peak, killed = rest
-            how = f"its process {in_words(status)} before it gave a result"
+            how = f"its process {in_words(status)} before it returned a result"
             finished = self._workers.ended((agent.name, worker), how, report, status, peak, killed)
         if finished.number in self._spread:
             self._tell_of(self._spread.part_ended((agent.name, worker), finished, leaving=bool(agent.leaving)))

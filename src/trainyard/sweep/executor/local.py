@@ -162,7 +162,7 @@ class LocalExecutor(Executor):
             case ["refused", worker, error]:
                 self._ended(worker, f"no process could be started: {error}")
             case ["ended", worker, status, peak, killed]:
-                self._ended(worker, f"its process {in_words(status)} before it gave a result", status, peak, killed)
+                self._ended(worker, f"its process {in_words(status)} before it returned a result", status, peak, killed)
             case ["failed", module, error]:
                 raise ConfigError("preload", module, "modules that can be imported before CUDA is used", hint=error)
 

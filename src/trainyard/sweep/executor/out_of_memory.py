@@ -28,4 +28,4 @@ def killed_for_memory(peak: int) -> str:
     Args:
         peak: the memory that it had at most, in bytes.
     """
-    return f"killed by the system: out of memory (it had {peak / 2**30:.1f} GiB)"
+    return f"killed by the system: out of memory (it used {peak / 2**30:.1f} GiB)"

@@ -243,9 +243,9 @@ def failure(error: Exception, answers: bool) -> str:
         told = told.strip().splitlines()[-1]
     told = " ".join(told.split()).rstrip(".")
     if type(error).__name__ == "AuthenticationError":
-        return f"It asks for a token. {_TOKEN}"
+        return f"The cluster requires a token: {_TOKEN}"
     if answers and re.search("Failed to connect|connection timeout", told):
-        return f"{told}, although something answers there. If it asks for a token: {_TOKEN}"
+        return f"{told}, although a server answers there. If it requires a token: {_TOKEN}"
     return told
 
 

@@ -164,7 +164,7 @@ class SlurmPool(Pool):
             working = [job.place for job in jobs if job.state != "PENDING"]
             now = time.monotonic()
             if asked_at is None:
-                self._tell(f"Waiting for {len(jobs)} agents of the head before this one to end.")
+                self._tell(f"Waiting for {len(jobs)} agents of the previous head to end.")
                 slurm_commands.cancel(working, "--signal=TERM")  # they end at a checkpoint
                 asked_at = now
             elif now - asked_at > _ENDING and not killed:
@@ -279,7 +279,7 @@ class SlurmPool(Pool):
         self._failures.append(place)
         if len(self._failures) >= FAILURES:
             self._error = TrainyardError(
-                f"{len(self._failures)} agents ended before they reached the head. Slurm's job {place} "
+                f"{len(self._failures)} agents ended before they connected to the head. Slurm's job {place} "
                 + self._last_words(place)
             )
 

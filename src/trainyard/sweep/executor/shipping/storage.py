@@ -62,7 +62,7 @@ class Storage:
             told = self.read(name)
             self.remove(name)
             if told != b"trainyard":
-                raise StorageError("what is read is not what was written")
+                raise StorageError("the data that is read differs from the data that was written")
         except Exception as error:
             raise ConfigError(KEY, self.url, ACCEPTED, hint=f"It cannot be written: {_in_words(error)}.") from error
 
@@ -79,7 +79,7 @@ class Storage:
         try:
             told: dict[str, Any] = json.loads(self.read(_MARK))
         except FileNotFoundError:
-            raise StorageError(f"{self.url} does not have this sweep") from None
+            raise StorageError(f"{self.url} does not contain this sweep") from None
         return told
 
     def files(self, folder: str) -> dict[str, str]:
