@@ -33,7 +33,7 @@ _VALUE: Schema = {"$ref": "#/definitions/value"}
 # Keys beside the arguments of a target: Hydra's, and what the parts of a training take out of their configs.
 _BESIDE = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 _TAKEN_OUT = ("defaults", "paramwise", "priority", "output", "target")
-_SHARES = "torch.optim.lr_scheduler."  # their integers may be shares of the run
+_SHARES = "torch.optim.lr_scheduler."  # their integers may be fractions of the run
 _SECTION = re.compile(r"^\s*(Args|Arguments|Parameters):\s*$", re.MULTILINE)
 _ARGUMENT = re.compile(r"(\w+(?:, \w+)*)(?: \([^)]*\))?: (.*)")
 

@@ -52,7 +52,7 @@ class Arrays(ArrayData):
             measured on the training split.
         val_path, test_path: files of their own for validation and test, laid out like `path` (not `.npy`); or several
             by name: `{"easy": "easy.csv", "hard": "hard.csv"}` are the splits "val/easy" and "val/hard".
-        val_fraction, test_fraction: shares of the training data for splits that have none of their own; 0 leaves
+        val_fraction, test_fraction: fractions of the training data for splits that have none of their own; 0 leaves
             such a split out.
         split_seed: the seed of the split. It is not the run's seed: runs compare on the same test samples.
         group: the column (in an `.npz`, the key) of groups, such as patients: all rows of one are in one split.

@@ -23,7 +23,7 @@ class Digits(ArrayData):
     A batch is `(x, y)`: x float32 `[B, 1, 8, 8]` in [0, 1], y int64 `[B]`.
 
     Args:
-        val_fraction, test_fraction: shares of the images, stratified by class; 0 leaves the split out.
+        val_fraction, test_fraction: fractions of the images, stratified by class; 0 leaves the split out.
         split_seed: the seed of the split. It is not the run's seed: runs compare on the same test images.
         folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.

@@ -20,7 +20,7 @@ class Rings(ArrayData):
         num_samples: points in all, half of them of each class.
         noise: standard deviation of the noise of each coordinate. At 0.1 a good model is right 99 times in 100.
         data_seed: the seed of the points and of the split. It is not the run's seed.
-        val_fraction, test_fraction: shares of the points, stratified by class; 0 leaves the split out.
+        val_fraction, test_fraction: fractions of the points, stratified by class; 0 leaves the split out.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:

@@ -16,7 +16,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def fractions(val_fraction: object, test_fraction: object) -> dict[str, float]:
-    """Return the shares of validation and test, after a check that each is in [0, 1) and that training rows remain."""
+    """Return the fractions for validation and test; check that each is in [0, 1) and that training rows remain."""
     shares = {
         split: number(f"{split}_fraction", given, at_least=0, below=1)
         for split, given in (("val", val_fraction), ("test", test_fraction))

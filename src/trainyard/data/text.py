@@ -29,7 +29,7 @@ class Text(ArrayData):
             characters; they differ a little from one version of Python to the next.
         context_length: T, in characters.
         stride: characters from the start of one training window to the next. Default: the context length.
-        val_fraction, test_fraction: shares of the characters; 0 leaves the split out.
+        val_fraction, test_fraction: fractions of the characters; 0 leaves the split out.
         batch_size, eval_batch_size, drop_last: see `ArrayData`. The default of `eval_batch_size` here is `batch_size`,
             since a window is worth many samples.
 

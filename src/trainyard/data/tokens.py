@@ -34,7 +34,7 @@ class Tokens(ArrayData):
         context_length: T, in tokens.
         stride: tokens from the start of one training window to the next. Default: the context length.
         val_path, test_path: files of their own for validation and test.
-        val_fraction, test_fraction: shares of the tokens for splits that have none, taken from the end; 0 leaves the
+        val_fraction, test_fraction: fractions of the tokens for splits that have none, taken from the end; 0 leaves the
             split out.
         batch_size, eval_batch_size, drop_last: see `ArrayData`. The default of `eval_batch_size` here is `batch_size`.
 

@@ -34,7 +34,7 @@ class Torchvision(ArrayData):
         root: the folder of the files.
         download: fetch them if they are not there.
         image_size: for a set that reads a file an image: resize to this many pixels square.
-        val_fraction: share of the training part, stratified by class where the set lists its labels; 0: no validation.
+        val_fraction: fraction of the training part, stratified by class if the set lists its labels; 0: none.
         split_seed: the seed of the split.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 

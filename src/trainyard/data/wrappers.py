@@ -58,16 +58,16 @@ class RepeatDataset(_Picked):
 class ClassBalancedDataset(_Picked):
     """A data set with repeated samples of rare classes (Gupta et al., LVIS, 2019, section 4).
 
-    A class that a share `f` of the samples has comes `max(1, sqrt(oversample_thr / f))` times; a sample as often as
+    A class that a fraction `f` of the samples has comes `max(1, sqrt(oversample_thr / f))` times; a sample as often as
     the rarest of its classes, rounded up.
 
     Args:
         dataset: with a length. The classes of a sample are `get_cat_ids(index)`, if the data set has that; an entry of
             its `targets` or `labels`; or the target of the sample, for which every sample is read once.
-        oversample_thr: the share below which a class is rare, in (0, 1].
+        oversample_thr: the fraction below which a class is rare, in (0, 1].
 
     Raises:
-        ConfigError: the data set has no length, or the share is none.
+        ConfigError: the data set has no length, or the fraction is invalid.
     """
 
     def __init__(self, dataset: Any, oversample_thr: float) -> None:

@@ -12,7 +12,7 @@ from trainyard.metrics.metric import Result, SumMetric
 
 
 class Accuracy(SumMetric):
-    """The share of samples (or tokens) whose class is among the `k` with the highest outputs.
+    """The fraction of samples (or tokens) whose class is among the `k` with the highest outputs.
 
     Outputs `[B, ..., C]` (logits or probabilities), target `[B, ...]`. Of equal outputs the class of the lower index
     comes first, as in `argmax`. Where `k` exceeds the number of classes, every sample counts as right. An output that
@@ -71,6 +71,6 @@ class Accuracy(SumMetric):
         return [(after > size - k) & is_class for k in self.names.values()]
 
     def compute(self) -> Result:
-        """Return the share or shares in [0, 1], float64."""
+        """Return the fraction or fractions in [0, 1], float64."""
         shares = {name: self.total(name).double() / self.total("count") for name in self.names}
         return next(iter(shares.values())) if self.single else shares

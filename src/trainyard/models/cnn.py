@@ -21,7 +21,7 @@ class CNN(Supervised):
         in_channels: channels of the image.
         num_classes: logits per image.
         channels: channels of each stage; every stage but the last halves the image.
-        dropout: the share of the averaged features that is dropped while training, in [0, 1).
+        dropout: the fraction of the averaged features that is dropped while training, in [0, 1).
         loss: see `Supervised`.
         data_preprocessor: see `BaseModel`.
     """

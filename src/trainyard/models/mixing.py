@@ -27,8 +27,8 @@ class BatchMix(nn.Module, ABC):
 
     Args:
         num_classes: classes that the data has.
-        alpha: the share that a sample keeps is drawn from Beta(alpha, alpha), once a batch. Above 0; the smaller, the
-            nearer to 0 or 1.
+        alpha: the fraction that a sample keeps is drawn from Beta(alpha, alpha), once per batch. Above 0; smaller
+            values are closer to 0 or 1.
         probability: the probability that a batch is mixed.
         label_smoothing: this much of each target is spread evenly over the classes, mixed or not; in [0, 1).
     """
@@ -49,7 +49,7 @@ class BatchMix(nn.Module, ABC):
 
         Args:
             x: the inputs.
-            kept: the share that a sample is to keep of itself, `[]`, in the default precision; 1 leaves it as it is.
+            kept: the fraction that a sample is to keep of itself, `[]`, in the default precision; 1 leaves it as it is.
 
         Returns:
             The mixed inputs, and the share that they actually keep.
@@ -61,8 +61,8 @@ class BatchMix(nn.Module, ABC):
             return batch
         place, to = _places(batch)
         x, y = batch[place], self.shares(batch[to], batch[place])
-        # Of two numbers from Gamma(alpha), the share of the first is from Beta(alpha, alpha). torch.distributions draws
-        # it by a function that vmap does not support.
+        # The first of two numbers from Gamma(alpha), divided by their sum, is from Beta(alpha, alpha).
+        # torch.distributions draws it by a function that vmap does not support.
         drawn = self._standard_gamma(torch.full((2,), self.alpha, device=x.device))
         kept = drawn[0] / drawn.sum()
         kept = torch.where(torch.rand((), device=x.device) < self.probability, kept, 1.0)
@@ -136,7 +136,7 @@ class CutMix(BatchMix):
     def mix(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         if x.ndim < 3:
             raise TrainyardError(f"CutMix takes images [B, ..., H, W]; the input is {_shape(x)}.")
-        half = (1 - kept).sqrt() / 2  # of the rectangle's sides, as a share of the image's
+        half = (1 - kept).sqrt() / 2  # of the rectangle's sides, as a fraction of the image's
         rows, columns = (_span(size, half) for size in x.shape[-2:])
         inside = rows.unsqueeze(1) & columns
         return torch.where(inside, x.roll(1, 0), x), 1 - inside.float().mean()

@@ -33,7 +33,7 @@ class MLP(Supervised):
         num_classes: logits per sample.
         hidden: the widths of the hidden layers; `[]` leaves a linear classifier.
         activation: the name of the function between the layers (see `ACTIVATIONS`).
-        dropout: the share of hidden units that is dropped while training, in [0, 1).
+        dropout: the fraction of hidden units that is dropped while training, in [0, 1).
         batch_norm: batch normalization before each activation.
         loss: see `Supervised`.
         data_preprocessor: see `BaseModel`.

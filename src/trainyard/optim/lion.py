@@ -32,7 +32,7 @@ class Lion(Optimizer):
         params: parameters, or parameter groups.
         lr: the size of a step; a tensor of one element may be given, and changed in place between steps.
         betas: the interpolation of the update, and the decay of the momentum, each in [0, 1).
-        weight_decay: the share of a parameter that a step takes away, times `lr`.
+        weight_decay: the fraction of a parameter that a step takes away, times `lr`.
         maximize: go up the gradient.
         foreach: all parameters in a few calls, at the cost of one temporary copy of them, or (False) one by one; None
             is True on CUDA, as in torch's optimizers.

@@ -49,6 +49,6 @@ class DQN(BaseModel):
 
     @torch.no_grad()
     def follow(self, share: float) -> None:
-        """Move the target network by this share of the way to the network."""
+        """Move the target network by this fraction of the way to the network."""
         for held, own in zip(self.target.parameters(), self.net.parameters(), strict=True):
             held.lerp_(own, share)

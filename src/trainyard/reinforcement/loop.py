@@ -32,8 +32,8 @@ class DQNLoop(SimulationTrainLoop):
         memory: transitions in the replay memory.
         warm_up: steps by chance before the first iteration.
         batch_size: transitions to a batch.
-        exploration: the share of actions by chance at the end.
-        exploration_iters: iterations over which that share falls from 1.
+        exploration: the fraction of actions by chance at the end.
+        exploration_iters: iterations over which that fraction falls from 1.
         follow: the share of its way that the target network moves after each iteration.
         episodes: of an evaluation.
     """

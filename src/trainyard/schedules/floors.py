@@ -1,4 +1,4 @@
-"""Schedulers of torch that fall to a floor: a number, or a share of each parameter group's own learning rate."""
+"""Schedulers of torch that fall to a floor: a number, or a fraction of each parameter group's own learning rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
         optimizer: whose learning rates are driven.
         T_max: steps from the learning rate to the floor.
         eta_min: the floor of every group.
-        eta_min_ratio: the floor of each group as a share of its own learning rate, in place of `eta_min`.
+        eta_min_ratio: the floor of each group as a fraction of its own learning rate, in place of `eta_min`.
         last_epoch: as in torch.
 
     Raises:
@@ -57,7 +57,7 @@ class PolynomialLR(lr_scheduler.PolynomialLR):
         total_iters: steps from the learning rate to the floor.
         power: of what is left of them.
         eta_min: the floor of every group.
-        eta_min_ratio: the floor of each group as a share of its own learning rate, in place of `eta_min`.
+        eta_min_ratio: the floor of each group as a fraction of its own learning rate, in place of `eta_min`.
         last_epoch: as in torch.
 
     Raises:

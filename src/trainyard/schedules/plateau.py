@@ -42,14 +42,14 @@ class Plateau:
         factor: what the learning rate is multiplied by, in (0, 1).
         patience: values without an improvement before the learning rate is lowered.
         threshold: how much better a value must be to count.
-        threshold_mode: "rel": `threshold` is a share of the best value; "abs": it is an amount.
+        threshold_mode: "rel": `threshold` is a fraction of the best value; "abs": it is an amount.
         cooldown: values to let pass after the learning rate was lowered.
         min_lr: the lowest value, one for all groups or one for each.
         eps: smaller changes are not made.
         param: the number that is lowered: "lr", "momentum" (of Adam and its like the first of the betas) or
             "weight_decay".
-        warmup: the length of a linear warm-up at the start, as an integer or a share of the run.
-        warmup_factor: the share of the number at which the warm-up begins, in (0, 1].
+        warmup: the length of a linear warm-up at the start, as an integer or a fraction of the run.
+        warmup_factor: the fraction of the number at which the warm-up begins, in (0, 1].
         by: the unit of the warm-up: "epoch", "iter", or None for the unit of the training loop.
 
     Raises:

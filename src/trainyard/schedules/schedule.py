@@ -36,17 +36,17 @@ class Schedule:
             a learning rate that stays as it is. A list with `milestones` runs one after the other (`SequentialLR`);
             without, all of them at once (`ChainedScheduler`).
         milestones: where the second, third, … scheduler of the list takes over: integers in the schedule's
-            unit, or shares of the run in (0, 1).
-        warmup: the length of a linear warm-up before the rest, as an integer or a share of the run.
-        warmup_factor: the share of the learning rate at which the warm-up begins, in (0, 1].
+            unit, or fractions of the run in (0, 1).
+        warmup: the length of a linear warm-up before the rest, as an integer or a fraction of the run.
+        warmup_factor: the fraction of the learning rate at which the warm-up begins, in (0, 1].
         param: the number that is driven: "lr", "momentum" (of Adam and its like the first of the betas) or
             "weight_decay". For the last two, read the number for the learning rate below.
-        begin: where the schedule begins, in its unit or as a share of the run. Until then the number stays; then the
+        begin: where the schedule begins, in its unit or as a fraction of the run. Until then the number stays; then the
             scheduler is made as if training began there, with the number as it stands.
         end: where it ends: the scheduler makes its last step into that epoch or iteration, and the number stays there.
-            None for the end of the run. Milestones and the warm-up count from `begin`, and shares are of the window.
+            None for the end of the run. Milestones and the warm-up count from `begin`, and fractions are of the window.
         by: the unit of a row: "epoch", "iter", or None for the unit of the training loop.
-        convert_to_iter_based: lengths are given in epochs (or as shares), and the scheduler is stepped every iteration.
+        convert_to_iter_based: lengths are given in epochs (or as fractions); the scheduler is stepped every iteration.
             Each length in epochs is multiplied by the length of an epoch, and the `gamma` of `ExponentialLR` and
             `CyclicLR` becomes its root, so that an epoch's steps together multiply by it.
 
@@ -54,7 +54,7 @@ class Schedule:
     learning rate, for `cycle_momentum` whether the optimizer has a momentum, and for all else the length of the run in
     the schedule's unit (with `begin` or `end`: of what they leave of it; in a sequence, or after a warm-up: of that
     scheduler's part, which is counted from where it begins). Those of torch's arguments that count in the unit
-    (`T_max`, `step_size`, `milestones`, …) may be shares of that length too.
+    (`T_max`, `step_size`, `milestones`, …) may be fractions of that length too.
 
     A point beyond the end of the run (a milestone of `MultiStepLR`, a longer `T_max`) is allowed and never
     reached; a schedule, or a part of a sequence, that would never begin is an error.
@@ -152,7 +152,7 @@ class Schedule:
             direction: not read here: `Plateau` has the same signature.
             unit: the training loop's own, for a schedule that has none.
             epoch_length: iterations in an epoch; read where a row is an iteration, and a length is in epochs.
-            certain: whether the run has that length. Else it is an estimate: what follows from it (`auto`, a share)
+            certain: whether the run has that length. Else it is an estimate: what follows from it (`auto`, a fraction)
                 ends there and stays; all else goes on as long as the run does.
 
         Raises:

@@ -186,7 +186,7 @@ class SweepProgress:
             state: its state.
             outcome: its outcome.
             output: the file of its output; None if it has a log instead.
-            width: the number of jobs that trained with it: it took a share of the time.
+            width: the number of jobs that trained with it: it took a fraction of the time.
         """
         self._ended += 1
         title = f"#{job.num} {self.plan.name(job)}"
