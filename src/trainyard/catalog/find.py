@@ -46,7 +46,7 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
 
     Args:
         text: the run's directory or a file in it, the beginning of its id, its name, or the name of its directory.
-        folders: where it is looked for; None for `default_folders`.
+        folders: the folders to search; None for `default_folders`.
 
     Raises:
         TrainyardError: there is none, or there are several.
