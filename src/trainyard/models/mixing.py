@@ -26,7 +26,7 @@ class BatchMix(nn.Module, ABC):
     and each member of a stack draws its own numbers.
 
     Args:
-        num_classes: classes that the data has.
+        num_classes: the number of classes in the data.
         alpha: the fraction that a sample keeps is drawn from Beta(alpha, alpha), once per batch. Above 0; smaller
             values are closer to 0 or 1.
         probability: the probability that a batch is mixed.
@@ -95,10 +95,10 @@ class BatchMix(nn.Module, ABC):
 
 
 class Mixup(BatchMix):
-    """Replaces each sample and its target by a mean of themselves and the sample before them, with random weights.
+    """Replaces each sample and its target with a weighted mean of itself and the previous sample, with random weights.
 
     Source: Zhang, Cissé, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018. The paper's alpha
-    for ImageNet is 0.2, for CIFAR-10 1. A batch is in random order, so that its neighbours are random pairs.
+    for ImageNet is 0.2, for CIFAR-10 1. Batches are in random order, so neighbouring samples are random pairs.
 
     Args: see `BatchMix`. The input `[B, ...]` is floating-point.
 
@@ -119,11 +119,11 @@ class Mixup(BatchMix):
 
 
 class CutMix(BatchMix):
-    """Replaces a rectangle of each image by that of the image before it; targets are mixed by area.
+    """Replaces a rectangle of each image with that of the previous image; targets are mixed by area.
 
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", 2019
-    (its alpha is 1). The rectangle is the same for all images of a batch; its centre is drawn uniformly, and the part
-    outside of the image is cut off.
+    (its alpha is 1). The rectangle is the same for all images of a batch; its center is drawn uniformly, and the part
+    outside the image is ignored.
 
     Args: see `BatchMix`. The input is `[B, ..., H, W]`, of any number type.
 
@@ -145,11 +145,11 @@ class CutMix(BatchMix):
 class RandomChoice(nn.Module):
     """Applies one of several preprocessors, drawn for each training batch; in evaluation mode batches are unchanged.
 
-    All of them are computed and one is kept, so that the choice needs no synchronization; they must give
+    All of them are computed and one result is kept, so that the choice needs no synchronization. They must return
     tensors of the same shapes.
 
     Args:
-        choices: modules that take a batch and give one, such as `Mixup` and `CutMix`, in a list or by name.
+        choices: modules from a batch to a batch, such as `Mixup` and `CutMix`, in a list or by name.
         weights: the relative frequency of each, in their order; None: all equal.
 
     Example:

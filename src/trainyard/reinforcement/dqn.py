@@ -18,11 +18,11 @@ class DQN(BaseModel):
     """Double Q-learning of action values from transitions, with a slowly updated target network.
 
     Sources: Mnih et al., Human-level control through deep reinforcement learning, 2015; van Hasselt et al., Deep
-    Reinforcement Learning with Double Q-learning, 2016. The loss is Huber's.
+    Reinforcement Learning with Double Q-learning, 2016. The loss is the Huber loss.
 
     Args:
         net: from observations `[B, ...]` to values `[B, actions]`.
-        discount: of the reward of the next step.
+        discount: the discount factor of future rewards.
         data_preprocessor: see `BaseModel`.
     """
 

@@ -76,7 +76,7 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedCheckpointError: the file is cut short, altered, or not a checkpoint of a training by this version.
+        DamagedCheckpointError: the file is truncated, modified, or not a checkpoint of this version.
     """
     state = read(path)
     if not isinstance(state, dict):
@@ -116,7 +116,8 @@ def read(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedCheckpointError: the file is cut short, altered, or holds other things than tensors and plain values.
+        DamagedCheckpointError: the file is truncated, modified, or contains objects other than tensors and plain
+            values.
     """
     try:
         mode = path.stat().st_mode

@@ -40,7 +40,10 @@ class Objective:
             raise ConfigError("direction", self.direction, "maximize or minimize", options=("maximize", "minimize"))
 
     def better(self, value: float, than: float | None, by: float = 0.0) -> bool:
-        """Return whether `value` beats `than` by more than `by`. NaN beats nothing; other numbers beat None and NaN."""
+        """Return whether `value` is better than `than` by more than `by`.
+
+        NaN is never better; other numbers are better than None and NaN.
+        """
         if math.isnan(value):
             return False
         if than is None or math.isnan(than):
@@ -50,7 +53,7 @@ class Objective:
 
 @dataclass
 class Best:
-    """The best objective so far, and the iteration and epoch at which it was seen."""
+    """The best objective so far, and the iteration and epoch at which it was reached."""
 
     value: float
     epoch: int
@@ -73,10 +76,10 @@ class Member:
         load_from: the argument of the Runner.
         journal: written from the beginning of the run, on the first rank only, if there is a directory.
         best: the best objective so far.
-        stop_reason: why this member ended its training before the end of the loop; see `stop`.
+        stop_reason: the reason why this member stopped training before the end of the loop; see `stop`.
         failed: whether it ended because of a failure.
-        paused: whether it ends here to go on later, from its last checkpoint.
-        vacant: whether this is no run, but stands for a free lane of a stack.
+        paused: whether it ends here and continues later from its last checkpoint.
+        vacant: whether this is not a run, but a placeholder for a free lane of a stack.
         evaluated: the name of the logged model that is evaluated; None: the one that is trained.
     """
 

@@ -89,7 +89,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        checkpoint.DamagedCheckpointError: the file is cut short or altered, or holds no weights.
+        checkpoint.DamagedCheckpointError: the file is truncated or modified, or contains no weights.
     """
     state = foreign_files.read(path)
     found = [state[part] for part in PARTS if part in state] if isinstance(state, dict) else []

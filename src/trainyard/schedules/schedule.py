@@ -28,39 +28,40 @@ Scheduler = Callable[..., LRScheduler]
 class Schedule:
     """The values of each parameter group during each epoch, or each iteration, of a run.
 
-    The values are those of torch's own schedulers stepped once after every unit, bit for bit. The real optimizer
-    is never changed here: the caller writes the row into its groups before each step.
+    The values are identical to those of torch's schedulers stepped once after every unit. The optimizer is not changed
+    here: the caller writes the row to its groups before each step.
 
     Args:
-        scheduler: a `torch.optim.lr_scheduler` class as a partial (`_partial_: true`), a list of them, or None for
-            a learning rate that stays as it is. A list with `milestones` runs one after the other (`SequentialLR`);
-            without, all of them at once (`ChainedScheduler`).
-        milestones: where the second, third, … scheduler of the list takes over: integers in the schedule's
-            unit, or fractions of the run in (0, 1).
+        scheduler: a `torch.optim.lr_scheduler` class as a partial (`_partial_: true`), a list of them, or None for a
+            constant learning rate. With `milestones`, the schedulers of a list run one after the other
+            (`SequentialLR`); without, all of them run at once (`ChainedScheduler`).
+        milestones: the starts of the second, third, … scheduler of the list: integers in the schedule's unit, or
+            fractions of the run in (0, 1).
         warmup: the length of a linear warm-up before the rest, as an integer or a fraction of the run.
-        warmup_factor: the fraction of the learning rate at which the warm-up begins, in (0, 1].
-        param: the number that is driven: "lr", "momentum" (of Adam and its like the first of the betas) or
-            "weight_decay". For the last two, read the number for the learning rate below.
-        begin: where the schedule begins, in its unit or as a fraction of the run. Until then the number stays; then the
-            scheduler is made as if training began there, with the number as it stands.
-        end: where it ends: the scheduler makes its last step into that epoch or iteration, and the number stays there.
-            None for the end of the run. Milestones and the warm-up count from `begin`, and fractions are of the window.
+        warmup_factor: the fraction of the learning rate at which the warm-up starts, in (0, 1].
+        param: the scheduled value: "lr", "momentum" (for Adam and similar optimizers, the first of the betas) or
+            "weight_decay". For the last two, "learning rate" below stands for this value.
+        begin: the start of the schedule, in its unit or as a fraction of the run. The value is constant before. At the
+            start, the scheduler is created with the current value, as if training started there.
+        end: the end of the schedule: the last step of the scheduler is at this epoch or iteration, and the value is
+            constant after. None for the end of the run. Milestones and the warm-up count from `begin`, and fractions
+            refer to the window from `begin` to `end`.
         by: the unit of a row: "epoch", "iter", or None for the unit of the training loop.
         convert_to_iter_based: lengths are given in epochs (or as fractions); the scheduler is stepped every iteration.
             Each length in epochs is multiplied by the length of an epoch, and the `gamma` of `ExponentialLR` and
-            `CyclicLR` becomes its root, so that an epoch's steps together multiply by it.
+            `CyclicLR` is replaced with a root, so that the steps of an epoch together multiply by it.
 
-    In a scheduler's arguments, "auto" stands for a fact of the run: for `max_lr` and `base_lr` the group's own
-    learning rate, for `cycle_momentum` whether the optimizer has a momentum, and for all else the length of the run in
-    the schedule's unit (with `begin` or `end`: of what they leave of it; in a sequence, or after a warm-up: of that
-    scheduler's part, which is counted from where it begins). Those of torch's arguments that count in the unit
-    (`T_max`, `step_size`, `milestones`, …) may be fractions of that length too.
+    In a scheduler's arguments, "auto" is a property of the run. For `max_lr` and `base_lr`, it is the group's own
+    learning rate; for `cycle_momentum`, whether the optimizer has a momentum; for all other arguments, the length of
+    the run in the schedule's unit. (With `begin` or `end`, it is the length of the window; in a sequence or after a
+    warm-up, the length of the scheduler's part, counted from its start.) Arguments of torch's schedulers that count in
+    the unit (`T_max`, `step_size`, `milestones`, …) can also be fractions of that length.
 
     A point beyond the end of the run (a milestone of `MultiStepLR`, a longer `T_max`) is allowed and never
     reached; a schedule, or a part of a sequence, that would never begin is an error.
 
     Raises:
-        ConfigError: for a value that cannot work; `bind` checks what depends on the run's length.
+        ConfigError: an invalid value; `bind` checks values that depend on the run's length.
 
     Example:
         >>> from functools import partial

@@ -145,26 +145,26 @@ class MLflowTracker(Tracker):
     """Tracks runs in MLflow, through a separate process that reads their journals.
 
     Args:
-        uri: of the MLflow server or database; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the folder
-            from which the command was started.
-        experiment: its name; by default MLFLOW_EXPERIMENT_NAME, else the one with the id MLFLOW_EXPERIMENT_ID, else
-            `trainyard`.
-        experiment_per_sweep: give each sweep an experiment of its own, `<experiment>/<the sweep's directory>`.
-        run_name: by default the name that the run has without it.
+        uri: the URI of the MLflow server or database; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the
+            folder from which the command was started.
+        experiment: the name of the experiment; by default MLFLOW_EXPERIMENT_NAME, else the experiment with the ID
+            MLFLOW_EXPERIMENT_ID, else `trainyard`.
+        experiment_per_sweep: use a separate experiment for each sweep, `<experiment>/<the sweep's directory>`.
+        run_name: the run's name in MLflow; by default, the run's own name.
         tags: more MLflow tags, for every run.
-        log_model: log the best model of a finished run, so that `mlflow.pytorch.load_model` opens it. `kept` logs each
-            checkpoint that the run keeps, too.
-        model_format: `pickle`, the module of its own class; or `export`, the program that `torch.export` makes of its
-            predictions, which needs none of the code.
-        register: register the model of a finished run, or that of a sweep's best job, under this name. `NAME@ALIAS`
-            gives the version an alias, which else is `best`.
+        log_model: log the best model of a finished run, for `mlflow.pytorch.load_model`. `kept`: also log each
+            checkpoint that the run keeps.
+        model_format: `pickle`, the module with its class; or `export`, a `torch.export` program of its predictions,
+            which does not need the code.
+        register: register the model of a finished run, or of a sweep's best job, under this name. `NAME@ALIAS` sets the
+            alias of the version; the default is `best`.
         log_checkpoints: which checkpoints to upload, of "best" and "last".
-        wait: seconds that `finish()` waits at most.
-        tensorboard: write an event file of TensorBoard into the run's directory, too.
-        wandb: `offline` writes an offline run of Weights & Biases into it, once it ends.
+        wait: the maximum number of seconds that `finish()` waits.
+        tensorboard: also write a TensorBoard event file to the run's directory.
+        wandb: `offline`: also write an offline run of Weights & Biases to it when the run ends.
 
     Raises:
-        ConfigError: an invalid MLflow URI, an experiment that cannot be logged to, a name that MLflow does not take, an
+        ConfigError: an invalid MLflow URI, a deleted experiment, a name that MLflow does not accept, an
             unknown name in `log_checkpoints`, a negative `wait`, a viewer that is not installed.
     """
 

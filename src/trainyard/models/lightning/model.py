@@ -46,12 +46,12 @@ class Lightning(BaseModel):
         data_preprocessor: see `BaseModel`.
 
     Attributes:
-        batch_idx, dataloader_idx: of the batch that the next step is for.
-        facts: what the module knows of the run.
+        batch_idx, dataloader_idx: those of the batch of the next step.
+        facts: the properties of the run that the module can read.
         schedulers: those that `configure_optimizers` made; empty before it is called.
 
     Raises:
-        ConfigError: it is no LightningModule, optimizes manually, or overrides a method that is never called here.
+        ConfigError: it is not a LightningModule, optimizes manually, or overrides a method that is never called here.
     """
 
     capturable = False
@@ -70,7 +70,7 @@ class Lightning(BaseModel):
         return {key: value for key, value in self.__dict__.items() if key != "facts"} | {"schedulers": []}
 
     def attach(self, parts: Any) -> None:
-        """Belong to a run, whose facts the module reads, and whose stages its hooks are called at.
+        """Attach the module to a run: it can read properties of the run, and its hooks are called at the run's stages.
 
         Raises:
             ConfigError: the run is on several devices.
@@ -90,7 +90,7 @@ class Lightning(BaseModel):
 
     @property
     def train_steps(self) -> Any:
-        """Function from a batch to a turn of each optimizer, where `training_step` takes `optimizer_idx`."""
+        """Function from a batch to the turns of the optimizers, if `training_step` takes `optimizer_idx`."""
         if not self.takes_turns:
             raise AttributeError("train_steps")
         return self._turns
