@@ -180,8 +180,8 @@ def bind(
         model: holds the parameters.
         optimizer: as it was built.
         beginning: of this optimizer.
-        saved: the result of `record`; None for a checkpoint without: then positions count, and shapes are compared as
-            far as the state tells them.
+        saved: the result of `record`; None for a checkpoint without: then positions count, and shapes are compared if
+            the state contains them.
         state: of the optimizer.
 
     Raises:

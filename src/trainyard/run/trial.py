@@ -72,7 +72,7 @@ _MODEL = ("data", "model", "init", "freeze", "activation_checkpointing")
 
 
 class _DoubtError(Exception):
-    """Something seems wrong that only a single run can tell."""
+    """A possible error that only a single run can confirm."""
 
 
 def try_jobs(configs: DistinctConfigs) -> TrialResult:
@@ -349,7 +349,7 @@ def _validation(parts: _Parts) -> None:
     """Put a batch of each set through the model and the metrics, which get zeros if there are no numbers.
 
     Raises:
-        _DoubtError: that fails. Only real outputs can tell whether it is the fault of a value.
+        _DoubtError: that fails. Only real outputs show whether a value is wrong.
     """
     try:
         parts.names = [name for split in parts.evaluated for name in _results(parts, split)]

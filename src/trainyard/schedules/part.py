@@ -103,7 +103,7 @@ class Part:
         """Return the part for `units` steps per unit: a schedule of epochs stepped at iterations.
 
         Lengths are multiplied. Factors that torch applies at every step become their root, so that the product over a
-        whole unit is unchanged. Counts of a user's class or function are not scaled.
+        complete unit is unchanged. Counts of a user's class or function are not scaled.
         """
         if units == 1 or not self._torchs:
             return self

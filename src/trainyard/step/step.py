@@ -31,7 +31,7 @@ class Step:
         train_step: a batch in, a dict of losses out; every loss whose key contains `loss` is summed.
         optimizer: already on the device of the parameters.
         precision: how forward, backward and step are run.
-        clip: called with the parameters once their gradients are whole.
+        clip: called with the parameters when their gradients are complete.
         by: what a batch weighs in a mean over several: "items" (`num_items` that the model returns, or else its
             samples), or "batches", each the same.
         samples: returns the number of samples of a batch, of all ranks together.

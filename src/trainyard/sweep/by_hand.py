@@ -31,7 +31,7 @@ class CommandedHead(Protocol):
     """What the head does by commands."""
 
     def apply(self, *events: Event) -> None:
-        """Log events, tell them, and act."""
+        """Log events, pass them on, and act."""
 
     def queue(self, units: Sequence[Unit], why: str = "") -> None:
         """Let units run from now on."""

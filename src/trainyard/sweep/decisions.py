@@ -64,7 +64,7 @@ class Decision:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The decision as plain data, without lanes where there is nothing to tell of them."""
+        """The decision as plain data, without lanes if they contain no information."""
         return {key: value for key, value in asdict(self).items() if key not in _OF_LANES or value}
 
     @classmethod

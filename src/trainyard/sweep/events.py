@@ -1,4 +1,4 @@
-"""Events that the scheduler is told, and the actions that it answers with.
+"""Events that the scheduler receives, and the actions that it returns.
 
 Each event has a record in the manifest, from which it is read back: `trainyard.sweep.event_records`.
 """
@@ -103,7 +103,7 @@ class Proposed:
         rungs: where it reports; None if nobody asks.
         subdir: its directory below the sweep's; None if it is not known.
         origin: what it begins from, if it is a clone.
-        note: what its proposer wants to be told of it again (`trainyard.sweep.proposers.NewJob`).
+        note: data that its proposer receives again with the event (`trainyard.sweep.proposers.NewJob`).
     """
 
     num: int

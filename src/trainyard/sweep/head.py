@@ -51,7 +51,7 @@ Admit = Callable[[Sequence[NewJob]], Sequence[Unit]]
 class Head(Loop):
     """Runs what a proposer proposes, until that is nothing more.
 
-    Each event is written to the manifest, then told to the scheduler and the proposer; only then is it acted on.
+    Each event is written to the manifest, then passed to the scheduler and the proposer; only then does it take effect.
 
     Args:
         executor: started.

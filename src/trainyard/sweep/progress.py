@@ -246,7 +246,7 @@ class SweepProgress:
 
     @property
     def _further(self) -> str:
-        """What else there is to tell of the jobs: how many are paused and pruned, and the best objective so far."""
+        """Further information about the jobs: how many are paused and pruned, and the best objective so far."""
         goals = self._goals
         found = self._values if goals is None else map(goals.best, self._values)
         values = [each for each in found if isinstance(each, float) and not math.isnan(each)]

@@ -97,7 +97,7 @@ class StackTrainer(Protocol):
             positions: the jobs' positions in the sweep.
 
         Returns:
-            A result for each job, in order; with `LANES` none of those that its source was told of.
+            A result for each job, in order; with `LANES`, none for jobs that were reported to its source.
 
         Raises:
             Unfusable: the jobs cannot train as one program; they run one by one, from their checkpoints.

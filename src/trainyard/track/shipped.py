@@ -24,7 +24,7 @@ LOCK = ".shipper.lock"
 LOG = "shipper.log"
 TRAINING = "workflowType=machine_learning"
 """Query of MLflow's pages that shows runs as trainings, not as those of language models."""
-_UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves, if it is not told otherwise
+_UI = "http://127.0.0.1:5000"  # the default address of `mlflow ui`
 _TAIL = 1024  # bytes
 EXIT_STATUS = (0, 3, 4)
 """Of the shipper: all is shipped, something is not, MLflow kept it waiting for too long; any other is a crash."""

@@ -35,7 +35,7 @@ from trainyard.track.viewers import copies
 _ROOT = Path(__file__).resolve().parents[2]  # the folder from which `trainyard` is imported
 FORMATS = ("pickle", "export")
 _CHECKPOINTS = ("best", "last")
-_PARTING = 1.0  # seconds that a shipper has to end when it is told to stop
+_PARTING = 1.0  # seconds in which a shipper must end after it was asked to stop
 
 
 class Tracker(ABC):

@@ -113,7 +113,7 @@ class Executor(ABC):
         return True
 
     def start(self) -> None:  # noqa: B027 (not every executor has something to start)
-        """Begin preparations that take time, and return at once. Slots are told by events when they are there."""
+        """Begin preparations that take time, and return immediately. Events report slots when they are available."""
 
     @property
     @abstractmethod
@@ -128,7 +128,7 @@ class Executor(ABC):
         """Start a task on slots that nothing runs on.
 
         Args:
-            number: the number under which it is told of.
+            number: the number that identifies it in events.
             task: the task.
             slots: their indices.
             policy: of which the executor keeps `timeout` and `grace`.

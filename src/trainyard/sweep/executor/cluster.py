@@ -65,7 +65,7 @@ class ClusterExecutor(Executor):
         grace: seconds that workers have to end when their head is lost.
         settings: how agents find and lose their head.
         files: what becomes of tasks' files; None where all machines see the directory.
-        tell: takes what happens to agents, in words.
+        tell: called with messages about agents.
 
     Raises:
         ConfigError: from `wait`, this machine has no such address.
@@ -286,7 +286,7 @@ class ClusterExecutor(Executor):
         self._remove(agent)
 
     def _lose(self, agent: Remote, why: str) -> None:
-        """Take note that an agent is gone, without having told how its workers ended."""
+        """Record that an agent is gone and has not reported how its workers ended."""
         if agent.coming_home:
             agent.afterwards = partial(self._lose, agent, why)
             return

@@ -71,7 +71,7 @@ class RayPool(Pool):
         autoscaling: whether the cluster adds nodes.
         patience: seconds within which agents end whose head is gone.
         files: sends the code to nodes that do not see it; None where they do.
-        tell: takes what happens, in words.
+        tell: called with messages about agents.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ It dials the head of the sweep in a directory. Messages, each a JSON list:
     ["leaving", why]
     ["gone", why]
 
-It leaves when it is told to (SIGTERM, SIGUSR2: a queue takes its node away), and when its head is lost: it asks its
+It leaves when it receives a signal (SIGTERM, SIGUSR2: its node is reclaimed), and when its head is lost: it asks its
 workers to end, which they do at a checkpoint, and ends after them.
 """
 
@@ -227,7 +227,7 @@ class RemoteAgent:
                 self._closed = True
                 raise TrainyardError(f"The head refuses this agent: {why}")
             case ["task", worker, task]:
-                if not self._why:  # else the head has been told, or is about to be
+                if not self._why:  # else the head is already informed, or soon will be
                     self._asked[worker] = []
                     self._files.begin(worker, task["roots"], partial(self._hold, worker, task, call))
             case ["common", key]:

@@ -92,7 +92,7 @@ class SlurmPool(Pool):
         directory: the sweep's directory; scripts and what agents print are in `slurm/` of it.
         resources: what each agent asks for.
         most: so many agents at a time at most.
-        tell: takes what happens, in words.
+        tell: called with messages about agents.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class SlurmPool(Pool):
             self._thread.join()
             self._thread = None
             try:
-                # The others have been told to end by the head.
+                # The head has asked the others to end.
                 slurm_commands.cancel([job.place for job in self._queue() if job.place not in self._arrived])
             except SlurmError as error:
                 self._tell(f"Slurm: {error}. Waiting agents end by themselves.")
@@ -284,7 +284,7 @@ class SlurmPool(Pool):
             )
 
     def _last_words(self, place: str) -> str:
-        """Return what is known of the end of a job: what it printed, or else what Slurm and the disk tell."""
+        """Return what is known about the end of a job: its output, or else the information of Slurm and the disk."""
         path = self._folder / f"{place}.out"
         lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
         said = next((line for line in reversed(lines) if line and not line.startswith("srun:")), "")

@@ -58,7 +58,7 @@ def drawing(width: float, height: float, parts: Iterable[str], label: str, axes:
         width, height: pixels.
         parts: what it shows.
         label: what it is, for those who do not see it.
-        axes: the attributes by which the page tells the numbers under the pointer (`Frame.numbers`).
+        axes: the attributes from which the page computes the numbers under the pointer (`Frame.numbers`).
     """
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="width:{width:.0f}px" role="img"{axes} '
@@ -94,7 +94,7 @@ class Frame:
         return self.height - self.bottom - self.inset - place * (self.height - self.top - self.bottom - 2 * self.inset)
 
     def numbers(self, across: Scale, up: Scale, name: str) -> str:
-        """Return the attributes by which the page tells the numbers under the pointer.
+        """Return the attributes from which the page computes the numbers under the pointer.
 
         Args:
             across, up: the scales of the axes.

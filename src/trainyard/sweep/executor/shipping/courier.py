@@ -19,7 +19,7 @@ Action = Callable[[], object]
 
 
 class Arrivals:
-    """What couriers have to tell the thread of their owner, which a descriptor wakes."""
+    """Messages of couriers to the thread of their owner, which a descriptor wakes."""
 
     def __init__(self) -> None:
         self._actions: deque[Action] = deque()
@@ -61,7 +61,7 @@ class Courier:
         begin: carries what is to be there before the task begins.
         carry: carries what has changed.
         arrivals: where its owner waits.
-        tell: takes what fails, in words.
+        tell: called with messages about failures.
         before: the couriers of the same files before this one.
     """
 

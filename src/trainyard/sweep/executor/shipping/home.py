@@ -36,7 +36,7 @@ class HomeFiles(HeadFiles):
     Args:
         storage: of all sweeps.
         directory: the sweep's directory.
-        tell: takes what fails, in words.
+        tell: called with messages about failures.
     """
 
     shared = False
