@@ -155,12 +155,12 @@ class Member:
 
     @property
     def loop(self) -> TrainLoop:
-        """The training loop of the member's single run: how long it lasts, and when it is validated."""
+        """The training loop of the member's single run, which defines its length and its validations."""
         return self.runner.train_loop
 
     @property
     def due(self) -> bool:
-        """Whether the validation that runs is one of this member's; it may be that of others of its stack alone."""
+        """Whether the current validation includes this member; in a stack, it can be due for other members only."""
         return True
 
     def loop_state(self) -> dict[str, Any]:
@@ -168,11 +168,11 @@ class Member:
         return self.runner.train_loop.state_dict()
 
     def load_reading(self, reading: dict[str, Any], done: int) -> None:
-        """Read on from a state of the `TrainingReader`, after `done` batches of an epoch."""
+        """Continue reading from a state of the `TrainingReader`, after `done` batches of an epoch."""
         self.runner.reader.load_state_dict(reading, done)
 
     def load_position(self, state: Mapping[str, Any], done: int) -> None:
-        """Go to the position of a checkpoint, `done` batches after the beginning of its epoch."""
+        """Set the position to that of a checkpoint, `done` batches after the start of its epoch."""
         self.runner.train_loop.load_state_dict(state["loop"])
         self.runner.go_to(state["epoch"], done, state["iter"])
 
@@ -221,7 +221,7 @@ class Member:
         """Open, or continue, the member's journal and its run in MLflow.
 
         Raises:
-            TrainyardError: the directory already holds a run, or another process trains in it.
+            TrainyardError: the directory already contains a run, or another process trains in it.
             OSError: the directory cannot be written.
         """
         if self.work_dir is None:
@@ -245,7 +245,7 @@ class Member:
         self.journal.status("RUNNING")
 
     def tell_notes(self) -> None:
-        """Record what was noted while the member was restored."""
+        """Record the notes that were made while the member was restored."""
         if self.notes:
             self.journal.tags(self.notes)
             self.notes.clear()
@@ -268,7 +268,7 @@ class Member:
     def close(self, status: Status, message: str = "") -> None:
         """Record how the run ended, as failed if the member failed; the journal can be opened again.
 
-        Of a run that has finished the best objective is recorded, at its iteration. A run that pauses has not ended.
+        For a finished run, the best objective is recorded, at its iteration. A run that pauses has not ended.
         """
         if self.paused:
             return

@@ -123,7 +123,7 @@ class Plateau:
             optimizer: the learning rates of its groups are the initial values. It is only read.
             length: the length of the whole run, in this schedule's unit; None if it is unknown. It is required if the
                 warm-up is a fraction.
-            unit, epoch_length, certain: not read here: `Schedule` has the same signature.
+            unit, epoch_length, certain: unused; `Schedule` has the same signature.
             direction: the direction of the run's objective, which is used if `mode` is None.
 
         Raises:

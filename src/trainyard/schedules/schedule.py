@@ -75,7 +75,7 @@ class Schedule:
 
     by: Literal["epoch", "iter"] | None
     constant: bool
-    """True if nothing ever changes: the rows are empty, and the caller may skip them."""
+    """True if the values never change: the rows are empty, and the caller can skip them."""
 
     def __init__(
         self,
@@ -148,13 +148,13 @@ class Schedule:
         """Begin the table for one run; call it before the optimizer's own state is loaded from a checkpoint.
 
         Args:
-            optimizer: its groups and numbers are the initial ones. It is read, not kept or changed.
+            optimizer: its groups and values are the initial ones. It is only read.
             length: the length of the whole run, in this schedule's unit; None if it is unknown.
-            direction: not read here: `Plateau` has the same signature.
-            unit: the training loop's own, for a schedule that has none.
-            epoch_length: iterations in an epoch; read where a row is an iteration, and a length is in epochs.
-            certain: whether the run has that length. Else it is an estimate: what follows from it (`auto`, a fraction)
-                ends there and stays; all else goes on as long as the run does.
+            direction: unused; `Plateau` has the same signature.
+            unit: the unit of the training loop, for a schedule without a unit.
+            epoch_length: iterations in an epoch; used if a row is an iteration and a length is in epochs.
+            certain: whether `length` is exact. Otherwise it is an estimate: values that are derived from it (`auto`, a
+                fraction) reach their end there and stay constant; all others continue as long as the run.
 
         Raises:
             ConfigError: the schedule does not fit a run of this length or this optimizer, or needs a length that is
@@ -189,9 +189,9 @@ class Schedule:
         self._restart()
 
     def follow(self, optimizer: Optimizer) -> None:
-        """Take in the parameter groups that the optimizer was given since.
+        """Include the parameter groups that were added to the optimizer.
 
-        Their rows are those of groups that were there from the beginning, with the numbers that they have now.
+        Their rows are computed as if the groups had existed from the beginning, with their current values.
         """
         self._join(groups_of(optimizer)[len(self._groups) :])
 
@@ -207,9 +207,9 @@ class Schedule:
         """Return the values for each parameter group during epoch or iteration `index` (0-based).
 
         A row has a dict per group with only the keys that the schedule changes: that of its `param`, and `momentum` or
-        `betas` where a scheduler of the learning rate cycles it. It belongs to the table: do not change
-        it. Past the end of the run the last row applies. Going forward is cheap; going back to an earlier block of rows
-        steps again from the beginning.
+        `betas` if a scheduler of the learning rate cycles it. It belongs to the table: do not change it. After the end
+        of the run, the last row applies. Moving forward is fast; moving back to an earlier block of rows steps again
+        from the beginning.
         """
         offset = index - self._first
         if 0 <= offset < self._count:
@@ -217,7 +217,7 @@ class Schedule:
         return self._seek(index)
 
     def ahead(self, index: int) -> Sequence[Row]:
-        """Return the row of `index` and those after it that are made already (see `row`); at least that one."""
+        """Return the row of `index` and the following rows that already exist (see `row`)."""
         row = self.row(index)
         return self._rows[index - self._first :] or [row]
 
@@ -232,8 +232,8 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the block of rows at which `state` was taken; call it after `bind`.
 
-        The table is a function of the config and the run's length. Where either has changed, `state` does not apply
-        and is ignored: the requested rows are stepped to from the beginning.
+        The table is a function of the config and the run's length. If either has changed, `state` is ignored, and rows
+        are computed from the beginning.
         """
         self._join(plain(state.get("joined", [])))
         if state["at_first"] is None or self._start is None or state["start"] != self._start:

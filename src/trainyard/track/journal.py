@@ -343,7 +343,7 @@ def _line(record: Record) -> str:
 def read(path: str | Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
     """Yield the complete records of a journal from byte `offset` on, each with the offset at which it ends.
 
-    A torn last line is left for later, a line that is no record is skipped, and a missing file counts as empty.
+    An incomplete last line is not read, a line that is not a record is skipped, and a missing file counts as empty.
     """
     try:
         file = Path(path).open("rb")  # noqa: SIM115 (closed by the with below; only its opening may fail)

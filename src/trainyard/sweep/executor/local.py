@@ -21,7 +21,7 @@ from trainyard.sweep.executor.workers import Workers
 
 
 class LocalExecutor(Executor):
-    """Runs tasks on the slots of this machine, each in a process of its own that ends with it. Linux only.
+    """Runs tasks on the slots of this machine, each in a separate process. Linux only.
 
     When a task's process ends, the rest of its process group is killed. When this process is killed, its tasks are
     killed too. When the agent is killed, it is started again; its tasks are lost.
