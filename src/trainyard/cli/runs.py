@@ -34,10 +34,11 @@ def command(
     limit: int | None,
     json_: bool,
 ) -> None:
-    """List the runs in FOLDERs and below (outputs and multirun, if none is given), in the order of their start.
+    """List the runs below FOLDERs (default: outputs and multirun), sorted by start time.
 
-    Names are metrics (val/accuracy), settings (optim.lr, model) and the facts id, name, state, epoch, step, started,
-    seconds and directory. A metric of the objective's split is that of the best validation; others are the last.
+    Names are metrics (val/accuracy), settings (optim.lr, model) and the properties id, name, state, epoch, step,
+    started, seconds and directory. A metric of the objective's split has its value at the best validation; other
+    metrics have their last value.
     """
     for folder in folders:
         if not folder.is_dir():
