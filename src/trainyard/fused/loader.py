@@ -45,7 +45,7 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
             f"seeds need in-memory data, without workers"
         )
     if type(loader).batches is not TensorLoader.batches:
-        raise Unfusable(f"the seeds differ, and {type(loader).__name__} makes its batches in its own way")
+        raise Unfusable(f"the seeds differ, and {type(loader).__name__} overrides how batches are created")
     if not loader.shuffle:
         return loader
     if loader.seed != seeds[0]:
