@@ -109,7 +109,7 @@ _CPU = torch.device("cpu")
 
 
 def _batches(inputs: Any, size: int) -> Iterator[Any]:
-    """Yield batches of inputs without targets; a list of samples alike in shape is stacked."""
+    """Yield batches of inputs without targets; a list of samples of the same shape is stacked."""
     if isinstance(inputs, Mapping):
         columns = {name: _tensor(column) for name, column in inputs.items()}
         lengths = {name: len(column) for name, column in columns.items()}

@@ -164,7 +164,7 @@ def _clock(now: float) -> str:
 
 
 def _launch(run: StoredRun, hydra: Mapping[str, Any], arguments: list[str]) -> Launch:
-    """Return the launch of Python with these arguments, in the folder from which the run was started if it is there."""
+    """Return the launch of Python with these arguments, in the folder from which the run was started, if it exists."""
     then = Path((hydra.get("runtime") or {}).get("cwd") or ".")
     folders = [folder for folder in run.info.python_path if Path(folder).is_dir()]
     before = os.environ.get("PYTHONPATH")

@@ -171,7 +171,7 @@ def _as_numbers(ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
 
 
 def _columns_of(path: str, chosen: Columns, train: Table) -> Columns:
-    """Return the choice of columns in a file of validation or test: those of the training, as what they are there."""
+    """Return the choice of columns in a file of validation or test: those of the training data, with the same kinds."""
     if train.names is None or not str(path).lower().endswith((".csv", ".parquet")):
         return chosen._replace(group=None)
     return Columns(chosen.target, train.names, [train.names[index] for index in train.texts])

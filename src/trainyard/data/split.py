@@ -29,7 +29,7 @@ def fractions(val_fraction: object, test_fraction: object) -> dict[str, float]:
 
 
 class Fold(NamedTuple):
-    """Fold of a cross-validation: `number`, from 0, of so many."""
+    """Fold of a cross-validation: fold `number`, from 0, of `count` folds."""
 
     number: int
     of: int

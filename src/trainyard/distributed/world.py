@@ -138,7 +138,7 @@ def meeting(world: World, timeout: float = 600.0) -> Store:
 
     Raises:
         ConfigError: the place where they meet has no address here.
-        TrainyardError: nobody is there within `timeout` seconds.
+        TrainyardError: no rank connects within `timeout` seconds.
     """
     if world not in _stores:
         if world.address is None:

@@ -103,7 +103,7 @@ class StackedLoader:
         self._hold([self.seeds[k] for k in kept], [self.ahead[k] for k in kept])
 
     def place(self, ahead: Sequence[int], seeds: Sequence[int]) -> None:
-        """Serve from the next batch on each member the epoch that is so many ahead of the stack's.
+        """From the next batch on, serve each member the epoch that is this number of epochs ahead of the stack's.
 
         Args:
             ahead: one for each member.

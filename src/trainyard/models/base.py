@@ -97,7 +97,8 @@ class BaseModel(nn.Module):
         """Return the device of the first parameter; None for a model without any.
 
         Walking `parameters()` costs more than the rest of a step's overhead. The place of the first parameter is
-        thus cached: its module's dict and its name. The entry there may be replaced (`to`, `functional_call`, FSDP).
+        therefore cached: its module's dict and its name. The entry there may be replaced (`to`, `functional_call`,
+        FSDP).
         """
         parameter = None if self._anchor is None else self._anchor.parameter
         if parameter is None:

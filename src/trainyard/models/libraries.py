@@ -1,4 +1,4 @@
-"""Models of other libraries: the library where it is installed, and errors where its weights are not at hand."""
+"""Models of other libraries: the library if it is installed, and errors if its weights are not available."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _weights(models: Any, name: str, given: str) -> Any:
 
 
 def _take_channels(net: nn.Module, channels: int) -> None:
-    """Make the first convolution anew, for images of so many channels."""
+    """Replace the first convolution, for images with this number of channels."""
     name, old = next((name, each) for name, each in net.named_modules() if isinstance(each, nn.Conv2d))
     size = (channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation)
     new = nn.Conv2d(*size, bias=old.bias is not None)  # type: ignore[arg-type]

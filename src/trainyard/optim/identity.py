@@ -266,7 +266,7 @@ def _add_later(
 
 
 def _by_position(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> _Part:
-    """Take the saved state of an optimizer as it lies, where counts and shapes agree with the own parameters."""
+    """Take the saved state of an optimizer by position, if counts and shapes match the parameters."""
     own = _entries(model, optimizer)
     sizes = [len(group) for group in own]
     theirs = [len(group["params"]) for group in state.get("param_groups", [{"params": group} for group in own])]

@@ -109,7 +109,7 @@ class _Known:
     built: dict[Key, Values] = field(default_factory=dict)
 
     def keep(self, key: Key, parts: _Parts) -> None:
-        """Keep the parts that a step has built; of models the last one alone, which a step may have built anew."""
+        """Keep the parts that a step has built; only the last model, which a step may have rebuilt."""
         if key[0] == "_model":
             self.built = {other: built for other, built in self.built.items() if other[0] != "_model"}
         self.built[key] = {}

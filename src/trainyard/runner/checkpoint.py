@@ -38,7 +38,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 class DamagedCheckpointError(TrainyardError):
-    """A checkpoint file that is cut short or altered, or that is none."""
+    """A file that is truncated or modified, or is not a checkpoint."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

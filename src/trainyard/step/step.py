@@ -67,7 +67,7 @@ class Step:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The parameters that the optimizer holds now. A hook may add some, so they are read anew for every step."""
+        """The parameters that the optimizer holds now. A hook may add some, so they are read again for every step."""
         groups = self.optimizer.param_groups
         if len(groups) == 1:
             own: list[Tensor] = groups[0]["params"]
@@ -254,8 +254,8 @@ class AccumulatedStep(Step):
     def load_group_state(self, state: dict[str, Any], member: int | None = None, members: int = 1) -> None:
         """Load the result of `group_state` from the state of a step, which has none if it was of another kind.
 
-        A group that was begun by another weight goes on as if its batches so far had weighed as the next one. A run
-        that began when all batches weighed the same goes on so.
+        A group that was started with another weight continues as if its batches so far had the weight of the next one.
+        A run that began when all batches weighed the same goes on so.
         """
         group = state.get("group")
         if group is not None and group["by"] == self.by:

@@ -157,11 +157,11 @@ class Emptied:
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """A paused job is to go on as another one: from its checkpoint, with its overrides, of which some are changed.
+    """A paused job continues from another job: from its checkpoint, with its overrides, of which some are changed.
 
     Attributes:
         num: the job, which keeps its directory.
-        source: the job that it goes on as.
+        source: the job that it continues from.
         at: the epoch, or iteration, at which both have paused.
         overrides: those that it has from here on.
         keys: the keys of its config that differ from those of the checkpoint.

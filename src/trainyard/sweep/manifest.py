@@ -5,8 +5,8 @@ docs/sweeps.md has the table of the kinds of records. Those of `trainyard.sweep.
 events: replaying them restores its state.
 
 Every event and every decision is recorded before it is acted on. The last decision on a job is followed when the sweep
-is continued: same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding. A manifest
-without them is planned anew.
+is continued: same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding. A sweep
+whose manifest lacks them is planned again.
 """
 
 from __future__ import annotations

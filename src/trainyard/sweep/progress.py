@@ -137,12 +137,12 @@ class SweepProgress:
         print(f"promoted #{job.num} {self.plan.name(job)}", flush=True)
 
     def inherited(self, job: Job, source: Job, at: int) -> None:
-        """Show that a job goes on as another one."""
+        """Show that a job continues from another job."""
         self._jobs[job.num] = job
         print(f"inherits #{job.num} from #{source.num} at {at}: {self.plan.name(job)}", flush=True)
 
     def kept(self, job: Job, why: str) -> None:
-        """Show that a job goes on as itself, since it cannot go on as another one."""
+        """Show that a job continues from its own checkpoint, because it cannot continue from another job."""
         print(f"keeps    #{job.num}, which cannot continue from another job: {why}", flush=True)
 
     def pruned(self, job: Job, at: int, value: float | None) -> None:

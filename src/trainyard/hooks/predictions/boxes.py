@@ -99,7 +99,7 @@ def figure(
 def _draw(
     axes: Any, instances: Instances, names: Sequence[Any], left: float, top: float, inches: float, height: float
 ) -> None:
-    """Draw on a picture whose upper left corner is here, and whose pixels have so many inches."""
+    """Draw on a picture with this upper left corner and this pixel size in inches."""
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Rectangle
 

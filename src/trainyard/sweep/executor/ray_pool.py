@@ -67,7 +67,7 @@ class RayPool(Pool):
         directory: the sweep's directory; what agents print is in `ray/` of it.
         address: of the cluster.
         request: what each agent asks for.
-        most: so many agents at a time at most.
+        most: the maximum number of agents at a time.
         autoscaling: whether the cluster adds nodes.
         patience: seconds within which agents end whose head is gone.
         files: sends the code to nodes that do not see it; None where they do.

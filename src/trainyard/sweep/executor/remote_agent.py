@@ -256,7 +256,7 @@ class RemoteAgent:
         self._fork_held()
 
     def _fork_held(self) -> None:
-        """Fork the workers that are asked for, where the sweep's directory is there: else another would be made."""
+        """Fork the requested workers if the sweep's directory is available: else another would be made."""
         while self._held and (self._why or self._directory.exists()):
             self._fork(*self._held.pop(0))
 

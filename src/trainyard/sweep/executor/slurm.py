@@ -91,7 +91,7 @@ class SlurmPool(Pool):
     Args:
         directory: the sweep's directory; scripts and what agents print are in `slurm/` of it.
         resources: what each agent asks for.
-        most: so many agents at a time at most.
+        most: the maximum number of agents at a time.
         tell: called with messages about agents.
     """
 

@@ -91,7 +91,7 @@ class Courier:
         self._asked.put((self._carry, then))
 
     def tell_begun(self, then: Action) -> None:
-        """Have the owner do something once what the task needs is there."""
+        """Call a function in the owner when the files that the task needs are available."""
         self._asked.put((lambda: None, then))
 
     def end(self, then: Action) -> None:

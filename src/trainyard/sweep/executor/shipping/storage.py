@@ -116,7 +116,7 @@ class Storage:
         self._fs.get_file(self._path(name), str(file))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         with suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
