@@ -549,7 +549,7 @@ def test_a_task_that_the_system_kills_for_want_of_memory_is_tried_again_by_itsel
     outcomes = run(task, 0, 1, preload=("counting",), on_event=note)
     assert [(outcome.state, outcome.attempts) for outcome in outcomes] == [("done", 1), ("done", 1)]
     (retried,) = [event for event in events if event.kind == "retried"]
-    assert retried.error.startswith("killed by the system: out of memory (it had ")
+    assert retried.error.startswith("killed by the system: out of memory (it used ")
     order = [(event.kind, event.num) for event in events]
     assert order.index(("ended", 1)) < len(order) - 1 - order[::-1].index(("started", 0)), "nothing is beside it"
 
