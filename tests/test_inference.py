@@ -101,7 +101,7 @@ def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for given, told in (
         (tmp_path / "nowhere", "There is no such file or folder."),
-        (tmp_path / "weights.pt", "The weights alone do not define their model."),
+        (tmp_path / "weights.pt", "The weights do not define their model; config.yaml does."),
         (tmp_path / "empty", "Expected the directory of a run with a checkpoint."),
         ("0" * 32, "Expected the ID of a run in MLflow that has logged a model. MLflow says: "),
     ):

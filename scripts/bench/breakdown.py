@@ -53,7 +53,7 @@ def step(rounds: int) -> None:
         "the same kernels, called directly": floor,
         **{name: partial(solo, number) for number, name in enumerate(STEP)},
     }
-    show(sides, rounds, "µs an iteration")
+    show(sides, rounds, "µs per iteration")
 
 
 def fused(rounds: int) -> None:
@@ -62,7 +62,7 @@ def fused(rounds: int) -> None:
         show(
             {name: partial(group, width, number) for number, name in enumerate(FUSED)},
             rounds,
-            "µs a step of all members",
+            "µs per step of all members",
         )
 
 

@@ -85,7 +85,7 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     device = f", {here['device']}" if "device" in here else ""
     yield "# Benchmarks"
     yield ""
-    yield f"Made by `{figures['command']}`; do not edit. Less is better everywhere."
+    yield f"Made by `{figures['command']}`; do not edit. Lower is better in all tables."
     yield ""
     yield "| | |"
     yield "|---|---|"
@@ -98,8 +98,8 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     if figures["quick"]:
         yield "| sizes | the smallest: a trial of the benchmarks, not a measurement |"
     yield ""
-    yield "The sides of a table take turns, in an order that changes, in one session. A figure is the median over the"
-    yield "rounds; ratios are taken round by round."
+    yield "The sides of a table run in turn, in changing order, in one session. A figure is the median over the rounds;"
+    yield "ratios are computed round by round."
     for name, case in figures["cases"].items():
         first = (
             case["tables"][0]["title"]
@@ -145,7 +145,7 @@ def _sides(table: Table) -> Iterator[str]:
 
 
 def _comparisons(table: Table) -> Iterator[str]:
-    yield f"| | | {_spread(table)} | to reach | |"
+    yield f"| | | {_spread(table)} | goal | |"
     yield "|---|---:|---:|---:|---|"
     for comparison in table.comparisons:
         found = compare(table, comparison)

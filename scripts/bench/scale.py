@@ -170,7 +170,7 @@ COLUMNS = {
     "jobs": ("jobs", "{:,.0f}"),
     "plan_seconds": ("plan, CPU s", "{:.1f}"),
     "plan_mib": ("MiB", "{:,.0f}"),
-    "head_ms": ("head, CPU ms a job", "{:.2f}"),
+    "head_ms": ("head, CPU ms per job", "{:.2f}"),
     "run_wall": ("run, s", "{:.0f}"),
     "end_seconds": ("end, CPU s", "{:.1f}"),
     "peak_mib": ("MiB", "{:,.0f}"),

@@ -50,8 +50,8 @@ class Part:
     timed: bool = False
 
 
-STEP = "µs a step"
-MEMBER_STEP = "µs a member's step"
+STEP = "µs per step"
+MEMBER_STEP = "µs per member step"
 STEP_SIDES = (
     "captured",
     "capture=false",
@@ -115,7 +115,7 @@ PARTS = (
         "the kernels of a step of the MLP, alone and in a stack of 256; two ways to compute a stacked convolution; the "
         "stacked Adam",
         (
-            Table("kernels", "Kernels a step, of the MLP:", ("K = 1", "K = 256")),
+            Table("kernels", "Kernels per step, of the MLP:", ("K = 1", "K = 256")),
             Table("kernel_steps", "The same steps:", ("K = 1", "K = 256"), STEP),
             Table(
                 "convolution",
@@ -171,7 +171,7 @@ PARTS = (
             Table(
                 "whole_sweep",
                 "A whole sweep:",
-                ("jobs", "stacks", "capture", "seconds", "µs a member's step, overall", "journals"),
+                ("jobs", "stacks", "capture", "seconds", "µs per member step, overall", "journals"),
             ),
         ),
         timed=True,

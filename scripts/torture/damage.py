@@ -150,14 +150,14 @@ def _damage(random: Random, file: Path) -> str:
 CHECKPOINTS = Part(
     "checkpoints",
     "a run whose checkpoints were damaged has exit status 0, 1 or 2 and no traceback when it is resumed; its weights "
-    "and its optimizer are, bit by bit, those of an undisturbed run",
+    "and its optimizer are, bit by bit, those of an uninterrupted run",
     usual=20,
     attempt=damage_checkpoints,
 )
 JOURNALS = Part(
     "journals",
     "a run whose journal was damaged has exit status 0, 1 or 2 and no traceback when it is resumed; its weights and "
-    "its optimizer are, bit by bit, those of an undisturbed run",
+    "its optimizer are, bit by bit, those of an uninterrupted run",
     usual=20,
     attempt=damage_journals,
 )

@@ -157,7 +157,7 @@ def _write_text(file: Path, random: Random) -> None:
 PART = Part(
     "runs",
     "every tensor and number of the last checkpoint, the best weights and each point of the journal, bit by bit, with "
-    "those of an undisturbed run",
+    "those of an uninterrupted run",
     usual=4,
     attempt=attempt,
 )

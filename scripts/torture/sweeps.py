@@ -280,7 +280,7 @@ def _tail(folder: Path) -> str:
 PART = Part(
     "sweeps",
     "each job is done once, no process is left, and the last checkpoint, the best weights and the journal of each job "
-    "are, bit by bit, those of an undisturbed sweep (stacked jobs: with the same "
+    "are, bit by bit, those of an uninterrupted sweep (stacked jobs: with the same "
     "recorded decisions)",
     usual=2,
     attempt=attempt,

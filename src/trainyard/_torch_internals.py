@@ -332,7 +332,7 @@ _FOREACH_USERS = (
     "step.cuda_graph.captured_eval",
     "hooks.ema",
 )
-_KERNEL = "one call for all parameters, without collecting its arguments anew in each step"
+_KERNEL = "one call for all parameters, without collecting its arguments again in each step"
 
 foreach = Foreach()
 """torch's `_foreach` functions, or their replacements."""
@@ -360,23 +360,23 @@ register(
         Internal(
             "torch.optim.Optimizer.step.__wrapped__",
             ("optim.without_dynamo", "schedules.standin"),
-            "the methods of optimizers without their decorators, which import torch._dynamo: a second at the start, "
-            "and a seventh of a small model's step",
-            "the methods as they are",
+            "the methods of optimizers without their decorators, which import torch._dynamo; saves a second at the "
+            "start and a seventh of the step of a small model",
+            "the decorated methods",
             _check_unwrap,
         ),
         Internal(
             "torch.optim.Optimizer._optimizer_step_pre_hooks",
             ("optim.without_dynamo", "step.cuda_graph.graph_hyperparameters"),
             "whether hooks are registered on an optimizer, which its unwrapped step would not call",
-            "the optimizer's step as it is, never captured",
+            "the decorated step of the optimizer, which is never captured",
             _check_step_hooks,
         ),
         *(
             Internal(
                 f"torch.nn.Module.{kind}",
                 users,
-                "a module's own tensors by name, without a walk and without the search for an attribute",
+                "the tensors of a module by name, without iterating over submodules and without attribute lookup",
                 f"Module.named{kind}(recurse=False), getattr and setattr",
                 partial(_check_tensors_of_modules, kind),
             )
@@ -396,28 +396,28 @@ register(
             "torch.utils.flop_counter._FlopCounterMode",
             ("hooks.model_summary",),
             "counting operations without importing torch._dynamo, which takes seconds",
-            "torch.utils.flop_counter.FlopCounterMode as it is",
+            "torch.utils.flop_counter.FlopCounterMode",
             _check_flop_counter,
         ),
         Internal(
             "torch._lazy_modules",
             ("hooks.profiler",),
             "a profile without importing torch._inductor, which takes seconds",
-            "the profiler as it is",
+            "the unmodified profiler",
             _check_lazy_modules,
         ),
         Internal(
             "torch._dynamo.OptimizedModule._orig_mod",
             ("models.supervised",),
-            "the module inside of a compiled one; it is read with fast paths off too, where it is there",
-            "the compiled module is taken for one without the contract of modes",
+            "the module inside a compiled one; also read when fast paths are off",
+            "the compiled module is treated as one whose forward has no mode",
             _check_compiled_module,
         ),
         Internal(
             "torch._C._cuda_endAllocateToPool",
             ("step.cuda_graph.graph",),
-            "the end of a failed capture, for the allocator; it is called with fast paths off too, where it is there",
-            "nothing: torch 2.12 and newer end it themselves",
+            "tells the allocator that a failed capture has ended; also called when fast paths are off",
+            "none; torch 2.12 and newer do this themselves",
             _check_end_allocation,
         ),
     ),

@@ -132,7 +132,7 @@ def lies_on(batch: Any, device: torch.device) -> bool:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move every tensor in `batch`, at any depth, to `device`; a tensor that is there already is not touched.
+    """Move every tensor in `batch`, at any depth, to `device`; a tensor that is already on the device is not changed.
 
     Tuples, named tuples, lists and mappings are walked; other objects with a `to` method are moved by it; anything
     else is left as it is.

@@ -15,7 +15,7 @@ def nearest(name: str, options: Iterable[str]) -> str | None:
 
 
 _LONG = 400
-"""Characters of a representation that an error shows whole."""
+"""Maximum number of characters of a representation that an error shows completely."""
 
 
 class TrainyardError(Exception):

@@ -101,7 +101,7 @@ def metric_config(
             return _composed(parsed, config_dir)
         recorded = file.parent / CONFIG
         if not recorded.exists():
-            hint = f"There is no {CONFIG} of a run beside {file}."
+            hint = f"The directory of {file} contains no {CONFIG} of a run."
             raise ConfigError("metric", None, "an option of the group, such as metric=classification", hint=hint)
         if not (trust or own.is_own_directory(file.parent)):
             hint = f"{recorded} was not created by you, and its config can run any code. Pass --trust if you trust it."
@@ -111,7 +111,9 @@ def metric_config(
         ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
         return _plain(config)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError("metric", " ".join(overrides), "overrides that fit", hint=_first_line(error)) from None
+        raise ConfigError(
+            "metric", " ".join(overrides), "overrides of existing keys", hint=_first_line(error)
+        ) from None
 
 
 def _composed(overrides: Sequence[Any], config_dir: str | None) -> dict[str, Any]:

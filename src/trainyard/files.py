@@ -62,7 +62,7 @@ def disk_full(error: BaseException | None) -> OSError | None:
 
 
 def returned(folder: Path, patience: float | None = None) -> bool:
-    """Return whether a folder is there; wait for it if it is gone, as that of a network disk may be for a while.
+    """Return whether a folder exists; wait for it if it is gone, as that of a network disk may be for a while.
 
     Args:
         folder: the folder.
@@ -110,7 +110,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def append_whole(fd: int, lines: bytes, path: Path, then: str = _RESUME) -> None:
-    """Append lines to a file in one call, all of them or none: a reader, or a kill, sees at most a torn last one.
+    """Append lines to a file in one call, all of them or none; only the last one can be incomplete.
 
     Args:
         fd: the file, open for appending.

@@ -30,15 +30,15 @@ def load(
 ) -> Predictor:
     """Return the model of a run, ready to predict.
 
-    The model is built from the config in the run's directory, so its classes are imported, from the folders that the
-    run imported them from. A model in MLflow is unpickled by MLflow. Load what you trust.
+    The model is built from the config in the run's directory, so its classes are imported, from the same folders as in
+    the run. A model in MLflow is unpickled by MLflow. Load only models that you trust.
 
     Args:
         run: the run's directory, or a folder of `trainyard export`; a checkpoint in its `checkpoints/`; or the ID of a
             run in MLflow, or `runs:/<ID>`.
-        which: of a directory: `best`, the best checkpoint (the last where there is none), or `last`.
-        device: where it predicts; `auto` is CUDA if available.
-        uri: of MLflow; None is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the present folder.
+        which: for a directory: `best`, the best checkpoint (or the last one if there is no best), or `last`.
+        device: the device for predictions; `auto` is CUDA if available.
+        uri: the MLflow URI; None is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the current folder.
 
     Raises:
         ConfigError: there is no such run, checkpoint or device.
@@ -58,21 +58,21 @@ def load(
     directory, file = (path, _checkpoint_in(path, which)) if path.is_dir() else (path.parent.parent, path)
     if not (directory / CONFIG).exists():
         accepted = f"the directory of a run, with its {CONFIG}, or a checkpoint in its checkpoints/"
-        raise ConfigError("run", str(run), accepted, hint="The weights alone do not define their model.")
+        raise ConfigError("run", str(run), accepted, hint=f"The weights do not define their model; {CONFIG} does.")
     if (directory / run_info.FILE).exists():
         sys.path += [folder for folder in RunInfo.read(directory).python_path if folder not in sys.path]
     return Predictor(load_model(directory.resolve(), file.resolve())[0], place)
 
 
 class Predictor:
-    """A model in eval mode, which predicts in batches.
+    """A model in evaluation mode that predicts in batches.
 
     Args:
-        model: with Trainyard's `mode`.
-        device: where it predicts.
+        model: a model whose `forward` takes `mode`.
+        device: the device for predictions.
 
     Attributes:
-        model: on the device.
+        model: the model, on the device.
     """
 
     def __init__(self, model: nn.Module, device: str | torch.device = "cpu") -> None:
@@ -80,16 +80,16 @@ class Predictor:
         self.model = model.to(self.device).eval()
 
     def predict(self, inputs: Any, batch_size: int = 64) -> Any:
-        """Return the predictions for all samples, on the CPU: what metrics are given, with `data_preprocessor` before.
+        """Return the predictions for all samples, on the CPU. `data_preprocessor` is applied to the inputs.
 
         Args:
-            inputs: an array or tensor `[N, ...]`; a mapping of such by name; a list of samples, such as images of
-                different sizes; or a `DataLoader`, whose batches are used as they come (with targets too).
+            inputs: an array or tensor `[N, ...]`; a mapping of these by name; a list of samples, such as images of
+                different sizes; or a `DataLoader`, whose batches are used unchanged (also with targets).
             batch_size: samples at a time.
 
         Returns:
-            The model's output for `N` samples, in its own structure: tensors are joined along their first axis, lists
-            (of detections, say) one after another.
+            The model's output for `N` samples, with the same structure: tensors are concatenated along their first
+            axis, and lists (such as detections) are joined.
 
         Raises:
             ConfigError: there are no samples.
@@ -109,7 +109,7 @@ _CPU = torch.device("cpu")
 
 
 def _batches(inputs: Any, size: int) -> Iterator[Any]:
-    """Yield batches of inputs without targets; a list of samples alike in shape is stacked."""
+    """Yield batches of inputs without targets; a list of samples of the same shape is stacked."""
     if isinstance(inputs, Mapping):
         columns = {name: _tensor(column) for name, column in inputs.items()}
         lengths = {name: len(column) for name, column in columns.items()}

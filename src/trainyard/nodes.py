@@ -1,7 +1,7 @@
 """Nodes of a job that is spread over several machines, and where they meet.
 
-An agent tells the worker of each node about all of them, in the variable `TRAINYARD_NODES` of its environment. The
-first one leaves in a file, which all see, where it listens and what is to be done. The file is in the folder of the
+An agent passes the list of all nodes to the worker of each node, in the variable `TRAINYARD_NODES` of its environment.
+The first one leaves in a file, which all see, where it listens and what is to be done. The file is in the folder of the
 agents (mode 700), like the token that they know their head by.
 """
 
@@ -89,7 +89,7 @@ class Nodes:
 
 
 def own_address() -> str:
-    """Return the address that other machines reach this one at, as far as can be told from here."""
+    """Return the address at which other machines probably reach this one."""
     with suppress(OSError):
         found = socket.gethostbyname(socket.gethostname())
         if not found.startswith("127."):

@@ -58,8 +58,8 @@ def check(then: StoredRun, now: StoredRun, lineage: Sequence[Segment] = ()) -> R
     Args:
         then: the run.
         now: the same run again.
-        lineage: the segments that were trained again; empty for a run that trained alone. What the run did before it
-            went on as another job is not in its repetition, and is not compared.
+        lineage: the segments that were trained again; empty for a run that trained alone. The part of the run before it
+            continued from another job is not repeated, and is not compared.
     """
     found = Reproduction()
     since = _inherited_at(now)
@@ -92,7 +92,7 @@ def check(then: StoredRun, now: StoredRun, lineage: Sequence[Segment] = ()) -> R
 
 
 def _inherited_at(now: StoredRun) -> int:
-    """Return the iteration at which a repetition went on as another job for the last time; -1 if it did not."""
+    """Return the iteration at which the run last continued from another job; -1 if it did not."""
     files = [*(now.directory / INHERITED).glob("*.pt")]
     if not files:
         return -1

@@ -1,8 +1,8 @@
 """Temporary files that are named after their process, so that a later one can remove what a killed process left.
 
 A name ends in `HOST-PID-START`: a mark of the system (its boot and its space of process numbers, or its name), the
-process's number, and the time at which it started in ticks since boot, 0 where the system does not tell. What another
-system has left is never removed: whether its process is alive cannot be told from here.
+process's number, and the time at which it started in ticks since boot, 0 if it is unknown. Files of another system are
+never removed, because it is unknown whether their process is alive.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _host() -> str:
 
 
 def _start(pid: int) -> int:
-    """Return when a process started, in ticks since boot; 0 if the system does not tell."""
+    """Return when a process started, in ticks since boot; 0 if it is unknown."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
-SECTION = PAGE.partition("\n## Three whole commands\n")[2].partition("\n## ")[0]
+SECTION = PAGE.partition("\n## Three complete commands\n")[2].partition("\n## ")[0]
 COMMANDS = [
     shlex.split(block.replace("\\\n", " ")) for block in re.findall(r"```bash\n(python .*?)```", SECTION, re.DOTALL)
 ]

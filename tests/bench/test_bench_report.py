@@ -39,7 +39,7 @@ def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def table(**more: Any) -> dict[str, Any]:
     return {
         "title": "Step of a small MLP",
-        "unit": "µs an iteration",
+        "unit": "µs per iteration",
         "values": {"ours": [45.0, 60.0, 44.0], "plain": [100.0, 120.0, 100.0]},
         "failed": {},
         "comparisons": [],

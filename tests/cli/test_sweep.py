@@ -109,7 +109,7 @@ def test_the_table_has_the_running_jobs_with_their_latest_numbers(copy: Path) ->
         (["report", "outputs"], "`trainyard sweep ls` lists them"),
         (["resume", "outputs"], "no multirun.yaml"),
         (["resume", "{sweep}", "1"], "a job that is not finished; #1 is done"),
-        (["resume", "{sweep}", "1", "--app", "x.py"], "it applies to a whole sweep"),
+        (["resume", "{sweep}", "1", "--app", "x.py"], "it applies to an entire sweep"),
         (["stop", "{sweep}", "7"], "the number of a job of this sweep: #0-#1"),
         (["clone", "{sweep}", "1"], "a clone is a job with other values"),
     ],

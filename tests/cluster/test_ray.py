@@ -76,7 +76,7 @@ def test_what_nodes_and_heads_meet_with_changes_no_bit(steady: RayCluster, tmp_p
         text = output(process)
     assert "is lost: its node has died" in text or "is lost: its node was" in text, text
     text = finish(directory, start(directory, steady.address))
-    assert "agents of the head before this one to end." in text
+    assert "agents of the previous head to end." in text
     assert_same(bits(directory), local)
     assert not agents(directory)
 
@@ -153,6 +153,6 @@ def test_agents_that_end_before_they_reach_the_head_end_the_sweep(steady: RayClu
         pool.want(2)
         return bool(pool.gone()) and False
 
-    with pytest.raises(TrainyardError, match=r"3 agents ended .* ended with status 1, and said: no such module"):
+    with pytest.raises(TrainyardError, match=r"3 agents ended .* ended with status 1, and printed: no such module"):
         wait_for(again)
     pool.close()

@@ -65,7 +65,7 @@ def test_several_values_of_a_key_of_hydras() -> None:
         "Sweeping over Hydra's configuration is not supported : 'hydra.launcher.max_jobs=1,2'"
     )
     assert str(explain(error, [], CONF, "train")).startswith(
-        "hydra.launcher.max_jobs: '1,2' is invalid. Expected one value, because hydra keys apply to the whole sweep."
+        "hydra.launcher.max_jobs: '1,2' is invalid. Expected one value, because hydra keys apply to the entire sweep."
     )
 
 

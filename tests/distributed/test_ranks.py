@@ -245,7 +245,7 @@ def test_jobs_of_a_sweep_take_a_slot_for_each_device(train: Any, start: Any, tmp
     jobs = ["-m", *TWO, "seed=0,1", SLOW, "hydra.sweep.dir=sweep"]
     status, _, err = train(*jobs, "hydra.launcher.max_jobs=1")
     assert status == 2
-    assert "A job takes 2 slots, one for each device, of 1 that there are. hydra.launcher.max_jobs=1" in err
+    assert "A job needs 2 slots, one for each device, but at most 1 can be used. hydra.launcher.max_jobs=1" in err
     assert list(tmp_path.iterdir()) == []
 
     process = start(*jobs)

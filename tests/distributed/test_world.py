@@ -81,7 +81,7 @@ def test_ranks_that_are_missing_are_named() -> None:
             join(World(0, 3, 0, "127.0.0.1", port), timeout=0.5)
     finally:
         leave()
-    with pytest.raises(TrainyardError, match="Missing: the first one"):
+    with pytest.raises(TrainyardError, match="Missing: rank 0"):
         meeting(World(1, 2, 0, "127.0.0.1", port), timeout=0.5)
 
 

@@ -410,7 +410,7 @@ def test_a_torch_without_the_way_out_of_vmap(
     assert F.linear not in stack._functions._functions
     assert caplog.messages == [
         "torch._functorch.pyfunctorch.temporarily_pop_interpreter_stack is missing or has changed. "
-        "Fallback: torch's own rules of vmap."
+        "Fallback: torch's batching rules."
     ]
 
 

@@ -311,7 +311,10 @@ class OtherTrainer(Classifier):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (TwoWithoutTurns, r"'2 optimizers' is invalid. Expected one: training_step takes no optimizer_idx"),
+        (
+            TwoWithoutTurns,
+            r"'2 optimizers' is invalid. Expected one, because training_step has no argument optimizer_idx",
+        ),
         (Unscheduled, "a `monitor` next to it"),
         (OnTraining, "monitor: 'train_loss' is invalid. Expected a result of the validation"),
         (Absent, "val/f1"),

@@ -128,8 +128,8 @@ def test_another_freeze_is_refused_by_both_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         runner(Net(), tmp_path, 4, freeze=["net.a"]).train()
     message = str(refused.value)
-    assert "frozen in it and not here: net.b.weight, net.b.bias" in message
-    assert "frozen here and not in it: net.a.weight, net.a.bias" in message
+    assert "frozen in the checkpoint but not here: net.b.weight, net.b.bias" in message
+    assert "frozen here but not in the checkpoint: net.a.weight, net.a.bias" in message
 
 
 def test_an_optimizer_of_other_parameters_is_refused(tmp_path: Path) -> None:
@@ -139,7 +139,10 @@ def test_an_optimizer_of_other_parameters_is_refused(tmp_path: Path) -> None:
         return {"net": net, "optim": torch.optim.SGD(parameters, lr=0.1, momentum=0.9)}
 
     runner(work_dir=tmp_path, **of("a", "c")).train()
-    with pytest.raises(ConfigError, match=r"trained in it and not here: net\.a\.weight.*here and not in it: net\.b\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"trained in the checkpoint but not here: net\.a\.weight.*here but not in the checkpoint: net\.b\.",
+    ):
         runner(work_dir=tmp_path, epochs=4, **of("c", "b")).train()
 
 

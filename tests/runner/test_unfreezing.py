@@ -220,7 +220,7 @@ def test_a_group_that_joins_is_scheduled_as_if_it_had_been_there() -> None:
 
 def test_the_frozen_of_the_start_are_those_that_a_resume_compares(tmp_path: Path) -> None:
     gradually(tmp_path, 2, "none")
-    with pytest.raises(ConfigError, match=r"frozen in it and not here: net\.3\.weight, net\.3\.bias"):
+    with pytest.raises(ConfigError, match=r"frozen in the checkpoint but not here: net\.3\.weight, net\.3\.bias"):
         gradually(tmp_path, 3, "none", freeze=["net.0", "net.1"])
 
 

@@ -99,7 +99,7 @@ def test_a_report_of_what_matched(file: Path, caplog: pytest.LogCaptureFixture) 
         state = begun({"path": file, "strict": False}, model).model.state_dict()
     assert (
         f"Loaded the weights of {file}: 2 of 4 tensors loaded; "
-        "other shapes: net.3.weight [3, 4], here [5, 4], net.3.bias [3], here [5]."
+        "different shapes: net.3.weight [3, 4], here [5, 4], net.3.bias [3], here [5]."
     ) in caplog.messages
     theirs = read(file)
     assert same(state, {name: (theirs if name.startswith("net.1") else own)[name] for name in own})
@@ -112,7 +112,7 @@ def test_everything_that_may_be_said(file: Path) -> None:
     told = load(mlp(num_classes=5), weights, LoadFrom(file, strict=False, exclude=["net.3.bias"]))
     assert told == (
         "1 of 4 tensors loaded; left out: 1; missing: net.1.bias; not in this model: head.0.weight, head.1.weight, "
-        "head.2.weight and 2 more; other shapes: net.3.weight [3, 4], here [5, 4]"
+        "head.2.weight and 2 more; different shapes: net.3.weight [3, 4], here [5, 4]"
     )
 
 
@@ -138,7 +138,7 @@ def test_the_weights_of_the_network_alone(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.INFO, "trainyard"):
         runner = begun(tmp_path / "a.pt")
     assert same(runner.model.net.state_dict(), state)
-    assert "4 of 4 tensors loaded; with net. before their names." in caplog.text
+    assert "4 of 4 tensors loaded; with the prefix 'net.'." in caplog.text
     other = mlp(num_classes=5)
     begun({"path": tmp_path / "a.pt", "exclude": ["net.3"]}, other)
     assert same(other.net[1].state_dict(), {"weight": state["1.weight"], "bias": state["1.bias"]})
@@ -256,7 +256,7 @@ def test_safetensors_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("content", [torch.ones(3), {"epoch": 3}, {"model": {"layers": 3}}, [1], {}])
 def test_a_file_without_weights(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
-    assert "it has no named tensors" in failure(tmp_path / "a.pt")
+    assert "it contains no tensors by name" in failure(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -302,7 +302,7 @@ def test_settings_that_cannot_work(given: Any, told: str) -> None:
             {"revise_keys": [["^x", ""]]},
             "load_from.revise_keys: '^x' is invalid. Expected a pattern that matches a name in the",
         ),
-        ({"revise_keys": [[r"\d", "0"]]}, "two tensors of the file would be called net.0.weight"),
+        ({"revise_keys": [[r"\d", "0"]]}, "two tensors of the file would be named net.0.weight"),
         (
             {"exclude": ["net.9"]},
             "load_from.exclude: 'net.9' is invalid. Expected a glob that matches the name of a tensor",

@@ -60,7 +60,7 @@ def test_a_polynomial_stays_at_its_floor() -> None:
 @pytest.mark.parametrize(
     ("numbers", "told"),
     [
-        ({"eta_min_ratio": 2}, "eta_min_ratio is a share in \\[0, 1\\], not 2"),
+        ({"eta_min_ratio": 2}, "eta_min_ratio must be a number in \\[0, 1\\], not 2"),
         ({"eta_min_ratio": "x"}, "not 'x'"),
         ({"eta_min_ratio": 0.1, "eta_min": 0.1}, "replaces eta_min"),
     ],

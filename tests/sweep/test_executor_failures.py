@@ -136,7 +136,7 @@ def test_a_training_that_says_that_it_was_interrupted() -> None:
 def test_a_task_that_ends_its_process() -> None:
     outcomes = run(os._exit, 0, 3, 143)
     assert states(outcomes) == ["lost", "lost", "interrupted"]
-    assert outcomes[1].error == "its process ended with status 3 before it gave a result"
+    assert outcomes[1].error == "its process ended with status 3 before it returned a result"
 
 
 def test_a_task_that_cannot_be_pickled_fails_without_a_process() -> None:
@@ -180,7 +180,7 @@ def test_a_killed_worker_costs_its_one_task_an_attempt(tmp_path: Path) -> None:
     assert [outcome.attempts for outcome in outcomes] == [1, 2, 1, 1]
     (retried,) = [event for event in events if event.kind == "retried"]
     assert (retried.num, retried.attempt) == (1, 1)
-    assert retried.error == "its process was killed by SIGKILL before it gave a result"
+    assert retried.error == "its process was killed by SIGKILL before it returned a result"
     assert [event.attempt for event in events if event.num == 1] == [1, 1, 2, 2]
 
 
@@ -249,7 +249,7 @@ def test_a_crash_leaves_its_stack_in_the_log(tmp_path: Path) -> None:
         ctypes.string_at(0)
 
     (outcome,) = run(task, log=tmp_path / "task.log")
-    assert (outcome.state, outcome.error) == ("lost", "its process was killed by SIGSEGV before it gave a result")
+    assert (outcome.state, outcome.error) == ("lost", "its process was killed by SIGSEGV before it returned a result")
     assert "Segmentation fault" in (tmp_path / "task.log").read_text()
 
 
@@ -549,11 +549,11 @@ def test_a_task_that_the_system_kills_for_want_of_memory_is_tried_again_by_itsel
     outcomes = run(task, 0, 1, preload=("counting",), on_event=note)
     assert [(outcome.state, outcome.attempts) for outcome in outcomes] == [("done", 1), ("done", 1)]
     (retried,) = [event for event in events if event.kind == "retried"]
-    assert retried.error.startswith("killed by the system: out of memory (it had ")
+    assert retried.error.startswith("killed by the system: out of memory (it used ")
     order = [(event.kind, event.num) for event in events]
     assert order.index(("ended", 1)) < len(order) - 1 - order[::-1].index(("started", 0)), "nothing is beside it"
 
 
 def test_a_kill_by_hand_is_no_want_of_memory() -> None:
     (outcome,) = run(lambda _: os.kill(os.getpid(), signal.SIGKILL))
-    assert outcome.error == "its process was killed by SIGKILL before it gave a result"
+    assert outcome.error == "its process was killed by SIGKILL before it returned a result"

@@ -141,7 +141,7 @@ def test_the_first_signal_lets_tasks_save_and_starts_no_more(command: Any, tmp_p
     name = signal.Signals(signum).name
     assert outcomes == [
         ["interrupted", "SystemExit: 143", 1],
-        ["interrupted", "its process was killed by SIGTERM before it gave a result", 1],
+        ["interrupted", "its process was killed by SIGTERM before it returned a result", 1],
         ["interrupted", f"interrupted by {name}", 0],
         ["interrupted", f"interrupted by {name}", 0],
     ]
@@ -189,8 +189,8 @@ def test_a_task_that_takes_no_notice_of_the_first_signal_ends_at_its_timeout(com
     (tmp_path / "late").touch()
     _, outcomes = script.result()
     assert [error for _, error, _ in outcomes] == [
-        "its process was killed by SIGKILL before it gave a result",
-        "its process was killed by SIGTERM before it gave a result",
+        "its process was killed by SIGKILL before it returned a result",
+        "its process was killed by SIGTERM before it returned a result",
         "interrupted by SIGINT",
     ]
     assert {state for state, *_ in outcomes} == {"interrupted"}

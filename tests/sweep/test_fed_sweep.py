@@ -104,7 +104,7 @@ def test_killed_it_goes_on_in_the_recorded_lanes_with_the_same_bits(start: Any, 
         files = [checkpoint.newest(tmp_path / f"{name}/{num}/checkpoints") for name in ("killed", "undisturbed")]
         states = [found[1]["model"] for found in files if found is not None]
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[1]), num
-    for num in range(6):  # what trained in another lane is equal to rounding
+    for num in range(6):  # what trained in another lane is equal up to rounding
         mine, its = points(tmp_path / f"killed/{num}"), points(tmp_path / f"undisturbed/{num}")
         losses = {key for key in its if "loss" in key[0]}
         assert {key: mine[key] for key in losses} == pytest.approx({key: its[key] for key in losses}, rel=1e-3), num

@@ -97,7 +97,9 @@ def test_the_plan_estimates_what_is_left() -> None:
     sizes = {num: JobSize(50_000_000, 1000) for num in range(6)}
     slots = [Slot(index, "cpu", 1) for index in range(2)]
     plan = SweepPlan(jobs, entries, slots, ["seed"], Path("s"), sizes=sizes)
-    told = "About 40 min 00 s, as the 2 done took; 400 MB of checkpoints; 8,000 rows of metrics in MLflow."
+    told = (
+        "About 40 min 00 s, estimated from the 2 finished jobs; 400 MB of checkpoints; 8,000 rows of metrics in MLflow."
+    )
     assert str(plan).splitlines()[2] == told
     entries |= {num: Entry([]) for num in range(2)}
     plan = replace(plan, entries=entries)
@@ -106,7 +108,7 @@ def test_the_plan_estimates_what_is_left() -> None:
     )
     assert str(plan).splitlines()[2] == f"About {told}"
     measured = replace(plan, seconds=dict.fromkeys(range(10), 12.0))
-    assert "About 1 min 00 s of training, as measured, without validation; 500 MB" in str(measured)
+    assert "About 1 min 00 s of training (measured, without validation); 500 MB" in str(measured)
     assert "no time" not in str(measured)
     assert "About" not in str(replace(plan, sizes={}))
     assert [amount(size) for size in (5, 5e3, 12_345_678, 3.4e9, 2e12)] == ["5 B", "5 kB", "12.3 MB", "3.4 GB", "2 TB"]

@@ -219,7 +219,7 @@ PAIR = [["seed", "optim.lr"]]
         (["model.hiden=1,2", "model=cnn"], {"when": {"model.hiden": "model=mlp"}}, "Did you mean 'model.hidden'?"),
         ([], {"when": {"model.hidden": "optin=sgd"}}, "Did you mean 'optim'?"),
         ([], {"when": {"modell.hidden": "model=mlp"}}, "'modell.hidden' is invalid"),
-        ([], {"when": {"optim.lr": "optim.eps=1", "optim.eps": "optim.lr=1"}}, "in a circle"),
+        ([], {"when": {"optim.lr": "optim.eps=1", "optim.eps": "optim.lr=1"}}, "circular dependencies"),
         ([], {"when": {"optim.lr": "optim=[["}}, "'optim=[[' is invalid. Expected a condition"),
     ],
 )

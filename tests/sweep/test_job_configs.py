@@ -111,7 +111,7 @@ def test_a_job_that_takes_more_slots_than_there_are_is_told_why(made: Any) -> No
     configs, app = made("tracker=none", limit="One agent has no more.")
     app.slots = lambda values, room: room + 1
     ((error, _),) = [(error, job) for job, error in configs.checked([["seed=1"]], [0], {})]
-    told = "A job takes 3 slots, one for each device, of 2 that there are. One agent has no more."
+    told = "A job needs 3 slots, one for each device, but at most 2 can be used. One agent has no more."
     assert str(error) == told
 
 
@@ -126,7 +126,7 @@ def test_devices_of_this_machine_do_not_limit_jobs_that_run_elsewhere(made: Any)
         configs, app = made("tracker=none", here=here)
         app.slots = slots
         ((_, error),) = list(configs.checked([["seed=1"]], [0], {}))
-        assert str(error) == "A job takes 3 slots, one for each device, of 2 that there are."
+        assert str(error) == "A job needs 3 slots, one for each device, but at most 2 can be used."
     assert rooms[0] == 2
     assert rooms[1] > 1000
 

@@ -243,7 +243,7 @@ def test_the_plan_says_who_is_alone_and_why(sweep: Any, tmp_path: Path) -> None:
     [
         ("unfit", "its model draws random numbers"),
         ("slow", "one by one is faster"),
-        ("crash", "the probe ended with: its process was killed by SIGKILL before it gave a result"),
+        ("crash", "the probe ended with: its process was killed by SIGKILL before it returned a result"),
     ],
 )
 def test_what_cannot_be_fused_runs_alone(sweep: Any, tmp_path: Path, how: str, reason: str) -> None:

@@ -160,7 +160,9 @@ def test_the_time_that_is_left_counts_slots_and_stacks(capsys: pytest.CaptureFix
         progress.stack_started(TaskEvent("started", -number, number - 1, 1, 0.0), stack)
     progress.left(-1)
     progress.ended(plan.jobs[0], "done", TaskOutcome(0, "done", seconds=400.0, attempts=1), width=4)
-    assert "left     about 7 min 30 s, as this one took" in capsys.readouterr().out  # (7 waiting + 4 / 2) * 100 / 2
+    assert (
+        "left     about 7 min 30 s, estimated from this job"
+    ) in capsys.readouterr().out  # (7 waiting + 4 / 2) * 100 / 2
     progress.ended(plan.jobs[1], "done", TaskOutcome(1, "done", seconds=400.0, attempts=1), width=4)
     assert "left" not in capsys.readouterr().out
 

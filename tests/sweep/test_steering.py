@@ -163,7 +163,7 @@ def test_a_head_that_does_not_answer(sweep: Path) -> None:
         (["clone", ".", "1", "sed=1"], "Did you mean 'seed'?"),
         (["clone", ".", "1", "seed=1,2"], "seed: '1,2' is invalid. Expected one value: a clone is one job."),
         (["clone", ".", "1", "seed=["], "'seed=[' is invalid. Expected an override."),
-        (["clone", ".", "1", "hydra.launcher.fuse=off"], "hydra keys apply to the whole sweep"),
+        (["clone", ".", "1", "hydra.launcher.fuse=off"], "hydra keys apply to the entire sweep"),
         (["clone", ".", "1", "+tracker.uri=http://me:secret@host"], "without a password"),
     ],
 )

@@ -67,7 +67,7 @@ def test_nothing_is_executed_and_nothing_else_is_sent(
     assert said.count("was not created by you") == 1
     assert "Left out: artifact absolute/secret, artifact folder, artifact link.txt and 2 more." in said
     assert f"trainyard sync --trust {elsewhere}" in said
-    assert "4 records uploaded, 5 not" in said
+    assert "4 records uploaded, 5 not uploaded" in said
     assert artifacts(uri, elsewhere) == {"plain.txt", "best.pt"}
     assert not (tmp_path / "code" / "executed").exists()
     run = MlflowClient(uri).get_run(str(Shipped.load(elsewhere, uri).run_id))

@@ -222,7 +222,7 @@ def test_the_model_of_another_run_is_registered_when_it_is_there(uri: str, new_r
     [
         ({"register": "a/b"}, "register: 'a/b' is invalid"),
         ({"register": "a@b c"}, "register: 'a@b c' is invalid"),
-        ({"register": "a@latest"}, "keeps the alias latest for itself"),
+        ({"register": "a@latest"}, "The alias latest is reserved by MLflow"),
         ({"register": "a", "log_model": False}, "log_model=false logs no model"),
         ({"log_model": "kep"}, "kept"),
         ({"model_format": "onnx"}, "pickle, export"),

@@ -1,9 +1,9 @@
 """Captured step on a CUDA device: time of an iteration from the second epoch on, when everything is captured.
 
-The MLP is the one of `step`; one run has a learning rate for each step, which the graph takes from a table. The plain
-loops use the fused Adam, over a `DataLoader` as tutorials write it, or over data on the device, eager or with a model
-compiled in the mode that has CUDA graphs. The small ResNet trains in bf16 with channels last, on both sides. The
-members of stacks differ in learning rate and seed; alone is one such job, and a sweep without stacks runs them in turn.
+The MLP is that of `step`. One run has a learning rate for each step, which the graph reads from a table. The plain
+loops use the fused Adam, over a `DataLoader` as in tutorials, or over data on the device, eager or with a model that is
+compiled in the mode with CUDA graphs. The small ResNet trains in bf16 with channels last, on both sides. The members of
+stacks differ in learning rate and seed. "Alone" is one such job; a sweep without stacks runs them in turn.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def tables(session: Session) -> Iterator[Table]:
         COMPILED: partial(plain, work, mode="reduce-overhead"),
     }
     values, failed = take_turns_here(session.fewer(), sides)
-    yield Table("Small MLP", "µs an iteration", values, failed, compared(sides, OURS, {PLAIN: 0.2}))
+    yield Table("Small MLP", "µs per iteration", values, failed, compared(sides, OURS, {PLAIN: 0.2}))
 
     work = Work("images", session.size(6400, 128), 64, session.size(6, 2), device=session.device)
     sides = {
@@ -63,7 +63,7 @@ def tables(session: Session) -> Iterator[Table]:
     }
     values, failed = take_turns_here(session.fewer(), sides)
     comparisons = compared(sides, OURS, {RESIDENT: 1.0})
-    yield Table("Small ResNet, bf16, channels last", "µs an iteration", values, failed, comparisons)
+    yield Table("Small ResNet, bf16, channels last", "µs per iteration", values, failed, comparisons)
 
     for model, width, reach in (("MLP", 256, 1 / 100), ("CNN", 64, 1 / 15.1)):
         width = session.size(width, 4)
@@ -73,7 +73,7 @@ def tables(session: Session) -> Iterator[Table]:
         values, failed = take_turns_here(session.fewer(), sides)
         first, *others = sides
         comparisons = [Comparison(first, other, reach) for other in others]
-        yield Table(f"Fused: {model}", "µs a member's step", values, failed, comparisons)
+        yield Table(f"Fused: {model}", "µs per member step", values, failed, comparisons)
 
 
 class Clock(ours.Clock):

@@ -1,8 +1,8 @@
 """Several devices: the cost of DDP on one rank, and the gain from further devices.
 
-One rank: the step of `step` and that of the small ResNet of `models`, on one device with and without DDP around it.
-Scaling: `train.py strategy=ddp` with a ResNet on the digits at one batch size for all devices together, from the
-journal's first point to its last; on the CPU a device is a process with a core of its own.
+One rank: the step of `step` and that of the small ResNet of `models`, on one device with and without DDP. Scaling:
+`train.py strategy=ddp` with a ResNet on the digits, with the same total batch size on all numbers of devices, from the
+first point of the journal to the last. On the CPU, a device is a process with its own core.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def tables(session: Session) -> Iterator[Table]:
             "DDP, one rank": partial(ours.trainyard, work, resident=True, uri=None, strategy="ddp"),
         }
         values, failed = take_turns(session, sides, turns=2)
-        yield Table(title, "µs an iteration", values, failed, [Comparison("DDP, one rank", "single")])
+        yield Table(title, "µs per iteration", values, failed, [Comparison("DDP, one rank", "single")])
 
     most = torch.cuda.device_count() if session.device == "cuda" else len(os.sched_getaffinity(0))
     counts = [count for count in (1, 2, 4, 8) if count <= most]
     turns = {devices(count): partial(scaled, session, count) for count in counts}
     values, failed = take_turns_here(session, turns, warm=False)
     comparisons = [Comparison(name, devices(1)) for name in list(turns)[1:]]
-    yield Table("Scaling: ResNet, batches of 256", "µs an iteration", values, failed, comparisons)
+    yield Table("Scaling: ResNet, batches of 256", "µs per iteration", values, failed, comparisons)
 
 
 def devices(count: int) -> str:

@@ -1,10 +1,10 @@
-"""Time of a member's step: stacks of K members against one process per job, on all cores.
+"""Time of a member's step: stacks of K members compared with one process per job, on all cores.
 
-On each core one process with one thread trains on resident data with Adam, batch 64: a stack of K members that differ
-in learning rate and seed, or one job alone, as the sweep runs it without stacks; "by hand" is the loop that tutorials
-write, over `DataLoader(TensorDataset)`. All processes step at the same time, for the same seconds. Time is of all
-cores together: with two, a step of 100 µs on each counts as 50. (`docs/fused.md` says when a stack is faster; a sweep
-measures that by itself.)
+On each core, one process with one thread trains on resident data with Adam and batch size 64: a stack of K members that
+differ in learning rate and seed, or one job alone, as the sweep runs it without stacks. "By hand" is the usual loop
+over `DataLoader(TensorDataset)`. All processes train at the same time for the same number of seconds. The time is that
+of all cores together: with two cores, a step of 100 µs on each counts as 50 µs. (`docs/fused.md` describes when a stack
+is faster; a sweep measures this itself.)
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def tables(session: Session) -> Iterator[Table]:
             comparisons = [Comparison(name, ALONE) for name in names[2:]] + [
                 Comparison(name, HAND) for name in names[1:]
             ]
-            yield Table(f"Fused: {model}", "µs a member's step, all cores together", values, failed, comparisons)
+            yield Table(f"Fused: {model}", "µs per member step, all cores together", values, failed, comparisons)
     finally:
         for pipe, worker in zip(pipes, workers, strict=True):
             if worker.is_alive():

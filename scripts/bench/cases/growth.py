@@ -1,11 +1,11 @@
-"""Growth of time: of an iteration with hooks, metrics and parameters; of the start with the config.
+"""Growth of time: of an iteration with hooks, metrics and parameters; of the start with the size of the config.
 
-The training is the MLP of the first table on resident data, with the default hooks and without MLflow. An idle hook
-defines the stages around a run, an epoch and a checkpoint, and none of an iteration; "at work" are hooks with an
-empty `after_train_iter`: both with all sides in one process, since two processes that do the same differ by more than
-is to be shown here. Metrics are copies of `Accuracy` and `CrossEntropy`, in turn: they must cost training
-nothing; the validation of a batch of 256 pays for each. The number of parameter tensors grows with the layers of
-width 64. The config grows by keys of the user's own.
+The training is that of the MLP in the first table on resident data, with the default hooks and without MLflow. An idle
+hook defines the stages of a run, an epoch and a checkpoint, but none of an iteration. Hooks "at work" have an empty
+`after_train_iter`. Both are measured with all sides in one process, because two processes that do the same work differ
+by more than the effect. The metrics are copies of `Accuracy` and `CrossEntropy`, in turn. They must not slow down the
+training, but each of them adds to the time of a validation batch of 256. The number of parameter tensors grows with the
+number of layers of width 64. The config grows by keys that the user adds.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def metrics(count: int) -> dict[str, Any]:
 def tables(session: Session) -> Iterator[Table]:
     work = Work(epochs=session.size(10, 2))
     side = partial(ours.trainyard, work, resident=True, uri=None)
-    unit = "µs an iteration"
+    unit = "µs per iteration"
 
     sides = {f"{count} idle hooks": partial(side, hooks=hooks("Idle", count)) for count in (0, 10, 30)}
     sides["30 hooks at work"] = partial(side, hooks=hooks("AtWork", 30))
@@ -86,7 +86,7 @@ def tables(session: Session) -> Iterator[Table]:
     }
     values, failed = take_turns(session.fewer(), sides, turns=2)
     comparisons = [Comparison(f"{count} metrics", "1 metrics") for count in (2, 8, 32)]
-    yield Table("Validation against metrics", "µs a batch", values, failed, comparisons)
+    yield Table("Validation against metrics", "µs per batch", values, failed, comparisons)
 
     sides = {}
     for layers in (2, 8, 32):

@@ -1,10 +1,11 @@
-"""Successive halving whose jobs take lanes of stacks that train, against the same with stacks that end at each rung.
+"""Successive halving whose jobs join lanes of running stacks, compared with stacks that end at each rung.
 
-256 configurations of an MLP 64-64-64-10 on the digits, 27 epochs, Adam, on all cores, one thread per slot, without
-tracking; ASHA with rungs at 1, 3 and 9 epochs. The other side has the same stacks, but is not fed: a time limit of a
-day (`hydra.launcher.timeout`) turns that off. Its jobs pause, and go on in stacks of those that are promoted at once.
+256 configurations of an MLP 64-64-64-10 on the digits train for 27 epochs with Adam, on all cores, with one thread per
+slot and without tracking. ASHA has rungs at 1, 3 and 9 epochs. The other side has the same stacks, but no job joins
+them: a time limit of a day (`hydra.launcher.timeout`) turns this off. Its jobs pause, and continue in stacks of the
+jobs that are promoted at the same time.
 
-"Lanes" is a count, not a time: the share of lanes that train in an epoch, over the epochs in which jobs might come.
+"Lanes" is a count, not a time: the fraction of lanes that train in an epoch, over the epochs in which jobs could join.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Peak memory (resident set) of a process, from its start to the end of the MLP's training.
 
-The libraries that each side imports are nearly all of it. Trainyard's shipper, a process of its own, is a row by
-itself.
+Most of it is used by the libraries that each side imports. Trainyard's shipper is a separate process and has its own
+row.
 """
 
 from __future__ import annotations

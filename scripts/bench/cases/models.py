@@ -1,11 +1,10 @@
 """Time of an iteration that the model dominates, for two models.
 
 The models are a ResNet-8 on 32x32 images and a transformer (2 layers of width 96) on 64 tokens.
-96) on 64 tokens.
 
-The plain loop uses the fused Adam here, as Trainyard does, and both sides have the same settings, so that only the
-loop differs. Trainyard has its default hooks and ships to MLflow; the plain loop does nothing but train. Trainyard also
-has the process keep the memory that a step frees (`env.keep_memory`); a row is the plain loop with that.
+The plain loop uses the fused Adam here, as Trainyard does, and both sides have the same settings, so only the loop
+differs. Trainyard has its default hooks and uploads to MLflow; the plain loop only trains. Trainyard also keeps the
+memory that a step frees in the process (`env.keep_memory`). One row is the plain loop with this setting.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def tables(session: Session) -> Iterator[Table]:
         names = list(sides)
         comparisons = [Comparison(name, "plain PyTorch", 1.02) for name in names[:2]]
         comparisons += [Comparison(name, names[3]) for name in names[:2]]
-        yield Table(title, "µs an iteration", values, failed, comparisons)
+        yield Table(title, "µs per iteration", values, failed, comparisons)
 
 
 @contextmanager

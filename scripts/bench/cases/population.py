@@ -1,9 +1,10 @@
-"""Population-based training: 16 members in the lanes of stacks, against Ray Tune's, at equal member-steps.
+"""Population-based training: 16 members in the lanes of stacks, compared with Ray Tune, at equal member-steps.
 
-An MLP 64-64-64-10 on the digits, 10 epochs of 20 steps, Adam, without tracking; a generation is an epoch, after which
-the worst quarter goes on as the best, with another learning rate and weight decay. Both validate and save each member
-after each epoch. Ray's members (`population_by_ray.py`, from `.venv-ray`, which `scripts/test_ray.sh` makes) are
-processes that run side by side, and are started again where they go on as others. Ours are in a process for each core.
+The members are MLPs 64-64-64-10 on the digits, trained for 10 epochs of 20 steps with Adam, without tracking. A
+generation is an epoch. After it, the worst quarter continues from copies of the best, with another learning rate and
+weight decay. Both sides validate and save each member after each epoch. Ray's members (`population_by_ray.py`, from
+`.venv-ray`, which `scripts/test_ray.sh` creates) are processes that run in parallel, and are started again when they
+continue from another member. Trainyard has one process per core.
 """
 
 from __future__ import annotations

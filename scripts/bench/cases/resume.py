@@ -1,7 +1,8 @@
-"""Resumption of an iteration loop at iteration 1,000,000 (epoch 10,000 of 100 batches): time to its first new step.
+"""Time to the first new step of an iteration loop that is resumed at iteration 1,000,000 (epoch 10,000 of 100 batches).
 
-From creating the Runner to the end of the first step; torch is loaded already. A run that begins at iteration 0 is the
-baseline. MMEngine's iteration loop draws and drops every earlier batch, so it is given 10,000 iterations only.
+It is measured from creating the Runner to the end of the first step; torch is already imported. A run that starts at
+iteration 0 is the baseline. MMEngine's iteration loop draws and drops every earlier batch, so it is resumed at
+iteration 10,000 only.
 """
 
 from __future__ import annotations

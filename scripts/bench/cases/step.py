@@ -1,10 +1,10 @@
-"""Time of an iteration: rings, MLP 2-64-64-2, batch 64, Adam.
+"""Time of an iteration: rings, MLP 2-64-64-2, batch size 64, Adam.
 
-Trainyard runs with its defaults: a journal with a point every ten iterations, checkpoints, and a process that
-ships both to MLflow. All the others only train, each over the same `DataLoader(TensorDataset)` with its own
-logging, checkpoints and progress bar turned off. "Resident data" is how the built-in data sets and `data=arrays` are
-served; "the same DataLoader" gives Trainyard the loader of the others. Optimizers are used as each side's users would
-create them: `torch.optim.Adam(...)`, which Trainyard's config makes with `fused=true`; a row is a plain loop with that.
+Trainyard runs with its defaults: a journal with a point every ten iterations, checkpoints, and a process that uploads
+both to MLflow. The other tools only train, each over the same `DataLoader(TensorDataset)`, with logging, checkpoints
+and progress bar turned off. In "resident data", Trainyard serves the data as its built-in data sets and `data=arrays`
+do. In "the same DataLoader", it uses the loader of the other tools. Each side uses Adam as its users would:
+`torch.optim.Adam(...)` in the scripts, `fused=true` in Trainyard's config. One row is a plain loop with the fused Adam.
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ def tables(session: Session) -> Iterator[Table]:
     reach = {"plain PyTorch": 0.48, "MMEngine": 0.33, "Lightning": 0.31}
     others = {name: None for name in sides if name not in (resident, same)}
     comparisons = compared(others, resident, reach) + compared(others, same, {"plain PyTorch": 1.03})
-    yield Table("Step of a small MLP", "µs an iteration", values, failed, comparisons)
+    yield Table("Step of a small MLP", "µs per iteration", values, failed, comparisons)

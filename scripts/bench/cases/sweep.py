@@ -1,14 +1,14 @@
-"""Whole sweep, end to end: Trainyard's launcher against Hydra's joblib launcher over a script written by hand.
+"""Complete sweep: Trainyard's launcher compared with Hydra's joblib launcher and a hand-written script.
 
-Both run the same jobs (learning rates x seeds) of the same training on all cores, one thread per job: the digits, an
-MLP 64-64-64-10, 20 epochs, Adam; each run in MLflow (SQLite) with its params, its metrics of every epoch, and a
-checkpoint of its end. The other side is `sweep_by_hand.py`, which needs nothing of this project. "One by one" is
-`hydra.launcher.fuse=off`: a process per job. Afterwards the runs are counted in MLflow: a sweep with one missing is a
-failure.
+Both run the same jobs (learning rates x seeds) of the same training on all cores, with one thread per job: the digits,
+an MLP 64-64-64-10, 20 epochs, Adam. Each run is logged to MLflow (SQLite) with its params, its metrics of every epoch,
+and its last checkpoint. The other side is `sweep_by_hand.py`, which uses nothing of this project. "One by one" is
+`hydra.launcher.fuse=off`: one process per job. Afterwards, the runs in MLflow are counted: a sweep with a missing run
+is a failure.
 
-Then the parts: the time to compose a job of a grid over this project's configs (2 models, 2 optimizers,
-learning rates, seeds), with Hydra's own `load_sweep_config` and with ours; and the cost of a job that does nothing,
-with our executor and as a fresh interpreter that imports torch.
+Two parts are measured separately. The first is the time to compose a job of a grid over this project's configs (2
+models, 2 optimizers, learning rates, seeds), with Hydra's `load_sweep_config` and with Trainyard. The second is the
+cost of a job that does nothing, with Trainyard's executor and as a new interpreter that imports torch.
 """
 
 from __future__ import annotations
@@ -134,11 +134,11 @@ def tables(session: Session) -> Iterator[Table]:
     count = session.size(500, 50)
     composers = {"trainyard": partial(compose, count, True), "Hydra": partial(compose, min(count, 24), False)}
     values, failed = take_turns(session, composers, turns=1)
-    yield Table(f"Composing {count} points", "ms a point", values, failed, compared(composers, "trainyard"))
+    yield Table(f"Composing {count} points", "ms per job", values, failed, compared(composers, "trainyard"))
 
     tasks: dict[str, Side] = {"trainyard": partial(executor, session.size(100, 20)), "fresh interpreter": interpreter}
     values, failed = take_turns(session, tasks, turns=1)
-    yield Table("A job that does nothing", "ms a job, all cores at work", values, failed, compared(tasks, "trainyard"))
+    yield Table("A job that does nothing", "ms per job, all cores busy", values, failed, compared(tasks, "trainyard"))
 
 
 def grid(size: int) -> list[list[str]]:

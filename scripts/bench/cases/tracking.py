@@ -1,11 +1,11 @@
-"""Logging every iteration to MLflow, against no logging at all.
+"""Logging every iteration to MLflow, compared with no logging.
 
-Two trainings: the MLP of the first table, whose iteration takes a fifth of a millisecond, and a small ResNet. "No
-logging" has no logger, no journal record within the epoch, no checkpoint and no MLflow; the other sides differ from
-it in `hook.logger.interval=1` and the tracker alone. SQLite is a file; HTTP is `mlflow server` on this machine, over
-SQLite. The shipper and the server take what is left of the processor; the next side's turn begins when everything is
-shipped. `mlflow.log_metric` is the plain loop with one call for each iteration, over fewer iterations, since each
-call takes milliseconds.
+There are two models: the MLP of the first table, whose iteration takes a fifth of a millisecond, and a small ResNet.
+"No logging" has no logger, no journal record within the epoch, no checkpoint and no MLflow. The other sides differ from
+it only in `hook.logger.interval=1` and the tracker. SQLite is a file. HTTP is `mlflow server` on this machine, over
+SQLite. The shipper and the server use the remaining CPU time; the next side starts when all records are uploaded.
+`mlflow.log_metric` is the plain loop with one call per iteration. It has fewer iterations, because each call takes
+milliseconds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def tables(session: Session) -> Iterator[Table]:
                 Comparison(side, "no logging", reach.get(side))
                 for side in ("journal alone", "SQLite", "HTTP", "plain PyTorch, mlflow.log_metric")
             ]
-            yield Table(f"Logging every iteration of {name}", "µs an iteration", values, failed, comparisons)
+            yield Table(f"Logging every iteration of {name}", "µs per iteration", values, failed, comparisons)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Time of a batch of validation: 25,600 points, batch 256, MLP 2-64-64-2; accuracy and mean loss over the whole set.
+"""Time of a validation batch: 25,600 points, batch size 256, MLP 2-64-64-2; accuracy and mean loss over all points.
 
-The plain loop sums the loss and the correct answers on the device, and reads them at the end. Trainyard has the metrics
-`accuracy` and `loss` of `metric=classification`, and its default hooks; ignite its `Accuracy` and `Loss`; Lightning has
-`self.log` for both, with the mean over the epoch.
+The plain loop sums the loss and the correct predictions on the device, and reads them at the end. Trainyard has the
+metrics `accuracy` and `loss` of `metric=classification`, and its default hooks. Ignite has its `Accuracy` and `Loss`.
+Lightning has `self.log` for both, with the mean over the epoch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def tables(session: Session) -> Iterator[Table]:
     values, failed = take_turns(session.fewer(), sides)
     resident, same, *others = sides
     comparisons = compared(dict.fromkeys(others), resident) + compared(dict.fromkeys(others), same)
-    yield Table("Validation", "µs a batch", values, failed, comparisons)
+    yield Table("Validation", "µs per batch", values, failed, comparisons)
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def sweep(part: Part, overrides: list[str], jobs: int, epochs: int) -> None:
         times = [record["time"] for journal in journals for record in journal]
         training = (max(times) - min(times)) / steps * 1e6
         found = f"{seconds / steps * 1e6:.2f}; from the first record to the last {training:.2f}"
-        part.put(part.name, "µs a member's step, overall", found=found, steps=steps)
+        part.put(part.name, "µs per member step, overall", found=found, steps=steps)
 
 
 def stacks(entries: dict[int, Entry]) -> str:

@@ -64,7 +64,7 @@ def check_trust(run: StoredRun, place: str, trust: bool) -> None:
     """
     if not (trust or own.is_own(run.info, run.directory)):
         raise TrainyardError(
-            f"{run.info.name} ({place}): was not created by you, and its config names code that would run. "
+            f"{run.info.name} ({place}) was not created by you, and its config names code that would run. "
             "Pass --trust if you trust it."
         )
 
@@ -111,8 +111,8 @@ def _repeatable(run: StoredRun, config: Mapping[str, Any]) -> dict[str, Any]:
     values["name"] = f"{run.info.name} (again)"
     for key, value in _leaves(values):
         if isinstance(value, str) and MASK in value:
-            hint = "`trainyard rerun` takes it as an override."
-            raise ConfigError(key, value, "the credential, which is not written down", hint=hint)
+            hint = "Use `trainyard rerun`, and pass the credential as an override."
+            raise ConfigError(key, value, "the credential, which is not stored", hint=hint)
     return values
 
 
@@ -164,7 +164,7 @@ def _clock(now: float) -> str:
 
 
 def _launch(run: StoredRun, hydra: Mapping[str, Any], arguments: list[str]) -> Launch:
-    """Return the launch of Python with these arguments, in the folder from which the run was started if it is there."""
+    """Return the launch of Python with these arguments, in the folder from which the run was started, if it exists."""
     then = Path((hydra.get("runtime") or {}).get("cwd") or ".")
     folders = [folder for folder in run.info.python_path if Path(folder).is_dir()]
     before = os.environ.get("PYTHONPATH")

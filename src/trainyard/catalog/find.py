@@ -46,7 +46,7 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
 
     Args:
         text: the run's directory or a file in it, the beginning of its id, its name, or the name of its directory.
-        folders: where it is looked for; None for `default_folders`.
+        folders: the folders to search; None for `default_folders`.
 
     Raises:
         TrainyardError: there is none, or there are several.
@@ -70,7 +70,7 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         raise TrainyardError(f"{text!r}: no run with this name or ID among the {len(runs)} in {where}.{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    what = f"{text!r} is the name or id of {len(found)} runs in {where}"
+    what = f"{text!r} is the name or ID of {len(found)} runs in {where}"
     raise TrainyardError(f"{what}; give the ID or directory of one:{shown}{more}")
 
 

@@ -85,7 +85,7 @@ def lineage_of(run: StoredRun) -> list[Segment]:
     """Return the segments of a job's training, in order; none for a run that trained alone, from its beginning.
 
     Raises:
-        TrainyardError: it goes on as another job, whose config is not there.
+        TrainyardError: it continues from another job, whose config does not exist.
     """
     directory = run.directory.absolute()
     for sweep in directory.parents[:3]:
@@ -162,8 +162,10 @@ def _is_validated(loop: Mapping[str, Any], at: int) -> bool:
 
 
 def _config(directory: Path, num: int, until: int | None) -> Path:
-    """Return the file of the config that a job had until it went on as another one, or has now."""
+    """Return the file of the config that a job had until it continued from another job, or has now."""
     file = directory / CONFIG if until is None else config_until(directory, until)
     if not file.is_file():
-        raise TrainyardError(f"{file} is not there: what #{num} of the sweep trained with cannot be repeated.")
+        raise TrainyardError(
+            f"{file} does not exist. It contains the config of job #{num}, so the job cannot be repeated."
+        )
     return file

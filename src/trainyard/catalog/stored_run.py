@@ -41,10 +41,10 @@ class History:
     """Journal of a run, by metric.
 
     Attributes:
-        status: the last status, in MLflow's words; empty if there is none.
+        status: the last status, as in MLflow; empty if there is none.
         message: the message with it.
         series: the points of each metric, in the order of the journal.
-        tags: what the run noted about itself.
+        tags: the tags that the run recorded.
         digests: the digest of each data set, by its name.
         seconds: the time that the run trained, over all its attempts.
     """
@@ -115,7 +115,7 @@ class StoredRun:
     def settings(self) -> dict[str, Any]:
         """The config, flat: `{"optim.lr": 0.001, "model": "mlp"}`. A group has the name of its option.
 
-        An entry that is a list, or empty, stays whole.
+        Lists and empty mappings are not flattened.
         """
         groups = {key: value for key, value in self.info.params.items() if isinstance(self.config.get(key), dict)}
         return dict(_flat(self.config)) | groups
@@ -126,7 +126,7 @@ class StoredRun:
 
     @property
     def state(self) -> State:
-        """How the run stands: a run that says that it is running, but whose process is gone, was `killed`."""
+        """The state of the run: `killed` if it is recorded as running but its process does not exist."""
         status = self.history.status
         if status != "RUNNING":
             return _ENDED.get(status, "waiting")
@@ -145,10 +145,10 @@ class StoredRun:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """One number of each metric.
+        """One value of each metric.
 
-        The metrics of the objective's split are those of its best validation, so that they belong together; of all
-        others it is the last number.
+        For metrics of the objective's split, it is the value at the best validation, so that they belong to one model;
+        for all others, the last value.
         """
         best = self.best
         values = {}
@@ -161,17 +161,17 @@ class StoredRun:
 
     @property
     def epoch(self) -> int | None:
-        """Epochs that are complete, as far as the journal says; None in a run that counts iterations only."""
+        """The number of completed epochs according to the journal; None in a run that counts iterations only."""
         return max((p.epoch for s in self.history.series.values() for p in s[-1:] if p.epoch is not None), default=None)
 
     @property
     def step(self) -> int:
-        """Iterations that the journal has reached."""
+        """The last iteration in the journal."""
         return max((points[-1].step for points in self.history.series.values()), default=0)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What else can be asked for: `id`, `name`, `state`, `epoch`, `step`, `started`, `seconds`, `directory`."""
+        """Properties of the run: `id`, `name`, `state`, `epoch`, `step`, `started`, `seconds`, `directory`."""
         return {
             "id": self.info.id,
             "name": self.info.name,
@@ -184,7 +184,7 @@ class StoredRun:
         }
 
     def value(self, name: str) -> Any:
-        """Return a fact, a metric or a setting; None if the run has none of that name."""
+        """Return a property, a metric or a setting; None if the run has none of that name."""
         for names in (self.facts, self.metrics, self.settings):
             if name in names:
                 return names[name]

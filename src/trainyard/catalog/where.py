@@ -33,16 +33,17 @@ _ACCEPTED = "comparisons such as val/accuracy>0.9, joined by and, or, not and pa
 
 
 class Where:
-    """A condition on the facts, metrics and settings of a run (`StoredRun.value`).
+    """A condition on the properties, metrics and settings of a run (`StoredRun.value`).
 
     It has comparisons (`=`, `==`, `!=`, `<`, `<=`, `>`, `>=`, `in [a, b]`), `and`, `or`, `not` and parentheses. A word
-    on the right of a comparison is a text. A comparison with a value that a run lacks, or of another type, is false.
+    on the right side of a comparison is a string. A comparison is false if the run lacks the value, or if the types
+    differ.
 
         >>> str(Where("optim.lr<1e-2 and model=cnn"))
         'optim.lr<1e-2 and model=cnn'
 
     Raises:
-        ConfigError: it is no such condition.
+        ConfigError: the condition is invalid.
     """
 
     def __init__(self, text: str) -> None:
@@ -63,10 +64,10 @@ class Where:
         return list(dict.fromkeys(self._word(node.left) for node in compared))
 
     def check(self, runs: Iterable[StoredRun]) -> None:
-        """Check that each name is known to one of the runs, at least.
+        """Check that each name is known to at least one of the runs.
 
         Raises:
-            ConfigError: a name is unknown to all; the message has the nearest.
+            ConfigError: a name is unknown to all runs; the message suggests the nearest.
         """
         known = {name for run in runs for name in run.names}
         for name in self.names:

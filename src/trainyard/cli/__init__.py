@@ -18,17 +18,17 @@ from trainyard.errors import TrainyardError, nearest
 
 # In the order of a day's work, with the line that the list of commands shows.
 COMMANDS = {
-    "new": "Make a project of your own.",
+    "new": "Create a new project.",
     "train": "Train, or run a sweep with -m; takes Hydra's overrides.",
-    "runs": "List runs, with a condition and an order.",
+    "runs": "List runs, filtered and sorted.",
     "show": "Show one run: its numbers, settings, code and files.",
     "compare": "Compare runs: settings, code, environment, numbers.",
     "tail": "Print the metrics of a run as they are recorded.",
-    "rerun": "Run a run again with changes.",
-    "reproduce": "Run a run again, and compare curves and weights.",
+    "rerun": "Repeat the command of a run, with changes.",
+    "reproduce": "Repeat a run exactly, and compare curves and weights.",
     "sweep": "List, watch, continue, steer, report and export sweeps.",
     "export": "Export the model of a run as safetensors, with a model card.",
-    "sync": "Upload runs to MLflow that it does not have yet.",
+    "sync": "Upload runs that are not in MLflow yet.",
     "rm": "Remove runs.",
     "gc": "Remove checkpoints that are no longer needed.",
     "schema": "Write JSON schemas of the configs, for editors.",
@@ -66,7 +66,7 @@ class _Commands(click.Group):
 def group() -> None:
     """Train PyTorch models from Hydra configs, and manage the runs.
 
-    A RUN is a run's directory, the beginning of its id, its name, or the name of its directory.
+    A RUN is the directory of a run, the start of its ID, its name, or the name of its directory.
     """
 
 

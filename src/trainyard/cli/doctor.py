@@ -50,7 +50,10 @@ class Finding:
 @click.command("doctor")
 @as_json
 def command(json_: bool) -> None:
-    """Check versions, device, CUDA graphs, MLflow, disk space, and one training step. Status 1 if anything is wrong."""
+    """Check versions, device, CUDA graphs, MLflow and disk space, and train one step.
+
+    The exit status is 1 if a check fails.
+    """
     findings = []
     for check in (_versions, _device, _tracking, _disk, _training):
         for finding in check():

@@ -28,9 +28,10 @@ BEST = "best.pt"
     "--checkpoint", "name", metavar="NAME", help="Name of a file in checkpoints/ (default: the best, or the newest)."
 )
 def command(run: str, folder: Path, name: str | None) -> None:
-    """Write the model of a RUN into DIR: model.safetensors, config.yaml, and a model card (README.md).
+    """Write the model of a RUN to DIR: model.safetensors, config.yaml, and a model card (README.md).
 
-    `trainyard.load(DIR)` predicts with it, and load_from=DIR/model.safetensors trains on from it.
+    `trainyard.load(DIR)` loads the model for predictions; load_from=DIR/model.safetensors starts training from its
+    weights.
     """
     found = resolve(run)
     names = [path.name for path in found.checkpoints]

@@ -20,10 +20,10 @@ from trainyard.files import remove
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
-    """Remove the checkpoints of the runs in FOLDERs, but the best of each, and what killed processes left behind.
+    """Remove all checkpoints of the runs in FOLDERs except the best, and temporary files of killed processes.
 
-    A run that has not finished keeps its newest checkpoint, too, so that it can be resumed. Runs that are training are
-    left alone. What is in MLflow stays.
+    An unfinished run also keeps its newest checkpoint, so that it can be resumed. Runs that are training are skipped.
+    Nothing is removed from MLflow.
     """
     for folder in folders:
         if not folder.is_dir():

@@ -10,9 +10,9 @@ import click
 @click.command("new")
 @click.argument("name")
 def command(name: str) -> None:
-    """Make a project NAME in a new folder of that name: it trains, tests, builds and sweeps as it is made.
+    """Create a project in the new folder NAME, which can be trained, tested, built and swept immediately.
 
-    It has a model, data, a metric, a hook, their configs, tests, train.py and CI, each small, in place of yours.
+    It contains a small model, data, a metric, a hook, their configs, tests, train.py and CI: replace them with yours.
     """
     from trainyard.cli.project import create
     from trainyard.quoting import shell_path

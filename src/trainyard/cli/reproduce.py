@@ -35,12 +35,13 @@ _IDS = 32  # characters of an id of MLflow's
 @click.option("--trust", is_flag=True, help="Allow a RUN that you did not create. Its config can run any code.")
 @as_json
 def command(run: str, uri: str | None, directory: Path | None, trust: bool, json_: bool) -> None:
-    """Run a RUN again from its resolved config, without tracking, and compare curves and weights.
+    """Repeat a RUN from its resolved config, without tracking, and compare curves and weights.
 
-    A job of a sweep trains in its lane of a stack again; one that went on as others trains as these did.
+    A job of a sweep is trained again in its lane of a stack. For a member of a population, its ancestors are trained
+    first.
 
-    RUN may be one of MLflow's ids, too. Status 0 if they are the same bits; 3 if they differ, which says where, and
-    what else differs: code, versions, data, device.
+    RUN can also be an MLflow run ID. The exit status is 0 if all bits are identical, and 3 if they differ. In this
+    case, the first differences are printed, and differences of code, versions, data and device.
     """
     if directory is not None and (directory / "run.json").exists():
         raise TrainyardError(f"--to: {directory} already contains a run.")

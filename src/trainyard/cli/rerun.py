@@ -22,9 +22,9 @@ from trainyard.cli.reproduce import start, stored
 )
 @click.option("--trust", is_flag=True, help="Allow a RUN that you did not create. Its config can run any code.")
 def command(run: str, changes: Sequence[str], multirun: bool, uri: str | None, trust: bool) -> None:
-    """Run the command of a RUN again, with KEY=VALUE in place of its own overrides, from the configs as they are now.
+    """Repeat the command of a RUN with the current configs; KEY=VALUE replaces overrides of the same keys.
 
-    The option of a group (model=cnn) replaces the overrides of keys in it (model.hidden=...), too.
+    Another option of a group (model=cnn) also removes the overrides of keys in this group (model.hidden=...).
     """
     with ExitStack() as folders:
         found = stored(run, uri, trust, folders)

@@ -18,9 +18,9 @@ from trainyard.errors import TrainyardError
 @click.argument("runs", type=RUN, nargs=-1, required=True, metavar="RUN...")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 def command(runs: Sequence[str], yes: bool) -> None:
-    """Remove the directories of RUNs, with their checkpoints. What is in MLflow stays.
+    """Remove the directories of RUNs, including checkpoints. Nothing is removed from MLflow.
 
-    A run that is training is refused.
+    A run that is training is not removed: this is an error.
     """
     found = list({run.directory.resolve(): run for run in map(resolve, runs)}.values())
     for run in found:

@@ -18,7 +18,11 @@ from trainyard.sweep.report.rows import duration
 @click.command("runs")
 @click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path))
 @click.option("--where", "condition", metavar="CONDITION", help="For example 'val/accuracy>0.9 and optim.lr<1e-2'.")
-@click.option("--sort", metavar="NAME", help="Sort by a metric, setting or fact; -NAME sorts in descending order.")
+@click.option(
+    "--sort",
+    metavar="NAME",
+    help="Sort by a metric, a setting or a property; -NAME sorts in descending order.",
+)
 @click.option("--columns", metavar="NAME,...", help="Additional metrics and settings to show.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show the first N.")
 @as_json
@@ -30,10 +34,11 @@ def command(
     limit: int | None,
     json_: bool,
 ) -> None:
-    """List the runs in FOLDERs and below (outputs and multirun, if none is given), in the order of their start.
+    """List the runs below FOLDERs (default: outputs and multirun), sorted by start time.
 
-    Names are metrics (val/accuracy), settings (optim.lr, model) and the facts id, name, state, epoch, step, started,
-    seconds and directory. A metric of the objective's split is that of the best validation; others are the last.
+    Names are metrics (val/accuracy), settings (optim.lr, model) and the properties id, name, state, epoch, step,
+    started, seconds and directory. A metric of the objective's split has its value at the best validation; other
+    metrics have their last value.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -74,7 +79,7 @@ def _check(runs: Sequence[StoredRun], option: str, names: Sequence[str]) -> None
     known = {name for run in runs for name in run.names} if names else set()
     for name in names:
         if known and name not in known:
-            raise ConfigError(option, name, "a metric, a setting or a fact of these runs", options=sorted(known))
+            raise ConfigError(option, name, "a metric, a setting or a property of these runs", options=sorted(known))
 
 
 def _row(run: StoredRun, extra: Sequence[str]) -> list[str]:

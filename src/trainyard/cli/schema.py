@@ -22,10 +22,10 @@ from trainyard.errors import TrainyardError
 )
 @click.option("--modelines", is_flag=True, help="Add a first line that names the schema to each config in CONF.")
 def command(configs: Path, folder: Path | None, modelines: bool) -> None:
-    """Write JSON schemas of the config groups in CONF (conf), from the signatures and docstrings of what they name.
+    """Write JSON schemas of the config groups in CONF (default: conf), from signatures and docstrings.
 
-    An editor that reads them (YAML for VS Code, any editor with yaml-language-server) completes and checks the configs,
-    those of your own classes, too, and shows what each argument means.
+    With these schemas, an editor (YAML for VS Code, any editor with yaml-language-server) completes and checks the
+    configs, including those of your own classes, and shows the description of each argument.
     """
     if not configs.is_dir():
         raise TrainyardError(f"{configs}: no such folder. CONF is the folder of your configs.")

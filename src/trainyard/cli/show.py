@@ -15,7 +15,7 @@ from trainyard.sweep.report.rows import duration
 @click.argument("run", type=RUN)
 @as_json
 def command(run: str, json_: bool) -> None:
-    """Show a RUN: how it stands, its numbers and curves, its overrides, code, machine and checkpoints."""
+    """Show a RUN: its state, metrics, curves, overrides, code, machine and checkpoints."""
     found = resolve(run)
     if json_:
         print_json(

@@ -27,7 +27,7 @@ _WAIT = click.option(
 def command() -> None:
     """List, watch, continue, steer, report and export sweeps.
 
-    DIR is the directory of a sweep, JOB the number of a job in it.
+    DIR is the directory of a sweep, and JOB the number of a job.
     """
 
 
@@ -35,7 +35,7 @@ def command() -> None:
 @click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path))
 @as_json
 def ls(folders: Sequence[Path], json_: bool) -> None:
-    """List the sweeps in FOLDERs and below (outputs and multirun, if none is given), in the order of their start."""
+    """List the sweeps below FOLDERs (default: outputs and multirun), sorted by start time."""
     from trainyard.catalog.find import default_folders
     from trainyard.catalog.stored_sweep import find_sweeps
 
@@ -68,10 +68,10 @@ def ls(folders: Sequence[Path], json_: bool) -> None:
 @command.command("attach")
 @_DIRECTORY
 def attach(directory: Path) -> None:
-    """Watch a sweep that runs, in this or another terminal, until it ends: a live table, or a line for each change.
+    """Watch a running sweep until it ends, with a live table, or with one line per change.
 
-    The sweep does not notice, and Ctrl-C ends this command only. At the end the ranking is printed. Of a sweep that was
-    started with hydra.launcher.detach=true, what its process prints is shown.
+    This does not affect the sweep, and Ctrl-C ends only this command. At the end, the ranking is printed. For a sweep
+    that was started with hydra.launcher.detach=true, the output of its process is shown.
     """
     from trainyard.catalog.stored_sweep import StoredSweep
     from trainyard.cli.watching import watch
@@ -100,13 +100,13 @@ def attach(directory: Path) -> None:
 )
 @_WAIT
 def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> None:
-    """Continue a sweep that has ended early; with a JOB, let that paused job of a sweep go on.
+    """Continue a sweep that ended early; with a JOB, resume this paused job.
 
-    Jobs that are done are kept, interrupted ones go on from their checkpoints, failed ones are tried again.
+    Finished jobs are kept, interrupted jobs continue from their checkpoints, and failed jobs are retried.
     """
     if job is not None:
         if app is not None:
-            raise ConfigError("--app", str(app), "no JOB, because it applies to a whole sweep")
+            raise ConfigError("--app", str(app), "no JOB, because it applies to an entire sweep")
         _steer(directory, "resume", job, (), wait)
         return
     from trainyard.sweep.continuing import go_on
@@ -119,7 +119,7 @@ def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> N
 @_JOB
 @_WAIT
 def pause(directory: Path, job: str, wait: float) -> None:
-    """Pause a JOB: its checkpoint stays, and its slot is free. `resume DIR JOB` lets it go on."""
+    """Pause a JOB: it keeps its checkpoint and frees its slot. `resume DIR JOB` resumes it."""
     _steer(directory, "pause", job, (), wait)
 
 
@@ -128,9 +128,9 @@ def pause(directory: Path, job: str, wait: float) -> None:
 @_JOB
 @_WAIT
 def stop(directory: Path, job: str, wait: float) -> None:
-    """Stop a JOB for good.
+    """Stop a JOB permanently.
 
-    Ctrl-C in its terminal, or SIGTERM, ends a sweep as a whole, which can be continued.
+    To end an entire sweep, which can then be continued, use Ctrl-C in its terminal, or SIGTERM.
     """
     _steer(directory, "stop", job, (), wait)
 
@@ -140,7 +140,7 @@ def stop(directory: Path, job: str, wait: float) -> None:
 def cancel(directory: Path) -> None:
     """End a sweep that was started with hydra.launcher.detach=true: its jobs save a checkpoint first.
 
-    The same command, or `trainyard sweep resume`, continues it.
+    To continue it, use the same command or `trainyard sweep resume`.
     """
     from trainyard.sweep import detached
 
@@ -153,7 +153,7 @@ def cancel(directory: Path) -> None:
 @click.argument("overrides", nargs=-1, metavar="KEY=VALUE...", type=click.UNPROCESSED)
 @_WAIT
 def clone(directory: Path, job: str, overrides: Sequence[str], wait: float) -> None:
-    """Add a job that goes on from the checkpoint of a JOB, with other values."""
+    """Add a job that continues from the checkpoint of a JOB with other values."""
     _steer(directory, "clone", job, overrides, wait)
 
 

@@ -26,10 +26,12 @@ FIGURES = ("svg", "pdf")
 
 @click.command("report")
 @_DIRECTORY
-@click.option("--follow", is_flag=True, help="Write the page again every 10 s until the sweep ends; it reloads itself.")
+@click.option(
+    "--follow", is_flag=True, help="Update the report every 10 s until the sweep ends; the page reloads itself."
+)
 @as_json
 def report(directory: Path, follow: bool, json_: bool) -> None:
-    """Print the ranking of a sweep, running or not, and write report.html, results.csv and results.parquet anew."""
+    """Print the ranking of a finished or running sweep, and rewrite report.html, results.csv and results.parquet."""
     from trainyard.sweep.report import rank, result_files
 
     sweep = _read(directory)
@@ -65,9 +67,9 @@ def report(directory: Path, follow: bool, json_: bool) -> None:
 def export(directory: Path, kind: str, metrics: Sequence[str], file: Path | None) -> None:
     """Write a table or a figure for a paper: the configurations of a sweep, mean ± standard deviation over the seeds.
 
-    Jobs that differ in nothing but the seed or the fold are one configuration. The table has their paired differences
-    to the best one, with p-values that Holm's correction has adjusted. The figure has learning curves with bands, and
-    means with 95 % confidence intervals.
+    Jobs that differ only in the seed or the fold are repeats of one configuration. The table contains paired
+    differences to the best configuration, with p-values after Holm's correction. The figure contains learning curves
+    with bands, and means with 95 % confidence intervals.
     """
     from trainyard.sweep.report import export as tables
 
@@ -177,7 +179,9 @@ def _follow(sweep: StoredSweep) -> None:
         while sweep.running:
             page = _write_page(sweep, _numbers(sweep, known), live=_PAUSE)
             if not said:
-                click.echo(f"Report: {page}. It is updated every {_PAUSE:g} s until the sweep ends; Ctrl-C ends this.")
+                click.echo(
+                    f"Report: {page}. It is updated every {_PAUSE:g} s until the sweep ends; Ctrl-C stops the updates."
+                )
                 said = True
             sleep(_PAUSE)
             sweep.read_on()

@@ -24,13 +24,15 @@ from trainyard.errors import TrainyardError
 @click.option(
     "--trust",
     is_flag=True,
-    help="Directories from elsewhere are your own from now on: their models are built, which runs code, links out of "
-    "them are followed, and their runs go to the store that they name.",
+    help=(
+        "Trust directories that you did not create, from now on: their models are built (which runs code), "
+        "links that lead out of them are followed, and their runs are uploaded to the store that they name."
+    ),
 )
 def command(folders: Sequence[Path], uri: str | None, experiment: str | None, trust: bool) -> None:
-    """Ship the runs in FOLDERs and below (outputs and multirun, if none is given) to MLflow.
+    """Upload the runs below FOLDERs (default: outputs and multirun) to MLflow.
 
-    What MLflow has already is not sent again. Status 1 if something stays unshipped.
+    Records that are already in MLflow are not sent again. The exit status is 1 if records are still missing.
     """
     for folder in folders:
         if not folder.is_dir():

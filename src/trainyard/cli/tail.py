@@ -32,7 +32,10 @@ _PAUSE = 0.3  # seconds between two readings
 )
 @click.option("--json", "json_", is_flag=True, help="Print the journal's records, one per line.")
 def command(run: str, lines: int, follow: bool, prefix: str, json_: bool) -> None:
-    """Print the numbers of a RUN, and more as they come, until the run ends. Ctrl-C ends this command only."""
+    """Print the metrics of a RUN, and new ones as they are recorded, until the run ends.
+
+    Ctrl-C ends only this command.
+    """
     found = resolve(run)
     path = found.directory / journal.FILE
     shown, offset = _new(path, 0, prefix, json_)

@@ -17,7 +17,7 @@ import click
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OVERRIDE]...")
 def command(arguments: Sequence[str]) -> None:
-    """Train, or run a sweep with -m, with the configs in ./conf where there are some, else with Trainyard's own."""
+    """Train, or run a sweep with -m, with the configs in ./conf if they have a train.yaml, else with Trainyard's."""
     sys.argv[1:] = arguments
     if os.getcwd() not in sys.path and "" not in sys.path:  # noqa: PTH109, as `python -m` does: the user's own classes
         sys.path.insert(0, os.getcwd())  # noqa: PTH109

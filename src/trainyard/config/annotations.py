@@ -43,7 +43,7 @@ def check_arguments(
         parameters: its parameters.
         values: the arguments by name, in plain Python; those that are not among the parameters are skipped.
         key: the place of the node in the config.
-        shares: accept a float in place of an int: a share of the run.
+        shares: accept a float in place of an int: a fraction of the run.
 
     Raises:
         ConfigError: a value does not fit.

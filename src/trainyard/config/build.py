@@ -207,7 +207,7 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
     if name not in facts and _INSTEAD.get(name) in facts:
         name = _INSTEAD[name]
     if name not in facts:
-        known = ", ".join(sorted(facts)) or "nothing of that kind"
+        known = ", ".join(sorted(facts)) or "no such value"
         raise ConfigError(key, AUTO, f"a value: this data defines {known}", options=facts)
     return facts[name]
 

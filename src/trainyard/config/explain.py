@@ -118,7 +118,7 @@ def _explain_value(error: Exception, key: str) -> TrainyardError:
     if added is None:
         return TrainyardError(f"{key}: {_first_line(cause)}")
     return TrainyardError(
-        f"{key}: it has no key {added[1]!r}. A mapping can only change existing keys, "
+        f"{key} has no key {added[1]!r}. A mapping can only change existing keys, "
         f"including those set by an earlier override. Add a new key with +{key}.{added[1]}=…"
     )
 
@@ -131,7 +131,7 @@ def _explain_sweep(text: str) -> TrainyardError | None:
     key, _, value = given[1].partition("=")
     key = key.lstrip("+")
     if text.startswith("Sweeping over Hydra's"):
-        return ConfigError(key, value, "one value, because hydra keys apply to the whole sweep")
+        return ConfigError(key, value, "one value, because hydra keys apply to the entire sweep")
     if text.startswith("Ambiguous value"):
         text_of = quote(f'{key}="{value}"')
         choose = f"To train with each of them, pass -m. A list is {key}=[{value}]; a string is {text_of}"

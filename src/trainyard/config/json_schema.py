@@ -26,14 +26,14 @@ Schema = dict[str, Any]
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"
 WHOLE = "train"
-"""Name of the schema of whole configs: the primary one, and those of `@package _global_`."""
+"""Name of the schema of complete configs: the primary one, and those of `@package _global_`."""
 _WORDS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string", type(None): "null"}
 _LATER: Schema = {"type": "string", "pattern": r"\$\{|^(auto|auto_or_null|\?\?\?)$"}  # what stands for a value
 _VALUE: Schema = {"$ref": "#/definitions/value"}
 # Keys beside the arguments of a target: Hydra's, and what the parts of a training take out of their configs.
 _BESIDE = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 _TAKEN_OUT = ("defaults", "paramwise", "priority", "output", "target")
-_SHARES = "torch.optim.lr_scheduler."  # their integers may be shares of the run
+_SHARES = "torch.optim.lr_scheduler."  # their integers may be fractions of the run
 _SECTION = re.compile(r"^\s*(Args|Arguments|Parameters):\s*$", re.MULTILINE)
 _ARGUMENT = re.compile(r"(\w+(?:, \w+)*)(?: \([^)]*\))?: (.*)")
 
@@ -56,7 +56,7 @@ def of_group(name: str, named: Iterable[str], tell: Callable[[str], object] = pr
     Args:
         name: of the group.
         named: the targets that its options name, as dotted paths.
-        tell: called with a line on each target that cannot be imported, which is then not checked.
+        tell: called with a line for each target that cannot be imported, which is then not checked.
     """
     return {
         "$schema": _DRAFT,
@@ -67,7 +67,7 @@ def of_group(name: str, named: Iterable[str], tell: Callable[[str], object] = pr
 
 
 def of_whole(named: Iterable[str], comments: Mapping[str, str], tell: Callable[[str], object] = print) -> Schema:
-    """Return the schema of whole configs.
+    """Return the schema of complete configs.
 
     Args:
         named: the targets of all groups.

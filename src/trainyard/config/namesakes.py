@@ -81,7 +81,7 @@ def check_hook_names(cfg: DictConfig) -> None:
                 raise ConfigError(
                     each.key,
                     each.value,
-                    f"{each.back!r}, because hook/{each.file}.yaml is not the last: {again}",
+                    f"{each.back!r}, because hook/{each.file}.yaml is not the last one that sets it: {again}",
                     hint=f"{way}, or set {each.key} on the command line.",
                 )
 

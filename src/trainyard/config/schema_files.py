@@ -15,11 +15,11 @@ _NOT_OURS = "hydra"  # the groups of Hydra's own node
 
 
 def schemas(folders: list[Path], tell: Callable[[str], object] = print) -> dict[str, Schema]:
-    """Return the schema of each group in some folders of configs, and that of whole configs, by name.
+    """Return the schema of each group in some folders of configs, and that of complete configs, by name.
 
     Args:
         folders: of configs; all of them name the targets of a group.
-        tell: called with a line on each target that cannot be imported.
+        tell: called with a line for each target that cannot be imported.
     """
     named: dict[str, set[str]] = {WHOLE: set()}
     comments: dict[str, str] = {}
@@ -75,7 +75,7 @@ def put_modelines(configs: Path, folder: Path) -> list[Path]:
 
 
 def name_of(file: Path, configs: Path) -> str:
-    """Return the name of the schema of a config: that of its group, or of whole configs."""
+    """Return the name of the schema of a config: that of its group, or of complete configs."""
     group = file.parent.relative_to(configs).as_posix()
     is_whole = group == "." or _GLOBAL in file.read_text(encoding="utf-8")
     return WHOLE if is_whole else group

@@ -28,19 +28,19 @@ class ArrayData(Data):
     Training batches are shuffled each epoch; validation and test batches come in order.
 
     Args:
-        sources: for each of "train", "val" and "test" (or "val/easy", "val/hard") that there is, its tensors,
+        sources: for each existing split ("train", "val", "test", or "val/easy", "val/hard"), its tensors,
             `[N, ...]` each, the inputs first; or tensors by name, for batches that are dicts; or a map-style torch data
             set, which is served through a `DataLoader`. Inputs of dtype uint8 are images in 0..255: they are served as
             float32 in [0, 1].
         spec: see `Data`.
-        batch_size: samples a training batch. More than there are makes one batch of them all.
-        eval_batch_size: samples a validation or test batch. Default: the greater of `batch_size` and 256.
-        drop_last: leave out the last training batch of an epoch if it is not full.
-        workers: processes that make the batches, at most `MOST_WORKERS`; 0 makes them in the training process, which
-            for tensors is far quicker.
+        batch_size: samples per training batch; at most all of them.
+        eval_batch_size: samples per validation or test batch. Default: the larger of `batch_size` and 256.
+        drop_last: drop the last training batch of an epoch if it is incomplete.
+        workers: worker processes that create the batches, at most `MOST_WORKERS`; 0: the training process, which is
+            much faster for tensors.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: an invalid value.
     """
 
     def __init__(

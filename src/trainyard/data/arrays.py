@@ -28,44 +28,44 @@ class Arrays(ArrayData):
 
     A batch is `(x, y)`: x float32 `[B, F]`, or with the further dimensions of the array, such as `[B, C, H, W]`.
     Integer and string targets are classes: y int64 `[B]`, numbered in sorted order. Float targets are for regression:
-    y float32 `[B]`, or `[B, D]` where there are D of them.
+    y float32 `[B]`, or `[B, D]` for D targets.
 
-    In a table, columns of numbers and of texts (categories) are inputs. What is measured on the training rows (mean and
-    deviation, what fills gaps, the categories) is the model's: the inputs are served as they are, and `preprocessor` is
-    the config of the module that the Runner puts before the model, in whose checkpoint the numbers stay.
+    In a table, columns of numbers and of strings (categories) are inputs. They are served unchanged. `preprocessor` is
+    the config of a module that the Runner places before the model. This module has the statistics of the training rows
+    (mean and standard deviation, values for missing entries, categories), and they are saved in checkpoints.
 
-    A split that has data of its own (`x_val` in an `.npz`, `val_path`) is used as it is. One that has none is drawn
-    from the training data by its fraction, stratified by class.
+    A split with separate data (`x_val` in an `.npz`, `val_path`) is used unchanged. Other splits are drawn from the
+    training data by their fractions, stratified by class.
 
     Args:
         path: the file. An `.npz` has `x` and `y`, or `x_train`, `y_train`, `x_val`, ... An `.npy` has the inputs.
-        target: the column to predict, or a list of columns for regression; in an `.npz`, the key in the place of `y`;
-            for an `.npy`, the path of the targets' file.
-        features: the columns to predict from. Default: all but the target and the group.
-        task: "classification" or "regression", where "auto" would guess wrong: integers that are amounts, say.
-        categories: columns of numbers that stand for categories (a postcode); columns of texts always do. Each
-            category is a feature of its own, 0 or 1.
-        max_categories: the most categories that a column may have.
-        missing: "refuse" gaps, or fill them with the "mean" or "median" of the training rows; each column that has any
-            there gets a feature that says where they are. A gap among categories is none of them.
+        target: the column to predict, or a list of columns for regression; in an `.npz`, the key instead of `y`; for an
+            `.npy`, the path of the file of targets.
+        features: the input columns. Default: all except the target and the group.
+        task: "classification" or "regression", if "auto" does not detect it, for example for integers that are amounts.
+        categories: columns of numbers that are categories (such as a postcode); columns of strings always are. Each
+            category becomes a feature, 0 or 1.
+        max_categories: the maximum number of categories of a column.
+        missing: "refuse" (missing values are an error), or fill them with the "mean" or "median" of the training rows;
+            each column with missing values gets an additional feature that marks them. A missing category is 0 in all
+            of its features.
         standardize: shift and scale each feature (images: each channel) to mean 0 and standard deviation 1, as
             measured on the training split.
-        val_path, test_path: files of their own for validation and test, laid out like `path` (not `.npy`); or several
-            by name: `{"easy": "easy.csv", "hard": "hard.csv"}` are the splits "val/easy" and "val/hard".
-        val_fraction, test_fraction: shares of the training data for splits that have none of their own; 0 leaves
-            such a split out.
-        split_seed: the seed of the split. It is not the run's seed: runs compare on the same test samples.
+        val_path, test_path: separate files for validation and test, with the structure of `path` (not `.npy`); or
+            several by name: `{"easy": "easy.csv", "hard": "hard.csv"}` are the splits "val/easy" and "val/hard".
+        val_fraction, test_fraction: fractions of the training data for splits without separate data; 0: no such split.
+        split_seed: the seed of the split, independent of the run's seed, so that runs use the same test samples.
         group: the column (in an `.npz`, the key) of groups, such as patients: all rows of one are in one split.
         folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Attributes:
-        classes: what class i stands for, for classification; else empty.
-        preprocessor: see above; None where nothing is done to the inputs.
+        classes: the name of each class, for classification; otherwise empty.
+        preprocessor: see above; None if the inputs are used unchanged.
 
     Raises:
-        ConfigError: no such file or column, lengths that disagree, values that are not finite, a shape or suffix
-            that is not supported, or another value that cannot work.
+        ConfigError: no such file or column, different lengths, values that are not finite, a shape or suffix
+            that is not supported, or another invalid value.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ def _as_numbers(ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
 
 
 def _columns_of(path: str, chosen: Columns, train: Table) -> Columns:
-    """Return the choice of columns in a file of validation or test: those of the training, as what they are there."""
+    """Return the choice of columns in a file of validation or test: those of the training data, with the same kinds."""
     if train.names is None or not str(path).lower().endswith((".csv", ".parquet")):
         return chosen._replace(group=None)
     return Columns(chosen.target, train.names, [train.names[index] for index in train.texts])

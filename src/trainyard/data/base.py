@@ -34,9 +34,9 @@ def arranged(names: Iterable[str]) -> tuple[str, ...]:
 class Loader(Protocol):
     """The batches of one split, on one device.
 
-    An epoch has ended when `batches` yields no more. A loader may also state, as hints for progress bars and schedules,
-    `num_samples`, the number of samples in an epoch, and by `len()` the number of its batches. One that is certain that
-    every epoch has the same number of batches states it as `exact_length`. See `trainyard.data.lengths`.
+    An epoch ends when `batches` ends. As hints for progress bars and schedules, a loader can have `num_samples`, the
+    number of samples in an epoch, and `len()`, the number of its batches. If every epoch has the same number of
+    batches, the loader can have it as `exact_length`. See `trainyard.data.lengths`.
     """
 
     @property
@@ -48,16 +48,16 @@ class Loader(Protocol):
 
 
 class Data(ABC):
-    """A data set: facts about it, and a loader for each split.
+    """A data set: its properties, and a loader for each split.
 
     Attributes:
-        spec: what a model may ask for with the value `auto` in its config, as far as it applies: `in_features: int`,
+        spec: the values for `auto` in the config of a model, as far as they apply: `in_features: int`,
             `input_shape: [C, H, W] | [F]`, `in_channels: int`, `image_size: int`, `num_classes: int`,
             `out_features: int` and `loss` (regression: the config of a loss), `vocab_size: int`, `context_length: int`.
-        splits: those present of "train", "val" and "test"; several validation or test sets are "val/easy",
+        splits: the existing ones of "train", "val" and "test"; several validation or test sets are "val/easy",
             "val/hard".
-        preprocessor: the config of the module that makes the batches into inputs of a model, by what was measured on
-            the training data; None if there is none. The Runner puts it before the model's own `data_preprocessor`.
+        preprocessor: the config of a module that converts batches to inputs of a model, with statistics of the training
+            data; None if there is none. The Runner places it before the model's own `data_preprocessor`.
     """
 
     spec: Mapping[str, Any]
@@ -66,12 +66,12 @@ class Data(ABC):
 
     @abstractmethod
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
-        """Return the loader of `split`. `seed` and the epoch give its order; its batches lie on `device`."""
+        """Return the loader of `split`. Its order depends on `seed` and the epoch; its batches are on `device`."""
 
     def metainfo(self, split: str) -> Any:
-        """Return the facts that the dataset of a split states as its `metainfo`; None if it has none."""
+        """Return the `metainfo` of the dataset of a split; None if it has none."""
         return None
 
     def baselines(self, split: str) -> dict[str, float]:
-        """Return losses, by name, that a model that learnt something beats on `split`; empty if none is known."""
+        """Return baseline losses on `split`, by name, which a trained model should beat; empty if there are none."""
         return {}

@@ -16,12 +16,12 @@ class BytePairs:
     """Byte-pair tokenizer (Sennrich et al., 2016) on bytes, as in GPT-2, trained on texts.
 
     Args:
-        vocab_size: tokens at most: `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]`, which are 0 to 4, the 256 bytes,
-            and what is merged of bytes.
-        lowercase: make no difference between capital and small letters.
+        vocab_size: the maximum number of tokens: `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]`, which are 0 to 4, the
+            256 bytes, and the merged ones.
+        lowercase: convert texts to lower case.
 
     Raises:
-        ConfigError: transformers is not installed, or a value that cannot work.
+        ConfigError: transformers is not installed, or a value is invalid.
     """
 
     def __init__(self, vocab_size: int = 2000, lowercase: bool = True) -> None:
@@ -35,9 +35,9 @@ class BytePairs:
             raise ConfigError("_target_", "BytePairs", "transformers, which is not installed", hint=hint) from error
 
     def fit(self, texts: Iterable[str]) -> Any:
-        """Return a `transformers.PreTrainedTokenizerFast` whose vocabulary is that of `texts`.
+        """Return a `transformers.PreTrainedTokenizerFast` that is trained on `texts`.
 
-        The same texts give the same tokenizer. `[CLS]` begins a sample, and `[SEP]` ends each text of it.
+        The same texts give the same tokenizer. A sample begins with `[CLS]`, and each of its texts ends with `[SEP]`.
         """
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
         from transformers import PreTrainedTokenizerFast

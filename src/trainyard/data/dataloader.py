@@ -47,38 +47,39 @@ Wrap = Callable[[PositionedSampler], PositionedSampler]
 class WorkerLoader:
     """Serves a `DataLoader`'s batches on `device`, in an order that is a function of (seed, epoch).
 
-    The loader given is not iterated: one like it is made (same data set, workers, collate function, ...), so that
+    The given loader is not iterated. A similar one is created (same data set, workers, collate function, ...), so that
 
-    - where it shuffles or reads in order, the order is an `EpochBatchSampler`'s. With a sampler of the user's own,
-      that sampler is replayed under a seed for the epoch. Either way a start at batch n reads no sample before it;
-    - with workers, what their global generators give is a function of (seed, epoch, batch number). Without, samples
-      are read in this process and draw from its global generators, like other code;
-    - the process's global generators are not drawn from otherwise;
+    - if it shuffles or reads in order, the order is that of an `EpochBatchSampler`. A custom sampler is replayed under
+      a seed for the epoch. In both cases, a start at batch n reads no sample before it;
+    - with workers, the numbers of their global generators are a function of (seed, epoch, batch number). Without
+      workers, samples are read in this process and draw from its global generators, like other code;
+    - the process's global generators are not used otherwise;
     - on CUDA, batches come through pinned memory, and with workers the next one is copied while one is in use.
 
-    An `IterableDataset` cannot be entered in the middle: a start at batch n reads the n before it and drops them,
-    unless the stream has a state (`stream_state`). The same holds for a loader of a class with its own `__iter__` or
-    state, and one over a data pipe. They are used as they are, and begun under generators seeded for the epoch, without
-    further control of their order and randomness. `in_order=False` makes the order vary by design.
+    An `IterableDataset` cannot start in the middle: a start at batch n reads the first n batches and drops them, unless
+    the stream has a state (`stream_state`). The same applies to a loader class with its own `__iter__` or state, and to
+    a data pipe. They are used unchanged, and started under generators seeded for the epoch, without further control of
+    their order and random numbers. With `in_order=False`, the order varies by design.
 
-    What `len()` says of a stream, or of a sampler of the user's own, is a hint: an epoch has as many batches as come.
+    `len()` of a stream or of a custom sampler is a hint: an epoch has as many batches as the loader yields.
 
     Args:
         loader: any DataLoader.
         seed: the run's seed.
-        device: where the batches should lie.
+        device: the device of the batches.
         wrap: see `wrapped`.
 
     Attributes:
-        picks: whether samples are picked by a sampler, which starts anywhere, and not read as they come.
-        picks_batches: whether that sampler picks batches; it does not where samples are batches themselves.
-        exact_length: the number of batches in every epoch, where the order is an `EpochBatchSampler`'s; else None.
-        turn: the number of iterations that have begun.
+        picks: whether a sampler selects the samples, which can start anywhere; false for streams.
+        picks_batches: whether this sampler selects batches; it does not if samples are batches themselves.
+        exact_length: the number of batches in every epoch if the order is that of an `EpochBatchSampler`; otherwise
+            None.
+        turn: the number of started iterations.
 
     Raises:
         ConfigError: no batch in an epoch.
-        RuntimeError: with `persistent_workers`, or a stream that has a state, an iteration that is continued after a
-            newer one has begun.
+        RuntimeError: with `persistent_workers`, or a stream with a state, an iteration is continued after a newer one
+            has started.
     """
 
     def __init__(
@@ -109,17 +110,17 @@ class WorkerLoader:
 
     @property
     def stated_batch_size(self) -> int | None:
-        """Number of samples in a full batch; None where it is not stated (a batch sampler without `batch_size`)."""
+        """Number of samples in a full batch; None if it is unknown (a batch sampler without `batch_size`)."""
         return self._given.batch_size or getattr(self._given.batch_sampler, "batch_size", None)
 
     @property
     def batch_size(self) -> int:
-        """Number of samples in a full batch; 1 where the loader does not state it."""
+        """Number of samples in a full batch; 1 if it is unknown."""
         return int(self.stated_batch_size or 1)
 
     @property
     def num_samples(self) -> int:
-        """Number of samples in an epoch; the length of the data set where the loader does not state it."""
+        """Number of samples in an epoch; the length of the data set if the loader has no such number."""
         given = self._given
         drop_last = given.drop_last or getattr(given.batch_sampler, "drop_last", False)
         if drop_last:
@@ -130,7 +131,7 @@ class WorkerLoader:
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether a new iteration takes over what the one before it reads from."""
+        """Whether a new iteration ends the previous one, because they share a source."""
         return self._given.persistent_workers or bool(self._state)
 
     def __len__(self) -> int:
@@ -151,7 +152,7 @@ class WorkerLoader:
         Args:
             epoch: counted from 0.
             start: counted from 0.
-            state: what `stream_state` returned before that batch; without it, a stream is read from its beginning.
+            state: the result of `stream_state` before that batch; without it, a stream is read from its beginning.
 
         Raises:
             TrainyardError: a stream has fewer than `start` batches.
@@ -183,7 +184,7 @@ class WorkerLoader:
 
     @property
     def is_stream(self) -> bool:
-        """Whether the data set is a stream, which has one place at a time."""
+        """Whether the data set is a stream, which has one position at a time."""
         return isinstance(self._given.dataset, IterableDataset)
 
     def stream_state(self) -> Any:

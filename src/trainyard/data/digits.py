@@ -23,13 +23,13 @@ class Digits(ArrayData):
     A batch is `(x, y)`: x float32 `[B, 1, 8, 8]` in [0, 1], y int64 `[B]`.
 
     Args:
-        val_fraction, test_fraction: shares of the images, stratified by class; 0 leaves the split out.
-        split_seed: the seed of the split. It is not the run's seed: runs compare on the same test images.
+        val_fraction, test_fraction: fractions of the images, stratified by class; 0: no such split.
+        split_seed: the seed of the split, independent of the run's seed, so that runs use the same test images.
         folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:
-        ConfigError: scikit-learn is not installed, or a value that cannot work.
+        ConfigError: scikit-learn is not installed, or an invalid value.
     """
 
     def __init__(

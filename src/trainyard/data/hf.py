@@ -26,34 +26,35 @@ Columns = Mapping[str, Any]
 class HuggingFace(ArrayData):
     """A `datasets.Dataset` or `DatasetDict`, with tokenized text.
 
-    A batch is a dict: the tokenizer's outputs (`input_ids`, `attention_mask`, ...), int64 `[B, T]`, padded or cut to
-    `max_length`; other columns of numbers or of arrays of one shape under their names; and the target as `labels`,
-    int64 `[B]` for classes, float32 for regression. All of it lies in memory, on the training device.
+    A batch is a dict: the tokenizer's outputs (`input_ids`, `attention_mask`, ...), int64 `[B, T]`, padded or truncated
+    to `max_length`; other columns of numbers or of arrays with the same shape, under their names; and the target as
+    `labels`, int64 `[B]` for classes, float32 for regression. All of it is in memory, on the training device.
 
-    Splits `validation` (or `dev`) and `test` of a `DatasetDict` are used as they are; what is missing is drawn from
+    Splits `validation` (or `dev`) and `test` of a `DatasetDict` are used unchanged; missing splits are drawn from
     `train`, stratified by class.
 
     Args:
-        path: a folder that `save_to_disk` wrote. Either this, or `dataset`.
-        dataset: the data set itself, or a `_target_` that gives it, such as `datasets.load_dataset`; a mapping of
-            columns by name, or of splits to such mappings, is taken as well.
-        text: the column of texts, or two of them (sentence pairs). None: there is none.
-        target: the column to predict; classes are integers or texts, floats are for regression. None: there is none.
-        columns: further columns of the inputs. None: all that hold numbers; [] for none.
+        path: a folder written by `save_to_disk`, instead of `dataset`.
+        dataset: the data set, or a `_target_` that returns it, such as `datasets.load_dataset`; or a mapping of columns
+            by name, or of splits to such mappings.
+        text: the column of texts, or two of them (sentence pairs); None if there is none.
+        target: the column to predict; integers and strings are classes, floats are regression targets; None if there is
+            none.
+        columns: additional input columns; None: all columns of numbers; []: none.
         tokenizer: called as `tokenizer(texts, padding="max_length", truncation=True, max_length=...)`, returns lists by
-            name: `{_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: ...}`. Or what
-            makes one of the training texts, with `fit(texts)`: `{_target_: trainyard.data.BytePairs}`.
+            name: `{_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: ...}`. Or an
+            object whose `fit(texts)` trains one on the training texts: `{_target_: trainyard.data.BytePairs}`.
         max_length: T, in tokens.
         val_fraction, test_fraction, split_seed, folds, fold: see `Arrays`.
         batch_size, eval_batch_size, drop_last: see `ArrayData`.
 
     Attributes:
-        classes: what class i stands for; empty without classes.
+        classes: the name of each class; empty without classes.
         tokenizer: the tokenizer.
 
     Raises:
-        ConfigError: `datasets` is not installed, no such folder or column, texts without a tokenizer, or another value
-            that cannot work.
+        ConfigError: `datasets` is not installed, no such folder or column, texts without a tokenizer, or another
+            invalid value.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class Files(NamedTuple):
 class ImageFolder(ArrayData):
     """Image files with classes or regression targets.
 
-    `path` is a folder that has one folder of images for each class; or folders `train`, `val` and `test` of that form;
+    `path` is a folder with one folder of images per class; or with folders `train`, `val` and `test` of this form;
     or a `.csv` or `.parquet` with a column of paths (relative to its folder) and a column of targets: integers and
     strings are classes, floats are for regression.
 
@@ -48,24 +48,24 @@ class ImageFolder(ArrayData):
         path: see above.
         image, target: in a table, the columns of the paths and of the targets.
         colour: "rgb" or "grey"; images are converted.
-        image_size: resize to this many pixels square. Needed where the images differ in size, unless a transform makes
-            them alike.
-        transform: functions from an image to an image, uint8 `[C, H, W]`, in order, for training: those of
-            `torchvision.transforms.v2`, say. The last may give floats.
-        eval_transform: likewise for validation and test.
-        in_memory: decode all images at the beginning, and serve them from the training device as bytes.
-        val_path, test_path: for validation and test, of the form of `path`.
+        image_size: resize to a square of this many pixels. Required if the images have different sizes and no transform
+            makes them equal.
+        transform: functions from an image to an image, uint8 `[C, H, W]`, in order, for training, such as those of
+            `torchvision.transforms.v2`. The last one may return floats.
+        eval_transform: the same for validation and test.
+        in_memory: decode all images at the start, and keep them as bytes on the training device.
+        val_path, test_path: the same as `path` for validation and test.
         val_fraction, test_fraction, split_seed: see `Arrays`.
         group: in a table, the column of groups: all images of one are in one split.
         folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Attributes:
-        classes: what class i stands for; empty for regression.
+        classes: the name of each class; empty for regression.
 
     Raises:
-        ConfigError: no such folder or column, a folder without classes or without images, images of several sizes, or
-            another value that cannot work.
+        ConfigError: no such folder or column, a folder without classes or without images, images of different sizes, or
+            another invalid value.
     """
 
     def __init__(

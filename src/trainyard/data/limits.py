@@ -14,13 +14,13 @@ from trainyard.errors import ConfigError
 
 KEY = "limit"
 KEYS = {split: f"{split}_batches" for split in SPLITS}
-ACCEPTED = "a number of batches of at least 1, a share of them above 0 and of at most 1.0, or null for all"
+ACCEPTED = "a number of batches of at least 1, a fraction of them above 0 and of at most 1.0, or null for all"
 
 Limits = dict[str, int | float]
 
 
 def parse(given: Any) -> Limits:
-    """Return the limits by split: an int is a number of batches, a float a share.
+    """Return the limits by split: an int is a number of batches, a float a fraction.
 
     Raises:
         ConfigError: an unknown key, or a value that is neither.
@@ -103,7 +103,7 @@ def limited(loader: Any, limit: int | float | None, split: str) -> Any:
     """Return a loader of the first batches; the loader itself if there is no limit.
 
     Raises:
-        ConfigError: a share of a loader that states no length.
+        ConfigError: a fraction of a loader that states no length.
     """
     if limit is None:
         return loader

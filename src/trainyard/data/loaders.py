@@ -15,10 +15,10 @@ from trainyard.errors import ConfigError
 
 
 class Loaders(Data):
-    """One loader per split, each a `torch.utils.data.DataLoader` or an object that is a `Loader` itself.
+    """One loader per split, each a `torch.utils.data.DataLoader` or a `Loader`.
 
     A DataLoader is served by a `WorkerLoader`: the same batches, in an order that can be replayed, on the training
-    device. A `Loader` is used as it is, with its own seed and device.
+    device. A `Loader` is used unchanged, with its own seed and device.
 
         >>> data = Loaders(train=DataLoader(range(10), batch_size=4, shuffle=True))
         >>> data.splits
@@ -27,10 +27,10 @@ class Loaders(Data):
     Args:
         train, val, test: the loaders; at least one. Several validation (or test) sets by name: `{"easy": ..., "hard":
             ...}`, whose results are `val/easy/accuracy` and so on.
-        spec: what a model may ask for with `auto`, e.g. `{"num_classes": 10}`; see `Data`.
+        spec: the values for `auto` in model configs, e.g. `{"num_classes": 10}`; see `Data`.
 
     Raises:
-        ConfigError: none given, or one that is neither.
+        ConfigError: no loader was given, or one is neither of these.
     """
 
     def __init__(

@@ -37,9 +37,9 @@ def num_batches(n: int, batch_size: int, drop_last: bool) -> int:
 
 
 class EpochBatchSampler(Sampler[list[int]]):
-    """The `batch_sampler` of a `torch.utils.data.DataLoader` whose order depends on nothing but (seed, epoch).
+    """A `batch_sampler` for `torch.utils.data.DataLoader` whose order depends only on (seed, epoch).
 
-    It starts at any batch of any epoch at no cost:
+    It can start at any batch of any epoch without additional time:
 
         >>> sampler = EpochBatchSampler(10, 4, shuffle=False)
         >>> sampler.set_position(epoch=0, start=1)
@@ -48,9 +48,9 @@ class EpochBatchSampler(Sampler[list[int]]):
 
     Args:
         n: samples in the data set.
-        batch_size: samples a batch.
-        shuffle: a new order each epoch; else `0..n-1`.
-        drop_last: leave out the last batch if it is not full.
+        batch_size: samples per batch.
+        shuffle: a new order in each epoch; otherwise `0..n-1`.
+        drop_last: drop the last batch if it is incomplete.
         seed: the seed of the orders of all epochs.
     """
 

@@ -17,14 +17,14 @@ class Rings(ArrayData):
     A batch is `(x, y)`: x float32 `[B, 2]`, y int64 `[B]`.
 
     Args:
-        num_samples: points in all, half of them of each class.
-        noise: standard deviation of the noise of each coordinate. At 0.1 a good model is right 99 times in 100.
-        data_seed: the seed of the points and of the split. It is not the run's seed.
-        val_fraction, test_fraction: shares of the points, stratified by class; 0 leaves the split out.
+        num_samples: the number of points, half of them per class.
+        noise: standard deviation of the noise on each coordinate. With 0.1, a good model has an accuracy of 0.99.
+        data_seed: the seed of the points and of the split, independent of the run's seed.
+        val_fraction, test_fraction: fractions of the points, stratified by class; 0: no such split.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: an invalid value.
     """
 
     def __init__(

@@ -107,8 +107,8 @@ class NumberedSampler(Sampler[Request]):
 class SeededDataset(Dataset[Any]):
     """Serves requests in a worker: seeds its global generators for the batch, then reads the batch.
 
-    Augmentations (and a `collate_fn`) that draw from `random`, `numpy.random` or `torch` thus give the same batch,
-    no matter which worker reads it and what it read before.
+    Augmentations (and a `collate_fn`) that draw from `random`, `numpy.random` or `torch` therefore give the same batch,
+    regardless of the worker that reads it and of what it read before.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:

@@ -16,7 +16,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def fractions(val_fraction: object, test_fraction: object) -> dict[str, float]:
-    """Return the shares of validation and test, after a check that each is in [0, 1) and that training rows remain."""
+    """Return the fractions for validation and test; check that each is in [0, 1) and that training rows remain."""
     shares = {
         split: number(f"{split}_fraction", given, at_least=0, below=1)
         for split, given in (("val", val_fraction), ("test", test_fraction))
@@ -29,7 +29,7 @@ def fractions(val_fraction: object, test_fraction: object) -> dict[str, float]:
 
 
 class Fold(NamedTuple):
-    """Fold of a cross-validation: `number`, from 0, of so many."""
+    """Fold of a cross-validation: fold `number`, from 0, of `count` folds."""
 
     number: int
     of: int
@@ -43,7 +43,7 @@ def fold_of(folds: object, fold: object) -> Fold | None:
     """
     if folds is None:
         if fold != 0:
-            raise ConfigError("fold", fold, "0 where there are no folds", hint="folds=5 makes five.")
+            raise ConfigError("fold", fold, "0, because folds is null", hint="folds=5 makes five folds.")
         return None
     count = integer("folds", folds, at_least=2, other="null for no cross-validation")
     if not is_integer(fold, at_least=0, at_most=count - 1):

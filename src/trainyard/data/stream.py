@@ -28,20 +28,20 @@ class Stream(Data):
     """Shards that are read one after another: `.npz` with `x` and `y`, `.parquet` or `.csv`.
 
     A batch is `(x, y)`: x float32 `[B, ...]`; y int64 `[B]`, classes `0..num_classes-1`, or for regression float32. It
-    may hold rows of several shards. In training an epoch reads the shards in an order drawn by (seed, epoch), and the
-    rows of each in one drawn by (seed, epoch, shard): a resumed run goes on at its batch, and reads no shard that lies
-    before it.
+    can contain rows of several shards. In training, the order of the shards is drawn from (seed, epoch), and the order
+    of the rows of each from (seed, epoch, shard). A resumed run continues at its batch, and does not read earlier
+    shards.
 
     Args:
         shards: a pattern such as `train/*.npz`, or a list of files, for training.
-        val_shards, test_shards: likewise; read in order. None: no such split.
+        val_shards, test_shards: the same for validation and test, read in order; None: no such split.
         target, features: see `Arrays`.
         num_classes: the number of classes. None for regression.
-        shuffle: draw the orders; else training reads shards and rows in order too.
+        shuffle: draw the orders; otherwise training also reads shards and rows in order.
         batch_size, eval_batch_size, drop_last: see `ArrayData`.
 
     Raises:
-        ConfigError: no shard, one that cannot be read, columns of texts, or another value that cannot work.
+        ConfigError: no shard, a shard that cannot be read, columns of strings, or another invalid value.
     """
 
     def __init__(

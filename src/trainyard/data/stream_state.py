@@ -24,7 +24,7 @@ class FollowedStream(IterableDataset[Any]):
     """An iterable data set that is read in this process, and whether it has come to its end.
 
     A loader sees the end as it fills a last batch, and a data set may then be ready for the next epoch. By its state
-    alone it could not be told whether that batch has still to come.
+    alone, it would be unknown whether that batch is still pending.
     """
 
     def __init__(self, dataset: IterableDataset[Any]) -> None:

@@ -25,18 +25,18 @@ BLOCK_BYTES = 1 << 24
 class TensorLoader:
     """Serves resident tensors in batches, each a tuple with one `[B, ...]` tensor per tensor of `tensors`, or a dict.
 
-    A shuffled epoch gathers a block of batches at once and yields parts of it. An unshuffled one yields slices of
-    the resident tensors themselves, without a copy: do not change those in place.
+    A shuffled epoch gathers a block of batches at once and yields parts of it. An unshuffled epoch yields slices of the
+    resident tensors, without a copy: do not change them in place.
 
     Args:
-        tensors: `[N, ...]` each; moved to `device` if they are not there.
-        batch_size: samples a batch.
-        shuffle: a new order each epoch, a function of (seed, epoch).
-        drop_last: leave out the last batch if it is not full.
+        tensors: `[N, ...]` each; moved to `device` if necessary.
+        batch_size: samples per batch.
+        shuffle: a new order in each epoch, a function of (seed, epoch).
+        drop_last: drop the last batch if it is incomplete.
         seed: the seed of the orders of all epochs.
-        device: where the tensors lie and the batches are made.
+        device: the device of the tensors and the batches.
         names: names of the tensors, for batches that are dicts `{name: [B, ...]}`; None for tuples.
-        rows: how many indices an epoch has, for a subclass whose `gather` does not take row `i` for index `i`.
+        rows: the number of indices in an epoch, for a subclass whose `gather` does not take row `i` for index `i`.
             Default: N.
 
     Attributes:
@@ -80,7 +80,7 @@ class TensorLoader:
 
     @property
     def exact_length(self) -> int | None:
-        """Number of batches in every epoch; None for a subclass that makes its batches in its own way."""
+        """Number of batches in every epoch; None for a subclass that creates its batches differently."""
         return self._batches if type(self).batches is TensorLoader.batches else None
 
     def __len__(self) -> int:
@@ -99,14 +99,14 @@ class TensorLoader:
     def from_rows(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the batch of these rows of the tensors, `[n, ...]` each.
 
-        Can be overridden by what computes each row by itself, without random numbers and without waiting for the
-        device: a captured step takes rows by itself, and computes this within its graph. Numbers that it reads from
-        the loader stay as they were then.
+        An override must compute each row separately, without random numbers and without waiting for the device: a
+        captured step gathers rows itself and computes this within its graph. Numbers that it reads from the loader keep
+        the values that they had at the capture.
         """
         return rows
 
     def assembled(self, parts: Iterable[Sequence[Tensor]]) -> Iterator[Batch]:
-        """Yield batches as they are served: as they come, or as dicts with the loader's names."""
+        """Yield the batches unchanged, or as dicts with the loader's names."""
         names = self.names
         yield from parts if names is None else (dict(zip(names, part, strict=True)) for part in parts)
 
@@ -131,7 +131,7 @@ class TensorLoader:
 
     @property
     def takes_rows(self) -> bool:
-        """Whether a batch is nothing but `from_rows` of rows of the tensors, as a tuple."""
+        """Whether a batch is exactly `from_rows` of rows of the tensors, as a tuple."""
         return type(self).gather is TensorLoader.gather and self.names is None
 
     def _batches_per_block(self) -> int:
@@ -141,7 +141,7 @@ class TensorLoader:
 
 
 class ImageLoader(TensorLoader):
-    """Serves uint8 images (the first tensor) as float32 in [0, 1]: a quarter of the memory of resident floats."""
+    """Serves uint8 images (the first tensor) as float32 in [0, 1]; they need a quarter of the memory of floats."""
 
     def from_rows(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         images, *rest = rows

@@ -19,25 +19,25 @@ from trainyard.rng import generator
 class Text(ArrayData):
     """Characters of a text file, for next-character prediction.
 
-    A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is the same stretch
-    of text, one character later. The text is cut by position: its beginning trains, then comes validation, then test.
-    A training epoch cuts its part into windows `stride` apart, from a start that is drawn anew each epoch, in
-    shuffled order; validation and test take windows side by side.
+    A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is `tokens` shifted by
+    one character. The text is divided by position: training, then validation, then test. A training epoch divides its
+    part into windows whose starts are `stride` apart, from an offset that differs between epochs, in shuffled order.
+    Validation and test windows do not overlap.
 
     Args:
         path: a UTF-8 file. Default: the help topics that come with Python (`pydoc_data.topics`), about 460 000
             characters; they differ a little from one version of Python to the next.
         context_length: T, in characters.
         stride: characters from the start of one training window to the next. Default: the context length.
-        val_fraction, test_fraction: shares of the characters; 0 leaves the split out.
+        val_fraction, test_fraction: fractions of the characters; 0: no such split.
         batch_size, eval_batch_size, drop_last: see `ArrayData`. The default of `eval_batch_size` here is `batch_size`,
-            since a window is worth many samples.
+            because a window contains many tokens.
 
     Attributes:
-        vocab: the characters of the whole text, sorted; token i stands for `vocab[i]`.
+        vocab: the characters of the entire text, sorted; token i is `vocab[i]`.
 
     Raises:
-        ConfigError: no such file, a file that is not UTF-8 text, or a value that cannot work.
+        ConfigError: no such file, a file that is not UTF-8 text, or an invalid value.
     """
 
     def __init__(
@@ -116,11 +116,11 @@ class Text(ArrayData):
         return {"bigram_loss": self.bigram_loss(split)}
 
     def bigram_loss(self, split: str) -> float:
-        """Return the cross entropy, in nats a character, of predicting each character from the one before it alone.
+        """Return the cross-entropy, in nats per character, of predicting each character from the previous one only.
 
-        The model is the table of pairs in the training part with one added to every count (Laplace smoothing). It
-        is evaluated on the targets that the loader of `split` serves; for "train", whose windows move from epoch to
-        epoch, on every character but the first.
+        The model is the table of pairs in the training part, with one added to every count (Laplace smoothing). It is
+        evaluated on the targets of the loader of `split`; for "train", whose windows differ between epochs, on every
+        character except the first.
         """
         train, judged = (self.resident(name, torch.device("cpu"))[0].numpy() for name in ("train", split))
         if split != "train":
@@ -141,8 +141,8 @@ class WindowLoader(TensorLoader):
     Args:
         tokens: `[N]` integers.
         length: T, less than N.
-        stride: tokens from one window's start to the next. Shuffled, an epoch starts at a phase in `0..stride-1`
-            of its own, and has as many windows as fit at every phase.
+        stride: tokens from one window's start to the next. A shuffled epoch starts at its own offset in `0..stride-1`,
+            and has as many windows as fit at every offset.
         batch_size, shuffle, drop_last, seed, device: see `TensorLoader`.
     """
 

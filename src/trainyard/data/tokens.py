@@ -23,23 +23,24 @@ DTYPES = ("uint8", "uint16", "int16", "int32", "uint32", "int64")
 class Tokens(ArrayData):
     """Token IDs in a memory-mapped file; a batch reads only its windows.
 
-    A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is the same stretch,
-    one token later. A training epoch cuts its part into windows `stride` apart, from a start that is drawn anew each
-    epoch, in shuffled order; validation and test take windows side by side.
+    A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is `tokens` shifted by
+    one token. A training epoch divides its part into windows whose starts are `stride` apart, from an offset that
+    differs between epochs, in shuffled order. Validation and test windows do not overlap.
 
     Args:
-        path: an `.npy` with one axis of integers, or a file of nothing but numbers of `dtype` (`array.tofile(path)`).
-        dtype: of a file that is no `.npy`.
-        vocab_size: tokens are less than this. None: the largest one and 1, for which the files are read once.
+        path: an `.npy` with one axis of integers, or a file that contains only numbers of `dtype`
+            (`array.tofile(path)`).
+        dtype: the type of the numbers in a file other than `.npy`.
+        vocab_size: tokens are less than this. None: the largest token plus 1, for which the files are read once.
         context_length: T, in tokens.
         stride: tokens from the start of one training window to the next. Default: the context length.
-        val_path, test_path: files of their own for validation and test.
-        val_fraction, test_fraction: shares of the tokens for splits that have none, taken from the end; 0 leaves the
-            split out.
+        val_path, test_path: separate files for validation and test.
+        val_fraction, test_fraction: fractions of the tokens for splits without a separate file, taken from the end; 0:
+            no such split.
         batch_size, eval_batch_size, drop_last: see `ArrayData`. The default of `eval_batch_size` here is `batch_size`.
 
     Raises:
-        ConfigError: no such file, one that does not hold tokens, or a value that cannot work.
+        ConfigError: no such file, a file that does not contain tokens, or an invalid value.
     """
 
     def __init__(

@@ -11,11 +11,11 @@ SHORTEST = 60
 def help_topics(count: int = 8) -> dict[str, list[str]]:
     """Return paragraphs of the help topics (`pydoc_data.topics`), as columns `text` and `label`.
 
-    A paragraph that stands in several topics is left out. The label is the name of the topic. Texts and topics differ a
+    A paragraph that occurs in several topics is omitted. The label is the name of the topic. Texts and topics differ a
     little from one version of Python to the next.
 
     Args:
-        count: of topics: those with the most paragraphs.
+        count: the number of topics, those with the most paragraphs.
 
     Raises:
         ConfigError: `count` is less than 2.

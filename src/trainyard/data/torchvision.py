@@ -24,23 +24,22 @@ class Torchvision(ArrayData):
 
     Validation is drawn from its training part.
 
-    A batch is `(x, y)`: x float32 `[B, C, H, W]` in [0, 1], y int64 `[B]`. A set that holds its images as one array
+    A batch is `(x, y)`: x float32 `[B, C, H, W]` in [0, 1], y int64 `[B]`. A data set with its images in one array
     (`.data`, with `.targets` or `.labels`: MNIST, CIFAR10, SVHN, ...) is served from memory, as bytes on the training
-    device. One that reads a file an image is served by a `DataLoader` with `workers`.
+    device. A data set with one file per image is served by a `DataLoader` with `workers`.
 
     Args:
         name: a class of `torchvision.datasets` that takes `train` (true, false) or `split` ("train", "test"), or the
             full name (`package.module.Class`) of any class with the same interface.
         root: the folder of the files.
-        download: fetch them if they are not there.
-        image_size: for a set that reads a file an image: resize to this many pixels square.
-        val_fraction: share of the training part, stratified by class where the set lists its labels; 0: no validation.
+        download: download missing files.
+        image_size: for a data set with one file per image: resize to a square of this many pixels.
+        val_fraction: fraction of the training part, stratified by class if the set lists its labels; 0: none.
         split_seed: the seed of the split.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:
-        ConfigError: torchvision is not installed, no such set, files that are not there, or another value that
-            cannot work.
+        ConfigError: torchvision is not installed, no such data set, missing files, or another invalid value.
     """
 
     def __init__(

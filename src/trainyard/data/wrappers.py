@@ -42,11 +42,11 @@ class RepeatDataset(_Picked):
     """A data set that is repeated `times` times within an epoch.
 
     Args:
-        dataset: with a length.
-        times: how often each sample comes.
+        dataset: a data set with a length.
+        times: how often each sample is used.
 
     Raises:
-        ConfigError: the data set has no length, or `times` is no integer of at least 1.
+        ConfigError: the data set has no length, or `times` is not an integer of at least 1.
     """
 
     def __init__(self, dataset: Any, times: int) -> None:
@@ -58,16 +58,17 @@ class RepeatDataset(_Picked):
 class ClassBalancedDataset(_Picked):
     """A data set with repeated samples of rare classes (Gupta et al., LVIS, 2019, section 4).
 
-    A class that a share `f` of the samples has comes `max(1, sqrt(oversample_thr / f))` times; a sample as often as
-    the rarest of its classes, rounded up.
+    A class with a fraction `f` of the samples is repeated `max(1, sqrt(oversample_thr / f))` times. A sample is
+    repeated as often as the rarest of its classes, rounded up.
 
     Args:
-        dataset: with a length. The classes of a sample are `get_cat_ids(index)`, if the data set has that; an entry of
-            its `targets` or `labels`; or the target of the sample, for which every sample is read once.
-        oversample_thr: the share below which a class is rare, in (0, 1].
+        dataset: a data set with a length. The classes of a sample are `get_cat_ids(index)`, if the data set has this
+            method; otherwise an entry of its `targets` or `labels`; otherwise the target of the sample, for which every
+            sample is read once.
+        oversample_thr: classes below this fraction are rare, in (0, 1].
 
     Raises:
-        ConfigError: the data set has no length, or the share is none.
+        ConfigError: the data set has no length, or the fraction is invalid.
     """
 
     def __init__(self, dataset: Any, oversample_thr: float) -> None:
@@ -83,14 +84,14 @@ class ClassBalancedDataset(_Picked):
 
 
 class FirstSamples(_Picked):
-    """The first `count` samples of a data set, to try a training on: MMEngine's `num_batch_per_epoch`.
+    """The first `count` samples of a data set, for quick tests; similar to MMEngine's `num_batch_per_epoch`.
 
     Args:
-        dataset: with a length.
-        count: how many; of a smaller data set all.
+        dataset: a data set with a length.
+        count: the number of samples; all of them if the data set is smaller.
 
     Raises:
-        ConfigError: the data set has no length, or `count` is no integer of at least 1.
+        ConfigError: the data set has no length, or `count` is not an integer of at least 1.
     """
 
     def __init__(self, dataset: Any, count: int) -> None:
@@ -110,8 +111,8 @@ def categories(dataset: Any, index: int) -> Iterable[int]:
 def pseudo_collate(samples: Sequence[Any]) -> Any:
     """Return a batch of lists: for data whose samples have different sizes.
 
-    `DataPreprocessor` stacks its images. Samples that are tuples give a tuple of lists, mappings a mapping of lists,
-    others one list.
+    `DataPreprocessor` stacks its images. Tuples become a tuple of lists, mappings a mapping of lists, and other samples
+    one list.
 
     Example:
         >>> pseudo_collate([("a", 1), ("b", 2)])

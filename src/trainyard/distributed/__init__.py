@@ -14,7 +14,7 @@ _KINDS = {"single": "strategy.Strategy", "ddp": "ddp.DDP", "fsdp": "fsdp.FSDP"}
 
 
 def as_strategy(given: Any) -> Strategy:
-    """Return a strategy as given, the one of a name (`single`, `ddp`, `fsdp`), or for None that of one device.
+    """Return a strategy unchanged, the strategy with a name (`single`, `ddp`, `fsdp`), or for None that of one device.
 
     Raises:
         ConfigError: anything else.

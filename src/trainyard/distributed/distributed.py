@@ -56,10 +56,10 @@ class Distributed(Strategy):
         if self.devices != "auto":
             self.devices = integer("devices", self.devices, at_least=1, other="auto: every GPU of this machine")
         if self.min_devices is not None:
-            end = "null to end with the rank"
+            end = "null, which ends the run when a rank fails"
             self.min_devices = integer("min_devices", self.min_devices, at_least=1, other=end)
         if self.port is not None:
-            self.port = integer("port", self.port, at_least=1, at_most=2**16 - 1, other="null to have a free one found")
+            self.port = integer("port", self.port, at_least=1, at_most=2**16 - 1, other="null, which finds a free port")
         self.timeout = number("timeout", self.timeout, above=0, unit="seconds")
         self._weight: Callable[[], float] = lambda: 1.0
         self._size: Callable[[], int] = lambda: 1

@@ -28,7 +28,7 @@ class FSDP(Distributed):
     """torch's `fully_shard` (FSDP2).
 
     The modules that `wrap` names are gathered one after another as the forward pass reaches them; without any, the
-    model is gathered as a whole. Loading a checkpoint reads it whole on every rank, which keeps its own share.
+    model is gathered as a whole. To load a checkpoint, every rank reads all of it and keeps its own share.
 
     Args:
         devices, launcher, min_devices, backend, port, timeout: see `Distributed`.

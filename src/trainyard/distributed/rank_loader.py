@@ -1,7 +1,7 @@
 """Loaders of one of several ranks: its rows of each training batch, its turns of an evaluation.
 
-Numbers stay those of the whole: `batch_size`, `num_samples`, `len()` and the numbers of batches are the same on every
-rank as for a single process. See docs/data.md, "Several devices".
+Numbers are those of all devices together: `batch_size`, `num_samples`, `len()` and the numbers of batches are the same
+on every rank as for a single process. See docs/data.md, "Several devices".
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def share_of(loader: Loader, rank: int, world_size: int) -> Share:
     """Return a loader of the batches of `loader` with the rows of this rank only, for training.
 
     A `TensorLoader` gathers, and a `WorkerLoader` over a map-style data set reads, nothing but those. Of any other
-    loader (an `IterableDataset`, a data pipe, a `Loader` of the user's own) every rank reads the whole batches, which
+    loader (an `IterableDataset`, a data pipe, a `Loader` of the user's own) every rank reads complete batches, which
     must be the same ones on each, and keeps its rows.
 
     Raises:
@@ -47,7 +47,7 @@ def share_of(loader: Loader, rank: int, world_size: int) -> Share:
     size = loader.stated_batch_size if isinstance(loader, WorkerLoader) else loader.batch_size
     if size is not None and size < world_size:
         raise ConfigError(
-            "batch_size", size, f"at least {world_size}: it is the total of all devices, and each needs a row"
+            "batch_size", size, f"at least {world_size}: it is the total over all devices, and each device needs a row"
         )
     if _is_resident(loader):
         return _TensorShare(loader, rank, world_size)
@@ -57,7 +57,7 @@ def share_of(loader: Loader, rank: int, world_size: int) -> Share:
 
 
 def turns_of(loader: Loader, rank: int, world_size: int) -> Turns:
-    """Return a loader of the whole batches `rank`, `rank + world_size`, … of `loader`, for evaluation.
+    """Return a loader of the complete batches `rank`, `rank + world_size`, … of `loader`, for evaluation.
 
     Each batch's arithmetic is then that of a single process. If the loader can start at any batch, the others are
     not read.
@@ -115,7 +115,7 @@ class _OfRank:
 
 
 class Share(_OfRank):
-    """Rows of one rank, of each batch; this class is for a loader that only serves whole batches.
+    """Rows of one rank, of each batch; this class is for a loader that only serves complete batches.
 
     Every rank has as many batches as there are. One that has no row of a batch, which is a last one that is smaller
     than the world, is given the first row, and a weight of 0.
@@ -130,7 +130,7 @@ class Share(_OfRank):
     size: int = 1
 
     def stream_state(self) -> Any:
-        """Return the state of the stream, which every rank reads whole; None if it has none."""
+        """Return the state of the stream, which every rank reads completely; None if it has none."""
         take = getattr(self.loader, "stream_state", None)
         return None if take is None else take()
 
@@ -369,7 +369,7 @@ def _sizes(part: Any) -> Iterator[int]:
         for value in part:
             yield from _sizes(value)
     elif hasattr(part, "to"):
-        raise _uncut(part, "there is no known way to split it into rows")
+        raise _uncut(part, "its type has no known way to be split into rows")
 
 
 def _uncut(part: Any, reason: str) -> TrainyardError:

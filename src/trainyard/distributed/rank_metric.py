@@ -1,4 +1,4 @@
-"""Metric over batches that several ranks took in turns (`trainyard.distributed.rank_loader.turns_of`)."""
+"""Metric over batches that are distributed over several ranks (`trainyard.distributed.rank_loader.turns_of`)."""
 
 from __future__ import annotations
 

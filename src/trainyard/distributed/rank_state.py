@@ -25,7 +25,7 @@ def of_one(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
     """Return the state as this rank loads it, whatever strategy and number of ranks saved it.
 
     Gradients that wait for a step are each rank's own where the ranks are the same, and else their mean, which all
-    ranks then share. The generators of further ranks begin anew.
+    ranks then share. The generators of additional ranks are seeded again.
     """
     saved = state.get("ranks", [])
     same = len(saved) == strategy.world_size

@@ -1,4 +1,4 @@
-"""Checkpoints of sharded tensors: each rank writes its share, and any world size reads the whole."""
+"""Checkpoints of sharded tensors: each rank writes its share, and any number of ranks can read them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KEY = "sharded tensor"
 def save(folder: Path, state: dict[str, Any], group: dist.ProcessGroup) -> None:
     """Write a state of which every rank has its share into a folder, through `torch.distributed.checkpoint`.
 
-    Called on every rank. Nothing is gathered. The folder appears under its name when it is whole.
+    Called on every rank. Nothing is gathered. The folder gets its final name when it is complete.
 
     Args:
         folder: on a file system that all ranks see; an existing one is replaced.
@@ -57,7 +57,7 @@ def save(folder: Path, state: dict[str, Any], group: dist.ProcessGroup) -> None:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Return the whole state, its tensors on the CPU; this process alone reads it, with or without other ranks.
+    """Return the complete state, with its tensors on the CPU; only this process reads it, with or without other ranks.
 
     Raises:
         FileNotFoundError: a file is missing.

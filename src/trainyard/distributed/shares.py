@@ -1,4 +1,4 @@
-"""Helpers for sharded tensors, for code that knows whole ones."""
+"""Helpers for sharded tensors, for code that expects complete ones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _host_mesh(size: int) -> Any:
 
 
 def like(value: Tensor, own: Any) -> Tensor:
-    """Return this rank's share of a whole tensor if `own` is sharded; else the tensor itself."""
+    """Return this rank's share of a complete tensor if `own` is sharded; else the tensor itself."""
     if not has_share(own) or has_share(value):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -68,7 +68,7 @@ def like(value: Tensor, own: Any) -> Tensor:
 
 
 def load_state(model: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Call `model.load_state_dict` with whole tensors, for a model that may be sharded."""
+    """Call `model.load_state_dict` with complete tensors, for a model that may be sharded."""
     own = model.state_dict()
     model.load_state_dict({name: like(value, own.get(name)) for name, value in weights.items()})
 

@@ -20,14 +20,14 @@ T = TypeVar("T")
 class Strategy:
     """Trains on one device.
 
-    A strategy for several devices (`DDP`, `FSDP`) overrides what differs. Every rank runs the same loops
-    over its share of each batch; the numbers are those of one device.
+    A strategy for several devices (`DDP`, `FSDP`) overrides some methods. Every rank runs the same loops over its share
+    of each batch; the results are those of one device.
 
     Attributes:
         rank: the number of this process, from 0.
         world_size: the number of processes.
         gathers: a forward pass needs all ranks.
-        own_gradients: between two steps a rank's gradients are its own, and not the mean of all yet.
+        own_gradients: between two steps, the gradients of a rank are not yet averaged over the ranks.
     """
 
     rank: int = 0
@@ -37,24 +37,24 @@ class Strategy:
 
     @property
     def is_main(self) -> bool:
-        """True if this process writes: the journal, the files of which there is one, the progress."""
+        """True if this process writes the journal, the progress, and files that exist once per run."""
         return self.rank == 0
 
     def begin(self, device: torch.device) -> torch.device:
-        """Meet the other ranks; return the device of this one, which is the current one from here on."""
+        """Connect to the other ranks; return the device of this rank, which becomes the current device."""
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
         return device
 
     def end(self) -> None:
-        """Leave the other ranks."""
+        """Disconnect from the other ranks."""
 
     def place(self, model: nn.Module) -> nn.Module:
         """Return the model as it is trained, before its optimizer is made."""
         return model
 
     def train_step(self, model: nn.Module, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return what the optimization step calls with a batch, in place of the model's own `step`."""
+        """Return the function that the optimization step calls with a batch, instead of the model's own `step`."""
         return step
 
     def no_sync(self) -> AbstractContextManager[None]:
@@ -70,22 +70,22 @@ class Strategy:
         return loader
 
     def together(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield training batches, whose number is not known beforehand, as long as every rank has one."""
+        """Yield training batches, whose number is unknown in advance, as long as every rank has one."""
         return batches
 
     def check_served(self, loader: Loader, name: str) -> None:
         """Check after a pass over the evaluation set `name` that all ranks have counted the same batches.
 
         Raises:
-            TrainyardError: they have not.
+            TrainyardError: the numbers differ.
         """
 
     def idle(self, loader: Loader) -> Iterator[Any]:
-        """Yield uncounted batches of an evaluation that keep this rank in step with the others."""
+        """Yield evaluation batches that are not counted, so that all ranks make equally many forward passes."""
         return iter(())
 
     def metric(self, metric: Metric) -> Metric:
-        """Return a metric over what all ranks have seen."""
+        """Return a metric over the batches of all ranks."""
         return metric
 
     def before_evaluation(self, model: nn.Module) -> None:
@@ -104,9 +104,9 @@ class Strategy:
         return flag
 
     def save(self, path: Path, state: dict[str, Any]) -> bool:
-        """Write a checkpoint of which every rank has a share; return false if rank 0 has all of it."""
+        """Write a checkpoint of which every rank has a part; return false if rank 0 has all of it."""
         return False
 
     def gather(self, value: T) -> list[T]:
-        """Return each rank's value, on all of them."""
+        """Return the values of all ranks, on every rank."""
         return [value]

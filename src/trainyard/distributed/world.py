@@ -138,7 +138,7 @@ def meeting(world: World, timeout: float = 600.0) -> Store:
 
     Raises:
         ConfigError: the place where they meet has no address here.
-        TrainyardError: nobody is there within `timeout` seconds.
+        TrainyardError: no rank connects within `timeout` seconds.
     """
     if world not in _stores:
         if world.address is None:
@@ -157,7 +157,7 @@ def meeting(world: World, timeout: float = 600.0) -> Store:
                     multi_tenant=True,
                 )
             except dist.DistNetworkError as error:
-                raise _missing(world, timeout, "the first one") from error
+                raise _missing(world, timeout, "rank 0") from error
     return _stores[world]
 
 

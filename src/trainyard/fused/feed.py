@@ -64,7 +64,7 @@ class Feed(Protocol):
         """Whether no job will come now: lanes that are free are then cut out of the stack."""
 
     def take(self, count: int, *, wait: bool) -> Sequence[LaneJob]:
-        """Return the next jobs, so many at most.
+        """Return the next jobs, at most this number.
 
         Args:
             count: the free lanes.

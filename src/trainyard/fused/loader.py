@@ -45,7 +45,7 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
             f"seeds need in-memory data, without workers"
         )
     if type(loader).batches is not TensorLoader.batches:
-        raise Unfusable(f"the seeds differ, and {type(loader).__name__} makes its batches in its own way")
+        raise Unfusable(f"the seeds differ, and {type(loader).__name__} overrides how batches are created")
     if not loader.shuffle:
         return loader
     if loader.seed != seeds[0]:
@@ -103,7 +103,7 @@ class StackedLoader:
         self._hold([self.seeds[k] for k in kept], [self.ahead[k] for k in kept])
 
     def place(self, ahead: Sequence[int], seeds: Sequence[int]) -> None:
-        """Serve from the next batch on each member the epoch that is so many ahead of the stack's.
+        """From the next batch on, serve each member the epoch that is this number of epochs ahead of the stack's.
 
         Args:
             ahead: one for each member.

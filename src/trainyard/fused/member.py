@@ -44,7 +44,7 @@ class StackMember(Member):
         ahead: iterations and epochs that the member is ahead of the stack's own count.
         number: its number among all members that the stack has had.
         position: its position in its sweep; None if it is of none.
-        data_seed: the seed of the order of its data; another than its own where it goes on as another member.
+        data_seed: the seed of the order of its data; that of another member if it continues from that member.
     """
 
     def __init__(self, stack: FusedRunner, index: int, settings: Mapping[str, Any]) -> None:

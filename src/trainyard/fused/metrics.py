@@ -50,8 +50,8 @@ class MemberMetrics(Metric):
 
     Args:
         metrics: one for each member.
-        stacked: whether the tensors of a batch have a leading axis of members; else all members share the batch. It
-            may be set anew for each loader.
+        stacked: whether the tensors of a batch have a leading axis of members; else all members share the batch. It can
+            be set again for each loader.
     """
 
     def __init__(self, metrics: Sequence[Metric], *, stacked: bool = False) -> None:

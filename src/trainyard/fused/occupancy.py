@@ -168,7 +168,7 @@ class Occupancy:
         return bool(self.fill(wait=True))
 
     def copy(self, source: int, target: int) -> None:
-        """Let a lane go on as another one does: with its weights, states, numbers, schedule, data order and generators.
+        """Copy the state of a lane to another: weights, states, numbers, schedule, data order and generators.
 
         The target keeps its directory, its results and its end. Nothing that the two do until one is changed differs.
 

@@ -60,7 +60,7 @@ def places(configs: Sequence[Values]) -> list[list[int]]:
 
 
 def _common(folders: Sequence[Path], going: Sequence[int], ahead: Sequence[int]) -> dict[int, Found] | None:
-    """Return the newest whole checkpoint that these members have at one place; None if there is none.
+    """Return the newest complete checkpoint that these members have at one place; None if there is none.
 
     Args:
         folders: of all members.

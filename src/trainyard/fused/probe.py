@@ -129,9 +129,9 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
     gain = alone / times[best]
     figures = f"{gain:.1f} times as fast as one by one"
     if gain < PAYS:
-        reason = f"stacking is not faster: {best} wide it is {figures}"
+        reason = f"stacking is not faster: a stack of {best} is {figures}"
         return Fit(1, reason=reason, note=figures, seconds=alone if known else None)
-    return Fit(best, note=f"{figures}, measured {best} wide", seconds=times[best] if known else None)
+    return Fit(best, note=f"{figures}, measured with a stack of {best}", seconds=times[best] if known else None)
 
 
 def _fused(configs: Sequence[Values]) -> Runner:

@@ -95,7 +95,7 @@ class StackedSchedule:
         return self._rows[offset]
 
     def place(self, ahead: Sequence[int]) -> None:
-        """Give each member the row that is so many ahead of the stack's `index`; before the first row is read."""
+        """Set how many rows each member is ahead of the stack's `index`; called before the first row is read."""
         if list(ahead) != self._ahead:
             self._ahead, self._tables = list(ahead), []
             self._seat(range(len(self._members)))
@@ -262,7 +262,7 @@ class StackedPlateau:
         return self._row
 
     def place(self, ahead: Sequence[int]) -> None:
-        """Give each member the row that is so many ahead of the stack's `index`."""
+        """Give each member the row that is this number of rows ahead of the stack's `index`."""
         self._ahead = list(ahead)
         self._current = False
 
@@ -287,7 +287,7 @@ class StackedPlateau:
         self._current = False
 
     def member(self, k: int) -> Plateau:
-        """Return member k's own plateau for its state, as of now: the next row is read from it anew."""
+        """Return member k's own plateau for its state, as of now: the next row is read from it again."""
         self._current = False
         return self._members[k]
 

@@ -46,7 +46,7 @@ class BestOf:
         return {self.files[name] for name, best in self._best.get(index, {}).items() if best.iter == step}
 
     def forget_missing(self, index: int, member: Member) -> None:
-        """Forget each best value whose file is missing; it is determined anew among the states saved here."""
+        """Forget each best value whose file is missing; it is determined again from the states saved here."""
         known = self._best.get(index, {})
         self._best[index] = {name: it for name, it in known.items() if (member.checkpoints / self.files[name]).exists()}
 

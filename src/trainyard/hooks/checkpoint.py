@@ -35,7 +35,7 @@ class _Held:
 
 
 class Checkpoint(Hook):
-    """Saves the whole state of the run into `checkpoints/`, from a separate thread, while training continues.
+    """Saves the complete state of the run to `checkpoints/`, in a separate thread, while training continues.
 
     A checkpoint that is due together with a validation is saved after it, so that it holds the result. Training waits
     only for a copy into reusable memory, and on a GPU not even for that.

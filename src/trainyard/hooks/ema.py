@@ -28,7 +28,7 @@ SHARED = ("kind", "begin", "interval", "by", "update_buffers", "gamma")
 class EMA(Hook):
     """Keeps an average of the weights and evaluates it.
 
-    Each update moves the average towards the weights by a share of their distance, `average.lerp_(weights, share)`:
+    Each update moves the average towards the weights by a fraction of their distance, `average.lerp_(weights, share)`:
 
     | kind | share |
     |---|---|
@@ -45,7 +45,7 @@ class EMA(Hook):
     The number of updates is on the host. An update neither reads from the device nor copies to it.
 
     Args:
-        decay: the share of the average that an update keeps, at least 0 and below 1.
+        decay: the fraction of the average that an update keeps, at least 0 and below 1.
         momentum: `1 - decay`, as an alternative to `decay`.
         kind: `exponential`, `swa` or `annealing`.
         begin: no update before this epoch (or iteration, in an iteration loop), counted from 1.
@@ -291,7 +291,7 @@ class EMA(Hook):
                 average.lerp_(weight, shares.view(-1, *[1] * (average.ndim - 1)))
 
     def _shares(self, tensor: Tensor) -> Tensor:
-        """Return the share of each member of a stack, `[K]`, in the dtype of `tensor`.
+        """Return the fraction of each member of a stack, `[K]`, in the dtype of `tensor`.
 
         Each member's `1 - decay` is copied to the device once. What changes from update to update is one number for
         all members, an argument of the kernel; or, where they have had different numbers of updates, is computed there.
@@ -310,7 +310,7 @@ class EMA(Hook):
         return least.clamp_min(self._annealed()) if self.kind == "annealing" else least
 
     def _share(self) -> float:
-        """Return the share of the distance to the weights that the next update moves."""
+        """Return the fraction of the distance to the weights that the next update moves."""
         if self.kind == "swa":
             return 1 / (self._updates + 1)
         return max(1 - self.decay, self._annealed()) if self.kind == "annealing" else 1 - self.decay

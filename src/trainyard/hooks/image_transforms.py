@@ -67,7 +67,7 @@ class CenterCrop(ImageTransform):
     """Crops the center of images and enlarges it to their size, bilinearly.
 
     Args:
-        share: the share of the height and the width that is kept, above 0 and below 1.
+        share: the fraction of the height and the width that is kept, above 0 and below 1.
     """
 
     def __init__(self, share: float = 0.875) -> None:

@@ -86,7 +86,7 @@ class LRFinder(Hook):
         start: the first rate, that of the first parameter group; other groups keep their ratio to it.
         end: the last rate.
         iterations: the maximum number of optimizer steps.
-        smoothing: the share of the mean loss that each step keeps.
+        smoothing: the fraction of the mean loss that each step keeps.
         diverge: the search ends when the smoothed loss exceeds this multiple of its minimum.
 
     Attributes:

@@ -157,7 +157,7 @@ class TestTimeAugmentation(Hook):
             raise ConfigError(
                 f"{KEY}.transforms",
                 self.names[1:],
-                "transforms under which the model predicts tensors of one shape, of floating-point numbers",
+                "transforms for which all predictions of the model are floating-point tensors of the same shape",
                 hint=f"It predicts {found}.",
             )
         every = torch.stack(outputs)

@@ -12,17 +12,17 @@ from trainyard.metrics.metric import Result, SumMetric
 
 
 class Accuracy(SumMetric):
-    """The share of samples (or tokens) whose class is among the `k` with the highest outputs.
+    """The fraction of samples (or tokens) whose class is among the `k` with the highest outputs.
 
-    Outputs `[B, ..., C]` (logits or probabilities), target `[B, ...]`. Of equal outputs the class of the lower index
-    comes first, as in `argmax`. Where `k` exceeds the number of classes, every sample counts as right. An output that
-    is NaN ranks above every number, and a NaN for the right class is wrong, so a diverged model scores low. A
-    target that is no class, and not `ignore_index`, is never right.
+    Outputs `[B, ..., C]` (logits or probabilities), target `[B, ...]`. Among equal outputs, the class with the lower
+    index comes first, as in `argmax`. If `k` is at least the number of classes, every sample is correct. NaN ranks
+    above every number, and a NaN for the true class is wrong, so a diverged model has a low accuracy. A target that is
+    neither a class nor `ignore_index` is never correct.
 
     Args:
-        topk: a number: `compute` gives one value. A list: it gives `{"accuracy": ..., "top5": ...}`, where `accuracy`
-            stands for k = 1.
-        ignore_index: the target that counts for nothing (padding), as in `torch.nn.CrossEntropyLoss`.
+        topk: with a number, `compute` returns one value. With a list, it returns `{"accuracy": ..., "top5": ...}`,
+            where `accuracy` is for k = 1.
+        ignore_index: the target that is ignored (padding), as in `torch.nn.CrossEntropyLoss`.
         prefix: see `Metric`.
     """
 
@@ -38,7 +38,7 @@ class Accuracy(SumMetric):
         self.largest = max(ks)
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Count the samples that are right at each k, and all samples, as int64."""
+        """Count the correct samples for each k, and all samples, as int64."""
         return self._sums(outputs, target, None)
 
     def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -71,6 +71,6 @@ class Accuracy(SumMetric):
         return [(after > size - k) & is_class for k in self.names.values()]
 
     def compute(self) -> Result:
-        """Return the share or shares in [0, 1], float64."""
+        """Return the fraction or fractions in [0, 1], float64."""
         shares = {name: self.total(name).double() / self.total("count") for name in self.names}
         return next(iter(shares.values())) if self.single else shares

@@ -25,23 +25,23 @@ IGNORED = -100
 class FunctionMetric(Metric):
     """Adapter for a function of all targets and predictions of a set, such as those of scikit-learn.
 
-    Targets and outputs are kept, and the function is called at the end, on the CPU. It is told by its parameters' names
-    which is which: `y_true` and `target` are targets, `y_pred` and `preds` predictions. A function with a name that
-    begins with `y_` or `labels_` gets arrays of NumPy, any other tensors. For targets that are classes,
+    Targets and outputs are collected, and the function is called at the end, on the CPU. Its arguments are matched by
+    name: `y_true` and `target` are targets, `y_pred` and `preds` are predictions. A function with a parameter whose
+    name begins with `y_` or `labels_` receives NumPy arrays; others receive tensors. If the targets are classes,
 
-    * `y_pred` gets the class of the highest output, where outputs are `[N, ..., C]`;
-    * `y_score` and `y_prob` get probabilities by softmax, `[N, C]`; for two classes that of the second, `[N]`;
-    * targets of -100 are left out.
+    * `y_pred` is the class with the highest output, if outputs are `[N, ..., C]`;
+    * `y_score` and `y_prob` are probabilities by softmax, `[N, C]`; for two classes, those of the second, `[N]`;
+    * targets of -100 are omitted.
 
-    Not stackable: a stack gives each member its own.
+    Not stackable: in a stack, each member has its own.
 
     Args:
         function: the function, with other arguments bound (`functools.partial`, `_partial_` in a config). It returns a
-            number, an array, or several by name.
+            number, an array, or a mapping of these by name.
         prefix: see `Metric`.
 
     Raises:
-        ConfigError: its parameters do not tell which is the target.
+        ConfigError: no parameter has a name for targets, or none has a name for predictions.
     """
 
     selects = True
@@ -65,7 +65,7 @@ class FunctionMetric(Metric):
         """Keep the targets and outputs of a batch.
 
         Raises:
-            TrainyardError: they are no tensors, or do not go together.
+            TrainyardError: they are not tensors, or their shapes do not match.
         """
         outputs, target = self.read(batch, outputs)
         if not isinstance(outputs, Tensor) or not isinstance(target, Tensor):
@@ -81,7 +81,7 @@ class FunctionMetric(Metric):
         """Return what the function returns, float64.
 
         Raises:
-            TrainyardError: nothing was processed, or the function refuses the values or returns no numbers.
+            TrainyardError: nothing was processed, or the function raises an error or returns no numbers.
         """
         if not self.kept:
             raise TrainyardError(f"{self.title}: no batch was processed, so there is nothing to compute.")

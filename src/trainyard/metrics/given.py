@@ -21,11 +21,11 @@ def configured(config: Mapping[str, Any]) -> dict[str, Metric]:
     """Build metrics from their configs, by name.
 
     Args:
-        config: by name an object, or a config: that of the metric, with `output` and `target` for what it reads.
-            Entries that are None are omitted.
+        config: by name, an object or the config of a metric, with `output` and `target` to select its input. Entries
+            that are None are omitted.
 
     Raises:
-        ConfigError: an entry cannot be built, or does not let its output and target be chosen.
+        ConfigError: an entry cannot be built, or does not support the selection of output and target.
     """
     nodes, chosen = {}, {}
     for name, value in config.items():
@@ -52,7 +52,7 @@ def without_paths(value: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def as_metric(given: Any) -> Metric:
-    """Return a metric unchanged, or in its adapter one of torchmetrics, one with MMEngine's methods, or a function.
+    """Return a metric unchanged, or an adapter for a torchmetrics metric, one with MMEngine's methods, or a function.
 
     Raises:
         ConfigError: it is none of these.

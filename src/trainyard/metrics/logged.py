@@ -14,10 +14,10 @@ from trainyard.models.lightning.recorder import Entry, is_metric
 
 
 class Logged(Metric):
-    """The values that the steps of a `LightningModule` log in an evaluation, under their names without the set's.
+    """The values that the steps of a `LightningModule` log in an evaluation, named without the prefix of the set.
 
-    A value is the mean over the batches, weighed by their samples, or what `reduce_fx` says; a metric of torchmetrics
-    is computed at the end, and reset. What the end of the epoch logs is among them.
+    A value is the mean over the batches, weighted by their samples, or the reduction `reduce_fx`; a metric of
+    torchmetrics is computed at the end, and reset. Values that are logged at the end of the epoch are included.
     """
 
     def __init__(self) -> None:

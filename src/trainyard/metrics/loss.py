@@ -13,10 +13,10 @@ from trainyard.metrics.metric import SumMetric
 class CrossEntropy(SumMetric):
     """The mean cross-entropy over samples (or tokens), in nats, summed in float64.
 
-    Logits `[B, ..., C]`, target `[B, ...]`. Every sample weighs the same in batches of any size.
+    Logits `[B, ..., C]`, target `[B, ...]`. Every sample has the same weight, regardless of batch sizes.
 
     Args:
-        ignore_index: the target that counts for nothing (padding), as in `torch.nn.CrossEntropyLoss`.
+        ignore_index: the target that is ignored (padding), as in `torch.nn.CrossEntropyLoss`.
         prefix: see `Metric`.
     """
 

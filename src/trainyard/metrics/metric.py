@@ -22,25 +22,26 @@ NOTHING = nullcontext()
 class Metric(ABC):
     """Base class of metrics, which are accumulated batch by batch over a split.
 
-    A subclass writes `process` and `compute`. It keeps what it gathers in `state`, as sums over samples, so that
-    batches of any size have the right weight and the states of two ranks merge by adding. `state` starts empty and is
-    on the device of the first sums; `process` must not synchronize with the device (`.item()`, `if tensor`).
+    A subclass implements `process` and `compute`. It stores sums over samples in `state`, so that batches of any size
+    have the correct weight, and the states of two ranks are merged by addition. `state` is empty at first and is on the
+    device of the first sums; `process` must not synchronize with the device (`.item()`, `if tensor`).
 
     Args:
-        prefix: its results are named `<prefix>/<name>`, to differ from those of another metric.
+        prefix: the results are named `<prefix>/<name>`, so that they differ from those of another metric.
 
     Attributes:
         state: name -> sum. Empty before the first batch.
-        stackable: whether `process` takes the outputs of K members at once, `[K, ...]`. Where it does not, a stack
-            gives each member its own metric.
-        capturable: whether `process` does nothing but `add` sums of tensors that are a function of the batch, the
-            outputs and the metric's settings. It then runs within a CUDA graph; others are processed after the graph.
-        selects: whether `process` reads outputs and target by `read`, so that a config may name them.
+        stackable: whether `process` supports the outputs of K members at once, `[K, ...]`. If not, each member of a
+            stack has its own metric.
+        capturable: whether `process` only calls `add` with sums of tensors that are a function of the batch, the
+            outputs and the metric's settings. It then runs within a CUDA graph; other metrics are processed after the
+            graph.
+        selects: whether `process` gets outputs and target from `read`, so that a config can select them.
         output, target: paths of what `read` returns, in the outputs and in the batch; None for the whole output, and
             for the target of the batch.
         name: its name in the config, for messages.
-        members: K where the outputs have a leading axis of K members, else None. The caller that gives stacked outputs
-            to a stackable metric sets it.
+        members: K if the outputs have a leading axis of K members, else None. The caller that passes stacked outputs to
+            a stackable metric sets it.
     """
 
     stackable: bool = False
@@ -64,7 +65,7 @@ class Metric(ABC):
         """Add a batch and the predictions for it to the state."""
 
     def read(self, batch: Any, outputs: Any) -> tuple[Any, Any]:
-        """Return the outputs and the target that the metric is about: those that `output` and `target` name.
+        """Return the outputs and the target of the metric: those that `output` and `target` select.
 
         Raises:
             TrainyardError: there is no such output or target.
@@ -86,14 +87,14 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self) -> Result:
-        """Return the measure: a scalar, `[K]` for K members, or an array per member; or several of them by name."""
+        """Return the result: a scalar, `[K]` for K members, or an array per member; or several of these by name."""
 
     def reset(self) -> None:
         """Reset to the state before the first batch."""
         self.state = {}
 
     def describe(self, metainfo: Any) -> None:  # noqa: B027 - few metrics read it
-        """Take the facts about the set that is evaluated next: the `metainfo` of its dataset, where it has one."""
+        """Receive the `metainfo` of the dataset that is evaluated next, if it has one."""
 
     def merge(self, other: Metric) -> None:
         """Add the state of another metric of the same kind, on any device."""
@@ -129,20 +130,20 @@ class Metric(ABC):
 class SumMetric(Metric):
     """Base class of metrics computed from sums, a pure function of one member's outputs and target.
 
-    A subclass writes `sums` and `compute`. The outputs of K members, `[K, ...]`, are given to `sums` one member at a
-    time, by `torch.vmap`, so a subclass can ignore members; the target may be `[K, B]` or shared, `[B]`.
-    Where that is too slow, it writes `stacked_sums` too.
+    A subclass implements `sums` and `compute`. For the outputs of K members, `[K, ...]`, `torch.vmap` calls `sums` for
+    each member, so a subclass can ignore members; the target is `[K, B]` or shared, `[B]`. If that is too slow, the
+    subclass also implements `stacked_sums`.
     """
 
     stackable = True
     capturable = True
     selects = True
     class_axis: ClassVar[bool] = True
-    """Whether outputs have one axis more than the target, the last, for the classes."""
+    """Whether outputs have one more axis than the target: the last one, for the classes."""
 
     @abstractmethod
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return sums over a batch: outputs `[B, ..., C]`, target `[B, ...]` (without class axis: of one shape)."""
+        """Return sums over a batch: outputs `[B, ..., C]`, target `[B, ...]` (without a class axis: same shape)."""
 
     def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return sums `[K, ...]` of K members: outputs `[K, B, ..., C]`, target `[K, B, ...]` or shared, `[B, ...]`."""

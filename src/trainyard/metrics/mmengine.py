@@ -17,14 +17,15 @@ from trainyard.metrics.selection import select
 class MMEngineMetric(Metric):
     """Adapter for a metric with MMEngine's two methods.
 
-    `process(data_batch, data_samples)` appends to `self.results` the values it needs of a batch and its predictions;
-    `compute_metrics(results)` makes a dict of numbers (or arrays) from all of it, on the CPU. A class with these two is
-    enough, such as one that derives from `mmengine.evaluator.BaseMetric`. `results` is kept here, and thus
-    collected across ranks. Where the dataset has a `metainfo`, it is the metric's `dataset_meta`. Not stackable.
+    `process(data_batch, data_samples)` appends the values that it needs from a batch and its predictions to
+    `self.results`; `compute_metrics(results)` computes a dict of numbers (or arrays) from all of them, on the CPU. A
+    class with these two methods is sufficient, such as one that derives from `mmengine.evaluator.BaseMetric`. `results`
+    is stored here, and therefore collected across ranks. If the dataset has a `metainfo`, it is the metric's
+    `dataset_meta`. Not stackable.
 
     Args:
         metric: anything with `process` and `compute_metrics`.
-        prefix: see `Metric`; None takes the metric's own, if it has one.
+        prefix: see `Metric`; None: the metric's own prefix, if it has one.
 
     Example:
         >>> class Count:
@@ -58,7 +59,7 @@ class MMEngineMetric(Metric):
         """Return the metric's results over all batches.
 
         Raises:
-            TrainyardError: the results are no dict of numbers and arrays.
+            TrainyardError: the results are not a dict of numbers and arrays.
         """
         found = self.metric.compute_metrics(apply(lambda leaf: leaf.cpu(), self.metric.results))
         if not isinstance(found, Mapping):
@@ -70,7 +71,7 @@ class MMEngineMetric(Metric):
         self.metric.results = []
 
     def describe(self, metainfo: Any) -> None:
-        """Give the metric the facts about the set as its `dataset_meta`."""
+        """Set the metric's `dataset_meta` to the `metainfo` of the set."""
         self.metric.dataset_meta = metainfo
 
     def merge(self, other: Metric) -> None:

@@ -16,7 +16,7 @@ def results_of(metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
     A metric with a `prefix` has it before the name: `coarse/accuracy`.
 
     Raises:
-        ConfigError: two metrics give results of one name.
+        ConfigError: two metrics return results with the same name.
     """
     results: dict[str, Tensor] = {}
     givers: dict[str, str] = {}

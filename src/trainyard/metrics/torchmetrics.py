@@ -22,8 +22,8 @@ class TorchMetric(Metric):
     """Adapter for a `torchmetrics.Metric` or `MetricCollection`.
 
     `process` calls `update(outputs, target)`, with tensors or, for detection, lists of dicts of them. The wrapped
-    metric keeps its own state, and where `torch.distributed` is initialized it gathers the ranks itself in `compute`:
-    `state` stays empty, and the caller has nothing to reduce. Not stackable.
+    metric has its own state. If `torch.distributed` is initialized, its `compute` reduces over the ranks: `state` stays
+    empty, and the caller does not reduce anything. Not stackable.
 
     Args:
         metric: anything with `update`, `compute`, `reset` and `to`.
@@ -43,7 +43,7 @@ class TorchMetric(Metric):
         """Update the metric, after moving it to the device of the outputs.
 
         Raises:
-            TrainyardError: the metric refuses them.
+            TrainyardError: the metric rejects them.
         """
         outputs, target = self.read(batch, outputs)
         target = aligned(target, outputs)
@@ -73,7 +73,7 @@ class TorchMetric(Metric):
         self._merged = []
 
     def merge(self, other: Metric) -> None:
-        """Take a copy of the other metric, for `compute` to reduce all at once, as torchmetrics does with ranks.
+        """Copy the other metric, so that `compute` can reduce all of them at once, as torchmetrics does with ranks.
 
         `torchmetrics.Metric.merge_state` merges pairwise, which is wrong for states that are means, and refuses
         metrics that are not marked for it.

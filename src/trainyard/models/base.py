@@ -26,19 +26,20 @@ class BaseModel(nn.Module):
     A subclass writes `forward(*batch, mode)` (or `forward(**batch, mode)`), where `mode` is
 
     * `"loss"`: a dict of scalar losses; those whose key contains `loss` are summed and back-propagated. If they are
-      means over something else than the samples (tokens that are not ignored), their number as `num_items`, a tensor;
-      under `logged` a mapping of further numbers, which are recorded and not minimised, whatever they are called;
-    * `"predict"`: what metrics read, e.g. logits `[B, num_classes]`;
+      means over something other than the samples (such as tokens that are not ignored), `num_items` is the number of
+      these items, a tensor. `logged` is a mapping of additional numbers, which are recorded but are not part of the
+      loss, whatever their names are;
+    * `"predict"`: the input of the metrics, e.g. logits `[B, num_classes]`;
     * `"tensor"`: the raw output of the network.
 
-    A batch that is a tuple or list arrives as `*batch`, a mapping as `**batch`, anything else as one argument. To be
-    trained as a member of a stack, `forward` must be one that `torch.func.vmap` can take: no `.item()`, no control
-    flow that depends on the data.
+    A tuple or list is passed as `*batch`, a mapping as `**batch`, anything else as one argument. To be trained as a
+    member of a stack, `forward` must support `torch.func.vmap`: no `.item()`, and no control flow that depends on the
+    data.
 
     Args:
-        data_preprocessor: a module called on every batch before `forward`, once the batch's tensors lie on the model's
-            device; or several in a list, or in a mapping by name, called one after another. None: the move is all there
-            is.
+        data_preprocessor: a module that is called on every batch before `forward`, after its tensors were moved to the
+            model's device; or several, in a list or in a mapping by name, called in order. None: batches are only moved
+            to the device.
 
     Example:
         >>> class Linear(BaseModel):
@@ -53,7 +54,7 @@ class BaseModel(nn.Module):
     """
 
     capturable: bool = True
-    """Whether its steps may be captured into CUDA graphs: they only compute, and leave nothing behind on the host."""
+    """Whether its steps can be captured into CUDA graphs: they compute on the device, without state on the host."""
 
     def __init__(self, data_preprocessor: Preprocessor = None) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class BaseModel(nn.Module):
         return losses
 
     def loss_step(self, batch: Any) -> dict[str, Tensor]:
-        """Return the losses of a batch of a run without metrics, whose validation they are: see `total_loss`."""
+        """Return the losses of a batch, for the validation of a run without metrics: see `total_loss`."""
         losses: dict[str, Tensor] = call(self, self.preprocess(batch), "loss")
         return losses
 
@@ -83,7 +84,7 @@ class BaseModel(nn.Module):
         return self.val_step(batch)
 
     def attach(self, parts: Any) -> None:
-        """Belong to a run, whose parts are `parts`: called once, when the run has built the model."""
+        """Attach the model to a run with these `parts`: called once, after the run has built the model."""
 
     def preprocess(self, batch: Any) -> Any:
         """Move the batch to the model's device, and pass it through `data_preprocessor` if there is one."""
@@ -96,7 +97,8 @@ class BaseModel(nn.Module):
         """Return the device of the first parameter; None for a model without any.
 
         Walking `parameters()` costs more than the rest of a step's overhead. The place of the first parameter is
-        thus cached: its module's dict and its name. The entry there may be replaced (`to`, `functional_call`, FSDP).
+        therefore cached: its module's dict and its name. The entry there may be replaced (`to`, `functional_call`,
+        FSDP).
         """
         parameter = None if self._anchor is None else self._anchor.parameter
         if parameter is None:
@@ -122,7 +124,7 @@ class _Anchor:
 
 
 def call(model: nn.Module, batch: Any, mode: str) -> Any:
-    """Call `model.forward` on a batch in one of the modes, for any module that follows the contract.
+    """Call `model.forward` on a batch in one of the modes, for any module whose `forward` takes `mode`.
 
     A tuple or list is passed as `*batch`, a mapping as `**batch`, anything else as one argument.
     """
@@ -160,18 +162,18 @@ def modules(key: str, given: Any) -> list[nn.Module]:
 def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
     """Sum the entries whose key contains `loss`; a list of tensors counts as the sum of its elements.
 
-    The other entries (an accuracy of the training batch, say) are left out.
+    Other entries (such as an accuracy of the training batch) are ignored.
 
     Args:
         losses: scalars; for a stack of K members `[K]`.
-        stacked: whether they are those of a stack.
+        stacked: whether they are the losses of a stack.
 
     Returns:
         A scalar, or `[K]`.
 
     Raises:
-        TrainyardError: `losses` is no mapping, or none of its keys contains `loss`, or nothing under them is a tensor,
-            or a loss is not one number for each member.
+        TrainyardError: `losses` is not a mapping, none of its keys contains `loss`, none of these entries is a tensor,
+            or a loss is not one number per member.
     """
     if not isinstance(losses, (dict, Mapping)):  # a dict is recognized faster
         raise TrainyardError(

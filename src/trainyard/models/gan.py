@@ -16,7 +16,7 @@ from trainyard.models.mlp import ACTIVATIONS
 
 
 class GAN(BaseModel):
-    """A generator of points and a discriminator that tells them from the data's, conditioned on the class.
+    """A generator of points, and a discriminator between generated and real points, both conditioned on the class.
 
     Both are fully connected, and see the class as one-hot numbers beside their input. The losses are the non-saturating
     ones, with the gradient penalty R1 on the data.

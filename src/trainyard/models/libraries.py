@@ -1,4 +1,4 @@
-"""Models of other libraries: the library where it is installed, and errors where its weights are not at hand."""
+"""Models of other libraries: the library if it is installed, and errors if its weights are not available."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
     except ModuleNotFoundError as error:
         hint = f"Install it with: pip install 'trainyard[{extra}]'"
         given = name.partition(".")[0]
-        absent = given if error.name in (name, given) else f"{given} with what it needs ({error.name} is missing)"
+        absent = given if error.name in (name, given) else f"{given} or one of its dependencies ({error.name})"
         raise ConfigError(key, given, f"an installed library; {absent} is missing", hint=hint) from error
     except (ImportError, RuntimeError, OSError) as error:  # as torchvision of another torch does
         hint = f"Importing it failed: {error}. Install a version that was built for this torch."

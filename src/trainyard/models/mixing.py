@@ -26,9 +26,9 @@ class BatchMix(nn.Module, ABC):
     and each member of a stack draws its own numbers.
 
     Args:
-        num_classes: classes that the data has.
-        alpha: the share that a sample keeps is drawn from Beta(alpha, alpha), once a batch. Above 0; the smaller, the
-            nearer to 0 or 1.
+        num_classes: the number of classes in the data.
+        alpha: the fraction that a sample keeps is drawn from Beta(alpha, alpha), once per batch. Above 0; smaller
+            values are closer to 0 or 1.
         probability: the probability that a batch is mixed.
         label_smoothing: this much of each target is spread evenly over the classes, mixed or not; in [0, 1).
     """
@@ -49,7 +49,7 @@ class BatchMix(nn.Module, ABC):
 
         Args:
             x: the inputs.
-            kept: the share that a sample is to keep of itself, `[]`, in the default precision; 1 leaves it as it is.
+            kept: the fraction that a sample is to keep of itself, `[]`, in the default precision; 1 leaves it as it is.
 
         Returns:
             The mixed inputs, and the share that they actually keep.
@@ -61,8 +61,8 @@ class BatchMix(nn.Module, ABC):
             return batch
         place, to = _places(batch)
         x, y = batch[place], self.shares(batch[to], batch[place])
-        # Of two numbers from Gamma(alpha), the share of the first is from Beta(alpha, alpha). torch.distributions draws
-        # it by a function that vmap does not support.
+        # The first of two numbers from Gamma(alpha), divided by their sum, is from Beta(alpha, alpha).
+        # torch.distributions draws it by a function that vmap does not support.
         drawn = self._standard_gamma(torch.full((2,), self.alpha, device=x.device))
         kept = drawn[0] / drawn.sum()
         kept = torch.where(torch.rand((), device=x.device) < self.probability, kept, 1.0)
@@ -95,10 +95,10 @@ class BatchMix(nn.Module, ABC):
 
 
 class Mixup(BatchMix):
-    """Replaces each sample and its target by a mean of themselves and the sample before them, with random weights.
+    """Replaces each sample and its target with a weighted mean of itself and the previous sample, with random weights.
 
     Source: Zhang, Cissé, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018. The paper's alpha
-    for ImageNet is 0.2, for CIFAR-10 1. A batch is in random order, so that its neighbours are random pairs.
+    for ImageNet is 0.2, for CIFAR-10 1. Batches are in random order, so neighbouring samples are random pairs.
 
     Args: see `BatchMix`. The input `[B, ...]` is floating-point.
 
@@ -119,11 +119,11 @@ class Mixup(BatchMix):
 
 
 class CutMix(BatchMix):
-    """Replaces a rectangle of each image by that of the image before it; targets are mixed by area.
+    """Replaces a rectangle of each image with that of the previous image; targets are mixed by area.
 
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", 2019
-    (its alpha is 1). The rectangle is the same for all images of a batch; its centre is drawn uniformly, and the part
-    outside of the image is cut off.
+    (its alpha is 1). The rectangle is the same for all images of a batch; its center is drawn uniformly, and the part
+    outside the image is ignored.
 
     Args: see `BatchMix`. The input is `[B, ..., H, W]`, of any number type.
 
@@ -136,7 +136,7 @@ class CutMix(BatchMix):
     def mix(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         if x.ndim < 3:
             raise TrainyardError(f"CutMix takes images [B, ..., H, W]; the input is {_shape(x)}.")
-        half = (1 - kept).sqrt() / 2  # of the rectangle's sides, as a share of the image's
+        half = (1 - kept).sqrt() / 2  # of the rectangle's sides, as a fraction of the image's
         rows, columns = (_span(size, half) for size in x.shape[-2:])
         inside = rows.unsqueeze(1) & columns
         return torch.where(inside, x.roll(1, 0), x), 1 - inside.float().mean()
@@ -145,11 +145,11 @@ class CutMix(BatchMix):
 class RandomChoice(nn.Module):
     """Applies one of several preprocessors, drawn for each training batch; in evaluation mode batches are unchanged.
 
-    All of them are computed and one is kept, so that the choice needs no synchronization; they must give
+    All of them are computed and one result is kept, so that the choice needs no synchronization. They must return
     tensors of the same shapes.
 
     Args:
-        choices: modules that take a batch and give one, such as `Mixup` and `CutMix`, in a list or by name.
+        choices: modules from a batch to a batch, such as `Mixup` and `CutMix`, in a list or by name.
         weights: the relative frequency of each, in their order; None: all equal.
 
     Example:

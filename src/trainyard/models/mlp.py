@@ -26,14 +26,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class MLP(Supervised):
     """Fully connected layers: `[B, ...]`, flattened to `[B, in_features]`, to logits `[B, num_classes]`.
 
-    Initialized after He et al., 2015 ("Delving Deep into Rectifiers"): variance 2 / fan-in, biases 0.
+    Initialized as in He et al., 2015 ("Delving Deep into Rectifiers"): variance 2 / fan-in, biases 0.
 
     Args:
         in_features: numbers per sample.
         num_classes: logits per sample.
-        hidden: the widths of the hidden layers; `[]` leaves a linear classifier.
+        hidden: the widths of the hidden layers; `[]`: a linear classifier.
         activation: the name of the function between the layers (see `ACTIVATIONS`).
-        dropout: the share of hidden units that is dropped while training, in [0, 1).
+        dropout: the fraction of hidden units that is dropped in training, in [0, 1).
         batch_norm: batch normalization before each activation.
         loss: see `Supervised`.
         data_preprocessor: see `BaseModel`.

@@ -17,18 +17,18 @@ from trainyard.errors import ConfigError, TrainyardError
 class DataPreprocessor(nn.Module):
     """Normalizes the input of a batch: `(x.float() - mean) / std`. The rest of the batch passes through.
 
-    The input is the first element of a tuple or list, the first key of a mapping that is not a target, or the lone
-    tensor itself. Bytes (`uint8`) can thus be kept on the device and become floats here. Where it is a list of images
-    `[C, H, W]` of different sizes (`trainyard.data.pseudo_collate`), they are padded at the right and the bottom, and
-    stacked: `[B, C, H, W]`.
+    The input is the first element of a tuple or list, the first key of a mapping that is not a target, or the batch
+    itself if it is a tensor. Bytes (`uint8`) can therefore be kept on the device, and are converted to floats here. A
+    list of images `[C, H, W]` of different sizes (`trainyard.data.pseudo_collate`) is padded at the right and the
+    bottom, and stacked: `[B, C, H, W]`.
 
     Args:
         mean: one number, or one per channel of `[B, C, ...]` (per feature of `[B, F]`), in the units of the input.
-        std: likewise, above 0.
-        fitted: whether both were measured on the training data: checkpoints then hold them, and a checkpoint's are used
-            wherever it is loaded.
-        pad_size_divisor: height and width of images are padded to multiples of it; 1 pads a list alone.
-        pad_value: what is put there, after the normalization.
+        std: the same, above 0.
+        fitted: whether both were measured on the training data. Checkpoints then contain them, and loading a checkpoint
+            restores them.
+        pad_size_divisor: height and width of images are padded to multiples of it; 1: only lists are padded.
+        pad_value: the value of the padding, after the normalization.
 
     Example:
         >>> DataPreprocessor(mean=127.5, std=127.5)((torch.tensor([[0, 255]], dtype=torch.uint8), torch.tensor([1])))
@@ -72,7 +72,7 @@ class DataPreprocessor(nn.Module):
         """Normalize an input, `[B, C, ...]` or a list of images `[C, H, W]`, and pad it.
 
         Raises:
-            TrainyardError: images of a list that differ in more than height and width.
+            TrainyardError: the images of a list differ in more than height and width.
         """
         if not isinstance(x, Tensor):
             return self._stacked([self.normalise(image[None])[0] for image in x])

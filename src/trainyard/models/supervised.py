@@ -23,21 +23,21 @@ IGNORED = -100
 class Supervised(BaseModel):
     """Turns an `nn.Module` of any library into a model for the Runner.
 
-    The last element of a tuple batch is the target and the others go to the network; in a mapping the target stands
-    under `target`, `targets`, `label`, `labels` or `y`, and the others go to the network by name, or, if there is only
-    one, as its first argument. For predictions the target may be missing; a lone tensor is an input. Numbers to predict
-    may be `[B]` where the output is `[B, 1]`, and the other way round.
+    In a tuple, the last element is the target, and the others are passed to the network. In a mapping, the target has
+    the key `target`, `targets`, `label`, `labels` or `y`, and the others are passed to the network by name, or, if
+    there is only one, as its first argument. For predictions the target can be missing; a single tensor is an input.
+    Regression targets `[B]` match outputs `[B, 1]` and vice versa.
 
-    A network that computes its loss itself, as those of transformers do, is given the `labels` of a mapping, unless
-    there is a `loss`: its output then has `loss`. Of an output with `logits`, the loss and the metrics get these.
+    A network that computes its loss itself, such as those of transformers, receives the `labels` of a mapping, unless
+    there is a `loss`; its output then has `loss`. If an output has `logits`, the loss and the metrics use them.
 
     Args:
-        net: the network; its output is given to the loss and to the metrics.
+        net: the network; the loss and the metrics receive its output.
         loss: `loss(output, target)` -> scalar. None: `torch.nn.CrossEntropyLoss()`, for logits `[B, num_classes]` and
             classes `[B]`.
         data_preprocessor: see `BaseModel`.
-        ignore_index: the target that the loss leaves out (padding), as its own `ignore_index`; batches then weigh as
-            many items as they have other targets (`num_items`). None: as many as they have samples.
+        ignore_index: the target that the loss ignores (padding), as its own `ignore_index`; batches are then weighted
+            by the number of other targets (`num_items`). None: by the number of samples.
 
     Example:
         >>> import torch
@@ -70,7 +70,7 @@ class Supervised(BaseModel):
         self.has_own_loss = given is None and takes(net, OWN_TARGET)
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
-        """Return `{"loss": scalar}`, with `num_items` where targets are ignored, or the network's output."""
+        """Return `{"loss": scalar}`, with `num_items` if targets are ignored, or the network's output."""
         if self.has_own_loss and OWN_TARGET in kwargs:
             return self.by_own_loss(kwargs, mode)
         inputs, named, target = split_target(args, kwargs)
@@ -84,7 +84,7 @@ class Supervised(BaseModel):
         return _in_mode(output, mode)
 
     def by_own_loss(self, batch: Mapping[str, Any], mode: str) -> Any:
-        """Return the same for a batch with `labels`, from a network that computes its loss of them.
+        """Return the same for a batch with `labels`, from a network that computes its loss from them.
 
         Raises:
             TrainyardError: its output has no `loss`.
@@ -131,7 +131,7 @@ def takes(module: nn.Module, argument: str) -> bool:
 def has_mode_contract(module: nn.Module) -> bool:
     """Return whether the module's `forward` takes `mode`; other modules must be wrapped in `Supervised`.
 
-    For wrappers that pass everything on (DDP, `torch.compile`) the wrapped module decides.
+    For wrappers that pass on all arguments (DDP, `torch.compile`), the wrapped module is examined.
     """
     inner = compiled_from(module)
     if inner is None and isinstance(module, nn.parallel.DistributedDataParallel):

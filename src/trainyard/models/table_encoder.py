@@ -24,18 +24,18 @@ UNKNOWN = -1.0
 class TableEncoder(DataPreprocessor):
     """Encodes rows of a table, float32 `[B, F]`: columns of numbers, and of categories by their codes.
 
-    A row becomes, in this order: each number, `(x - mean) / std`, where a gap (NaN) has the value of `fill`; for each
-    column of categories one 0 or 1 for each category, all of them 0 for a gap or an unknown category; and a 1 for each
-    gap in one of the columns `gaps`.
+    The features of a row are, in this order: each number, `(x - mean) / std`, where a missing value (NaN) is replaced
+    with `fill`; for each column of categories, one 0 or 1 per category, all of them 0 for a missing or unknown
+    category; and for each of the columns `gaps`, a 1 if the value is missing.
 
-    Its numbers, and the digest of the categories, are in the model's state: a checkpoint's are used wherever it is
-    loaded, and a table with other categories is refused.
+    Its numbers, and the digest of the categories, are part of the model's state: loading a checkpoint restores them,
+    and a table with other categories is rejected.
 
     Args:
         columns: the names of the columns, in the order of the input.
         mean, std, fill: one number for each column of numbers, in order.
-        categories: for each column of categories its categories, in the order of their codes.
-        gaps: the columns whose gaps are a feature of their own.
+        categories: for each column of categories, its categories in the order of their codes.
+        gaps: the columns with an additional feature that marks missing values.
     """
 
     fill: Tensor
@@ -68,7 +68,7 @@ class TableEncoder(DataPreprocessor):
         """Return the features `[B, out_features]` of rows `[B, F]`.
 
         Raises:
-            ConfigError: the input is no table with these columns.
+            ConfigError: the input is not a table with these columns.
         """
         if x.ndim != 2 or x.shape[1] != len(self.columns):
             accepted = f"rows [B, {len(self.columns)}] with the columns {', '.join(self.columns)}"
@@ -88,7 +88,7 @@ class TableEncoder(DataPreprocessor):
         """Return the rows of a table, `[B, F]`, from its columns by name; others are ignored.
 
         Raises:
-            ConfigError: a column is missing, or holds a text in the place of a number.
+            ConfigError: a column is missing, or contains a string instead of a number.
         """
         table = table.rename(columns=str)
         rows = np.empty((len(table), len(self.columns)), np.float32)
@@ -105,7 +105,7 @@ class TableEncoder(DataPreprocessor):
         return rows
 
     def decode_table(self, rows: npt.NDArray[np.float32]) -> pd.DataFrame:
-        """Return rows `[B, F]` as the table that `encode_table` takes; an unknown category becomes a gap."""
+        """Return rows `[B, F]` as the table that `encode_table` takes; an unknown category becomes a missing value."""
         import pandas as pd
 
         columns: dict[str, Any] = {}

@@ -20,18 +20,19 @@ class Timm(Supervised):
     """A model of `timm.create_model`: images `[B, in_channels, H, W]` to logits `[B, num_classes]`.
 
     Args:
-        name: of the model, as `timm.list_models()` has it, with or without the tag of its weights (`resnet18.a1_in1k`).
+        name: the name of the model in `timm.list_models()`, with or without the tag of its weights
+            (`resnet18.a1_in1k`).
         num_classes: logits per sample.
         in_channels: channels of the images.
-        pretrained: true: the weights of `name`, from timm's cache or the hub; a path: those of this file. The head is
-            new where `num_classes` is not that of the weights.
+        pretrained: true: the weights of `name`, from timm's cache or the hub; a path: the weights in this file. The
+            head is initialized randomly if `num_classes` differs from that of the weights.
         loss: see `Supervised`.
         data_preprocessor: see `BaseModel`.
         arguments: further arguments of the model (`drop_rate`, `img_size`, …).
 
     Raises:
         ConfigError: timm is not installed, there is no such model, the model does not take an argument, or its weights
-            are not at hand.
+            are not available.
     """
 
     def __init__(

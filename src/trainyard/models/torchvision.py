@@ -23,17 +23,17 @@ class TorchvisionModel(Supervised):
     """A classifier of `torchvision.models`: images `[B, in_channels, H, W]` to logits `[B, num_classes]`.
 
     Args:
-        name: of the model, as `torchvision.models.list_models()` has it.
+        name: the name of the model in `torchvision.models.list_models()`.
         num_classes: logits per sample.
-        in_channels: channels of the images; the first convolution is made anew where there are not three.
+        in_channels: channels of the images; if there are not three, the first convolution is replaced.
         weights: the name of pretrained weights (`DEFAULT`, `IMAGENET1K_V2`), from torch's cache or the network; tensors
-            of another shape, those of a new head or first convolution, stay as they were drawn. None: no weights.
+            of another shape (a new head or first convolution) keep their random values. None: no weights.
         loss: see `Supervised`.
         data_preprocessor: see `BaseModel`.
         arguments: further arguments of the model (`dropout`, …).
 
     Raises:
-        ConfigError: torchvision is not installed, there are no such model or weights, or they are not at hand.
+        ConfigError: torchvision is not installed, there is no such model or no such weights, or they are not available.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ def _weights(models: Any, name: str, given: str) -> Any:
 
 
 def _take_channels(net: nn.Module, channels: int) -> None:
-    """Make the first convolution anew, for images of so many channels."""
+    """Replace the first convolution, for images with this number of channels."""
     name, old = next((name, each) for name, each in net.named_modules() if isinstance(each, nn.Conv2d))
     size = (channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation)
     new = nn.Conv2d(*size, bias=old.bias is not None)  # type: ignore[arg-type]

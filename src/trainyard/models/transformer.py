@@ -20,7 +20,7 @@ POSITIONS = {"learned": False, "rotary": True}
 class Transformer(Supervised):
     """Predicts each next token from those before it (GPT-2, Radford et al., 2019).
 
-    Takes tokens `[B, T]`, T at most `context_length`, and gives logits `[B, T, vocab_size]`; the loss is the mean
+    Maps tokens `[B, T]`, T at most `context_length`, to logits `[B, T, vocab_size]`; the loss is the mean
     cross-entropy over all positions.
 
     Args:
@@ -31,7 +31,7 @@ class Transformer(Supervised):
         layers: blocks of attention and MLP.
         dropout: in [0, 1), on the embeddings, the attention and both residual branches.
         positions: `rotary` (RoFormer, Su et al., 2021; learns in fewer steps) or `learned` (one vector per position).
-        tie_embeddings: read the logits out with the token embedding (Press & Wolf, 2017).
+        tie_embeddings: use the token embedding as the output layer (Press & Wolf, 2017).
         data_preprocessor: see `BaseModel`.
     """
 

@@ -26,31 +26,30 @@ ATTENTION = "sdpa_of_any_mask"
 class Transformers(Supervised):
     """A model of one of transformers' Auto classes.
 
-    A batch that is a mapping goes to the model by name, and with `labels` the model computes its own loss. The target
-    of a tuple goes to `loss`. Metrics read the output's `logits`.
+    The entries of a mapping are passed to the model by name, and with `labels` the model computes its own loss. The
+    target of a tuple is passed to `loss`. Metrics use the output's `logits`.
 
     A model of `causal_lm` takes `labels` that are its inputs, and shifts them itself. Its predictions for such a batch
-    are shifted as well, so that they stand at the positions of `labels`; at the first position, for which there is no
-    prediction, the logits are all zero (let its label be -100). A target in a tuple is shifted already, as `data=text`
-    has it.
+    are shifted as well, to the positions of `labels`. The first position has no prediction, and its logits are zero
+    (set its label to -100). A target in a tuple must already be shifted, as in `data=text`.
 
-    A model whose attention is torch's `scaled_dot_product_attention` has its masks made without a look at their values
-    (`attention_of_any_mask`), so that it stacks.
+    If the attention is torch's `scaled_dot_product_attention`, masks are created without reading their values
+    (`attention_of_any_mask`), so that the model can be stacked.
 
     Args:
         task: which Auto class: `sequence_classification` is `AutoModelForSequenceClassification`; likewise `causal_lm`,
             `masked_lm`, `seq2seq_lm`, `token_classification`, `image_classification` and the others.
-        name: a folder that `save_pretrained` wrote, or a model of the hub: its config and its weights. None: weights
-            are drawn, and `config` says of which model.
+        name: a folder written by `save_pretrained`, or a model of the hub: its config and its weights. None: random
+            weights of the model that `config` describes.
         config: entries of the model's config. Without `name`, `model_type` (`bert`, `gpt2`, …) is among them.
-        num_classes: `num_labels` of the config, where it is known.
-        vocab_size: of the config, where it is known and there is no `name`.
+        num_classes: `num_labels` of the config, if it is known.
+        vocab_size: that of the config, if it is known and there is no `name`.
         loss: `loss(logits, target)`. None: the model's own for `labels`, else cross-entropy over the last axis.
         data_preprocessor: see `BaseModel`.
 
     Raises:
         ConfigError: transformers is not installed, there is no such task or entry of the config, or the weights are not
-            at hand.
+            available.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class Transformers(Supervised):
         attention_of_any_mask(library("transformers", "transformers"))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config and weights for `from_pretrained`, under the names that transformers gives them."""
+        """Write config and weights for `from_pretrained`, with the names that transformers uses."""
         self.net.save_pretrained(folder)  # type: ignore[operator]
 
 

@@ -44,7 +44,8 @@ _SPELT = {"lr": "learning rate", "eps": "epsilon", "betas": "beta parameter", "w
 def from_config(node: Any, key: str = "optim") -> Any:
     """Return the partial that a config describes, or those of a mapping of names; other values are returned unchanged.
 
-    `paramwise`, which is no argument of the optimizer's class, becomes one of the partial, where `build` reads it.
+    `paramwise`, which is not an argument of the optimizer's class, becomes an argument of the partial, from which
+    `build` reads it.
 
     Raises:
         ConfigError: under `key`.
@@ -61,22 +62,23 @@ def from_config(node: Any, key: str = "optim") -> Any:
 def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Module | None = None) -> Optimizer:
     """Build the optimizer on `params`.
 
-    Fused SGD and Adagrad are those of `trainyard.optim.fused_steps`, which train what torch's default steps train.
+    Fused SGD and Adagrad are those of `trainyard.optim.fused_steps`, which support everything that torch's default
+    steps support.
 
-    Two switches follow the parameters. Where torch refuses `fused=True` for them (their device, or their dtype), the
-    optimizer is built without it, and the log says so. Where a class has no fused kernels and `foreach` is left open
-    (None), it is set for small models on the CPU, which torch leaves to a slower loop.
+    Two arguments depend on the parameters. If torch rejects `fused=True` for their device or dtype, the optimizer is
+    built without it, and this is logged. If a class has no fused kernels and `foreach` is None, it is set to True for
+    small models on the CPU, for which torch would use a slower loop.
 
     Args:
-        partial: the optimizer's class with its numbers, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`. An
-            argument `paramwise` among them, the arguments of a `Paramwise`, makes the parameter groups.
-        params: parameters, `(name, parameter)` pairs, or parameter groups, as torch's optimizers take them; with
-            `paramwise`, parameters alone.
-        model: whose parameters they are; `paramwise` needs it.
+        partial: the optimizer's class with its arguments, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`. The
+            argument `paramwise`, with the arguments of a `Paramwise`, defines the parameter groups.
+        params: parameters, `(name, parameter)` pairs, or parameter groups, as for torch's optimizers; with `paramwise`,
+            parameters only.
+        model: the model of the parameters, required for `paramwise`.
 
     Raises:
-        ConfigError: the optimizer refuses one of its numbers; `key` is the argument's name, or empty where the
-            message does not name it.
+        ConfigError: the optimizer rejects one of its arguments; `key` is the argument's name, or empty if it is
+            unknown.
     """
     partial, rules = _split(partial)
     partial = _substituted(partial)

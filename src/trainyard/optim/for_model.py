@@ -19,7 +19,7 @@ class ByModel:
     """Stands for the optimizer that the model itself configures (`optim=model`)."""
 
     def of(self, model: nn.Module) -> Optimizer:
-        """Return it.
+        """Return the optimizer that the model configures.
 
         Raises:
             ConfigError: the model configures none.
@@ -36,12 +36,12 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
     """Return the optimizer of the trainable parameters of `model`; an `OptimizerDict` if it has `train_steps`.
 
     Args:
-        given: an optimizer of this model, a partial that makes one, or its config; for a model with `train_steps` a
-            mapping of those by name.
+        given: an optimizer of this model, a partial that builds one, or its config; for a model with `train_steps`, a
+            mapping of these by name.
         model: already on the device of the training.
 
     Raises:
-        ConfigError: under `optim`, or under `model` if there is no such parameter.
+        ConfigError: under `optim`, or under `model` if it has no trainable parameter.
     """
     part = from_config(given)
     if isinstance(part, ByModel):

@@ -180,8 +180,8 @@ def bind(
         model: holds the parameters.
         optimizer: as it was built.
         beginning: of this optimizer.
-        saved: the result of `record`; None for a checkpoint without: then positions count, and shapes are compared as
-            far as the state tells them.
+        saved: the result of `record`; None for a checkpoint without: then positions count, and shapes are compared if
+            the state contains them.
         state: of the optimizer.
 
     Raises:
@@ -266,7 +266,7 @@ def _add_later(
 
 
 def _by_position(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> _Part:
-    """Take the saved state of an optimizer as it lies, where counts and shapes agree with the own parameters."""
+    """Take the saved state of an optimizer by position, if counts and shapes match the parameters."""
     own = _entries(model, optimizer)
     sizes = [len(group) for group in own]
     theirs = [len(group["params"]) for group in state.get("param_groups", [{"params": group} for group in own])]
@@ -284,8 +284,8 @@ def _by_position(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> 
 def _check_same(what: str, theirs: Collection[str], own: Collection[str]) -> None:
     only_theirs = [name for name in theirs if name not in set(own)]
     only_own = [name for name in own if name not in set(theirs)]
-    differ = [f"{what} in it and not here: {_some(only_theirs)}"] if only_theirs else []
-    differ += [f"{what} here and not in it: {_some(only_own)}"] if only_own else []
+    differ = [f"{what} in the checkpoint but not here: {_some(only_theirs)}"] if only_theirs else []
+    differ += [f"{what} here but not in the checkpoint: {_some(only_own)}"] if only_own else []
     if differ:
         raise ValueError("; ".join(differ))
 

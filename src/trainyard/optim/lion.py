@@ -17,29 +17,29 @@ from trainyard.errors import ConfigError
 class Lion(Optimizer):
     """Lion, with decoupled weight decay.
 
-    Each step moves every parameter by `lr`, up or down:
+    Each step changes every parameter by `lr`, up or down:
 
         update = sign(beta1 * m + (1 - beta1) * grad)
         param  = param * (1 - lr * weight_decay) - lr * update
         m      = beta2 * m + (1 - beta2) * grad
 
-    As every update has the size of `lr`, choose `lr` 3 to 10 times smaller than AdamW's, and `weight_decay` as much
-    larger. The state is one tensor a parameter (`exp_avg`), half of Adam's.
+    Every update has the size `lr`: choose an `lr` 3 to 10 times smaller than for AdamW, and a `weight_decay` larger by
+    the same factor. The state is one tensor per parameter (`exp_avg`), half of Adam's.
 
     Source: Chen et al., Symbolic Discovery of Optimization Algorithms, 2023 (arXiv:2302.06675), Algorithm 2.
 
     Args:
         params: parameters, or parameter groups.
-        lr: the size of a step; a tensor of one element may be given, and changed in place between steps.
+        lr: the size of a step; a tensor of one element can be changed in place between steps.
         betas: the interpolation of the update, and the decay of the momentum, each in [0, 1).
-        weight_decay: the share of a parameter that a step takes away, times `lr`.
-        maximize: go up the gradient.
-        foreach: all parameters in a few calls, at the cost of one temporary copy of them, or (False) one by one; None
-            is True on CUDA, as in torch's optimizers.
+        weight_decay: a step subtracts `lr * weight_decay * param`.
+        maximize: gradient ascent.
+        foreach: update all parameters in a few calls, with one temporary copy of them (True), or one by one (False);
+            None is True on CUDA, as in torch's optimizers.
 
     Raises:
-        ConfigError: a number out of its range.
-        RuntimeError: at the first step, for complex parameters and sparse gradients.
+        ConfigError: a number is out of range.
+        RuntimeError: in the first step, for complex parameters or sparse gradients.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -1.0]))

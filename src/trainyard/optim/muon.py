@@ -25,11 +25,11 @@ class Muon(Optimizer):
         params: parameters, or parameter groups.
         lr: the learning rate.
         weight_decay: decoupled, for both.
-        momentum: of Muon.
-        betas: of AdamW.
+        momentum: the momentum of Muon.
+        betas: the betas of AdamW.
 
     Raises:
-        ConfigError: a number out of its range.
+        ConfigError: a number is out of range.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as one of matrices and one of the other parameters."""
+        """Add a group, as one group of matrices and one of the other parameters."""
         given = param_group["params"]
         listed = [given] if isinstance(given, torch.Tensor) else list(given)
         for matrices in (True, False):

@@ -32,35 +32,35 @@ _NORM_NAME = re.compile(r"Norm([123]d)?$")
 class Paramwise:
     """Factors on the optimizer's `lr` and `weight_decay`, by the kind or the name of a parameter.
 
-    The rules are those of MMEngine's `DefaultOptimWrapperConstructor`. A parameter whose name fits a pattern of
-    `custom_keys` follows that entry and nothing else. For all others: `bias_lr_mult` is for the biases of layers that
-    do not normalize. Of the factors on the weight decay `norm_decay_mult`, `bias_decay_mult`, `dwconv_decay_mult`
-    and `flat_decay_mult`, the first that is given and matches the parameter applies. None is no rule.
+    The rules are those of MMEngine's `DefaultOptimWrapperConstructor`. If the name of a parameter matches a pattern of
+    `custom_keys`, only that entry applies. For all other parameters, `bias_lr_mult` applies to the biases of layers
+    that do not normalize. Of the factors for the weight decay, `norm_decay_mult`, `bias_decay_mult`,
+    `dwconv_decay_mult` and `flat_decay_mult`, the first one that is given and matches the parameter applies. None: no
+    rule.
 
-    Parameters under the same rules share one group, so that an optimizer still steps them together; the groups depend
-    on the rules that are given, not on their numbers.
+    Parameters with the same rules form one group, so that an optimizer updates them together. The groups depend on
+    which rules are given, not on their values.
 
     Args:
-        custom_keys: by pattern a mapping with `lr_mult`, `decay_mult` (1 where left out) and any argument of the
-            optimizer (`lr`, `momentum`, …), which replaces that of the optimizer, the product with a factor included.
-            A pattern is a part of a parameter's full name (`backbone.`), or, with one of `*?[`, a glob for the whole
-            of it (`net.*.weight`). Where several match, the longest applies; of equal length, the alphabetically
-            first.
-        bias_lr_mult: for the learning rate of biases: parameters that their module calls `bias`.
-        bias_decay_mult: for the weight decay of biases, those of layers that normalize included.
+        custom_keys: by pattern, a mapping with `lr_mult`, `decay_mult` (default 1) and any argument of the optimizer
+            (`lr`, `momentum`, …), which replaces the value of the optimizer and its product with a factor. A pattern is
+            a part of a parameter's full name (`backbone.`), or, with one of `*?[`, a glob for the full name
+            (`net.*.weight`). If several match, the longest applies; among equal lengths, the alphabetically first.
+        bias_lr_mult: for the learning rate of biases: parameters named `bias` in their module.
+        bias_decay_mult: for the weight decay of biases, including those of layers that normalize.
         norm_decay_mult: for the parameters of layers that normalize: torch's own, and classes whose name ends in
             `Norm`, `Norm1d`, `Norm2d` or `Norm3d`.
         dwconv_decay_mult: for the weights and biases of depthwise convolutions: one group for each input channel.
-        flat_decay_mult: for parameters of one dimension.
+        flat_decay_mult: for one-dimensional parameters.
         layer_decay: for the learning rate of each layer, to the power of the number of layers that follow it (Clark et
             al., ELECTRA, 2020; Bao et al., BEiT, 2022): the head keeps the learning rate, embeddings have the smallest.
-            It multiplies what the other rules give, but for an `lr` of `custom_keys`.
+            It is multiplied with the results of the other rules, except an `lr` of `custom_keys`.
         layers: globs for the modules of the layers, in order; None: see `layer_numbers`.
-        bypass_duplicate: a parameter that stands in the model under several names (tied weights) follows the rules of
-            the first. False: names whose rules differ are an error.
+        bypass_duplicate: the rules of a parameter with several names (tied weights) are those of the first name. False:
+            different rules for its names are an error.
 
     Raises:
-        ConfigError: a factor that is no number of at least 0.
+        ConfigError: a factor is not a number of at least 0.
     """
 
     def __init__(
@@ -94,16 +94,16 @@ class Paramwise:
         """Return the parameter groups of an optimizer, each with a `name`.
 
         Args:
-            model: gives the parameters their names and layers.
-            params: those to optimize, each in `model`.
-            numbers: the optimizer's arguments: `lr` and, where it has one, `weight_decay`.
+            model: the model, which defines the names and layers of the parameters.
+            params: the parameters to optimize, each in `model`.
+            numbers: the optimizer's arguments: `lr` and, if it has one, `weight_decay`.
 
         Returns:
-            `{"name", "params", "lr", "weight_decay", …}`, the numbers where a rule changes them.
+            `{"name", "params", "lr", "weight_decay", …}`, with the numbers that a rule changes.
 
         Raises:
-            ConfigError: a pattern that matches no name, a factor for a number that the optimizer does not have, or a
-                parameter of two names whose rules differ.
+            ConfigError: a pattern matches no name, the optimizer does not have the number of a factor, or the rules for
+                two names of a parameter differ.
         """
         names = _names(model)
         params = list({id(param): param for param in params}.values())

@@ -20,7 +20,7 @@ class SAM(Optimizer):
         e     = rho * grad / |grad|, the norm being that of all gradients
         param = base step from `param`, by the gradient at `param + e`
 
-    A step evaluates the loss twice. The base optimizer's groups and state are this optimizer's own.
+    A step evaluates the loss twice. The groups and the state of the base optimizer are also those of this optimizer.
 
     Source: Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, 2021, arXiv:2010.01412,
     Algorithm 1.
@@ -29,10 +29,10 @@ class SAM(Optimizer):
         params: parameters, or parameter groups.
         lr: the learning rate of the base optimizer.
         rho: the distance of the nearby point.
-        base: makes the base optimizer from groups and `lr`; None: `torch.optim.SGD`.
+        base: a function from groups and `lr` to the base optimizer; None: `torch.optim.SGD`.
 
     Raises:
-        ConfigError: a number out of its range, or a base that makes no optimizer.
+        ConfigError: a number is out of range, or `base` does not return an optimizer.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0]))

@@ -49,7 +49,7 @@ class OptimizerDict(Optimizer):
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse: a group belongs to one of the optimizers.
+        """Raise an error: a group belongs to one of the optimizers.
 
         Raises:
             TrainyardError: always.
@@ -70,7 +70,7 @@ class OptimizerDict(Optimizer):
         """Restore a state from `state_dict`.
 
         Raises:
-            ValueError: it is of optimizers of other names, or of other parameter groups.
+            ValueError: the state belongs to optimizers with other names, or to other parameter groups.
         """
         states = state_dict["optimizers"]
         if set(states) != set(self.optimizers):
@@ -88,8 +88,8 @@ def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDic
             parameters (`*.embedding.*`), or a list of those.
 
     Raises:
-        ConfigError: the names are not those of the model, or an optimizer refuses a number; `key` begins with the name.
-        ValueError: a parameter that is to be trained belongs to no entry, or to several.
+        ConfigError: the names are not those of the model, or an optimizer rejects a number; `key` begins with the name.
+        ValueError: a trained parameter belongs to no entry, or to several.
     """
     groups: Mapping[str, Any] | None = getattr(model, "optimizer_groups", None)
     kind = type(model).__name__
@@ -156,10 +156,11 @@ class ScheduleDict(Schedule):
     """Schedules of several optimizers, with the interface of one; a row has the groups of all.
 
     Args:
-        schedules: by the optimizer's name; an optimizer that is left out keeps its numbers.
+        schedules: by the optimizer's name; an optimizer without a schedule keeps its values.
 
     Raises:
-        ConfigError: no table (`plateau` reads a metric, and is for all optimizers together), or different units.
+        ConfigError: a schedule is not a table (`plateau` reads a metric, and applies to all optimizers together), or
+            the units differ.
     """
 
     def __init__(self, schedules: Mapping[str, Any]) -> None:
@@ -204,7 +205,7 @@ class ScheduleDict(Schedule):
         self._counts = {name: len(it.param_groups) for name, it in optimizer.optimizers.items()}
 
     def follow(self, optimizer: Optimizer) -> None:
-        """Take in the parameter groups that the optimizers were given since; see `Schedule.follow`."""
+        """Include the parameter groups that were added to the optimizers; see `Schedule.follow`."""
         assert isinstance(optimizer, OptimizerDict)
         for name, schedule in self._schedules.items():
             schedule.follow(optimizer.optimizers[name])

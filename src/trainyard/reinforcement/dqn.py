@@ -18,11 +18,11 @@ class DQN(BaseModel):
     """Double Q-learning of action values from transitions, with a slowly updated target network.
 
     Sources: Mnih et al., Human-level control through deep reinforcement learning, 2015; van Hasselt et al., Deep
-    Reinforcement Learning with Double Q-learning, 2016. The loss is Huber's.
+    Reinforcement Learning with Double Q-learning, 2016. The loss is the Huber loss.
 
     Args:
         net: from observations `[B, ...]` to values `[B, actions]`.
-        discount: of the reward of the next step.
+        discount: the discount factor of future rewards.
         data_preprocessor: see `BaseModel`.
     """
 
@@ -49,6 +49,6 @@ class DQN(BaseModel):
 
     @torch.no_grad()
     def follow(self, share: float) -> None:
-        """Move the target network by this share of the way to the network."""
+        """Move the target network by this fraction of the way to the network."""
         for held, own in zip(self.target.parameters(), self.net.parameters(), strict=True):
             held.lerp_(own, share)

@@ -12,18 +12,18 @@ from torch import Tensor
 class Episodes:
     """Steps through episodes one after another.
 
-    An environment has no state that a checkpoint could hold. The state here is the number of the episode and the
-    actions since it began: from its seed they lead an environment that is deterministic but for the seed to the same
-    point.
+    The state of an environment cannot be saved in a checkpoint. The state here is the number of the episode and the
+    actions since it began. If the environment is deterministic for a given seed, repeating the actions restores its
+    state.
 
     Args:
-        environment: with `reset(seed=)` and `step(action)` of `gymnasium.Env`.
-        seed: from the number of an episode, that of its `reset`.
+        environment: an environment with `reset(seed=)` and `step(action)` of `gymnasium.Env`.
+        seed: a function from the number of an episode to the seed of its `reset`.
 
     Attributes:
-        actions: how many there are.
-        number: of episodes that have ended.
-        observation: the one that the next action answers.
+        actions: the number of actions.
+        number: the number of episodes that have ended.
+        observation: the observation before the next action.
     """
 
     def __init__(self, environment: Any, seed: Callable[[int], int]) -> None:
@@ -35,11 +35,10 @@ class Episodes:
         self.observation = self._begin()
 
     def step(self, action: int) -> tuple[Tensor, float, bool]:
-        """Take a step, and begin the next episode where one ends; `observation` is then that of the next step.
+        """Take a step, and begin the next episode if this one has ended; `observation` is then that of the next step.
 
         Returns:
-            The observation that follows, the reward, and whether the episode was terminated (not cut short by a limit
-            of time).
+            The next observation, the reward, and whether the episode was terminated (not truncated by a time limit).
         """
         seen, reward, terminated, truncated, _ = self._environment.step(action)
         self._actions.append(action)

@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 class DQNLoop(SimulationTrainLoop):
     """Takes a step in the environment for each iteration, and trains on transitions of the memory.
 
-    Its evaluation plays episodes without exploration, the same ones each time, and gives their mean `return`.
+    An evaluation plays episodes without exploration, the same ones each time, and returns their mean `return`.
 
     Args:
         max_iters, val_begin, val_interval: see `SimulationTrainLoop`.
-        environment: makes an environment with discrete actions and gymnasium's interface (`_partial_: true`).
+        environment: a function that returns an environment with discrete actions and gymnasium's interface (`_partial_:
+            true`).
         memory: transitions in the replay memory.
-        warm_up: steps by chance before the first iteration.
-        batch_size: transitions to a batch.
-        exploration: the share of actions by chance at the end.
-        exploration_iters: iterations over which that share falls from 1.
-        follow: the share of its way that the target network moves after each iteration.
-        episodes: of an evaluation.
+        warm_up: random steps before the first iteration.
+        batch_size: transitions per batch.
+        exploration: the fraction of random actions at the end.
+        exploration_iters: iterations over which that fraction falls from 1.
+        follow: the update rate of the target network per iteration.
+        episodes: the number of episodes per evaluation.
     """
 
     results = ("return",)
@@ -69,10 +70,10 @@ class DQNLoop(SimulationTrainLoop):
         self._loaded: dict[str, Any] | None = None
 
     def sanity_check(self, runner: Runner) -> None:
-        """Check that the model has the values of as many actions as the environment.
+        """Check that the model has as many action values as the environment has actions.
 
         Raises:
-            ConfigError: it has not.
+            ConfigError: the numbers differ.
         """
         super().sanity_check(runner)
         environment = self._make()
@@ -84,7 +85,7 @@ class DQNLoop(SimulationTrainLoop):
             raise ConfigError("model", list(values.shape[1:]), f"a net with the values of {actions} actions")
 
     def next_batch(self, runner: Runner) -> dict[str, Tensor]:
-        """Take a step (before the first iteration `warm_up` of them), and return a batch of the memory."""
+        """Take a step (before the first iteration, `warm_up` steps), and return a batch of the memory."""
         while len(self.memory) < min(self.warm_up, self.memory.size):
             self._step(runner, 1.0)
         fallen = min(1.0, runner.iter / self.exploration_iters)

@@ -14,10 +14,10 @@ class ReplayMemory:
     """Ring buffer of the latest transitions, as tensors.
 
     Args:
-        size: transitions at most.
+        size: the maximum number of transitions.
 
     Attributes:
-        count: transitions that were ever added.
+        count: the number of transitions that were added in total.
     """
 
     def __init__(self, size: int) -> None:
@@ -43,7 +43,7 @@ class ReplayMemory:
         return {name: column[index].to(device) for name, column in self._columns.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the transitions that are held, and their number; the tensors are copies."""
+        """Return the stored transitions and their number; the tensors are copies."""
         return {
             "count": self.count,
             "columns": {name: column[: len(self)].clone() for name, column in self._columns.items()},

@@ -15,7 +15,7 @@ _UNSET: tuple[Any, ...] = (None, {}, [], "auto", "auto_or_null")
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield settings by key: `{"optim": {"lr": 0.1}}` gives `("optim.lr", "0.1")`; lists stay whole."""
+    """Yield settings by key: `{"optim": {"lr": 0.1}}` gives `("optim.lr", "0.1")`; lists are not flattened."""
     if isinstance(value, Mapping) and value:
         for name, entry in value.items():
             yield from flat(entry, f"{key}.{name}" if key else str(name))

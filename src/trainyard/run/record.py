@@ -89,7 +89,7 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
 
 
 def _place(position: SweepPosition) -> dict[str, str]:
-    """Return the tags that tell a job from the others of its sweep, and the stack and lane in which it trains."""
+    """Return the tags that distinguish a job from the others of its sweep, and its stack and lane."""
     places = {"varies": position.name, "stack": position.stack, "lane": position.lane}
     return {key: str(value) for key, value in places.items() if value is not None}
 

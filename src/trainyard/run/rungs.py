@@ -1,4 +1,4 @@
-"""Reports of a sweep's job: at its rungs it saves a checkpoint, tells its sweep, and pauses at the last."""
+"""Reports of a sweep's job: at its rungs it saves a checkpoint, reports to its sweep, and pauses at the last one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Wake = Callable[[int], None]
 class RungReports(Hook):
     """Tells the sweep when a member has reached a rung, once its checkpoint is renamed and its journal is written.
 
-    Of several ranks all pause, and the main one, which has written both, tells.
+    With several ranks, all of them pause, and the main rank, which has written both, reports.
 
     Args:
         positions: of the members, in order. Members that join have theirs with them.

@@ -72,7 +72,7 @@ _MODEL = ("data", "model", "init", "freeze", "activation_checkpointing")
 
 
 class _DoubtError(Exception):
-    """Something seems wrong that only a single run can tell."""
+    """A possible error that only a single run can confirm."""
 
 
 def try_jobs(configs: DistinctConfigs) -> TrialResult:
@@ -109,7 +109,7 @@ class _Known:
     built: dict[Key, Values] = field(default_factory=dict)
 
     def keep(self, key: Key, parts: _Parts) -> None:
-        """Keep the parts that a step has built; of models the last one alone, which a step may have built anew."""
+        """Keep the parts that a step has built; only the last model, which a step may have rebuilt."""
         if key[0] == "_model":
             self.built = {other: built for other, built in self.built.items() if other[0] != "_model"}
         self.built[key] = {}
@@ -349,7 +349,7 @@ def _validation(parts: _Parts) -> None:
     """Put a batch of each set through the model and the metrics, which get zeros if there are no numbers.
 
     Raises:
-        _DoubtError: that fails. Only real outputs can tell whether it is the fault of a value.
+        _DoubtError: that fails. Only real outputs show whether a value is wrong.
     """
     try:
         parts.names = [name for split in parts.evaluated for name in _results(parts, split)]

@@ -79,7 +79,7 @@ def check_targets(parts: Parts, split: str, target: Tensor, classes: int, ignore
     Args:
         parts: those of the run.
         split: for the message.
-        target: of any shape; shares of classes (floats) are not checked.
+        target: of any shape; fractions of classes (floats) are not checked.
         classes: how many there are.
         ignored: a target that is left out.
 

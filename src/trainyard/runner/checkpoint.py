@@ -38,7 +38,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 class DamagedCheckpointError(TrainyardError):
-    """A checkpoint file that is cut short or altered, or that is none."""
+    """A file that is truncated or modified, or is not a checkpoint."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -76,21 +76,27 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedCheckpointError: the file is cut short, altered, or not a checkpoint of a training by this version.
+        DamagedCheckpointError: the file is truncated, modified, or not a checkpoint of this version.
     """
     state = read(path)
     if not isinstance(state, dict):
-        raise DamagedCheckpointError(f"{path}: a file of torch, but not a checkpoint: it holds a {_kind(state)}")
+        raise DamagedCheckpointError(
+            f"{path}: a file written by torch.save, but not a checkpoint: it contains a {_kind(state)}"
+        )
     version = state.get("version", VERSION)
     if version != VERSION or isinstance(version, bool):
-        raise DamagedCheckpointError(f"{path}: its format is version {version!r}; this Trainyard reads {VERSION}")
+        raise DamagedCheckpointError(
+            f"{path}: its format has version {version!r}, but this version of Trainyard reads version {VERSION}"
+        )
     missing = [name for name in _KINDS if name not in state]
     if missing and any(isinstance(value, torch.Tensor) for part in (state, *state.values()) for value in _values(part)):
         raise DamagedCheckpointError(
             f"{path}: contains weights only, no training state. To start from them, use load_from={path}"
         )
     if missing:
-        raise DamagedCheckpointError(f"{path}: a file of torch, but not a checkpoint: it has no {missing[0]!r}")
+        raise DamagedCheckpointError(
+            f"{path}: a file written by torch.save, but not a checkpoint: it has no {missing[0]!r}"
+        )
     for name, kind in _KINDS.items():
         if not isinstance(state[name], kind) or isinstance(state[name], bool):
             raise DamagedCheckpointError(f"{path}: its {name!r} is a {_kind(state[name])}")
@@ -110,7 +116,8 @@ def read(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedCheckpointError: the file is cut short, altered, or holds other things than tensors and plain values.
+        DamagedCheckpointError: the file is truncated, modified, or contains objects other than tensors and plain
+            values.
     """
     try:
         mode = path.stat().st_mode
@@ -143,12 +150,12 @@ def _verify(path: Path) -> None:
     with path.open("rb") as file:
         first = file.read(1)
     if not first:
-        raise DamagedCheckpointError(f"{path}: it is empty")
+        raise DamagedCheckpointError(f"{path}: the file is empty")
     if first == pickle.PROTO:
         return
     whole = holds(path)
     if whole is False and not zipfile.is_zipfile(path):
-        raise DamagedCheckpointError(f"{path}: not a file of torch, or cut short")
+        raise DamagedCheckpointError(f"{path}: not a file written by torch.save, or truncated")
     if whole is False:
         raise DamagedCheckpointError(f"{path}: its checksum does not match")
     if whole is None:

@@ -22,7 +22,7 @@ class Loop(Protocol):
     val_due: bool
 
     def max_epochs(self, runner: Any) -> int | None:
-        """Return the number of epochs in the whole run, the last of which may be cut short; None if it is unknown."""
+        """Return the number of epochs in the whole run, the last of which can be incomplete; None if it is unknown."""
 
     def max_iters(self, runner: Any) -> int | None:
         """Return the number of iterations in the whole run; None if it is unknown."""

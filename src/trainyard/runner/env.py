@@ -20,7 +20,7 @@ MOST_THREADS = 4096
 
 
 class Env:
-    """Process-wide settings, applied before the model is built. None leaves a setting as it is.
+    """Process-wide settings, applied before the model is built. None leaves a setting unchanged.
 
     TF32 is not among them; set `precision=tf32`. The strategy sets the backend of several processes.
 

@@ -1,4 +1,4 @@
-"""Checksum of a whole zip archive, in its comment: readers of zip archives pass over it.
+"""Checksum of a complete zip archive, in its comment: readers of zip archives pass over it.
 
 An archive has a checksum of each record, but none of what says where records are, how they are called and how long
 they are.
@@ -23,7 +23,7 @@ class SummedWriter:
     """File to which an archive is written from its first byte to its last, and which computes its checksum.
 
     Args:
-        file: an empty file; call `end` when the archive is whole.
+        file: an empty file; call `end` when the archive is complete.
     """
 
     def __init__(self, file: BinaryIO) -> None:

@@ -32,12 +32,12 @@ class Skipped:
 
 
 def read(path: Path) -> Any:
-    """Return what a file holds, or the tensors of the files of a folder, by name.
+    """Return the content of a file, or the tensors of the files of a folder, by name.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedCheckpointError: a file is cut short or altered, or holds objects that cannot be skipped.
-        ConfigError: it is of safetensors, which is not installed.
+        DamagedCheckpointError: a file is truncated or modified, or contains objects that cannot be skipped.
+        ConfigError: it is a safetensors file, and safetensors is not installed.
     """
     if path.is_dir() and (files := _files(path)):
         return {name: tensor for file in files for name, tensor in read(file).items()}

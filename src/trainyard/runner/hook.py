@@ -45,9 +45,9 @@ class Hook:
     an error before the training.
 
     The members of a stack may stand at different epochs, and a lane may be given to another member while the others
-    go on. A hook that supports that sets `own_places = True`: it reads `member.iter` and `member.epoch`, passes over
-    members that are not `due` at a validation, and forgets in `refill` what it kept for a lane. Where a hook does not,
-    the members of a stack stand at one place.
+    go on. A hook that supports that sets `own_places = True`: it reads `member.iter` and `member.epoch`, skips members
+    that are not `due` at a validation, and discards the state of a lane in `refill`. Where a hook does not, the members
+    of a stack stand at one place.
 
     Attributes:
         stackable: the hook supports several members at once.
@@ -89,7 +89,7 @@ class Hook:
         """
 
     def copy_lane(self, source: int, target: int) -> None:
-        """Let a lane go on as another does."""
+        """Copy the state of a lane to another lane."""
         if state := self.state_dict(source):
             self.load_state_dict(state, target)
 

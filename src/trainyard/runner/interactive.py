@@ -102,7 +102,7 @@ class Interactive(Parts):
         return next((split for split in ("val", "test") if self.has_split(split)), "train")
 
     def go_on(self: Any) -> None:
-        """Let the training that begins go on after one that was interrupted; tell where there is nothing left to do."""
+        """Continue after an interrupted training; log a message if there is nothing left to do."""
         if self._returned:  # else it may have been interrupted before it began
             self.interrupted = self.asked_to_end = False
         self._returned = True

@@ -68,7 +68,7 @@ def copied(value: Any) -> Any:
 
 
 def _identity(path: Path) -> _Identity | None:
-    """Return what tells a file from all others; None for a folder, or where there is none."""
+    """Return an identity of a file; None for a folder, or if there is no file."""
     try:
         found = path.stat()
     except OSError:

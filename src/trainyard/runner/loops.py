@@ -23,7 +23,7 @@ Intervals = Sequence[Sequence[int]]
 
 
 def _pairs(key: str, given: Intervals) -> list[tuple[int, int]]:
-    accepted = "pairs [milestone, interval] of integers of at least 1, each milestone above the one before"
+    accepted = "pairs [milestone, interval] of integers of at least 1, each milestone larger than the one before"
     try:
         pairs = [(milestone, interval) for milestone, interval in given]
     except (TypeError, ValueError):
@@ -42,7 +42,7 @@ class TrainLoop(ABC):
         length: the length of the run, in the loop's unit.
         val_begin: no validation before this epoch (or iteration), counted from 1.
         val_interval: validation runs after every epoch (or iteration) that this divides, and always at the end.
-        dynamic_intervals: pairs `(milestone, interval)`: the interval that holds from that epoch (or iteration) on.
+        dynamic_intervals: pairs `(milestone, interval)`: the interval that applies from that epoch (or iteration) on.
         workflow: turns of training and of validation by losses; see `Workflow`. None: training only.
 
     Attributes:
@@ -76,14 +76,14 @@ class TrainLoop(ABC):
 
     @abstractmethod
     def max_epochs(self, runner: Parts) -> int | None:
-        """Return the number of epochs in the whole run, the last of which may be cut short; see `max_iters`."""
+        """Return the number of epochs in the whole run, the last of which can be incomplete; see `max_iters`."""
 
     @abstractmethod
     def max_iters(self, runner: Parts) -> int | None:
         """Return the number of iterations in the whole run.
 
-        In the unit of the loop it is exact. In the other it follows from the length that the training data state: it
-        may be an estimate, and is None if they state none.
+        In the unit of the loop, it is exact. In the other unit, it is derived from the length of the training data: it
+        can be an estimate, and is None if the data has no length.
         """
 
     @abstractmethod
@@ -95,7 +95,7 @@ class TrainLoop(ABC):
         return count in self.ends or (count >= self.val_begin and count % self.interval_at(count) == 0)
 
     def interval_at(self, count: int) -> int:
-        """Return the interval between validations that holds at the end of epoch (or iteration) number `count`."""
+        """Return the interval between validations that applies at the end of epoch (or iteration) number `count`."""
         begun = [interval for milestone, interval in self.dynamic_intervals if milestone <= count]
         return begun[-1] if begun else self.val_interval
 
@@ -118,7 +118,7 @@ class TrainLoop(ABC):
                 self._turned = count
 
     def sanity_check(self, runner: Runner) -> None:
-        """Test what this loop does besides training and validation.
+        """Check everything that is specific to this loop, besides training and validation.
 
         Raises:
             ConfigError: it fails.
@@ -143,7 +143,7 @@ class EpochBasedTrainLoop(TrainLoop):
         max_epochs: the number of epochs.
         val_begin: no validation before this epoch, counted from 1.
         val_interval: epochs between validations; the last epoch is always followed by one.
-        dynamic_intervals: pairs `(milestone, interval)`: the interval that holds from that epoch on.
+        dynamic_intervals: pairs `(milestone, interval)`: the interval that applies from that epoch on.
         workflow: for example `[["train", 2], ["val", 1]]`: after every two epochs one of validation by losses.
     """
 
@@ -214,7 +214,7 @@ class IterBasedTrainLoop(TrainLoop):
         max_iters: the number of iterations.
         val_begin: no validation before this iteration, counted from 1.
         val_interval: iterations between validations; the last iteration is always followed by one.
-        dynamic_intervals: pairs `(milestone, interval)`: the interval that holds from that iteration on.
+        dynamic_intervals: pairs `(milestone, interval)`: the interval that applies from that iteration on.
         workflow: for example `[["train", 100], ["val", 5]]`: after every 100 iterations the losses of 5 validation
             batches.
     """
@@ -276,7 +276,7 @@ class IterBasedTrainLoop(TrainLoop):
         self.end_epoch(runner, ended=True)
 
     def end_epoch(self, runner: Runner, *, ended: bool = False) -> None:
-        """Count the epoch of the underlying loader, if it has `ended`, or is known to have no more batches.
+        """Count the epoch of the underlying loader if it has `ended`, or has no more batches.
 
         Raises:
             TrainyardError: it had no batch.

@@ -40,7 +40,10 @@ class Objective:
             raise ConfigError("direction", self.direction, "maximize or minimize", options=("maximize", "minimize"))
 
     def better(self, value: float, than: float | None, by: float = 0.0) -> bool:
-        """Return whether `value` beats `than` by more than `by`. NaN beats nothing; other numbers beat None and NaN."""
+        """Return whether `value` is better than `than` by more than `by`.
+
+        NaN is never better; other numbers are better than None and NaN.
+        """
         if math.isnan(value):
             return False
         if than is None or math.isnan(than):
@@ -50,7 +53,7 @@ class Objective:
 
 @dataclass
 class Best:
-    """The best objective so far, and the iteration and epoch at which it was seen."""
+    """The best objective so far, and the iteration and epoch at which it was reached."""
 
     value: float
     epoch: int
@@ -73,10 +76,10 @@ class Member:
         load_from: the argument of the Runner.
         journal: written from the beginning of the run, on the first rank only, if there is a directory.
         best: the best objective so far.
-        stop_reason: why this member ended its training before the end of the loop; see `stop`.
+        stop_reason: the reason why this member stopped training before the end of the loop; see `stop`.
         failed: whether it ended because of a failure.
-        paused: whether it ends here to go on later, from its last checkpoint.
-        vacant: whether this is no run, but stands for a free lane of a stack.
+        paused: whether it ends here and continues later from its last checkpoint.
+        vacant: whether this is not a run, but a placeholder for a free lane of a stack.
         evaluated: the name of the logged model that is evaluated; None: the one that is trained.
     """
 
@@ -152,12 +155,12 @@ class Member:
 
     @property
     def loop(self) -> TrainLoop:
-        """The training loop of the member's single run: how long it lasts, and when it is validated."""
+        """The training loop of the member's single run, which defines its length and its validations."""
         return self.runner.train_loop
 
     @property
     def due(self) -> bool:
-        """Whether the validation that runs is one of this member's; it may be that of others of its stack alone."""
+        """Whether the current validation includes this member; in a stack, it can be due for other members only."""
         return True
 
     def loop_state(self) -> dict[str, Any]:
@@ -165,11 +168,11 @@ class Member:
         return self.runner.train_loop.state_dict()
 
     def load_reading(self, reading: dict[str, Any], done: int) -> None:
-        """Read on from a state of the `TrainingReader`, after `done` batches of an epoch."""
+        """Continue reading from a state of the `TrainingReader`, after `done` batches of an epoch."""
         self.runner.reader.load_state_dict(reading, done)
 
     def load_position(self, state: Mapping[str, Any], done: int) -> None:
-        """Go to the position of a checkpoint, `done` batches after the beginning of its epoch."""
+        """Set the position to that of a checkpoint, `done` batches after the start of its epoch."""
         self.runner.train_loop.load_state_dict(state["loop"])
         self.runner.go_to(state["epoch"], done, state["iter"])
 
@@ -218,7 +221,7 @@ class Member:
         """Open, or continue, the member's journal and its run in MLflow.
 
         Raises:
-            TrainyardError: the directory already holds a run, or another process trains in it.
+            TrainyardError: the directory already contains a run, or another process trains in it.
             OSError: the directory cannot be written.
         """
         if self.work_dir is None:
@@ -242,7 +245,7 @@ class Member:
         self.journal.status("RUNNING")
 
     def tell_notes(self) -> None:
-        """Record what was noted while the member was restored."""
+        """Record the notes that were made while the member was restored."""
         if self.notes:
             self.journal.tags(self.notes)
             self.notes.clear()
@@ -255,7 +258,7 @@ class Member:
             lost.append(self.objective.name)
         if lost:
             log.warning(
-                "%s is shorter than the checkpoint of iteration %d: points of %s are missing here and in MLflow.",
+                "%s is shorter than the checkpoint of iteration %d: values of %s are missing here and in MLflow.",
                 journal.path,
                 self.iter,
                 ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else ""),
@@ -265,7 +268,7 @@ class Member:
     def close(self, status: Status, message: str = "") -> None:
         """Record how the run ended, as failed if the member failed; the journal can be opened again.
 
-        Of a run that has finished the best objective is recorded, at its iteration. A run that pauses has not ended.
+        For a finished run, the best objective is recorded, at its iteration. A run that pauses has not ended.
         """
         if self.paused:
             return
@@ -276,7 +279,7 @@ class Member:
         self.journal.status(status, message)
         if (gone := self.journal.gone()) is not None:
             log.warning(
-                "%s was %s during the run: what was recorded since then is missing here and in MLflow.",
+                "%s was %s during the run: records written since then are missing here and in MLflow.",
                 self.journal.path,
                 gone,
                 extra={"member": self},

@@ -69,7 +69,7 @@ def explained(parts: Parts) -> Iterator[None]:
 
 
 class Scene:
-    """What a traceback tells about an error.
+    """Information about an error from its traceback.
 
     Attributes:
         text: the first line of the message.
@@ -292,7 +292,7 @@ def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
     return ConfigError("optim", name, taken, hint=f"{whose}: {dense}. {name} says: {scene.text}.")
 
 
-# -- what is told ------------------------------------------------------------------------------------------------------
+# -- the messages ------------------------------------------------------------------------------------------------------
 
 
 def _suspects(parts: Parts) -> list[tuple[str, int, int]]:

@@ -1,4 +1,4 @@
-"""Configs of MMEngine, told apart from those of Trainyard."""
+"""Detection of configs of MMEngine."""
 
 from __future__ import annotations
 

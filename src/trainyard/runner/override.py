@@ -57,7 +57,7 @@ def options_of(optimizer: Any) -> Options:
 
 
 def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]) -> None:
-    """Give the optimizer, whose state was loaded, the options that the config overrides; tell of the others.
+    """Give the optimizer, whose state was loaded, the options that the config overrides; log the others.
 
     Args:
         member: resumed, its schedule too.
@@ -103,7 +103,7 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
 def position(member: Member, reading: dict[str, Any], done: int) -> tuple[dict[str, Any], int, bool]:
     """Return the state of the reader and the number of batches done in the epoch, for the config's batch size.
 
-    Within an epoch as many samples as before are done, rounded down to whole batches and groups of batches. The last
+    Within an epoch as many samples as before are done, rounded down to complete batches and groups of batches. The last
     value says whether the size has changed.
 
     Raises:

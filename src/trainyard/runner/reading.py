@@ -200,8 +200,8 @@ class _OpenedAhead:
     def _continued(self) -> Iterator[Batch]:
         """Yield the first batch and the rest.
 
-        The epoch is begun anew where that cannot be: other code has iterated since then what serves one iteration at a
-        time, or reading draws random numbers, and would draw other ones now.
+        The epoch is started again if that is not possible: other code has iterated since then what serves one iteration
+        at a time, or reading draws random numbers, and would draw other ones now.
         """
         drew = not rng_state.same(self.before, self.after)
         if _turn(self.loader) != self.turn or (drew and not rng_state.same(rng_state.cpu_states(), self.before)):

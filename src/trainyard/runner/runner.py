@@ -57,7 +57,7 @@ class Runner(Interactive):
     """Trains, validates and tests a model; every argument is the built object or its config.
 
     A config is built when it is first needed: a Runner that only validates builds no optimizer. In the configs of the
-    model and the metrics, a value `auto` is read from the facts about the data (`data.spec`).
+    model and the metrics, the value `auto` is read from the properties of the data (`data.spec`).
 
     Args:
         model: a module whose `forward` takes `mode` (docs/models.md).
@@ -70,8 +70,8 @@ class Runner(Interactive):
         device: `auto` is CUDA if available, else the CPU.
         precision: `fp32`, `tf32`, `bf16` or `fp16`.
         accumulate: batches per optimizer step.
-        accumulate_by: what each of them weighs: "items" (`num_items` that the model returns, or else its samples), or
-            "batches", all the same.
+        accumulate_by: the weight of each batch: "items" (`num_items` returned by the model, else its samples), or
+            "batches" (equal weights).
         clip_grad_norm: the maximum 2-norm of all gradients together, or None.
         clip_grad_value: the maximum absolute value of any gradient entry, or None.
         init: initializers by pattern for modules (`trainyard.models.initialize`).
@@ -81,9 +81,9 @@ class Runner(Interactive):
         capture: capture the step into a CUDA graph: `auto` does so if the device is CUDA and the model is not compiled;
             True requires such a device, and captures a compiled model too.
         seed: every random choice is derived from it.
-        work_dir: the run's directory. Without one the run writes nothing: no checkpoint, no journal.
-        load_from: a checkpoint, or a file of weights, to begin with; or a mapping with its `path` and what to load from
-            it (`trainyard.runner.weights.LoadFrom`).
+        work_dir: the run's directory. Without a directory, the run writes nothing: no checkpoint, no journal.
+        load_from: a checkpoint or weights file to start from; or a mapping with its `path` and a selection
+            (`trainyard.runner.weights.LoadFrom`).
         resume: True continues from the newest checkpoint in `work_dir` (from the beginning if there is none); a path
             continues from that checkpoint.
         resume_override: keys (`optim.lr`, `data.batch_size`) that a resumed run takes from its config.
@@ -93,15 +93,15 @@ class Runner(Interactive):
         strategy: `ddp` or `fsdp` by name, a `trainyard.distributed.Strategy`, or its config; None for one device.
         objective: the metric that ranks runs.
         direction: `maximize` or `minimize`.
-        sanity_check: make a step and a checkpoint before the training begins; a batch is validated in any case.
-        limit: of each epoch the first batches only: `train_batches`, `val_batches`, `test_batches`, as counts or
-            as shares.
-        overfit: train on the first batches of the first epoch again and again, and validate on them.
+        sanity_check: try a step and a checkpoint before training; one batch is validated in any case.
+        limit: use only the first batches of each epoch: `train_batches`, `val_batches`, `test_batches`, as numbers or
+            as fractions.
+        overfit: train and validate on the same first batches in every epoch.
         name: the run's name in MLflow; by default the directory's name.
-        info: the run's record for MLflow, instead of one that holds only its name.
+        info: the run's record for MLflow, instead of one with its name only.
 
     Attributes:
-        kept_states: the states of paused members in memory, where these may go on in this process; else None.
+        kept_states: the states of paused members in memory, if they can continue in this process; else None.
     """
 
     kept_states: KeptStates | None = None
@@ -181,15 +181,15 @@ class Runner(Interactive):
 
     @classmethod
     def from_cfg(cls, cfg: Mapping[str, Any] | DictConfig, **overrides: Any) -> Runner:
-        """Make a Runner from a composed config: its groups `hook` and `metric` are the arguments `hooks`, `metrics`.
+        """Create a Runner from a composed config. Its groups `hook` and `metric` become `hooks` and `metrics`.
 
         Args:
             cfg: the config. Keys that are not arguments of the Runner belong to the application and are ignored.
             **overrides: arguments, or groups, that replace the config's before its interpolations are resolved.
 
         Raises:
-            ConfigError: an interpolation does not resolve (`work_dir` is one that only an application of Hydra's has),
-                or it is a config of MMEngine.
+            ConfigError: an interpolation cannot be resolved (`work_dir` has a value only in a Hydra application), or it
+                is a config of MMEngine.
         """
         check_not_mmengine(cfg)
         own = as_arguments(overrides)
@@ -205,7 +205,7 @@ class Runner(Interactive):
 
     @property
     def batches_done(self) -> int:
-        """Number of finished batches in the current epoch: with `epoch`, the position of the run."""
+        """Number of completed batches in the current epoch; together with `epoch`, the position of the run."""
         return self.iter - self.epoch_begin
 
     def go_to(self, epoch: int, batches_done: int, iteration: int) -> None:
@@ -263,9 +263,9 @@ class Runner(Interactive):
     def unfreeze(self, patterns: Sequence[str]) -> list[str]:
         """Train the parameters that match a pattern from the next step on, in parameter groups of their own.
 
-        They have the numbers that the optimizer was built with, its `paramwise` rules included, and a schedule drives
-        them as though they had been there from the beginning. A parameter that is trained already stays as it is. A
-        checkpoint holds what is trained.
+        The groups have the values that the optimizer was built with, including its `paramwise` rules, and a schedule
+        treats them as if they had existed from the start. Parameters that are already trained are not affected.
+        Checkpoints record which parameters are trained.
 
         Args:
             patterns: as for `freeze`: globs for names or classes of modules, or for names of parameters.
@@ -281,12 +281,12 @@ class Runner(Interactive):
     def predict_step(self, split: str, model: nn.Module | None = None, *, losses: bool = True) -> Callable[[Any], Any]:
         """Return the function from a batch to predictions: `val_step` or `test_step`, under the run's precision.
 
-        In a run that validates by the losses of its model it returns these.
+        In a run that is validated by the losses of its model, the function returns these losses.
 
         Args:
             split: "val" or "test".
             model: the model to run; by default the evaluated one.
-            losses: whether losses may take the place of predictions.
+            losses: whether the function can return losses instead of predictions.
         """
         model = self.eval_model if model is None else model
         if losses and self.validates_by_loss:
@@ -314,7 +314,7 @@ class Runner(Interactive):
     def seeded(self, purpose: str, *index: int) -> AbstractContextManager[None]:
         """Return a context in which all random numbers are derived from `(seed, purpose, *index)`.
 
-        Afterwards the random generators continue as if it had not been.
+        Afterwards, the random generators continue as if the context had not been used.
         """
         return rng_state.seeded(derive(self.seed, purpose, *index))
 
@@ -329,7 +329,7 @@ class Runner(Interactive):
         """Build all that `train`, `val` or `test` needs, and load what it starts from.
 
         Raises:
-            TrainyardError: the config does not work. Nothing has been written.
+            TrainyardError: the config is invalid. Nothing has been written.
         """
         if self._prepared & {mode, "train"}:
             return
@@ -347,14 +347,14 @@ class Runner(Interactive):
         self._prepared.add(mode)
 
     def starting_points(self) -> list[Start | None]:
-        """Return the checkpoint that each member begins with; None where it begins anew."""
+        """Return the checkpoint from which each member continues; None for a member that starts from the beginning."""
         return [starting_point(member) for member in self.members]
 
     def train(self) -> list[dict[str, float]]:
-        """Train from the beginning, from where `resume` says, or where it was interrupted, to the end.
+        """Train to the end: from the beginning, from the checkpoint of `resume`, or from the point of an interruption.
 
         Returns:
-            For each member the latest value under each name.
+            For each member, the latest value of each metric.
         """
         self.prepare()
         self.go_on()
@@ -377,7 +377,7 @@ class Runner(Interactive):
         return [member.metrics for member in self.members]
 
     def run_loop(self) -> None:
-        """Run the training loop from the present position to its end."""
+        """Run the training loop from the current position to its end."""
         self.train_loop.run(self)
 
     def val(self) -> list[dict[str, float]]:
@@ -400,7 +400,7 @@ class Runner(Interactive):
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Open one run in MLflow around the block: open the journals, call the hooks, and write the status at the end.
+        """Open one run in MLflow for the block: open the journals, call the hooks, and write the status at the end.
 
         `train`, `val` and `test` open a session themselves if none is open.
         """
@@ -415,7 +415,7 @@ class Runner(Interactive):
             self._in_session = False
 
     def checkpoint(self, members: Sequence[Member] | None = None) -> list[dict[str, Any]]:
-        """Return the states of these members (default: all), as checkpoint files hold them. The tensors are live."""
+        """Return the states of these members (default: all), as in checkpoint files. The tensors are not copies."""
         generators, reading = rng_state.state(), self.reader.state_dict(self.epoch, self.batches_done)
         chosen = self.members if members is None else members
         return [capture(member, member.random_state(generators), reading) for member in chosen]

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class SimulationTrainLoop(TrainLoop):
-    """Trains for `max_iters` iterations on batches that a subclass makes; the run has no `data`.
+    """Trains for `max_iters` iterations on batches that a subclass creates; the run has no `data`.
 
-    A subclass writes `next_batch` and `evaluate`, extends `state_dict` and `load_state_dict` by what it needs to
-    continue (a replay memory, say), and names the results of `evaluate` in `results`. Random numbers that it draws from
-    torch's generators are part of a checkpoint already. The run is one epoch.
+    A subclass implements `next_batch` and `evaluate`, extends `state_dict` and `load_state_dict` with the state that it
+    needs to continue (such as a replay memory), and lists the names of the results of `evaluate` in `results`. The
+    states of torch's generators are already part of a checkpoint. The run is one epoch.
 
     Args:
         max_iters: the number of iterations.
@@ -30,8 +30,8 @@ class SimulationTrainLoop(TrainLoop):
         val_interval: iterations between evaluations; the last iteration is always followed by one.
 
     Attributes:
-        needs_data: False: the Runner asks no data for a training set.
-        results: names of what `evaluate` returns, without `val/`, for the check before the training.
+        needs_data: False: the Runner does not require a training set.
+        results: the names of the results of `evaluate`, without `val/`, for the check before training.
     """
 
     unit = "iter"
@@ -50,7 +50,7 @@ class SimulationTrainLoop(TrainLoop):
         return {}
 
     def after_step(self, runner: Runner) -> None:
-        """Do what follows an iteration, such as moving a target network."""
+        """Do what follows each iteration, such as an update of a target network."""
 
     def max_epochs(self, runner: Parts) -> int:
         return 1

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Checkpoint that a run begins with: its whole state for `resume`, only its weights for `load_from`.
+    """Checkpoint that a run begins with: its complete state for `resume`, only its weights for `load_from`.
 
     Attributes:
         key: the setting that names it.
@@ -139,7 +139,7 @@ def copy_tensors(value: Any) -> Any:
 
 
 def restore(member: Member, start: Start | None, *, weights_only: bool = False) -> None:
-    """Restore a checkpoint: the whole state to resume, or the weights that were evaluated to load.
+    """Restore a checkpoint: the complete state to resume, or the weights that were evaluated to load.
 
     Raises:
         ConfigError: the checkpoint is from another architecture or another kind of training.

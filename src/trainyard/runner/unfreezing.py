@@ -52,7 +52,7 @@ def join(runner: Runner) -> None:
     add(runner.optimizer, runner.settings["optim"], runner.model, names)
     for parameter in new.values():
         parameter.grad = None  # from batches before it was trained
-    runner.model.train(runner.model.training)  # a module that was frozen whole leaves evaluation mode
+    runner.model.train(runner.model.training)  # a module that was completely frozen leaves evaluation mode
     _schedule(runner)
     place = f"epoch {runner.epoch + 1}" if runner.train_loop.unit == "epoch" else f"iteration {runner.iter + 1}"
     log.info("Trained from %s on: %s.", place, told, extra={"member": runner.members[0]})

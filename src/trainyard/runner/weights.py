@@ -89,7 +89,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        checkpoint.DamagedCheckpointError: the file is cut short or altered, or holds no weights.
+        checkpoint.DamagedCheckpointError: the file is truncated or modified, or contains no weights.
     """
     state = foreign_files.read(path)
     found = [state[part] for part in PARTS if part in state] if isinstance(state, dict) else []
@@ -98,7 +98,8 @@ def read(path: Path) -> dict[str, Any]:
             return {str(name): value for name, value in weights.items()}
     inside = f" but {', '.join(map(str, list(state)[:8]))}" if isinstance(state, dict) else ""
     raise checkpoint.DamagedCheckpointError(
-        f"{path}: it has no named tensors{inside}, and no {', '.join(PARTS[1:-1])} or {PARTS[-1]} of any"
+        f"{path}: it contains no tensors by name{inside}, and no {', '.join(PARTS[1:-1])} or {PARTS[-1]} with such "
+        "tensors"
     )
 
 
@@ -141,11 +142,11 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
         raise ConfigError(key, str(asked.path), accepted, hint=f"{what}{_advice(missing, foreign)}")
     model.load_state_dict({name: like(value, own[name]) for name, value in taken.items()}, strict=False)
     told = [f"{len(taken)} of {len(own)} tensors loaded"]
-    told += [f"with {before} before their names"] if before else []
+    told += [f"with the prefix {before!r}"] if before else []
     told += [f"left out: {len(own) - len(wanted)}"] if len(wanted) < len(own) else []
     told += [f"missing: {_some(missing)}"] if missing else []
     told += [f"not in this model: {_some(foreign)}"] if foreign else []
-    told += [f"other shapes: {_some(list(shapes.values()))}"] if shapes else []
+    told += [f"different shapes: {_some(list(shapes.values()))}"] if shapes else []
     return "; ".join(told)
 
 
@@ -194,7 +195,9 @@ def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
         raise ConfigError(key, unused[0], accepted, options=above, hint=f"It has {_some(list(weights))}.")
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
-        raise ConfigError(key, keys, f"names that stay apart; two tensors of the file would be called {twice}")
+        raise ConfigError(
+            key, keys, f"replacements that keep all names distinct; two tensors of the file would be named {twice}"
+        )
     return dict(zip(names, weights.values(), strict=True))
 
 

@@ -164,7 +164,7 @@ def sanity_check(runner: Runner, entries: Entries) -> None:
         accepted = "[[train, 1]], because the model trains with several optimizers"
         raise ConfigError("loop.workflow", entries, accepted)
     if runner.strategy.gathers:
-        accepted = "[[train, 1]] with this strategy, whose ranks need each other in every forward pass"
+        accepted = "[[train, 1]], because every forward pass of this strategy needs all ranks"
         raise ConfigError("loop.workflow", entries, accepted)
     runner.model.eval()
     with torch.no_grad():

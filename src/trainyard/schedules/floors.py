@@ -1,4 +1,4 @@
-"""Schedulers of torch that fall to a floor: a number, or a share of each parameter group's own learning rate."""
+"""Schedulers of torch that fall to a floor: a number, or a fraction of each parameter group's own learning rate."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
     """`torch.optim.lr_scheduler.CosineAnnealingLR`, with a minimum that can be a fraction of the learning rate.
 
     Args:
-        optimizer: whose learning rates are driven.
-        T_max: steps from the learning rate to the floor.
-        eta_min: the floor of every group.
-        eta_min_ratio: the floor of each group as a share of its own learning rate, in place of `eta_min`.
+        optimizer: the optimizer whose learning rates are scheduled.
+        T_max: the number of steps from the learning rate to the minimum.
+        eta_min: the minimum for every group.
+        eta_min_ratio: the minimum for each group, as a fraction of its own learning rate, instead of `eta_min`.
         last_epoch: as in torch.
 
     Raises:
-        ValueError: `eta_min_ratio` is no share, or stands beside an `eta_min`.
+        ValueError: `eta_min_ratio` is not a number in [0, 1], or `eta_min` is given too.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class PolynomialLR(lr_scheduler.PolynomialLR):
     """`torch.optim.lr_scheduler.PolynomialLR` with a minimum: MMEngine's `PolyLR`.
 
     Args:
-        optimizer: whose learning rates are driven.
-        total_iters: steps from the learning rate to the floor.
-        power: of what is left of them.
-        eta_min: the floor of every group.
-        eta_min_ratio: the floor of each group as a share of its own learning rate, in place of `eta_min`.
+        optimizer: the optimizer whose learning rates are scheduled.
+        total_iters: the number of steps from the learning rate to the minimum.
+        power: the exponent of the remaining fraction of the steps.
+        eta_min: the minimum for every group.
+        eta_min_ratio: the minimum for each group, as a fraction of its own learning rate, instead of `eta_min`.
         last_epoch: as in torch.
 
     Raises:
-        ValueError: `eta_min_ratio` is no share, or stands beside an `eta_min`.
+        ValueError: `eta_min_ratio` is not a number in [0, 1], or `eta_min` is given too.
     """
 
     def __init__(
@@ -97,6 +97,6 @@ def _check(eta_min: Any, share: Any) -> None:
     if share is None:
         return
     if not is_number(share, at_least=0, at_most=1):
-        raise ValueError(f"eta_min_ratio is a share in [0, 1], not {share!r}")
+        raise ValueError(f"eta_min_ratio must be a number in [0, 1], not {share!r}")
     if eta_min != 0:
         raise ValueError("eta_min_ratio replaces eta_min, which must then be 0")

@@ -1,4 +1,4 @@
-"""Scheduler config, with its arguments checked and "auto" and shares resolved."""
+"""Scheduler config, with its arguments checked and "auto" and fractions resolved."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from trainyard.schedules.timms import is_timms, timms
 log = logging.getLogger(__name__)
 
 DURATIONS = ("T_max", "T_0", "total_iters", "total_steps", "step_size", "step_size_up", "step_size_down")
-"""Arguments of torch's schedulers that count in the unit: an integer, a share of the run in (0, 1), or "auto"."""
+"""Arguments of torch's schedulers that count in the unit: an integer, a fraction of the run in (0, 1), or "auto"."""
 
 OWN_LR = ("max_lr", "base_lr")
 """Arguments of torch's schedulers that are learning rates: "auto" is the group's own."""
 
-_MILESTONES = "integers or shares of the run in (0, 1), each beyond the one before"
+_MILESTONES = "integers or fractions of the run in (0, 1), each larger than the one before"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Part:
     Attributes:
         key: its place in the config, for messages.
         make: the scheduler's class, or a function that takes an optimizer and returns a scheduler.
-        keywords: its arguments, with "auto" and shares as they were given.
+        keywords: its arguments, with "auto" and fractions as they were given.
     """
 
     key: str
@@ -103,7 +103,7 @@ class Part:
         """Return the part for `units` steps per unit: a schedule of epochs stepped at iterations.
 
         Lengths are multiplied. Factors that torch applies at every step become their root, so that the product over a
-        whole unit is unchanged. Counts of a user's class or function are not scaled.
+        complete unit is unchanged. Counts of a user's class or function are not scaled.
         """
         if units == 1 or not self._torchs:
             return self
@@ -157,21 +157,21 @@ class Part:
         try:
             scheduler = self.make(optimizer, **keywords)
         except ZeroDivisionError as error:  # OneCycleLR where pct_start * total_steps is 1
-            hint = f"With {_listed(keywords)} it divides by zero: a phase of it would be a single step."
+            hint = f"With {_listed(keywords)} it divides by zero: a phase of the schedule would have a single step."
             raise ConfigError(
                 self.key, self.name, "arguments with at least two steps in each phase", hint=hint
             ) from error
         except (TypeError, ValueError) as error:
-            said = f"It says: {str(error).rstrip('.')}."
+            said = f"{self.name} says: {str(error).rstrip('.')}."
             blamed = self._blamed(optimizer, keywords)
             if blamed is None:
-                raise ConfigError(self.key, self.name, "arguments that it takes", hint=said) from error
+                raise ConfigError(self.key, self.name, f"arguments that {self.name} accepts", hint=said) from error
             key, accepted = f"{self.key}.{blamed}", f"a value that {self.name} accepts"
             raise ConfigError(key, keywords[blamed], accepted, hint=said) from error
         if not isinstance(scheduler, LRScheduler):
-            raise ConfigError(self.key, self.name, f"something that makes an LRScheduler, not {scheduler!r}")
+            raise ConfigError(self.key, self.name, f"a callable that returns an LRScheduler, not {scheduler!r}")
         if certain and isinstance(scheduler, OneCycleLR) and scheduler.total_steps < length:
-            accepted = f'"auto", or at least the {length} steps that it has to last'
+            accepted = f'"auto", or at least {length}, the number of steps of the schedule'
             raise ConfigError(f"{self.key}.total_steps", scheduler.total_steps, accepted)
         return scheduler
 
@@ -204,17 +204,17 @@ def is_count(value: Any, least: int) -> bool:
 
 
 def is_share(value: Any) -> bool:
-    """Return whether `value` is a share of the run."""
+    """Return whether `value` is a fraction of the run."""
     return is_number(value, above=0, below=1)
 
 
 def check_position(key: str, value: Any, *, at_least: int, other: str = "") -> None:
-    """Raise a `ConfigError` unless `value` counts in the unit or is a share of the run.
+    """Raise a `ConfigError` unless `value` counts in the unit or is a fraction of the run.
 
     `other` is what else the caller accepts and has handled, for the message.
     """
     if not (is_share(value) or is_count(value, at_least)):
-        kinds = [f"an integer of at least {at_least}", "a share of the run in (0, 1)", *filter(None, [other])]
+        kinds = [f"an integer of at least {at_least}", "a fraction of the run in (0, 1)", *filter(None, [other])]
         raise ConfigError(key, value, f"{', '.join(kinds[:-1])}, or {kinds[-1]}")
 
 
@@ -239,7 +239,7 @@ def positions(key: str, given: Sequence[float], length: float) -> list[int]:
     """Return milestones as positions in a run of `length`; shares are rounded to the nearest before its end.
 
     Raises:
-        ConfigError: there is a share, and the length is unknown.
+        ConfigError: there is a fraction, and the length is unknown.
     """
     if any(map(is_share, given)):
         whole = known(key, given[0] if len(given) == 1 else list(given), length)
@@ -250,7 +250,7 @@ def positions(key: str, given: Sequence[float], length: float) -> list[int]:
 def check_milestones(key: str, given: Any, *, least: int, length: float | None = None) -> None:
     """Raise a `ConfigError` unless `given` are milestones in increasing order.
 
-    Integers and shares of the run can be compared only once its `length` is known.
+    Integers and fractions of the run can be compared only once its `length` is known.
     """
     if not isinstance(given, (list, tuple)) or not all(is_share(value) or is_count(value, least) for value in given):
         raise ConfigError(key, given, _MILESTONES)

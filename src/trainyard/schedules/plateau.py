@@ -33,30 +33,30 @@ def in_group_order(state: dict[str, Any], groups: Sequence[int]) -> dict[str, An
 class Plateau:
     """`torch.optim.lr_scheduler.ReduceLROnPlateau`, with the interface of `Schedule`.
 
-    It is stepped by `observe`, once for every value of its metric, so `patience` and `cooldown` count values of the
-    metric: as a rule, validations. A warm-up multiplies what it has set.
+    `observe` steps it once for every value of its metric, so `patience` and `cooldown` count values of the metric,
+    usually validations. A warm-up multiplies its values.
 
     Args:
         monitor: the metric's name (`val/loss`); None for the run's objective.
-        mode: "min" or "max": which way is better; None for the direction of the run.
-        factor: what the learning rate is multiplied by, in (0, 1).
-        patience: values without an improvement before the learning rate is lowered.
-        threshold: how much better a value must be to count.
-        threshold_mode: "rel": `threshold` is a share of the best value; "abs": it is an amount.
-        cooldown: values to let pass after the learning rate was lowered.
-        min_lr: the lowest value, one for all groups or one for each.
-        eps: smaller changes are not made.
-        param: the number that is lowered: "lr", "momentum" (of Adam and its like the first of the betas) or
+        mode: "min" or "max": the direction of the metric; None for the direction of the run.
+        factor: the factor by which a reduction multiplies the learning rate, in (0, 1).
+        patience: values without an improvement before a reduction.
+        threshold: the minimum improvement.
+        threshold_mode: "rel": `threshold` is a fraction of the best value; "abs": it is an amount.
+        cooldown: values to ignore after a reduction.
+        min_lr: the minimum: one number for all groups, or one per group.
+        eps: smaller changes are skipped.
+        param: the scheduled value: "lr", "momentum" (for Adam and similar optimizers, the first of the betas) or
             "weight_decay".
-        warmup: the length of a linear warm-up at the start, as an integer or a share of the run.
-        warmup_factor: the share of the number at which the warm-up begins, in (0, 1].
+        warmup: the length of a linear warm-up at the start, as an integer or a fraction of the run.
+        warmup_factor: the fraction of the value at which the warm-up starts, in (0, 1].
         by: the unit of the warm-up: "epoch", "iter", or None for the unit of the training loop.
 
     Raises:
-        ConfigError: for a value that cannot work.
+        ConfigError: an invalid value.
 
     Attributes:
-        warmed: the epoch or iteration in which the warm-up has ended; 0 without one.
+        warmed: the epoch or iteration in which the warm-up ends; 0 without a warm-up.
     """
 
     by: Unit | None
@@ -93,7 +93,7 @@ class Plateau:
         if isinstance(min_lr, (list, tuple)):
             floors = [number(f"min_lr.{index}", floor, at_least=0) for index, floor in enumerate(min_lr)]
         else:
-            number("min_lr", min_lr, at_least=0, other="a list of one for each parameter group")
+            number("min_lr", min_lr, at_least=0, other="a list with one number for each parameter group")
         self.monitor = monitor
         self._mode = mode
         self._param = param
@@ -120,15 +120,15 @@ class Plateau:
         """Begin one run; call it before the optimizer's own state is loaded from a checkpoint.
 
         Args:
-            optimizer: its groups' learning rates are the initial ones. It is read, not kept or changed.
-            length: the length of the whole run, in this schedule's unit; None if it is unknown. A warm-up that is a
-                share of it needs it.
-            unit, epoch_length, certain: not read here: `Schedule` has the same signature.
-            direction: that of the run's objective; it decides `mode` where that is None.
+            optimizer: the learning rates of its groups are the initial values. It is only read.
+            length: the length of the whole run, in this schedule's unit; None if it is unknown. It is required if the
+                warm-up is a fraction.
+            unit, epoch_length, certain: unused; `Schedule` has the same signature.
+            direction: the direction of the run's objective, which is used if `mode` is None.
 
         Raises:
-            ConfigError: `direction` is neither, `min_lr` lacks a value for a group, the optimizer does not have the
-                number that is to be lowered, or the warm-up lasts as long as the run.
+            ConfigError: `direction` is invalid, `min_lr` lacks a value for a group, the optimizer does not have the
+                scheduled value, or the warm-up is not shorter than the run.
         """
         self.warmed = positions("warmup", [self._warmup], inf if length is None else length)[0]
         if length is not None and self.warmed >= length:
@@ -147,7 +147,7 @@ class Plateau:
     def row(self, index: int) -> Row:
         """Return the current values for each parameter group in epoch or iteration `index`: `[{"lr": …}, …]`.
 
-        `index` is read in a warm-up alone; it is that of `torch.optim.lr_scheduler.LinearLR`.
+        `index` is used only in a warm-up, as in `torch.optim.lr_scheduler.LinearLR`.
         """
         if index >= self.warmed:
             return self._row
@@ -155,10 +155,10 @@ class Plateau:
         return self._read(first + (1 - first) * index / self.warmed)
 
     def follow(self, optimizer: Optimizer) -> None:
-        """Take in the parameter groups that the optimizer was given since; each begins with its own number.
+        """Include the parameter groups that were added to the optimizer; each starts with its own value.
 
         Raises:
-            ConfigError: `min_lr` is a list, which has no value for them.
+            ConfigError: `min_lr` is a list, which has no values for the new groups.
         """
         self._join(groups_of(optimizer)[len(self._groups) :])
 
@@ -169,13 +169,15 @@ class Plateau:
         self._joined += added
         floors = self._arguments["min_lr"]
         if isinstance(floors, list):
-            raise ConfigError("min_lr", floors, f"one number: there are {len(self._groups)} parameter groups by now")
+            raise ConfigError(
+                "min_lr", floors, f"one number, because there are now {len(self._groups)} parameter groups"
+            )
         for group in standin_of(added, {}, self._param).param_groups:
             self._standin.add_param_group(dict(group))
         self._row = self._read()
 
     def observe(self, value: float) -> None:
-        """Read the metric's next value, and lower the learning rate if it is due."""
+        """Read the next value of the metric, and reduce the learning rate if a reduction is due."""
         self._scheduler.step(value)
         self._row = self._read()
 

@@ -28,39 +28,40 @@ Scheduler = Callable[..., LRScheduler]
 class Schedule:
     """The values of each parameter group during each epoch, or each iteration, of a run.
 
-    The values are those of torch's own schedulers stepped once after every unit, bit for bit. The real optimizer
-    is never changed here: the caller writes the row into its groups before each step.
+    The values are identical to those of torch's schedulers stepped once after every unit. The optimizer is not changed
+    here: the caller writes the row to its groups before each step.
 
     Args:
-        scheduler: a `torch.optim.lr_scheduler` class as a partial (`_partial_: true`), a list of them, or None for
-            a learning rate that stays as it is. A list with `milestones` runs one after the other (`SequentialLR`);
-            without, all of them at once (`ChainedScheduler`).
-        milestones: where the second, third, … scheduler of the list takes over: integers in the schedule's
-            unit, or shares of the run in (0, 1).
-        warmup: the length of a linear warm-up before the rest, as an integer or a share of the run.
-        warmup_factor: the share of the learning rate at which the warm-up begins, in (0, 1].
-        param: the number that is driven: "lr", "momentum" (of Adam and its like the first of the betas) or
-            "weight_decay". For the last two, read the number for the learning rate below.
-        begin: where the schedule begins, in its unit or as a share of the run. Until then the number stays; then the
-            scheduler is made as if training began there, with the number as it stands.
-        end: where it ends: the scheduler makes its last step into that epoch or iteration, and the number stays there.
-            None for the end of the run. Milestones and the warm-up count from `begin`, and shares are of the window.
+        scheduler: a `torch.optim.lr_scheduler` class as a partial (`_partial_: true`), a list of them, or None for a
+            constant learning rate. With `milestones`, the schedulers of a list run one after the other
+            (`SequentialLR`); without, all of them run at once (`ChainedScheduler`).
+        milestones: the starts of the second, third, … scheduler of the list: integers in the schedule's unit, or
+            fractions of the run in (0, 1).
+        warmup: the length of a linear warm-up before the rest, as an integer or a fraction of the run.
+        warmup_factor: the fraction of the learning rate at which the warm-up starts, in (0, 1].
+        param: the scheduled value: "lr", "momentum" (for Adam and similar optimizers, the first of the betas) or
+            "weight_decay". For the last two, "learning rate" below stands for this value.
+        begin: the start of the schedule, in its unit or as a fraction of the run. The value is constant before. At the
+            start, the scheduler is created with the current value, as if training started there.
+        end: the end of the schedule: the last step of the scheduler is at this epoch or iteration, and the value is
+            constant after. None for the end of the run. Milestones and the warm-up count from `begin`, and fractions
+            refer to the window from `begin` to `end`.
         by: the unit of a row: "epoch", "iter", or None for the unit of the training loop.
-        convert_to_iter_based: lengths are given in epochs (or as shares), and the scheduler is stepped every iteration.
+        convert_to_iter_based: lengths are given in epochs (or as fractions); the scheduler is stepped every iteration.
             Each length in epochs is multiplied by the length of an epoch, and the `gamma` of `ExponentialLR` and
-            `CyclicLR` becomes its root, so that an epoch's steps together multiply by it.
+            `CyclicLR` is replaced with a root, so that the steps of an epoch together multiply by it.
 
-    In a scheduler's arguments, "auto" stands for a fact of the run: for `max_lr` and `base_lr` the group's own
-    learning rate, for `cycle_momentum` whether the optimizer has a momentum, and for all else the length of the run in
-    the schedule's unit (with `begin` or `end`: of what they leave of it; in a sequence, or after a warm-up: of that
-    scheduler's part, which is counted from where it begins). Those of torch's arguments that count in the unit
-    (`T_max`, `step_size`, `milestones`, …) may be shares of that length too.
+    In a scheduler's arguments, "auto" is a property of the run. For `max_lr` and `base_lr`, it is the group's own
+    learning rate; for `cycle_momentum`, whether the optimizer has a momentum; for all other arguments, the length of
+    the run in the schedule's unit. (With `begin` or `end`, it is the length of the window; in a sequence or after a
+    warm-up, the length of the scheduler's part, counted from its start.) Arguments of torch's schedulers that count in
+    the unit (`T_max`, `step_size`, `milestones`, …) can also be fractions of that length.
 
     A point beyond the end of the run (a milestone of `MultiStepLR`, a longer `T_max`) is allowed and never
     reached; a schedule, or a part of a sequence, that would never begin is an error.
 
     Raises:
-        ConfigError: for a value that cannot work; `bind` checks what depends on the run's length.
+        ConfigError: an invalid value; `bind` checks values that depend on the run's length.
 
     Example:
         >>> from functools import partial
@@ -74,7 +75,7 @@ class Schedule:
 
     by: Literal["epoch", "iter"] | None
     constant: bool
-    """True if nothing ever changes: the rows are empty, and the caller may skip them."""
+    """True if the values never change: the rows are empty, and the caller can skip them."""
 
     def __init__(
         self,
@@ -147,13 +148,13 @@ class Schedule:
         """Begin the table for one run; call it before the optimizer's own state is loaded from a checkpoint.
 
         Args:
-            optimizer: its groups and numbers are the initial ones. It is read, not kept or changed.
+            optimizer: its groups and values are the initial ones. It is only read.
             length: the length of the whole run, in this schedule's unit; None if it is unknown.
-            direction: not read here: `Plateau` has the same signature.
-            unit: the training loop's own, for a schedule that has none.
-            epoch_length: iterations in an epoch; read where a row is an iteration, and a length is in epochs.
-            certain: whether the run has that length. Else it is an estimate: what follows from it (`auto`, a share)
-                ends there and stays; all else goes on as long as the run does.
+            direction: unused; `Plateau` has the same signature.
+            unit: the unit of the training loop, for a schedule without a unit.
+            epoch_length: iterations in an epoch; used if a row is an iteration and a length is in epochs.
+            certain: whether `length` is exact. Otherwise it is an estimate: values that are derived from it (`auto`, a
+                fraction) reach their end there and stay constant; all others continue as long as the run.
 
         Raises:
             ConfigError: the schedule does not fit a run of this length or this optimizer, or needs a length that is
@@ -188,9 +189,9 @@ class Schedule:
         self._restart()
 
     def follow(self, optimizer: Optimizer) -> None:
-        """Take in the parameter groups that the optimizer was given since.
+        """Include the parameter groups that were added to the optimizer.
 
-        Their rows are those of groups that were there from the beginning, with the numbers that they have now.
+        Their rows are computed as if the groups had existed from the beginning, with their current values.
         """
         self._join(groups_of(optimizer)[len(self._groups) :])
 
@@ -206,9 +207,9 @@ class Schedule:
         """Return the values for each parameter group during epoch or iteration `index` (0-based).
 
         A row has a dict per group with only the keys that the schedule changes: that of its `param`, and `momentum` or
-        `betas` where a scheduler of the learning rate cycles it. It belongs to the table: do not change
-        it. Past the end of the run the last row applies. Going forward is cheap; going back to an earlier block of rows
-        steps again from the beginning.
+        `betas` if a scheduler of the learning rate cycles it. It belongs to the table: do not change it. After the end
+        of the run, the last row applies. Moving forward is fast; moving back to an earlier block of rows steps again
+        from the beginning.
         """
         offset = index - self._first
         if 0 <= offset < self._count:
@@ -216,7 +217,7 @@ class Schedule:
         return self._seek(index)
 
     def ahead(self, index: int) -> Sequence[Row]:
-        """Return the row of `index` and those after it that are made already (see `row`); at least that one."""
+        """Return the row of `index` and the following rows that already exist (see `row`)."""
         row = self.row(index)
         return self._rows[index - self._first :] or [row]
 
@@ -231,8 +232,8 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the block of rows at which `state` was taken; call it after `bind`.
 
-        The table is a function of the config and the run's length. Where either has changed, `state` does not apply
-        and is ignored: the requested rows are stepped to from the beginning.
+        The table is a function of the config and the run's length. If either has changed, `state` is ignored, and rows
+        are computed from the beginning.
         """
         self._join(plain(state.get("joined", [])))
         if state["at_first"] is None or self._start is None or state["start"] != self._start:
@@ -277,7 +278,10 @@ class Schedule:
         scheduler = window.build(standin)
         cycled = standin.written & {"momentum", "betas"} if window.param == "lr" else None
         if cycled and any(plan.param == "momentum" for plan in self._plans):
-            accepted = "one that leaves the momentum alone (cycle_momentum: false), which has a schedule of its own"
+            accepted = (
+                "a scheduler that does not change the momentum (cycle_momentum: false), because the momentum "
+                "has its own schedule"
+            )
             raise ConfigError("scheduler", type(scheduler).__name__, accepted)
         return scheduler
 

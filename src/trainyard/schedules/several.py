@@ -10,20 +10,20 @@ from trainyard.schedules.schedule import Schedule
 
 
 class Several(Schedule):
-    """Schedules of different numbers, of different parts of the run, or both, each in its own unit.
+    """Schedules of different values, for different parts of the run, or both, each in its own unit.
 
-    Each is made when it begins, from the value its number has then. Where several drive one number at the same time,
-    they are stepped one after the other, as by torch's `ChainedScheduler`: those that multiply (a warm-up, steps, a
-    cosine) multiply each other, and one that computes its value from the optimizer's own number (`LambdaLR`,
-    `OneCycleLR`, a sequence, …) replaces the value of those before it.
+    Each is created at its start, with the current value. If several schedule one value at the same time, they are
+    stepped one after the other, as in torch's `ChainedScheduler`: factors (a warm-up, steps, a cosine) are multiplied,
+    and a scheduler that computes its value from the optimizer's own (`LambdaLR`, `OneCycleLR`, a sequence, …) replaces
+    the result of those before it.
 
-    Where the units differ, a row is an iteration, and schedules of epochs are stepped at the start of each.
+    If the units differ, a row is an iteration, and schedules by epoch are stepped at the start of each epoch.
 
     Args:
-        schedules: by any names, or a list; None leaves one out.
+        schedules: by name, or as a list; entries that are None are omitted.
 
     Raises:
-        ConfigError: one that is no `Schedule`.
+        ConfigError: an entry is not a `Schedule`.
 
     Example:
         >>> from functools import partial

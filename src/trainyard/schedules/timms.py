@@ -1,4 +1,4 @@
-"""Schedulers of timm, which are no `LRScheduler`s: they compute a value from a position that they are told."""
+"""Schedulers of timm, which are not `LRScheduler`s: they compute a value from a given position."""
 
 from __future__ import annotations
 

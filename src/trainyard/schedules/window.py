@@ -181,7 +181,7 @@ class ScheduleSpec:
             linear = partial(LinearLR, start_factor=self.warmup_factor, total_iters=warmup)
             parts, begins = [Part.of("warmup", linear), *parts], [0, *begins]
         ends = [*begins, length][1:]
-        # A share of a short run can round to nothing: such a part is left out.
+        # A fraction of a short run can round to nothing: such a part is left out.
         return [
             SchedulerSpan(part, begin, end - begin)
             for part, begin, end in zip(parts, begins, ends, strict=True)

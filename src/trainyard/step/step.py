@@ -31,7 +31,7 @@ class Step:
         train_step: a batch in, a dict of losses out; every loss whose key contains `loss` is summed.
         optimizer: already on the device of the parameters.
         precision: how forward, backward and step are run.
-        clip: called with the parameters once their gradients are whole.
+        clip: called with the parameters when their gradients are complete.
         by: what a batch weighs in a mean over several: "items" (`num_items` that the model returns, or else its
             samples), or "batches", each the same.
         samples: returns the number of samples of a batch, of all ranks together.
@@ -67,7 +67,7 @@ class Step:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The parameters that the optimizer holds now. A hook may add some, so they are read anew for every step."""
+        """The parameters that the optimizer holds now. A hook may add some, so they are read again for every step."""
         groups = self.optimizer.param_groups
         if len(groups) == 1:
             own: list[Tensor] = groups[0]["params"]
@@ -254,8 +254,8 @@ class AccumulatedStep(Step):
     def load_group_state(self, state: dict[str, Any], member: int | None = None, members: int = 1) -> None:
         """Load the result of `group_state` from the state of a step, which has none if it was of another kind.
 
-        A group that was begun by another weight goes on as if its batches so far had weighed as the next one. A run
-        that began when all batches weighed the same goes on so.
+        A group that was started with another weight continues as if its batches so far had the weight of the next one.
+        A run that began when all batches weighed the same goes on so.
         """
         group = state.get("group")
         if group is not None and group["by"] == self.by:

@@ -63,7 +63,7 @@ class AgentSettings(SweepSettings):
 
         Args:
             directory: the sweep's directory.
-            most: so many agents at a time at most.
+            most: the maximum number of agents at a time.
             files: what becomes of the files of jobs.
         """
 

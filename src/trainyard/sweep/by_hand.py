@@ -31,7 +31,7 @@ class CommandedHead(Protocol):
     """What the head does by commands."""
 
     def apply(self, *events: Event) -> None:
-        """Log events, tell them, and act."""
+        """Log events, pass them on, and act."""
 
     def queue(self, units: Sequence[Unit], why: str = "") -> None:
         """Let units run from now on."""
@@ -100,7 +100,7 @@ class ByHand:
             self._progress.commanded(str(command), refusal or told)
 
     def _obeyed(self, command: Command) -> str:
-        """Carry out a command that may be, and return what becomes of the job.
+        """Execute a permitted command, and return its effect on the job.
 
         Raises:
             TrainyardError: there can be no such clone.
@@ -116,7 +116,7 @@ class ByHand:
         return told
 
     def _cloned(self, command: Command) -> str:
-        """Let a clone of a job run, and return what becomes of it.
+        """Start a clone of a job, and return a message about it.
 
         Raises:
             TrainyardError: it cannot be.

@@ -2,7 +2,8 @@
 
 A clone is a job of the sweep: it has a number, a directory, a line in the plan and the ranking. Its number is of a
 series of its own, so that no job that a proposer, or a later batch of Hydra's, has yet to name can have it, and the
-same command takes it up when the sweep is continued. It belongs to no proposer, which is not told of it.
+same command takes it up when the sweep is continued. It does not belong to a proposer, and the proposer does not
+receive its events.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _TRIES = 20  # a running job may remove an old checkpoint at the moment at which
 
 
 def of_proposer(event: Event) -> Event | None:
-    """Return an event as a proposer is told of it: without clones; None if it is about clones alone."""
+    """Return an event as a proposer receives it: without clones; None if it concerns only clones."""
     if isinstance(event, Queued):
         units = tuple(unit for unit in event.units if unit.nums[0] < FIRST_CLONE)
         return replace(event, units=units) if units else None

@@ -153,7 +153,7 @@ class Conditions:
     def _check_circle(self, key: str, before: tuple[str, ...]) -> None:
         if key in before:
             circle = " → ".join([*before[before.index(key) :], key])
-            raise ConfigError(WHEN, circle, "conditions that do not depend on one another in a circle")
+            raise ConfigError(WHEN, circle, "conditions without circular dependencies")
         for name, _ in self._conditions[key]:
             owner = self._owner(name)
             if owner is not None:

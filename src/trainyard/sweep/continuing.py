@@ -2,7 +2,7 @@
 
 The manifest in the sweep's directory names the application that is run: the script or module that began the sweep.
 Finished jobs are kept, interrupted jobs resume from their checkpoints, the others are run, all as the manifest has it:
-same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding.
+same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding.
 """
 
 from __future__ import annotations

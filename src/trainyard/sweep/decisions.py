@@ -1,7 +1,7 @@
 """Decisions of a sweep that can change numbers. Each is recorded in the manifest before it is acted on, and followed
 when the sweep is continued.
 
-The promise: same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding.
+The promise: same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from trainyard.sweep.executor.slots import Slot
 from trainyard.track.facts import cpu_model
 
-PROMISE = "same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding"
+PROMISE = "same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding"
 
 
 _OF_LANES = ("lanes", "width", "epochs")
@@ -64,7 +64,7 @@ class Decision:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The decision as plain data, without lanes where there is nothing to tell of them."""
+        """The decision as plain data, without lanes if they contain no information."""
         return {key: value for key, value in asdict(self).items() if key not in _OF_LANES or value}
 
     @classmethod

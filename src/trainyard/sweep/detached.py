@@ -35,7 +35,7 @@ exit $status
 
 
 def submit_head(settings: SlurmSettings, directory: Path) -> str:
-    """Submit the command of this process as a job that runs the sweep, and return what to tell.
+    """Submit the command of this process as a job that runs the sweep, and return the message.
 
     Args:
         settings: the sweep's settings.

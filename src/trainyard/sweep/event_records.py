@@ -92,7 +92,7 @@ def origin_of(value: Mapping[str, Any] | None) -> Origin | None:
 
 
 def _unit(unit: Unit) -> Any:
-    """Return a unit as a list of its jobs, or as a mapping where there is more to tell."""
+    """Return a unit as a list of its jobs, or as a mapping if there is more information."""
     more: Record = {}
     if unit.slots > 1:
         more["slots"] = unit.slots

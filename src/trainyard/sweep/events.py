@@ -1,4 +1,4 @@
-"""Events that the scheduler is told, and the actions that it answers with.
+"""Events that the scheduler receives, and the actions that it returns.
 
 Each event has a record in the manifest, from which it is read back: `trainyard.sweep.event_records`.
 """
@@ -103,7 +103,7 @@ class Proposed:
         rungs: where it reports; None if nobody asks.
         subdir: its directory below the sweep's; None if it is not known.
         origin: what it begins from, if it is a clone.
-        note: what its proposer wants to be told of it again (`trainyard.sweep.proposers.NewJob`).
+        note: data that its proposer receives again with the event (`trainyard.sweep.proposers.NewJob`).
     """
 
     num: int
@@ -157,11 +157,11 @@ class Emptied:
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """A paused job is to go on as another one: from its checkpoint, with its overrides, of which some are changed.
+    """A paused job continues from another job: from its checkpoint, with its overrides, of which some are changed.
 
     Attributes:
         num: the job, which keeps its directory.
-        source: the job that it goes on as.
+        source: the job that it continues from.
         at: the epoch, or iteration, at which both have paused.
         overrides: those that it has from here on.
         keys: the keys of its config that differ from those of the checkpoint.

@@ -33,7 +33,7 @@ class FeedingHead(Protocol):
     """What the head does for its stacks."""
 
     def apply(self, *events: Event) -> None:
-        """Log events, tell them, and act."""
+        """Log events, pass them on, and act."""
 
     def propose(self) -> Sequence[Proposal]:
         """Ask the proposer for what one free slot would run, take it in, and return it."""

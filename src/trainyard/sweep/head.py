@@ -51,7 +51,7 @@ Admit = Callable[[Sequence[NewJob]], Sequence[Unit]]
 class Head(Loop):
     """Runs what a proposer proposes, until that is nothing more.
 
-    Each event is written to the manifest, then told to the scheduler and the proposer; only then is it acted on.
+    Each event is written to the manifest, then passed to the scheduler and the proposer; only then does it take effect.
 
     Args:
         executor: started.
@@ -184,7 +184,7 @@ class Head(Loop):
         self.queue(units, "promoted")
 
     def _bequeath(self, heirs: Sequence[Promote]) -> None:
-        """Let paused jobs go on as others; one for which a value cannot be changed goes on as itself."""
+        """Let paused jobs continue from other jobs; if a value of a job cannot change, it continues as itself."""
         for each in heirs:
             assert each.source is not None
             job, source = self._units.jobs[each.num], self._units.jobs[each.source]
@@ -383,7 +383,7 @@ class Head(Loop):
         self._progress.pruned(job, at, value)
 
     def _regroup(self, running: RunningUnit, found: StackReturn) -> None:
-        """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""
+        """Let the jobs of a stack that must be divided continue in other groups, from their checkpoints."""
         unit, nums = running.unit, list(running.left)
         grouped = [[unit.nums[index] for index in group if unit.nums[index] in nums] for group in found.groups]
         known = {num for group in grouped for num in group}

@@ -1,4 +1,4 @@
-"""Inheritance: a paused job goes on as another one, from its checkpoint, with some values changed.
+"""Inheritance: a paused job continues from the checkpoint of another job, with some values changed.
 
 The checkpoint of the other job lies in the heir's directory before this is recorded, under a second name of the same
 file; the heir's own checkpoints are moved away after that. Both can be repeated, so that a kill at any moment leaves
@@ -27,7 +27,7 @@ CONFIGS = "lineage"
 
 
 def config_until(directory: Path, at: int) -> Path:
-    """Return the file of the config with which a job trained until it went on as another one at this place."""
+    """Return the file of the config with which a job trained until it continued from another job at this place."""
     return directory / CONFIGS / f"until_{at}.yaml"
 
 

@@ -194,7 +194,7 @@ class JobConfigs:
         # The devices of this machine say nothing about those of others.
         count = self._application.slots(values, self._capacity if self._here else sys.maxsize)
         if count > self._capacity:
-            told = f"A job takes {count} slots, one for each device, of {self._capacity} that there are."
+            told = f"A job needs {count} slots, one for each device, but at most {self._capacity} can be used."
             raise TrainyardError(f"{told} {self._limit}".rstrip())
         return count
 

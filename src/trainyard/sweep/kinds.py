@@ -207,7 +207,7 @@ def _without_numbers(value: Any) -> Any:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each place with its value as text; a list of plain values stays whole."""
+    """Yield each place with its value as text; a list of plain values is not divided."""
     if isinstance(value, Mapping) and value:
         for key, entry in value.items():
             yield from _leaves(entry, f"{path}.{key}" if path else str(key))

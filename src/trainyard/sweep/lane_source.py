@@ -27,7 +27,7 @@ from trainyard.track.sweep_position import SweepPosition
 _LOOK = 0.2  # seconds between two looks at whether the stack was interrupted
 
 MOST = 1000
-"""Lanes of which a message can tell at once."""
+"""Maximum number of lanes in one message."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Loop between an executor and a scheduler: what happens is logged, told to the scheduler, and its actions follow."""
+"""Loop between an executor and a scheduler: logs events, passes them to the scheduler, executes its actions."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Loop(ABC):
             self.apply(Stopping(why))
 
     def apply(self, *events: Event) -> None:
-        """Log events, tell them to the scheduler, and do what it says."""
+        """Log events, pass them to the scheduler, and execute its actions."""
         for event in self._log(events):
             for action in self._told(event):
                 self._act(action)

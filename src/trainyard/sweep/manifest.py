@@ -2,11 +2,11 @@
 
 One JSON object per line, appended and never changed. An incomplete last line is removed when the file is opened.
 docs/sweeps.md has the table of the kinds of records. Those of `trainyard.sweep.event_records` are the scheduler's
-events: told them again, it stands where it stood.
+events: replaying them restores its state.
 
 Every event and every decision is recorded before it is acted on. The last decision on a job is followed when the sweep
-is continued: same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding. A manifest
-without them is planned anew.
+is continued: same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding. A sweep
+whose manifest lacks them is planned again.
 """
 
 from __future__ import annotations
@@ -382,7 +382,7 @@ def _kept() -> Iterator[None]:
 
 
 def _parsed(content: bytes) -> Iterator[Record]:
-    """Yield the records in whole lines; a line that is none is left out."""
+    """Yield the records in complete lines; lines that are not records are skipped."""
     lines = content.splitlines()
     size = max(1, _BLOCK * len(lines) // max(1, len(content)))
     for first in range(0, len(lines), size):

@@ -1,4 +1,4 @@
-"""Objectives as sweepers that learn are told them: a run that has diverged is the worst there is."""
+"""Objectives as sweepers that learn receive them: a diverged run counts as the worst."""
 
 from __future__ import annotations
 

@@ -227,10 +227,10 @@ class SweepPlan:
         slots = max(1, len(self.slots))
         if known and left:
             seconds = sum(known) / len(known) * sum(job.slots for job in left) / slots
-            told.append(f"{duration(seconds)}, as the {len(known)} done took")
+            told.append(f"{duration(seconds)}, estimated from the {len(known)} finished jobs")
         elif left and all(job.num in self.seconds for job in left):
             seconds = sum(self.seconds[job.num] for job in left) / min(slots, len(left))
-            told.append(f"{duration(seconds)} of training, as measured, without validation")
+            told.append(f"{duration(seconds)} of training (measured, without validation)")
         timed = bool(told)
         sizes = [self.sizes[job.num] for job in left if job.num in self.sizes]
         if sizes:

@@ -137,12 +137,12 @@ class SweepProgress:
         print(f"promoted #{job.num} {self.plan.name(job)}", flush=True)
 
     def inherited(self, job: Job, source: Job, at: int) -> None:
-        """Show that a job goes on as another one."""
+        """Show that a job continues from another job."""
         self._jobs[job.num] = job
         print(f"inherits #{job.num} from #{source.num} at {at}: {self.plan.name(job)}", flush=True)
 
     def kept(self, job: Job, why: str) -> None:
-        """Show that a job goes on as itself, since it cannot go on as another one."""
+        """Show that a job continues from its own checkpoint, because it cannot continue from another job."""
         print(f"keeps    #{job.num}, which cannot continue from another job: {why}", flush=True)
 
     def pruned(self, job: Job, at: int, value: float | None) -> None:
@@ -186,7 +186,7 @@ class SweepProgress:
             state: its state.
             outcome: its outcome.
             output: the file of its output; None if it has a log instead.
-            width: the number of jobs that trained with it: it took a share of the time.
+            width: the number of jobs that trained with it: it took a fraction of the time.
         """
         self._ended += 1
         title = f"#{job.num} {self.plan.name(job)}"
@@ -242,11 +242,11 @@ class SweepProgress:
     def _tell_time_left(self) -> None:
         """Tell once, where there is no table, how long a long sweep has to go: with the first job that has ended."""
         if self._live is None and self._timed == 1 and self._left >= WORTH_TELLING:
-            print(f"left     about {duration(self._left)}, as this one took", flush=True)
+            print(f"left     about {duration(self._left)}, estimated from this job", flush=True)
 
     @property
     def _further(self) -> str:
-        """What else there is to tell of the jobs: how many are paused and pruned, and the best objective so far."""
+        """Further information about the jobs: how many are paused and pruned, and the best objective so far."""
         goals = self._goals
         found = self._values if goals is None else map(goals.best, self._values)
         values = [each for each in found if isinstance(each, float) and not math.isnan(each)]

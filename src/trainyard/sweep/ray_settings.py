@@ -30,7 +30,7 @@ class RaySettings(AgentSettings):
         num_gpus, num_cpus, resources: what each agent asks for, as of Ray's actors; `resources` by their names.
         autoscaling: the cluster adds nodes: what no node has now may come.
         head_address: the address that the head listens at; None for that of its machine's name.
-        storage: URL of a folder through which files come home from nodes that share no disk with the head; None where
+        storage: URL of a folder through which files are copied to the head from nodes without a shared disk; None where
             they do.
     """
 

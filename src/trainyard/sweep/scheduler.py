@@ -1,6 +1,6 @@
 """Scheduler: which unit runs when, and on which slots. A pure state machine: no processes, no clock, no files.
 
-It is told events (`trainyard.sweep.events`), each of which is in the manifest by then, and answers with actions. The
+It receives events (`trainyard.sweep.events`), each of which is already in the manifest, and returns actions. The
 same events give the same actions: replayed from a manifest, it stands where the one that wrote it stood.
 """
 

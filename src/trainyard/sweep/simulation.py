@@ -96,7 +96,7 @@ class SimulatedSweep:
                 return False
 
     def kill(self) -> None:
-        """Kill the head with all that runs, and begin anew with what the log has."""
+        """Kill the head with everything that runs, and start again from the log."""
         log, self.log = self.log, []
         self._begin(log)
 

@@ -215,7 +215,7 @@ def is_run(directory: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False  # a file system without locks does not tell
+        return False  # unknown on a file system without locks
     finally:
         os.close(fd)
     return False

@@ -189,7 +189,7 @@ def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
     if override.is_sweep_override():
         raise ConfigError(key, line.partition("=")[2], "one value: a clone is one job")
     if key.partition(".")[0] == "hydra" or key.startswith("hydra/"):
-        raise ConfigError(key, line.partition("=")[2], "a key of the job; hydra keys apply to the whole sweep")
+        raise ConfigError(key, line.partition("=")[2], "a key of the job; hydra keys apply to the entire sweep")
     if override.is_add() or key in groups:
         return
     node, before = config, ""

@@ -97,8 +97,8 @@ class Sweep:
             limit = f"hydra.launcher.max_slots={len(self._slots)} limits it."
         if not self._executor.shares_disk:
             limit = (
-                "With hydra.launcher.storage they are those of one agent (num_gpus, or num_cpus); over several nodes, "
-                "jobs need a disk that all nodes see."
+                "With hydra.launcher.storage, a job can use the slots of one agent only (num_gpus, or num_cpus). "
+                "Jobs on several nodes need a disk that all nodes share."
             )
         self._configs = JobConfigs(
             composer, self.application, config, self.directory, self._executor.room, limit, self._executor.here
@@ -111,7 +111,7 @@ class Sweep:
         self._keys = VaryingKeys(self._command)
         self._tracking: SweepTracking | None = None
         self._progress: SweepProgress | None = None
-        self._from_proposer = False  # whether what was recorded tells a proposer what comes next
+        self._from_proposer = False  # whether the recorded jobs determine the next decision of the proposer
         self._interrupted = False
         self._open = ExitStack()
         self._open.callback(self._executor.close)
@@ -143,7 +143,7 @@ class Sweep:
         """Run what a proposer proposes, until that is nothing more.
 
         Args:
-            proposer: it is told first what the manifest has.
+            proposer: it first receives the events in the manifest.
             recorded: whether the jobs in the manifest belong to the sweep, though they are not proposed again.
 
         Returns:

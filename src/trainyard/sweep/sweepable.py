@@ -97,7 +97,7 @@ class StackTrainer(Protocol):
             positions: the jobs' positions in the sweep.
 
         Returns:
-            A result for each job, in order; with `LANES` none of those that its source was told of.
+            A result for each job, in order; with `LANES`, none for jobs that were reported to its source.
 
         Raises:
             Unfusable: the jobs cannot train as one program; they run one by one, from their checkpoints.
@@ -176,7 +176,7 @@ class Sweepable(Protocol):
             ended: whether the job has come to its end.
 
         Raises:
-            TrainyardError: a value cannot be changed in the course of a job, or the application clones no jobs.
+            TrainyardError: a value cannot be changed in the course of a job, or the application cannot clone jobs.
         """
 
     def at(self, position: SweepPosition) -> TaskFunction:
@@ -228,7 +228,7 @@ class SweepableTask:
         raise NotImplementedError
 
     def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
-        raise TrainyardError("its application clones no jobs")
+        raise TrainyardError("its application cannot clone jobs")
 
     def at(self, position: SweepPosition) -> TaskFunction:
         return self

@@ -136,7 +136,7 @@ class SweepTracking:
             _note(job.directory, "RUNNING")
 
     def inherited(self, job: Job, lineage: Sequence[Inherited]) -> None:
-        """Mark the run of a job that goes on as another one with what it has gone on as, and from where."""
+        """Tag the run of a job that continues from another job with that job and the position."""
         if self._tracker is not None:
             self._look_for(job.num)
             told = ", ".join(f"#{each.source} at {each.at}" for each in lineage)

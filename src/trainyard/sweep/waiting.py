@@ -201,7 +201,7 @@ def _room(name: str, slots: Collection[int]) -> int:
 
 
 def _busy(name: str, device: _Device) -> int:
-    """Return how busy a device is for the order of devices. Cores are all alike."""
+    """Return how busy a device is for the order of devices. All cores are equal."""
     return 0 if is_cpu(name) else device.busy
 
 

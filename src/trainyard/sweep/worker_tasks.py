@@ -239,7 +239,7 @@ def run_one(work: JobWork, common: JobCommon) -> JobDone:
 
 
 def all_awake(positions: Sequence[SweepPosition]) -> list[SweepPosition]:
-    """Return the positions of a task's jobs, with the way to tell what they report if somebody asks for it."""
+    """Return the positions of a task's jobs, with the function that sends their reports, if they are requested."""
     return [awake(position, index) for index, position in enumerate(positions)]
 
 

@@ -48,17 +48,17 @@ class Buffer(Protocol):
 
 
 class Journal:
-    """The journal of one run; no other object may write it.
+    """The journal of one run. Only one object can write it at a time.
 
-    An existing journal is continued: a torn last line (after a kill) is cut off, and a point (metric and step)
-    that is in the file is not written again, since a resumed run recomputes what came after its checkpoint.
+    An existing journal is continued: an incomplete last line (after a kill) is removed, and a point (metric and step)
+    that is already in the file is not written again, because a resumed run recomputes the points after its checkpoint.
 
     Args:
-        work_dir: the run's directory; it must exist. None: the run has none, or another process writes its journal;
-            then nothing is written, and `latest` alone is kept.
+        work_dir: the run's directory; it must exist. None: the run has no directory, or another process writes its
+            journal; then nothing is written, and only `latest` is updated.
 
     Attributes:
-        buffer: it is flushed before each record. None: no points wait.
+        buffer: flushed before each record; None if no points are pending.
 
     Raises:
         TrainyardError: another process is writing this journal.
@@ -91,12 +91,12 @@ class Journal:
 
     @property
     def writes(self) -> bool:
-        """True if there is a file, and files beside it may be written."""
+        """True if there is a file, and other files can be written next to it."""
         return self.path is not None
 
     @property
     def latest(self) -> dict[str, float]:
-        """Latest value under each name, as `points` and its owner keep it."""
+        """The latest value of each metric."""
         self._flush()
         return self._latest
 
@@ -109,7 +109,7 @@ class Journal:
             step: the step.
             values: the values by name.
             epoch: the epoch.
-            of: the name of the model that was evaluated (see `model`), if that is not the one of this step.
+            of: the name of the model that was evaluated (see `model`), if it is not that of this step.
         """
         self._flush()
         self._write(self._metrics(time.time(), step, values, epoch, of))
@@ -163,7 +163,7 @@ class Journal:
         self._latest.update(zip(names, values, strict=True))
 
     def array(self, name: str, step: int, value: Any) -> None:
-        """Record a value of several numbers, such as a confusion matrix: nested lists, a numpy array or a tensor."""
+        """Record an array, such as a confusion matrix: nested lists, a NumPy array or a tensor."""
         self._flush()
         if step <= self._array_marks.get(name, -math.inf):
             return
@@ -173,7 +173,7 @@ class Journal:
     def artifact(self, path: str | Path, to: str = "") -> None:
         """Record a file or folder inside the run's directory, to be uploaded into the artifact folder `to`.
 
-        The shipper reads it when it reaches the record; a file that is gone by then is skipped.
+        The shipper reads it when it processes the record; a file that no longer exists is skipped.
         """
         self._add("artifact", path=self._inside(path), to=to)
 
@@ -197,10 +197,10 @@ class Journal:
                 `nn.Module` and an input example (a numpy array) or None. It runs in the shipper, which sees no GPU.
             predict: `"module:function"`, called as `function(net, inputs)` for the predictions that MLflow serves;
                 None: `net(inputs)`.
-            name: of the model in MLflow: `mlflow.pytorch.load_model("runs:/RUN_ID/<name>")` opens it.
-            step: the step at which it was saved; the model has the metrics of this step, and those that were recorded
-                as of it. None: it has none.
-            form: `pickle`, or `export` for the program that `torch.export` makes of its predictions.
+            name: the name of the model in MLflow: `mlflow.pytorch.load_model("runs:/RUN_ID/<name>")` opens it.
+            step: the step at which it was saved; the model has the metrics of this step, and those recorded with `of`.
+                None: no metrics.
+            form: `pickle`, or `export` for a `torch.export` program of its predictions.
         """
         optional = {"predict": predict, "name": None if name == "model" else name, "step": step}
         named = {key: value for key, value in optional.items() if value is not None}
@@ -208,15 +208,15 @@ class Journal:
         self._add("model", checkpoint=self._inside(checkpoint), loader=loader, **named)
 
     def inputs(self, inputs: Sequence[Mapping[str, Any]]) -> None:
-        """Record the data sets of the run, each as `name`, `digest`, `context`, `source` and what else is known."""
+        """Record the data sets of the run, each with `name`, `digest`, `context`, `source` and other properties."""
         self._add("inputs", inputs=[dict(each) for each in inputs])
 
     def register(self, name: str, alias: str, of: str | None = None) -> None:
         """Record that a model is to be registered in MLflow, as the next version of `name` with this alias.
 
         Args:
-            name: of the registered model.
-            alias: of the version; an earlier version loses it.
+            name: the name of the registered model.
+            alias: the alias of the version, which an earlier version loses.
             of: the directory of the run whose model it is, relative to this one's; None: this run.
         """
         self._add("register", name=name, alias=alias, **({} if of is None else {"of": of}))
@@ -231,7 +231,7 @@ class Journal:
     def linked_tags(self, tags: Mapping[str, Any]) -> None:
         """Record tags that name other runs, as `run:ID`, by the IDs of their `RunInfo`.
 
-        In MLflow the ID of such a run there stands in its place; in `[a link](run:ID)` it is a link to its page.
+        In MLflow, `run:ID` is replaced with the MLflow ID of that run; in `[a link](run:ID)`, with a link to its page.
         """
         self._add("linked_tags", tags={key: str(value) for key, value in tags.items()})
 
@@ -240,7 +240,7 @@ class Journal:
         self._add("status", status=status, message=message)
 
     def gone(self) -> str | None:
-        """Return why what is written here is not where it is looked for; None if it is."""
+        """Return why the file that is written is no longer at its path; None if it is."""
         if not self.writes or self.path is None:
             return None
         own = os.fstat(self._fd)
@@ -346,7 +346,7 @@ def _line(record: Record) -> str:
 def read(path: str | Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
     """Yield the complete records of a journal from byte `offset` on, each with the offset at which it ends.
 
-    A torn last line is left for later, a line that is no record is skipped, and a missing file counts as empty.
+    An incomplete last line is not read, a line that is not a record is skipped, and a missing file counts as empty.
     """
     try:
         file = Path(path).open("rb")  # noqa: SIM115 (closed by the with below; only its opening may fail)

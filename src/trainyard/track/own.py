@@ -43,7 +43,7 @@ def is_own_directory(work_dir: Path) -> bool:
 
 
 def can_be_told() -> bool:
-    """Return whether there is a key: without one no directory can be told to be one's own."""
+    """Return whether there is a key: without a key, no directory is recognized as the user's own."""
     return _key() is not None
 
 

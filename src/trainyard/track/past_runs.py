@@ -51,7 +51,7 @@ def past_runs(given: str, uri: str | None, metrics: Sequence[str]) -> tuple[str,
     store = redact(uris.resolve(uri, uris.launch_folder()))  # a password goes by the environment alone
     database = uris.sqlite_file(store)
     if database is not None and not database.is_file():  # MLflow would make it
-        raise TrainyardError(f"MLflow has no {database}")
+        raise TrainyardError(f"There is no MLflow database {database}")
     question = json.dumps({"uri": store, "given": given, "metrics": [*metrics]})
     done = subprocess.run([sys.executable, "-m", READER], input=question, capture_output=True, text=True, check=False)
     try:

@@ -24,5 +24,5 @@ def registered(given: object) -> tuple[str, str]:
     if not name or re.search(r"[/:]", name) or not re.fullmatch(r"[\w\-]+", alias):
         raise ConfigError("register", given, accepted)
     if re.fullmatch(r"[vV]\d+", alias) or alias.lower() == "latest":
-        raise ConfigError("register", given, accepted, hint=f"MLflow keeps the alias {alias} for itself.")
+        raise ConfigError("register", given, accepted, hint=f"The alias {alias} is reserved by MLflow.")
     return name, alias

@@ -20,28 +20,28 @@ FILE = "run.json"
 
 @dataclass
 class RunInfo:
-    """Run as MLflow will show it.
+    """Record of a run for MLflow.
 
     Args:
         name: display name of the run.
-        params: the settings that matter, flat (`optim.lr`), as MLflow params; values are cut at 6000 characters. Of a
-            resumed run, the values that each had first.
-        settings: all settings, where `params` are the chosen ones of them; empty: these are all.
-        changes: the params that had another value when the run was resumed: by `param@step`, the value from there on.
+        params: the selected settings, flat (`optim.lr`), as MLflow params; values are cut at 6000 characters. For a
+            resumed run, the first value of each.
+        settings: all settings, of which `params` is a selection; empty if `params` contains all.
+        changes: the params whose value changed when the run was resumed: by `param@step`, the new value.
         tags: MLflow tags.
-        facts: the machine and the code (`facts.collect`), as tags too.
+        facts: facts about the machine and the code (`facts.collect`), which are also tags.
         config: the resolved config's path inside the run's directory.
         parent: `id` of the parent's run, for a job of a sweep.
-        id: unique name of the run, made once; MLflow's run has it as the tag `trainyard.run_id`.
-        experiment, uri: where it is tracked; set by the tracker. None: nowhere.
-        experiment_id: MLflow's own, of an experiment that is chosen by it and not by its name.
-        start_time: unix seconds.
-        user, source: who started which program.
-        program: the arguments of Python that start that program (`-m trainyard.train`); empty where it has no file, or
+        id: the unique ID of the run, created once; MLflow's run has it as the tag `trainyard.run_id`.
+        experiment, uri: where the run is tracked, set by the tracker; None if it is not tracked.
+        experiment_id: the MLflow ID of the experiment, if it is selected by ID instead of by name.
+        start_time: in Unix seconds.
+        user, source: the user, and the program that was started.
+        program: the Python arguments that start this program (`-m trainyard.train`); empty if it has no file, or if
             another process started the run.
         python_path: folders from which the shipper imports the user's model.
         copies: further copies of its metrics: `tensorboard`, `wandb=offline`.
-        mark: what makes its directory one of the user's own (`trainyard.track.own`).
+        mark: the mark that identifies its directory as the user's own (`trainyard.track.own`).
     """
 
     name: str
@@ -67,8 +67,8 @@ class RunInfo:
     def continuing(self, earlier: RunInfo, step: int, *, there: bool) -> RunInfo:
         """Return this run as the continuation of `earlier` from iteration `step` on.
 
-        It has the identity of `earlier`, and its params as far as they go: MLflow keeps the first value of each. The
-        machine is the new one.
+        It has the identity of `earlier` and its params, because MLflow keeps the first value of each. The facts about
+        the machine are the new ones.
 
         Args:
             earlier: the run so far.

@@ -24,7 +24,7 @@ LOCK = ".shipper.lock"
 LOG = "shipper.log"
 TRAINING = "workflowType=machine_learning"
 """Query of MLflow's pages that shows runs as trainings, not as those of language models."""
-_UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves, if it is not told otherwise
+_UI = "http://127.0.0.1:5000"  # the default address of `mlflow ui`
 _TAIL = 1024  # bytes
 EXIT_STATUS = (0, 3, 4)
 """Of the shipper: all is shipped, something is not, MLflow kept it waiting for too long; any other is a crash."""
@@ -43,7 +43,7 @@ class Shipped:
         sent_status: the status last sent to the store.
         time: of the last record up to there, unix seconds.
         error: why the last attempt failed; None after one that did not.
-        notes: what was left out permanently, and why.
+        notes: records that were skipped permanently, with the reasons.
         names: by kind of name, the one in MLflow of each name of the run.
     """
 
@@ -151,9 +151,9 @@ class RunShipment:
 
     Args:
         shipped, unshipped: journal records that the store has, and has not (uploads count as records).
-        error: why the rest is not there.
-        notes: what was left out permanently, and why.
-        renamed: which names MLflow's rules would make equal to another, and how they are called there.
+        error: the reason why the rest is missing.
+        notes: records that were skipped permanently, with the reasons.
+        renamed: names that MLflow's rules would make equal to others, and their names in MLflow.
     """
 
     work_dir: Path
@@ -187,7 +187,7 @@ class RunShipment:
 
     @property
     def page(self) -> str:
-        """Address of the experiment's runs, in the mode of MLflow's page that shows trainings; empty if unknown."""
+        """Address of MLflow's page with the runs of the experiment; empty if unknown."""
         if self.experiment_id is None or self.uri is None:
             return ""
         server = _server(self.uri)
@@ -196,7 +196,7 @@ class RunShipment:
     def __str__(self) -> str:
         text = f"{self.name} ({self.work_dir}): {self.shipped} records uploaded"
         if self.unshipped:
-            text += f", {self.unshipped} not"
+            text += f", {self.unshipped} not uploaded"
         if self.error:
             text += f"; {self.error}"
         return "\n  ".join([text, *(f"left out: {note}" for note in self.notes), *self.renamed])
@@ -209,7 +209,7 @@ class Shipment:
     Args:
         runs: one each.
         running: the shipper continues in the background.
-        error: what went wrong on this side: no shipper, a run's directory that is gone.
+        error: a local error: the shipper failed, or a run's directory no longer exists.
     """
 
     runs: tuple[RunShipment, ...] = ()
@@ -222,7 +222,7 @@ class Shipment:
 
     @property
     def arrived(self) -> str:
-        """Which runs MLflow has, whole, and where they can be viewed; empty if there are none."""
+        """The runs that are complete in MLflow, and how to view them; empty if there are none."""
         if not self.runs or not self.runs[0].where or self.runs[0].run_id is None:
             return ""
         own, *others = self.runs  # a sweep's own, and those of its jobs

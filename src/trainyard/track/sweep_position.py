@@ -42,7 +42,7 @@ class SweepPosition:
         lane: its lane there.
         rungs: where the job reports; None if nobody asks.
         metrics: what the job returns by name; empty for its objective alone.
-        wake: tells the sweep, from the job's process, that the job has reached the place given.
+        wake: informs the sweep, from the job's process, that the job has reached a given position.
     """
 
     parent: str | None

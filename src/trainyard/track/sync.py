@@ -35,7 +35,7 @@ def check_place(work_dir: Path, info: RunInfo, trust: bool) -> None:
     if trust or info.uri is None or own.is_own(info, work_dir) or info.uri == redact(resolve(None, Path.cwd())):
         return
     raise TrainyardError(
-        f"{info.name} ({work_dir}): was not created by you, and names a store that is not yours: {info.uri}. "
+        f"{info.name} ({work_dir}) was not created by you, and names a store that is not yours: {info.uri}. "
         "No data and no credentials were sent there. Give a store with --uri, or trust the directory with --trust."
     )
 
@@ -79,7 +79,7 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
             before = summary(work_dir, uri)
             after = ship_now(work_dir, stores, uri, experiment=experiment, trust=trust)
         except InUseError:
-            print(f"{info.name} ({work_dir}): its own shipper is uploading it; skipped")
+            print(f"{info.name} ({work_dir}): skipped because its own shipper is uploading it")
         except (TrainyardError, OSError) as error:
             print(error)
             complete = False

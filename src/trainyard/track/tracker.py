@@ -35,21 +35,21 @@ from trainyard.track.viewers import copies
 _ROOT = Path(__file__).resolve().parents[2]  # the folder from which `trainyard` is imported
 FORMATS = ("pickle", "export")
 _CHECKPOINTS = ("best", "last")
-_PARTING = 1.0  # seconds that a shipper has to end when it is told to stop
+_PARTING = 1.0  # seconds in which a shipper must end after it was asked to stop
 
 
 class Tracker(ABC):
     """Interface for tracking runs.
 
-    `start()` early, `open()` each run's directory when its config is known valid, `finish()` at the end. A command
-    that ends before its first `open()` leaves nothing behind.
+    Call `start()` early, `open()` for each run's directory when its config is known to be valid, and `finish()` at the
+    end. A command that ends before its first `open()` leaves no files.
 
     Attributes:
         log_model: whether a finished run's best model is to be logged; `kept`: every checkpoint that it keeps.
         model_format: `pickle`, or `export` for a program of `torch.export`.
-        experiment_per_sweep: whether the runs of each sweep have an experiment of their own.
+        experiment_per_sweep: whether each sweep has a separate experiment.
         register: the name and the alias under which the best model of a run, or of a sweep, is registered.
-        log_checkpoints: which checkpoints are to be uploaded, of "best" and "last".
+        log_checkpoints: which checkpoints to upload, of "best" and "last".
     """
 
     log_model: bool | str = False
@@ -59,21 +59,21 @@ class Tracker(ABC):
     log_checkpoints: tuple[str, ...] = ()
 
     def start(self) -> None:  # noqa: B027 (a tracker may have nothing to start)
-        """Start what takes time, and return at once."""
+        """Start preparations that take time, and return immediately."""
 
     def open(self, work_dir: str | Path, info: RunInfo, *, resume: bool = False, step: int = 0) -> RunInfo:
-        """Write `run.json` into `work_dir`, and track what is journaled there from now on.
+        """Write `run.json` to `work_dir`, and track its journal from now on.
 
         Args:
             work_dir: an existing folder.
-            info: the run; name, place and python path are filled in, and its facts that are texts become files.
-            resume: continue the run that `work_dir` holds, if any: its id, name, experiment and URI stay, and params
-                whose values differ are recorded as its `changes`. A directory from elsewhere (`trainyard.track.own`)
-                stays one, and does not say where its run is tracked.
+            info: the run; its name, place and Python path are set, and facts that are texts are written to files.
+            resume: continue the run in `work_dir`, if there is one: its ID, name, experiment and URI do not change, and
+                params with other values are recorded as its `changes`. A directory from elsewhere
+                (`trainyard.track.own`) remains one, and its store is not used.
             step: the iteration from which it continues.
 
         Raises:
-            ConfigError: `work_dir` holds an earlier run and `resume` is false.
+            ConfigError: `work_dir` contains a run and `resume` is false.
             OSError: `work_dir` cannot be written.
         """
         folder = Path(work_dir).absolute()
@@ -102,22 +102,22 @@ class Tracker(ABC):
         """Track the run in `work_dir`, whose `run.json` another process has written (see `leave_shipping`)."""
 
     def leave_shipping(self) -> None:  # noqa: B027 (a tracker may have nothing to ship)
-        """Write only `run.json` from now on: the process that launched this one ships what is journaled."""
+        """Write only `run.json` from now on: the parent process uploads the journals."""
 
     def close(self, work_dir: str | Path) -> None:  # noqa: B027 (a tracker may have nothing to close)
         """Mark the run in `work_dir` as no longer written; without a final status it is then marked KILLED.
 
-        For a sweep, whose jobs end one by one. `finish()` closes all.
+        Used by a sweep, whose jobs end at different times. `finish()` closes all runs.
         """
 
     @abstractmethod
     def finish(self) -> Shipment:
-        """Wait, within limits, until everything is shipped, and return how far that went. Never raise."""
+        """Wait, up to a limit, until everything is uploaded, and return the result. Never raise."""
 
     def abort(self) -> Shipment:
-        """End shipping within two seconds, whatever is left, and return how far it went. Never raise.
+        """End the upload within two seconds, even if it is incomplete, and return the result. Never raise.
 
-        For a command that must end now; `trainyard sync` ships the rest.
+        Used by a command that must end now; `trainyard sync` uploads the rest.
         """
         return Shipment()
 
@@ -145,26 +145,26 @@ class MLflowTracker(Tracker):
     """Tracks runs in MLflow, through a separate process that reads their journals.
 
     Args:
-        uri: of the MLflow server or database; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the folder
-            from which the command was started.
-        experiment: its name; by default MLFLOW_EXPERIMENT_NAME, else the one with the id MLFLOW_EXPERIMENT_ID, else
-            `trainyard`.
-        experiment_per_sweep: give each sweep an experiment of its own, `<experiment>/<the sweep's directory>`.
-        run_name: by default the name that the run has without it.
+        uri: the URI of the MLflow server or database; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the
+            folder from which the command was started.
+        experiment: the name of the experiment; by default MLFLOW_EXPERIMENT_NAME, else the experiment with the ID
+            MLFLOW_EXPERIMENT_ID, else `trainyard`.
+        experiment_per_sweep: use a separate experiment for each sweep, `<experiment>/<the sweep's directory>`.
+        run_name: the run's name in MLflow; by default, the run's own name.
         tags: more MLflow tags, for every run.
-        log_model: log the best model of a finished run, so that `mlflow.pytorch.load_model` opens it. `kept` logs each
-            checkpoint that the run keeps, too.
-        model_format: `pickle`, the module of its own class; or `export`, the program that `torch.export` makes of its
-            predictions, which needs none of the code.
-        register: register the model of a finished run, or that of a sweep's best job, under this name. `NAME@ALIAS`
-            gives the version an alias, which else is `best`.
+        log_model: log the best model of a finished run, for `mlflow.pytorch.load_model`. `kept`: also log each
+            checkpoint that the run keeps.
+        model_format: `pickle`, the module with its class; or `export`, a `torch.export` program of its predictions,
+            which does not need the code.
+        register: register the model of a finished run, or of a sweep's best job, under this name. `NAME@ALIAS` sets the
+            alias of the version; the default is `best`.
         log_checkpoints: which checkpoints to upload, of "best" and "last".
-        wait: seconds that `finish()` waits at most.
-        tensorboard: write an event file of TensorBoard into the run's directory, too.
-        wandb: `offline` writes an offline run of Weights & Biases into it, once it ends.
+        wait: the maximum number of seconds that `finish()` waits.
+        tensorboard: also write a TensorBoard event file to the run's directory.
+        wandb: `offline`: also write an offline run of Weights & Biases to it when the run ends.
 
     Raises:
-        ConfigError: an invalid MLflow URI, an experiment that cannot be logged to, a name that MLflow does not take, an
+        ConfigError: an invalid MLflow URI, a deleted experiment, a name that MLflow does not accept, an
             unknown name in `log_checkpoints`, a negative `wait`, a viewer that is not installed.
     """
 

@@ -337,7 +337,9 @@ def test_predictions_and_batches_that_are_no_tensors() -> None:
     batches = [(torch.randn(3, 2), torch.zeros(3)) for _ in range(4)]
     found, captured = evaluated(RecordedGraph(), Samples(), {"values": Gathering()}, [batches], told=told)
     assert found[0]["values"][1] == 4
-    assert told[-1] == "The evaluation is not captured: the predictions contain more than tensors on the device."
+    assert told[-1] == (
+        "The evaluation is not captured: the predictions contain something other than tensors on the device."
+    )
     told.clear()
     model = Supervised(nn.Linear(2, 2), nn.MSELoss())
     named = [(torch.randn(3, 2), "a", torch.randn(3, 2)) for _ in range(4)]
@@ -349,7 +351,7 @@ def test_predictions_and_batches_that_are_no_tensors() -> None:
     captured.begin(predict, {"mse": MeanSquaredError()}, dict(model.named_modules()), watched=False)
     for batch in named:
         captured(batch)
-    assert told == ["The evaluation is not captured: a batch contains more than tensors on the device."]
+    assert told == ["The evaluation is not captured: a batch contains something other than tensors on the device."]
 
 
 def test_many_shapes() -> None:
@@ -421,8 +423,8 @@ class Varying(SumMetric):
 @pytest.mark.parametrize(
     ("metric", "reason"),
     [
-        (Gathering, "Gathering does not say that it is capturable"),
-        (Own, "Own does not say that it is capturable"),
+        (Gathering, "Gathering is not marked as capturable"),
+        (Own, "Own is not marked as capturable"),
         (Waiting, "it waits for the device (aten._local_scalar_dense.default)"),
         (Counting, "batches keeps changing"),
         (Growing, "rows keeps changing"),
@@ -461,7 +463,7 @@ def test_sums_on_the_host() -> None:
         for _ in range(5):
             captured((torch.randn(3, 2, device="meta"), torch.zeros(3, dtype=torch.int64, device="meta")))
         captured.end()
-    assert told == ["The evaluation is captured without metric.host: its sums are not tensors on the device alone."]
+    assert told == ["The evaluation is captured without metric.host: its sums are not all tensors on the device."]
     assert metric.compute() == 15
 
 

@@ -216,7 +216,7 @@ def test_a_capture_that_fails_has_done_nothing(monkeypatch: pytest.MonkeyPatch, 
 
 def test_batches_that_are_no_tensors(said: Any) -> None:
     step, _ = drive(RecordedGraph(), *_lists())
-    assert said() == ["The step is not captured: a batch contains more than tensors on the device."]
+    assert said() == ["The step is not captured: a batch contains something other than tensors on the device."]
     assert step.refusal is not None
 
 

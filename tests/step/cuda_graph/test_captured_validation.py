@@ -238,7 +238,7 @@ def test_the_reason_is_said_once(arguments: Any, said: Any) -> None:
         return Runner(**arguments | {"hooks": hooks, "metrics": metrics})
 
     both(make, test=True)
-    reason = "_Own does not say that it is capturable"
+    reason = "_Own is not marked as capturable"
     assert said() == [f"The evaluation is captured without metric.own: {reason}."]
 
 

@@ -114,8 +114,8 @@ def test_tasks_run_on_agents_as_on_this_machine(tmp_path: Path, transport: Any) 
     assert found[0].value == {"number": 0, "threads": "1", "cwd": str(Path.cwd())}
     assert found[2].error == "ValueError: two"
     assert 'raise ValueError("two")' in found[2].traceback
-    assert found[3].error == "its process ended with status 3 before it gave a result"
-    assert found[4].error == "its process was killed by SIGKILL before it gave a result"
+    assert found[3].error == "its process ended with status 3 before it returned a result"
+    assert found[4].error == "its process was killed by SIGKILL before it returned a result"
     assert (tmp_path / "logs" / "5").read_text() == "this is 5\n"
 
 
@@ -219,7 +219,7 @@ def test_a_head_waits_for_the_agents_of_the_one_before(tmp_path: Path) -> None:
         first._transport = None
         with an_executor(tmp_path, 1) as (_, _, told):
             assert (tmp_path / "asked0").exists()
-            assert told[0] == "Waiting for 1 agents of the head before this one to end."
+            assert told[0] == "Waiting for 1 agents of the previous head to end."
         pool.close()
 
 

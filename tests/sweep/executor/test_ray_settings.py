@@ -83,11 +83,15 @@ class AuthenticationError(Exception):
 @pytest.mark.parametrize(
     ("error", "answers", "told"),
     [
-        (AuthenticationError("no token\nwas found"), True, "It asks for a token. RAY_AUTH_MODE=token, with the token"),
+        (
+            AuthenticationError("no token\nwas found"),
+            True,
+            ("The cluster requires a token: RAY_AUTH_MODE=token, with the token"),
+        ),
         (
             ConnectionError("Failed to connect to Ray cluster at h:1."),
             True,
-            "at h:1, although something answers",
+            "at h:1, although a server answers",
         ),
         (ConnectionError("Failed to connect to Ray cluster at h:1."), False, "Failed to connect to Ray cluster at h:1"),
         (ConnectionRefusedError(111, "Connection refused"), False, "Connection refused"),

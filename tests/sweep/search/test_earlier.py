@@ -183,7 +183,7 @@ def test_a_warm_start_takes_the_runs_of_mlflow_that_have_its_parameters(
     below = answer(store, "parent", ["val/accuracy", "val/loss"])["runs"]
     assert [each["name"] for each in below] == [name for name, *_ in RUNS[1:-1]]
     assert [each["metrics"] for each in below][-1] == {"val/loss": 0.7}
-    with pytest.raises(TrainyardError, match="MLflow has no experiment and no run of that name or id"):
+    with pytest.raises(TrainyardError, match="MLflow has no experiment and no run with that name or ID"):
         answer(store, "nothing", ["val/accuracy"])
 
 
@@ -199,4 +199,4 @@ def test_a_warm_start_from_what_mlflow_does_not_have_is_refused(
         "run of"
     )
     assert str(error.value).startswith(told)
-    assert f"MLflow has no {tmp_path}/none.db" in str(error.value)
+    assert f"There is no MLflow database {tmp_path}/none.db" in str(error.value)

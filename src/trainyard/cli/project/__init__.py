@@ -29,7 +29,7 @@ def create(name: str, parent: Path) -> Path:
         The project's folder.
 
     Raises:
-        ConfigError: the name is no identifier, that of a package that is there, or that of a file here.
+        ConfigError: the name is not an identifier, or is the name of an installed package or of a file here.
     """
     _check(name, parent)
     part = parent / temporary.marked(f".{name}.")

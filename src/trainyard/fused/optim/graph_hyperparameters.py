@@ -28,7 +28,7 @@ class StackedGraphHyperparameters:
     step takes its own. Otherwise a row is sent before its step, as one tensor, where it changes.
 
     The groups' own tensors have the last word: before a step they are compared, as objects, with those of the row that
-    the step will take. Where they differ (a resume, a number set by hand), the table is written anew.
+    the step will take. If they differ (a resume, a number set by hand), the table is written again.
 
     Args:
         optimizer: a stacked optimizer.

@@ -1,4 +1,4 @@
-"""Choice of the Triton kernels that step a bucket in one pass over its memory.
+"""Choice of the Triton kernels that update a bucket in one pass over its memory.
 
 Arithmetic on lists of tensors (`StackedOptimizer._update`) goes through the memory once for each of its functions. A
 kernel of `triton_kernels` reads parameter, gradient and state once and writes them once.

@@ -100,7 +100,7 @@ class StackedOptimizer(Optimizer):
 
         Returns:
             Whether a number changed to or from 0 in a way that changes the arithmetic (a weight decay, a
-            momentum): a captured step must then be captured anew.
+            momentum): a captured step must then be captured again.
         """
         other = False
         for index, (group, numbers) in enumerate(zip(self.param_groups, self.numbers, strict=True)):
@@ -219,7 +219,7 @@ class StackedOptimizer(Optimizer):
         return decayed
 
     def _plan(self, index: int) -> list[ParameterBucket]:
-        """Return the buckets of a group, made anew if other parameters have gradients than at the step before."""
+        """Return the buckets of a group; they are rebuilt if other parameters have gradients than before."""
         group = self.param_groups[index]
         key = [None if param.grad is None else param.data_ptr() for param in group["params"]]
         if self._plans[index][0] != key:

@@ -144,7 +144,7 @@ class PredictionDump(Hook):
     def _tell(self, member: Member, file: Path) -> None:
         shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
         size = file.stat().st_size / 1e6
-        large = f" ({size:.0f} MB: it stays there)" if size > self.upload_mb else ""
+        large = f" ({size:.0f} MB; larger than upload_mb, so it is not uploaded)" if size > self.upload_mb else ""
         log.info("Predictions: %s%s", shown, large, extra={"member": member})
         if not large:
             member.journal.artifact(file)

@@ -130,9 +130,9 @@ def numbers(predicted: Array, target: Array, title: str) -> Figure:
 
 
 def confusion(counts: Array, names: Sequence[str], title: str) -> Figure:
-    """Return the confusion matrix `[C, C]` as a heat map: colours are shares of the rows, numbers are counts.
+    """Return the confusion matrix `[C, C]` as a heat map: colours are fractions of the rows, numbers are counts.
 
-    With up to 10 classes a cell also has the share in percent; with more than 30 it has no number.
+    With up to 10 classes a cell also has the fraction in percent; with more than 30 it has no number.
     """
     classes = len(counts)
     shares = row_shares(counts)
@@ -183,7 +183,7 @@ _TITLE = 0.62
 
 
 def _percent(share: float) -> str:
-    """Format a share in percent; a share near 0 or 1 is not rounded to it."""
+    """Format a fraction in percent; a share near 0 or 1 is not rounded to it."""
     digits = 0 if share in (0, 1) or 0.01 <= share <= 0.99 else 1
     return f"{100 * share:.{digits}f} %"
 

@@ -46,12 +46,12 @@ class Lightning(BaseModel):
         data_preprocessor: see `BaseModel`.
 
     Attributes:
-        batch_idx, dataloader_idx: of the batch that the next step is for.
-        facts: what the module knows of the run.
+        batch_idx, dataloader_idx: those of the batch of the next step.
+        facts: the properties of the run that the module can read.
         schedulers: those that `configure_optimizers` made; empty before it is called.
 
     Raises:
-        ConfigError: it is no LightningModule, optimizes manually, or overrides a method that is never called here.
+        ConfigError: it is not a LightningModule, optimizes manually, or overrides a method that is never called here.
     """
 
     capturable = False
@@ -70,7 +70,7 @@ class Lightning(BaseModel):
         return {key: value for key, value in self.__dict__.items() if key != "facts"} | {"schedulers": []}
 
     def attach(self, parts: Any) -> None:
-        """Belong to a run, whose facts the module reads, and whose stages its hooks are called at.
+        """Attach the module to a run: it can read properties of the run, and its hooks are called at the run's stages.
 
         Raises:
             ConfigError: the run is on several devices.
@@ -90,7 +90,7 @@ class Lightning(BaseModel):
 
     @property
     def train_steps(self) -> Any:
-        """Function from a batch to a turn of each optimizer, where `training_step` takes `optimizer_idx`."""
+        """Function from a batch to the turns of the optimizers, if `training_step` takes `optimizer_idx`."""
         if not self.takes_turns:
             raise AttributeError("train_steps")
         return self._turns
@@ -131,7 +131,7 @@ class Lightning(BaseModel):
             output = step(batch, **accepted_arguments(step, given, first=("batch",)))
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
-            found = "None, and no batch can be left out" if output is None else f"a {type(output).__name__}"
+            found = "None, but a batch cannot be skipped" if output is None else f"a {type(output).__name__}"
             raise TrainyardError(
                 f"{type(self.module).__name__}.training_step returned {found}; it must return a loss, or a mapping "
                 f"with one under 'loss'."
@@ -160,7 +160,11 @@ class Lightning(BaseModel):
         with self.running("train"):
             made: Configured = parsed(self.module.configure_optimizers())  # type: ignore[operator]
         if (len(made.optimizers) > 1) != self.takes_turns:
-            accepted = f"several, one for each {TURN}" if self.takes_turns else f"one: training_step takes no {TURN}"
+            accepted = (
+                f"several, one for each {TURN}"
+                if self.takes_turns
+                else f"one, because training_step has no argument {TURN}"
+            )
             raise ConfigError(KEY, f"{len(made.optimizers)} optimizers", accepted)
         self.schedulers, self.optimizers = made.schedulers, len(made.optimizers)
         return {name_of(turn): each for turn, each in enumerate(made.optimizers)}
@@ -198,7 +202,9 @@ class Lightning(BaseModel):
         if overridden(self.module, name):
             method: Any = getattr(self.module, name)
             if method(*args, **accepted_arguments(method, kwargs, first=args)) == -1:
-                raise TrainyardError(f"{type(self.module).__name__}.{name} returned -1: an epoch cannot be cut short.")
+                raise TrainyardError(
+                    f"{type(self.module).__name__}.{name} returned -1, but an epoch cannot be ended early."
+                )
 
     def finish(self, split: str) -> Recorder:
         """Call what ends an epoch of evaluation, and return what it logged."""

@@ -27,7 +27,7 @@ class CaptureLimits:
     def refusal(self, shape: Hashable | None) -> str | None:
         """Return why batches are not captured, given the next one's shape (see `signature_of`); None if they are."""
         if shape is None:
-            return "a batch contains more than tensors on the device"
+            return "a batch contains something other than tensors on the device"
         self._shapes.add(shape)
         return f"the batches have more than {SHAPES} shapes" if len(self._shapes) > SHAPES else None
 

@@ -80,7 +80,7 @@ class CapturedEvaluation:
             self._forget()
             for name, metric in self._metrics.items():
                 if not metric.capturable:
-                    self._leave_out(name, f"{type(metric).__name__} does not say that it is capturable")
+                    self._leave_out(name, f"{type(metric).__name__} is not marked as capturable")
 
     def __call__(self, batch: Any) -> Any:
         """Evaluate a batch.
@@ -182,7 +182,7 @@ class CapturedEvaluation:
         outputs, reason = self._graph.warm_up(lambda: self._predict(batch))
         if judge:
             if signature_of(outputs, [], self._device) is None:
-                reason = reason or "the predictions contain more than tensors on the device"
+                reason = reason or "the predictions contain something other than tensors on the device"
             elif drawn != rng_state.drawn():
                 reason = "it draws random numbers on the CPU"
             if reason is not None:
@@ -203,7 +203,7 @@ class CapturedEvaluation:
         if drawn != rng_state.drawn():
             reason = "it draws random numbers on the CPU"
         elif not all(isinstance(value, Tensor) and value.device == self._device for value in sums.values()):
-            reason = "its sums are not tensors on the device alone"
+            reason = "its sums are not all tensors on the device"
         elif reason is None:
             totals = self._sums.setdefault(name, {key: torch.full_like(value, NOTHING) for key, value in sums.items()})
             if _kinds(totals) != _kinds(sums):

@@ -171,9 +171,9 @@ def uncaptured_update(optimizer: Optimizer) -> str | None:
         return None
     kind = type(optimizer)
     if kind not in (*CAPTURABLE, *CAPTURABLE_FUSED):
-        return f"{kind.__name__} is not known to read its numbers from the device"
+        return f"{kind.__name__} is not known to support capture"
     if may_have_step_hooks(optimizer):
-        return "hooks are registered on the optimizer, or may be, as fast paths are off"
+        return "the optimizer has step hooks, or may have some because fast paths are off"
     for group in optimizer.param_groups:
         if group.get("differentiable"):
             return "optim.differentiable is on"

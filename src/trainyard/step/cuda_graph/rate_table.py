@@ -19,8 +19,8 @@ class RateTable:
     """Table of the rates of the steps ahead, and a counter that every step advances: a step transfers no rate.
 
     The schedule is only used as long as the parameter groups agree: `refresh` compares them with the row that the
-    step will read. If they differ (a resume, a rate set by hand) the table is written anew, from the schedule if
-    that agrees again; else with the groups' own rates in every row.
+    step will read. If they differ (a resume, a rate set by hand), the table is written again, from the schedule if the
+    values agree with it again; else with the groups' own rates in every row.
 
     Args:
         dtypes: of the rates, one a parameter group.

@@ -41,7 +41,7 @@ def assign(node: DictConfig | ListConfig, values: Any) -> None:
 
 
 def _is_like(node: Any, content: Any, value: Any) -> bool:
-    """Return whether a node can become this value entry by entry; a tuple is replaced as a whole."""
+    """Return whether a node can become this value entry by entry; a tuple is replaced completely."""
     if isinstance(content, dict):
         return isinstance(value, Mapping)
     return isinstance(content, list) and isinstance(value, list) and not is_tuple(node)

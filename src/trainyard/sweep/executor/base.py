@@ -84,18 +84,18 @@ ExecutorEvent = Gained | Lost | Launched | Woken | Said | Finished
 
 
 class Executor(ABC):
-    """Provides slots, and runs each task in a process of its own.
+    """Provides slots, and runs each task in a separate process.
 
-    It neither chooses nor repeats: what runs where, and how often, is the scheduler's.
+    It does not decide what runs where or how often; the scheduler does.
     """
 
     slots: tuple[Slot, ...]
-    """All slots that there may be at once: plans are made for them, whether they are there or not."""
+    """All slots that can exist at once. Plans use them, even if they are not available yet."""
 
     @property
     @abstractmethod
     def started(self) -> bool:
-        """Whether `start` was called, and `close` was not since."""
+        """Whether `start` was called, and `close` was not called since."""
 
     @property
     def room(self) -> int:
@@ -104,34 +104,34 @@ class Executor(ABC):
 
     @property
     def here(self) -> bool:
-        """Whether tasks run on this machine, so that its devices are all that there are."""
+        """Whether tasks run on this machine, so that only its devices are available."""
         return True
 
     @property
     def shares_disk(self) -> bool:
-        """Whether all tasks see the files of all. Else each has one machine, and no jobs join it while it runs."""
+        """Whether all tasks can read each other's files. Otherwise a task uses one machine, and no jobs join it."""
         return True
 
     def start(self) -> None:  # noqa: B027 (not every executor has something to start)
-        """Begin preparations that take time, and return at once. Slots are told by events when they are there."""
+        """Begin preparations that take time, and return immediately. Events report slots when they are available."""
 
     @property
     @abstractmethod
     def ready(self) -> tuple[Slot, ...]:
-        """Slots that are there now."""
+        """The slots that are available now."""
 
     def expect(self, slots: int) -> None:  # noqa: B027 (slots of a machine are all there)
-        """Take note of how many slots there are tasks for: those that run, and those that wait."""
+        """Set the number of slots for which there are tasks: running and waiting ones."""
 
     @abstractmethod
     def launch(self, number: int, task: Task, slots: Sequence[int], policy: Policy) -> None:
-        """Start a task on slots that nothing runs on.
+        """Start a task on free slots.
 
         Args:
-            number: the number under which it is told of.
+            number: the number that identifies it in events.
             task: the task.
-            slots: their indices.
-            policy: of which the executor keeps `timeout` and `grace`.
+            slots: the indices of the slots.
+            policy: the policy, of which the executor uses `timeout` and `grace`.
         """
 
     @abstractmethod
@@ -140,14 +140,14 @@ class Executor(ABC):
 
     @abstractmethod
     def answer(self, number: int, content: bytes) -> None:
-        """Send an answer through the line of a task; nothing if it has ended."""
+        """Send an answer to a task; do nothing if it has ended."""
 
     @abstractmethod
     def wait(self, timeout: float) -> list[ExecutorEvent]:
-        """Return what has happened, in order; wait for it for some seconds at most."""
+        """Return the events so far, in order; wait a limited number of seconds for the first one."""
 
     def close(self) -> None:  # noqa: B027
-        """End what `start` began, and every task that still runs."""
+        """End everything that `start` started, and all running tasks."""
 
     def __enter__(self) -> Self:
         self.start()

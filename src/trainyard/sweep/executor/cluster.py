@@ -65,7 +65,7 @@ class ClusterExecutor(Executor):
         grace: seconds that workers have to end when their head is lost.
         settings: how agents find and lose their head.
         files: what becomes of tasks' files; None where all machines see the directory.
-        tell: takes what happens to agents, in words.
+        tell: called with messages about agents.
 
     Raises:
         ConfigError: from `wait`, this machine has no such address.
@@ -159,7 +159,7 @@ class ClusterExecutor(Executor):
             for name in before:
                 self._files.forget_agent(name)
         elif before:
-            self._tell(f"Waiting for {len(before)} agents of the head before this one to end.")
+            self._tell(f"Waiting for {len(before)} agents of the previous head to end.")
             outlive(self._files, before, self._settings.patience)
 
     @property
@@ -286,7 +286,7 @@ class ClusterExecutor(Executor):
         self._remove(agent)
 
     def _lose(self, agent: Remote, why: str) -> None:
-        """Take note that an agent is gone, without having told how its workers ended."""
+        """Record that an agent is gone and has not reported how its workers ended."""
         if agent.coming_home:
             agent.afterwards = partial(self._lose, agent, why)
             return
@@ -388,7 +388,7 @@ class ClusterExecutor(Executor):
             finished = self._workers.ended((agent.name, worker), f"no process could be started: {rest[0]}")
         else:
             status, peak, killed = rest
-            how = f"its process {in_words(status)} before it gave a result"
+            how = f"its process {in_words(status)} before it returned a result"
             finished = self._workers.ended((agent.name, worker), how, report, status, peak, killed)
         if finished.number in self._spread:
             self._tell_of(self._spread.part_ended((agent.name, worker), finished, leaving=bool(agent.leaving)))

@@ -21,7 +21,7 @@ from trainyard.sweep.executor.workers import Workers
 
 
 class LocalExecutor(Executor):
-    """Runs tasks on the slots of this machine, each in a process of its own that ends with it. Linux only.
+    """Runs tasks on the slots of this machine, each in a separate process. Linux only.
 
     When a task's process ends, the rest of its process group is killed. When this process is killed, its tasks are
     killed too. When the agent is killed, it is started again; its tasks are lost.
@@ -162,7 +162,7 @@ class LocalExecutor(Executor):
             case ["refused", worker, error]:
                 self._ended(worker, f"no process could be started: {error}")
             case ["ended", worker, status, peak, killed]:
-                self._ended(worker, f"its process {in_words(status)} before it gave a result", status, peak, killed)
+                self._ended(worker, f"its process {in_words(status)} before it returned a result", status, peak, killed)
             case ["failed", module, error]:
                 raise ConfigError("preload", module, "modules that can be imported before CUDA is used", hint=error)
 

@@ -8,7 +8,7 @@ VMSTAT = Path("/proc/vmstat")
 
 
 def kills() -> int:
-    """Return how many processes the system has killed for want of memory since it started; 0 if it does not tell.
+    """Return how many processes the system has killed because of memory since it started; 0 if this is unknown.
 
     The count is that of the whole machine, control groups included (`oom_kill` in proc_vmstat(5)).
     """
@@ -28,4 +28,4 @@ def killed_for_memory(peak: int) -> str:
     Args:
         peak: the memory that it had at most, in bytes.
     """
-    return f"killed by the system: out of memory (it had {peak / 2**30:.1f} GiB)"
+    return f"killed by the system: out of memory (it used {peak / 2**30:.1f} GiB)"

@@ -1,4 +1,4 @@
-"""What the head of a sweep sends to its agents: tasks when their files are there, and signals after their tasks."""
+"""What the head of a sweep sends to its agents: tasks when their files are available, and signals after their tasks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Outbox:
             agent.commons.add(task.common.key)
 
     def send_task(self, worker: Worker, told: Mapping[str, Any], call: bytes) -> None:
-        """Send a task for a worker once its files are there.
+        """Send a task for a worker when its files are available.
 
         Args:
             worker: the worker that is to run it.

@@ -12,8 +12,9 @@ class Policy:
     """Policy for tasks that fail or hang.
 
     Attributes:
-        retries: further attempts at a task that fails or is lost.
-        timeout: seconds that an attempt may take. Then it gets SIGTERM, after `grace` SIGKILL, and is not tried again.
+        retries: additional attempts for a task that fails or is lost.
+        timeout: the maximum number of seconds of an attempt. It then receives SIGTERM, after `grace` SIGKILL, and is
+            not retried.
         fail_fast: when a task has failed finally, stop the others: SIGTERM, and SIGKILL after `grace`.
         grace: seconds from SIGTERM to SIGKILL.
 

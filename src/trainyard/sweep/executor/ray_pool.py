@@ -67,11 +67,11 @@ class RayPool(Pool):
         directory: the sweep's directory; what agents print is in `ray/` of it.
         address: of the cluster.
         request: what each agent asks for.
-        most: so many agents at a time at most.
+        most: the maximum number of agents at a time.
         autoscaling: whether the cluster adds nodes.
         patience: seconds within which agents end whose head is gone.
         files: sends the code to nodes that do not see it; None where they do.
-        tell: takes what happens, in words.
+        tell: called with messages about agents.
     """
 
     def __init__(
@@ -211,7 +211,9 @@ class RayPool(Pool):
         elif time.monotonic() - self._waits_since > _SLOW:
             self._told_waiting = True
             what = _in_words(self._request.amounts)
-            self._tell(f"{waiting} of {len(self._places)} wait for a node with {what} that is free or will be added.")
+            self._tell(
+                f"{waiting} of {len(self._places)} agents wait for a node with {what} that is free or will be added."
+            )
 
     def _send(self, *message: Any) -> None:
         assert self._process is not None
@@ -246,8 +248,10 @@ class RayPool(Pool):
         self._failures += 1
         if self._failures >= FAILURES:
             lines = said.strip().splitlines()
-            told = f"{why}, and said: {lines[-1].strip()}" if lines else f"{why}."
-            raise TrainyardError(f"{self._failures} agents ended before they reached the head. The last: {told}")
+            told = f"{why}, and printed: {lines[-1].strip()}" if lines else f"{why}."
+            raise TrainyardError(
+                f"{self._failures} agents ended before they connected to the head. The last one: {told}"
+            )
 
     def arrived(self, place: str) -> None:
         self._arrived.add(place)

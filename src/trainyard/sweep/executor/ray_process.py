@@ -106,12 +106,12 @@ class AgentActor:
 
 
 class Placer:
-    """Places actors, and tells what becomes of them.
+    """Places actors, and reports how they end.
 
     Args:
         options: of each actor.
         linger: seconds to stay for agents whose head is gone.
-        say: tells the head.
+        say: sends a message to the head.
     """
 
     def __init__(self, options: Mapping[str, Any], linger: float, say: Callable[..., None]) -> None:
@@ -190,7 +190,7 @@ class Placer:
 
 
 def reason(told: str) -> str:
-    """Return what Ray tells of an actor's end, in one line."""
+    """Return Ray's information about the end of an actor, in one line."""
     because = re.search(r"because (its [^.\n]+|[^.\n]+)", told)
     return because[1] if because else told.strip().partition("\n")[0].rstrip(".")
 
@@ -206,7 +206,7 @@ def noted_cluster() -> str | None:
 
 
 def probe(address: str) -> None:
-    """Check that something answers at an address.
+    """Check that a server answers at an address.
 
     Raises:
         OSError: nothing does.
@@ -236,16 +236,16 @@ def failure(error: Exception, answers: bool) -> str:
 
     Args:
         error: what Ray raised.
-        answers: whether something answers at the address: Ray tells a wrong token as if nothing did.
+        answers: whether a server answers at the address: Ray reports a wrong token as if there were no server.
     """
     told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     if "Traceback" in told:  # of Ray's client server
         told = told.strip().splitlines()[-1]
     told = " ".join(told.split()).rstrip(".")
     if type(error).__name__ == "AuthenticationError":
-        return f"It asks for a token. {_TOKEN}"
+        return f"The cluster requires a token: {_TOKEN}"
     if answers and re.search("Failed to connect|connection timeout", told):
-        return f"{told}, although something answers there. If it asks for a token: {_TOKEN}"
+        return f"{told}, although a server answers there. If it requires a token: {_TOKEN}"
     return told
 
 

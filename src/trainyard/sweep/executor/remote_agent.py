@@ -18,7 +18,7 @@ It dials the head of the sweep in a directory. Messages, each a JSON list:
     ["leaving", why]
     ["gone", why]
 
-It leaves when it is told to (SIGTERM, SIGUSR2: a queue takes its node away), and when its head is lost: it asks its
+It leaves when it receives a signal (SIGTERM, SIGUSR2: its node is reclaimed), and when its head is lost: it asks its
 workers to end, which they do at a checkpoint, and ends after them.
 """
 
@@ -162,7 +162,7 @@ class RemoteAgent:
         if self._told is not None:
             # Slurm sends it to all processes of its job. A worker that gets it twice ends without a checkpoint.
             known = self._told == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
-            self._leave(f"it got {signal.Signals(self._told).name}", ask=not known)
+            self._leave(f"it received {signal.Signals(self._told).name}", ask=not known)
 
     def _is_replaced(self) -> bool:
         with suppress(OSError, ValueError):
@@ -227,7 +227,7 @@ class RemoteAgent:
                 self._closed = True
                 raise TrainyardError(f"The head refuses this agent: {why}")
             case ["task", worker, task]:
-                if not self._why:  # else the head has been told, or is about to be
+                if not self._why:  # else the head is already informed, or soon will be
                     self._asked[worker] = []
                     self._files.begin(worker, task["roots"], partial(self._hold, worker, task, call))
             case ["common", key]:
@@ -256,7 +256,7 @@ class RemoteAgent:
         self._fork_held()
 
     def _fork_held(self) -> None:
-        """Fork the workers that are asked for, where the sweep's directory is there: else another would be made."""
+        """Fork the requested workers if the sweep's directory is available: else another would be made."""
         while self._held and (self._why or self._directory.exists()):
             self._fork(*self._held.pop(0))
 

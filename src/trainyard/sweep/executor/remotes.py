@@ -45,7 +45,7 @@ class Remote:
         tasks: the task's own number of each of its workers.
         leaving: why it takes no more tasks; empty while it does.
         coming_home: the workers that have ended and whose files are on their way.
-        afterwards: what is done once they are there.
+        afterwards: called when they are available.
         commons: the keys of what tasks have in common that it has.
         idle_since: when its last worker ended, by `time.monotonic`; None while it has one.
     """

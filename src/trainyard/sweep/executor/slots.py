@@ -39,20 +39,20 @@ def find_slots(
     threads_per_job: int | Literal["auto"] = "auto",
     max_jobs: int | None = None,
 ) -> list[Slot]:
-    """Return this machine's slots: each CUDA device `jobs_per_gpu` times, or without CUDA cores by `threads_per_job`.
+    """Return this machine's slots: each CUDA device `jobs_per_gpu` times, or, without CUDA, cores ÷ `threads_per_job`.
 
-    Devices are counted through NVML, which makes no CUDA context, and `CUDA_VISIBLE_DEVICES` is honoured. Cores are
-    those that this process may use. `auto` depends on the machine only, so that a task gets the same threads,
-    and computes the same bits, however many tasks there are.
+    Devices are counted through NVML, which creates no CUDA context; `CUDA_VISIBLE_DEVICES` is respected. Cores are
+    those that this process may use. `auto` depends only on the machine, so that a task has the same number of threads,
+    and computes the same bits, for any number of tasks.
 
     Args:
-        jobs_per_gpu: tasks side by side on a device; `auto` is 1.
-        threads_per_job: threads of a task. `auto` is 1 without CUDA (many small tasks are faster than few wide), and an
-            equal share of the cores with it.
-        max_jobs: maximum number of tasks at a time; None sets no limit. A few slots are spread over all devices.
+        jobs_per_gpu: the number of tasks that share a device; `auto` is 1.
+        threads_per_job: threads per task. `auto` is 1 without CUDA (many small tasks are faster than few wide ones),
+            and an equal share of the cores with CUDA.
+        max_jobs: maximum number of tasks at a time; None: no limit. The slots are distributed over all devices.
 
     Returns:
-        At least one slot. Those without CUDA are bound to cores of their own.
+        At least one slot. Slots without CUDA are bound to separate cores.
 
     Raises:
         ConfigError: a number is out of range.

@@ -91,8 +91,8 @@ class SlurmPool(Pool):
     Args:
         directory: the sweep's directory; scripts and what agents print are in `slurm/` of it.
         resources: what each agent asks for.
-        most: so many agents at a time at most.
-        tell: takes what happens, in words.
+        most: the maximum number of agents at a time.
+        tell: called with messages about agents.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class SlurmPool(Pool):
             working = [job.place for job in jobs if job.state != "PENDING"]
             now = time.monotonic()
             if asked_at is None:
-                self._tell(f"Waiting for {len(jobs)} agents of the head before this one to end.")
+                self._tell(f"Waiting for {len(jobs)} agents of the previous head to end.")
                 slurm_commands.cancel(working, "--signal=TERM")  # they end at a checkpoint
                 asked_at = now
             elif now - asked_at > _ENDING and not killed:
@@ -206,7 +206,7 @@ class SlurmPool(Pool):
             self._thread.join()
             self._thread = None
             try:
-                # The others have been told to end by the head.
+                # The head has asked the others to end.
                 slurm_commands.cancel([job.place for job in self._queue() if job.place not in self._arrived])
             except SlurmError as error:
                 self._tell(f"Slurm: {error}. Waiting agents end by themselves.")
@@ -279,12 +279,12 @@ class SlurmPool(Pool):
         self._failures.append(place)
         if len(self._failures) >= FAILURES:
             self._error = TrainyardError(
-                f"{len(self._failures)} agents ended before they reached the head. Slurm's job {place} "
+                f"{len(self._failures)} agents ended before they connected to the head. Slurm's job {place} "
                 + self._last_words(place)
             )
 
     def _last_words(self, place: str) -> str:
-        """Return what is known of the end of a job: what it printed, or else what Slurm and the disk tell."""
+        """Return what is known about the end of a job: its output, or else the information of Slurm and the disk."""
         path = self._folder / f"{place}.out"
         lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
         said = next((line for line in reversed(lines) if line and not line.startswith("srun:")), "")

@@ -154,7 +154,7 @@ class SpreadTasks:
         return held
 
     def release(self) -> list[Launch]:
-        """Return what was held back, to be launched anew."""
+        """Return the tasks that were held back, so that they are launched again."""
         held, self._held = self._held, []
         return held
 

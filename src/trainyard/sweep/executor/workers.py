@@ -1,4 +1,4 @@
-"""Workers of an executor: their deadlines, and what becomes of what agents tell of them."""
+"""Workers of an executor: their deadlines, and the reports of agents about them."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ class NewJob:
     Attributes:
         overrides: its overrides.
         num: its number; None for the next one.
-        rungs: where it reports the value of its objective, and pauses; None for neither.
-        note: plain data that is recorded with the job, and told again (`Proposed.note`).
+        rungs: where it reports its objective and pauses; None: it does neither.
+        note: plain data that is recorded with the job, and passed to the proposer again (`Proposed.note`).
     """
 
     overrides: tuple[str, ...]
@@ -36,8 +36,8 @@ class Promote:
     Attributes:
         num: its number.
         rungs: where it reports and pauses from here on.
-        source: another job that has paused at the same place, as which it goes on; None for itself.
-        overrides: those that it has from here on, if there is a source.
+        source: another job that has paused at the same position, whose checkpoint it continues from; None for its own.
+        overrides: its overrides from here on, if there is a source.
     """
 
     num: int
@@ -65,9 +65,10 @@ Proposal = NewJob | Promote | Prune
 class Proposer(ABC):
     """Decides which jobs to run next.
 
-    Its state is a function of the events that it was told, in order: `ask` and `judge` change nothing. A sweep that is
-    continued tells the events in its manifest to a new object, which then decides as the one before would have. (A
-    grid, which never learns, only remembers that it was asked: each command proposes all of it.)
+    Its state is a function of the events that it received, in order: `ask` and `judge` do not change the state. When a
+    sweep is continued, a new object receives the events in the manifest, and then makes the same decisions as the
+    previous object would have. (A grid, which never learns, only remembers that it was asked: each command proposes all
+    of its jobs.)
 
     Example of a proposer that promotes the better half (`tests/helpers/halving.py` has all of it)::
 
@@ -77,10 +78,10 @@ class Proposer(ABC):
             return [Promote(num) for num in self.better_half() if num in self.paused]
 
     Attributes:
-        identity: what it decides by, as plain data: it is recorded, and a sweep is continued only with the same. Empty
-            for a proposer that the jobs themselves identify.
-        goals: what jobs are compared by, where that is more than the one objective that each returns.
-        returns: whether each job that pauses goes on: stacks keep their lanes for them.
+        identity: its settings, as plain data. They are recorded, and a sweep is continued only with the same identity.
+            Empty for a proposer that is identified by its jobs.
+        goals: the metrics by which jobs are compared, if there are more than the single objective that each returns.
+        returns: whether each job that pauses continues, so that stacks keep lanes for them.
     """
 
     identity: Mapping[str, Any] = {}
@@ -89,18 +90,18 @@ class Proposer(ABC):
 
     @abstractmethod
     def ask(self, free: int) -> Sequence[Proposal]:
-        """Return what is to run next. It is asked whenever a slot is free.
+        """Return what to run next. It is called whenever a slot is free.
 
         Args:
             free: the number of free slots.
 
         Returns:
-            Nothing, where there is nothing to run before more is told.
+            An empty list if there is nothing to run before further events.
         """
 
     def judge(self, num: int, at: int, value: float) -> Wish | None:
-        """Return what becomes of a job that has reported, after that was told; None to let it go on."""
+        """Return the decision about a job that has reported, after the report was received; None to let it continue."""
         return None
 
     def told(self, event: Event) -> None:  # noqa: B027 (a grid never learns)
-        """Take an event in. Each comes once, when it is in the manifest."""
+        """Receive an event. Each is passed once, when it is in the manifest."""

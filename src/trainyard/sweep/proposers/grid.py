@@ -11,7 +11,7 @@ from trainyard.sweep.proposers.base import NewJob, Proposal, Proposer
 
 
 class GridProposer(Proposer):
-    """Proposes jobs that are all known, at once.
+    """Proposes a known list of jobs at once.
 
     Args:
         overrides: the overrides of each job.

@@ -1,4 +1,4 @@
-"""Parameter importance: the share of the differences between jobs that each parameter explains."""
+"""Parameter importance: the fraction of the differences between jobs that each parameter explains."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from trainyard.sweep.report.axes import Scale, drawable
 from trainyard.sweep.report.rows import JobRow, parse
 
 METHOD = (
-    "The share of the variance in the jobs' order that each parameter explains by itself: ε² of the ranks "
+    "The fraction of the variance in the jobs' order that each parameter explains by itself: ε² of the ranks "
     "(the effect size of the Kruskal-Wallis test), corrected for the number of values. "
-    "0: it makes no difference, 1: it decides alone. Numbers that hardly repeat are put into bins of equal count. "
-    "What the bars leave is interplay of parameters, and chance."
+    "0: no effect. 1: the parameter explains the order completely. Numeric parameters with few repeated values are "
+    "divided into bins of equal count. The rest of the variance comes from interactions of parameters and from "
+    "chance."
 )
 METHOD_OF_SEARCH = (
-    "What decides whether a job is among the best tenth: PED-ANOVA, by Optuna (Watanabe et al., IJCAI 2023). The bars "
-    "add up to 1. Of few jobs it is a first hint."
+    "The importance of each parameter for being among the best 10 % of the jobs: PED-ANOVA, computed by Optuna "
+    "(Watanabe et al., IJCAI 2023). The bars add up to 1. With few jobs, this is a rough estimate."
 )
 LEAST = 4
 """Jobs with an objective from which Optuna's evaluator is asked."""
@@ -74,7 +75,7 @@ def _column(texts: Sequence[str | None]) -> tuple[Sequence[Any], Any]:
 
 
 def importance(rows: Sequence[JobRow], key: str) -> float | None:
-    """Return the share of the variance of the objective's ranks that lies between the values of one parameter.
+    """Return the fraction of the variance of the objective's ranks that lies between the values of one parameter.
 
     Epsilon squared (Kelley, 1935) of ranks: 1 - (1 - η²)(n - 1)/(n - k) for n jobs with k values, at least 0. It uses
     ranks so that a diverged job counts as the last one and not as all of the variance. In a full grid the shares of all

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def rank(rows: Sequence[JobRow], direction: Direction) -> list[JobRow]:
     """Return the rows, best first.
 
-    Finished jobs come before all others; those that violate constraints after those that keep them, the least violation
-    first. In each group, jobs without an objective (None or NaN) come last. Where jobs are repeats of one another, the
-    mean of their configuration decides, and within a configuration the objective. Of several objectives, the jobs of
-    the Pareto front come first, then the front of what is left, and so on; within a front the first objective decides.
-    Ties go to the lower number.
+    Finished jobs come before all others. Infeasible jobs come after feasible ones, sorted by their violation. In each
+    group, jobs without an objective (None or NaN) come last. Repeats are sorted by the mean of their configuration, and
+    within a configuration by the objective. With several objectives, the jobs of the Pareto front come first, then the
+    front of the remaining jobs, and so on; within a front, jobs are sorted by the first objective. Ties are sorted by
+    job number.
 
     Args:
         rows: the jobs, in any order.
@@ -95,7 +95,7 @@ def table(
 
     With several objectives the rank is the number of the Pareto front, and each has a column.
 
-    Where jobs are repeats of one another, a table of the configurations by their means stands before it.
+    If there are repeats, a table of the configurations with their means comes first.
 
     Args:
         rows: the jobs, in any order.

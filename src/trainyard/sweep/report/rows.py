@@ -25,14 +25,14 @@ class JobRow:
     Attributes:
         num: its number.
         overrides: the overrides that vary, as written: `{"optim.lr": "0.001", "model": "mlp"}`.
-        state: how it ended: `done`, `failed`, `interrupted`, `timeout` or `lost` (see `TaskOutcome`).
-        objective: the number that ranks it; None if it has none. Of several objectives the first.
-        seconds: the time that it took; of a stack's, its share; None if unknown.
+        state: its final state: `done`, `failed`, `interrupted`, `timeout` or `lost` (see `TaskOutcome`).
+        objective: the number that ranks it; None if it has none. With several objectives, the first one.
+        seconds: its time; for a job of a stack, its share of the stack's time; None if unknown.
         directory: its directory, which may be missing.
         error: why it did not finish, on one line.
-        metrics: what it returned by name, if it is compared by more than its objective.
-        losses: several objectives as numbers of which less is better; empty for one.
-        violation: by how much it violates constraints; 0 if it keeps them.
+        metrics: the values that it returned, by name, if jobs are compared by more than the objective.
+        losses: several objectives as numbers to minimize; empty for a single objective.
+        violation: the total constraint violation; 0 if it is feasible.
     """
 
     num: int
@@ -47,11 +47,11 @@ class JobRow:
     violation: float = 0.0
 
     def graded(self, value: Any, goals: Goals | None) -> JobRow:
-        """Return the row with what its job returned.
+        """Return the row with the result of its job.
 
         Args:
-            value: what it returned, or reported last.
-            goals: what jobs are compared by, where that is more than the one objective.
+            value: the value that it returned, or reported last.
+            goals: the metrics by which jobs are compared, if there are more than the single objective.
         """
         if goals is None:
             return replace(self, objective=as_number(value))
@@ -68,16 +68,16 @@ class JobRow:
 
     @property
     def ranked(self) -> bool:
-        """Whether the job finished with an objective, and keeps the constraints; others have no place in the ranking.
+        """Whether the job finished with an objective and is feasible; other jobs have no rank.
 
-        Of several objectives it has all.
+        With several objectives, it has all of them.
         """
         given = self.objective is not None and not math.isnan(self.objective) and math.inf not in self.losses
         return self.state == "done" and given and not self.violation
 
     @property
     def outcome(self) -> str:
-        """The state for people: of a job that violates constraints, too."""
+        """The state as shown to users, including `infeasible`."""
         return f"{self.state}, infeasible" if self.violation else self.state
 
     @property

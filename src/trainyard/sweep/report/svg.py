@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 
 def text(x: float, y: float, content: str, kind: str = "", longest: int = 40) -> str:
-    """Return a text, anchored by its class `kind`. A long one is cut, and its tooltip shows all of it."""
+    """Return a text element with the class `kind`. A long text is truncated, and its tooltip shows all of it."""
     shown = content if len(content) <= longest else content[: longest - 1] + "…"
     tip = "" if shown is content else f"<title>{escape(content)}</title>"
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{escape(shown)}{tip}</text>'
@@ -58,7 +58,7 @@ def drawing(width: float, height: float, parts: Iterable[str], label: str, axes:
         width, height: pixels.
         parts: what it shows.
         label: what it is, for those who do not see it.
-        axes: the attributes by which the page tells the numbers under the pointer (`Frame.numbers`).
+        axes: the attributes from which the page computes the numbers under the pointer (`Frame.numbers`).
     """
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="width:{width:.0f}px" role="img"{axes} '
@@ -94,7 +94,7 @@ class Frame:
         return self.height - self.bottom - self.inset - place * (self.height - self.top - self.bottom - 2 * self.inset)
 
     def numbers(self, across: Scale, up: Scale, name: str) -> str:
-        """Return the attributes by which the page tells the numbers under the pointer.
+        """Return the attributes from which the page computes the numbers under the pointer.
 
         Args:
             across, up: the scales of the axes.

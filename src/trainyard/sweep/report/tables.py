@@ -80,9 +80,10 @@ def of_configurations(
 
 def _configurations_note(apart: Sequence[Difference | None], tests: bool) -> str:
     note = (
-        "The 95 % confidence interval of the mean is by Student's t. Test metrics are mean ± standard deviation. "
+        "The 95 % confidence interval of the mean uses Student's t distribution. Test metrics are mean ± standard "
+        "deviation. "
         if tests
-        else "The 95 % confidence interval of the mean is by Student's t. "
+        else "The 95 % confidence interval of the mean uses Student's t distribution. "
     )
     comparisons = sum(each is not None and each.p is not None for each in apart)
     if comparisons:

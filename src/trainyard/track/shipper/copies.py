@@ -43,7 +43,7 @@ class Copies:
     Args:
         work_dir: the run's directory.
         info: its record.
-        log: is told what failed.
+        log: called with messages about failures.
     """
 
     def __init__(self, work_dir: Path, info: RunInfo, log: Callable[[str], None]) -> None:

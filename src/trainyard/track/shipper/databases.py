@@ -52,8 +52,8 @@ def _make(uri: str, database: Path, new: Path) -> None:
     """Make a database in a folder of its own, and give it its place once it is whole.
 
     MLflow makes its tables in some hundred steps. It cannot go on from one of them: a process that is killed meanwhile,
-    or a full disk, would leave a database that nobody can use. If another program has made the database by then,
-    that one stays.
+    or a full disk, would leave a database that nobody can use. If another program has created the database in the
+    meantime, its database is kept.
     """
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore

@@ -39,7 +39,8 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
     database = sqlite_file(uri)
     if database is not None and not database.is_file():  # MLflow would make it
         raise TrainyardError(
-            f"{run_id!r}: no such run here, and there is no {database}. Set `--uri` to use another store."
+            f"{run_id!r}: there is no such run here, and the MLflow database {database} does not exist. Set `--uri` "
+            "to use another store."
         )
     try:
         client = MlflowClient(with_password(uri))
@@ -47,9 +48,11 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
     except TrainyardError:
         raise
     except Exception as error:
-        raise TrainyardError(f"{shown} cannot be asked for the run {run_id}: {first_line(error)}") from error
+        raise TrainyardError(f"{shown} could not be queried for the run {run_id}: {first_line(error)}") from error
     if run is None:
-        raise TrainyardError(f"{run_id!r}: no run of this id in {shown} either. Set `--uri` to use another store.")
+        raise TrainyardError(
+            f"{run_id!r}: there is no run with this ID here or in {shown}. Set `--uri` to use another store."
+        )
     try:
         there = {entry.path for entry in client.list_artifacts(run.info.run_id)}
         for name in _WANTED:

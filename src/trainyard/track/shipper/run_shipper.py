@@ -193,7 +193,7 @@ class RunShipper:
         return moved
 
     def failed(self, error: BaseException) -> None:
-        """Record the error for readers and for the log. The next step finds the run in MLflow anew."""
+        """Record the error for readers and for the log. The next step looks up the run in MLflow again."""
         self._connection = None
         text = describe(error)
         with contextlib.suppress(OSError):  # the disk may be the cause

@@ -48,7 +48,7 @@ def answer(uri: str, given: str, metrics: Sequence[str]) -> dict[str, Any]:
     except TrainyardError:
         raise
     except Exception as error:
-        raise TrainyardError(f"{redact(uri)} cannot be asked: {first_line(error)}.") from error
+        raise TrainyardError(f"{redact(uri)} could not be queried: {first_line(error)}.") from error
 
 
 def _runs(client: MlflowClient, given: str) -> tuple[str, list[Run]]:
@@ -61,9 +61,9 @@ def _runs(client: MlflowClient, given: str) -> tuple[str, list[Run]]:
         named = list(_found(client, everywhere, f"attributes.run_name = '{given}'")) if "'" not in given else []
         if len(named) > 1:
             ids = ", ".join(each.info.run_id for each in named[:5])
-            raise TrainyardError(f"{len(named)} runs of MLflow have that name; an id is of one: {ids}.")
+            raise TrainyardError(f"{len(named)} runs in MLflow have that name. Give the ID of one of them: {ids}.")
         if not named:
-            raise TrainyardError("MLflow has no experiment and no run of that name or id.")
+            raise TrainyardError("MLflow has no experiment and no run with that name or ID.")
         (run,) = named
     below = list(_found(client, [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'"))
     return f"the run {run.info.run_name}", below or [run]

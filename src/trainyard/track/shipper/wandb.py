@@ -15,7 +15,7 @@ FOLDER = "wandb"
 
 
 def copy(work_dir: Path, info: RunInfo, position: Position) -> Position:
-    """Write the whole run anew, as an offline run that `wandb sync` uploads.
+    """Write the complete run again, as an offline run that `wandb sync` uploads.
 
     Its history takes steps in ascending order alone, so values of one step are joined. An earlier folder is removed:
     the run may have gone on since, or a process was killed while it wrote.

@@ -42,7 +42,7 @@ def test_files_are_found_read_replaced_and_removed(storage: Storage, tmp_path: P
 
 def test_a_sweep_is_seen_by_its_mark(storage: Storage) -> None:
     below = storage.below("sweep-1")
-    with pytest.raises(StorageError, match="sweep-1 does not have this sweep"):
+    with pytest.raises(StorageError, match="sweep-1 does not contain this sweep"):
         below.marked()
     below.mark({"fence": 2})
     assert below.marked() == {"fence": 2}

@@ -1,1 +1,1 @@
-"""Sweeps on nodes that share no disk: code and calls go to the nodes, files go to and fro through a storage."""
+"""Sweeps on nodes that share no disk: code and calls are sent, and files are copied through a storage."""

@@ -19,7 +19,7 @@ Action = Callable[[], object]
 
 
 class Arrivals:
-    """What couriers have to tell the thread of their owner, which a descriptor wakes."""
+    """Messages of couriers to the thread of their owner, which a descriptor wakes."""
 
     def __init__(self) -> None:
         self._actions: deque[Action] = deque()
@@ -61,7 +61,7 @@ class Courier:
         begin: carries what is to be there before the task begins.
         carry: carries what has changed.
         arrivals: where its owner waits.
-        tell: takes what fails, in words.
+        tell: called with messages about failures.
         before: the couriers of the same files before this one.
     """
 
@@ -91,7 +91,7 @@ class Courier:
         self._asked.put((self._carry, then))
 
     def tell_begun(self, then: Action) -> None:
-        """Have the owner do something once what the task needs is there."""
+        """Call a function in the owner when the files that the task needs are available."""
         self._asked.put((lambda: None, then))
 
     def end(self, then: Action) -> None:

@@ -37,7 +37,7 @@ class TaskFiles:
         self.arrivals = Arrivals()
 
     def begin(self, key: Hashable, roots: list[str], then: Action) -> None:
-        """Do something once what a task needs is there.
+        """Call a function when the files that a task needs are available.
 
         Args:
             key: the task.
@@ -47,11 +47,11 @@ class TaskFiles:
         then()
 
     def ask(self, key: Hashable, then: Action) -> None:
-        """Do something once what the task has written so far is there, where it is to be."""
+        """Call a function when the files that the task has written so far are at their destination."""
         then()
 
     def end(self, key: Hashable, then: Action) -> None:
-        """Do something once all that a task has written is there; the task has ended."""
+        """Call a function when all files that a task has written are available; the task has ended."""
         then()
 
     @property

@@ -1,4 +1,4 @@
-"""Files of tasks at the head of a sweep whose nodes share no disk: they come home as they appear in a storage."""
+"""Files of tasks at the head of a sweep whose nodes share no disk: they are copied to it from a storage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALIVE = "alive"
 
 
 class HomeFiles(HeadFiles):
-    """Files that come home through a storage, below which the sweep has a folder.
+    """Files that are copied to the head through a storage, in which the sweep has a folder.
 
     In `storage/` of the sweep's directory is the name of that folder, and what of each job is the same here and there:
     a head that is started again fetches what came meanwhile, and sends what was trained elsewhere.
@@ -36,7 +36,7 @@ class HomeFiles(HeadFiles):
     Args:
         storage: of all sweeps.
         directory: the sweep's directory.
-        tell: takes what fails, in words.
+        tell: called with messages about failures.
     """
 
     shared = False
@@ -157,7 +157,7 @@ class HomeFiles(HeadFiles):
         self.end(key, lambda: None)
 
     def put_away(self, whole: bool) -> None:
-        """End, and remove what the sweep has in the storage if all of it has come home."""
+        """End, and remove the sweep's files from the storage if all of them have been copied."""
         for courier in (left := {*self._last.values(), *self._couriers.values()}):
             courier.abandon()
         self._couriers.clear()

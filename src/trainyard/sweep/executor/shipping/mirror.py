@@ -21,7 +21,7 @@ _RECORDS = "hydra.yaml"
 class Mirror:
     """A folder of a sweep's directory, or a file, and that of the same name in a storage.
 
-    Journals only grow: of one that is here in part the rest is fetched. They are carried by whole lines.
+    Journals only grow: if a part of a journal is here, only the rest is fetched. Only complete lines are transferred.
 
     Args:
         storage: of the sweep.

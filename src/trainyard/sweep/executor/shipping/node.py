@@ -1,6 +1,6 @@
 """Agent on a node that shares no disk with its head: it works in a folder of its own, and a storage has its files.
 
-It starts in the folder with the unpacked code; what the head tells its nodes comes in on stdin, as JSON.
+It starts in the folder with the unpacked code; the head's data for its nodes is read from stdin, as JSON.
 """
 
 from __future__ import annotations

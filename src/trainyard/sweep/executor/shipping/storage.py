@@ -23,7 +23,7 @@ ACCEPTED = "a URL that fsspec writes to: s3://BUCKET/FOLDER, gs://â€¦, sftp://â€
 _MARK = "sweep.json"
 _PART = ".part"
 _OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
-"""Protocols of object storages: an object appears whole under its name, and there are no folders."""
+"""Protocols of object storages: an object appears only when it is complete, and there are no folders."""
 _VERSIONS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
 
 
@@ -32,7 +32,7 @@ class StorageError(Exception):
 
 
 class Storage:
-    """Files under a URL, each of which appears whole: outside object storages it is written under another name first.
+    """Files under a URL, which appear only when complete: outside object storages, they are renamed at the end.
 
     Args:
         url: of the folder.
@@ -62,7 +62,7 @@ class Storage:
             told = self.read(name)
             self.remove(name)
             if told != b"trainyard":
-                raise StorageError("what is read is not what was written")
+                raise StorageError("the data that is read differs from the data that was written")
         except Exception as error:
             raise ConfigError(KEY, self.url, ACCEPTED, hint=f"It cannot be written: {_in_words(error)}.") from error
 
@@ -79,7 +79,7 @@ class Storage:
         try:
             told: dict[str, Any] = json.loads(self.read(_MARK))
         except FileNotFoundError:
-            raise StorageError(f"{self.url} does not have this sweep") from None
+            raise StorageError(f"{self.url} does not contain this sweep") from None
         return told
 
     def files(self, folder: str) -> dict[str, str]:
@@ -116,7 +116,7 @@ class Storage:
         self._fs.get_file(self._path(name), str(file))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         with suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
@@ -143,7 +143,7 @@ class Storage:
 
 
 def _version(told: Mapping[str, Any]) -> str:
-    """Return what changes with the content of a file, of what its storage tells of it: in a list, and alone."""
+    """Return a text that changes with the content of a file, from what its storage reports about it."""
     found = next((told[key] for key in _VERSIONS if told.get(key) is not None), "")
     return f"{told.get('size')} {found.timestamp() if isinstance(found, datetime) else found} {told.get('ino', '')}"
 

@@ -20,17 +20,17 @@ BEAT = 1.0
 
 
 class TransportError(Exception):
-    """The link is over for good; the message says why, for people."""
+    """The link has ended permanently; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Received:
-    """Message of a peer.
+    """Message from a peer.
 
     Attributes:
         peer: its name.
-        message: a list of values that JSON has.
-        payload: bytes that go with it. Whoever asked for them knows what they are.
+        message: a list of JSON values.
+        payload: attached bytes, whose meaning the receiver knows.
     """
 
     peer: str
@@ -41,10 +41,10 @@ class Received:
 class Transport(ABC):
     """One end of the links between a head and its agents. A head has many peers, an agent has one: `HEAD`.
 
-    Messages arrive in the order in which they were sent, each once, whatever becomes of connections or of the directory
-    meanwhile. An end that is started again has another name: it is another peer.
+    Messages arrive in the order in which they were sent, each once, regardless of failures of connections or of the
+    directory. An end that is started again has another name: it is another peer.
 
-    Each end works in a thread of its own, so that it shows that it lives however busy the process is.
+    Each end runs in a separate thread, so that it sends heartbeats even if the process is busy.
     """
 
     def __init__(self) -> None:
@@ -56,28 +56,28 @@ class Transport(ABC):
 
     @abstractmethod
     def send(self, peer: str, message: list[Any], payload: bytes = b"") -> None:
-        """Send a message; return at once. To a peer that is not known it is not sent."""
+        """Send a message and return immediately. A message to an unknown peer is dropped."""
 
     @abstractmethod
     def forget(self, peer: str) -> None:
-        """End the link to a peer, after what was sent to it has arrived if that takes less than a second or so."""
+        """End the link to a peer, after sent messages have arrived, if this takes less than about a second."""
 
     @abstractmethod
     def _stop(self, flush: float) -> None:
         """End all links and the thread."""
 
     def close(self, flush: float = 1.0) -> None:
-        """End all links. What was sent is given `flush` seconds to arrive."""
+        """End all links. Sent messages have `flush` seconds to arrive."""
         if self._signal >= 0:
             self._stop(flush)
             os.close(self._signal)
             self._signal = -1
 
     def receive(self, timeout: float) -> list[Received]:
-        """Return what has arrived; wait for it for some seconds at most.
+        """Return the messages that have arrived; wait a limited number of seconds for the first one.
 
         Raises:
-            TransportError: there will be nothing more.
+            TransportError: no more messages will arrive.
         """
         if not self._received and self._failure is None:
             connection.wait([self._signal], max(0.0, timeout))
@@ -92,11 +92,11 @@ class Transport(ABC):
         return found
 
     def fileno(self) -> int:
-        """Return a descriptor that can be read when something has arrived."""
+        """Return a descriptor that is readable when a message has arrived."""
         return self._signal
 
     def silence(self, peer: str) -> float:
-        """Return for how many seconds nothing was heard of a peer, by this machine's clock; 0 if it is not known."""
+        """Return the seconds since the last message of a peer, by this machine's clock; 0 if the peer is unknown."""
         now = time.monotonic()
         return now - self._heard.get(peer, now)
 

@@ -1,6 +1,6 @@
 """Links as files in a directory that the head and its agents share, for networks that allow no port.
 
-    FOLDER/AGENT/to_head/000000000001      one file for each message, renamed into its place when it is whole
+    FOLDER/AGENT/to_head/000000000001      one file for each message, renamed to its final name when it is complete
     FOLDER/AGENT/to_agent/000000000001     removed by its reader
     FOLDER/AGENT/head, FOLDER/AGENT/agent  a number that grows while that end lives
 
