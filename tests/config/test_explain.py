@@ -42,7 +42,7 @@ def told(*overrides: Any) -> Any:
         (["hook.chekpoint.by=iter"], "hook.chekpoint.by: 'chekpoint' is invalid. Expected a key of hook"),
         (["hook.chekpoint.by=iter"], "Did you mean 'checkpoint'?"),
         (["optim.lr=[1"], "'optim.lr=[1' is not a valid override"),
-        (["seed.a.b=1"], "seed.a.b: "),
+        (["seed.a.b=1"], "seed.a.b: seed is a single value and has no keys. To change it, use seed=…"),
         (["lr=0.1"], "lr: 'lr' is invalid. Expected a group or key of this config. Did you mean optim.lr?"),
         (["epochs=3"], "Did you mean loop.max_epochs?"),
         (["batch_size=32"], "Did you mean data.batch_size?"),
@@ -53,7 +53,7 @@ def told(*overrides: Any) -> Any:
         (["optim.lr=interval(0,1)"], "optim.lr: 'interval(0,1)' is invalid. Expected one value. -m starts a sweep."),
         (["hydra.run.dir=a/lr=1,seed=2"], "quote a string with such characters: 'hydra.run.dir=\"a/lr=1,seed=2\"'."),
         (["name=héllo"], "quote a string with such characters: 'name=\"héllo\"'."),
-        (["init={a: 1}", "init={b: 2}"], "init: it has no key 'b'. A mapping can only change existing keys"),
+        (["init={a: 1}", "init={b: 2}"], "init has no key 'b'. A mapping can only change existing keys"),
     ],
 )  # fmt: skip
 def test_what_was_meant(overrides: Any, message: str) -> None:

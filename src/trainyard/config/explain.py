@@ -93,6 +93,9 @@ def _explain_key(
     node, parent, name = _deepest(cfg, key)
     options = [str(entry) for entry in node]
     if name in options:
+        full = f"{parent}.{name}" if parent else name
+        if key != full:
+            return TrainyardError(f"{key}: {full} is a single value and has no keys. To change it, use {full}=…")
         return _explain_value(error, key)
     if not parent:
         options = sorted({*groups, *options})
