@@ -86,7 +86,8 @@ def test_a_config_that_cannot_be_read_is_empty(make_run: Any, text: str | None) 
 
 def test_a_run_is_running_while_another_process_writes_its_journal(make_run: Any) -> None:
     run = make_run(status="RUNNING")
-    code = "import sys; from trainyard.track import Journal; journal = Journal(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    imports = "import sys; from trainyard.track import Journal"
+    code = f"{imports}; journal = Journal(sys.argv[1]); print(flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(run.directory)]  # record locks belong to a process
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -53,7 +53,7 @@ def told(*overrides: Any) -> Any:
         (["optim.lr=interval(0,1)"], "optim.lr: 'interval(0,1)' is invalid. Expected one value. -m starts a sweep."),
         (["hydra.run.dir=a/lr=1,seed=2"], "quote a string with such characters: 'hydra.run.dir=\"a/lr=1,seed=2\"'."),
         (["name=héllo"], "quote a string with such characters: 'name=\"héllo\"'."),
-        (["init={a: 1}", "init={b: 2}"], "init has no key 'b'. A mapping can only change existing keys"),
+        (["init={a: 1}", "init={b: 2}"], "init: the key 'b' does not exist. A mapping can only change existing keys"),
     ],
 )  # fmt: skip
 def test_what_was_meant(overrides: Any, message: str) -> None:

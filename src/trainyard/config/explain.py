@@ -121,7 +121,7 @@ def _explain_value(error: Exception, key: str) -> TrainyardError:
     if added is None:
         return TrainyardError(f"{key}: {_first_line(cause)}")
     return TrainyardError(
-        f"{key} has no key {added[1]!r}. A mapping can only change existing keys, "
+        f"{key}: the key {added[1]!r} does not exist. A mapping can only change existing keys, "
         f"including those set by an earlier override. Add a new key with +{key}.{added[1]}=…"
     )
 

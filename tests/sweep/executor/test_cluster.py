@@ -183,7 +183,7 @@ def test_tasks_of_an_agent_that_leaves_end_first_and_go_on_elsewhere(tmp_path: P
     (asked,) = tmp_path.glob("asked*")
     assert sorted(len(attempts(tmp_path, number)) for number in (0, 1)) == [1, 2]
     assert len(attempts(tmp_path, int(asked.name[-1]))) == 2
-    assert any(f"leaves: it got {signum.name}" in line for line in told)
+    assert any(f"leaves: it received {signum.name}" in line for line in told)
 
 
 @BOTH
