@@ -176,8 +176,7 @@ def test_an_option_of_ones_own(file: Path, tmp_path: Path, capsys: pytest.Captur
     [
         (
             [],
-            "metric: None is invalid. Expected an option of the group, such as metric=classification. There is no "
-            "config",
+            "metric: None is invalid. Expected an option of the group, such as metric=classification. The directory of",
         ),
         (
             ["metric=clasification"],
