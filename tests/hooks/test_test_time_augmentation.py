@@ -293,7 +293,7 @@ def test_what_cannot_work_is_known_before_the_training(make: Any, run: Any) -> N
         points.train()
     assert error.value.key == "hook.test_time_augmentation.transforms"
     images, _ = run({"tta": TestTimeAugmentation([halved]), "began": Began()})
-    with pytest.raises(ConfigError, match=r"of one shape.*as it is: torch.float32 \[180, 10\], halved: .*\[90, 10\]"):
+    with pytest.raises(ConfigError, match=r"of the same shape.*unchanged: torch.float32 \[180, 10\], halved: .*\[90, 10\]"):
         images.train()
 
 
@@ -303,7 +303,7 @@ def test_predictions_that_are_no_numbers(run: Any) -> None:
             return super().test_step(batch).argmax(-1)
 
     runner, _ = run({"tta": TestTimeAugmentation()}, model=Classes(Pooled()), metrics={})
-    with pytest.raises(ConfigError, match=r"It predicts as it is: torch.int64 \[256\]"):
+    with pytest.raises(ConfigError, match=r"Its predictions are: unchanged: torch.int64 \[256\]"):
         runner.test()
 
 
@@ -329,7 +329,7 @@ def test_it_tells_what_it_does(run: Any, caplog: pytest.LogCaptureFixture) -> No
         runner.test()
         runner.test()
     told = [message for message in caplog.messages if "augmentation" in message]
-    assert told == ["Test-time augmentation: each batch is predicted as it is, shift_up, Identity, left_to_right."]
+    assert told == ["Test-time augmentation: each batch is predicted unchanged, shift_up, Identity, left_to_right."]
 
 
 def test_the_mean_of_probabilities_is_not_that_of_logits() -> None:

@@ -82,7 +82,7 @@ class TestTimeAugmentation(Hook):
         if merge is not None:
             choice("merge", merge, MERGES, other="null for the one that fits the targets")
         self.transforms = [_transform(given) for given in transforms]
-        self.names = ["as it is", *(each if isinstance(each, str) else _shown(each) for each in transforms)]
+        self.names = ["unchanged", *(each if isinstance(each, str) else _shown(each) for each in transforms)]
         self.merge = merge
         self.val = boolean("val", val)
         self._plain: Any = None
@@ -158,7 +158,7 @@ class TestTimeAugmentation(Hook):
                 f"{KEY}.transforms",
                 self.names[1:],
                 "transforms for which all predictions of the model are floating-point tensors of the same shape",
-                hint=f"It predicts {found}.",
+                hint=f"Its predictions are: {found}.",
             )
         every = torch.stack(outputs)
         every = every.to(torch.promote_types(every.dtype, torch.float32))
