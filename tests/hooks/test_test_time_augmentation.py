@@ -293,7 +293,8 @@ def test_what_cannot_work_is_known_before_the_training(make: Any, run: Any) -> N
         points.train()
     assert error.value.key == "hook.test_time_augmentation.transforms"
     images, _ = run({"tta": TestTimeAugmentation([halved]), "began": Began()})
-    with pytest.raises(ConfigError, match=r"of the same shape.*unchanged: torch.float32 \[180, 10\], halved: .*\[90, 10\]"):
+    found = r"of the same shape.*unchanged: torch.float32 \[180, 10\], halved: .*\[90, 10\]"
+    with pytest.raises(ConfigError, match=found):
         images.train()
 
 
