@@ -14,7 +14,6 @@ from trainyard.errors import ConfigError
 from trainyard.sweep.event_records import event_of, to_record
 from trainyard.sweep.events import Event, Proposed
 from trainyard.sweep.proposers.base import NewJob
-from trainyard.sweep.proposers.pruners import Asha
 from trainyard.sweep.proposers.search import Limits, SearchProposer
 from trainyard.sweep.proposers.space import Space
 from trainyard.sweep.simulation import SimulatedJob, SimulatedSweep
@@ -43,22 +42,23 @@ def job(num: int, overrides: tuple[str, ...]) -> SimulatedJob:
     return SimulatedJob([abs(rate - 0.01) + 1 / width + 1 / epoch for epoch in range(1, 10)], 1 + num % 3)
 
 
-@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "cmaes", "gp", "nsgaii"])
+@pytest.mark.parametrize(
+    ("name", "learn_from"),
+    [("tpe", "rung"), *((name, "all") for name in ("tpe", "random", "qmc", "cmaes", "gp", "nsgaii"))],
+)
 def test_what_is_killed_and_restored_suggests_what_it_would_have_suggested(
-    hydra: Any, settings_of: Any, name: str
+    hydra: Any, settings_of: Any, name: str, learn_from: str
 ) -> None:
     loader, config = hydra
     small = {"gp": {"n_startup_trials": 4}, "tpe": {"n_startup_trials": 4}, "cmaes": {"popsize": 3}}
     small["nsgaii"] = {"population_size": 4}
     settings = settings_of(
-        config, sampler=sampler(name, seed=7, **small.get(name, {})), order="job", direction="minimize", n_trials=7
-    )
+        config, sampler=sampler(name, seed=7, **small.get(name, {})), order="job", direction="minimize", n_trials=7,
+        pruner={"_target_": "trainyard.sweep.proposers.pruners.Asha", "eta": 2}, learn_from=learn_from,
+    )  # fmt: skip
 
     def make() -> SearchProposer:
-        found = settings.proposer(LINES, loader, config)
-        found._pruner = Asha(eta=2)
-        found._pruner.begin(1.0, True)
-        return found
+        return settings.proposer(LINES, loader, config)
 
     undisturbed = SimulatedSweep(make, job, 2)
     assert undisturbed.run()

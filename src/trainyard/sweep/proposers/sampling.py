@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainyard.sweep.goals import Direction, Goals
+from trainyard.sweep.proposers.highest_rung import at_highest_rung
 from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.proposers.source import Source, Suggestion
 from trainyard.sweep.proposers.space import Space, suggest
@@ -46,6 +47,8 @@ class SamplerSource(Source):
             reported last is its objective.
         knows_noise: whether the sampler estimates the noise of the objective, as a Gaussian process does: it sees each
             repeat of a configuration as a trial. To others a configuration is one trial, with the mean.
+        at_rung: the number of trials that a rung needs for the sampler to see only the values of that rung (see
+            `at_highest_rung`); None: it sees every trial, with its last report.
         given: points to try first, in order: values by name. What a point leaves out is suggested.
         earlier: trials of other searches, to learn from.
     """
@@ -61,6 +64,7 @@ class SamplerSource(Source):
         one_seed: bool = False,
         knows_pruned: bool = True,
         knows_noise: bool = False,
+        at_rung: int | None = None,
         given: Sequence[Mapping[str, Any]] = (),
         earlier: Sequence[FrozenTrial] = (),
     ) -> None:
@@ -72,6 +76,7 @@ class SamplerSource(Source):
         self._one_seed = one_seed
         self._knows_pruned = knows_pruned
         self._knows_noise = knows_noise
+        self._at_rung = at_rung
         self._given = given
         self._earlier = earlier
 
@@ -96,8 +101,12 @@ class SamplerSource(Source):
 
         own: tuple[Direction, ...] = ("minimize" if self._sign > 0 else "maximize",)
         study = optuna.create_study(directions=own if self._goals is None else self._goals.directions)
-        repeats = chain.from_iterable(map(self._repeats, trials)) if self._knows_noise else ()
-        study.add_trials([*self._earlier, *map(self._frozen, trials), *repeats])
+        earlier, seen = self._earlier, trials
+        if self._at_rung is not None:
+            seen, is_end = at_highest_rung(trials, self._at_rung, len(earlier))
+            earlier = earlier if is_end else ()
+        repeats = chain.from_iterable(map(self._repeats, seen)) if self._knows_noise else ()
+        study.add_trials([*earlier, *map(self._frozen, seen), *repeats])
         for trial in trials:
             for key, value in trial.note.get(STUDY, {}).items():
                 study._storage.set_study_system_attr(study._study_id, key, copy.deepcopy(value))

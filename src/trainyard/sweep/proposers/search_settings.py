@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SAMPLER = f"{SWEEPER}.sampler"
 REPEATS = f"{SWEEPER}.repeats"
 ORDERS = ("any", "job")
+LEAST = 10  # trials that a rung needs to be learned from, where the sampler does not say
 TRIALS = 100  # where neither n_trials nor timeout nor target ends a search
 
 NOT_HERE = {
@@ -65,6 +66,7 @@ class SearchSettings:
         enqueue: points to try first.
         warm_start: the directory of a sweep, or an experiment or run of MLflow, to learn from.
         repeats: the seeds of each configuration.
+        learn_from: `rung` or `all`: see `SamplerSource.at_rung`.
     """
 
     sampler: Mapping[str, Any]
@@ -81,6 +83,7 @@ class SearchSettings:
     enqueue: Any = None
     warm_start: Any = None
     repeats: int = 1
+    learn_from: Literal["rung", "all"] = "all"
 
     @classmethod
     def from_config(cls, given: Mapping[str, Any], config: DictConfig) -> SearchSettings:
@@ -103,11 +106,12 @@ class SearchSettings:
             raise ConfigError(SAMPLER, sampler, accepted)
         limits = _limits(values)
         goals = goals_of(values, config)
+        pruner = pruner_node(values.get("pruner"), config)
         n_jobs = values.get("n_jobs")
         return cls(
             {key: value for key, value in sampler.items() if key != "seed"},
             seed_number(f"{SAMPLER}.seed", sampler.get("seed")),
-            pruner_node(values.get("pruner"), config),
+            pruner,
             direction_of(values.get("direction"), config) if goals is None else goals.directions[0],
             goals,
             limits,
@@ -119,6 +123,7 @@ class SearchSettings:
             values.get("enqueue"),
             values.get("warm_start"),
             integer(REPEATS, values.get("repeats", 1), at_least=1),
+            _learn_from(values.get("learn_from"), sampler, pruner, goals),
         )._checked()
 
     def _checked(self) -> SearchSettings:
@@ -175,6 +180,7 @@ class SearchSettings:
             earlier=earlier.frozen(space, self.goals),
             knows_noise=target.endswith(".GPSampler") and not self.sampler.get("deterministic_objective"),
             knows_pruned=target.endswith(".TPESampler") or bool(self.sampler.get("consider_pruned_trials")),
+            at_rung=max(1, int(self.sampler.get("n_startup_trials", LEAST))) if self.learn_from == "rung" else None,
         )
         source = AheadSource(source, exact=self.order == "job")
         if self.repeats > 1:
@@ -192,6 +198,7 @@ class SearchSettings:
             "repeats": self.repeats,
             "enqueue": given,
             "warm_start": [list(each) for each in earlier.trials],
+            **({"learn_from": self.learn_from} if self.learn_from == "rung" else {}),
             **({} if self.warm_start is None else {FROM: str(self.warm_start)}),
             "versions": {"optuna": version("optuna")},
         }
@@ -236,8 +243,29 @@ class SearchSettings:
 
 KNOWN = (
     *("sampler", "pruner", "direction", "n_trials", "n_jobs", "timeout", "target", "order", "params", "when"),
-    *("together", "enqueue", "warm_start", "repeats", "objective", "constraints"),
+    *("together", "enqueue", "warm_start", "repeats", "objective", "constraints", "learn_from"),
 )
+
+
+def _learn_from(
+    value: Any, sampler: Mapping[str, Any], pruner: Mapping[str, Any] | None, goals: Goals | None
+) -> Literal["rung", "all"]:
+    """Return what the sampler learns from; `auto` is `rung` where that can be.
+
+    Raises:
+        ConfigError: it is something else, or cannot be.
+    """
+    given = choice(f"{SWEEPER}.learn_from", value or "auto", ("auto", "rung", "all"))
+    can_be = (
+        goals is None
+        and str(sampler["_target_"]).endswith(".TPESampler")
+        and pruner is not None
+        and str(pruner["_target_"]).endswith((".Asha", ".Hyperband"))
+    )
+    if given == "rung" and not can_be:
+        hint = "It needs the sampler tpe, the pruner asha or hyperband, and one objective without constraints."
+        raise ConfigError(f"{SWEEPER}.learn_from", given, "all", hint=hint)
+    return "rung" if can_be and given != "all" else "all"
 
 
 def _violations(trial: FrozenTrial) -> Sequence[float]:
