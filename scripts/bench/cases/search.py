@@ -66,6 +66,7 @@ class Side:
 
 SIDE: Mapping[str, Side] = {
     OURS: Side("by_trainyard", "TPE + ASHA"),
+    "trainyard, TPE + ASHA, learn_from=all": Side("by_trainyard", "TPE + ASHA, learn_from=all"),
     "trainyard, TPE + Hyperband": Side("by_trainyard", "TPE + Hyperband"),
     "trainyard, random + ASHA": Side("by_trainyard", "random + ASHA"),
     "Optuna, TPE + successive halving": Side("by_optuna", "Optuna, TPE + successive halving"),

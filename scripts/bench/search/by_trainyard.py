@@ -74,6 +74,7 @@ def _with(*options: str) -> side.Method:
 
 METHODS = {
     "TPE + ASHA": _with("hydra/sweeper/pruner=asha"),
+    "TPE + ASHA, learn_from=all": _with("hydra/sweeper/pruner=asha", "hydra.sweeper.learn_from=all"),
     "TPE + Hyperband": _with("hydra/sweeper/pruner=hyperband"),
     "random + ASHA": _with("hydra/sweeper/sampler=random", "hydra/sweeper/pruner=asha"),
     "TPE": _with(),

@@ -44,7 +44,7 @@ def _by_rung(trial: Trial) -> dict[float, float]:
     """Return the values of a trial, by the rung."""
     if trial.state == "failed":
         return {}
-    known: dict[float, float] = dict(trial.reports)
+    known = {float(at): value for at, value in trial.reports.items()}
     if trial.state == "done" and trial.result is not None:
         known[END] = trial.result
     return known
