@@ -21,8 +21,15 @@ ROOT = Path(__file__).parents[2]
 SWEEP = [
     "-m", "data=rings", "data.num_samples=300", "model.hidden=[8]", "model.dropout=0.1", "tracker=none",
     "hydra.launcher.max_jobs=1", "hydra.launcher.fuse=2", "hook.checkpoint.min_seconds=0", "seed=0,1",
-    "loop.max_epochs=2,4,3", "+hook.waits._target_=waits.Waits",
+    "+hook.waits._target_=waits.Waits",
 ]  # fmt: skip
+LOOPS = {
+    "epoch": ["loop.max_epochs=2,4,3", "+hook.waits.at=11"],
+    "iter": [
+        "loop=iter", "loop.max_iters=14,28,21", "loop.val_interval=7", "data.batch_size=32", "data.drop_last=true",
+        "+hook.waits.at=17",
+    ],
+}  # fmt: skip
 WAITS = """
 import os, time
 from pathlib import Path
@@ -31,9 +38,12 @@ from trainyard.hooks import Hook
 class Waits(Hook):
     stackable = own_places = True
 
+    def __init__(self, at):
+        self.at = at
+
     def after_train_iter(self, runner, batch_idx, data_batch, outputs):
         here = Path(__file__).parent
-        if runner.iter == 11 and runner.members[0].work_dir is not None and not (here / "go").exists():
+        if runner.iter == self.at and runner.members[0].work_dir is not None and not (here / "go").exists():
             (here / "waits").touch()
             while not (here / "go").exists():
                 time.sleep(0.01)
@@ -50,9 +60,10 @@ def start(tmp_path: Path) -> Any:
     path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
     env = clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
 
-    def start(directory: str) -> Any:
+    def start(directory: str, loop: str) -> Any:
+        sweep = [*SWEEP, *LOOPS[loop], f"hydra.sweep.dir={directory}"]
         return Forked(
-            [sys.executable, str(ROOT / "train.py"), *SWEEP, f"hydra.sweep.dir={directory}"], cwd=tmp_path, env=env,
+            [sys.executable, str(ROOT / "train.py"), *sweep], cwd=tmp_path, env=env,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
@@ -74,9 +85,22 @@ def spans(folder: Path) -> dict[int, list[tuple[int, int]]]:
     return found
 
 
-def test_killed_it_goes_on_in_the_recorded_lanes_with_the_same_bits(start: Any, tmp_path: Path) -> None:
-    """Six jobs of three lengths in two lanes; killed when two have joined, and continued."""
-    process = start("killed")
+def begun(folder: Path) -> dict[int, int]:
+    """Return the iteration from which each job has trained in its first lane, as it was recorded."""
+    found: dict[int, int] = {}
+    for task in [task for record in records(folder) if record["kind"] == "decisions" for task in record["tasks"]]:
+        for num, at in zip(task["nums"], task.get("iters", ()), strict="iters" in task):
+            found.setdefault(num, at)
+    return found
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_killed_it_goes_on_in_the_recorded_lanes_with_the_same_bits(start: Any, tmp_path: Path, loop: str) -> None:
+    """Six jobs of three lengths in two lanes; killed when some have joined, and continued.
+
+    In the loop by iterations they have joined within an epoch of the data, which has five batches.
+    """
+    process = start("killed", loop)
     until(lambda: (tmp_path / "waits").exists() or process.poll() is not None)
     before = records(tmp_path / "killed")
     os.killpg(process.pid, signal.SIGKILL)
@@ -86,7 +110,7 @@ def test_killed_it_goes_on_in_the_recorded_lanes_with_the_same_bits(start: Any, 
     assert joined, "while the first ones train"
     outputs = {}
     for name in ("killed", "undisturbed"):
-        process = start(name)
+        process = start(name, loop)
         outputs[name], err = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, err
         assert "Traceback" not in "".join(file.read_text() for file in (tmp_path / name / "stacks").glob("*.log"))
@@ -94,6 +118,9 @@ def test_killed_it_goes_on_in_the_recorded_lanes_with_the_same_bits(start: Any, 
         assert ended == dict.fromkeys(range(6), 1)
     assert "joined   #2" in outputs["undisturbed"]
     assert ": 2 lanes\n" in outputs["undisturbed"]
+    if loop == "iter":
+        assert begun(tmp_path / "undisturbed") == dict.fromkeys(range(6), 0)
+        assert all(at % 7 == 0 for at in begun(tmp_path / "killed").values())
     lanes, expected = spans(tmp_path / "killed"), spans(tmp_path / "undisturbed")
     assert lanes.keys() == expected.keys() == set(range(6))
     alike = [num for num in range(6) if lanes[num] == expected[num]]

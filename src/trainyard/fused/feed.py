@@ -55,7 +55,7 @@ class Span:
 class Feed(Protocol):
     """Source of the next members of a stack.
 
-    Its methods are called by the thread that trains, between two epochs; a feed that waits in `take` keeps all lanes
+    Its methods are called by the thread that trains, where members join; a feed that waits in `take` keeps all lanes
     waiting.
     """
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from trainyard.fused.runner import FusedRunner
 
 
+Place = tuple[int, int, int, int]
+
+
 class JobSource(Protocol):
     """Where the jobs of a stack come from, by its sweep. Jobs are numbered in the order in which they come."""
 
@@ -41,11 +44,11 @@ class JobSource(Protocol):
             interrupted: whether to wait no more.
         """
 
-    def placed(self, places: Sequence[tuple[int, int, int]], width: int) -> None:
+    def placed(self, places: Sequence[Place], width: int) -> None:
         """Record, before it returns, in which lanes jobs train from here on.
 
         Args:
-            places: the number of each job, its lane, and its epoch.
+            places: the number of each job, its lane, its epoch and its iteration.
             width: the lanes of the stack.
         """
 
@@ -102,7 +105,8 @@ class JobLanes:
 
     def placed(self, spans: Sequence[Span]) -> None:
         if spans:
-            self._source.placed([(span.member.number, span.lane, span.epoch) for span in spans], spans[0].width)
+            places = [(span.member.number, span.lane, span.epoch, span.iter) for span in spans]
+            self._source.placed(places, spans[0].width)
         assert self._record is not None
         for span in spans:
             if (values := self._values.pop(span.member.number, None)) is not None:

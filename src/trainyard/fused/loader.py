@@ -66,7 +66,8 @@ class StackedLoader:
 
     Attributes:
         seeds: those of the members that are left.
-        ahead: the epochs that each is ahead of the stack's.
+        ahead: the epochs that each is ahead of the stack's, and the batches within an epoch.
+        length: batches of an epoch that are served.
         stacked: True: batches have a leading axis of members.
     """
 
@@ -75,7 +76,8 @@ class StackedLoader:
     def __init__(self, loader: TensorLoader, seeds: Sequence[int]) -> None:
         self.loader = loader
         self.seeds = tuple(seeds)
-        self.ahead = (0,) * len(self.seeds)
+        self.ahead: tuple[tuple[int, int], ...] = ((0, 0),) * len(self.seeds)
+        self.length = len(loader)
         self._orders = EpochOrders(self.order, loader.device)
 
     @property
@@ -102,17 +104,23 @@ class StackedLoader:
         kept = index.tolist()
         self._hold([self.seeds[k] for k in kept], [self.ahead[k] for k in kept])
 
-    def place(self, ahead: Sequence[int], seeds: Sequence[int]) -> None:
-        """From the next batch on, serve each member the epoch that is this number of epochs ahead of the stack's.
+    def are_full(self, batches: int) -> bool:
+        """Return whether the first so many batches of an epoch are full: members may be at different ones of them."""
+        return batches * self.batch_size <= self.num_samples
+
+    def place(self, ahead: Sequence[tuple[int, int]], seeds: Sequence[int], length: int) -> None:
+        """Serve each member from the next batch on what is so many epochs and batches ahead of the stack's position.
 
         Args:
-            ahead: one for each member.
+            ahead: for each member; batches of 1 or more only where all batches are full.
             seeds: of their orders.
+            length: batches of an epoch that are served: fewer than there are for a part of the data.
         """
-        if (tuple(ahead), tuple(seeds)) != (self.ahead, self.seeds):
+        if (tuple(ahead), tuple(seeds), length) != (self.ahead, self.seeds, self.length):
+            self.length = length
             self._hold(seeds, ahead)
 
-    def _hold(self, seeds: Sequence[int], ahead: Sequence[int]) -> None:
+    def _hold(self, seeds: Sequence[int], ahead: Sequence[tuple[int, int]]) -> None:
         self.seeds, self.ahead = tuple(seeds), tuple(ahead)
         self._orders = EpochOrders(self.order, self.loader.device)  # what is being made has an order for each member
 
@@ -137,8 +145,17 @@ class StackedLoader:
         """Return each member's order of the stack's `epoch`, int64 `[K, rows]`, on the CPU; equals share the work."""
         own = list(zip(self.seeds, self.ahead, strict=True))
         rows = {each: row for row, each in enumerate(dict.fromkeys(own))}
-        orders = torch.stack([self._of(seed).order(epoch + ahead) for seed, ahead in rows])
+        orders = torch.stack([self._order(seed, epoch + epochs, batches) for seed, (epochs, batches) in rows])
         return orders if len(rows) == len(own) else orders[[rows[each] for each in own]]
+
+    def _order(self, seed: int, epoch: int, batches: int) -> Tensor:
+        """Return a member's order from batch number `batches` of an epoch on, to the same batch of the next epoch."""
+        loader = self._of(seed)
+        own = loader.order(max(epoch, 0))  # what a member has before it joined is not served
+        if not batches:
+            return own
+        begin, end = batches * self.batch_size, self.length * self.batch_size
+        return torch.cat([own[begin:end], loader.order(max(epoch + 1, 0))[:begin], own[end:]])
 
     def _of(self, seed: int) -> TensorLoader:
         solo = copy.copy(self.loader)

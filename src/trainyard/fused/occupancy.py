@@ -79,7 +79,7 @@ class Occupancy:
             self.feed.left(left)
 
     def exchange(self) -> None:
-        """Free the lanes of members that leave, and give free lanes to the next jobs, between two epochs."""
+        """Free the lanes of members that leave, and give free lanes to the next jobs, where these may join."""
         runner = self._runner
         leaving = runner.leaving()
         while leaving and not runner.interrupted:
@@ -87,7 +87,7 @@ class Occupancy:
             if occupied:
                 runner.leave(occupied)
                 self.release(occupied)
-            filled = self.fill() if runner.batches_done == 0 and not runner.train_loop.val_due else []
+            filled = self.fill() if runner.clock.open else []
             leaving = [k for k in runner.leaving() if k in filled]  # one may have been at its end when it joined
 
     def place(self) -> None:
@@ -100,7 +100,7 @@ class Occupancy:
             self.feed.placed([Span(m, k, len(members), m.epoch, m.iter) for k in lanes if (m := members[k])])
 
     def fill(self, *, wait: bool = False) -> list[int]:
-        """Give free lanes to the next jobs, between two epochs; return the lanes."""
+        """Give free lanes to the next jobs; return the lanes."""
         filled: list[int] = []
         while self.feed is not None and (free := [k for k, each in enumerate(self._runner.members) if each.vacant]):
             jobs = self.feed.take(len(free), wait=wait and not filled)
@@ -113,6 +113,7 @@ class Occupancy:
             for k in filled:
                 log.info("%s is in lane %d.", runner.members[k].info.name, k, extra={"member": runner.members[k]})
             self._place(filled)
+            runner.clock.count_epochs()
         return filled
 
     def _admit(self, jobs: Mapping[int, LaneJob]) -> list[int]:
@@ -135,6 +136,7 @@ class Occupancy:
                 self._unseat(k, free[k])
                 del starts[k]
                 continue
+            places.check_accumulation(runner, [runner.members[k]])
             runner.members[k].tell_notes()
             if runner.average is not None and (start is None or not start.resumes):
                 runner.average.copy_row(k, runner.stack, k)
@@ -187,8 +189,8 @@ class Occupancy:
         runner.optimizer.load_member_state_dict(target, runner.optimizer.member_state_dict(source))
         other.ahead, other.data_seed = one.ahead, one.data_seed
         if runner.schedule is not None:
-            unit = runner.clock.schedule_unit
-            runner.schedule.put({target: copy.deepcopy(runner.schedule.member(source))}, {target: one.ahead[unit]})
+            rows = runner.clock.rows_ahead(one.ahead)
+            runner.schedule.put({target: copy.deepcopy(runner.schedule.member(source))}, {target: rows})
         other.load_step_state(one.step_state())
         if hasattr(runner.step.clip, "copy_row"):
             runner.step.clip.copy_row(target, source)
@@ -220,6 +222,7 @@ class Occupancy:
         if type(clip) is not type(runner.step.clip):
             raise Unfusable("the members differ in gradient clipping")
         member.begin()
+        places.check_joining(runner, member)
         runner.stack.put(k, model)
         if runner.average is not None:
             runner.average.copy_row(k, runner.stack, k)
@@ -228,7 +231,7 @@ class Occupancy:
         if (schedule is None) != (runner.schedule is None):
             raise Unfusable("some members have a schedule and some do not")
         if schedule is not None:
-            runner.schedule.put({k: schedule}, {k: member.ahead[runner.clock.schedule_unit]})
+            runner.schedule.put({k: schedule}, {k: runner.clock.rows_ahead(member.ahead)})
         if hasattr(runner.step.clip, "put"):
             runner.step.clip.put(k, clip)
         if hasattr(runner.step.precision, "reset_member"):

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from trainyard.config.current_job import current_job
 from trainyard.errors import JobPaused, TrainyardError
+from trainyard.fused.job_lanes import Place
 from trainyard.fused.results import MemberResult
 from trainyard.fused.train import train_stack
 from trainyard.run.rank_job import whole
@@ -119,7 +120,7 @@ class _NoMore:
         self.closed = wait
         return []
 
-    def placed(self, places: Sequence[tuple[int, int, int]], width: int) -> None:
+    def placed(self, places: Sequence[Place], width: int) -> None:
         """Do nothing: it is as planned."""
 
     def left(self, number: int, result: MemberResult) -> None:

@@ -39,7 +39,7 @@ from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
 from trainyard.runner.kept_states import KeptStates
 from trainyard.runner.runner import Runner
 from trainyard.runner.snapshot import Snapshot
-from trainyard.runner.state import Start, restore_best
+from trainyard.runner.state import Start, position_of, restore_best
 from trainyard.step.precision import make_precision
 from trainyard.step.stacked import StackedScaledAutocast, stack_clips
 from trainyard.step.step import Step, make_step
@@ -91,7 +91,7 @@ class FusedRunner(Runner):
         self.placed = False
         self.lanes_differ = False
         self._resumed = [False] * len(configs)
-        self._epochs: list[int] = [0] * len(configs)
+        self._positions: list[tuple[int, int]] = [(0, 0)] * len(configs)
         self.next_number = sum(config is not None for config in configs)
         super().__init__(**arguments(first) | {"tracker": tracker})
         self.all_members = [member for member in self.members if not member.vacant]
@@ -137,13 +137,13 @@ class FusedRunner(Runner):
         starts = super().starting_points()
         found = {index: start for index, start in enumerate(starts) if start is not None and start.resumes}
         self._resumed = [k in found for k in range(len(starts))]
-        self._epochs = [found[k].state["epoch"] if k in found else 0 for k in range(len(starts))]
+        self._positions = [position_of(found[k].state) if k in found else (0, 0) for k in range(len(starts))]
         ended = [index for index, start in found.items() if start.state["member"]["stop_reason"] is not None]
         if ended:
             furthest = max(found, key=lambda index: (found[index].state["iter"], index not in ended))
             for index in ended:
                 starts[index] = self.members[index].left(found[index], found[furthest])
-                self._epochs[index] = self._epochs[furthest]
+                self._positions[index] = self._positions[furthest]
             self._ended = ended
         return starts
 
@@ -262,7 +262,7 @@ class FusedRunner(Runner):
         return loader
 
     def whole_loader(self, split: str) -> Loader:
-        apart = split == "train" and (self._fed or len(set(self._epochs)) > 1)
+        apart = split == "train" and (self._fed or len(set(self._positions)) > 1)
         return stack_loader(super().whole_loader(split), [member.seed for member in self.members], apart=apart)
 
     def learning_rates(self) -> list[float]:
@@ -291,7 +291,7 @@ class FusedRunner(Runner):
         if self._fed:
             if self.occupancy.open or any(not self.members[index].vacant for index in leaving):
                 self.occupancy.exchange()
-            if self.interrupted or self.occupancy.open or self.batches_done or self.train_loop.val_due:
+            if self.interrupted or self.occupancy.open or not self.clock.open:
                 return
             free = [index for index, member in enumerate(self.members) if member.vacant]
             if 0 < len(free) < len(self.members):

@@ -54,7 +54,7 @@ class _Stack:
 
     Attributes:
         name: its first jobs, for people.
-        lanes: the job in each lane, and the epoch from which it trains there at this width.
+        lanes: the job in each lane, and the epoch and the iteration from which it trains there at this width.
         width: its lanes.
         joined: the time at which each of its jobs came.
         in_vain: how often in succession it has asked in vain.
@@ -62,7 +62,7 @@ class _Stack:
     """
 
     name: str
-    lanes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    lanes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     width: int = 0
     joined: dict[int, float] = field(default_factory=dict)
     in_vain: int = 0
@@ -215,13 +215,13 @@ class Feeding:
         if width != stack.width:
             stack.lanes, stack.width = {}, width
         nums = running.unit.nums
-        stack.lanes |= {lane: (nums[index], epoch) for index, lane, epoch in places}
-        here = [(lane, num, epoch) for lane, (num, epoch) in sorted(stack.lanes.items()) if num in running.left]
+        stack.lanes |= {lane: (nums[index], epoch, iteration) for index, lane, epoch, iteration in places}
+        here = [(lane, *own) for lane, own in sorted(stack.lanes.items()) if own[0] in running.left]
         if not here:
             return
         before = self._decision(here[0][1] if len(here) == 1 else nums[0])
-        lanes, jobs, epochs = zip(*here, strict=True)
-        now = replace(before, nums=jobs, lanes=lanes, width=width, epochs=epochs)
+        lanes, jobs, epochs, iters = zip(*here, strict=True)
+        now = replace(before, nums=jobs, lanes=lanes, width=width, epochs=epochs, iters=iters)
         if any(self._decision(num) != now for num in jobs):
             self._manifest.decide([now])
 

@@ -210,7 +210,7 @@ class Head(Loop):
         for nums in map(tuple, groups):
             before = self._decision(nums[0])
             if any(self._decision(num).nums != nums or self._decision(num).width for num in nums):
-                decided.append(replace(before, nums=nums, note=note, lanes=(), width=0, epochs=()))
+                decided.append(replace(before, nums=nums, note=note, lanes=(), width=0, epochs=(), iters=()))
         self._manifest.decide(decided)
 
     def _decision(self, num: int) -> Decision:

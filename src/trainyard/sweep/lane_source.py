@@ -4,7 +4,7 @@ Messages to the head, each a JSON object with one of these keys:
 
 - `want`: the number of free lanes; with `wait`, whether none is occupied. Answered by a pickled `Given`; with `wait`
   only when there is a job, or none will come.
-- `placed`: for each job its number, its lane and its epoch; with `width`. Answered when it is recorded.
+- `placed`: for each job its number, its lane, its epoch and its iteration; with `width`. Answered when it is recorded.
 - `left`: the number of a job that has left; with its `state`, `value` and `error`.
 - `refused`: the number of a job that cannot train in the stack; with the `reason`.
 
@@ -83,7 +83,7 @@ class LaneSource:
             found.append((number, *self._begin(job, position, number)))
         return found
 
-    def placed(self, places: Sequence[tuple[int, int, int]], width: int) -> None:
+    def placed(self, places: Sequence[tuple[int, int, int, int]], width: int) -> None:
         """Record in which lanes jobs train from here on."""
         for first in range(0, len(places), MOST):
             self._line.say({"placed": places[first : first + MOST], "width": width})
