@@ -100,8 +100,12 @@ class StackedFunctions(TorchFunctionMode):
         ignore_index: int = -100,
         reduce: bool | None = None,
         reduction: str = "mean",
-        label_smoothing: float = 0.0,
+        label_smoothing: float | Tensor = 0.0,
     ) -> Tensor:
+        if isinstance(label_smoothing, Tensor):  # it is each member's own, and the loss is linear in it
+            given = (function, scores, target, weight, size_average, ignore_index, reduce, reduction)
+            plain, even = self._class_loss(*given, 0.0), self._class_loss(*given, 1.0)
+            return plain + label_smoothing.to(plain.dtype) * (even - plain)
         smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}  # nll_loss has none
         fits = (
             self._way.takes(scores)

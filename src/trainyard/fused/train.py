@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 ALLOWED = (
     "seed",
+    "model.**.dropout",
+    "model.**.label_smoothing",
     "optim",
     "schedule",
     "clip_grad_norm",
