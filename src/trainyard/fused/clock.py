@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trainyard.data.lengths import exact_length
 from trainyard.errors import PlacesDiffer
 from trainyard.fused import places
-from trainyard.fused.loader import StackedLoader
+from trainyard.fused.lane_orders import LaneOrders
 from trainyard.fused.member import Ahead
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class LaneClock:
         if runner.schedule is not None:
             runner.schedule.place([self.rows_ahead(member.ahead) for member in members])
         loader: Any = runner.loader("train")
-        if isinstance(getattr(loader, "whole", loader), StackedLoader):
+        if isinstance(getattr(loader, "whole", loader), LaneOrders):
             repeats = getattr(loader, "repeat", False)  # the batches of one epoch, for all members
             ahead = [(0, 0) if repeats else (member.ahead.epochs, member.ahead.batches) for member in members]
             loader.place(ahead, [member.data_seed for member in members], exact_length(loader) or len(loader))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainyard.data.lengths import exact_length
 from trainyard.errors import PlacesDiffer, Unfusable
-from trainyard.fused.loader import StackedLoader
+from trainyard.fused.lane_orders import LaneOrders
 from trainyard.runner import checkpoint
 from trainyard.runner.loops import TrainLoop
 
@@ -180,8 +180,8 @@ def why_not_within(runner: FusedRunner) -> str | None:
     whole = getattr(loader, "whole", loader)
     if not isinstance(loop, TrainLoop) or loop.unit != "iter":
         return "the loop counts epochs"
-    if not isinstance(whole, StackedLoader) or getattr(loader, "repeat", False):
-        return "the data is not shuffled in memory"
+    if not isinstance(whole, LaneOrders) or getattr(loader, "repeat", False):
+        return "the data is not shuffled by the seed of the run"
     if (length := exact_length(loader)) is None or not whole.are_full(length):
         return "the last batch of an epoch is smaller (data.drop_last=true omits it)"
     if runner.schedule is not None and schedule_unit(runner) == "epoch":
