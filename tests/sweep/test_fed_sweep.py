@@ -16,6 +16,9 @@ from same_run import points
 from waiting import LIMIT, until
 
 from trainyard.runner import checkpoint
+from trainyard.sweep.manifest import Manifest
+from trainyard.sweep.steering_cli import steer
+from trainyard.track import read
 
 ROOT = Path(__file__).parents[2]
 SWEEP = [
@@ -25,6 +28,7 @@ SWEEP = [
 ]  # fmt: skip
 LOOPS = {
     "epoch": ["loop.max_epochs=2,4,3", "+hook.waits.at=11"],
+    "early": ["loop.max_epochs=2,4,3", "+hook.waits.at=5"],
     "iter": [
         "loop=iter", "loop.max_iters=14,28,21", "loop.val_interval=7", "data.batch_size=32", "data.drop_last=true",
         "+hook.waits.at=17",
@@ -60,8 +64,8 @@ def start(tmp_path: Path) -> Any:
     path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
     env = clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
 
-    def start(directory: str, loop: str) -> Any:
-        sweep = [*SWEEP, *LOOPS[loop], f"hydra.sweep.dir={directory}"]
+    def start(directory: str, loop: str, *more: str) -> Any:
+        sweep = [*SWEEP, *LOOPS[loop], f"hydra.sweep.dir={directory}", *more]
         return Forked(
             [sys.executable, str(ROOT / "train.py"), *sweep], cwd=tmp_path, env=env,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
@@ -94,7 +98,7 @@ def begun(folder: Path) -> dict[int, int]:
     return found
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", ["epoch", "iter"])
 def test_killed_it_goes_on_in_the_recorded_lanes_with_the_same_bits(start: Any, tmp_path: Path, loop: str) -> None:
     """Six jobs of three lengths in two lanes; killed when some have joined, and continued.
 
@@ -135,3 +139,44 @@ def test_killed_it_goes_on_in_the_recorded_lanes_with_the_same_bits(start: Any, 
         mine, its = points(tmp_path / f"killed/{num}"), points(tmp_path / f"undisturbed/{num}")
         losses = {key for key in its if "loss" in key[0]}
         assert {key: mine[key] for key in losses} == pytest.approx({key: its[key] for key in losses}, rel=1e-3), num
+
+
+def state(folder: Path, num: int) -> str:
+    return next((each["state"] for each in reversed(records(folder)) if each.get("num") == num and "state" in each), "")
+
+
+@pytest.mark.parametrize("action", ["stop", "pause"])
+def test_one_job_is_asked_to_end_and_the_others_train_on(start: Any, tmp_path: Path, action: str) -> None:
+    """Its lane is given to the next job; the process stays. A job that pauses goes on later, where it stood."""
+    process = start("asked", "early")
+    until((tmp_path / "waits").exists, process)
+    until(lambda: state(tmp_path / "asked", 1) == "running", process)
+    steer(tmp_path / "asked", action, "1", wait=LIMIT)
+    (tmp_path / "go").touch()
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    entries = Manifest.open(tmp_path / "asked").entries
+    expected = {"stop": "stopped", "pause": "paused"}[action]
+    assert {num: entry.state for num, entry in entries.items()} == dict.fromkeys(range(6), "done") | {1: expected}
+    assert out.count("started ") == 1
+    assert "divided" not in out
+    lanes = spans(tmp_path / "asked")
+    assert lanes[1] == [(1, 2)]
+    assert {lane for num in (2, 3) for lane, width in lanes[num] if width == 2} == {0, 1}, "its lane among them"
+    trained = {step for (name, step) in points(tmp_path / "asked/1") if name == "train/loss"}
+    assert max(trained) == {"stop": 5, "pause": 6}[action]
+    statuses = [
+        record["status"] for record, _ in read(tmp_path / "asked/1/metrics.jsonl") if record["kind"] == "status"
+    ]
+    assert statuses[-1] == {"stop": "KILLED", "pause": "RUNNING"}[action]
+    if action == "pause":
+        steer(tmp_path / "asked", "resume", "1")
+        process = start("asked", "early")
+        _, err = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, err
+        assert state(tmp_path / "asked", 1) == "done"
+        process = start("alone", "early", "hydra.launcher.fuse=off")
+        process.communicate(timeout=LIMIT)
+        mine, its = points(tmp_path / "asked/1"), points(tmp_path / "alone/1")
+        losses = {key for key in its if "loss" in key[0]}
+        assert {key: mine[key] for key in losses} == pytest.approx({key: its[key] for key in losses}, rel=1e-3)

@@ -128,6 +128,11 @@ class LaneClock:
             runner.call("after_train_epoch")
 
     @property
+    def resumable(self) -> bool:
+        """Whether a member that leaves here can go on in a lane: it is at the end of an epoch, if it must be."""
+        return self._within or (self._runner.batches_done == 0 and not self._runner.train_loop.val_due)
+
+    @property
     def open(self) -> bool:
         """Whether members may join here, and free lanes be removed.
 

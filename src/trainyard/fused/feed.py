@@ -80,6 +80,12 @@ class Feed(Protocol):
     def left(self, members: Sequence[StackMember]) -> None:
         """Note that members train no longer: they have ended, failed or pause; their checkpoints are being written."""
 
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        """Return the numbers of members that are to leave, each once, and whether each pauses.
+
+        It is asked after every iteration.
+        """
+
     def refused(self, job: LaneJob, error: TrainyardError) -> None:
         """Note that a job cannot train in this stack: it is `Unfusable`, or its config cannot work."""
 
@@ -115,6 +121,9 @@ class LaneQueue:
 
     def left(self, members: Sequence[StackMember]) -> None:
         """Do nothing: the members' journals say how they ended."""
+
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        return ()
 
     def refused(self, job: LaneJob, error: TrainyardError) -> None:
         self.refusals.append((job, error))

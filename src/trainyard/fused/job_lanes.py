@@ -58,6 +58,12 @@ class JobSource(Protocol):
     def refused(self, number: int, reason: str) -> None:
         """Report that a job cannot train in this stack."""
 
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        """Return the numbers of jobs that are to leave, each once, and whether each pauses. It is called often."""
+
+    def unfed(self) -> None:
+        """Report that no job joins or leaves this stack after all."""
+
 
 class JobLanes:
     """Feed of a stack whose jobs come from a sweep.
@@ -112,6 +118,9 @@ class JobLanes:
             if (values := self._values.pop(span.member.number, None)) is not None:
                 record.write_files(self._stack, [values], [span.member], self._record.example)
 
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        return self._source.asked()
+
     def left(self, members: Sequence[StackMember]) -> None:
         runner = self._stack
         runner.scalars.flush()
@@ -121,9 +130,11 @@ class JobLanes:
         if ended and self._conclude(ended):
             gone += ended
         for member in gone:
-            member.close("FINISHED")
+            if member.dismissed:  # as the single run would have been interrupted
+                member.paused = False
+            member.close(*(("KILLED", "interrupted") if member.dismissed else ("FINISHED",)))
             member.journal.close()
-            result = result_of(member, self._metrics, interrupted=False)
+            result = result_of(member, self._metrics, interrupted=member.dismissed)
             report = partial(self._source.left, member.number, result)
             report() if hook is None else hook.then(report)
         kept = {id(member) for member in gone}

@@ -67,7 +67,8 @@ class StackMember(Member):
         epoch_due: the end of an epoch, at which the member's checkpoint was saved, is not counted yet.
         number: its number among all members that the stack has had.
         position: its position in its sweep; None if it is of none.
-        data_seed: the seed of the order of its data; that of another member if it continues from that member.
+        dismissed: it was asked to end before its training has.
+        data_seed: the seed of the order of its data; another than its own where it goes on as another member.
     """
 
     def __init__(self, stack: FusedRunner, index: int, settings: Mapping[str, Any]) -> None:
@@ -81,6 +82,7 @@ class StackMember(Member):
         self._left_at: tuple[int, int, int] | None = None
         self.ahead = Ahead()
         self.epoch_due = False
+        self.dismissed = False
         self.data_seed = self.seed
         self.number = index
         self.position: SweepPosition | None = None

@@ -44,6 +44,7 @@ class Occupancy:
         self._runner = runner
         self.feed = feed
         self._busy = self._lanes = 0
+        self._asked: dict[int, bool] = {}  # members that are to leave, by number, and whether they pause
 
     def count(self) -> None:
         """Count the lanes that train in the epoch that begins, and all lanes, as long as jobs may come."""
@@ -55,6 +56,18 @@ class Occupancy:
         """Tell which share of the lanes has trained, counted in epochs, while jobs might come."""
         if self._lanes:
             log.info("Lanes were used in %d of %d epochs in which jobs could join.", self._busy, self._lanes)
+
+    def obey(self) -> None:
+        """Let members leave that were asked to: at once, or, where they pause, as soon as they can go on in a lane."""
+        if self.feed is None:
+            return
+        self._asked.update(self.feed.asked())
+        for member in self._runner.members if self._asked else ():
+            pauses = None if member.vacant else self._asked.get(member.number)
+            if pauses is None or member.leaves or member.at_end or (pauses and not self._runner.clock.resumable):
+                continue
+            member.paused, member.dismissed = True, not pauses
+            del self._asked[member.number]
 
     @property
     def open(self) -> bool:

@@ -128,3 +128,9 @@ class _NoMore:
 
     def refused(self, number: int, reason: str) -> None:
         """Do nothing: no job joins."""
+
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        return ()
+
+    def unfed(self) -> None:
+        """Do nothing: no job would join."""

@@ -285,6 +285,7 @@ class FusedRunner(Runner):
 
         Where there is a feed, others take their lanes; what is left free is removed when it is closed.
         """
+        self.occupancy.obey()
         leaving = self.leaving()
         if not leaving or self.interrupted:
             return
@@ -313,7 +314,8 @@ class FusedRunner(Runner):
             self.call("before_leave", leaving=leaving)
         for index in leaving:
             member = self.members[index]
-            reason = member.stop_reason or ("it pauses" if member.paused else f"it has trained {member.trained}")
+            pauses = "it was asked to" if member.dismissed else "it pauses"
+            reason = member.stop_reason or (pauses if member.paused else f"it has trained {member.trained}")
             log.info("%s ends: %s.", member.info.name, reason, extra={"member": member})
 
     def run_loop(self) -> None:

@@ -279,6 +279,9 @@ class Head(Loop):
     def _said(self, running: RunningUnit, number: int, message: Any) -> None:
         self._feeding.said(running, number, message)
 
+    def _release(self, number: int) -> None:
+        self._feeding.release(number, self._grace)
+
     def seated(self, nums: Sequence[int], stack: str) -> None:
         """Take notice of jobs that join a stack."""
         self._expect(nums)
