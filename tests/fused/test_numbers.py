@@ -115,6 +115,40 @@ def test_the_dropout_of_attention_differs() -> None:
         follows(member, solo(own(*each)))
 
 
+class Encoder(nn.Module):
+    """An encoder of torch's, of two tokens of one number each."""
+
+    def __init__(self, dropout: float, weights: bool) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, dropout, batch_first=True) if weights else None
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(self.embed(x.unsqueeze(-1)))
+        if self.attention is not None:
+            x = x + self.attention(x, x, x)[0]
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("joins", [False, True])
+def test_the_dropout_of_torch_s_own_encoder_differs(weights: bool, joins: bool) -> None:
+    def own(seed: int, dropout: float, epochs: int) -> Config:
+        net = {"_target_": Encoder, "dropout": dropout, "weights": weights}
+        return config(seed, epochs, model={"_target_": Supervised, "net": net}, data={"_target_": Points})
+
+    given = [(0, 0.1, 3), (1, 0.1 if joins else 0.4, 1), (2, 0.3, 2)]
+    jobs = [own(*each) for each in given]
+    queue = LaneQueue(jobs[2:] if joins else [])
+    fused = FusedRunner(jobs[:2] if joins else jobs, feed=queue if joins else None)
+    fused.train()
+    assert not queue.refusals
+    for member, each in zip(fused.all_members, given, strict=True):
+        follows(member, solo(own(*each)))
+
+
 class Scaled(nn.Module):
     """Code that computes with a number of its own."""
 

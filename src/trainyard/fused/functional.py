@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from trainyard._torch_vmap import VmapExit, vmap_exit
 from trainyard.fused.attention import attention
 from trainyard.fused.draws import Draws
+from trainyard.fused.multi_head_attention import multi_head_attention
 from trainyard.fused.random_functions import DRAWING
 from trainyard.fused.recurrent import KINDS, Direction, recurrent
 
@@ -52,6 +53,9 @@ class StackedFunctions(TorchFunctionMode):
             drawing: Any = self._drawing.get(attend)
             other = attend if drawing is None else lambda *args, **kwargs: drawing(args, kwargs)
             self._functions[attend] = partial(attention, way, other)
+            self._functions[F.multi_head_attention_forward] = multi_head_attention(
+                self._linear, self._functions[attend], dropout
+            )
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 Place = tuple[str, str]
 """Path of a module, and the name of its attribute."""
 
-_TAKES: dict[type[nn.Module], str] = {nn.Dropout: "p", nn.CrossEntropyLoss: "label_smoothing"}
+_TAKES: dict[type[nn.Module], str] = {
+    nn.Dropout: "p",
+    nn.MultiheadAttention: "dropout",
+    nn.CrossEntropyLoss: "label_smoothing",
+}
 """Modules of torch that pass a number on to a function for which a stack has a rule (`StackedFunctions`)."""
 _NAMES = ("dropout", "label_smoothing")
 """Names of such numbers in modules that are not torch's."""

@@ -102,7 +102,7 @@ class FusedRunner(Runner):
             check_override(member)
         if self.settings["activation_checkpointing"]:
             raise Unfusable("activation_checkpointing is not supported in a stack: vmap cannot repeat a forward pass")
-        # `MultiheadAttention` on the CPU has no batching rule: it runs member by member, correctly. The probe times it.
+        # An operation without a batching rule runs member by member, correctly. The probe times it.
         warnings.filterwarnings(
             "ignore", "There is a performance drop because we have not yet implemented the batching"
         )
