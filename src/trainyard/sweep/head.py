@@ -197,7 +197,7 @@ class Head(Loop):
             self.apply(event)
             self._replace(heir)
             self._tracking.inherited(heir, self._manifest.entries[each.num].lineage)
-            self._progress.inherited(heir, source, at)
+            self._progress.inherited(heir, source, at, self._units.difference(heir, source))
 
     def _alone(self, num: int) -> Unit:
         """Return a unit of one job; its decision is recorded if it was in a stack."""

@@ -122,6 +122,13 @@ def reasons(kinds: Sequence[Kind], nums: Sequence[int], choices: Sequence[Mappin
     return found
 
 
+def difference(kind: Kind, other: Kind) -> str:
+    """Return the places in which two kinds differ, in words."""
+    leaves, others = dict(_leaves(kind.fixed)), dict(_leaves(other.fixed))
+    places = [place for place in {**leaves, **others} if leaves.get(place) != others.get(place)]
+    return _listed(places) or "the order of its keys"
+
+
 def _told(
     differing: Mapping[str, str | None],
     own: Sequence[str],
