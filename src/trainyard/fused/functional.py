@@ -53,9 +53,9 @@ class StackedFunctions(TorchFunctionMode):
             drawing: Any = self._drawing.get(attend)
             other = attend if drawing is None else lambda *args, **kwargs: drawing(args, kwargs)
             self._functions[attend] = partial(attention, way, other)
-            self._functions[F.multi_head_attention_forward] = multi_head_attention(
-                self._linear, self._functions[attend], dropout
-            )
+            heads = multi_head_attention(self._linear, self._functions[attend], dropout)
+            if heads is not None:
+                self._functions[F.multi_head_attention_forward] = heads
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

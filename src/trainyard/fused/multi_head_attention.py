@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
-from types import FunctionType
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from trainyard._torch_vmap import attention_of
 
 
 def multi_head_attention(
     linear: Callable[..., Tensor], attend: Callable[..., Tensor], dropout: Callable[[Tensor, Any], Tensor]
-) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """Return `torch.nn.functional.multi_head_attention_forward` with other parts.
-
-    Within a mode for functions, torch's own would call the mode again, and without one its parts know no members.
+) -> Callable[..., tuple[Tensor, Tensor | None]] | None:
+    """Return `torch.nn.functional.multi_head_attention_forward` for a stack; None where torch's cannot be had so.
 
     Args:
         linear: as `torch.nn.functional.linear`.
@@ -32,14 +30,9 @@ def multi_head_attention(
     def dropout_by(features: Tensor, p: float | _Share) -> Tensor:
         return dropout(features, _number(p))
 
-    parts: dict[str, Any] = {
-        name: _rebound(getattr(F, name), {"linear": linear})
-        for name in ("_in_projection", "_in_projection_packed")
-        if hasattr(F, name)
-    }
-    parts |= {"linear": linear, "scaled_dot_product_attention": attend_by, "dropout": dropout_by}
-    whole = _rebound(F.multi_head_attention_forward, parts | {"has_torch_function": lambda _: False})
-
+    whole = attention_of(linear, attend_by, dropout_by)
+    if whole is None:
+        return None
     arguments = signature(whole)
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -47,8 +40,7 @@ def multi_head_attention(
         share = given.get("dropout_p")
         if isinstance(share, Tensor):
             given["dropout_p"] = _Share(share)
-        found: tuple[Tensor, Tensor | None] = whole(**given)
-        return found
+        return whole(**given)
 
     return forward
 
@@ -65,16 +57,3 @@ class _Share:
 
 def _number(share: float | _Share) -> float | Tensor:
     return share.tensor if isinstance(share, _Share) else share
-
-
-def _rebound(function: Any, names: dict[str, Any]) -> Any:
-    """Return a function with the code of another one, in which these global names stand for something else."""
-    found = FunctionType(
-        function.__code__,
-        {**function.__globals__, **names},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    found.__kwdefaults__ = function.__kwdefaults__
-    return found

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from trainyard._torch_vmap import has_attention_parts
+
 Place = tuple[str, str]
 """Path of a module, and the name of its attribute."""
 
@@ -103,9 +105,10 @@ def number_places(models: Sequence[nn.Module], *, joinable: bool) -> list[Place]
 
 def _takes_tensor(module: nn.Module, name: str) -> bool:
     """Return whether a module takes a number as a tensor; code that is not torch's may compute with either."""
+    if isinstance(module, nn.MultiheadAttention) and not has_attention_parts():
+        return False
     return _TAKES.get(type(module)) == name or not type(module).__module__.startswith("torch.")
 
 
 def _is_known(module: nn.Module, name: str) -> bool:
-    kind = type(module)
-    return _TAKES[kind] == name if kind in _TAKES else _takes_tensor(module, name) and name in _NAMES
+    return _takes_tensor(module, name) and (type(module) in _TAKES or name in _NAMES)
