@@ -84,17 +84,17 @@ class LaneClock:
         """Return how far a position is ahead of the stack's: `done` batches of an epoch, after so many iterations.
 
         Raises:
-            PlacesDiffer: the number of batches between them is unknown, or no whole number of epochs and a part of the
-                training needs that.
+            PlacesDiffer: the two are at different batches of their epochs, and a part of the training needs one.
         """
         runner = self._runner
         epochs, batches = epoch - int(runner.epoch), done - runner.batches_done
         if batches:
+            if (reason := places.why_not_within(runner)) is not None:
+                raise PlacesDiffer(f"the members' checkpoints are at different positions within an epoch, and {reason}")
             length = exact_length(runner.loader("train"))
-            more, batches = (0, batches) if length is None else divmod(batches, length)
+            assert length is not None
+            more, batches = divmod(batches, length)
             epochs += more
-        if batches and (reason := places.why_not_within(runner)):
-            raise PlacesDiffer(f"the members' checkpoints are at different positions within an epoch, and {reason}")
         return Ahead(iteration - runner.iter, epochs, batches, runner.iter)
 
     def position(self, ahead: Ahead) -> tuple[int, int]:
@@ -138,10 +138,10 @@ class LaneClock:
 
         In a loop by iterations they do at multiples of `val_interval`, so that members are validated together; where
         that is longer than a training, and where members cannot be at different batches of their epochs, as an epoch
-        ends for all. In a loop by epochs they do as an epoch ends.
+        ends for all. In a loop by epochs they do as an epoch ends. Groups of batches are those of all members.
         """
         runner, loop = self._runner, self._runner.train_loop
-        if loop.val_due:
+        if loop.val_due or (loop.unit == "iter" and runner.iter % runner.settings["accumulate"]):
             return False
         present = [member for member in runner.members if not member.vacant]
         if not self._within:

@@ -144,12 +144,12 @@ class Occupancy:
         for k, start in dict(starts).items():
             try:
                 restore(runner.members[k], start)
+                places.check_accumulation(runner, [runner.members[k]])
             except TrainyardError as error:
                 self._refuse(jobs[k], error)
                 self._unseat(k, free[k])
                 del starts[k]
                 continue
-            places.check_accumulation(runner, [runner.members[k]])
             runner.members[k].tell_notes()
             if runner.average is not None and (start is None or not start.resumes):
                 runner.average.copy_row(k, runner.stack, k)
@@ -178,8 +178,9 @@ class Occupancy:
         last = [k for k, member in enumerate(runner.members) if not member.vacant]
         runner.leave(last)
         self.release(last)
-        if runner.batches_done:
-            runner.go_to(int(runner.epoch) + 1, 0, runner.iter)
+        group = runner.settings["accumulate"] if runner.train_loop.unit == "iter" else 1
+        if runner.batches_done or runner.iter % group:
+            runner.go_to(int(runner.epoch) + 1, 0, -(-runner.iter // group) * group)
         return bool(self.fill(wait=True))
 
     def copy(self, source: int, target: int) -> None:
