@@ -143,8 +143,9 @@ class Occupancy:
         self._refill_hooks([*starts])
         for k, start in dict(starts).items():
             try:
+                done = start.state["iter"] if start is not None and start.resumes else 0
+                places.check_accumulation(runner, [done - runner.iter])
                 restore(runner.members[k], start)
-                places.check_accumulation(runner, [runner.members[k]])
             except TrainyardError as error:
                 self._refuse(jobs[k], error)
                 self._unseat(k, free[k])

@@ -139,7 +139,7 @@ def check_lanes(runner: FusedRunner) -> None:
         raise PlacesDiffer(f"a {type(loop).__name__} with a workflow, or your own, is shared by all members")
     if exact_length(runner.loader("train")) is None:
         raise PlacesDiffer("the number of batches in an epoch is unknown")
-    check_accumulation(runner, [member for member in runner.members if not member.vacant])
+    check_accumulation(runner, [member.ahead.iters for member in runner.members if not member.vacant])
     for name, hook in runner.dispatch.hooks.items():
         if not getattr(hook, "own_places", False):
             raise PlacesDiffer(
@@ -147,14 +147,18 @@ def check_lanes(runner: FusedRunner) -> None:
             )
 
 
-def check_accumulation(runner: FusedRunner, members: Sequence[StackMember]) -> None:
-    """Check that the groups of batches of these members end with those of the stack.
+def check_accumulation(runner: FusedRunner, ahead: Sequence[int]) -> None:
+    """Check that the groups of batches of members end with those of the stack.
+
+    Args:
+        runner: the stack's.
+        ahead: the iterations that each is ahead.
 
     Raises:
         PlacesDiffer: they do not.
     """
     accumulate = int(runner.settings["accumulate"])
-    if runner.train_loop.unit == "iter" and any(member.ahead.iters % accumulate for member in members):
+    if runner.train_loop.unit == "iter" and any(iters % accumulate for iters in ahead):
         raise PlacesDiffer(f"accumulate={accumulate} does not divide the iterations between the members")
 
 
