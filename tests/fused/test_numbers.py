@@ -190,6 +190,20 @@ def test_a_number_that_a_module_takes_as_no_tensor_is_named(layer: Any, name: st
         FusedRunner(jobs).prepare()
 
 
+def test_a_number_that_a_partial_function_holds_is_named() -> None:
+    def own(seed: int) -> Config:
+        loss = {
+            "_target_": "torch.nn.functional.cross_entropy",
+            "_partial_": True,
+            "label_smoothing": 0.1 + seed / 1000,
+        }
+        made = job(seed, 0.1)
+        return made | {"model": made["model"] | {"loss": loss}}
+
+    with pytest.raises(Unfusable, match=r"the models differ in loss\w*, which is neither a parameter nor a buffer"):
+        FusedRunner([own(seed) for seed in range(2)]).prepare()
+
+
 def test_validation_by_losses_smooths_as_each_member_does(tmp_path: Path) -> None:
     """The average of a member that joined is evaluated with its numbers."""
     plain = {"metric": {}, "objective": "val/loss"}

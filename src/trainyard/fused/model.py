@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -287,7 +288,7 @@ def _check_values(models: Sequence[nn.Module], own_numbers: Sequence[Place]) -> 
                 continue
             if isinstance(value, list | tuple) and value and all(id(entry) in own for entry in value):
                 continue  # a second list of them, as recurrent layers have
-            if isinstance(value, _PLAIN):
+            if isinstance(value, (*_PLAIN, partial)):
                 for others in modules[1:]:
                     if path in others and not _is_same(value, vars(others[path]).get(name)):
                         place = f"{path}.{name}".lstrip(".")
@@ -297,6 +298,8 @@ def _check_values(models: Sequence[nn.Module], own_numbers: Sequence[Place]) -> 
 def _is_same(first: Any, second: Any) -> bool:
     if type(first) is not type(second):
         return False
+    if isinstance(first, partial):
+        return _is_same(_arguments(first), _arguments(second))
     if isinstance(first, Tensor):
         return torch.equal(first, second)
     if isinstance(first, np.ndarray):
@@ -306,6 +309,10 @@ def _is_same(first: Any, second: Any) -> bool:
             _is_same(one, other) for one, other in zip(first, second, strict=True) if isinstance(one, _PLAIN)
         )
     return bool(first == second) or first != first
+
+
+def _arguments(function: partial[Any]) -> list[Any]:
+    return [*function.args, *function.keywords, *function.keywords.values()]
 
 
 def _columns(models: Sequence[nn.Module], kind: str) -> dict[str, list[Tensor]]:
