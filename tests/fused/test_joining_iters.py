@@ -154,10 +154,10 @@ def cases(draw: st.DrawFn) -> Case:
 
 @settings(max_examples=12, derandomize=True, deadline=None)
 @given(case=cases())
-@example(Case(stopped={0: 5, 2: 4}))  # two at different batches of their epochs, one of them at the end
-@example(Case("adam", "onecycle", "batch norm", (8, 4, 12, 4), 4, {2: 6}, {1: 3}, 0.5))  # intervals are epochs
-@example(Case("adamw", "cosine", "mlp", (14, 9, 9), 2, {1: 3}, copied=4, width=3))
-@example(Case("radam", "plateau", "mlp", (6, 5, 11, 3), 3, {1: 2, 3: 1}, {0: 4}, limit=3))
+@example(case=Case(stopped={0: 5, 2: 4}))  # two at different batches of their epochs, one of them at the end
+@example(case=Case("adam", "onecycle", "batch norm", (8, 4, 12, 4), 4, {2: 6}, {1: 3}, 0.5))  # intervals are epochs
+@example(case=Case("adamw", "cosine", "mlp", (14, 9, 9), 2, {1: 3}, copied=4, width=3))
+@example(case=Case("radam", "plateau", "mlp", (6, 5, 11, 3), 3, {1: 2, 3: 1}, {0: 4}, limit=3))
 def test_any_member_of_any_lane_follows_its_single_run(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Members of any length and progress join, leave, become NaN and are copied over."""
     folder = tmp_path_factory.mktemp("stopped")
@@ -177,6 +177,19 @@ def test_any_member_of_any_lane_follows_its_single_run(case: Case, tmp_path_fact
         assert member.failed == alone.members[0].failed
         if not member.failed:
             follows(member, alone)
+
+
+def test_a_job_that_has_begun_joins_a_stack_elsewhere(tmp_path: Path) -> None:
+    """It goes on where it stood, and so do the others: the stack keeps its count."""
+    given = job(2, 11, tmp_path)
+    solo(given | {"hook": given["hook"] | {"stop": InterruptAt(6)}})
+    joins = Joins()
+    fused, queue = fed([job(0, 12), job(1, 3), given | {"resume": True}], 2, joins)
+    fused.train()
+    assert joins.seen == [(3, [2])]
+    assert [(span.epoch, span.iter) for span in queue.spans][2] == (1, 6)
+    for seed, iterations in enumerate((12, 3, 11)):
+        follows(fused.all_members[seed], solo(job(seed, iterations)))
 
 
 def test_members_of_different_progress_share_a_stack_without_a_feed(tmp_path: Path) -> None:
@@ -200,7 +213,7 @@ def test_a_captured_step_stays_captured(monkeypatch: pytest.MonkeyPatch, optim: 
     runners = []
     graph = RecordedGraph()
     for how in (None, graph):
-        jobs = [job(k, n, optim=own, schedule=SCHEDULES["onecycle"]) for k, n in enumerate((12, 6, 9, 6))]
+        jobs = [job(k, n, optim=own, schedule=SCHEDULES["onecycle"]) for k, n in enumerate((12, 6, 12, 6))]
         runner, queue = fed(jobs, 2)
         runner.prepare()
         if how is not None:

@@ -163,13 +163,13 @@ def test_one_job_is_asked_to_end_and_the_others_train_on(start: Any, tmp_path: P
     lanes = spans(tmp_path / "asked")
     assert lanes[1] == [(1, 2)]
     assert {lane for num in (2, 3) for lane, width in lanes[num] if width == 2} == {0, 1}, "its lane among them"
-    trained = {step for (name, step) in points(tmp_path / "asked/1") if name == "train/loss"}
-    assert max(trained) == {"stop": 5, "pause": 6}[action]
-    statuses = [
-        record["status"] for record, _ in read(tmp_path / "asked/1/metrics.jsonl") if record["kind"] == "status"
-    ]
-    assert statuses[-1] == {"stop": "KILLED", "pause": "RUNNING"}[action]
-    if action == "pause":
+    trained = max(step for (name, step) in points(tmp_path / "asked/1") if name == "train/loss")
+    assert trained < 12
+    if action == "stop":
+        told = [record for record, _ in read(tmp_path / "asked/1/metrics.jsonl") if record["kind"] == "status"]
+        assert told[-1]["status"] == "KILLED"
+    else:
+        assert trained % 3 == 0, "at the end of an epoch"
         steer(tmp_path / "asked", "resume", "1")
         process = start("asked", "early")
         _, err = process.communicate(timeout=LIMIT)

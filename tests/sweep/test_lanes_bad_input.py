@@ -30,9 +30,9 @@ from torch.utils.data import IterableDataset
 class Hungry(nn.Module):
     steps = 0
 
-    def __init__(self):
+    def __init__(self, in_features, num_classes, **others):
         super().__init__()
-        self.layer = nn.Linear(2, 2)
+        self.layer = nn.Linear(in_features, num_classes)
 
     def forward(self, x, y=None, mode="tensor"):
         logits = self.layer(x)
@@ -86,7 +86,7 @@ def inherited(folder: Path) -> list[dict[str, Any]]:
 def test_a_population_larger_than_memory_trains_in_smaller_stacks(train: Any, tmp_path: Path) -> None:
     """Four lanes do not fit into the memory of the device, two do."""
     result = train(
-        *POPULATION, "hydra.sweeper.population=6", "hydra.launcher.fuse=4", "model={_target_: own_parts.Hungry}",
+        *POPULATION, "hydra.sweeper.population=6", "hydra.launcher.fuse=4", "model._target_=own_parts.Hungry",
         "optim.lr=tag(log,interval(1e-3,1e-1))",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -120,7 +120,7 @@ def test_perturbed_values_keep_their_range_and_type_and_what_cannot_be_stacked_i
     [
         (["optim.lr=interval(1e-3,1e-1)", "hydra.sweeper.explore={optim.betas: perturb}"], "a key that varies"),
         (["optim.lr=interval(1e-3,1e-1)", "hydra.sweeper.factors=[0.8,0.9]"], "one below 1 and one above"),
-        (["optim.lr=interval(-1e-3,1e-1)"], "optim.lr"),
+        (["optim.lr=interval(-1,-0.5)"], "optim.lr: -0."),
         (["optim.lr=interval(1e-3,1e-1)", "hydra.sweeper.population=many"], "an integer of at least 2"),
     ],
 )
@@ -136,12 +136,12 @@ def test_a_wrong_population_is_refused_before_anything_starts(
 
 def test_data_that_ends_early_trains_without_lanes(train: Any, tmp_path: Path) -> None:
     """It states more samples than it has: the epochs end for all members together, and each job trains all of them."""
-    data = (
-        "data={_target_: trainyard.data.Loaders, spec: {num_classes: 2, in_features: 2},"
-        " train: {_target_: torch.utils.data.DataLoader, dataset: {_target_: own_parts.Ends}, batch_size: 4},"
-        " val: {_target_: torch.utils.data.DataLoader, dataset: {_target_: own_parts.Ends}, batch_size: 20}}"
-    )
-    result = train("hydra.launcher.fuse=2", "optim.lr=1e-3,1e-2,1e-1", "loop.max_epochs=2,3", data=[data])
+    ends = "_target_: torch.utils.data.DataLoader, dataset: {_target_: own_parts.Ends}"
+    data = [
+        "data=loaders", f"data.train={{{ends}, batch_size: 4}}", f"data.val={{{ends}, batch_size: 20}}",
+        "data.spec={num_classes: 2, in_features: 2}",
+    ]  # fmt: skip
+    result = train("hydra.launcher.fuse=2", "optim.lr=1e-3,1e-2,1e-1", "loop.max_epochs=2,3", data=data)
     assert result.returncode == 0, result.stderr
     assert states(tmp_path / "s") == dict.fromkeys(range(6), "done")
     for num in range(6):

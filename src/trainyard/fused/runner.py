@@ -117,6 +117,7 @@ class FusedRunner(Runner):
         prepared = "train" in self._prepared
         super().prepare(mode)
         if mode == "train" and not prepared:
+            self.placed = True
             self.clock.begin(self._resumed, joinable=self._fed)
             self._share_generators()
             self._verification.begin(self)
