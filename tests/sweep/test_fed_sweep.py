@@ -28,7 +28,7 @@ SWEEP = [
 ]  # fmt: skip
 LOOPS = {
     "epoch": ["loop.max_epochs=2,4,3", "+hook.waits.at=11"],
-    "early": ["loop.max_epochs=2,4,3", "+hook.waits.at=5"],
+    "early": ["loop.max_epochs=2,60,3", "+hook.waits.at=5"],
     "iter": [
         "loop=iter", "loop.max_iters=14,28,21", "loop.val_interval=7", "data.batch_size=32", "data.drop_last=true",
         "+hook.waits.at=17",
@@ -164,7 +164,7 @@ def test_one_job_is_asked_to_end_and_the_others_train_on(start: Any, tmp_path: P
     assert lanes[1] == [(1, 2)]
     assert {lane for num in (2, 3) for lane, width in lanes[num] if width == 2} == {0, 1}, "its lane among them"
     trained = max(step for (name, step) in points(tmp_path / "asked/1") if name == "train/loss")
-    assert trained < 12
+    assert trained < 180
     if action == "stop":
         told = [record for record, _ in read(tmp_path / "asked/1/metrics.jsonl") if record["kind"] == "status"]
         assert told[-1]["status"] == "KILLED"
