@@ -37,7 +37,8 @@ def double() -> Iterator[None]:
 
 def job(seed: int, iterations: int, folder: Path | None = None, *, interval: int = INTERVAL, **more: Any) -> Config:
     loop = {"_target_": "trainyard.runner.IterBasedTrainLoop", "max_iters": iterations, "val_interval": interval}
-    return config(seed, 1, folder, loop=loop, **({"data": {"_target_": Points, "samples": 6 * BATCHES}} | more))
+    data = {"_target_": Points, "samples": 6 * BATCHES}
+    return config(seed, 1, folder, loop=loop, **({"data": data, "resume": False} | more))
 
 
 class Joins(Hook):
@@ -135,6 +136,7 @@ class Case:
 def cases(draw: st.DrawFn) -> Case:
     schedule = draw(st.sampled_from([each for each in SCHEDULES if each != "by epoch"]))
     lengths = draw(st.lists(st.integers(2, 14), min_size=3, max_size=5).map(tuple))
+    interval = draw(st.integers(1, 5))
     seeds = st.integers(0, len(lengths) - 1)
     stopped = draw(st.dictionaries(seeds, st.integers(1, 13), max_size=2))
     return Case(
@@ -142,8 +144,9 @@ def cases(draw: st.DrawFn) -> Case:
         schedule,
         draw(st.sampled_from(list(MODELS))),
         lengths,
-        draw(st.integers(1, 5)),
-        {seed: at for seed, at in stopped.items() if at < lengths[seed]},
+        interval,
+        # One that is interrupted before it is validated trains alone until then.
+        {seed: at for seed, at in stopped.items() if at < lengths[seed] and at % interval},
         draw(st.dictionaries(seeds, st.integers(1, 12), max_size=2)),
         draw(st.sampled_from([None, 0.5])),
         draw(st.integers(2, len(lengths))),
@@ -182,12 +185,12 @@ def test_any_member_of_any_lane_follows_its_single_run(case: Case, tmp_path_fact
 def test_a_job_that_has_begun_joins_a_stack_elsewhere(tmp_path: Path) -> None:
     """It goes on where it stood, and so do the others: the stack keeps its count."""
     given = job(2, 11, tmp_path)
-    solo(given | {"hook": given["hook"] | {"stop": InterruptAt(6)}})
+    solo(given | {"hook": given["hook"] | {"stop": InterruptAt(5)}})
     joins = Joins()
     fused, queue = fed([job(0, 12), job(1, 3), given | {"resume": True}], 2, joins)
     fused.train()
     assert joins.seen == [(3, [2])]
-    assert [(span.epoch, span.iter) for span in queue.spans][2] == (1, 6)
+    assert [(span.epoch, span.iter) for span in queue.spans][2] == (1, 5)
     for seed, iterations in enumerate((12, 3, 11)):
         follows(fused.all_members[seed], solo(job(seed, iterations)))
 

@@ -42,7 +42,7 @@ class Hungry(nn.Module):
         Hungry.steps += 1
         weight = self.layer.weight
         stacked = torch._C._functorch.is_batchedtensor(weight)
-        if stacked and torch._C._functorch.get_unwrapped(weight).shape[0] > 2 and Hungry.steps > 8:
+        if stacked and torch._C._functorch.get_unwrapped(weight).shape[0] > 2 and Hungry.steps > 200:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return self(*batch, mode="loss")
 
@@ -87,7 +87,7 @@ def test_a_population_larger_than_memory_trains_in_smaller_stacks(train: Any, tm
     """Four lanes do not fit into the memory of the device, two do."""
     result = train(
         *POPULATION, "hydra.sweeper.population=6", "hydra.launcher.fuse=4", "model._target_=own_parts.Hungry",
-        "optim.lr=tag(log,interval(1e-3,1e-1))",
+        "optim.lr=tag(log,interval(1e-3,1e-1))", "data.batch_size=1",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "members do not fit into memory" in result.stdout

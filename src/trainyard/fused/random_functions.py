@@ -95,7 +95,7 @@ def _dropped_by(draws: Draws, features: Tensor, shares: Tensor) -> Tensor:
     def draw(row: Tensor, share: Tensor, generator: Generator) -> Tensor:
         if not on_host:  # a captured step reads the probability as it is then
             return torch.empty_like(row).bernoulli_(1 - share, generator=generator)
-        number = share.item()
+        number = float(share.numpy().item())  # no operation that a captured step would have to repeat
         if number in (0, 1):
             return torch.full_like(row, 1 - number)
         return torch.empty_like(row).bernoulli_(1 - number, generator=generator).div_(1 - number)
