@@ -11,19 +11,21 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
 from trainyard.config.current_job import current_job
 from trainyard.errors import JobPaused, TrainyardError
-from trainyard.fused.job_lanes import Place
 from trainyard.fused.results import MemberResult
 from trainyard.fused.train import train_stack
 from trainyard.run.rank_job import whole
 from trainyard.run.train import train
 from trainyard.track.sweep_position import Returned, Rungs, SweepPosition
+
+if TYPE_CHECKING:
+    from trainyard.fused.job_lanes import Place
 
 log = logging.getLogger(__name__)
 
