@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from types import FunctionType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainyard._fast_paths import Internal, register, usable, works
@@ -23,6 +25,7 @@ with suppress(ImportError):
 _MODE = "torch.utils._python_dispatch.TorchDispatchMode"
 _OF_DISTRIBUTIONS = ("_standard_gamma", "_sample_dirichlet", "_is_all_true")
 _NAME = "torch._functorch.pyfunctorch.temporarily_pop_interpreter_stack"
+_HEADS = "torch.nn.functional._in_projection_packed"
 _LEVEL = 1
 """Number of the outermost transform of `torch.func`."""
 
@@ -89,6 +92,46 @@ def sees_operations() -> bool:
     return works(_MODE)
 
 
+def attention_of(
+    linear: Callable[..., Tensor], attend: Callable[..., Tensor], dropout: Callable[..., Tensor]
+) -> Callable[..., tuple[Tensor, Tensor | None]] | None:
+    """Return `torch.nn.functional.multi_head_attention_forward` with other parts; None where torch's has others.
+
+    It is torch's own code, in which three names stand for these functions. Within a mode for functions, torch's would
+    call the mode again; outside of it, its parts know nothing of the members of a stack.
+
+    Args:
+        linear, attend, dropout: called as torch's code calls `linear`, `scaled_dot_product_attention` and `dropout`.
+    """
+    return _rebound_attention(linear, attend, dropout) if has_attention_parts() else None
+
+
+def has_attention_parts() -> bool:
+    """Return whether `attention_of` returns a function."""
+    return usable(_HEADS)
+
+
+def _rebound_attention(linear: Any, attend: Any, dropout: Any) -> Any:
+    parts = {
+        name: _rebound(getattr(F, name), {"linear": linear}) for name in ("_in_projection", "_in_projection_packed")
+    }
+    parts |= {"linear": linear, "scaled_dot_product_attention": attend, "dropout": dropout}
+    return _rebound(F.multi_head_attention_forward, parts | {"has_torch_function": lambda _: False})
+
+
+def _rebound(function: Any, names: dict[str, Any]) -> Any:
+    """Return a function with the code of another one, in which these global names stand for something else."""
+    found = FunctionType(
+        function.__code__,
+        {**function.__globals__, **names},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    found.__kwdefaults__ = function.__kwdefaults__
+    return found
+
+
 def private_functions() -> dict[str, Any]:
     """Return the functions that `torch.distributions` calls under private names, by the name, as far as torch has them.
 
@@ -117,6 +160,32 @@ def _check_mode() -> bool:
 
 def _check_functions() -> bool:
     return private_functions().keys() == set(_OF_DISTRIBUTIONS)
+
+
+def _check_heads() -> bool:
+    layer = torch.nn.MultiheadAttention(4, 2, dropout=0.5)
+    x = torch.linspace(-1, 1, 24).view(3, 2, 4)
+    calls: list[str] = []
+
+    def linear(*args: Any) -> Tensor:
+        calls.append("linear")
+        return F.linear(*args)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, share: float, is_causal: bool) -> Tensor:
+        calls.append(f"attend {share}")
+        return F.scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal)
+
+    def dropout(features: Tensor, p: float) -> Tensor:
+        calls.append(f"dropout {p}")
+        return features
+
+    forward = _rebound_attention(linear, attend, dropout)
+    given = (x, x, x, 4, 2, layer.in_proj_weight, layer.in_proj_bias, None, None, False, 0.5)
+    projection = (layer.out_proj.weight, layer.out_proj.bias)
+    found = [forward(*given, *projection, need_weights=weights)[0] for weights in (False, True)]
+    expected = layer.eval()(x, x, x)[0]
+    steps = ["linear", "attend 0.5", "linear", "linear", "dropout 0.5", "linear"]
+    return calls == steps and all(torch.allclose(each, expected, atol=1e-6) for each in found)
 
 
 def _check() -> bool:
@@ -155,6 +224,13 @@ register(
             "linear layers and cross-entropies of all members of a stack in half the number of operations",
             "torch's batching rules",
             _check,
+        ),
+        Internal(
+            _HEADS,
+            ("fused.multi_head_attention",),
+            "multi-head attention of all members of a stack in one call",
+            "torch's own rules of vmap: attention of one member after the other on the CPU",
+            _check_heads,
         ),
         Internal(
             _MODE,

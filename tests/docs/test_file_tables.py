@@ -73,7 +73,7 @@ def test_every_kind_of_record_in_a_manifest_has_a_row(tmp_path: Path) -> None:
     manifest.define_all([Proposed(0, ("seed=0",), Rungs((1,)), "0", Origin(0, 0, ("seed",), "epoch_0001.pt"), {})])
     manifest.measured({"0f": KnownFit(1, "", "", 1)})
     manifest.decide([Decision((0,), "cpu", 1)])
-    manifest.decide([Decision((0,), "cpu", 1, lanes=(1,), width=2, epochs=(0,))])
+    manifest.decide([Decision((0,), "cpu", 1, lanes=(1,), width=2, epochs=(0,), iters=(0,))])
     unit = Unit((0,), 2, 1, 3.0, ("cpu",), Rungs((1,)), ((0, Rungs((2,))),), fed=True)
     manifest.log(Began(), SlotsGained(((0, "cpu"),)), SlotsLost((0,)), Queued((unit,), "again"), Started(0))
     manifest.log(Joined(0, (0,)), Emptied(0), Inherited(0, 0, 1, ("seed=0",), ("optim.lr",), "epoch_0001.pt"))

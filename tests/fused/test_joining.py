@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from interrupting import InterruptAt
-from lane_jobs import BATCHES, MODELS, OPTIMS, SCHEDULES, Config, Points, config
+from lane_jobs import BATCHES, MODELS, OPTIMS, SCHEDULES, Config, Points, Poison, config, follows, solo
 from recorded_graph import RecordedGraph
 from same_run import alike, points
 
@@ -36,39 +35,6 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def follows(member: Any, solo: Runner, bound: float = 1e-10) -> None:
-    """The member ends where its single run does, with its weights, its average and its results."""
-    assert (member.iter, member.epoch) == (solo.iter, solo.epoch)
-    for own, theirs in ((member.model, solo.model), (member.eval_model, solo.eval_model)):
-        for (name, tensor), expected in zip(own.state_dict().items(), theirs.state_dict().values(), strict=True):
-            torch.testing.assert_close(tensor, expected, rtol=bound, atol=bound, equal_nan=True, msg=name)
-    values = {key: value for key, value in member.metrics.items() if "time" not in key}
-    expected = {key: value for key, value in solo.members[0].metrics.items() if "time" not in key}
-    assert values == pytest.approx(expected, rel=1e-9, nan_ok=True)
-
-
-def solo(values: Config) -> Runner:
-    runner = Runner.from_cfg(values)
-    runner.train()
-    return runner
-
-
-class Poison(Hook):
-    """Spoils a weight of members of some seeds after so many of their iterations."""
-
-    stackable = True
-    own_places = True
-
-    def __init__(self, at: Mapping[int, int]) -> None:
-        self.at = {int(seed): iteration for seed, iteration in at.items()}
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        for member in runner.members:
-            if not member.vacant and self.at.get(member.seed) == member.iter:
-                with torch.no_grad():
-                    next(iter(member.model.parameters())).view(-1)[0] = math.nan
 
 
 class Copy(Hook):

@@ -56,6 +56,9 @@ class Generations:
 
     def cutting(self) -> None: ...
     def placed(self, spans: Any) -> None: ...
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        return ()
+
     def left(self, members: Sequence[StackMember]) -> None:
         hook = next(each for each in self.runner.dispatch.hooks.values() if isinstance(each, Checkpoint))
         hook.wait()

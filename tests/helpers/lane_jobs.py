@@ -1,14 +1,19 @@
-"""Small trainings for the lanes of stacks: configs, models, optimizers, schedules, data."""
+"""Small trainings for the lanes of stacks: configs, models, optimizers, schedules, data; members and single runs."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
+from trainyard.hooks import Hook
+from trainyard.runner import Runner
 
 Config = dict[str, Any]
 
@@ -104,3 +109,36 @@ def config(seed: int, epochs: int, folder: Path | None = None, **more: Any) -> C
         "seed": seed,
         "work_dir": None if folder is None else str(folder / str(seed)),
     } | more
+
+
+def follows(member: Any, solo: Runner, bound: float = 1e-10) -> None:
+    """The member ends where its single run does, with its weights, its average and its results."""
+    assert (member.iter, member.epoch) == (solo.iter, solo.epoch)
+    for own, theirs in ((member.model, solo.model), (member.eval_model, solo.eval_model)):
+        for (name, tensor), expected in zip(own.state_dict().items(), theirs.state_dict().values(), strict=True):
+            torch.testing.assert_close(tensor, expected, rtol=bound, atol=bound, equal_nan=True, msg=name)
+    values = {key: value for key, value in member.metrics.items() if "time" not in key}
+    expected = {key: value for key, value in solo.members[0].metrics.items() if "time" not in key}
+    assert values == pytest.approx(expected, rel=1e-9, nan_ok=True)
+
+
+def solo(values: Config) -> Runner:
+    runner = Runner.from_cfg(values)
+    runner.train()
+    return runner
+
+
+class Poison(Hook):
+    """Spoils a weight of members of some seeds after so many of their iterations."""
+
+    stackable = True
+    own_places = True
+
+    def __init__(self, at: Mapping[int, int]) -> None:
+        self.at = {int(seed): iteration for seed, iteration in at.items()}
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        for member in runner.members:
+            if not member.vacant and self.at.get(member.seed) == member.iter:
+                with torch.no_grad():
+                    next(iter(member.model.parameters())).view(-1)[0] = math.nan

@@ -25,6 +25,7 @@ from trainyard.sweep.events import (
     Paused,
     Proposed,
     Queued,
+    Release,
     Reported,
     SlotsGained,
     SlotsLost,
@@ -91,6 +92,9 @@ class Sweeps(RuleBasedStateMachine):
                 self.states.update(dict.fromkeys(unit.nums, "running"))
             case End(number):
                 assert number in self.processes
+            case Release(number):
+                assert number in self.fed & self.processes.keys()
+                assert self.scheduler.running[number].wishes
             case Drop(unit):
                 (dropped,) = (each for each in self.queue if each.nums == unit.nums)
                 self.queue.remove(dropped)
@@ -289,6 +293,12 @@ class Sweeps(RuleBasedStateMachine):
     @invariant()
     def replayed_it_stands_where_it_stands(self) -> None:
         assert self.replayed().snapshot == self.scheduler.snapshot
+
+    @invariant()
+    def what_runs_knows_what_is_wished(self) -> None:
+        wished = {num: wish for it in self.scheduler.running.values() for num, wish in it.wishes.items()}
+        running = {num for it in self.scheduler.running.values() for num in it.left}
+        assert wished == {num: wish for num, wish in self.scheduler.wished.items() if num in running}
 
     @invariant()
     def each_job_has_one_state(self) -> None:

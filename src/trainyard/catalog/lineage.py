@@ -68,8 +68,8 @@ class _Job:
 
     def take(self, task: Record, index: int) -> None:
         """Take in how the job trains from now on: as the entry of this index of a task."""
-        lanes, epochs = task.get("lanes"), task.get("epochs")
-        start = int(epochs[index]) if epochs and self.by == "epoch" else self.at
+        lanes, begun = task.get("lanes"), task.get(f"{self.by}s")
+        start = int(begun[index]) if begun else self.at
         width = task.get("width") or (len(task["nums"]) if len(task["nums"]) > 1 else 0)
         lane = lanes[index] if lanes else index
         self.spans = [span for span in self.spans if span.start < start]

@@ -28,6 +28,7 @@ from trainyard.data.seeding import (
     Request,
     SeededDataset,
     SeededStream,
+    UndrawnDataset,
     WorkerInit,
     set_epoch,
 )
@@ -68,13 +69,14 @@ class WorkerLoader:
         seed: the run's seed.
         device: the device of the batches.
         wrap: see `wrapped`.
+        undrawn: see `undrawn`.
 
     Attributes:
-        picks: whether a sampler selects the samples, which can start anywhere; false for streams.
-        picks_batches: whether this sampler selects batches; it does not if samples are batches themselves.
-        exact_length: the number of batches in every epoch if the order is that of an `EpochBatchSampler`; otherwise
-            None.
-        turn: the number of started iterations.
+        epoch_sampler: the sampler of the batches, where the order is an `EpochBatchSampler`'s; else None.
+        picks: whether samples are picked by a sampler, which starts anywhere, and not read as they come.
+        picks_batches: whether that sampler picks batches; it does not where samples are batches themselves.
+        exact_length: the number of batches in every epoch, where the order is an `EpochBatchSampler`'s; else None.
+        turn: the number of iterations that have begun.
 
     Raises:
         ConfigError: no batch in an epoch.
@@ -83,16 +85,24 @@ class WorkerLoader:
     """
 
     def __init__(
-        self, loader: DataLoader[Any], *, seed: int, device: torch.device | str, wrap: Wrap | None = None
+        self,
+        loader: DataLoader[Any],
+        *,
+        seed: int,
+        device: torch.device | str,
+        wrap: Wrap | None = None,
+        undrawn: bool = False,
     ) -> None:
         self.seed = seed
         self.device = torch.device(device)
         self._given = loader
         self._wrap = wrap
+        self._undrawn = undrawn
         self.turn = 0
         # The seed of the workers is drawn from here at each epoch, not from the global generator.
         self._generator = torch.Generator()
         self.exact_length: int | None = None
+        self.epoch_sampler: EpochBatchSampler | None = None
         self._loader, self._seek = self._made_like(loader)
         self._state = StreamState(self._loader)
         self._told = False
@@ -102,6 +112,31 @@ class WorkerLoader:
     def wrapped(self, wrap: Wrap) -> WorkerLoader:
         """Return a loader like this one that reads `wrap(sampler)`, if it has a sampler, always in order."""
         return WorkerLoader(self._given, seed=self.seed, device=self.device, wrap=wrap)
+
+    def undrawn(self) -> WorkerLoader:
+        """Return a loader like this one, whose data set raises `ReadingDraws` where it draws random numbers."""
+        return WorkerLoader(self._given, seed=self.seed, device=self.device, wrap=self._wrap, undrawn=True)
+
+    @property
+    def dataset(self) -> Dataset[Any]:
+        """Data set of the given loader."""
+        return self._given.dataset
+
+    @property
+    def collate(self) -> Callable[[list[Any]], Any]:
+        """Function that makes a batch of samples."""
+        return self._given.collate_fn
+
+    @property
+    def workers(self) -> int:
+        """Number of worker processes."""
+        return self._given.num_workers
+
+    def reader(self, dataset: SeededDataset, requests: Iterable[Any]) -> DataLoader[Any]:
+        """Return a loader with the workers of this one: it serves `dataset[request]` for each request, in order."""
+        options = self._options(self._given) | {"collate_fn": _as_it_is, "in_order": True}
+        sampler: Any = requests
+        return DataLoader(dataset, batch_size=None, sampler=sampler, **options)
 
     @property
     def samplers(self) -> tuple[object, object]:
@@ -180,7 +215,7 @@ class WorkerLoader:
             batches = self._state.followed(batches)
         if self.one_at_a_time:
             batches = self._alone(batches, self.turn)
-        return self._on_device(batches)
+        return self.on_device(batches)
 
     @property
     def is_stream(self) -> bool:
@@ -229,7 +264,8 @@ class WorkerLoader:
         what = "a loader with persistent_workers" if self._given.persistent_workers else "a stream with a state"
         raise RuntimeError(f"{what} was iterated again before its epoch ended")
 
-    def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches on the device."""
         if self.device.type == "cpu":
             return batches
         # Without workers a batch that is read ahead would draw from this process's generators ahead of a checkpoint.
@@ -251,23 +287,7 @@ class WorkerLoader:
 
             return given, tell
 
-        options: dict[str, Any] = {
-            "num_workers": given.num_workers,
-            "collate_fn": given.collate_fn,
-            "pin_memory": given.pin_memory or self.device.type == "cuda",
-            "timeout": given.timeout,
-            "worker_init_fn": WorkerInit(given.worker_init_fn, given.multiprocessing_context)
-            if workers
-            else given.worker_init_fn,
-            "multiprocessing_context": given.multiprocessing_context,
-            "generator": self._generator,
-            "prefetch_factor": given.prefetch_factor,
-            "persistent_workers": given.persistent_workers,
-            "in_order": given.in_order or self._wrap is not None,
-        }
-        if getattr(given, "pin_memory_device", ""):  # deprecated: naming it warns
-            options["pin_memory_device"] = given.pin_memory_device
-
+        options = self._options(given)
         if isinstance(dataset, IterableDataset):
             stream: IterableDataset[Any] = dataset
             if workers:
@@ -283,7 +303,9 @@ class WorkerLoader:
 
         sampler = _positioned(given, self.seed)
         if type(sampler) is EpochBatchSampler:
-            self.exact_length = len(sampler)
+            self.exact_length, self.epoch_sampler = len(sampler), sampler
+        if self._undrawn:
+            dataset = UndrawnDataset(dataset)
         if workers:
             sampler, dataset = NumberedSampler(sampler), SeededDataset(dataset, self.seed)
         if self._wrap is not None:
@@ -295,6 +317,26 @@ class WorkerLoader:
             return 0
 
         return DataLoader(dataset, **order, **options), seek
+
+    def _options(self, given: DataLoader[Any]) -> dict[str, Any]:
+        """Return the options of a loader like `given`, besides its data set and its order."""
+        options: dict[str, Any] = {
+            "num_workers": given.num_workers,
+            "collate_fn": given.collate_fn,
+            "pin_memory": given.pin_memory or self.device.type == "cuda",
+            "timeout": given.timeout,
+            "worker_init_fn": WorkerInit(given.worker_init_fn, given.multiprocessing_context)
+            if given.num_workers > 0
+            else given.worker_init_fn,
+            "multiprocessing_context": given.multiprocessing_context,
+            "generator": self._generator,
+            "prefetch_factor": given.prefetch_factor,
+            "persistent_workers": given.persistent_workers,
+            "in_order": given.in_order or self._wrap is not None,
+        }
+        if getattr(given, "pin_memory_device", ""):  # deprecated: naming it warns
+            options["pin_memory_device"] = given.pin_memory_device
+        return options
 
 
 def gathered_by_workers(loader: TensorLoader, workers: int, device: torch.device | str) -> WorkerLoader:

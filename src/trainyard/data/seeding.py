@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
+from trainyard.errors import Unfusable
 from trainyard.rng import derive
-from trainyard.rng_state import cpu_states, cpu_states_kept, seed_cpu, set_cpu_states
+from trainyard.rng_state import cpu_states, cpu_states_kept, same, seed_cpu, set_cpu_states
 
 READ_AHEAD = 16
 
@@ -129,6 +130,41 @@ class SeededDataset(Dataset[Any]):
         seed_cpu(derive(self.seed, "worker", request.epoch, request.number, *rank))
 
 
+class ReadingDraws(Unfusable):
+    """Reading the data draws random numbers, and all who share it would get the same ones."""
+
+    def __init__(self, *_: object) -> None:  # torch raises an error of a worker anew, with a message of its own
+        super().__init__("reading the data draws random numbers, which would be the same for all members")
+
+
+class UndrawnDataset(Dataset[Any]):
+    """Data set whose reading must draw no random numbers.
+
+    Raises:
+        ReadingDraws: (of every access) it does.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+        if hasattr(dataset, "__getitems__"):
+            self.__getitems__ = self._several
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._checked(self.dataset.__getitem__, key)
+
+    def _several(self, keys: Any) -> Any:
+        own: Any = self.dataset
+        return self._checked(own.__getitems__, keys)
+
+    @staticmethod
+    def _checked(read: Callable[[Any], Any], keys: Any) -> Any:
+        before = cpu_states()
+        found = read(keys)
+        if not same(before, cpu_states()):
+            raise ReadingDraws
+        return found
+
+
 class SeededStream(IterableDataset[Any]):
     """An iterable data set in workers; an epoch starts by seeding each worker and setting the epoch."""
 
@@ -177,7 +213,8 @@ class WorkerInit:
         assert info is not None
         wrapped = info.dataset
         assert isinstance(wrapped, SeededDataset | SeededStream)
-        object.__setattr__(info, "dataset", wrapped.dataset)  # the class is frozen
+        own = wrapped.dataset
+        object.__setattr__(info, "dataset", own.dataset if isinstance(own, UndrawnDataset) else own)  # it is frozen
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self.inner is not None:
             self.inner(worker)

@@ -22,7 +22,7 @@ def attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: float | Tensor = 0.0,
     is_causal: bool = False,
     **more: Any,
 ) -> Tensor:
@@ -35,7 +35,8 @@ def attention(
             takes them.
     """
     fits = (
-        not dropout_p
+        not isinstance(dropout_p, Tensor)  # it is each member's own
+        and not dropout_p
         and query.device.type == "cpu"
         and query.dim() == key.dim() == value.dim() == 4
         and query.shape[0] == key.shape[0] == value.shape[0]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from trainyard.data.lengths import exact_length
 from trainyard.errors import PlacesDiffer
 from trainyard.fused import places
-from trainyard.fused.loader import StackedLoader
+from trainyard.fused.lane_orders import LaneOrders
+from trainyard.fused.member import Ahead
 
 if TYPE_CHECKING:
     from trainyard.fused.runner import FusedRunner
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 class LaneClock:
     """Keeps loop, schedule and data in step with lanes that stand at different places of the training.
 
-    The loop counts for the entire stack: `runner.iter` and `runner.epoch`. Each member is a constant number of
-    iterations and epochs ahead of that (or, where it is negative, behind), as long as it keeps its lane.
+    The loop counts for the stack as a whole: `runner.iter` and `runner.epoch`. Each member is a constant number of
+    iterations and of batches ahead of that (or, where it is negative, behind), as long as it keeps its lane.
 
     Args:
         runner: the stack's.
@@ -28,6 +29,9 @@ class LaneClock:
     def __init__(self, runner: FusedRunner) -> None:
         self._runner = runner
         self._first_end = math.inf
+        self._within = False
+        self._epochs_differ = False
+        self._counted = -1  # the stack's iteration at which ends of the members' epochs were counted last
 
     def begin(self, resumed: Sequence[bool], *, joinable: bool) -> None:
         """Note the place of each lane, as distances from that of the first member that goes on from a checkpoint.
@@ -41,15 +45,13 @@ class LaneClock:
             Unfusable: the members' loops differ in more than their lengths.
         """
         runner = self._runner
-        going = [goes_on for member, goes_on in zip(runner.members, resumed, strict=True) if not member.vacant]
-        if any(going) and not all(going) and runner.batches_done:
-            raise PlacesDiffer("the members' checkpoints are at different positions within an epoch")
         for member, goes_on in zip(runner.members, resumed, strict=True):
-            if not goes_on:
+            if not (goes_on or member.vacant):
                 member.begin()
         places.check_loops([member.loop for member in runner.members], runner.settings["accumulate"])
-        if joinable or len({member.ahead for member in runner.members}) > 1:
+        if joinable or any(member.ahead.apart for member in runner.members):
             places.check_lanes(runner)
+        self._within = joinable and places.why_not_within(runner) is None
         self.follow()
 
     def follow(self) -> None:
@@ -60,23 +62,96 @@ class LaneClock:
         self._first_end = min(ends, default=math.inf)
         if ends:
             loop.ends, loop.length = set(ends), max(ends)
-        spread = any(member.ahead != (0, 0) for member in members)
+        spread = any(member.ahead.apart for member in members)
+        self._epochs_differ = any(member.ahead.batches for member in members)
         runner.lanes_differ = spread or len(set(ends)) > 1
         vars(loop).pop("validates_after", None)
         if spread:
             loop.validates_after = self._validates_after
         if runner.schedule is not None:
-            runner.schedule.place([member.ahead[self.schedule_unit] for member in members])
+            runner.schedule.place([self.rows_ahead(member.ahead) for member in members])
         loader: Any = runner.loader("train")
-        if isinstance(getattr(loader, "whole", loader), StackedLoader):
+        if isinstance(getattr(loader, "whole", loader), LaneOrders):
             repeats = getattr(loader, "repeat", False)  # the batches of one epoch, for all members
-            ahead = [0 if repeats else member.ahead[1] for member in members]
-            loader.place(ahead, [member.data_seed for member in members])
+            ahead = [(0, 0) if repeats else (member.ahead.epochs, member.ahead.batches) for member in members]
+            loader.place(ahead, [member.data_seed for member in members], exact_length(loader) or len(loader))
+
+    def rows_ahead(self, ahead: Ahead) -> int:
+        """Return how many rows of the schedule a member is ahead of the stack."""
+        return ahead.iters if places.schedule_unit(self._runner) == "iter" else ahead.epochs
+
+    def distance(self, iteration: int, epoch: int, done: int) -> Ahead:
+        """Return how far a position is ahead of the stack's: `done` batches of an epoch, after so many iterations.
+
+        Raises:
+            PlacesDiffer: the two are at different batches of their epochs, and a part of the training needs one.
+        """
+        runner = self._runner
+        epochs, batches = epoch - int(runner.epoch), done - runner.batches_done
+        if batches:
+            if (reason := places.why_not_within(runner)) is not None:
+                raise PlacesDiffer(f"the members' checkpoints are at different positions within an epoch, and {reason}")
+            length = exact_length(runner.loader("train"))
+            assert length is not None
+            more, batches = divmod(batches, length)
+            epochs += more
+        return Ahead(iteration - runner.iter, epochs, batches, runner.iter)
+
+    def position(self, ahead: Ahead) -> tuple[int, int]:
+        """Return the epoch of a member, and the batches that are done in it.
+
+        An epoch that has just ended is counted after the validation that follows, as in a single run.
+        """
+        runner = self._runner
+        epoch, done = int(runner.epoch) + ahead.epochs, runner.batches_done
+        if not ahead.batches:
+            return epoch, done
+        length = exact_length(runner.loader("train"))
+        assert length is not None
+        done += ahead.batches
+        if done < length or (done == length and runner.iter not in (self._counted, ahead.since)):
+            return epoch, done
+        return epoch + 1, done - length
+
+    def count_epochs(self) -> None:
+        """Count the members' epochs that end within one of the stack, once the validation at their end is done."""
+        runner = self._runner
+        present = [member for member in runner.members if not member.vacant]
+        if runner.train_loop.val_due or not (self._epochs_differ or any(member.epoch_due for member in present)):
+            return
+        length = exact_length(runner.loader("train"))
+        ended = [m for m in present if m.epoch_due or (m.ahead.batches and m.batches_done == length)]
+        if ended:
+            self._counted = runner.iter
+            for member in ended:
+                member.epoch_due = False
+            runner.call("after_train_epoch")
 
     @property
-    def schedule_unit(self) -> int:
-        """Which of `StackMember.ahead` the rows of the schedule count."""
-        return 0 if (self._runner.schedule.by or self._runner.train_loop.unit) == "iter" else 1
+    def resumable(self) -> bool:
+        """Whether a member that leaves here can go on in a lane: it is at the end of an epoch, if it must be."""
+        return self._within or (self._runner.batches_done == 0 and not self._runner.train_loop.val_due)
+
+    @property
+    def open(self) -> bool:
+        """Whether members may join here, and free lanes be removed.
+
+        In a loop by iterations they do at multiples of `val_interval`, so that members are validated together; where
+        that is longer than a training, and where members cannot be at different batches of their epochs, as an epoch
+        ends for all. In a loop by epochs they do as an epoch ends. Groups of batches are those of all members.
+        """
+        runner, loop = self._runner, self._runner.train_loop
+        if loop.val_due or (loop.unit == "iter" and runner.iter % runner.settings["accumulate"]):
+            return False
+        present = [member for member in runner.members if not member.vacant]
+        if not self._within:
+            return runner.batches_done == 0
+        if runner.batches_done == exact_length(runner.loader("train")):
+            return False  # its end is counted first
+        interval = loop.val_interval
+        if present and interval > min(member.loop.length for member in present):
+            return runner.batches_done == 0
+        return not present or any(member.iter % interval == 0 for member in present)
 
     def at_an_end(self) -> bool:
         """Return whether members may have reached their end, and all that follows their last iteration is done."""
@@ -90,7 +165,9 @@ class LaneClock:
     def _validates_after(self, count: int) -> bool:
         """Return whether a validation of any member follows when the stack's own count is this."""
         runner = self._runner
-        unit = 1 if runner.train_loop.unit == "epoch" else 0
+        by_epoch = runner.train_loop.unit == "epoch"
         return any(
-            member.loop.validates_after(count + member.ahead[unit]) for member in runner.members if not member.vacant
+            member.loop.validates_after(count + (member.ahead.epochs if by_epoch else member.ahead.iters))
+            for member in runner.members
+            if not member.vacant
         )

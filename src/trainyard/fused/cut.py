@@ -12,10 +12,11 @@ class Cut:
     """Last hook of a stack: it removes members that have stopped."""
 
     priority = "LOWEST"
-    own_places = True
+    own_places = own_epochs = True
 
     def before_train(self, runner: FusedRunner) -> None:
         runner.cut_ended()
+        runner.clock.count_epochs()
 
     def before_train_epoch(self, runner: FusedRunner) -> None:
         runner.occupancy.count()
@@ -24,6 +25,7 @@ class Cut:
         runner.occupancy.tell()
 
     def after_train_iter(self, runner: FusedRunner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        runner.clock.count_epochs()
         runner.cut()
 
     def after_train_epoch(self, runner: FusedRunner) -> None:
@@ -31,6 +33,7 @@ class Cut:
 
     def after_val(self, runner: FusedRunner) -> None:
         if runner.training:
+            runner.clock.count_epochs()
             runner.cut()
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Span:
 class Feed(Protocol):
     """Source of the next members of a stack.
 
-    Its methods are called by the thread that trains, between two epochs; a feed that waits in `take` keeps all lanes
+    Its methods are called by the thread that trains, where members join; a feed that waits in `take` keeps all lanes
     waiting.
     """
 
@@ -79,6 +79,12 @@ class Feed(Protocol):
 
     def left(self, members: Sequence[StackMember]) -> None:
         """Note that members train no longer: they have ended, failed or pause; their checkpoints are being written."""
+
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        """Return the numbers of members that are to leave, each once, and whether each pauses.
+
+        It is asked after every iteration.
+        """
 
     def refused(self, job: LaneJob, error: TrainyardError) -> None:
         """Note that a job cannot train in this stack: it is `Unfusable`, or its config cannot work."""
@@ -115,6 +121,9 @@ class LaneQueue:
 
     def left(self, members: Sequence[StackMember]) -> None:
         """Do nothing: the members' journals say how they ended."""
+
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        return ()
 
     def refused(self, job: LaneJob, error: TrainyardError) -> None:
         self.refusals.append((job, error))

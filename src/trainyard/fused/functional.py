@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from trainyard._torch_vmap import VmapExit, vmap_exit
 from trainyard.fused.attention import attention
 from trainyard.fused.draws import Draws
+from trainyard.fused.multi_head_attention import multi_head_attention
 from trainyard.fused.random_functions import DRAWING
 from trainyard.fused.recurrent import KINDS, Direction, recurrent
 
@@ -52,6 +53,9 @@ class StackedFunctions(TorchFunctionMode):
             drawing: Any = self._drawing.get(attend)
             other = attend if drawing is None else lambda *args, **kwargs: drawing(args, kwargs)
             self._functions[attend] = partial(attention, way, other)
+            heads = multi_head_attention(self._linear, self._functions[attend], dropout)
+            if heads is not None:
+                self._functions[F.multi_head_attention_forward] = heads
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -100,8 +104,12 @@ class StackedFunctions(TorchFunctionMode):
         ignore_index: int = -100,
         reduce: bool | None = None,
         reduction: str = "mean",
-        label_smoothing: float = 0.0,
+        label_smoothing: float | Tensor = 0.0,
     ) -> Tensor:
+        if isinstance(label_smoothing, Tensor):  # it is each member's own, and the loss is linear in it
+            given = (function, scores, target, weight, size_average, ignore_index, reduce, reduction)
+            plain, even = self._class_loss(*given, 0.0), self._class_loss(*given, 1.0)
+            return plain + label_smoothing.to(plain.dtype) * (even - plain)
         smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}  # nll_loss has none
         fits = (
             self._way.takes(scores)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from trainyard.fused.runner import FusedRunner
 
 
+Place = tuple[int, int, int, int]
+
+
 class JobSource(Protocol):
     """Where the jobs of a stack come from, by its sweep. Jobs are numbered in the order in which they come."""
 
@@ -41,11 +44,11 @@ class JobSource(Protocol):
             interrupted: whether to wait no more.
         """
 
-    def placed(self, places: Sequence[tuple[int, int, int]], width: int) -> None:
+    def placed(self, places: Sequence[Place], width: int) -> None:
         """Record, before it returns, in which lanes jobs train from here on.
 
         Args:
-            places: the number of each job, its lane, and its epoch.
+            places: the number of each job, its lane, its epoch and its iteration.
             width: the lanes of the stack.
         """
 
@@ -54,6 +57,12 @@ class JobSource(Protocol):
 
     def refused(self, number: int, reason: str) -> None:
         """Report that a job cannot train in this stack."""
+
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        """Return the numbers of jobs that are to leave, each once, and whether each pauses. It is called often."""
+
+    def unfed(self) -> None:
+        """Report that no job joins or leaves this stack after all."""
 
 
 class JobLanes:
@@ -102,11 +111,15 @@ class JobLanes:
 
     def placed(self, spans: Sequence[Span]) -> None:
         if spans:
-            self._source.placed([(span.member.number, span.lane, span.epoch) for span in spans], spans[0].width)
+            places = [(span.member.number, span.lane, span.epoch, span.iter) for span in spans]
+            self._source.placed(places, spans[0].width)
         assert self._record is not None
         for span in spans:
             if (values := self._values.pop(span.member.number, None)) is not None:
                 record.write_files(self._stack, [values], [span.member], self._record.example)
+
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        return self._source.asked()
 
     def left(self, members: Sequence[StackMember]) -> None:
         runner = self._stack
@@ -117,9 +130,11 @@ class JobLanes:
         if ended and self._conclude(ended):
             gone += ended
         for member in gone:
-            member.close("FINISHED")
+            if member.dismissed:  # as the single run would have been interrupted
+                member.paused = False
+            member.close(*(("KILLED", "interrupted") if member.dismissed else ("FINISHED",)))
             member.journal.close()
-            result = result_of(member, self._metrics, interrupted=False)
+            result = result_of(member, self._metrics, interrupted=member.dismissed)
             report = partial(self._source.left, member.number, result)
             report() if hook is None else hook.then(report)
         kept = {id(member) for member in gone}

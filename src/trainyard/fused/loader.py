@@ -1,22 +1,21 @@
-"""Stacked loader: batches of members that differ in seed, gathered from one copy of the data."""
+"""Stacked loader: batches of members that differ in seed or position, gathered from one copy of the data."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from trainyard.data.base import Batch, Loader
-from trainyard.data.epoch_orders import EpochOrders
+from trainyard.data.dataloader import WorkerLoader
 from trainyard.data.lengths import exact_length
 from trainyard.data.resident_epoch import ResidentEpoch
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.errors import PlacesDiffer, Unfusable
-
-Batches = Callable[[Tensor, int], Iterator[Batch]]
-"""Function from the members' orders of an epoch, and the number of a batch, to the batches from there on."""
+from trainyard.fused.dataloader import stack_dataloader
+from trainyard.fused.lane_orders import LaneOrders
 
 
 def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -> Loader:
@@ -29,20 +28,22 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
 
     Returns:
         `loader` itself if each member would get the same batches: equal seeds in one epoch, or an order that is not
-        shuffled. Else a `StackedLoader`, whose batches have a leading axis of members.
+        shuffled. Else `LaneOrders`, whose batches have a leading axis of members.
 
     Raises:
-        Unfusable: the seeds differ and the data does not lie in memory, or has an order of its own.
+        Unfusable: the seeds differ and the order of the data is not a function of the seed.
         PlacesDiffer: this is so for equal seeds of members that are `apart`.
     """
     if len(set(seeds)) == 1 and not apart:
         return loader
+    if isinstance(loader, WorkerLoader) and loader.epoch_sampler is not None:
+        return stack_dataloader(loader, seeds)
     if len(set(seeds)) == 1 and (not isinstance(loader, TensorLoader) or exact_length(loader) is None):
         raise PlacesDiffer(f"a {type(loader).__name__} reads one epoch of the data for all members")
     if not isinstance(loader, TensorLoader):
         raise Unfusable(
             f"the seeds differ, and a {type(loader).__name__} has one order of the data: members with different "
-            f"seeds need in-memory data, without workers"
+            f"seeds need data in memory, or a DataLoader over a map-style data set without a sampler of its own"
         )
     if type(loader).batches is not TensorLoader.batches:
         raise Unfusable(f"the seeds differ, and {type(loader).__name__} overrides how batches are created")
@@ -53,8 +54,8 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
     return StackedLoader(loader, seeds)
 
 
-class StackedLoader:
-    """Loader of K loaders' batches that differ in seed: a tuple (or dict) of contiguous tensors `[K, B, ...]` each.
+class StackedLoader(LaneOrders):
+    """Loader of K loaders' batches from memory: a tuple (or dict) of contiguous tensors `[K, B, ...]` each.
 
     Member k's part is the batch of its single-run loader: the order is that of a shallow copy of the loader with
     the member's seed, the samples are those of `loader.gather`. The data is held once, and one gather serves all
@@ -63,89 +64,27 @@ class StackedLoader:
     Args:
         loader: the single-run loader of any of the members.
         seeds: one for each member.
-
-    Attributes:
-        seeds: those of the members that are left.
-        ahead: the epochs that each is ahead of the stack's.
-        stacked: True: batches have a leading axis of members.
     """
 
-    stacked = True
+    loader: TensorLoader
 
     def __init__(self, loader: TensorLoader, seeds: Sequence[int]) -> None:
-        self.loader = loader
-        self.seeds = tuple(seeds)
-        self.ahead = (0,) * len(self.seeds)
-        self._orders = EpochOrders(self.order, loader.device)
-
-    @property
-    def batch_size(self) -> int:
-        """Number of samples in a full batch of one member."""
-        return self.loader.batch_size
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples that one epoch serves to each member."""
-        return self.loader.num_samples
-
-    @property
-    def exact_length(self) -> int:
-        """Number of batches in every epoch."""
-        return len(self.loader)
-
-    def __len__(self) -> int:
-        """Return the number of batches of one epoch."""
-        return len(self.loader)
-
-    def keep(self, index: Tensor) -> None:
-        """Keep only the members at `index`, int64, also in epochs that are being served."""
-        kept = index.tolist()
-        self._hold([self.seeds[k] for k in kept], [self.ahead[k] for k in kept])
-
-    def place(self, ahead: Sequence[int], seeds: Sequence[int]) -> None:
-        """From the next batch on, serve each member the epoch that is this number of epochs ahead of the stack's.
-
-        Args:
-            ahead: one for each member.
-            seeds: of their orders.
-        """
-        if (tuple(ahead), tuple(seeds)) != (self.ahead, self.seeds):
-            self._hold(seeds, ahead)
-
-    def _hold(self, seeds: Sequence[int], ahead: Sequence[int]) -> None:
-        self.seeds, self.ahead = tuple(seeds), tuple(ahead)
-        self._orders = EpochOrders(self.order, self.loader.device)  # what is being made has an order for each member
+        super().__init__(loader, seeds, loader.device)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` from batch number `start` on."""
-        return self._served(self._batches, epoch, start)
+        return self.served(self._batches, epoch, start)
 
     def lazy_batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield the batches as `LazyBatch`es, if the loader takes its batches row by row."""
-        return self._served(self._lazy_batches if self.loader.takes_rows else self._batches, epoch, start)
+        return self.served(self._lazy_batches if self.loader.takes_rows else self._batches, epoch, start)
 
-    def _served(self, batches: Batches, epoch: int, start: int) -> Iterator[Batch]:
-        while start < len(self):
-            orders = self._orders
-            for batch in batches(orders(epoch), start):
-                yield batch
-                start += 1
-                if self._orders is not orders:  # members were cut, or placed: the rest is gathered anew
-                    break
-
-    def order(self, epoch: int) -> Tensor:
-        """Return each member's order of the stack's `epoch`, int64 `[K, rows]`, on the CPU; equals share the work."""
-        own = list(zip(self.seeds, self.ahead, strict=True))
-        rows = {each: row for row, each in enumerate(dict.fromkeys(own))}
-        orders = torch.stack([self._of(seed).order(epoch + ahead) for seed, ahead in rows])
-        return orders if len(rows) == len(own) else orders[[rows[each] for each in own]]
-
-    def _of(self, seed: int) -> TensorLoader:
+    def own_order(self, seed: int, epoch: int) -> Tensor:
         solo = copy.copy(self.loader)
         solo.seed = seed
-        return solo
+        return solo.order(epoch)
 
-    def _batches(self, orders: Tensor, start: int) -> Iterator[Batch]:
+    def _batches(self, orders: Tensor, epoch: int, start: int) -> Iterator[Batch]:
         members, size, end = len(orders), self.batch_size, self.num_samples
         step = size * max(1, self.loader._batches_per_block() // members)
         for first in range(start * size, end, step):
@@ -156,7 +95,7 @@ class StackedLoader:
             batches = zip(*(torch.unsafe_split(tensor, members * size) for tensor in gathered), strict=True)
             yield from self.loader.assembled(_of_members(batch, members) for batch in batches)
 
-    def _lazy_batches(self, orders: Tensor, start: int) -> Iterator[tuple[Tensor, ...]]:
+    def _lazy_batches(self, orders: Tensor, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         def from_rows(rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return _of_members([part.contiguous() for part in self.loader.from_rows(rows)], len(orders))
 

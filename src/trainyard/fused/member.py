@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from trainyard.data import Loader
+from trainyard.data.lengths import exact_length
 from trainyard.errors import PlacesDiffer
 from trainyard.fused.lanes import Lane
 from trainyard.fused.model import StackedModel
@@ -27,6 +28,27 @@ if TYPE_CHECKING:
     from trainyard.track.sweep_position import SweepPosition
 
 
+class Ahead(NamedTuple):
+    """How far a member is ahead of its stack's own count; what is behind is negative.
+
+    Attributes:
+        iters: iterations.
+        epochs: epochs of the data.
+        batches: batches within an epoch, from 0 and fewer than an epoch has; 0 where the epochs of both end together.
+        since: the stack's count of iterations when the member came to its position.
+    """
+
+    iters: int = 0
+    epochs: int = 0
+    batches: int = 0
+    since: int = 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether the member is at another position than the stack."""
+        return (self.iters, self.epochs, self.batches) != (0, 0, 0)
+
+
 class StackMember(Member):
     """A member whose model, optimizer, schedule and states are its rows of the stack's.
 
@@ -41,10 +63,12 @@ class StackMember(Member):
         index: the member's row among those that still train.
         parts: builds the member's own model, optimizer and schedule, which are then stacked.
         lane: the member's random generators.
-        ahead: iterations and epochs that the member is ahead of the stack's own count.
+        ahead: how far the member is ahead of the stack's own count.
+        epoch_due: the end of an epoch, at which the member's checkpoint was saved, is not counted yet.
         number: its number among all members that the stack has had.
         position: its position in its sweep; None if it is of none.
-        data_seed: the seed of the order of its data; that of another member if it continues from that member.
+        dismissed: it was asked to end before its training has.
+        data_seed: the seed of the order of its data; another than its own where it goes on as another member.
     """
 
     def __init__(self, stack: FusedRunner, index: int, settings: Mapping[str, Any]) -> None:
@@ -55,8 +79,10 @@ class StackMember(Member):
         self.lane = Lane()
         self._stack = stack
         self._evaluated: nn.Module | None = None
-        self._left_at: tuple[int, int] | None = None
-        self.ahead = (0, 0)
+        self._left_at: tuple[int, int, int] | None = None
+        self.ahead = Ahead()
+        self.epoch_due = False
+        self.dismissed = False
         self.data_seed = self.seed
         self.number = index
         self.position: SweepPosition | None = None
@@ -92,11 +118,15 @@ class StackMember(Member):
 
     @property
     def iter(self) -> int:
-        return self._left_at[0] if self._left_at else self._stack.iter + self.ahead[0]
+        return self._left_at[0] if self._left_at else self._stack.iter + self.ahead.iters
 
     @property
     def epoch(self) -> int:
-        return self._left_at[1] if self._left_at else int(self._stack.epoch) + self.ahead[1]
+        return self._left_at[1] if self._left_at else self._stack.clock.position(self.ahead)[0]
+
+    @property
+    def batches_done(self) -> int:
+        return self._left_at[2] if self._left_at else self._stack.clock.position(self.ahead)[1]
 
     @property
     def loop(self) -> TrainLoop:
@@ -125,7 +155,7 @@ class StackMember(Member):
         loop = self.loop
         if not isinstance(loop, TrainLoop):
             return None
-        return loop.length - self.ahead[1 if loop.unit == "epoch" else 0]
+        return loop.length - (self.ahead.epochs if loop.unit == "epoch" else self.ahead.iters)
 
     @property
     def at_end(self) -> bool:
@@ -143,7 +173,7 @@ class StackMember(Member):
 
     def begin(self) -> None:
         """Stand at the beginning of the training, whatever the stack's own count."""
-        self.ahead = (-self._stack.iter, -int(self._stack.epoch))
+        self.ahead = self._stack.clock.distance(0, 0, 0)
 
     def load_reading(self, reading: dict[str, Any], done: int) -> None:
         if not self._stack.placed:
@@ -159,9 +189,10 @@ class StackMember(Member):
         if not stack.placed:
             super().load_position(state, done)
             stack.placed = True
-        self.ahead = (state["iter"] - stack.iter, state["epoch"] - int(stack.epoch))
+        self.ahead = stack.clock.distance(state["iter"], state["epoch"], done)
+        self.epoch_due = bool(done) and done != stack.batches_done and done == exact_length(stack.loader("train"))
         pending, loop = state["loop"]["val_due"], stack.train_loop
-        if done != stack.batches_done or (pending != loop.val_due and self.validated_here):
+        if pending != loop.val_due and self.validated_here:
             raise PlacesDiffer("the members' checkpoints are at different positions within an epoch")
         loop.val_due = loop.val_due or pending
 
@@ -216,16 +247,16 @@ class StackMember(Member):
         the stack's rows fit together until the member is cut out again.
         """
         own = start.state
-        self._left_at = own["iter"], own["epoch"]
+        self._left_at = own["iter"], own["epoch"], own.get("batches_done", 0)
         state = {**common.state, **{key: own[key] for key in ("seed", "model", "member", "random")}}
         if "eval_model" in state:
             state["eval_model"] = own.get("eval_model", own["model"])
         return replace(start, state=state)
 
     def leave(self, evaluated: nn.Module) -> None:
-        """Keep a copy of what the stack will change: the model to evaluate, and the member's iteration."""
+        """Keep a copy of what the stack will change: the model to evaluate, and the member's position."""
         self._evaluated = evaluated
-        self._left_at = self.iter, self.epoch
+        self._left_at = self.iter, self.epoch, self.batches_done
 
     def gather(self, index: int) -> None:
         """Evaluate with the stack again, as this row of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from trainyard.errors import Unfusable
 from trainyard.fused.draws import Draws
 from trainyard.fused.functional import StackedFunctions
 from trainyard.fused.lanes import Lanes
+from trainyard.fused.numbers import MemberNumbers, Place, number_places
 from trainyard.models import call
 
 
@@ -27,7 +29,8 @@ class StackedModel(nn.Module):
     """K models whose parameters and buffers lie in stacks `[K, ...]`; every step is one program for all of them.
 
     Afterwards the tensors of each of the K models are views of the stacks: what is loaded into one, or read from it,
-    is the stack's. All members run the code of the first; only tensors are their own.
+    is the stack's. All members run the code of the first; only tensors are their own, and numbers of modules that these
+    take as tensors (`trainyard.fused.numbers`).
 
     Args:
         models: of one architecture, on one device. Tied parameters stay tied, frozen ones frozen.
@@ -56,11 +59,13 @@ class StackedModel(nn.Module):
         self.draws_everywhere = False
         self.models = list(models)
         self.training = models[0].training
-        _check_values(models)
-        self._templates = (Template(_without_values(models[0])),)  # not a submodule: it has no values of its own
-        self._patterns = (_without_values(models[0]),) if joinable else ()  # of what a model is before its training
         self._lanes = lanes
         self._draws = None if lanes is None or not sees_operations() else Draws(lanes)
+        tells = self._draws is not None and self._draws.way is not None
+        places = number_places(models, joinable=joinable) if tells else []
+        _check_values(models, places)
+        self._templates = (Template(_without_values(models[0])),)  # not a submodule: it has no values of its own
+        self._patterns = (_without_values(models[0]),) if joinable else ()  # of what a model is before its training
         self._functions = StackedFunctions(self._draws)
         self._stacks: dict[str, Tensor] = {}
         for name, tensors in _columns(models, "named_parameters").items():
@@ -73,6 +78,7 @@ class StackedModel(nn.Module):
             self.register_buffer(name.replace(".", "/"), buffer)
             self._stacks[f"model.{name}"] = buffer
         self._hold_lane()
+        self._numbers = MemberNumbers(places, models, self.code.model, self._lane.device)
         self._point(range(self.size))
 
     @property
@@ -91,13 +97,18 @@ class StackedModel(nn.Module):
         return self._draws is not None
 
     @property
-    def code(self) -> nn.Module:
+    def code(self) -> Template:
         """Module whose code all members run; its own tensors are on the meta device."""
         return self._templates[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StackedModel:
         # Copied one by one, the members' tensors would be views of nothing.
-        twin = StackedModel(copy.deepcopy(self.models, memo), own_batches=self.own_batches, lanes=self._lanes)
+        twin = StackedModel(
+            copy.deepcopy(self.models, memo),
+            own_batches=self.own_batches,
+            lanes=self._lanes,
+            joinable=bool(self._patterns),
+        )
         twin.draws_everywhere = self.draws_everywhere
         return twin.train(self.training)
 
@@ -142,6 +153,7 @@ class StackedModel(nn.Module):
             stack.grad = None  # has the old shape
             stack.data = stack.data[rows]  # keeps the order of memory, unlike index_select
             stack.grad = gradient
+        self._numbers.keep(index)
         self._hold_lane()
         self._point(range(self.size))
 
@@ -166,11 +178,12 @@ class StackedModel(nn.Module):
         for pattern in self._patterns:
             for kind in ("named_parameters", "named_buffers"):
                 _columns([pattern, model], kind)
-            _check_values([pattern, model])
+            _check_values([pattern, model], [*self._numbers.stacks])
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         with torch.no_grad():
             for name, stack in self._stacks.items():
                 stack.data[k].copy_(own[name.removeprefix("model.")])
+        self._numbers.put(k, model)
         self.models[k] = model
         self._point([k])
 
@@ -179,18 +192,23 @@ class StackedModel(nn.Module):
         """Copy the values of a row of another stack, or of this one, into lane `k`."""
         for stack, other in zip(self._stacks.values(), source._stacks.values(), strict=True):
             stack.data[k].copy_(other.data[row])
+        self._numbers.copy_to(self.models[k], source.models[row])
+        self._numbers.put(k, self.models[k])
 
     def _vmap(self, step: str, batch: Any, in_dim: int | None) -> Any:
-        run: Callable[..., Any] = vmap(self._one, in_dims=(None, 0, in_dim, 0), randomness="different")
-        return run(step, self._stacks, batch, self._lane)
+        run: Callable[..., Any] = vmap(self._one, in_dims=(None, 0, in_dim, 0, 0), randomness="different")
+        return run(step, self._stacks, batch, self._lane, self._numbers.stacks)
 
-    def _one(self, step: str, tensors: dict[str, Tensor], batch: Any, lane: Tensor) -> Any:
+    def _one(
+        self, step: str, tensors: dict[str, Tensor], batch: Any, lane: Tensor, numbers: dict[Place, Tensor]
+    ) -> Any:
         draws = self._draws
         if draws is None:
             with self._functions:
                 return functional_call(self._templates[0], tensors, (step, batch))
         draws.lane = lane
-        with self._functions, draws if self.draws_everywhere else nullcontext():
+        own = self._numbers.held(numbers) if numbers else nullcontext()
+        with self._functions, draws if self.draws_everywhere else nullcontext(), own:
             return functional_call(self._templates[0], tensors, (step, batch))
 
     def _hold_lane(self) -> None:
@@ -255,8 +273,8 @@ def _computed(module: nn.Module) -> list[str]:
 _PLAIN = (bool, int, float, str, Tensor, np.ndarray, list, tuple)
 
 
-def _check_values(models: Sequence[nn.Module]) -> None:
-    """Check that all models agree in what the shared code reads besides parameters and buffers.
+def _check_values(models: Sequence[nn.Module], own_numbers: Sequence[Place]) -> None:
+    """Check that all models agree in what the shared code reads besides parameters, buffers and `own_numbers`.
 
     Raises:
         Unfusable: names a value that differs.
@@ -266,11 +284,11 @@ def _check_values(models: Sequence[nn.Module]) -> None:
     for path, first in modules[0].items():
         computed = _computed(first)
         for name, value in vars(first).items():
-            if name in computed:
+            if name in computed or (path, name) in own_numbers:
                 continue
             if isinstance(value, list | tuple) and value and all(id(entry) in own for entry in value):
                 continue  # a second list of them, as recurrent layers have
-            if isinstance(value, _PLAIN):
+            if isinstance(value, (*_PLAIN, partial)):
                 for others in modules[1:]:
                     if path in others and not _is_same(value, vars(others[path]).get(name)):
                         place = f"{path}.{name}".lstrip(".")
@@ -280,6 +298,8 @@ def _check_values(models: Sequence[nn.Module]) -> None:
 def _is_same(first: Any, second: Any) -> bool:
     if type(first) is not type(second):
         return False
+    if isinstance(first, partial):
+        return _is_same(_arguments(first), _arguments(second))
     if isinstance(first, Tensor):
         return torch.equal(first, second)
     if isinstance(first, np.ndarray):
@@ -289,6 +309,10 @@ def _is_same(first: Any, second: Any) -> bool:
             _is_same(one, other) for one, other in zip(first, second, strict=True) if isinstance(one, _PLAIN)
         )
     return bool(first == second) or first != first
+
+
+def _arguments(function: partial[Any]) -> list[Any]:
+    return [*function.args, *function.keywords, *function.keywords.values()]
 
 
 def _columns(models: Sequence[nn.Module], kind: str) -> dict[str, list[Tensor]]:

@@ -44,6 +44,7 @@ class Occupancy:
         self._runner = runner
         self.feed = feed
         self._busy = self._lanes = 0
+        self._asked: dict[int, bool] = {}  # members that are to leave, by number, and whether they pause
 
     def count(self) -> None:
         """Count the lanes that train in the epoch that begins, and all lanes, as long as jobs may come."""
@@ -55,6 +56,18 @@ class Occupancy:
         """Tell which share of the lanes has trained, counted in epochs, while jobs might come."""
         if self._lanes:
             log.info("Lanes were used in %d of %d epochs in which jobs could join.", self._busy, self._lanes)
+
+    def obey(self) -> None:
+        """Let members leave that were asked to: at once, or, where they pause, as soon as they can go on in a lane."""
+        if self.feed is None:
+            return
+        self._asked.update(self.feed.asked())
+        for member in self._runner.members if self._asked else ():
+            pauses = None if member.vacant else self._asked.get(member.number)
+            if pauses is None or member.leaves or member.at_end or (pauses and not self._runner.clock.resumable):
+                continue
+            member.paused, member.dismissed = True, not pauses
+            del self._asked[member.number]
 
     @property
     def open(self) -> bool:
@@ -79,7 +92,7 @@ class Occupancy:
             self.feed.left(left)
 
     def exchange(self) -> None:
-        """Free the lanes of members that leave, and give free lanes to the next jobs, between two epochs."""
+        """Free the lanes of members that leave, and give free lanes to the next jobs, where these may join."""
         runner = self._runner
         leaving = runner.leaving()
         while leaving and not runner.interrupted:
@@ -87,7 +100,7 @@ class Occupancy:
             if occupied:
                 runner.leave(occupied)
                 self.release(occupied)
-            filled = self.fill() if runner.batches_done == 0 and not runner.train_loop.val_due else []
+            filled = self.fill() if runner.clock.open else []
             leaving = [k for k in runner.leaving() if k in filled]  # one may have been at its end when it joined
 
     def place(self) -> None:
@@ -100,7 +113,7 @@ class Occupancy:
             self.feed.placed([Span(m, k, len(members), m.epoch, m.iter) for k in lanes if (m := members[k])])
 
     def fill(self, *, wait: bool = False) -> list[int]:
-        """Give free lanes to the next jobs, between two epochs; return the lanes."""
+        """Give free lanes to the next jobs; return the lanes."""
         filled: list[int] = []
         while self.feed is not None and (free := [k for k, each in enumerate(self._runner.members) if each.vacant]):
             jobs = self.feed.take(len(free), wait=wait and not filled)
@@ -113,6 +126,7 @@ class Occupancy:
             for k in filled:
                 log.info("%s is in lane %d.", runner.members[k].info.name, k, extra={"member": runner.members[k]})
             self._place(filled)
+            runner.clock.count_epochs()
         return filled
 
     def _admit(self, jobs: Mapping[int, LaneJob]) -> list[int]:
@@ -129,6 +143,8 @@ class Occupancy:
         self._refill_hooks([*starts])
         for k, start in dict(starts).items():
             try:
+                done = start.state["iter"] if start is not None and start.resumes else 0
+                places.check_accumulation(runner, [done - runner.iter])
                 restore(runner.members[k], start)
             except TrainyardError as error:
                 self._refuse(jobs[k], error)
@@ -163,8 +179,9 @@ class Occupancy:
         last = [k for k, member in enumerate(runner.members) if not member.vacant]
         runner.leave(last)
         self.release(last)
-        if runner.batches_done:
-            runner.go_to(int(runner.epoch) + 1, 0, runner.iter)
+        group = runner.settings["accumulate"] if runner.train_loop.unit == "iter" else 1
+        if runner.batches_done or runner.iter % group:
+            runner.go_to(int(runner.epoch) + 1, 0, -(-runner.iter // group) * group)
         return bool(self.fill(wait=True))
 
     def copy(self, source: int, target: int) -> None:
@@ -187,8 +204,8 @@ class Occupancy:
         runner.optimizer.load_member_state_dict(target, runner.optimizer.member_state_dict(source))
         other.ahead, other.data_seed = one.ahead, one.data_seed
         if runner.schedule is not None:
-            unit = runner.clock.schedule_unit
-            runner.schedule.put({target: copy.deepcopy(runner.schedule.member(source))}, {target: one.ahead[unit]})
+            rows = runner.clock.rows_ahead(one.ahead)
+            runner.schedule.put({target: copy.deepcopy(runner.schedule.member(source))}, {target: rows})
         other.load_step_state(one.step_state())
         if hasattr(runner.step.clip, "copy_row"):
             runner.step.clip.copy_row(target, source)
@@ -220,6 +237,7 @@ class Occupancy:
         if type(clip) is not type(runner.step.clip):
             raise Unfusable("the members differ in gradient clipping")
         member.begin()
+        places.check_joining(runner, member)
         runner.stack.put(k, model)
         if runner.average is not None:
             runner.average.copy_row(k, runner.stack, k)
@@ -228,7 +246,7 @@ class Occupancy:
         if (schedule is None) != (runner.schedule is None):
             raise Unfusable("some members have a schedule and some do not")
         if schedule is not None:
-            runner.schedule.put({k: schedule}, {k: member.ahead[runner.clock.schedule_unit]})
+            runner.schedule.put({k: schedule}, {k: runner.clock.rows_ahead(member.ahead)})
         if hasattr(runner.step.clip, "put"):
             runner.step.clip.put(k, clip)
         if hasattr(runner.step.precision, "reset_member"):

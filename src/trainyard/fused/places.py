@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from trainyard.data.lengths import exact_length
 from trainyard.errors import PlacesDiffer, Unfusable
+from trainyard.fused.lane_orders import LaneOrders
 from trainyard.runner import checkpoint
 from trainyard.runner.loops import TrainLoop
 
 if TYPE_CHECKING:
+    from trainyard.fused.member import StackMember
     from trainyard.fused.runner import FusedRunner
 
 log = logging.getLogger(__name__)
@@ -132,15 +134,64 @@ def check_lanes(runner: FusedRunner) -> None:
     Raises:
         PlacesDiffer: one does not; the message names it.
     """
-    loop, accumulate = runner.train_loop, int(runner.settings["accumulate"])
+    loop = runner.train_loop
     if not isinstance(loop, TrainLoop) or loop.workflow:
         raise PlacesDiffer(f"a {type(loop).__name__} with a workflow, or your own, is shared by all members")
     if exact_length(runner.loader("train")) is None:
         raise PlacesDiffer("the number of batches in an epoch is unknown")
-    if loop.unit == "iter" and any(member.ahead[0] % accumulate for member in runner.members):
-        raise PlacesDiffer(f"accumulate={accumulate} does not divide the iterations between the members")
+    check_accumulation(runner, [member.ahead.iters for member in runner.members if not member.vacant])
     for name, hook in runner.dispatch.hooks.items():
         if not getattr(hook, "own_places", False):
             raise PlacesDiffer(
                 f"hook.{name} ({type(hook).__name__}) uses the same epochs and iterations for all members"
             )
+
+
+def check_accumulation(runner: FusedRunner, ahead: Sequence[int]) -> None:
+    """Check that the groups of batches of members end with those of the stack.
+
+    Args:
+        runner: the stack's.
+        ahead: the iterations that each is ahead.
+
+    Raises:
+        PlacesDiffer: they do not.
+    """
+    accumulate = int(runner.settings["accumulate"])
+    if runner.train_loop.unit == "iter" and any(iters % accumulate for iters in ahead):
+        raise PlacesDiffer(f"accumulate={accumulate} does not divide the iterations between the members")
+
+
+def check_joining(runner: FusedRunner, member: StackMember) -> None:
+    """Check that the loop of a member that joins differs from that of the others in nothing but its length.
+
+    Raises:
+        Unfusable: it does.
+    """
+    others = [each.loop for each in runner.members if not each.vacant]
+    check_loops([*others, member.loop], runner.settings["accumulate"])
+
+
+def schedule_unit(runner: FusedRunner) -> str:
+    """Return what the rows of the schedule count: `epoch` or `iter`."""
+    unit: str = runner.schedule.by or runner.train_loop.unit
+    return unit
+
+
+def why_not_within(runner: FusedRunner) -> str | None:
+    """Return why members cannot be at different batches of their epochs; None if they can."""
+    loop, loader = runner.train_loop, runner.loader("train")
+    whole = getattr(loader, "whole", loader)
+    if not isinstance(loop, TrainLoop) or loop.unit != "iter":
+        return "the loop counts epochs"
+    if not isinstance(whole, LaneOrders) or getattr(loader, "repeat", False):
+        return "the data is not shuffled by the seed of the run"
+    if (length := exact_length(loader)) is None or not whole.are_full(length):
+        return "the last batch of an epoch is smaller (data.drop_last=true omits it)"
+    if runner.schedule is not None and schedule_unit(runner) == "epoch":
+        return "the schedule counts epochs"
+    for name, hook in runner.dispatch.hooks.items():
+        of_epochs = any(hasattr(hook, stage) for stage in ("before_train_epoch", "after_train_epoch"))
+        if of_epochs and not getattr(hook, "own_epochs", False):
+            return f"hook.{name} ({type(hook).__name__}) acts at the ends of epochs of all members"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import init
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -44,14 +45,22 @@ def _drawn_of_copies(draws: Draws, func: Any, args: Arguments, kwargs: Named) ->
     # Nothing was drawn yet.
 
     def own(value: Any) -> Any:
-        return torch.where(draws.lane == draws.lane, value, value) if isinstance(value, Tensor) else value
+        return _each_its_own(draws, value) if isinstance(value, Tensor) else value
 
     return _drawn(draws, func, tuple(map(own, args)), {key: own(value) for key, value in kwargs.items()})
+
+
+def _each_its_own(draws: Draws, tensor: Tensor) -> Tensor:
+    """Return a tensor that all members may share as each member's own."""
+    return torch.where(draws.lane == draws.lane, tensor, tensor)
 
 
 def _dropout(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
     share = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
     active = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
+    if isinstance(share, Tensor):
+        features = args[0] if args else kwargs["input"]
+        return _own_dropout(draws, func, features, share, kwargs) if active else features
     if not active or share == 0:
         return func(*args, **kwargs)
     if func is F.dropout and draws.way is not None and 0 < share < 1 and not kwargs.get("inplace") and len(args) < 4:
@@ -69,11 +78,65 @@ def _dropped(draws: Draws, share: float, features: Tensor) -> Tensor:
     return features * noise.div_(1 - share)
 
 
+def _own_dropout(draws: Draws, func: Any, features: Tensor, share: Tensor, kwargs: Named) -> Tensor:
+    """Drop out of each member's features with its own probability."""
+    if func is not F.dropout or draws.way is None:
+        raise Unfusable(f"the members differ in the probability of {func.__name__}")
+    if not draws.way.takes(features):
+        features = _each_its_own(draws, features)
+    dropped = draws.way.call(partial(_dropped_by, draws), features, share)
+    return features.copy_(dropped) if kwargs.get("inplace") else dropped
+
+
+def _dropped_by(draws: Draws, features: Tensor, shares: Tensor) -> Tensor:
+    """Drop out of the features of all members, `[K, ...]`, with the probabilities `[K]`, as torch does on the CPU."""
+    on_host = features.device.type == "cpu"
+
+    def draw(row: Tensor, share: Tensor, generator: Generator) -> Tensor:
+        if not on_host:  # a captured step reads the probability as it is then
+            return torch.empty_like(row).bernoulli_(1 - share, generator=generator)
+        number = float(share.numpy().item())  # no operation that a captured step would have to repeat
+        if number in (0, 1):
+            return torch.full_like(row, 1 - number)
+        return torch.empty_like(row).bernoulli_(1 - number, generator=generator).div_(1 - number)
+
+    shares = shares.view(-1, *[1] * (features.dim() - 1))
+    noise = torch.stack(draws.each(draw, [features, shares]))
+    return features * (noise if on_host else noise.div_((1 - shares).clamp(min=torch.finfo(noise.dtype).tiny)))
+
+
 def _attention(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
-    if not kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0):
+    share = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
+    if isinstance(share, Tensor):
+        return _own_attention(draws, *args, **kwargs)
+    if not share:
         return func(*args, **kwargs)
     with plain_attention((args[0] if args else kwargs["query"]).device):
         return _drawn_of_copies(draws, func, args, kwargs)
+
+
+def _own_attention(
+    draws: Draws,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: Any = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attend with each member's own dropout probability, as torch's plain kernel does."""
+    if enable_gqa:
+        raise Unfusable("the members differ in the dropout probability of attention with enable_gqa=True")
+    root = (1 / math.sqrt(query.shape[-1]) if scale is None else scale) ** 0.5
+    scores = (query * root) @ (key * root).transpose(-2, -1)
+    if is_causal:
+        attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    weights = scores.softmax(-1)
+    return _own_dropout(draws, F.dropout, weights, dropout_p, {}) @ value
 
 
 def _multi_head_attention(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
@@ -23,6 +23,9 @@ from trainyard.fused.train import train_stack
 from trainyard.run.rank_job import whole
 from trainyard.run.train import train
 from trainyard.track.sweep_position import Returned, Rungs, SweepPosition
+
+if TYPE_CHECKING:
+    from trainyard.fused.job_lanes import Place
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +122,7 @@ class _NoMore:
         self.closed = wait
         return []
 
-    def placed(self, places: Sequence[tuple[int, int, int]], width: int) -> None:
+    def placed(self, places: Sequence[Place], width: int) -> None:
         """Do nothing: it is as planned."""
 
     def left(self, number: int, result: MemberResult) -> None:
@@ -127,3 +130,9 @@ class _NoMore:
 
     def refused(self, number: int, reason: str) -> None:
         """Do nothing: no job joins."""
+
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        return ()
+
+    def unfed(self) -> None:
+        """Do nothing: no job would join."""

@@ -39,7 +39,7 @@ from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
 from trainyard.runner.kept_states import KeptStates
 from trainyard.runner.runner import Runner
 from trainyard.runner.snapshot import Snapshot
-from trainyard.runner.state import Start, restore_best
+from trainyard.runner.state import Start, position_of, restore_best
 from trainyard.step.precision import make_precision
 from trainyard.step.stacked import StackedScaledAutocast, stack_clips
 from trainyard.step.step import Step, make_step
@@ -91,7 +91,7 @@ class FusedRunner(Runner):
         self.placed = False
         self.lanes_differ = False
         self._resumed = [False] * len(configs)
-        self._epochs: list[int] = [0] * len(configs)
+        self._positions: list[tuple[int, int]] = [(0, 0)] * len(configs)
         self.next_number = sum(config is not None for config in configs)
         super().__init__(**arguments(first) | {"tracker": tracker})
         self.all_members = [member for member in self.members if not member.vacant]
@@ -102,7 +102,7 @@ class FusedRunner(Runner):
             check_override(member)
         if self.settings["activation_checkpointing"]:
             raise Unfusable("activation_checkpointing is not supported in a stack: vmap cannot repeat a forward pass")
-        # `MultiheadAttention` on the CPU has no batching rule: it runs member by member, correctly. The probe times it.
+        # An operation without a batching rule runs member by member, correctly. The probe times it.
         warnings.filterwarnings(
             "ignore", "There is a performance drop because we have not yet implemented the batching"
         )
@@ -117,6 +117,7 @@ class FusedRunner(Runner):
         prepared = "train" in self._prepared
         super().prepare(mode)
         if mode == "train" and not prepared:
+            self.placed = True
             self.clock.begin(self._resumed, joinable=self._fed)
             self._share_generators()
             self._verification.begin(self)
@@ -137,13 +138,13 @@ class FusedRunner(Runner):
         starts = super().starting_points()
         found = {index: start for index, start in enumerate(starts) if start is not None and start.resumes}
         self._resumed = [k in found for k in range(len(starts))]
-        self._epochs = [found[k].state["epoch"] if k in found else 0 for k in range(len(starts))]
+        self._positions = [position_of(found[k].state) if k in found else (0, 0) for k in range(len(starts))]
         ended = [index for index, start in found.items() if start.state["member"]["stop_reason"] is not None]
         if ended:
             furthest = max(found, key=lambda index: (found[index].state["iter"], index not in ended))
             for index in ended:
                 starts[index] = self.members[index].left(found[index], found[furthest])
-                self._epochs[index] = self._epochs[furthest]
+                self._positions[index] = self._positions[furthest]
             self._ended = ended
         return starts
 
@@ -262,7 +263,7 @@ class FusedRunner(Runner):
         return loader
 
     def whole_loader(self, split: str) -> Loader:
-        apart = split == "train" and (self._fed or len(set(self._epochs)) > 1)
+        apart = split == "train" and (self._fed or len(set(self._positions)) > 1)
         return stack_loader(super().whole_loader(split), [member.seed for member in self.members], apart=apart)
 
     def learning_rates(self) -> list[float]:
@@ -285,13 +286,14 @@ class FusedRunner(Runner):
 
         Where there is a feed, others take their lanes; what is left free is removed when it is closed.
         """
+        self.occupancy.obey()
         leaving = self.leaving()
         if not leaving or self.interrupted:
             return
         if self._fed:
             if self.occupancy.open or any(not self.members[index].vacant for index in leaving):
                 self.occupancy.exchange()
-            if self.interrupted or self.occupancy.open or self.batches_done or self.train_loop.val_due:
+            if self.interrupted or self.occupancy.open or not self.clock.open:
                 return
             free = [index for index, member in enumerate(self.members) if member.vacant]
             if 0 < len(free) < len(self.members):
@@ -313,7 +315,8 @@ class FusedRunner(Runner):
             self.call("before_leave", leaving=leaving)
         for index in leaving:
             member = self.members[index]
-            reason = member.stop_reason or ("it pauses" if member.paused else f"it has trained {member.trained}")
+            pauses = "it was asked to" if member.dismissed else "it pauses"
+            reason = member.stop_reason or (pauses if member.paused else f"it has trained {member.trained}")
             log.info("%s ends: %s.", member.info.name, reason, extra={"member": member})
 
     def run_loop(self) -> None:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 ALLOWED = (
     "seed",
+    "model.**.dropout",
+    "model.**.label_smoothing",
     "optim",
     "schedule",
     "clip_grad_norm",
@@ -130,7 +132,7 @@ def train_stack(
     places = [rows.get(lane) for lane in range(width or len(configs))]
     try:
         with current_job(configs[0]):
-            return _train(members, tracker, positions, feed, places)
+            return _train(members, tracker, positions, feed, places, source)
     finally:
         tracker.finish()
 
@@ -141,6 +143,7 @@ def _train(
     positions: Sequence[SweepPosition],
     feed: JobLanes | None,
     rows: Sequence[int | None],
+    source: JobSource | None,
 ) -> list[MemberResult | None]:
     """Train members.
 
@@ -150,6 +153,7 @@ def _train(
         positions: their positions in the sweep.
         feed: gives further ones.
         rows: by lane, the index of its member; None for a free lane.
+        source: is told if there is no feed.
     """
     import torch
 
@@ -196,6 +200,8 @@ def _train(
                 log.info("No job joins this stack: %s.", error)
                 feed, groups = None, places(configs)
         if feed is None:
+            if source is not None:
+                source.unfed()
             runner = prepared(configs, None)
         log.info("%d jobs as one program.", len(members))
         caught = conduct(runner, configs, None if feed is None else feed.begin)

@@ -59,7 +59,7 @@ class StackVerification(Hook):
 
     priority = "LOWEST"
     stackable = True
-    own_places = True
+    own_places = own_epochs = True
 
     def begin(self, runner: FusedRunner) -> None:
         """Compare every member of a stack that is ready to train.

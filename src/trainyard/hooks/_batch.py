@@ -7,6 +7,7 @@ from typing import Any
 
 from trainyard.batch import TARGET_KEYS
 from trainyard.data import Loader
+from trainyard.data.transfer import apply
 
 
 def input_of(batch: Any) -> Any:
@@ -32,7 +33,7 @@ def with_input(batch: Any, value: Any) -> Any:
 
 def of_first_member(batch: Any, loader: Loader) -> Any:
     """Return the first member's part of a batch, if the loader serves each member its own."""
-    return tuple(part[0] for part in batch) if getattr(loader, "stacked", False) else batch
+    return apply(lambda leaf: leaf[0], batch) if getattr(loader, "stacked", False) else batch
 
 
 def _name(batch: Mapping[Any, Any]) -> Any:

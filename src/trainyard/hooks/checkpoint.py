@@ -59,7 +59,7 @@ class Checkpoint(Hook):
 
     priority = "VERY_LOW"
     stackable = True
-    own_places = True
+    own_places = own_epochs = True
     writes_checkpoints = True
 
     def __init__(
@@ -121,8 +121,10 @@ class Checkpoint(Hook):
             self._save(runner, due)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        if self._unit == "epoch" and not runner.train_loop.val_due and (due := self._due(runner)):
-            self._save(runner, due)
+        if self._unit == "epoch" and not runner.train_loop.val_due:
+            due = self._unsaved(runner, self._due(runner))  # the stage is that of the epochs of several members
+            if due:
+                self._save(runner, due)
 
     def after_val(self, runner: Runner) -> None:
         if not runner.training:
@@ -214,20 +216,16 @@ class Checkpoint(Hook):
 
     def _due(self, runner: Runner) -> list[int]:
         """Return the members that are at the end of an `interval`-th epoch (or iteration), counted from `begin`."""
-        if self._unit == "epoch" and not self._between_epochs(runner):
-            return []
         first = runner.members[0]
         if not (runner.lanes_differ or self._is_due(first)):
             return []
         return [index for index, member in enumerate(runner.members) if self._is_due(member)]
 
     def _is_due(self, member: Member) -> bool:
-        since = (member.iter if self._unit == "iter" else member.epoch) - self.begin
-        return since >= 0 and since % self._interval == 0
-
-    @staticmethod
-    def _between_epochs(runner: Runner) -> bool:
-        return runner.batches_done == 0
+        if self._unit == "epoch" and member.batches_done:
+            return False
+        done = member.iter if self._unit == "iter" else member.epoch
+        return done > 0 and done >= self.begin and (done - self.begin) % self._interval == 0
 
     def _reserve(self, runner: Runner) -> None:
         """Allocate the memory for the first checkpoint while training continues, once the optimizer has a state."""
@@ -256,7 +254,6 @@ class Checkpoint(Hook):
         if all(member.work_dir is None for member in runner.members):
             return
         later = runner.strategy.decide(not at_end and monotonic() - self._written_at < self.min_seconds)
-        whole = self._unit == "epoch" and self._between_epochs(runner)
         best = self._best_files(runner)
         chosen = [
             index
@@ -274,6 +271,7 @@ class Checkpoint(Hook):
             if not (runner.strategy.is_main or is_sharded(state)):
                 continue
             copy = self._buffers.copy(state)
+            whole = self._unit == "epoch" and member.batches_done == 0
             name = f"epoch_{member.epoch:04d}.pt" if whole else f"iter_{member.iter:08d}.pt"
             counts = index in regular
             if later:

@@ -105,6 +105,11 @@ class EMA(Hook):
         """Whether every iteration, or epoch, has an update, wherever a member began."""
         return self.begin == 1 and self.interval == 1 and self._raw is None
 
+    @property
+    def own_epochs(self) -> bool:  # type: ignore[override]
+        """Whether updates follow iterations, not the ends of epochs."""
+        return self.by == "iter"
+
     def before_train(self, runner: Runner) -> None:
         self._averaged(runner)
         if len(set(self._loaded.values())) > 1 or 0 < len(self._loaded) < len(runner.members):

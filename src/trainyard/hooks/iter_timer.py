@@ -17,7 +17,7 @@ class IterTimer(Hook):
 
     priority = "NORMAL"
     stackable = True
-    own_places = True
+    own_places = own_epochs = True
 
     def __init__(self) -> None:
         self._last = 0

@@ -45,7 +45,7 @@ class Logger(Hook):
     """
 
     priority = "BELOW_NORMAL"
-    stackable = True
+    stackable = own_epochs = True
 
     def __init__(
         self,
@@ -193,6 +193,8 @@ class Logger(Hook):
         """Return the member's position in the training as text, counted from 1."""
         epoch, index = self._position(runner.iter)
         epochs, total = self._ends(runner, member)
+        if runner.lanes_differ:
+            index = member.batches_done or index
         of_epochs = f"epoch {of_total(epoch + member.epoch - runner.epoch + 1, epochs)}"
         if self.by == "epoch":
             return f"{of_epochs}  iter {of_total(index, self._length)}"

@@ -33,7 +33,7 @@ class NaNGuard(Hook):
 
     priority = "HIGH"
     stackable = True
-    own_places = True
+    own_places = own_epochs = True
 
     def __init__(self, interval: int = 10, action: str = "stop") -> None:
         self.interval = integer("interval", interval, at_least=1)

@@ -16,7 +16,7 @@ class ParamSchedule(Hook):
 
     priority = "HIGH"
     stackable = True
-    own_places = True
+    own_places = own_epochs = True
 
     def before_train(self, runner: Runner) -> None:
         schedule: Any = runner.schedule

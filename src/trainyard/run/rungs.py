@@ -95,7 +95,7 @@ class RungReports(Hook):
         rungs = self._rungs(member)
         if rungs is None or rungs.by == "iter":
             return member.iter
-        return member.epoch if runner.batches_done == 0 else -1
+        return member.epoch if member.batches_done == 0 else -1
 
     def _pause_if_due(self, runner: Runner, member: Member, rungs: Rungs, at: int) -> None:
         loop = member.loop

@@ -49,9 +49,15 @@ class Hook:
     that are not `due` at a validation, and discards the state of a lane in `refill`. Where a hook does not, the members
     of a stack stand at one place.
 
+    In a loop by iterations the members' epochs of the data may end at different iterations. `after_train_epoch` is then
+    called whenever the epoch of any member has ended: of those with `member.batches_done == 0`. `before_train_epoch` is
+    called as the stack's own epochs begin. A hook with one of these methods sets `own_epochs = True` if it supports
+    that. Where a hook does not, members join only where an epoch of the data ends for all.
+
     Attributes:
         stackable: the hook supports several members at once.
         own_places: the hook supports members at different places of the training.
+        own_epochs: it supports members whose epochs end at different iterations.
         ranks: where the hook runs if a run has several devices: on `all` ranks or on the `main` one only; `one` if the
             hook supports a single device only.
         priority: 0 (first) to 100, or HIGHEST, VERY_HIGH, HIGH, ABOVE_NORMAL, NORMAL, BELOW_NORMAL, LOW, VERY_LOW,
@@ -61,6 +67,7 @@ class Hook:
     priority: int | str = "NORMAL"
     stackable: bool = False
     own_places: bool = False
+    own_epochs: bool = False
     ranks: str = "all"
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:

@@ -154,6 +154,11 @@ class Member:
         return epoch
 
     @property
+    def batches_done(self) -> int:
+        """Batches that the member has finished in its current epoch."""
+        return self.runner.batches_done
+
+    @property
     def loop(self) -> TrainLoop:
         """The training loop of the member's single run, which defines its length and its validations."""
         return self.runner.train_loop

@@ -106,7 +106,7 @@ def capture(
         "seed": member.seed,
         "epoch": member.epoch,
         "iter": member.iter,
-        "batches_done": runner.batches_done,
+        "batches_done": member.batches_done,
         "data": reading,
         "model": member.model.state_dict(),
         "optimizer": without_dynamo.method(member.optimizer, "state_dict")() | {"type": _name(member.optimizer)},
@@ -223,6 +223,11 @@ def _reading(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
     if "data" in state:
         return state["data"], state["batches_done"]
     return {"batches": state["batches"]}, max(0, state["iter"] - state["epoch"] * state["batches"])
+
+
+def position_of(state: dict[str, Any]) -> tuple[int, int]:
+    """Return the position of a checkpoint: the epoch, and the batches that are done in it."""
+    return state["epoch"], _reading(state)[1]
 
 
 def _name(part: object) -> str | None:

@@ -17,7 +17,7 @@ from trainyard.track.facts import cpu_model
 PROMISE = "same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding"
 
 
-_OF_LANES = ("lanes", "width", "epochs")
+_OF_LANES = ("lanes", "width", "epochs", "iters")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Decision:
         lanes: the lane of each job; empty if these are all lanes, in order.
         width: the number of lanes; 0 if that is the number of jobs.
         epochs: the epoch of each job from which it has trained in its lane at this width; empty if that is not known.
+        iters: the same in iterations.
     """
 
     nums: tuple[int, ...]
@@ -45,6 +46,7 @@ class Decision:
     lanes: tuple[int, ...] = ()
     width: int = 0
     epochs: tuple[int, ...] = ()
+    iters: tuple[int, ...] = ()
 
     @property
     def all_lanes(self) -> int:
@@ -58,9 +60,14 @@ class Decision:
 
     def part(self, nums: Sequence[int]) -> Decision:
         """Return the decision that some of the jobs go on in their lanes, while those of the others are free."""
-        epochs = dict(zip(self.nums, self.epochs, strict=True)) if self.epochs else {}
-        own = tuple(epochs[num] for num in nums) if epochs else ()
-        return replace(self, nums=tuple(nums), lanes=self.places(nums), width=self.all_lanes, epochs=own)
+        epochs, iters = self._of(self.epochs, nums), self._of(self.iters, nums)
+        lanes = self.places(nums)
+        return replace(self, nums=tuple(nums), lanes=lanes, width=self.all_lanes, epochs=epochs, iters=iters)
+
+    def _of(self, values: tuple[int, ...], nums: Sequence[int]) -> tuple[int, ...]:
+        """Return the values, one for each job, of some of the jobs; nothing if there are none."""
+        by_num = dict(zip(self.nums, values, strict=True)) if values else {}
+        return tuple(by_num[num] for num in nums) if by_num else ()
 
     @property
     def record(self) -> dict[str, Any]:

@@ -267,10 +267,17 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    """Ask the process of a unit that jobs join to let those go of which something is wished; the others train on."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """A unit that was waiting will not start."""
 
     unit: Unit
 
 
-Action = Start | End | Drop
+Action = Start | End | Release | Drop

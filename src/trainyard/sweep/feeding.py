@@ -16,7 +16,7 @@ from trainyard.sweep.decisions import Decision
 from trainyard.sweep.events import Event, Joined, Started, Unit
 from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.task import TaskOutcome
-from trainyard.sweep.lane_source import Given, Left
+from trainyard.sweep.lane_source import Given, Leave, Left
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import spans
 from trainyard.sweep.proposers.base import Proposal, Proposer, Prune
@@ -54,19 +54,23 @@ class _Stack:
 
     Attributes:
         name: its first jobs, for people.
-        lanes: the job in each lane, and the epoch from which it trains there at this width.
+        lanes: the job in each lane, and the epoch and the iteration from which it trains there at this width.
         width: its lanes.
         joined: the time at which each of its jobs came.
         in_vain: how often in succession it has asked in vain.
         waiting: the lanes for which it waits until there is a job; 0 if it trains.
+        released: the jobs that it was asked to let go.
+        unfed: whether it has said that no job joins or leaves it.
     """
 
     name: str
-    lanes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    lanes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     width: int = 0
     joined: dict[int, float] = field(default_factory=dict)
     in_vain: int = 0
     waiting: int = 0
+    released: set[int] = field(default_factory=set)
+    unfed: bool = False
 
 
 class Feeding:
@@ -128,8 +132,13 @@ class Feeding:
             case {"placed": places, "width": width}:
                 self._place(running, stack, places, width)
                 self._executor.answer(number, b"")
+                self.release(number)
+            case {"unfed": True}:
+                stack.unfed = True
+                self.release(number)
             case {"left": index}:
                 num = running.unit.nums[index]
+                stack.released.discard(num)
                 if num in running.left:
                     self._head.job_left(running, self._outcome(running, stack, num, Left.of(message)))
             case {"refused": index, "reason": reason}:
@@ -137,6 +146,26 @@ class Feeding:
                 self._refused.add(num)
                 if num in running.left:
                     self._head.job_refused(running, num, reason)
+
+    def release(self, number: int, grace: float | None = None) -> None:
+        """Ask a stack to let the jobs go of which something is wished, once it can.
+
+        Args:
+            number: of its unit.
+            grace: the seconds after which a stack that cannot, and therefore ends, is killed; None: never.
+        """
+        stack, running = self._stacks.get(number), self._scheduler.running.get(number)
+        if stack is None or running is None or not (stack.width or stack.unfed):
+            return
+        asked = [num for num in running.wishes if num in running.left and num not in stack.released]
+        stack.released.update(asked)
+        if asked and stack.unfed:
+            self._executor.end([number], grace)
+            return
+        last = {num: index for index, num in enumerate(running.unit.nums)}
+        for num in asked:
+            leave = Leave(last[num], pauses=running.wishes[num] == "pause")
+            self._executor.answer(number, cloudpickle.dumps(leave))
 
     def serve(self) -> None:
         """Give jobs to the stacks that wait for some; where none will come, or others need the slot, end them."""
@@ -174,7 +203,7 @@ class Feeding:
 
     def _found(self, running: RunningUnit, count: int) -> list[tuple[int, Unit]]:
         """Return jobs for free lanes, in the order in which they wait, with their units."""
-        if self._scheduler.stopping or running.wishes:
+        if self._scheduler.stopping:
             return []
         kind = self._planner.kind(self._units.jobs[running.unit.nums[0]])
         found = self._joinable(kind, count)
@@ -215,13 +244,13 @@ class Feeding:
         if width != stack.width:
             stack.lanes, stack.width = {}, width
         nums = running.unit.nums
-        stack.lanes |= {lane: (nums[index], epoch) for index, lane, epoch in places}
-        here = [(lane, num, epoch) for lane, (num, epoch) in sorted(stack.lanes.items()) if num in running.left]
+        stack.lanes |= {lane: (nums[index], epoch, iteration) for index, lane, epoch, iteration in places}
+        here = [(lane, *own) for lane, own in sorted(stack.lanes.items()) if own[0] in running.left]
         if not here:
             return
         before = self._decision(here[0][1] if len(here) == 1 else nums[0])
-        lanes, jobs, epochs = zip(*here, strict=True)
-        now = replace(before, nums=jobs, lanes=lanes, width=width, epochs=epochs)
+        lanes, jobs, epochs, iters = zip(*here, strict=True)
+        now = replace(before, nums=jobs, lanes=lanes, width=width, epochs=epochs, iters=iters)
         if any(self._decision(num) != now for num in jobs):
             self._manifest.decide([now])
 

@@ -197,7 +197,7 @@ class Head(Loop):
             self.apply(event)
             self._replace(heir)
             self._tracking.inherited(heir, self._manifest.entries[each.num].lineage)
-            self._progress.inherited(heir, source, at)
+            self._progress.inherited(heir, source, at, self._units.difference(heir, source))
 
     def _alone(self, num: int) -> Unit:
         """Return a unit of one job; its decision is recorded if it was in a stack."""
@@ -210,7 +210,7 @@ class Head(Loop):
         for nums in map(tuple, groups):
             before = self._decision(nums[0])
             if any(self._decision(num).nums != nums or self._decision(num).width for num in nums):
-                decided.append(replace(before, nums=nums, note=note, lanes=(), width=0, epochs=()))
+                decided.append(replace(before, nums=nums, note=note, lanes=(), width=0, epochs=(), iters=()))
         self._manifest.decide(decided)
 
     def _decision(self, num: int) -> Decision:
@@ -278,6 +278,9 @@ class Head(Loop):
 
     def _said(self, running: RunningUnit, number: int, message: Any) -> None:
         self._feeding.said(running, number, message)
+
+    def _release(self, number: int) -> None:
+        self._feeding.release(number, self._grace)
 
     def seated(self, nums: Sequence[int], stack: str) -> None:
         """Take notice of jobs that join a stack."""

@@ -14,6 +14,8 @@ from typing import Any
 
 SHOWN = 3  # maximum number of keys in a reason
 _LONG = 40  # maximum number of characters of a value in a reason
+ANYWHERE = "**"
+"""Part of a place that stands for any keys, or none."""
 
 Values = Mapping[str, Any]
 
@@ -52,7 +54,8 @@ def kinds(
     Args:
         configs: plain Python, resolved.
         allowed: the places (`optim`, `hook.ema.decay`) at or below which numbers may differ: also an int from a
-            float, and lists of one length item by item; but not bool, None or text.
+            float, and lists of one length item by item; but not bool, None or text. `model.**.dropout` is a key at any
+            depth below `model`, at which numbers above 0 may differ: with 0 there may be no such module.
         elsewhere: the places that are not compared at all.
         fixed_with: for some of `allowed`, a place: in a config that holds something there, numbers may not differ.
     """
@@ -117,6 +120,13 @@ def reasons(kinds: Sequence[Kind], nums: Sequence[int], choices: Sequence[Mappin
         (index,), near = kind.members, kinds[other].members[0]
         found[index] = _told(differing, own, choices[index], choices[near], nums[near])
     return found
+
+
+def difference(kind: Kind, other: Kind) -> str:
+    """Return the places in which two kinds differ, in words."""
+    leaves, others = dict(_leaves(kind.fixed)), dict(_leaves(other.fixed))
+    places = [place for place in {**leaves, **others} if leaves.get(place) != others.get(place)]
+    return _listed(places) or "the order of its keys"
 
 
 def _told(
@@ -187,9 +197,14 @@ def _rules(places: Sequence[str], *, free: bool) -> dict[str, Any]:
 
 def _masked(config: Values, rules: Values) -> dict[str, Any]:
     masked = {}
+    anywhere = rules.get(ANYWHERE, {})
     for key, value in config.items():
         rule = rules.get(key)
-        if rule is None:
+        if key in anywhere and _is_number(value):
+            masked[key] = _NUMBER if value > 0 else value
+        elif rule is None and anywhere and isinstance(value, Mapping):
+            masked[key] = _masked(value, {ANYWHERE: anywhere})
+        elif rule is None:
             masked[key] = value
         elif rule is True:
             masked[key] = _without_numbers(value)
@@ -203,7 +218,11 @@ def _without_numbers(value: Any) -> Any:
         return {key: _without_numbers(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_without_numbers(entry) for entry in value)
-    return _NUMBER if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return _NUMBER if _is_number(value) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -4,9 +4,12 @@ Messages to the head, each a JSON object with one of these keys:
 
 - `want`: the number of free lanes; with `wait`, whether none is occupied. Answered by a pickled `Given`; with `wait`
   only when there is a job, or none will come.
-- `placed`: for each job its number, its lane and its epoch; with `width`. Answered when it is recorded.
+- `placed`: for each job its number, its lane, its epoch and its iteration; with `width`. Answered when it is recorded.
 - `left`: the number of a job that has left; with its `state`, `value` and `error`.
 - `refused`: the number of a job that cannot train in the stack; with the `reason`.
+- `unfed`: no job will join or leave this stack.
+
+The head may send a `Leave` at any time.
 
 A job's number is its place among all that the stack has been given, from 0.
 """
@@ -14,13 +17,15 @@ A job's number is its place among all that the stack has been given, from 0.
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
 
-from trainyard.sweep.executor.wake import Line
+from trainyard.sweep.executor.wake import Line, LineClosedError
 from trainyard.sweep.sweepable import JobResult
 from trainyard.track.sweep_position import SweepPosition
 
@@ -47,6 +52,19 @@ class Given:
     closed: bool
 
 
+@dataclass(frozen=True)
+class Leave:
+    """Wish that a job leaves a stack.
+
+    Attributes:
+        index: the number of the job.
+        pauses: it goes on later; else it ends.
+    """
+
+    index: int
+    pauses: bool
+
+
 class LaneSource:
     """Jobs that the head gives to a stack: a `trainyard.fused.job_lanes.JobSource`.
 
@@ -65,6 +83,8 @@ class LaneSource:
         self._line = line
         self._begin = begin
         self._end = end
+        self._leaving: list[Leave] = []
+        self._next_look = 0.0
         self.closed = False
 
     def take(
@@ -72,24 +92,49 @@ class LaneSource:
     ) -> Sequence[tuple[int, DictConfig, SweepPosition]]:
         """Return the next jobs: the number of each, its config, and its position."""
         self._line.say({"want": count, "wait": wait})
-        while (answer := self._line.hear(_LOOK)) is None:
+        while (given := self._heard(_LOOK)) is None:
             if interrupted():
                 self.closed = True
                 return []
-        given: Given = pickle.loads(answer)
         self.closed = given.closed
         found = []
         for number, (job, position) in enumerate(zip(given.jobs, given.positions, strict=True), given.first):
             found.append((number, *self._begin(job, position, number)))
         return found
 
-    def placed(self, places: Sequence[tuple[int, int, int]], width: int) -> None:
+    def placed(self, places: Sequence[tuple[int, int, int, int]], width: int) -> None:
         """Record in which lanes jobs train from here on."""
         for first in range(0, len(places), MOST):
             self._line.say({"placed": places[first : first + MOST], "width": width})
-            while self._line.hear(_LOOK) is None:
+            while self._heard(_LOOK) is None:
                 pass
         self.closed = False  # of a stack that was cut other lanes may become free
+
+    def asked(self) -> Sequence[tuple[int, bool]]:
+        """Return the numbers of jobs that are to leave, each once, and whether each pauses."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _LOOK
+            with suppress(LineClosedError):  # the next question says so
+                while self._line.is_ready():
+                    self._heard(0)
+        found, self._leaving = self._leaving, []
+        return [(leave.index, leave.pauses) for leave in found]
+
+    def unfed(self) -> None:
+        """Report that no job joins or leaves this stack."""
+        self._line.say({"unfed": True})
+
+    def _heard(self, timeout: float) -> Any:
+        """Return the next answer, or None if there is none; a wish that comes before it is noted."""
+        packet = self._line.hear(timeout)
+        if not packet:
+            return packet
+        found = pickle.loads(packet)
+        if isinstance(found, Leave):
+            self._leaving.append(found)
+            return None
+        return found
 
     def left(self, number: int, result: JobResult) -> None:
         """Report how a job has ended, or that it pauses."""

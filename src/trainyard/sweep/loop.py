@@ -19,6 +19,7 @@ from trainyard.sweep.events import (
     End,
     Event,
     Queued,
+    Release,
     SlotsGained,
     SlotsLost,
     Start,
@@ -133,6 +134,10 @@ class Loop(ABC):
     def _said(self, running: RunningUnit, number: int, message: Any) -> None:  # noqa: B027 (not every loop has to)
         """Take notice of what a unit has said on its line."""
 
+    def _release(self, number: int) -> None:
+        """Let jobs leave a unit, of which something is wished; here by the end of the unit."""
+        self._executor.end([number], self._grace)
+
     def _out_of_host_memory(self, event: Finished) -> None:  # noqa: B027 (not every loop has to)
         """Take notice of a unit that the system has killed for want of memory."""
 
@@ -164,6 +169,8 @@ class Loop(ABC):
                 self._executor.launch(number, self._task(unit), slots, self._policy)
             case End(number):
                 self._executor.end([number], self._grace)
+            case Release(number):
+                self._release(number)
             case Drop(unit):
                 self._dropped(unit)
 
@@ -215,7 +222,8 @@ class Loop(ABC):
 
     def _again(self, running: RunningUnit, event: Finished) -> Unit | None:
         """Return the unit of the next attempt; None if there is none."""
-        if event.state not in ("failed", "lost") or self._scheduler.stopping or running.wishes or not event.began:
+        ends = running.wishes and not running.unit.fed
+        if event.state not in ("failed", "lost") or self._scheduler.stopping or ends or not event.began:
             return None
         unit = self._scheduler.rest(running)
         if not unit.nums:

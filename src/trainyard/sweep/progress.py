@@ -136,10 +136,11 @@ class SweepProgress:
         self._paused.discard(job.num)
         print(f"promoted #{job.num} {self.plan.name(job)}", flush=True)
 
-    def inherited(self, job: Job, source: Job, at: int) -> None:
-        """Show that a job continues from another job."""
+    def inherited(self, job: Job, source: Job, at: int, apart: str = "") -> None:
+        """Show that a job goes on as another one, and in what it differs so that the two cannot share a stack."""
         self._jobs[job.num] = job
-        print(f"inherits #{job.num} from #{source.num} at {at}: {self.plan.name(job)}", flush=True)
+        why = f" (not in a stack with #{source.num}: it differs in {apart})" if apart else ""
+        print(f"inherits #{job.num} from #{source.num} at {at}: {self.plan.name(job)}{why}", flush=True)
 
     def kept(self, job: Job, why: str) -> None:
         """Show that a job continues from its own checkpoint, because it cannot continue from another job."""

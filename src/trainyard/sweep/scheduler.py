@@ -26,6 +26,7 @@ from trainyard.sweep.events import (
     Paused,
     Proposed,
     Queued,
+    Release,
     Reported,
     SlotsGained,
     SlotsLost,
@@ -111,10 +112,13 @@ class Scheduler:
             return actions
         while not self.stopping and (taken := self._waiting.take()) is not None:
             number, unit, slots = taken
-            self.running[number] = RunningUnit(unit, dict.fromkeys(unit.nums), slots)
+            wishes = {num: self.wished[num] for num in unit.nums if num in self.wished}  # in a stack that has failed
+            self.running[number] = RunningUnit(unit, dict.fromkeys(unit.nums), slots, wishes)
             for num in unit.nums:
                 self._states[num] = "running"
             actions.append(Start(number, unit, slots))
+            if wishes and not unit.fed:
+                actions.append(End(number))
         return actions
 
     # -- what others may ask -------------------------------------------------------------------------------------------
@@ -274,7 +278,9 @@ class Scheduler:
             running = self.running[number]
             first = not running.wishes
             running.wishes[event.num] = event.wish
-            if first and not self.stopping:
+            if running.unit.fed and not self.stopping:
+                yield Release(number)
+            elif first and not self.stopping:
                 yield End(number)
 
     def _paused(self, event: Paused) -> Iterable[Action]:
@@ -297,7 +303,7 @@ class Scheduler:
                     del self._unit_of[num]
                 yield Drop(unit)
             for number, running in self.running.items():
-                if not running.wishes:
+                if running.unit.fed or not running.wishes:
                     yield End(number)
 
     # -- units ---------------------------------------------------------------------------------------------------------

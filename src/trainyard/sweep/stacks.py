@@ -93,6 +93,13 @@ class StackPlanner:
             self._kind_of[job.num] = _key(self._kinds([_compared(job)])[0]) if fit else None
         return self._kind_of[job.num]
 
+    def difference(self, job: Job, other: Job) -> str:
+        """Return the places in which two jobs differ so that they cannot share a stack; empty if there are none."""
+        if not self.active or _unstackable([job, other]):
+            return ""
+        found = self._kinds([_compared(job), _compared(other)])
+        return "" if len(found) < 2 else kinds.difference(*found)
+
     def forget(self, job: Job) -> None:
         """Forget the kind of a job whose config is another one now."""
         self._kind_of.pop(job.num, None)

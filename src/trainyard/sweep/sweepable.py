@@ -58,7 +58,8 @@ class StackTrainer(Protocol):
     """Trains several jobs as one program. The module `trainyard.fused.train` has these names.
 
     Attributes:
-        ALLOWED: the places of a config (`optim`, `hook.ema.decay`) at or below which numbers may differ in a stack.
+        ALLOWED: the places of a config (`optim`, `hook.ema.decay`) at or below which numbers may differ in a stack;
+            `model.**.dropout`: at a key at any depth.
         FIXED_WITH: those of them at which numbers may differ only where another place holds nothing, with that place.
         NOT_COMPARED: the places that may differ in any way.
         PRELOAD: modules that only stacks import.

@@ -98,6 +98,10 @@ class UnitTasks:
             return []
         return [tuple(job.num for job in stack.jobs) for stack in self._stacks.known(self.of(nums)).stacks]
 
+    def difference(self, job: Job, other: Job) -> str:
+        """Return the places in which two jobs differ so that they cannot share a stack; empty if there are none."""
+        return self._stacks.difference(job, other)
+
     def name(self, unit: Unit) -> str:
         """Return the name of a unit in messages."""
         return spans(unit.nums)

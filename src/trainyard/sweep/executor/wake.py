@@ -69,6 +69,10 @@ class Line:
         """Send plain data, of at most 60 kB as JSON."""
         self._end.send(json.dumps(message).encode())
 
+    def is_ready(self) -> bool:
+        """Return whether there is an answer, or none will come any more."""
+        return bool(connection.wait([self._end], 0))
+
     def hear(self, timeout: float) -> bytes | None:
         """Return the next answer; None if there is none within `timeout` seconds.
 
