@@ -190,7 +190,7 @@ def test_what_cannot_be_stacked() -> None:
     assert stack_loader(own, [0, 0]) is own
     with pytest.raises(Unfusable, match="the seeds differ, and a WorkerLoader has one order of the data"):
         stack_loader(own, [0, 1])
-    with pytest.raises(Unfusable, match="Straight makes its batches in its own way"):
+    with pytest.raises(Unfusable, match="Straight overrides how batches are created"):
         stack_loader(Straight(dataset.tensors, 4, shuffle=True), [0, 1])
     with pytest.raises(Unfusable, match="the seed of the TensorLoader is not the run's"):
         stack_loader(TensorLoader(dataset.tensors, 4, shuffle=True, seed=9), [0, 1])

@@ -168,8 +168,7 @@ class ShardLoader:
         if skipped < wanted - self.batch_size * (wanted > 0) or (skipped < wanted and self.drop_last):
             raise TrainyardError(
                 f"The data ends after {skipped // self.batch_size} batches of an epoch, but this run has already "
-                "trained "
-                f"on {start}: the data has changed."
+                f"trained on {start}: the data has changed."
             )
 
 

@@ -104,8 +104,7 @@ class StreamState:
             if not self._fits:
                 log.warning(
                     "The state of %s contains more than tensors and plain values and cannot be saved in a checkpoint. "
-                    "A "
-                    "resumed run reads the batches before its position and drops them.",
+                    "A resumed run reads the batches before its position and drops them.",
                     type(self._part).__name__,
                 )
                 return None

@@ -110,8 +110,7 @@ class Distributed(Strategy):
             self._told = True
             log.warning(
                 "The training data ends earlier on %d of %d devices. The epoch ends on all devices at that point, and "
-                "the "
-                "remaining data of the others is not used.",
+                "the remaining data of the others is not used.",
                 count,
                 self.world_size,
             )
@@ -123,8 +122,7 @@ class Distributed(Strategy):
             counts = " and ".join(map(str, found))
             raise TrainyardError(
                 f"The devices read {counts} batches of {name!r}. Each device evaluates its share of the batches, so "
-                "the "
-                "data must be the same on all of them."
+                "the data must be the same on all of them."
             )
 
     def idle(self, loader: Loader) -> Iterator[Any]:

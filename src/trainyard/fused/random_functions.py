@@ -28,8 +28,7 @@ def _drawn(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
     if kwargs.get("generator") is not None:
         raise Unfusable(
             "the model draws from its own torch.Generator, from which a stack would draw once for all members. "
-            "Without the "
-            "argument `generator`, each member draws from the generator of its run"
+            "Without the argument `generator`, each member draws from the generator of its run"
         )
     with draws:
         return func(*args, **kwargs)

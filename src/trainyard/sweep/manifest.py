@@ -145,9 +145,8 @@ class Manifest:
             before, now = known.get(key), json.loads(json.dumps(identity.get(key)))
             if before != now:
                 raise TrainyardError(
-                    f"{self.path.parent} was started with {key}: {_told(before)}, but now it is {_told(now)}. To "
-                    "continue, "
-                    f"use the same value; for another search, use another hydra.sweep.dir."
+                    f"{self.path.parent} was started with {key}: {_told(before)}; now {key} is {_told(now)}. "
+                    "To continue, use the same value. For another search, use another hydra.sweep.dir."
                 )
 
     def check_application(self, application: StartedAs | None) -> None:
@@ -402,7 +401,7 @@ def _events(records: Iterable[Record]) -> list[Event]:
 
 
 def _told(value: Any) -> str:
-    return "nothing" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
+    return "not set" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 def _plain(value: Any) -> Any:
