@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import chain, islice
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch.utils.data import (
@@ -42,6 +42,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Wrap = Callable[[PositionedSampler], PositionedSampler]
+Finish = Callable[[Any], Any]
+
+
+class BatchSource(Protocol):
+    """Samples that are read as batches."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: list[int]) -> Batch: ...
 
 
 class WorkerLoader:
@@ -68,6 +76,7 @@ class WorkerLoader:
         seed: the run's seed.
         device: where the batches should lie.
         wrap: see `wrapped`.
+        finish: a function from a batch to a batch, called in this process once the batch lies on the device.
 
     Attributes:
         picks: whether samples are picked by a sampler, which starts anywhere, and not read as they come.
@@ -82,12 +91,19 @@ class WorkerLoader:
     """
 
     def __init__(
-        self, loader: DataLoader[Any], *, seed: int, device: torch.device | str, wrap: Wrap | None = None
+        self,
+        loader: DataLoader[Any],
+        *,
+        seed: int,
+        device: torch.device | str,
+        wrap: Wrap | None = None,
+        finish: Finish | None = None,
     ) -> None:
         self.seed = seed
         self.device = torch.device(device)
         self._given = loader
         self._wrap = wrap
+        self._finish = finish
         self.turn = 0
         # The seed of the workers is drawn from here at each epoch, not from the global generator.
         self._generator = torch.Generator()
@@ -100,7 +116,7 @@ class WorkerLoader:
 
     def wrapped(self, wrap: Wrap) -> WorkerLoader:
         """Return a loader like this one that reads `wrap(sampler)`, if it has a sampler, always in order."""
-        return WorkerLoader(self._given, seed=self.seed, device=self.device, wrap=wrap)
+        return WorkerLoader(self._given, seed=self.seed, device=self.device, wrap=wrap, finish=self._finish)
 
     @property
     def samplers(self) -> tuple[object, object]:
@@ -179,7 +195,8 @@ class WorkerLoader:
             batches = self._state.followed(batches)
         if self.one_at_a_time:
             batches = self._alone(batches, self.turn)
-        return self._on_device(batches)
+        batches = self._on_device(batches)
+        return batches if self._finish is None else map(self._finish, batches)
 
     @property
     def is_stream(self) -> bool:
@@ -304,18 +321,26 @@ def gathered_by_workers(loader: TensorLoader, workers: int, device: torch.device
     return dataset_loader(_Gathered(loader), sampler, workers, device, collate_fn=_as_it_is)
 
 
+def batch_loader(
+    source: BatchSource, sampler: EpochBatchSampler, workers: int, device: torch.device | str, finish: Finish
+) -> WorkerLoader:
+    """Serve the batches that a source makes itself, as `dataset_loader` does; see `WorkerLoader` for `finish`."""
+    return dataset_loader(_Batches(source), sampler, workers, device, collate_fn=_as_it_is, finish=finish)
+
+
 def dataset_loader(
     dataset: Dataset[Any],
     sampler: EpochBatchSampler,
     workers: int,
     device: torch.device | str,
     collate_fn: Callable[[list[Any]], Any] | None = None,
+    finish: Finish | None = None,
 ) -> WorkerLoader:
     """Serve a map-style data set with `workers` processes that live as long as the loader (0: in this process)."""
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate_fn
     )
-    return WorkerLoader(loader, seed=sampler.seed, device=device)
+    return WorkerLoader(loader, seed=sampler.seed, device=device, finish=finish)
 
 
 class _Gathered(Dataset[Any]):
@@ -327,6 +352,17 @@ class _Gathered(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> Any:
         return next(self.loader.assembled([self.loader.gather(torch.tensor(indices))]))
+
+
+class _Batches(Dataset[Any]):
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self.source.batch(indices)
 
 
 def _as_it_is(batch: T) -> T:
