@@ -49,7 +49,7 @@ class ImageFolder(ArrayData):
         group: in a table, the column of groups: all images of one are in one split.
         folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
-        decoder: what decodes JPEG files: "pillow", or "torchvision", which takes two thirds of the time. Pillow decodes
+        decoder: what decodes JPEG files: "pillow", or "torchvision", which takes 70 % of the time. Pillow decodes
             other files.
 
     Attributes:
