@@ -33,6 +33,7 @@ CASES = (
     "validation",
     "resume",
     "memory",
+    "data",
     "sweep",
     "fused",
     "lanes",

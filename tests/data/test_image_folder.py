@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from trainyard.config.build import check_tree
 from trainyard.data import ImageFolder
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.fused.loader import stack_loader
 
 CPU = torch.device("cpu")
 MODEL = {
@@ -86,6 +87,36 @@ def test_memory_serves_what_files_serve(digits: Path) -> None:
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_samples_stacked(digits: Path, workers: int) -> None:
+    own = ImageFolder(str(digits), batch_size=16, workers=workers)
+    images: Any = own.sources["train"]
+    loader: Any = own.loader("train", seed=3, device=CPU)
+    order, first = loader.order(1), 0
+    for x, y in loader.batches(1):
+        samples = [images[index] for index in order[first : first + 16]]
+        assert torch.equal(x, torch.stack([image for image, _ in samples]))
+        assert torch.equal(y, torch.stack([label for _, label in samples]))
+        first += 16
+    assert x.dtype == torch.float32
+
+
+def test_members_of_other_seeds_have_the_batches_of_their_single_runs(digits: Path) -> None:
+    data = ImageFolder(str(digits), batch_size=16, workers=2)
+    solos = [data.loader("train", seed=seed, device=CPU) for seed in (0, 1)]
+    stacked = stack_loader(data.loader("train", seed=0, device=CPU), [0, 1])
+    for batch, *wanted in zip(stacked.batches(1), *(each.batches(1) for each in solos), strict=True):
+        assert batch[0].dtype == torch.float32
+        assert all(torch.equal(mine[k], its) for k in (0, 1) for mine, its in zip(batch, wanted[k], strict=True))
+
+
+def test_floats_of_a_transform_are_served_as_they_are(digits: Path) -> None:
+    own = ImageFolder(str(digits), eval_transform=[lambda image: image.double() - 300])
+    x, _ = next(own.loader("val", seed=0, device=CPU).batches())
+    assert x.dtype == torch.float64
+    assert x.max() < 0
+
+
 def test_folders_for_the_splits(digits: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split).symlink_to(digits)
@@ -120,6 +151,7 @@ def test_what_cannot_be_a_set_of_images(digits: Path, tmp_path: Path) -> None:
     refused("colour", "rgb, grey", str(digits), colour="blue")
     refused("transform", "torchvision.transforms.v2", str(digits), transform=["flip"])
     refused("transform", "data_preprocessor", str(digits), transform=[Noise()], in_memory=True)
+    refused("decoder", "pillow, torchvision", str(digits), decoder="opencv")
     refused("fold", "from 0 to 4", str(digits), folds=5, fold=5)
     refused("group", "column of groups", str(digits), group="patient")
     frame = table(digits)
@@ -150,6 +182,12 @@ def test_a_missing_package_names_its_extra() -> None:
         check_tree({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip"}, "data.transform.0")
 
 
+def test_a_missing_decoder_names_its_extra(digits: Path) -> None:
+    if find_spec("torchvision"):
+        pytest.skip("torchvision is installed")
+    refused("decoder", r"trainyard\[vision\]", str(digits), decoder="torchvision")
+
+
 def data(root: Path, **more: Any) -> dict[str, Any]:
     return {"_target_": "trainyard.data.ImageFolder", "path": str(root), "batch_size": 16, **more}
 
@@ -174,3 +212,45 @@ def test_transforms_of_torchvision(digits: Path, tmp_path: Path) -> None:
     v2 = "torchvision.transforms.v2"
     transform = [{"_target_": f"{v2}.RandomResizedCrop", "size": 8}, {"_target_": f"{v2}.RandomHorizontalFlip"}]
     resumes_to_the_bits(training(data(digits, transform=transform), MODEL), tmp_path, 8)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """JPEG files of several sizes, one of them gray: root/<class>/<number>.jpg."""
+    draws = np.random.default_rng(0)
+    for index in range(12):
+        folder = tmp_path / "photos" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        noise = Image.fromarray(draws.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+        image = noise.resize((50 + index, 40), Image.Resampling.BICUBIC)
+        (image.convert("L") if index == 3 else image).save(folder / f"{index}.jpg")
+    return tmp_path / "photos"
+
+
+def test_the_layout_in_memory_does_not_change_what_torchvision_gives(photos: Path) -> None:
+    v2 = pytest.importorskip("torchvision.transforms.v2", exc_type=ImportError)
+    for transform in (v2.RandomResizedCrop(24), v2.Resize((24, 24)), v2.RandomResizedCrop(24, interpolation=3)):
+        own: Any = ImageFolder(str(photos), transform=[transform, v2.RandomHorizontalFlip()], eval_transform=transform)
+        images = own.sources["train"]
+        batches = []
+        for interleaved in (True, False):
+            images.interleaved = interleaved
+            torch.manual_seed(0)
+            batches.append(images.batch(list(range(len(images))))[0])
+        assert batches[0].dtype == torch.uint8
+        assert torch.equal(*batches)
+
+
+def test_torchvision_decodes_jpeg_files(photos: Path, digits: Path) -> None:
+    v2 = pytest.importorskip("torchvision.transforms.v2", exc_type=ImportError)
+    more = {"transform": v2.Resize((24, 24)), "val_fraction": 0, "test_fraction": 0}
+    for colour in ("rgb", "grey"):
+        served = []
+        for decoder in ("pillow", "torchvision"):
+            own = ImageFolder(str(photos), colour, colour=colour, decoder=decoder, **more)
+            served.append(next(own.loader("train", seed=0, device=CPU).batches())[0])
+        torch.testing.assert_close(*served, rtol=0, atol=3 / 255)
+    (photos / "a" / "0.jpg").write_text("no image")
+    with pytest.raises(TrainyardError, match=r"0.jpg cannot be read"):
+        own.sources["train"].resident()
+    assert ImageFolder(str(digits), decoder="torchvision").spec["image_size"] == 8  # by Pillow: these are no JPEG files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import chain, islice
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch.utils.data import (
@@ -43,6 +43,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Wrap = Callable[[PositionedSampler], PositionedSampler]
+Finish = Callable[[Any], Any]
+
+
+class BatchSource(Protocol):
+    """Samples that are read as batches."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: list[int]) -> Batch: ...
 
 
 class WorkerLoader:
@@ -70,6 +78,7 @@ class WorkerLoader:
         device: the device of the batches.
         wrap: see `wrapped`.
         undrawn: see `undrawn`.
+        finish: a function from a batch to a batch, called in this process once the batch lies on the device.
 
     Attributes:
         epoch_sampler: the sampler of the batches, where the order is an `EpochBatchSampler`'s; else None.
@@ -92,12 +101,14 @@ class WorkerLoader:
         device: torch.device | str,
         wrap: Wrap | None = None,
         undrawn: bool = False,
+        finish: Finish | None = None,
     ) -> None:
         self.seed = seed
         self.device = torch.device(device)
         self._given = loader
         self._wrap = wrap
         self._undrawn = undrawn
+        self._finish = finish
         self.turn = 0
         # The seed of the workers is drawn from here at each epoch, not from the global generator.
         self._generator = torch.Generator()
@@ -111,11 +122,13 @@ class WorkerLoader:
 
     def wrapped(self, wrap: Wrap) -> WorkerLoader:
         """Return a loader like this one that reads `wrap(sampler)`, if it has a sampler, always in order."""
-        return WorkerLoader(self._given, seed=self.seed, device=self.device, wrap=wrap)
+        return WorkerLoader(self._given, seed=self.seed, device=self.device, wrap=wrap, finish=self._finish)
 
     def undrawn(self) -> WorkerLoader:
         """Return a loader like this one, whose data set raises `ReadingDraws` where it draws random numbers."""
-        return WorkerLoader(self._given, seed=self.seed, device=self.device, wrap=self._wrap, undrawn=True)
+        return WorkerLoader(
+            self._given, seed=self.seed, device=self.device, wrap=self._wrap, undrawn=True, finish=self._finish
+        )
 
     @property
     def dataset(self) -> Dataset[Any]:
@@ -265,7 +278,11 @@ class WorkerLoader:
         raise RuntimeError(f"{what} was iterated again before its epoch ended")
 
     def on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches on the device."""
+        """Yield the batches on the device, finished."""
+        batches = self._moved(batches)
+        return batches if self._finish is None else map(self._finish, batches)
+
+    def _moved(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.device.type == "cpu":
             return batches
         # Without workers a batch that is read ahead would draw from this process's generators ahead of a checkpoint.
@@ -347,18 +364,26 @@ def gathered_by_workers(loader: TensorLoader, workers: int, device: torch.device
     return dataset_loader(_Gathered(loader), sampler, workers, device, collate_fn=_as_it_is)
 
 
+def batch_loader(
+    source: BatchSource, sampler: EpochBatchSampler, workers: int, device: torch.device | str, finish: Finish
+) -> WorkerLoader:
+    """Serve the batches that a source makes itself, as `dataset_loader` does; see `WorkerLoader` for `finish`."""
+    return dataset_loader(_Batches(source), sampler, workers, device, collate_fn=_as_it_is, finish=finish)
+
+
 def dataset_loader(
     dataset: Dataset[Any],
     sampler: EpochBatchSampler,
     workers: int,
     device: torch.device | str,
     collate_fn: Callable[[list[Any]], Any] | None = None,
+    finish: Finish | None = None,
 ) -> WorkerLoader:
     """Serve a map-style data set with `workers` processes that live as long as the loader (0: in this process)."""
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate_fn
     )
-    return WorkerLoader(loader, seed=sampler.seed, device=device)
+    return WorkerLoader(loader, seed=sampler.seed, device=device, finish=finish)
 
 
 class _Gathered(Dataset[Any]):
@@ -370,6 +395,17 @@ class _Gathered(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> Any:
         return next(self.loader.assembled([self.loader.gather(torch.tensor(indices))]))
+
+
+class _Batches(Dataset[Any]):
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self.source.batch(indices)
 
 
 def _as_it_is(batch: T) -> T:

@@ -32,6 +32,7 @@ from trainyard.fused.optim import StackedOptimizer, stack_optimizers
 from trainyard.fused.schedule import stack_schedules
 from trainyard.fused.verification import StackVerification
 from trainyard.metrics import Metric
+from trainyard.models.base import uncapturable
 from trainyard.optim.several import OptimizerDict
 from trainyard.rng import derive
 from trainyard.runner.arguments import arguments
@@ -190,8 +191,8 @@ class FusedRunner(Runner):
     def model(self) -> nn.Module:
         own_batches = getattr(self.loader("train"), "stacked", False)
         models = [member.model for member in self.members]
-        if not getattr(models[0], "capturable", True):
-            raise Unfusable(f"a step of {type(models[0]).__name__} leaves state on the host")
+        if marked := uncapturable(models[0]):
+            raise Unfusable(f"a step of {marked} leaves state on the host")
         return StackedModel(models, own_batches=own_batches, lanes=self.lanes, joinable=self._fed)
 
     @cached_property

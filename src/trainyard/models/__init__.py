@@ -1,5 +1,6 @@
 """Models and the model contract (docs/models.md)."""
 
+from trainyard.models.augment import Augment
 from trainyard.models.base import BaseModel, call, total_loss
 from trainyard.models.cnn import CNN
 from trainyard.models.lightning import Lightning
@@ -17,6 +18,7 @@ from trainyard.models.transformers import Transformers
 __all__ = [
     "CNN",
     "MLP",
+    "Augment",
     "BaseModel",
     "CutMix",
     "DataPreprocessor",

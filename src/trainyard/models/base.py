@@ -159,6 +159,11 @@ def modules(key: str, given: Any) -> list[nn.Module]:
     return list(found)
 
 
+def uncapturable(model: nn.Module) -> str | None:
+    """Return the class of the first part of a model that is marked as not capturable; None if there is none."""
+    return next((type(part).__name__ for part in model.modules() if getattr(part, "capturable", True) is False), None)
+
+
 def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
     """Sum the entries whose key contains `loss`; a list of tensors counts as the sum of its elements.
 

@@ -24,6 +24,7 @@ from trainyard.errors import ConfigError
 from trainyard.metrics import Metric, configured
 from trainyard.models import BaseModel, has_mode_contract
 from trainyard.models.activation_checkpointing import checkpoint_activations
+from trainyard.models.base import uncapturable
 from trainyard.models.freeze import freeze
 from trainyard.models.initialize import initialize
 from trainyard.optim.identity import Beginning
@@ -243,7 +244,8 @@ class Parts:
             return step
         from trainyard.step.cuda_graph import captured_step  # imported here because only CUDA needs it
 
-        refusal = None if getattr(code, "capturable", True) else f"{type(code).__name__} is marked as not capturable"
+        marked = uncapturable(code)
+        refusal = None if marked is None else f"{marked} is marked as not capturable"
         compiling = compile_arguments(self.settings["compile"])
         if compiling is not None and has_cuda_graphs(compiling):
             refusal = "compile creates its own CUDA graphs"

@@ -1,0 +1,89 @@
+"""Augmentation of training batches on the device, for a `data_preprocessor`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainyard.batch import TARGET_KEYS
+from trainyard.checks import boolean
+from trainyard.errors import ConfigError, TrainyardError
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class Augment(nn.Module):
+    """Applies transforms to the inputs of a training batch; in evaluation mode batches are unchanged.
+
+    The transforms are functions from a tensor to a tensor, such as those of `torchvision.transforms.v2`. They run on
+    the batch's device, which is where the data is if it is kept in memory. The input is the first element of a tuple or
+    list, the first key of a mapping that is not a target, or the lone tensor itself; the rest passes through.
+
+    Transforms draw their random numbers on the host. So a step with them is not captured into a CUDA graph, and runs
+    that differ in seeds train one by one, not as a stack.
+
+    Args:
+        transforms: applied in order.
+        each: apply them to each sample by itself, `[C, H, W]`, so that it has its own random numbers. Else they get
+            the batch `[B, C, H, W]`, once: this is faster, and all of its samples have the same random numbers.
+
+    Raises:
+        ConfigError: `transforms` is not a function or several.
+
+    Example:
+        >>> x, y = Augment([torch.neg])((torch.ones(4, 3, 8, 8), torch.zeros(4)))
+        >>> x.shape, float(x.max())
+        (torch.Size([4, 3, 8, 8]), -1.0)
+    """
+
+    capturable = False
+
+    def __init__(self, transforms: Sequence[Transform] | Transform, each: bool = True) -> None:
+        super().__init__()
+        given = list(transforms) if isinstance(transforms, list | tuple) else [transforms]
+        for transform in given:
+            if not callable(transform):
+                accepted = "functions from a tensor to a tensor, or the `_target_`s that build them"
+                hint = "torchvision.transforms.v2 has some: {_target_: torchvision.transforms.v2.RandomHorizontalFlip}."
+                raise ConfigError("transforms", transform, accepted, hint=hint)
+        self.transforms: tuple[Any, ...] = tuple(given)
+        self.parts = nn.ModuleList(part for part in given if isinstance(part, nn.Module))  # moved with the model
+        self.each = boolean("each", each)
+
+    def forward(self, batch: Any) -> Any:
+        """Return the batch, augmented in training."""
+        if not self.training:
+            return batch
+        if isinstance(batch, Mapping):
+            name = next((key for key in batch if key not in TARGET_KEYS), None)
+            return batch if name is None else {**batch, name: self.augmented(batch[name])}
+        if isinstance(batch, (tuple, list)):
+            return (self.augmented(batch[0]), *batch[1:])
+        return self.augmented(batch)
+
+    def augmented(self, x: Tensor) -> Tensor:
+        """Return the inputs `[B, ...]` after the transforms.
+
+        Raises:
+            TrainyardError: the results for the samples differ in shape.
+        """
+        if not self.each:
+            return self._transformed(x)
+        made = [self._transformed(sample) for sample in x]
+        shapes = {tuple(sample.shape) for sample in made}
+        if len(shapes) > 1:
+            found = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
+            raise TrainyardError(f"The transforms of Augment give samples of different shapes: {found}.")
+        return torch.stack(made)
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        for transform in self.transforms:
+            x = transform(x)
+        return x
+
+    def extra_repr(self) -> str:
+        names = ", ".join(getattr(each, "__name__", type(each).__name__) for each in self.transforms)
+        return f"{names}, each={self.each}"
