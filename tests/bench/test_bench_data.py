@@ -48,14 +48,15 @@ def test_a_missing_environment_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(table.failed.values()) == {".venv-models cannot be installed: no torchvision for this Python"}
 
 
-def test_the_sides_of_tokens_read_the_same_windows(tmp_path: Path) -> None:
+def test_the_sides_of_tokens_take_turns(tmp_path: Path) -> None:
     import numpy as np
     from cases import data
 
     file = tmp_path / "tokens.bin"
-    np.arange(3 * data.LENGTH + 1, dtype=np.uint16).tofile(file)
-    for side in (data.tokens, data.windows):
+    np.arange(40 * data.LENGTH, dtype=np.uint16).tofile(file)
+    for side in (data.tokens, data.windows, data.copy):
         with side(file) as turn:
             assert turn() > 0
-    starts = torch.cat([x[:, 0] for x, _ in data.read(file).batches(0)])
-    assert len(starts) == 3
+    windows = [window for x, _ in data.read(file).batches(0) for window in x]
+    assert len(windows) == 39  # as many as fit at every phase
+    assert all(torch.equal(window, window[0] + torch.arange(data.LENGTH)) for window in windows)

@@ -242,5 +242,5 @@ def test_torchvision_decodes_jpeg_files(photos: Path, digits: Path) -> None:
         torch.testing.assert_close(*served, rtol=0, atol=3 / 255)
     (photos / "a" / "0.jpg").write_text("no image")
     with pytest.raises(TrainyardError, match=r"0.jpg cannot be read"):
-        own.sources["train"].resident()  # type: ignore[union-attr]
+        own.sources["train"].resident()
     assert ImageFolder(str(digits), decoder="torchvision").spec["image_size"] == 8  # by Pillow: these are no JPEG files

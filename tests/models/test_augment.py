@@ -70,7 +70,7 @@ def test_batches_of_every_form_and_of_the_evaluation() -> None:
 
 def test_what_cannot_augment() -> None:
     with pytest.raises(ConfigError, match=V2) as caught:
-        Augment(["flip"])  # type: ignore[list-item]
+        Augment(["flip"])
     assert caught.value.key == "transforms"
     sizes = iter((3, 4))
     with pytest.raises(TrainyardError, match=r"\[1, 3\] and \[1, 4\]"):

@@ -45,7 +45,10 @@ def image(draws: np.random.Generator, hue: float) -> Image.Image:
     for octave in range(1, 9):
         grid = draws.integers(0, 256, (min(height, 2**octave), min(width, 2**octave), 4), dtype=np.uint8)
         noise = (
-            np.asarray(Image.fromarray(grid, "CMYK").resize((width, height), Image.BICUBIC), dtype=np.float32) - 127.5
+            np.asarray(
+                Image.fromarray(grid, "CMYK").resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32
+            )
+            - 127.5
         )
         pixels += LIGHT**octave * noise[:, :, 3:] + COLOUR**octave * noise[:, :, :3]
     made = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
