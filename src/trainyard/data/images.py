@@ -120,7 +120,7 @@ def decode(path: str, colour: str, *, interleaved: bool = False) -> Tensor:
 
 def decode_jpeg(path: str, colour: str) -> Tensor:
     """Return the image of a JPEG file, uint8 `[C, H, W]`, decoded by torchvision; the memory layout is any."""
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file  # type: ignore[import-not-found,unused-ignore]
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
     mode = ImageReadMode.RGB if colour == "rgb" else ImageReadMode.GRAY
     image: Tensor = decode_jpeg(read_file(path), mode)
