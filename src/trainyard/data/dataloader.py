@@ -81,11 +81,12 @@ class WorkerLoader:
         finish: a function from a batch to a batch, called in this process once the batch lies on the device.
 
     Attributes:
-        epoch_sampler: the sampler of the batches, where the order is an `EpochBatchSampler`'s; else None.
-        picks: whether samples are picked by a sampler, which starts anywhere, and not read as they come.
-        picks_batches: whether that sampler picks batches; it does not where samples are batches themselves.
-        exact_length: the number of batches in every epoch, where the order is an `EpochBatchSampler`'s; else None.
-        turn: the number of iterations that have begun.
+        epoch_sampler: the sampler of the batches if the order is that of an `EpochBatchSampler`; otherwise None.
+        picks: whether a sampler selects the samples, which can start anywhere; false for streams.
+        picks_batches: whether this sampler selects batches; it does not if samples are batches themselves.
+        exact_length: the number of batches in every epoch if the order is that of an `EpochBatchSampler`; otherwise
+            None.
+        turn: the number of started iterations.
 
     Raises:
         ConfigError: no batch in an epoch.

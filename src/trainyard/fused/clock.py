@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class LaneClock:
     """Keeps loop, schedule and data in step with lanes that stand at different places of the training.
 
-    The loop counts for the stack as a whole: `runner.iter` and `runner.epoch`. Each member is a constant number of
+    The loop counts for the entire stack: `runner.iter` and `runner.epoch`. Each member is a constant number of
     iterations and of batches ahead of that (or, where it is negative, behind), as long as it keeps its lane.
 
     Args:

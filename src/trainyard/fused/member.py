@@ -68,7 +68,7 @@ class StackMember(Member):
         number: its number among all members that the stack has had.
         position: its position in its sweep; None if it is of none.
         dismissed: it was asked to end before its training has.
-        data_seed: the seed of the order of its data; another than its own where it goes on as another member.
+        data_seed: the seed of the order of its data; that of another member if it continues from that member.
     """
 
     def __init__(self, stack: FusedRunner, index: int, settings: Mapping[str, Any]) -> None:
