@@ -151,7 +151,7 @@ def test_what_cannot_be_a_set_of_images(digits: Path, tmp_path: Path) -> None:
     refused("colour", "rgb, grey", str(digits), colour="blue")
     refused("transform", "torchvision.transforms.v2", str(digits), transform=["flip"])
     refused("transform", "data_preprocessor", str(digits), transform=[Noise()], in_memory=True)
-    refused("decoder", "pillow, torchvision", str(digits), decoder="opencv")
+    refused("decoder", "pillow, torchcodec", str(digits), decoder="opencv")
     refused("fold", "from 0 to 4", str(digits), folds=5, fold=5)
     refused("group", "column of groups", str(digits), group="patient")
     frame = table(digits)
@@ -182,10 +182,10 @@ def test_a_missing_package_names_its_extra() -> None:
         check_tree({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip"}, "data.transform.0")
 
 
-def test_a_missing_decoder_names_its_extra(digits: Path) -> None:
-    if find_spec("torchvision"):
-        pytest.skip("torchvision is installed")
-    refused("decoder", r"trainyard\[vision\]", str(digits), decoder="torchvision")
+def test_a_missing_decoder_says_how_to_install_it(digits: Path) -> None:
+    if find_spec("torchcodec"):
+        pytest.skip("torchcodec is installed")
+    refused("decoder", "pip install torchcodec", str(digits), decoder="torchcodec")
 
 
 def data(root: Path, **more: Any) -> dict[str, Any]:
@@ -241,16 +241,17 @@ def test_the_layout_in_memory_does_not_change_what_torchvision_gives(photos: Pat
         assert torch.equal(*batches)
 
 
-def test_torchvision_decodes_jpeg_files(photos: Path, digits: Path) -> None:
-    v2 = pytest.importorskip("torchvision.transforms.v2", exc_type=ImportError)
-    more = {"transform": v2.Resize((24, 24)), "val_fraction": 0, "test_fraction": 0}
-    for colour in ("rgb", "grey"):
+def test_torchcodec_decodes_jpeg_files(photos: Path, digits: Path) -> None:
+    pytest.importorskip("torchcodec.decoders", exc_type=ImportError)
+    for colour, apart in (("rgb", 0), ("grey", 8 / 255)):  # gray: the luminance in the file, or that of its colours
         served = []
-        for decoder in ("pillow", "torchvision"):
-            own = ImageFolder(str(photos), colour, colour=colour, decoder=decoder, **more)
+        for decoder in ("pillow", "torchcodec"):
+            own = ImageFolder(
+                str(photos), colour=colour, decoder=decoder, image_size=24, val_fraction=0, test_fraction=0
+            )
             served.append(next(own.loader("train", seed=0, device=CPU).batches())[0])
-        torch.testing.assert_close(*served, rtol=0, atol=3 / 255)
+        torch.testing.assert_close(*served, rtol=0, atol=apart)
     (photos / "a" / "0.jpg").write_text("no image")
     with pytest.raises(TrainyardError, match=r"0.jpg cannot be read"):
-        own.sources["train"].resident()
-    assert ImageFolder(str(digits), decoder="torchvision").spec["image_size"] == 8  # by Pillow: these are no JPEG files
+        next(own.loader("train", seed=0, device=CPU).batches())
+    assert ImageFolder(str(digits), decoder="torchcodec").spec["image_size"] == 8  # by Pillow: these are no JPEG files

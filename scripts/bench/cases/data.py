@@ -6,7 +6,7 @@ of 32 images, which train a linear model of the mean colours. The time is that o
 workers live as long as the training. The plain loops and Lightning use torchvision's `ImageFolder` in torch's
 `DataLoader`, with transforms (`v2`) of PIL images, or of tensors; timm its `create_dataset` and `create_loader`, with
 the same augmentation. Trainyard is `data=image_folder` with the transforms of `v2`, and its default hooks. Pillow
-decodes, except for the last two sides, where torchvision does (`data.decoder=torchvision`). All sides run in
+decodes, except for the last two sides, where TorchCodec does (`data.decoder=torchcodec`). All sides run in
 `.venv-models`, with the torch that torchvision was built for (`constraints-models.txt`).
 
 **Tokens.** An epoch of `data=tokens` over 64 million tokens of two bytes, in windows of 1,024 tokens and batches of 32
@@ -34,14 +34,14 @@ from measure import Comparison, Session, Side, Table, Turn, compared, take_turns
 from trainyard.data import Loader, Tokens
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
-OURS, DECODED = "trainyard", "trainyard, torchvision decodes"
+OURS, DECODED = "trainyard", "trainyard, TorchCodec decodes"
 PEERS = (
     "DataLoader, transforms on PIL images",
     "DataLoader, transforms on tensors",
     "Lightning, transforms on tensors",
     "timm",
 )
-DECODED_PEER = "DataLoader, torchvision decodes"
+DECODED_PEER = "DataLoader, TorchCodec decodes"
 LENGTH, BATCH = 1024, 32
 
 

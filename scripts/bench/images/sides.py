@@ -58,18 +58,18 @@ def data_loader(folder: Path, *, tensors: bool = True, pillow: bool = True) -> A
     Args:
         folder: the files.
         tensors: whether tensors are transformed, or PIL images.
-        pillow: whether Pillow decodes, or torchvision.
+        pillow: whether Pillow decodes, or TorchCodec.
     """
     from torch.utils.data import DataLoader
+    from torchcodec.decoders import decode_image
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import default_loader
-    from torchvision.io import decode_image
     from torchvision.transforms import v2
 
     crop, flip = v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip()
     to_float = v2.ToDtype(torch.float32, scale=True)
     steps = [v2.ToImage(), crop, flip, to_float] if tensors else [crop, flip, v2.ToImage(), to_float]
-    read = default_loader if pillow else partial(decode_image, mode="RGB")
+    read: Callable[[str], Any] = default_loader if pillow else decode_image
     dataset = ImageFolder(str(folder), v2.Compose(steps), loader=read)
     return DataLoader(dataset, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
 
@@ -82,7 +82,7 @@ def torch_on_tensors(folder: Path, classes: int, epochs: int) -> float:
     return by_hand(data_loader(folder), classes, epochs)
 
 
-def torch_decoder(folder: Path, classes: int, epochs: int) -> float:
+def torchcodec(folder: Path, classes: int, epochs: int) -> float:
     return by_hand(data_loader(folder, pillow=False), classes, epochs)
 
 
@@ -184,8 +184,8 @@ SIDES: dict[str, Callable[[Path, int, int], float]] = {
     "DataLoader, transforms on tensors": torch_on_tensors,
     "Lightning, transforms on tensors": lightning,
     "timm": timm,
-    "trainyard, torchvision decodes": partial(trainyard, decoder="torchvision"),
-    "DataLoader, torchvision decodes": torch_decoder,
+    "trainyard, TorchCodec decodes": partial(trainyard, decoder="torchcodec"),
+    "DataLoader, TorchCodec decodes": torchcodec,
 }
 
 

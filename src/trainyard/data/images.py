@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 from trainyard.errors import TrainyardError
 
 COLOURS = {"rgb": 3, "grey": 1}
-DECODERS = ("pillow", "torchvision")
+DECODERS = ("pillow", "torchcodec")
 JPEG = (".jpg", ".jpeg")
 Transform = Callable[[Tensor], Tensor]
 
@@ -90,7 +90,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return image
 
     def _read(self, path: str) -> Tensor:
-        if self.decoder == "torchvision" and path.lower().endswith(JPEG):
+        if self.decoder == "torchcodec" and path.lower().endswith(JPEG):
             image = decode_jpeg(path, self.colour)
             return image if self.interleaved else image.contiguous()
         return decode(path, self.colour, interleaved=self.interleaved)
@@ -119,11 +119,10 @@ def decode(path: str, colour: str, *, interleaved: bool = False) -> Tensor:
 
 
 def decode_jpeg(path: str, colour: str) -> Tensor:
-    """Return the image of a JPEG file, uint8 `[C, H, W]`, decoded by torchvision; the memory layout is any."""
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    """Return the image of a JPEG file, uint8 `[C, H, W]`, decoded by TorchCodec; the memory layout is any."""
+    from torchcodec.decoders import decode_jpeg
 
-    mode = ImageReadMode.RGB if colour == "rgb" else ImageReadMode.GRAY
-    image: Tensor = decode_jpeg(read_file(path), mode)
+    image: Tensor = decode_jpeg(path, mode="RGB" if colour == "rgb" else "GRAY")
     return image
 
 
