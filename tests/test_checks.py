@@ -217,6 +217,7 @@ class Labelled(Dataset[Any]):
 
 NEEDED: dict[str, dict[str, Any]] = {
     "ArrayData": {"sources": {"train": ROWS}, "spec": {}},
+    "Augment": {"transforms": [torch.neg]},
     "ClassBalancedDataset": {"dataset": Labelled(), "oversample_thr": 0.1},
     "CNN": {"in_channels": 1, "num_classes": 2},
     "ClipGradNorm": {"max_norm": 1.0},

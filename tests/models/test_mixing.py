@@ -226,8 +226,10 @@ FACTS = {"in_channels": 1, "num_classes": C, "in_features": 64}
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("model", ["cnn", "mlp", "resnet"])
 def test_every_option_composes_with_every_image_model_and_trains(model: str, option: str) -> None:
+    needed = {"augment": ["model.data_preprocessor.transforms=[{_target_: torch.nn.Tanh}]"]}
+    chosen = [f"model={model}", f"+model/data_preprocessor={option}", *needed.get(option, [])]
     with initialize_config_dir(CONF, **VERSION_BASE):
-        cfg = compose("train", [f"model={model}", f"+model/data_preprocessor={option}", "work_dir=x", "tracker=none"])
+        cfg = compose("train", [*chosen, "work_dir=x", "tracker=none"])
     values = check(cfg)
     built = build(fill_auto(values["model"], "model", FACTS), "model")
     loss = total_loss(built.train_step(images()))
