@@ -48,8 +48,8 @@ def test_they_are_told_with_both_files(checked: Any) -> None:
         checked(MINE, "hook=[default,mine]")
     assert str(error.value) == (
         "hook.timer: 'trainyard.hooks.EmptyCache' is invalid. Expected only one hook with this name: hook/default.yaml "
-        "has trainyard.hooks.IterTimer. Rename the hook in hook/mine.yaml, or, to replace the other, "
-        "put `defaults: [default, _self_]` at its top."
+        "has trainyard.hooks.IterTimer. Rename the hook in hook/mine.yaml. Or, to replace the hook of "
+        "hook/default.yaml, put `defaults: [default, _self_]` at the top of hook/mine.yaml."
     )
 
 

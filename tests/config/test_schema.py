@@ -133,7 +133,7 @@ def test_any_integer_from_0_is_a_seed(seed: int) -> None:
         ({"load_from": 3}, "load_from: 3 is invalid. Expected the path of a checkpoint, or a mapping with `path`."),
         (
             {"load_from": {"pth": "a.pt"}},
-            "load_from: 'pth' is invalid. Expected one of path, strict, revise_keys, include, exclude. "
+            "load_from: 'pth' is invalid. Expected one of the keys path, strict, revise_keys, include, exclude. "
             "Did you mean 'path'?",
         ),
         ({"freeze": "net"}, "freeze: 'net' is invalid. Expected a list of patterns for the names of modules."),

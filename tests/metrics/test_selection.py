@@ -137,7 +137,7 @@ def test_batches_and_ranks_are_put_together() -> None:
 
 
 def test_functions_that_cannot_be_metrics() -> None:
-    with pytest.raises(ConfigError, match=r"a parameter for targets.*it has a, b"):
+    with pytest.raises(ConfigError, match=r"a parameter for targets.*Parameters of <lambda>: a, b"):
         FunctionMetric(lambda a, b: 0)
     metric = FunctionMetric(lambda y_true, y_pred: "good")
     metric.process((None, KIND), LOGITS)

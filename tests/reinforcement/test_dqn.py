@@ -177,5 +177,5 @@ def test_an_objective_that_the_loop_does_not_give() -> None:
 def test_any_other_loop_asks_for_data() -> None:
     from trainyard.runner import EpochBasedTrainLoop
 
-    with pytest.raises(ConfigError, match=r"data: 'train' is invalid. Expected a split that the data has: none"):
+    with pytest.raises(ConfigError, match=r"data: None is invalid. Expected data with the split train"):
         Runner(Fit(), loop=EpochBasedTrainLoop(1), optim=partial(torch.optim.SGD, lr=0.3), device="cpu").train()

@@ -380,7 +380,7 @@ def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
             {"optim": torch.optim.SGD(nn.Linear(2, 2).parameters())},
             "optim: 'SGD' is invalid. Expected an optimizer of this",
         ),
-        ({"data": None, "model": _model()}, "data: 'train' is invalid. Expected a split that the data has: none"),
+        ({"data": None, "model": _model()}, "data: None is invalid. Expected data with the split train"),
         (
             {"data": {"val": DataLoader([1])}, "model": _model()},
             "data: 'train' is invalid. Expected a split that the data",

@@ -272,7 +272,10 @@ def test_a_damaged_file(tmp_path: Path, zipped: bool) -> None:
         (3, "load_from: 3 is invalid. Expected the path of a checkpoint, or a mapping with `path`."),
         ({"strict": False}, "load_from.path: None is invalid"),
         ({"path": 3}, "load_from.path: 3 is invalid"),
-        ({"path": "a", "strct": False}, "load_from: 'strct' is invalid. Expected one of path, strict, revise_keys, "),
+        (
+            {"path": "a", "strct": False},
+            "load_from: 'strct' is invalid. Expected one of the keys path, strict, revise_keys, ",
+        ),
         ({"path": "a", "strct": False}, "Did you mean 'strict'?"),
         ({"path": "a", "strict": "no"}, "load_from.strict: 'no' is invalid. Expected true or false."),
         (

@@ -207,7 +207,7 @@ class Sweeps(RuleBasedStateMachine):
         self.tell(Joined(number, (num,)))
         assert self.scheduler.unit_of(num) == number
         assert self.scheduler.rungs.get(num) == rungs
-        with pytest.raises(ValueError, match=f"job {num} cannot join: running"):
+        with pytest.raises(ValueError, match=f"job {num} cannot join: its state is running"):
             self.scheduler.handle(Joined(number, (num,)))
 
     @precondition(lambda self: self.fed & self.processes.keys())
@@ -333,9 +333,9 @@ def test_a_job_that_is_done_is_not_queued_again() -> None:
     scheduler = Scheduler()
     for event in (Proposed(0), Queued((Unit((0,)),)), SlotsGained(((0, "cpu"),)), Ended(0, "done")):
         scheduler.handle(event)
-    with pytest.raises(ValueError, match="job 0 cannot run: done"):
+    with pytest.raises(ValueError, match="job 0 cannot run: its state is done"):
         scheduler.handle(Queued((Unit((0,)),)))
-    with pytest.raises(ValueError, match="job 7 cannot run: unknown"):
+    with pytest.raises(ValueError, match="job 7 cannot run: its state is unknown"):
         scheduler.handle(Queued((Unit((7,)),)))
 
 

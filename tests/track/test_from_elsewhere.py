@@ -109,7 +109,7 @@ def test_a_store_that_it_names(
     info.uri = "http://127.0.0.1:9"
     info.write(elsewhere)
     assert sync("packed") == 1
-    assert "names a store that is not yours: http://127.0.0.1:9" in capsys.readouterr().out
+    assert "names a store other than that of your environment: http://127.0.0.1:9" in capsys.readouterr().out
     assert not (elsewhere / FILE).exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert sync("packed") == 1

@@ -179,7 +179,7 @@ def _train() -> str:
             check=False,
         )
     if done.returncode:
-        raise RuntimeError((done.stderr or done.stdout).strip() or f"status {done.returncode}")
+        raise RuntimeError((done.stderr or done.stdout).strip() or f"the training ended with status {done.returncode}")
     return "one step, a validation and a checkpoint"
 
 

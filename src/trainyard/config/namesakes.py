@@ -141,8 +141,9 @@ def _lost(options: tuple[str, ...], sources: Sources) -> tuple[_Lost, ...]:
                         f"hook.{key[0]}",
                         value,
                         f"only one hook with this name: hook/{other.name}.yaml has {before}",
-                        hint=f"Rename the hook in hook/{file.name}.yaml, or, to replace the other, "
-                        f"put `defaults: [{other.name}, _self_]` at its top.",
+                        hint=f"Rename the hook in hook/{file.name}.yaml. Or, to replace the hook of "
+                        f"hook/{other.name}.yaml, put `defaults: [{other.name}, _self_]` "
+                        f"at the top of hook/{file.name}.yaml.",
                     )
             writes[key] = index, value
     return tuple(lost)

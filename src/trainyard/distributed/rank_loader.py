@@ -47,7 +47,9 @@ def share_of(loader: Loader, rank: int, world_size: int) -> Share:
     size = loader.stated_batch_size if isinstance(loader, WorkerLoader) else loader.batch_size
     if size is not None and size < world_size:
         raise ConfigError(
-            "batch_size", size, f"at least {world_size}: it is the total over all devices, and each device needs a row"
+            "batch_size",
+            size,
+            f"at least {world_size}: batch_size is the total over all devices, and each device needs a sample",
         )
     if _is_resident(loader):
         return _TensorShare(loader, rank, world_size)

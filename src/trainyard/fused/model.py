@@ -329,10 +329,10 @@ def _columns(models: Sequence[nn.Module], kind: str) -> dict[str, list[Tensor]]:
             raise Unfusable(f"the models differ: {', '.join(sorted(own.keys() ^ first.keys()))}")
         for name, tensor in own.items():
             of_first = first[name]
-            if (tensor.shape, tensor.dtype, tensor.requires_grad) != (
-                of_first.shape, of_first.dtype, of_first.requires_grad
-            ):  # fmt: skip
+            if (tensor.shape, tensor.dtype) != (of_first.shape, of_first.dtype):
                 raise Unfusable(f"the models differ in {name}: {_shown(tensor)} and {_shown(of_first)}")
+            if tensor.requires_grad != of_first.requires_grad:
+                raise Unfusable(f"the models differ in {name}, which is frozen in only some of them")
             columns[name].append(tensor)
     return columns
 

@@ -117,4 +117,4 @@ class Profiler(Hook):
         (folder / f"{name}.txt").write_text(table, encoding="utf-8")
         for ending in ("json.gz", "txt"):
             member.journal.artifact(folder / f"{name}.{ending}", to="profile")
-        log.info("Profiled until iteration %d: profile/%s.json.gz, and .txt.", runner.iter, name)
+        log.info("Profiled until iteration %d: profile/%s.json.gz and profile/%s.txt.", runner.iter, name, name)

@@ -56,9 +56,10 @@ class FunctionMetric(Metric):
         if not self._true or not self._predicted:
             accepted = (
                 f"a function with a parameter for targets ({', '.join(TRUE)}) and one for predictions "
-                f"({', '.join((*PREDICTED, *SCORES))}); it has {', '.join(names)}"
+                f"({', '.join((*PREDICTED, *SCORES))})"
             )
-            raise ConfigError("metric", self.title, accepted)
+            hint = f"Parameters of {self.title}: {', '.join(names) or 'none'}."
+            raise ConfigError("metric", self.title, accepted, hint=hint)
         self.reset()
 
     def process(self, batch: Any, outputs: Any) -> None:

@@ -113,7 +113,10 @@ def position(member: Member, reading: dict[str, Any], done: int) -> tuple[dict[s
     if BATCH_SIZE not in parse(member.settings[KEY]) or saved in (None, own):
         return reading, done, False
     if done and "place" in reading:
-        raise ValueError(f"its data is a stream, and {BATCH_SIZE} cannot change within an epoch of a stream")
+        raise ValueError(
+            f"the data is a stream, and the checkpoint was saved within an epoch with {BATCH_SIZE}={saved}. Use this "
+            "value, or resume from the end of an epoch"
+        )
     group = member.runner.step.accumulate
     batches = done * int(saved) // int(own)
     note(member, BATCH_SIZE, str(saved), str(own))

@@ -293,9 +293,10 @@ class Parts:
 
     def whole_loader(self, split: str) -> Loader:
         """Return a new loader of all batches of a set, of all ranks."""
-        if self.data is None or split not in self.data.splits:
-            known = ", ".join(self.data.splits) if self.data else "none"
-            raise ConfigError("data", split, f"a split that the data has: {known}")
+        if self.data is None:
+            raise ConfigError("data", None, f"data with the split {split}")
+        if split not in self.data.splits:
+            raise ConfigError("data", split, f"a split that the data has: {', '.join(self.data.splits)}")
         try:
             return self.data.loader(split, seed=self.seed, device=self.device)
         except EmptyDataError as error:

@@ -75,7 +75,7 @@ def load_from(given: Any) -> LoadFrom | None:
     names = list(LoadFrom.__dataclass_fields__)
     for name in arguments:
         if name not in names:
-            raise ConfigError(KEY, name, f"one of {', '.join(names)}", options=names)
+            raise ConfigError(KEY, name, f"one of the keys {', '.join(names)}", options=names)
     if "path" not in arguments:
         raise ConfigError(f"{KEY}.path", None, "the path of a checkpoint")
     try:

@@ -95,7 +95,7 @@ class Schedule:
         if end is not None:
             check_position("end", end, at_least=1, other="null for the end of the run")
         if end is not None and is_share(begin) == is_share(end) and end <= begin:
-            raise ConfigError("end", end, f"an end after the beginning ({begin})")
+            raise ConfigError("end", end, f"a value after begin={begin}")
         if boolean("convert_to_iter_based", convert_to_iter_based) and by == "iter":
             raise ConfigError("convert_to_iter_based", True, "false where `by` is iter: there are no epochs to convert")
         if by is not None:

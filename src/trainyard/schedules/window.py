@@ -134,7 +134,7 @@ class ScheduleSpec:
             end = round(self.end * known("end", self.end, length)) if is_share(self.end) else int(self.end) * scale
             exact = [value * length if is_share(value) else value * scale for value in (self.begin, self.end)]
             if exact[0] >= exact[1]:
-                raise ConfigError("end", self.end, f"an end after the beginning ({self.begin})")
+                raise ConfigError("end", self.end, f"a value after begin={self.begin}")
             if begin >= end:  # shares of a short run can round to nothing
                 return None
         turns = self._turns((length if end is None else end) - begin, scale)

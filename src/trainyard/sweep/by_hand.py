@@ -135,14 +135,14 @@ class ByHand:
         if num not in self._units.jobs or state is None:
             return f"this sweep has no job #{num}"
         if command.action == "clone":
-            return "" if self._units.resumes else "its application cannot resume from a checkpoint"
+            return "" if self._units.resumes else "this sweep's application cannot resume from a checkpoint"
         if state in FINAL:
             return f"#{num} is {state}"
         if command.action == "resume":
             return "" if state == "paused" else f"#{num} is {state}, not paused"
         if command.action == "pause":
             if not self._units.resumes:
-                return "its application cannot resume from a checkpoint"
+                return "this sweep's application cannot resume from a checkpoint"
             if state not in ("running", "waiting"):
                 return f"#{num} is {state}"
         return ""

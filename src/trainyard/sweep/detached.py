@@ -155,4 +155,4 @@ def _left(directory: Path) -> str:
         return "no job has started"
     if set(states) <= {"done", "stopped"}:
         return ""
-    return ", ".join(f"{count} {'is' if count == 1 else 'are'} {state}" for state, count in states.items())
+    return ", ".join(f"{count} {'job' if count == 1 else 'jobs'} {state}" for state, count in states.items())

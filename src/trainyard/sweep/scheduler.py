@@ -238,7 +238,7 @@ class Scheduler:
         for unit in event.units:
             for num in unit.nums:
                 if self._states.get(num, "done") in FINAL:
-                    raise ValueError(f"job {num} cannot run: {self._states.get(num, 'unknown')}")
+                    raise ValueError(f"job {num} cannot run: its state is {self._states.get(num, 'unknown')}")
                 self._leave(num)
             self._add(unit, behind=event.why == "again")
         return ()
@@ -252,7 +252,7 @@ class Scheduler:
         running = self.running[event.unit]
         for num in event.nums:
             if not self.is_waiting(num):
-                raise ValueError(f"job {num} cannot join: {self._states.get(num, 'unknown')}")
+                raise ValueError(f"job {num} cannot join: its state is {self._states.get(num, 'unknown')}")
             self._leave(num)
             running.left[num] = None
             self._unit_of[num] = event.unit

@@ -229,7 +229,7 @@ class SweepableTask:
         raise NotImplementedError
 
     def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
-        raise TrainyardError("its application cannot clone jobs")
+        raise TrainyardError("this sweep's application cannot clone jobs")
 
     def at(self, position: SweepPosition) -> TaskFunction:
         return self

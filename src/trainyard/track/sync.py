@@ -35,8 +35,9 @@ def check_place(work_dir: Path, info: RunInfo, trust: bool) -> None:
     if trust or info.uri is None or own.is_own(info, work_dir) or info.uri == redact(resolve(None, Path.cwd())):
         return
     raise TrainyardError(
-        f"{info.name} ({work_dir}) was not created by you, and names a store that is not yours: {info.uri}. "
-        "No data and no credentials were sent there. Give a store with --uri, or trust the directory with --trust."
+        f"{info.name} ({work_dir}) was not created by you, and names a store other than that of your environment: "
+        f"{info.uri}. No data and no credentials were sent there. Pass a store with --uri, or trust the "
+        "directory with --trust."
     )
 
 

@@ -82,7 +82,7 @@ def experiment(given: str | float | None, uri: str) -> tuple[str | None, str | N
         key, name = "MLFLOW_EXPERIMENT_ID", number
         state = _state_in_database(uri, "experiment_id", number)
         if not _EXPERIMENT_ID.fullmatch(number) or state == "missing":
-            raise ConfigError(key, number, f"the id of an experiment of {redact(uri)}")
+            raise ConfigError(key, number, f"the ID of an experiment in {redact(uri)}")
     if state == "deleted":
         hint = f"It was deleted in {redact(uri)}: choose another one (tracker.experiment=…) or restore it with MLflow."
         raise ConfigError(key, name, "an experiment that is not deleted", hint=hint)

@@ -82,7 +82,7 @@ def _scheduled(given: Any) -> Scheduled:
     options: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"scheduler": given}
     for name in options:
         if name not in OPTIONS:
-            raise ConfigError(KEY, name, f"an option of a scheduler: {', '.join(OPTIONS)}", options=OPTIONS)
+            raise ConfigError(KEY, name, f"a key of lr_scheduler: {', '.join(OPTIONS)}", options=OPTIONS)
     scheduler = options.get("scheduler")
     if not all(hasattr(scheduler, name) for name in ("step", "state_dict", "load_state_dict")):
         raise ConfigError(KEY, scheduler, "a scheduler with step, state_dict and load_state_dict")

@@ -145,7 +145,7 @@ def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal
         accepted = f"a multiple of loop.val_interval={validated}: a generation ends with a validation"
         raise ConfigError(key, interval, accepted)
     if interval >= length:
-        raise ConfigError(key, interval, f"less than loop.max_{unit}s={length}", hint="No generation would end.")
+        raise ConfigError(key, interval, f"less than loop.max_{unit}s={length}", hint="Otherwise, no generation ends.")
     begin = loop.get("val_begin", 1)
     return tuple(at for at in range(interval, length, interval) if at >= begin), unit
 

@@ -263,7 +263,7 @@ def _learn_from(
         and str(pruner["_target_"]).endswith((".Asha", ".Hyperband"))
     )
     if given == "rung" and not can_be:
-        hint = "It needs the sampler tpe, the pruner asha or hyperband, and one objective without constraints."
+        hint = "'rung' needs the sampler tpe, the pruner asha or hyperband, and one objective without constraints."
         raise ConfigError(f"{SWEEPER}.learn_from", given, "all", hint=hint)
     return "rung" if can_be and given != "all" else "all"
 

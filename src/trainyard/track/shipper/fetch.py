@@ -64,7 +64,9 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
             f"config and are stored at {redact(str(run.info.artifact_uri))}."
         ) from error
     if "config.yaml" not in there:
-        raise TrainyardError(f"The run {run_id} in {shown} has no artifact config.yaml: it cannot be repeated.")
+        raise TrainyardError(
+            f"The run {run_id} in {shown} has no artifact config.yaml, without which a run cannot be repeated."
+        )
     tags = run.data.tags
     info = RunInfo(
         name=run.info.run_name or run_id,

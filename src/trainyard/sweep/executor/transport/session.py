@@ -53,6 +53,6 @@ class Session:
         if number <= self.received:
             return False
         if number != self.received + 1:
-            raise ValueError(f"message {number} after {self.received}")
+            raise ValueError(f"message {number} arrived directly after message {self.received}")
         self.received = number
         return True
