@@ -183,3 +183,10 @@ def test_what_a_stack_would_lose_is_refused(model: type[nn.Module], reason: str)
     batch = (torch.randn(8, 6), torch.zeros(8, dtype=torch.long))
     with pytest.raises(Unfusable, match=reason):
         StackedModel([solo.model for solo in solos]).train_step(batch)
+
+
+def test_a_layer_that_is_frozen_in_some_models_is_refused() -> None:
+    models = [nn.Linear(4, 3) for _ in range(3)]
+    models[1].requires_grad_(False)
+    with pytest.raises(Unfusable, match="the models differ in weight, which is frozen in only some of them"):
+        StackedModel(models)
