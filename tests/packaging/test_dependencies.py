@@ -21,7 +21,7 @@ DISTRIBUTION = {
 DISTRIBUTION["huggingface_hub"] = "huggingface-hub"
 OURS = {"trainyard", "hydra_plugins"}
 # Imported only where somebody asks for what needs them, with a message that says what to install; triton if it is in.
-OPTIONAL = {"torchmetrics", "triton", "huggingface-hub", "ipython"}
+OPTIONAL = {"torchcodec", "torchmetrics", "triton", "huggingface-hub", "ipython"}
 
 
 def pins(file: str = "constraints.txt") -> dict[str, str]:
