@@ -99,7 +99,7 @@ def _tokens(session: Session) -> Table:
     }
     values, failed = take_turns(session, sides)
     of, to, floor = sides
-    comparisons = [Comparison(of, to, 0.5), Comparison(of, floor, 2.0)]
+    comparisons = [Comparison(of, to, 1.0), Comparison(of, floor, 1.5)]
     return Table("Tokens in a memory-mapped file", "ns a token", values, failed, comparisons)
 
 
