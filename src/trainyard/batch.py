@@ -5,7 +5,7 @@ Models and metrics read a batch only through these functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,20 @@ TARGET_KEYS = ("target", "targets", "label", "labels", "y")
 """The keys under which a mapping may hold its target; the first that is present is used."""
 ITEMS = "num_items"
 """Key under which a model returns, beside its losses, the number of items that these are means over."""
+
+
+def with_changed_input(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """Return the batch with `change(input)` in place of its input; all else is shared.
+
+    The input is the first element of a tuple or list, the first key of a mapping that is not a target, or the batch
+    itself. A mapping without such a key is returned unchanged.
+    """
+    if isinstance(batch, Mapping):
+        name = next((key for key in batch if key not in TARGET_KEYS), None)
+        return batch if name is None else {**batch, name: change(batch[name])}
+    if isinstance(batch, (tuple, list)):
+        return (change(batch[0]), *batch[1:])
+    return change(batch)
 
 
 def target_of(batch: Any) -> Any:

@@ -153,7 +153,7 @@ def _train(
         positions: their positions in the sweep.
         feed: gives further ones.
         rows: by lane, the index of its member; None for a free lane.
-        source: is told if there is no feed.
+        source: of further jobs; it is notified if the stack cannot accept any. None: there are no further jobs.
     """
     import torch
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainyard.batch import TARGET_KEYS
+from trainyard.batch import with_changed_input
 from trainyard.checks import boolean
 from trainyard.errors import ConfigError, TrainyardError
 
@@ -55,14 +55,7 @@ class Augment(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         """Return the batch, augmented in training."""
-        if not self.training:
-            return batch
-        if isinstance(batch, Mapping):
-            name = next((key for key in batch if key not in TARGET_KEYS), None)
-            return batch if name is None else {**batch, name: self.augmented(batch[name])}
-        if isinstance(batch, (tuple, list)):
-            return (self.augmented(batch[0]), *batch[1:])
-        return self.augmented(batch)
+        return with_changed_input(batch, self.augmented) if self.training else batch
 
     def augmented(self, x: Tensor) -> Tensor:
         """Return the inputs `[B, ...]` after the transforms.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from trainyard.batch import TARGET_KEYS
+from trainyard.batch import with_changed_input
 from trainyard.checks import boolean, integer, is_number, number
 from trainyard.errors import ConfigError, TrainyardError
 
@@ -61,12 +61,7 @@ class DataPreprocessor(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         """Return the batch with its input normalized."""
-        if isinstance(batch, Mapping):
-            name = next((key for key in batch if key not in TARGET_KEYS), None)
-            return batch if name is None else {**batch, name: self.prepare(batch[name])}
-        if isinstance(batch, (tuple, list)):
-            return (self.prepare(batch[0]), *batch[1:])
-        return self.prepare(batch)
+        return with_changed_input(batch, self.prepare)
 
     def prepare(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """Normalize an input, `[B, C, ...]` or a list of images `[C, H, W]`, and pad it.
