@@ -20,14 +20,26 @@ ITEMS = "num_items"
 """Key under which a model returns, beside its losses, the number of items that these are means over."""
 
 
-def with_changed_input(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """Return the batch with `change(input)` in place of its input; all else is shared.
+def input_of(batch: Any) -> Any:
+    """Return the input of a batch; None if there is none.
 
     The input is the first element of a tuple or list, the first key of a mapping that is not a target, or the batch
-    itself. A mapping without such a key is returned unchanged.
+    itself.
     """
     if isinstance(batch, Mapping):
-        name = next((key for key in batch if key not in TARGET_KEYS), None)
+        return batch.get(_input_key(batch))
+    if isinstance(batch, (tuple, list)):
+        return batch[0] if batch else None
+    return batch
+
+
+def with_changed_input(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """Return the batch with `change(input)` in place of its input (`input_of`); all else is shared.
+
+    A mapping without an input is returned unchanged.
+    """
+    if isinstance(batch, Mapping):
+        name = _input_key(batch)
         return batch if name is None else {**batch, name: change(batch[name])}
     if isinstance(batch, (tuple, list)):
         return (change(batch[0]), *batch[1:])
@@ -177,3 +189,7 @@ def joined(parts: Sequence[Any]) -> Any:
     if isinstance(first, tuple):
         return tuple(joined(list(each)) for each in zip(*parts, strict=True))
     return list(chain.from_iterable(parts)) if isinstance(first, list) else list(parts)
+
+
+def _input_key(batch: Mapping[Any, Any]) -> Any:
+    return next((key for key in batch if key not in TARGET_KEYS), None)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from trainyard import rng_state
-from trainyard.batch import target_of
+from trainyard.batch import target_of, with_changed_input
 from trainyard.checks import boolean, choice
 from trainyard.data.lengths import no_batches
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.hooks._batch import input_of, with_input
 from trainyard.hooks.image_transforms import CenterCrop, Flip, Shift
 from trainyard.rng import derive
 from trainyard.runner import Runner
@@ -147,10 +146,10 @@ class TestTimeAugmentation(Hook):
 
     def _predict(self, predict: Callable[[Any], Any], stacked: bool, batch: Any) -> Tensor:
         """Return predictions for a batch, at least in single precision: `[B, ...]`, or `[K, B, ...]` for K members."""
-        x, outputs = input_of(batch), [predict(batch)]
+        outputs = [predict(batch)]
         with rng_state.seeded(derive(0, "test_time_augmentation")):
             for transform in self.transforms:
-                outputs.append(predict(with_input(batch, transform(x))))
+                outputs.append(predict(with_changed_input(batch, transform)))
         shapes = {tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__ for output in outputs}
         if len(shapes) > 1 or not isinstance(outputs[0], Tensor) or not outputs[0].is_floating_point():
             found = ", ".join(f"{name}: {_kind(output)}" for name, output in zip(self.names, outputs, strict=True))

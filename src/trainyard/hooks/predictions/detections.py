@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from trainyard.batch import target_of
+from trainyard.batch import input_of, target_of
 from trainyard.checks import integer, number
-from trainyard.hooks._batch import input_of
 from trainyard.hooks.predictions.boxes import Instances, figure
 from trainyard.runner import Member, Runner, checkpoint
 from trainyard.runner.hook import Hook

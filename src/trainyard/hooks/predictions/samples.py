@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainyard.batch import target_of
+from trainyard.batch import input_of, target_of
 from trainyard.errors import TrainyardError
-from trainyard.hooks._batch import input_of
 from trainyard.metrics import ConfusionMatrix
 from trainyard.rng import generator
 
