@@ -235,3 +235,21 @@ def test_a_child_is_made_below_its_parent(uri: str, new_run: Callable[..., Path]
     made = MlflowClient(uri).get_run(str(Shipped.load(child, uri).run_id))
     assert made.data.tags["mlflow.parentRunId"] == Shipped.load(parent, uri).run_id
     fleet.leave()
+
+
+def test_a_run_without_a_model_is_shipped_without_torch(
+    uri: str, tmp_path: Path, new_run: Callable[..., Path], fill: Callable[..., None], environment: dict[str, str]
+) -> None:
+    """Importing torch takes a shipper a second of processor time and 170 MB."""
+    work_dir = new_run(uri, "first")
+    fill(work_dir)
+    code = (
+        "import pathlib, sys; from trainyard.track.shipper.__main__ import main\n"
+        "assert main() == 0; pathlib.Path(sys.argv[1]).write_text(str('torch' in sys.modules))"
+    )
+    orders = f"open {work_dir}\nclose {work_dir}\nend\n"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "found")], input=orders, text=True, env=environment, check=True
+    )
+    assert status(uri, work_dir) == "FINISHED"
+    assert (tmp_path / "found").read_text() == "False"
