@@ -81,42 +81,42 @@ PARTS = (
         "compile",
         "compile",
         90,
-        "compiles the models of `steps`, so that the compiler's cache is filled when they are timed",
-        (Table("compile", "Compiled ahead, in seconds:", tuple(WORKS)),),
+        "compiles the models of `steps` to fill the compiler's cache before the measurement",
+        (Table("compile", "Compilation time in seconds:", tuple(WORKS)),),
         beside=True,
     ),
     Part(
         "tests",
         "tests",
         70,
-        "the tests marked `gpu`: the captured step has the same bits as the eager one, a failed capture "
-        "changes nothing, a resumed run ends with the same bits",
+        "runs the tests marked `gpu`: the captured step has the same bits as the eager step, a failed capture has no "
+        "effect on the training, a resumed run ends with the same bits",
         (Table("tests", "Tests marked `gpu`:", ("passed", "failed", "skipped", "without a result")),),
     ),
     Part(
         "sweep",
         "sweep",
         25,
-        "a sweep of 16 jobs with `accumulate=2`, eight seeds and early stopping",
+        "runs a sweep of 16 jobs with `accumulate=2`, eight seeds and early stopping",
         (Table("sweep", "A sweep of 16 jobs:", ("jobs", "stacks", "stopped early", "capture", "seconds")),),
     ),
     Part(
         "waits",
         "waits",
         15,
-        "200 iterations with the default hooks, EMA, two data workers and checkpoints, under "
+        "runs 200 iterations with the default hooks, EMA, two data workers and checkpoints, with "
         '`torch.cuda.set_sync_debug_mode("warn")`',
-        (Table("waits", "Where the host waits for the device:", ("iterations", "waits", "by line")),),
+        (Table("waits", "Waits of the host for the device:", ("iterations", "waits", "by line")),),
     ),
     Part(
         "kernels",
         "kernels",
         30,
-        "the kernels of a step of the MLP, alone and in a stack of 256; two ways to compute a stacked convolution; the "
-        "stacked Adam",
+        "counts the kernels of a step of the MLP, in a single run and in a stack of 256; measures two implementations"
+        " of a stacked convolution, and the stacked Adam",
         (
-            Table("kernels", "Kernels per step, of the MLP:", ("K = 1", "K = 256")),
-            Table("kernel_steps", "The same steps:", ("K = 1", "K = 256"), STEP),
+            Table("kernels", "Kernels per step of the MLP:", ("K = 1", "K = 256")),
+            Table("kernel_steps", "Time of the same steps:", ("K = 1", "K = 256"), STEP),
             Table(
                 "convolution",
                 "Stacked convolution, K = 64, batch 64, 8 to 16 channels on 8x8, forward and backward:",
@@ -136,14 +136,14 @@ PARTS = (
         "memory",
         "memory",
         20,
-        "`memory_reserved` over 10 epochs with two data workers, and after a capture that is made to fail",
-        (Table("memory", "MB reserved after each epoch:", ("captured", "capture fails")),),
+        "measures `memory_reserved` over 10 epochs with two data workers, and after a forced failure of the capture",
+        (Table("memory", "Reserved memory in MB after each epoch:", ("captured", "capture fails")),),
     ),
     Part(
         "steps",
         "steps",
         160,
-        "a training step by this project and by hand",
+        "measures a training step of Trainyard and of hand-written loops",
         tuple(Table(key, f"A training step, {title}:", STEP_SIDES, STEP) for key, title in WORKS.items()),
         timed=True,
     ),
@@ -151,7 +151,7 @@ PARTS = (
         "stacks",
         "stacks",
         105,
-        "stacks of K members, against one run and against other ways to train many small models",
+        "compares stacks of K members with a single run and with other methods to train many small models",
         (
             Table(
                 "stacks",
@@ -166,11 +166,12 @@ PARTS = (
         "whole_sweep",
         "sweep",
         35,
-        "a sweep of 256 jobs from the command to its end, with validation after each epoch, tracked in journals",
+        "measures a sweep of 256 jobs from the start to the end of the command, with validation after each epoch and "
+        "tracking in journals",
         (
             Table(
                 "whole_sweep",
-                "A whole sweep:",
+                "A complete sweep:",
                 ("jobs", "stacks", "capture", "seconds", "µs per member step, overall", "journals"),
             ),
         ),

@@ -54,7 +54,7 @@ def results(content: dict[str, Any]) -> Iterator[str]:
 def machine(content: dict[str, Any]) -> Iterator[str]:
     """Yield what the results were measured on."""
     if "machine" not in content:
-        yield from [f"Not yet run on a GPU. The whole check takes {TOTAL} s at most.", ""]
+        yield from [f"The check has not been run on a GPU yet. The complete check takes {TOTAL} s at most.", ""]
         return
     facts = ", ".join(f"{name} {value}" for name, value in content["machine"].items() if value is not None)
     quick = " The sizes are the smallest ones: the figures mean little." if content.get("sizes") == "quick" else ""
