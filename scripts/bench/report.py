@@ -85,21 +85,21 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     device = f", {here['device']}" if "device" in here else ""
     yield "# Benchmarks"
     yield ""
-    yield f"Made by `{figures['command']}`; do not edit. Lower is better in all tables."
+    yield f"This page is made by `{figures['command']}`; do not edit it. Lower is better in all tables."
     yield ""
     yield "| | |"
     yield "|---|---|"
     yield f"| date | {figures['date']} |"
     yield f"| commit | {_commit(figures)} |"
     yield f"| machine | {here['cpu']}, {here['cores']} cores, {here['memory_gb']} GB, {here['system']}{device} |"
-    yield f"| threads | {figures['threads']} for CPU kernels, on all sides |"
+    yield f"| threads | {figures['threads']} for CPU kernels, in all programs |"
     yield f"| versions | {', '.join(f'{name} {version}' for name, version in figures['versions'].items())} |"
     yield f"| rounds | {figures['rounds']} |"
     if figures["quick"]:
         yield "| sizes | the smallest: a trial of the benchmarks, not a measurement |"
     yield ""
-    yield "The sides of a table run in turn, in changing order, in one session. A figure is the median over the rounds;"
-    yield "ratios are computed round by round."
+    yield "The programs of a table run alternately, in changing order, in one session. A figure is the median over the"
+    yield "rounds. Ratios are computed for each round."
     for name, case in figures["cases"].items():
         first = (
             case["tables"][0]["title"]

@@ -1,8 +1,9 @@
-"""Several devices: the cost of DDP on one rank, and the gain from further devices.
+"""Several devices: the cost of DDP on one rank, and the gain from more devices.
 
-One rank: the step of `step` and that of the small ResNet of `models`, on one device with and without DDP. Scaling:
-`train.py strategy=ddp` with a ResNet on the digits, with the same total batch size on all numbers of devices, from the
-first point of the journal to the last. On the CPU, a device is a process with its own core.
+"One rank" compares training on one device with and without DDP, with the MLP of the case `step` and the small ResNet of
+the case `models`. "Scaling" runs `train.py strategy=ddp` with a ResNet on the digits data. The total batch size is the
+same for all numbers of devices. The time is measured from the first point of the journal to the last point. On the CPU,
+a device is a process with its own core.
 """
 
 from __future__ import annotations

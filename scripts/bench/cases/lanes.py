@@ -1,9 +1,9 @@
 """Successive halving whose jobs join lanes of running stacks, compared with stacks that end at each rung.
 
-256 configurations of an MLP 64-64-64-10 on the digits train for 27 epochs with Adam, on all cores, with one thread per
-slot and without tracking. ASHA has rungs at 1, 3 and 9 epochs. The other side has the same stacks, but no job joins
-them: a time limit of a day (`hydra.launcher.timeout`) turns this off. Its jobs pause, and continue in stacks of the
-jobs that are promoted at the same time.
+256 configurations of an MLP 64-64-64-10 on the digits data train for 27 epochs with Adam, on all cores, with one thread
+per slot and without tracking. ASHA has rungs at 1, 3 and 9 epochs. The other side has the same stacks, but jobs do not
+join them, because a time limit of a day (`hydra.launcher.timeout`) turns joining off. Its jobs pause. Jobs that are
+promoted at the same time continue in a new stack.
 
 "Lanes" is a count, not a time: the fraction of lanes that train in an epoch, over the epochs in which jobs could join.
 """

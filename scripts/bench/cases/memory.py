@@ -1,7 +1,6 @@
 """Peak memory (resident set) of a process, from its start to the end of the MLP's training.
 
-Most of it is used by the libraries that each side imports. Trainyard's shipper is a separate process and has its own
-row.
+The imported libraries use most of the memory. Trainyard's shipper is a separate process and has its own row.
 """
 
 from __future__ import annotations

