@@ -58,7 +58,7 @@ register(
         Internal(
             _NAME,
             ("step.precision",),
-            "a backward pass without the checks of Tensor.backward; saves a tenth of the step of a small model",
+            "a backward pass without the checks of Tensor.backward; saves a tenth of the step time of a small model",
             "Tensor.backward",
             _check,
         ),

@@ -360,8 +360,8 @@ register(
         Internal(
             "torch.optim.Optimizer.step.__wrapped__",
             ("optim.without_dynamo", "schedules.standin"),
-            "the methods of optimizers without their decorators, which import torch._dynamo; saves a second at the "
-            "start and a seventh of the step of a small model",
+            "the methods of optimizers without their decorators, which import torch._dynamo; saves one second "
+            "at the start and a seventh of the step time of a small model",
             "the decorated methods",
             _check_unwrap,
         ),

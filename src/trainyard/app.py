@@ -158,8 +158,13 @@ class Application(SweepableTask):
             return 1  # without `ranks.spread`, which imports torch
         over = ranks.spread(values, room)
         if over.world is not None:
-            hint = "Start a sweep directly, without torchrun or another launcher."
-            raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
+            hint = "Start the sweep directly, without torchrun or another launcher."
+            raise ConfigError(
+                "strategy.launcher",
+                values["strategy"]["launcher"],
+                "none, because ranks of a sweep are started by the sweep",
+                hint=hint,
+            )
         return over.devices
 
     def assist(self) -> None:

@@ -55,8 +55,8 @@ class StartedAs:
         """
         if not self.is_same(other):
             raise TrainyardError(
-                f"{directory} contains a sweep of {self}, but this is {other}. Use another hydra.sweep.dir for this "
-                "sweep."
+                f"{directory} contains a sweep of {self}, but this command runs {other}. Use another "
+                "hydra.sweep.dir for this sweep."
             )
 
     def __str__(self) -> str:

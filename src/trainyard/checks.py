@@ -76,9 +76,7 @@ def integer(
     if isinstance(value, Integral) and at_most is None and int(value) >= 2**63:
         at_most = 2**63 - 1
     accepted = f"an integer{_bounds(at_least=at_least, at_most=at_most)}"
-    hint = (
-        "There is no value to infer auto from. Give an integer." if isinstance(value, str) and value == "auto" else ""
-    )
+    hint = "auto cannot be inferred here. Give an integer." if isinstance(value, str) and value == "auto" else ""
     raise ConfigError(key, value, _either(accepted, other), hint=hint)
 
 
@@ -106,7 +104,7 @@ def integers(key: str, value: object, *, at_least: int | None = None, length: in
     ):
         return [int(each) for each in value]
     each = f", each{_bounds(at_least=at_least)}" if at_least is not None else ""
-    more = f", with {length} or more of them" if length else ""
+    more = f", with at least {length} elements" if length else ""
     raise ConfigError(key, value, f"a list of integers{each}{more}")
 
 
@@ -208,10 +206,12 @@ def existing_file(key: str, value: object) -> Path:
         return path
     folder = path.parent
     if not folder.is_dir():
-        raise ConfigError(key, str(value), "the path of a file", hint=f"There is no folder {str(folder.absolute())!r}.")
+        raise ConfigError(
+            key, str(value), "the path of a file", hint=f"The folder {str(folder.absolute())!r} does not exist."
+        )
     names = [str(Path(value).with_name(entry.name)) for entry in folder.iterdir() if entry.is_file()]
     raise ConfigError(
-        key, str(value), "the path of a file", options=names, hint=f"Looked in {str(folder.absolute())!r}."
+        key, str(value), "the path of a file", options=names, hint=f"Trainyard looked in {str(folder.absolute())!r}."
     )
 
 

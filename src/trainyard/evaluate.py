@@ -45,7 +45,7 @@ def offline(
     Args:
         file: `predictions.parquet` of a run.
         metrics: by name, objects or their configs; a value `auto` is replaced by the fact that the run's data gave.
-        chunk_size: samples at a time; None: the batches of the test.
+        chunk_size: samples at a time; None for the batches of the test.
 
     Returns:
         Under `<split>/<name>` numbers, and arrays where a result is not one number.
@@ -55,7 +55,7 @@ def offline(
         TrainyardError: `file` is no such file; a metric reads something that it does not hold.
     """
     if chunk_size is not None:
-        integer("chunk_size", chunk_size, at_least=1, other="None: the batches of the test")
+        integer("chunk_size", chunk_size, at_least=1, other="None for the batches of the test")
     predictions = Predictions.read(file)
     config = fill_auto(metrics, "metric", predictions.facts.get("spec", {}))
     built = configured(config)

@@ -41,7 +41,7 @@ class DiskFullError(TrainyardError):
 
     def __str__(self) -> str:
         path, said, then = self.args
-        return f"{path} could not be written: {said}. Free space, then {then}."
+        return f"{path} could not be written: {said}. Free some disk space; then {then}."
 
 
 class DirectoryGoneError(TrainyardError):

@@ -71,7 +71,7 @@ def test_auto_is_what_the_data_said(file: Path) -> None:
 
 
 def test_a_metric_that_reads_the_inputs(tmp_path: Path, file: Path) -> None:
-    with pytest.raises(TrainyardError, match=r"metric.distance cannot be computed from .*: it reads batch.0"):
+    with pytest.raises(TrainyardError, match=r"metric.distance cannot be computed from .*: the metric reads batch.0"):
         offline(file, {"distance": EnergyDistance()})
     x, y = torch.randn(9, 2), torch.randint(2, (9,))
     writer = PredictionWriter(tmp_path / "all.parquet", inputs=True)

@@ -81,5 +81,7 @@ def test_without_an_ancestor_s_config_it_says_so(trainyard: Any, sweep: Path, tm
     num = longest(copy)
     first = lineage(copy, num)[0]
     first.config.unlink()
-    with pytest.raises(TrainyardError, match=rf"the config of job #{first.num}, so the job cannot be repeated"):
+    with pytest.raises(
+        TrainyardError, match=rf"Job #{first.num} cannot be repeated, because its config .* does not exist"
+    ):
         lineage(copy, num)

@@ -313,7 +313,7 @@ def test_every_auto_becomes_the_fact_of_its_name(tree: Any) -> None:
     except KeyError:
         with pytest.raises(
             ConfigError,
-            match=r"'auto' is invalid. Expected a value: this data defines input_shape, "
+            match=r"'auto' is invalid. Expected an explicit value, because this data defines only input_shape, "
             r"num_",
         ):
             fill_auto(tree, "model", FACTS)
@@ -328,7 +328,7 @@ def test_an_auto_without_a_fact_names_its_place_and_the_nearest() -> None:
     with pytest.raises(ConfigError) as error:
         fill_auto({"heads": [{"a": 1}, {"num_class": "auto"}]}, "model", FACTS)
     assert str(error.value).startswith("model.heads.1.num_class: 'auto' is invalid")
-    with pytest.raises(ConfigError, match="because there is no data to infer it from"):
+    with pytest.raises(ConfigError, match="because there is no data from which it can be inferred"):
         fill_auto({"num_classes": "auto"}, "model", None)
 
 
@@ -353,5 +353,5 @@ def test_partial_is_true_or_false() -> None:
     node = {"_target_": "torch.optim.SGD", "_partial_": "yes"}
     with pytest.raises(ConfigError, match=r"^optim\._partial_: 'yes' is invalid. Expected true or false"):
         build(node, "optim")
-    with pytest.raises(ConfigError, match=r"^optim\.params: .* With `_partial_: true`, the run passes it\."):
+    with pytest.raises(ConfigError, match=r"^optim\.params: .* With `_partial_: true`, the run passes this argument\."):
         build(node | {"_partial_": False}, "optim")

@@ -165,7 +165,7 @@ def test_a_missing_file_offers_the_nearest(sample: Any) -> None:
     with pytest.raises(ConfigError, match=r"Did you mean '.*sample\.txt'") as caught:
         Text(sample.replace("sample", "smaple"))
     assert caught.value.key == "path"
-    with pytest.raises(ConfigError, match="no folder"):
+    with pytest.raises(ConfigError, match=r"The folder .* does not exist"):
         Text(sample + "/nowhere/a.txt")
 
 

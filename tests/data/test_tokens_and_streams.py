@@ -158,7 +158,7 @@ def test_a_start_reads_no_shard_before_it(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_is_no_stream(tmp_path: Path) -> None:
     pattern = shards(tmp_path)
-    refused(Stream, "shards", "that are there", str(tmp_path / "none*"))
+    refused(Stream, "shards", "that matches files", str(tmp_path / "none*"))
     refused(Stream, "target", "classes from 0 to 1", pattern, num_classes=2)
     (tmp_path / "notes.txt").write_text("no")
     refused(Stream, "shards", "end in one of", str(tmp_path / "*"))

@@ -103,7 +103,7 @@ def test_an_optimizer_that_is_built_already(make: Any) -> None:
 def test_loaders_of_ones_own(make: Any, tmp_path: Path) -> None:
     data = Rings(num_samples=320).sources
     loaders = {
-        "train": {"_target_": "torch.utils.data.DataLoader", "dataset": list(zip(*data["train"], strict=True))},  # type: ignore[misc]
+        "train": {"_target_": ("torch.utils.data.DataLoader"), "dataset": list(zip(*data["train"], strict=True))},  # type: ignore[misc]
         "val": DataLoader(list(zip(*data["val"], strict=True)), batch_size=64),  # type: ignore[misc]
         "spec": {"in_features": 2, "num_classes": 2},
     }
@@ -137,9 +137,12 @@ def test_auto_is_what_the_data_says(make: Any) -> None:
     runner = make(metrics={"accuracy": {"_target_": "trainyard.metrics.Accuracy"}})
     assert runner.model_config["in_features"] == 2
     assert runner.model.net[-1].out_features == 2
-    with pytest.raises(ConfigError, match=r"model\.vocab_size: 'auto' is invalid. Expected a value: this data defines"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.vocab_size: 'auto' is invalid. Expected an explicit value, because this data defines only",
+    ):
         _ = make(model={"_target_": "trainyard.models.Transformer", "vocab_size": "auto"}).model
-    with pytest.raises(ConfigError, match="no data to infer it from"):
+    with pytest.raises(ConfigError, match="no data from which it can be inferred"):
         _ = make(data=None).model
 
 

@@ -29,7 +29,7 @@ def test_all_runs_below(
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     assert [run.data.tags.get("mlflow.parentRunId") for run in runs] == [ids[2], ids[2], None]
     assert sync("outputs") == 0
-    assert capsys.readouterr().out.count("nothing new") == 3
+    assert capsys.readouterr().out.count("no new records") == 3
 
 
 def test_what_another_ships_is_left_alone(
@@ -69,4 +69,4 @@ def test_wrong_arguments(sync: Sync, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert sync(*arguments) == 2
         assert message in capsys.readouterr().err
     assert sync(str(tmp_path)) == 0
-    assert capsys.readouterr().out == "No runs here.\n"
+    assert capsys.readouterr().out == "No runs found.\n"

@@ -77,7 +77,7 @@ class LocalLauncher(Launcher):
         SweepSettings.from_config(self.settings)
         setup_globals()
         own = list(job_overrides[0])
-        print(f"hydra.launcher.debug: job {number} alone, in this process: {' '.join(own)}", flush=True)
+        print(f"hydra.launcher.debug: running only job {number}, in this process: {' '.join(own)}", flush=True)
         config = self.hydra_context.config_loader.load_sweep_config(self.config, own)
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
@@ -245,7 +245,7 @@ class GridSweeper(BasicSweeper):
         if size is not None:
             from trainyard.checks import integer  # not at the top: Hydra imports this module at every start
 
-            integer("hydra.sweeper.max_batch_size", size, at_least=1, other="null for one batch")
+            integer("hydra.sweeper.max_batch_size", size, at_least=1, other="null for a single batch")
         batches = self._batches([*self._parse_config(), *arguments])
         ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None
         if not (self.pruner is None or str(self.pruner.get("_target_")).endswith(".NoPruner")):
@@ -280,7 +280,7 @@ class GridSweeper(BasicSweeper):
 
         assert self.config is not None
         if launcher is None or self.max_batch_size is not None:
-            accepted = "null, without hydra/launcher=local or with hydra.sweeper.max_batch_size"
+            accepted = "null, because pruners need hydra/launcher=local without hydra.sweeper.max_batch_size"
             raise ConfigError(PRUNER, self.pruner.get("_target_"), accepted)
         node = pruner_node(self.pruner, self.config)
         assert node is not None

@@ -57,7 +57,12 @@ class SearchSweeper(Sweeper):
         assert self.hydra_context is not None
         if not isinstance(self.launcher, LocalLauncher):
             given = self.config.hydra.runtime.choices.get("hydra/launcher")
-            raise ConfigError("hydra/launcher", given, f"local, with hydra/sweeper={name}", options=["local"])
+            raise ConfigError(
+                "hydra/launcher",
+                given,
+                f"local, because hydra/sweeper={name} supports no other launcher",
+                options=["local"],
+            )
         return self.config, self.hydra_context.config_loader, self.launcher
 
 

@@ -82,7 +82,7 @@ def from_config(run: StoredRun, folder: Path, directory: Path, lineage: Sequence
         TrainyardError: its config cannot be read, or holds a credential that was not written down.
     """
     if not run.config:
-        raise TrainyardError(f"{run.directory}: no readable config.yaml. The run cannot be repeated without it.")
+        raise TrainyardError(f"{run.directory} has no readable config.yaml, so the run cannot be repeated.")
     values = _repeatable(run, run.config)
     threads = run.history.tags.get("threads", "")
     if threads.isdecimal() and isinstance(values.get("env"), dict) and values["env"].get("threads", 0) is None:
@@ -135,7 +135,7 @@ def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False)
         given = [str(line) for line in yaml.safe_load(text) or []]
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise TrainyardError(
-            f"{run.directory}: its overrides (.hydra/overrides.yaml) cannot be read: {error}"
+            f"{run.directory}: the overrides of this run (.hydra/overrides.yaml) cannot be read: {error}"
         ) from error
     hydra = _hydra(run)
     new = {_key(line) for line in changes}

@@ -56,7 +56,9 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         for directory in (path, *path.absolute().parents[:3]):
             if (directory / run_info.FILE).is_file() and not (directory / SWEEP).exists():
                 return StoredRun(directory, RunInfo.read(directory))
-        raise TrainyardError(f"{text}: neither the directory of a run nor a file in one (no {run_info.FILE}).")
+        raise TrainyardError(
+            f"{text} is neither the directory of a run (it has no {run_info.FILE}) nor a file in such a directory."
+        )
     folders = default_folders() if folders is None else folders
     runs = find(folders)
     where = " and ".join(str(folder) for folder in folders)
@@ -66,12 +68,12 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
     if not found:
         names = [name for run in runs for name in (run.info.name, run.directory.name)]
         close = nearest(text, names)
-        hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists them."
-        raise TrainyardError(f"{text!r}: no run with this name or ID among the {len(runs)} in {where}.{hint}")
+        hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists the runs."
+        raise TrainyardError(f"No run has the name or ID {text!r} among the {len(runs)} runs in {where}.{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     what = f"{text!r} is the name or ID of {len(found)} runs in {where}"
-    raise TrainyardError(f"{what}; give the ID or directory of one:{shown}{more}")
+    raise TrainyardError(f"{what}. Give the ID or the directory of one of them:{shown}{more}")
 
 
 def _is_meant(run: StoredRun, text: str) -> bool:

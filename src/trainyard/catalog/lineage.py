@@ -166,6 +166,6 @@ def _config(directory: Path, num: int, until: int | None) -> Path:
     file = directory / CONFIG if until is None else config_until(directory, until)
     if not file.is_file():
         raise TrainyardError(
-            f"{file} does not exist. It contains the config of job #{num}, so the job cannot be repeated."
+            f"Job #{num} cannot be repeated, because its config {file} does not exist."
         )
     return file

@@ -83,7 +83,7 @@ class StoredSweep:
             ConfigError: there is none.
         """
         if not (directory / SWEEP).is_file():
-            hint = "`trainyard sweep ls` lists them."
+            hint = "`trainyard sweep ls` lists the sweeps."
             raise ConfigError("DIR", str(directory), f"the directory of a sweep, which has a {SWEEP}", hint=hint)
         sweep = cls(directory)
         sweep.read_on()

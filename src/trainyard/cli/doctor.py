@@ -105,7 +105,7 @@ def _replay() -> str:
     value.fill_(3)
     graph.replay()
     if result.tolist() != [6.0] * 4:
-        raise RuntimeError(f"a replayed graph gave {result.tolist()}")
+        raise RuntimeError(f"a replayed graph returned {result.tolist()}")
     return "captured and replayed"
 
 
@@ -154,7 +154,7 @@ def _ask(uri: str) -> str:
 
 def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
-    yield Finding("disk", free > _LITTLE_SPACE, f"{size(free)} free here")
+    yield Finding("disk", free > _LITTLE_SPACE, f"{size(free)} free on the disk of this folder")
 
 
 def _training() -> Iterator[Finding]:

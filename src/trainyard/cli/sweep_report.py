@@ -57,8 +57,9 @@ def report(directory: Path, follow: bool, json_: bool) -> None:
 )  # fmt: skip
 @click.option(
     "--metric", "metrics", multiple=True, metavar="NAME",
-    help="Metric to show (repeat the option for several). Differences are those of the first one. "
-    "Default: the objective and all test metrics.",
+    help=(
+        "Metric to show (repeat the option for several metrics). Differences refer to the first metric. Default: "
+        "the objective and all test metrics."),
 )  # fmt: skip
 @click.option(
     "--to", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",

@@ -28,7 +28,7 @@ _PAUSE = 0.3  # seconds between two readings
     "prefix",
     default="",
     metavar="PREFIX",
-    help="Only metrics with this prefix, such as val/ or train/loss.",
+    help="Print only metrics with this prefix, such as val/ or train/loss.",
 )
 @click.option("--json", "json_", is_flag=True, help="Print the journal's records, one per line.")
 def command(run: str, lines: int, follow: bool, prefix: str, json_: bool) -> None:

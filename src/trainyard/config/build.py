@@ -203,12 +203,12 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
     if name in _OWN_DEFAULT:
         return (facts or {}).get(name)
     if facts is None:
-        raise ConfigError(key, AUTO, "a value, because there is no data to infer it from")
+        raise ConfigError(key, AUTO, "a value, because there is no data from which it can be inferred")
     if name not in facts and _INSTEAD.get(name) in facts:
         name = _INSTEAD[name]
     if name not in facts:
-        known = ", ".join(sorted(facts)) or "no such value"
-        raise ConfigError(key, AUTO, f"a value: this data defines {known}", options=facts)
+        known = ", ".join(sorted(facts)) or "nothing"
+        raise ConfigError(key, AUTO, f"an explicit value, because this data defines only {known}", options=facts)
     return facts[name]
 
 
@@ -245,7 +245,7 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for name in node:
             if name not in taken and name not in _CONTROLS:
-                accepted = f"an argument of {node['_target_']}: {', '.join(taken) or 'it takes none'}"
+                accepted = f"an argument of {node['_target_']}: {', '.join(taken) or 'none'}"
                 raise ConfigError(key, name, accepted, options=taken)
     check_arguments(target, parameters, _known(node, key), key, shares=key.startswith("schedule"))
     if node.get("_partial_") or node.get("_args_"):
@@ -253,8 +253,10 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
     required = [name for name in taken[positional:] if parameters[name].default is inspect.Parameter.empty]
     for name in required:
         if name not in node:
-            hint = "With `_partial_: true`, the run passes it." if "_partial_" in node else ""
-            raise ConfigError(f"{key}.{name}", None, f"a value: {node['_target_']} needs it", hint=hint)
+            hint = "With `_partial_: true`, the run passes this argument." if "_partial_" in node else ""
+            raise ConfigError(
+                f"{key}.{name}", None, f"a value, because {node['_target_']} requires this argument", hint=hint
+            )
 
 
 def _known(node: Mapping[str, Any] | DictConfig, key: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def check_capture(given: Any, device: str = "cuda") -> None:
     if not (isinstance(given, bool) or given == "auto"):
         raise ConfigError("capture", given, "auto, true or false", options=("auto", "true", "false"))
     if given is True and device != "cuda":
-        hint = f"This run uses the device {device}, which has no CUDA graphs."
+        hint = f"This run uses the device {device}, which does not support CUDA graphs."
         raise ConfigError("capture", True, "auto or false", hint=hint)
 
 

@@ -61,7 +61,7 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         group, _, option = absent.group(1).rpartition("/")
         options = _options(group, config_dir)
         package = PACKAGES.get(group, {}).get(option)
-        hint = f"{option} comes with a package: pip install {package}" if package else ""
+        hint = f"The option {option} is part of a package: pip install {package}" if package else ""
         return ConfigError(group or "config", option, f"one of {', '.join(options)}", options=options, hint=hint)
     if isinstance(error, OverrideParseException):
         return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
@@ -110,7 +110,7 @@ def _explain_key(
     chosen_with = name in _options(parent.replace(".", "/"), config_dir)
     hint = f"{name} is an option of {parent} that is not selected." if chosen_with else _how_to_add(key)
     if chosen_with and parent == "hook":
-        hint = f"{hint[:-1]}: hook={name} selects it."
+        hint = f"{hint} Use hook={name} to select it."
     return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", options=options, hint=hint)
 
 

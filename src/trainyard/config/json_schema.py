@@ -113,7 +113,7 @@ def _definitions(named: Iterable[str], tell: Callable[[str], object]) -> Schema:
         try:
             known[path] = _of_target(path, locate(path, "_target_"))
         except (TrainyardError, TypeError, ValueError) as error:
-            tell(f"{path} is not checked: {error}")
+            tell(f"{path} was not checked: {error}")
     choices = [
         {
             "if": {"properties": {"_target_": {"const": path}}, "required": ["_target_"]},

@@ -72,16 +72,16 @@ def check_hook_names(cfg: DictConfig) -> None:
         raw: Any = OmegaConf.to_container(cfg, resolve=False)
         for each in lost:
             if _is_set_back(each, raw):
-                again = f"hook/{each.by}.yaml resets it"
+                again = f"hook/{each.by}.yaml resets the key"
                 if each.later != each.by:
-                    again = f"{each.later} includes hook/{each.by}.yaml again, which resets it"
+                    again = f"{each.later} includes hook/{each.by}.yaml again, which resets the key"
                 way = f"Choose {each.option} after {each.later}"
                 if each.option == each.later:
                     way = f"Name {each.file} last in the defaults list of hook/{each.option}.yaml"
                 raise ConfigError(
                     each.key,
                     each.value,
-                    f"{each.back!r}, because hook/{each.file}.yaml is not the last one that sets it: {again}",
+                    f"{each.back!r}, because hook/{each.file}.yaml is not the last option that sets this key: {again}",
                     hint=f"{way}, or set {each.key} on the command line.",
                 )
 

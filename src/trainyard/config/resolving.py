@@ -92,7 +92,7 @@ def _explained(cfg: DictConfig, key: str, error: OmegaConfBaseException) -> Conf
     if "${hydra:" in str(given):
         hint = f"{said}: ${{hydra:…}} has a value only in a Hydra application (hydra.main)."
     elif "Unsupported interpolation type" in said:
-        hint = f"{said}: Register it with OmegaConf.register_new_resolver before the config is used."
+        hint = f"{said}. Register the resolver with OmegaConf.register_new_resolver before the config is used."
     return ConfigError(full, given, "an interpolation that can be resolved", hint=hint)
 
 

@@ -120,7 +120,9 @@ class Arrays(ArrayData):
         regression = ys[0].dtype.kind == "f" if task == "auto" else task == "regression"
         numbered: Sequence[npt.NDArray[Any]] = _as_numbers(ys) if regression else self._as_classes(ys)
         if len(self.classes) > max(MOST_CLASSES, sum(map(len, ys)) // 2) and isinstance(self.classes[0], str):
-            accepted = f"a column of classes; it has {len(self.classes)} different strings in {sum(map(len, ys))} rows"
+            accepted = (
+                f"a column of classes; this one has {len(self.classes)} different strings in {sum(map(len, ys))} rows"
+            )
             raise ConfigError("target", target, accepted)
         tables = {split: tables[split]._replace(y=y) for split, y in zip(tables, numbered, strict=True)}
 
@@ -157,7 +159,7 @@ class Arrays(ArrayData):
 
     def _as_classes(self, ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.int64]]:
         if ys[0].ndim != 1:
-            hint = "Several targets per sample are regression: set task=regression, or use floats."
+            hint = "Several targets per sample require regression: set task=regression, or use floats."
             raise ConfigError("target", list(ys[0].shape), "one class per sample: [N] integers or strings", hint=hint)
         classes, numbers = np.unique(np.concatenate(ys), return_inverse=True)
         self.classes = classes.tolist()

@@ -245,15 +245,16 @@ class WorkerLoader:
         if count and not self._told:
             self._told = True
             log.info(
-                "Reading the data from the start of the epoch and dropping %d batches: %s has no state of its own.",
-                count,
+                "%s cannot restore its position. The data is read from the start of the epoch, and the first "
+                "%d batches are dropped.",
                 type(self._given.dataset).__name__,
+                count,
             )
         dropped = sum(1 for _ in islice(batches, count))
         if dropped < count:
             raise TrainyardError(
-                f"The data ends after {dropped} batches of an epoch, but this run has already trained on {count}: "
-                "the data has changed."
+                f"The data ends after {dropped} batches of an epoch, but this run has already trained on "
+                f"{count}: the data has changed. Resume with the original data."
             )
         return batches
 

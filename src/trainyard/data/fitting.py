@@ -87,11 +87,9 @@ def _refuse_gaps(split: str, table: Table) -> None:
     row = int(empty.reshape(len(empty), -1).any(axis=1).argmax())
     hint = "missing=mean (or median) fills missing values and tells the model which were missing."
     if table.names is None:
-        raise ConfigError(
-            "path", split, f"inputs without missing values (NaN); row {row} of {split} has one", hint=hint
-        )
+        raise ConfigError("path", split, f"inputs without missing values; row {row} of {split} contains NaN", hint=hint)
     name = table.names[int(empty[row].argmax())]
-    accepted = f"columns without missing values; row {row} of {split} has one in this column"
+    accepted = f"columns without missing values; in this column, row {row} of {split} is NaN"
     raise ConfigError("features", name, accepted, hint=hint)
 
 
@@ -102,7 +100,9 @@ def _categories(name: str, texts: npt.NDArray[Any], most: int) -> list[str]:
             "A column with a different value in nearly every row is not categorical: exclude it by naming the other "
             f"columns, features=[…]. If it is categorical, set max_categories={len(known)}. For text, use data=hf."
         )
-        raise ConfigError("features", name, f"columns of at most {most} categories; it has {len(known)}", hint=hint)
+        raise ConfigError(
+            "features", name, f"columns of at most {most} categories; this one has {len(known)}", hint=hint
+        )
     return known
 
 

@@ -84,8 +84,9 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
             self.shape = image.shape
         elif image.shape != self.shape:
             raise TrainyardError(
-                f"{path} has the shape {list(image.shape)}, but an earlier image has {list(self.shape)}. All images "
-                "need one shape: set data.image_size=64, or add a transform (torchvision.transforms.v2.Resize)."
+                f"{path} has the shape {list(image.shape)}, but an earlier image has {list(self.shape)}. All "
+                "images need the same shape: set data.image_size=64, or add a transform "
+                "(torchvision.transforms.v2.Resize)."
             )
         return image
 

@@ -62,9 +62,12 @@ def no_batches(split: str, epoch: int | None = None) -> TrainyardError:
         epoch: the epoch, counted from 0, if it is not the first that counts.
     """
     when = f" in epoch {epoch + 1}" if epoch else ""
-    stream = "A stream must restart each time it is iterated. One that can be read only once yields nothing later."
+    stream = (
+        "A stream must restart each time it is iterated. A stream that can be read only once has no more batches "
+        "afterwards."
+    )
     empty = "The data set is empty, or drop_last drops every batch (each worker drops its own last batch)."
-    leave = "" if split == "train" else f" {split!r} is optional: omit it if there is none."
+    leave = "" if split == "train" else f" {split!r} is optional: omit the split if you have no data for it."
     why = stream if epoch else f"{empty} {stream}{leave}"
     return TrainyardError(f"data: {split!r} has no batches{when}. {why}")
 

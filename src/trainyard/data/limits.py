@@ -14,7 +14,10 @@ from trainyard.errors import ConfigError
 
 KEY = "limit"
 KEYS = {split: f"{split}_batches" for split in SPLITS}
-ACCEPTED = "a number of batches of at least 1, a fraction of them above 0 and of at most 1.0, or null for all"
+ACCEPTED = (
+    "an integer of at least 1 (a number of batches), a float above 0 and of at most 1.0 (a fraction of the "
+    "batches), or null for all"
+)
 
 Limits = dict[str, int | float]
 

@@ -134,7 +134,7 @@ class ReadingDraws(Unfusable):
     """Reading the data draws random numbers, and all who share it would get the same ones."""
 
     def __init__(self, *_: object) -> None:  # torch raises an error of a worker anew, with a message of its own
-        super().__init__("reading the data draws random numbers, which would be the same for all members")
+        super().__init__("reading the data draws random numbers, which would be equal for all members")
 
 
 class UndrawnDataset(Dataset[Any]):

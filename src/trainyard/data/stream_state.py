@@ -103,8 +103,8 @@ class StreamState:
             self._fits = _fits(state)
             if not self._fits:
                 log.warning(
-                    "The state of %s contains more than tensors and plain values and cannot be saved in a checkpoint. "
-                    "A resumed run reads the batches before its position and drops them.",
+                    "The state of %s contains objects other than tensors and plain values, so it cannot be "
+                    "saved in a checkpoint. A resumed run reads and drops the batches before its position.",
                     type(self._part).__name__,
                 )
                 return None

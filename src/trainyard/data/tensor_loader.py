@@ -61,7 +61,7 @@ class TensorLoader:
     ) -> None:
         lengths = {len(tensor) for tensor in tensors}
         if len(lengths) != 1:
-            raise ValueError(f"tensors of one length are needed, not of {sorted(lengths)}")
+            raise ValueError(f"All tensors must have the same length, but their lengths are {sorted(lengths)}.")
         self.device = torch.device(device)
         self.tensors = tuple(tensor.to(self.device) for tensor in tensors)
         self.names = None if names is None else tuple(names)

@@ -89,7 +89,7 @@ class Text(ArrayData):
         codes = _code_points(text)
         tokens = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         if (unknown := self._codes[tokens] != codes).any():
-            raise ValueError(f"not in the vocabulary: {text[int(unknown.argmax())]!r}")
+            raise ValueError(f"The character {text[int(unknown.argmax())]!r} is not in the vocabulary.")
         return torch.from_numpy(tokens)
 
     def decode(self, tokens: Tensor) -> str:

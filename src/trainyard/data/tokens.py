@@ -140,6 +140,6 @@ def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
         return tokens  # type: ignore[no-any-return]
     size, width = file.stat().st_size, np.dtype(dtype).itemsize
     if size % width or not size:
-        hint = f"It has {size} bytes."
+        hint = f"The file has {size} bytes."
         raise ConfigError(key, str(path), f"a file of numbers of {width} bytes each (dtype={dtype})", hint=hint)
     return np.memmap(file, dtype=dtype, mode="c")

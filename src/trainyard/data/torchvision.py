@@ -135,7 +135,9 @@ def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
     elif "split" in accepts:
         which = {"split": "train" if train else "test"}
     else:
-        raise ConfigError("name", name, "a set with a training and a test part (it takes train or split)")
+        raise ConfigError(
+            "name", name, "a data set with a training and a test part, whose class takes `train` or `split`"
+        )
     if "download" in accepts:
         which["download"] = download
     try:
@@ -144,7 +146,7 @@ def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
         if download:
             raise
         raise ConfigError(
-            "root", root, f"a folder with the files of {name}", hint=f"{error} Or: download=true"
+            "root", root, f"a folder with the files of {name}", hint=f"{error} Or set download=true."
         ) from error
 
 
@@ -179,4 +181,4 @@ def _count(name: str, part: Any, labels: list[npt.NDArray[np.int64]] | None) -> 
         return 1 + int(max(part_labels.max() for part_labels in labels))
     if getattr(part, "classes", None):
         return len(part.classes)
-    raise ConfigError("name", name, "a set that lists its classes, its targets or its labels")
+    raise ConfigError("name", name, "a data set that lists its classes, its targets or its labels")

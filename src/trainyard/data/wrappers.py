@@ -131,5 +131,5 @@ def _size(dataset: Any) -> int:
         raise ConfigError("dataset", type(dataset).__name__, "a map-style data set, with __len__ and __getitem__")
     size = len(dataset)
     if not size:
-        raise ConfigError("dataset", type(dataset).__name__, "a data set with a sample")
+        raise ConfigError("dataset", type(dataset).__name__, "a data set with at least one sample")
     return size

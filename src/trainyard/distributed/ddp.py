@@ -51,7 +51,7 @@ class DDP(Distributed):
         device = super().begin(device)
         for name in ("sync_batchnorm", "bf16_compress"):
             if device.type == "cpu" and getattr(self, name):
-                raise ConfigError(name, True, "false on the CPU: torch supports it only on CUDA")
+                raise ConfigError(name, True, "false on the CPU: torch supports this option only on CUDA")
         return device
 
     def place(self, model: nn.Module) -> nn.Module:

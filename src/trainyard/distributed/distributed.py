@@ -54,12 +54,12 @@ class Distributed(Strategy):
 
     def __post_init__(self) -> None:
         if self.devices != "auto":
-            self.devices = integer("devices", self.devices, at_least=1, other="auto: every GPU of this machine")
+            self.devices = integer("devices", self.devices, at_least=1, other="auto for every GPU of this machine")
         if self.min_devices is not None:
-            end = "null, which ends the run when a rank fails"
+            end = "null to end the run when a rank fails"
             self.min_devices = integer("min_devices", self.min_devices, at_least=1, other=end)
         if self.port is not None:
-            self.port = integer("port", self.port, at_least=1, at_most=2**16 - 1, other="null, which finds a free port")
+            self.port = integer("port", self.port, at_least=1, at_most=2**16 - 1, other="null to find a free port")
         self.timeout = number("timeout", self.timeout, above=0, unit="seconds")
         self._weight: Callable[[], float] = lambda: 1.0
         self._size: Callable[[], int] = lambda: 1
@@ -110,7 +110,7 @@ class Distributed(Strategy):
             self._told = True
             log.warning(
                 "The training data ends earlier on %d of %d devices. The epoch ends on all devices at that point, and "
-                "the remaining data of the others is not used.",
+                "the remaining data of the other devices is not used.",
                 count,
                 self.world_size,
             )

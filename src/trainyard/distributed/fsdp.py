@@ -65,7 +65,7 @@ class FSDP(Distributed):
 
     def begin(self, device: torch.device) -> torch.device:
         if device.type == "cpu" and self.cpu_offload:
-            raise ConfigError("cpu_offload", True, "false on the CPU, where all tensors are already")
+            raise ConfigError("cpu_offload", True, "false, because the model is already on the CPU")
         return super().begin(device)
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -114,7 +114,7 @@ class FSDP(Distributed):
         if isinstance(self.wrap, int):
             chosen = _by_size(inner, self.wrap)
             largest = max((_size(module) for module in inner), default=0)
-            accepted = f"at most {largest}, the parameters of the largest module below the model"
+            accepted = f"at most {largest}, the number of parameters of the largest submodule"
         else:
             names = sorted({type(module).__name__ for module in inner})
             chosen = [module for module in inner if type(module).__name__ in self.wrap]

@@ -158,7 +158,7 @@ class _Meeting:
             listener.bind((address, port or 0))
         except OSError as error:
             listener.close()
-            accepted = "a free port, or null, which finds one"
+            accepted = "a free port, or null to find one"
             raise ConfigError("port", port, accepted, hint=f"{error.strerror}.") from None
         listener.listen()
         self.port: int = listener.getsockname()[1]

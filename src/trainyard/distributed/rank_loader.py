@@ -371,7 +371,7 @@ def _sizes(part: Any) -> Iterator[int]:
         for value in part:
             yield from _sizes(value)
     elif hasattr(part, "to"):
-        raise _uncut(part, "its type has no known way to be split into rows")
+        raise _uncut(part, "this type cannot be split into rows")
 
 
 def _uncut(part: Any, reason: str) -> TrainyardError:

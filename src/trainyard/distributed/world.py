@@ -217,7 +217,9 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
     kind = "cpu" if device is None else device.type
     chosen = dist.Backend.default_device_backend_map.get(kind, "gloo") if backend == "auto" else backend
     if chosen not in dist.Backend.backend_list:
-        raise ConfigError("backend", backend, "auto, or one that this torch has", options=dist.Backend.backend_list)
+        raise ConfigError(
+            "backend", backend, "auto, or a backend that this torch provides", options=dist.Backend.backend_list
+        )
     store = meeting(world, timeout)
     _wait_for_all(store, world, timeout)
     dist.init_process_group(

@@ -35,7 +35,7 @@ class BatchesDiffer(Unfusable):
     """The batches of members are no stack."""
 
     def __init__(self, *_: object) -> None:  # torch raises an error of a worker anew, with a message of its own
-        super().__init__("the members' batches differ in shape, or hold something else than tensors")
+        super().__init__("the members' batches differ in shape, or contain something other than tensors")
 
 
 def stack_dataloader(loader: WorkerLoader, seeds: Sequence[int]) -> Loader:
@@ -56,7 +56,7 @@ def stack_dataloader(loader: WorkerLoader, seeds: Sequence[int]) -> Loader:
     if sampler.seed != seeds[0]:
         raise Unfusable("the seeds differ, and the seed of the EpochBatchSampler is not the run's")
     if len(set(seeds)) == 1 and not loader.workers and _draws(loader.dataset):
-        raise PlacesDiffer("reading the data draws random numbers in this process, for all members")
+        raise PlacesDiffer("reading the data draws random numbers in this process, once for all members")
     return StackedDataLoader(loader, seeds)
 
 

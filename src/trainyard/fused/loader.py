@@ -42,11 +42,11 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
         raise PlacesDiffer(f"a {type(loader).__name__} reads one epoch of the data for all members")
     if not isinstance(loader, TensorLoader):
         raise Unfusable(
-            f"the seeds differ, and a {type(loader).__name__} has one order of the data: members with different "
-            f"seeds need data in memory, or a DataLoader over a map-style data set without a sampler of its own"
+            f"the seeds differ, but a {type(loader).__name__} has only one order of the data. Use data in "
+            "memory, or a DataLoader over a map-style data set without a custom sampler"
         )
     if type(loader).batches is not TensorLoader.batches:
-        raise Unfusable(f"the seeds differ, and {type(loader).__name__} overrides how batches are created")
+        raise Unfusable(f"the seeds differ, but {type(loader).__name__} overrides how batches are created")
     if not loader.shuffle:
         return loader
     if loader.seed != seeds[0]:

@@ -86,7 +86,7 @@ class MemberMetrics(Metric):
     def merge(self, other: Metric) -> None:
         """Merge each member's metric with the other's of the same member."""
         if not isinstance(other, MemberMetrics) or len(other.metrics) != len(self.metrics):
-            raise TypeError(f"a {type(other).__name__} cannot be merged into one of {len(self.metrics)} members")
+            raise TypeError(f"a {type(other).__name__} cannot be merged into a metric of {len(self.metrics)} members")
         for metric, more in zip(self.metrics, other.metrics, strict=True):
             metric.merge(more)
 

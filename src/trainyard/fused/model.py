@@ -251,7 +251,7 @@ class Template(nn.Module):
             result = call(self.model, batch, {"train": "loss", "val": "predict", "test": "predict"}.get(step, step))
         for (buffers, name, path), buffer in zip(self._holders, before, strict=True):
             if buffers[name] is not buffer:
-                raise Unfusable(f"the model replaces its buffer {path}; it must change it in place, as copy_() does")
+                raise Unfusable(f"the model replaces its buffer {path}; buffers must be changed in place (copy_())")
         return result
 
 
@@ -326,7 +326,9 @@ def _columns(models: Sequence[nn.Module], kind: str) -> dict[str, list[Tensor]]:
     for model in models:
         own: dict[str, Tensor] = dict(getattr(model, kind)())
         if own.keys() != first.keys():
-            raise Unfusable(f"the models differ: {', '.join(sorted(own.keys() ^ first.keys()))}")
+            raise Unfusable(
+                f"only some of the models have these entries: {', '.join(sorted(own.keys() ^ first.keys()))}"
+            )
         for name, tensor in own.items():
             of_first = first[name]
             if (tensor.shape, tensor.dtype) != (of_first.shape, of_first.dtype):

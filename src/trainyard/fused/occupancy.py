@@ -284,7 +284,7 @@ def check_override(member: StackMember) -> None:
         Unfusable: it does not.
     """
     if override.BATCH_SIZE in override.parse(member.settings[override.KEY]):
-        raise Unfusable(f"resume_override of {override.BATCH_SIZE} is not supported in a stack")
+        raise Unfusable(f"resume_override=[{override.BATCH_SIZE}] is not supported in a stack")
 
 
 def vacancy(runner: FusedRunner, index: int, settings: Mapping[str, Any]) -> StackMember:

@@ -51,7 +51,7 @@ def places(configs: Sequence[Values]) -> list[list[int]]:
             configs[index]["resume"] = str(path)
         return [list(found)]
     if not any((folder / checkpoint.LAST).exists() or len(_names(folder)) > 1 for folder in folders):
-        log.warning("The stack was killed before all members had their first checkpoint: it starts from the beginning.")
+        log.warning("The stack starts from the beginning, because it was killed before all members had a checkpoint.")
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
         return [list(found)]
@@ -136,14 +136,16 @@ def check_lanes(runner: FusedRunner) -> None:
     """
     loop = runner.train_loop
     if not isinstance(loop, TrainLoop) or loop.workflow:
-        raise PlacesDiffer(f"a {type(loop).__name__} with a workflow, or your own, is shared by all members")
+        raise PlacesDiffer(
+            f"all members share the {type(loop).__name__}, because it has a workflow or is a loop of your own"
+        )
     if exact_length(runner.loader("train")) is None:
         raise PlacesDiffer("the number of batches in an epoch is unknown")
     check_accumulation(runner, [member.ahead.iters for member in runner.members if not member.vacant])
     for name, hook in runner.dispatch.hooks.items():
         if not getattr(hook, "own_places", False):
             raise PlacesDiffer(
-                f"hook.{name} ({type(hook).__name__}) uses the same epochs and iterations for all members"
+                f"hook.{name} ({type(hook).__name__}) counts the same epochs and iterations for all members"
             )
 
 
@@ -193,5 +195,8 @@ def why_not_within(runner: FusedRunner) -> str | None:
     for name, hook in runner.dispatch.hooks.items():
         of_epochs = any(hasattr(hook, stage) for stage in ("before_train_epoch", "after_train_epoch"))
         if of_epochs and not getattr(hook, "own_epochs", False):
-            return f"hook.{name} ({type(hook).__name__}) acts at the ends of epochs of all members"
+            return (
+                f"hook.{name} ({type(hook).__name__}) acts at the starts or ends of epochs, which must be the same "
+                "for all members"
+            )
     return None

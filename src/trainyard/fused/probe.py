@@ -38,17 +38,24 @@ OF_VMAP = (
     ),
     (
         re.compile(r"must only return Tensors, got type <class '([\w.]+)'>"),
-        "the model returns a {} in addition to tensors: a stack supports only tensors, in lists, tuples and dicts",
+        (
+            "the model returns a {} in addition to tensors: a stack supports only tensors and lists, tuples and "
+            "dicts of tensors"
+        ),
     ),
     (
         re.compile(r"different inplace randomness on an unbatched tensor|vmap: inplace arithmetic"),
-        "the model changes a tensor in place that all members share, such as the batch: make a new one, as "
-        "torch.rand_like(x) or x + 1 does",
+        (
+            "the model changes a tensor in place that all members share, such as the batch: create a new tensor "
+            "instead, for example with torch.rand_like(x) or x + 1"
+        ),
     ),
     (
         re.compile(r"autograd.Function with functorch transforms .*must override the setup_context"),
-        "a torch.autograd.Function without setup_context cannot be stacked (the samplers Beta and Dirichlet of "
-        "torch.distributions have one): the model needs other operations for this, or its jobs train one by one",
+        (
+            "a torch.autograd.Function without setup_context cannot be stacked (torch.distributions.Beta and "
+            "Dirichlet use such a function): use another operation, or train the jobs one by one"
+        ),
     ),
     (
         re.compile(r"we do not yet support (aten::\w+)"),

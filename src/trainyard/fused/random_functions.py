@@ -27,8 +27,8 @@ Function = Callable[[Draws, Any, Arguments, Named], Any]
 def _drawn(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
     if kwargs.get("generator") is not None:
         raise Unfusable(
-            "the model draws from its own torch.Generator, from which a stack would draw once for all members. "
-            "Without the argument `generator`, each member draws from the generator of its run"
+            "the model draws from its own torch.Generator, which a stack would use once for all members. Omit "
+            "the argument `generator`, so that each member uses the generator of its run"
         )
     with draws:
         return func(*args, **kwargs)

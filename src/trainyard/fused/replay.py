@@ -105,7 +105,7 @@ def _train(config: DictConfig, segment: Mapping[str, Any]) -> Returned:
     found = train_stack([config], [position], source, [segment["lane"]], segment["width"])
     result = source.result or found[0]
     if result is None or result.state != ("done" if end is None else "paused"):
-        raise TrainyardError((result and result.error) or f"it has not reached {by} {end}")
+        raise TrainyardError((result and result.error) or f"the training has not reached {by} {end}")
     return result.value
 
 

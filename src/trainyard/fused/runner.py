@@ -316,8 +316,8 @@ class FusedRunner(Runner):
             self.call("before_leave", leaving=leaving)
         for index in leaving:
             member = self.members[index]
-            pauses = "it was asked to" if member.dismissed else "it pauses"
-            reason = member.stop_reason or (pauses if member.paused else f"it has trained {member.trained}")
+            pauses = "a command or the sweep has ended it" if member.dismissed else "it is paused"
+            reason = member.stop_reason or (pauses if member.paused else f"it has completed {member.trained}")
             log.info("%s ends: %s.", member.info.name, reason, extra={"member": member})
 
     def run_loop(self) -> None:

@@ -197,7 +197,7 @@ def _train(
             except PlacesDiffer as error:
                 if None in rows:
                     raise
-                log.info("No job joins this stack: %s.", error)
+                log.info("No more jobs can join this stack: %s.", error)
                 feed, groups = None, places(configs)
         if feed is None:
             if source is not None:
@@ -213,7 +213,9 @@ def _train(
         groups = places(configs) if feed is not None else groups
         if len(groups) == 1:
             raise
-        raise StackDivided(f"their checkpoints are at different positions in the training ({error})", groups) from error
+        raise StackDivided(
+            f"the members' checkpoints are at different positions in the training ({error})", groups
+        ) from error
     except torch.OutOfMemoryError as error:
         if len(members) == 1:
             raise

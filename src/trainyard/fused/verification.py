@@ -34,7 +34,7 @@ SHARE = 0.01
 
 REMEDY = (
     "the models have different values outside of parameters and buffers, such as a mask in a dict or in a "
-    "closure; use register_buffer for them"
+    "closure; use register_buffer for such tensors"
 )
 
 
@@ -136,8 +136,8 @@ class StackVerification(Hook):
                 if _torch_generators() == before or not stack.draws:
                     return found
         raise Unfusable(
-            "the model draws random numbers inside its own operation, which a stack runs once for all members. Draw "
-            "them with torch functions"
+            "the model draws random numbers inside a custom operation, which a stack runs once for all "
+            "members. Draw the numbers with torch functions"
         )
 
     def _batch_of(self, k: int) -> Any:
@@ -254,5 +254,6 @@ def _check_host_generators(before: tuple[Any, ...]) -> None:
     if found != before:
         name = "Python" if found[0] != before[0] else "NumPy"
         raise Unfusable(
-            f"the model draws from {name}'s random generator, which a stack would use once for all members; use torch's"
+            f"the model draws from {name}'s random generator, which a stack would use once for all members. "
+            "Use the random functions of torch"
         )

@@ -73,7 +73,7 @@ class EarlyStopping(Hook):
                 self._judge(index, member, member.latest(name, "hook.early_stop.monitor"))
             elif not self._told:
                 self._told = True
-                log.warning("Early stopping monitors %s, which this validation did not compute.", name)
+                log.warning("Early stopping monitors %s, but this validation did not compute this metric.", name)
 
     def _judge(self, index: int, member: Member, value: float) -> None:
         name, threshold, best = self._objective.name, self.stopping_threshold, self._best.get(index)

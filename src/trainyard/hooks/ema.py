@@ -121,7 +121,7 @@ class EMA(Hook):
             self._first = self.begin
         end = loop.max_epochs(runner) if self._unit == "epoch" else loop.max_iters(runner)
         if end is not None and self.begin > end:
-            log.warning("hook.ema.begin=%d is after the end of the run: nothing is averaged.", self.begin)
+            log.warning("hook.ema.begin=%d is after the end of the run, so the weights are not averaged.", self.begin)
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self._first is None and self._unit == "epoch" and runner.epoch + 1 >= self.begin:
@@ -205,7 +205,7 @@ class EMA(Hook):
         self._others = [hook for hook in hooks if isinstance(hook, EMA)]
         for name in SHARED:
             if len({getattr(hook, name) for hook in self._others}) > 1:
-                raise Unfusable(f"the members differ in {name} of their average (EMA); only its decay may differ")
+                raise Unfusable(f"the members differ in {name} of hook.ema; only the decay may differ")
 
     def keep(self, members: Sequence[int]) -> None:
         if self._others is not None:

@@ -79,7 +79,7 @@ class TestTimeAugmentation(Hook):
         if not isinstance(transforms, list | tuple) or not transforms:
             raise ConfigError("transforms", transforms, "a list of at least one transform")
         if merge is not None:
-            choice("merge", merge, MERGES, other="null for the one that fits the targets")
+            choice("merge", merge, MERGES, other="null for the method that fits the targets")
         self.transforms = [_transform(given) for given in transforms]
         self.names = ["unchanged", *(each if isinstance(each, str) else _shown(each) for each in transforms)]
         self.merge = merge
@@ -123,7 +123,9 @@ class TestTimeAugmentation(Hook):
     def _begin(self, runner: Runner) -> None:
         if not self._told:
             self._told = True
-            log.info("Test-time augmentation: each batch is predicted %s.", ", ".join(self.names))
+            log.info(
+                "Test-time augmentation: each batch is predicted with these transforms: %s.", ", ".join(self.names)
+            )
         if self._plain is None:
             # The model is not wrapped, because others save it and load into it. Only the prediction function is
             # replaced.
@@ -156,8 +158,8 @@ class TestTimeAugmentation(Hook):
             raise ConfigError(
                 f"{KEY}.transforms",
                 self.names[1:],
-                "transforms for which all predictions of the model are floating-point tensors of the same shape",
-                hint=f"Its predictions are: {found}.",
+                "transforms for which the model predicts floating-point tensors of the same shape",
+                hint=f"The predictions are: {found}.",
             )
         every = torch.stack(outputs)
         every = every.to(torch.promote_types(every.dtype, torch.float32))
@@ -170,7 +172,7 @@ def _transform(given: Any) -> Transform:
     if isinstance(given, str) and given in NAMED:
         return NAMED[given]
     if not callable(given):
-        accepted = f"names ({', '.join(NAMED)}), or functions or modules of the input by `_target_`"
+        accepted = f"names ({', '.join(NAMED)}), or `_target_`s of functions or modules that transform the input"
         raise ConfigError("transforms", given, accepted, options=NAMED)
     return given  # type: ignore[no-any-return]
 

@@ -28,7 +28,7 @@ class Unfreeze(Hook):
     ranks = "one"
 
     def __init__(self, at: Mapping[int, str | Sequence[str]] | None = None, by: str | None = None) -> None:
-        accepted = "a mapping from epochs (or iterations), counted from 1, each to a pattern or a list of patterns"
+        accepted = "a mapping from epochs (or iterations), counted from 1, to patterns or lists of patterns"
         if not isinstance(at, Mapping) or not at or not all(is_integer(key, at_least=1) for key in at):
             raise ConfigError("at", at, accepted)
         if by is not None:

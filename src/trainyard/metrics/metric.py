@@ -56,7 +56,7 @@ class Metric(ABC):
     def __init__(self, prefix: str | None = None) -> None:
         if prefix is not None:
             if not isinstance(prefix, str) or not prefix or prefix != prefix.strip("/ "):
-                raise ConfigError("prefix", prefix, "a prefix for the names of its results, such as coarse")
+                raise ConfigError("prefix", prefix, "a prefix for the names of the results, such as coarse")
             self.prefix = prefix
         self.state: dict[str, Tensor] = {}
 
@@ -80,10 +80,10 @@ class Metric(ABC):
             entries = list(outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs))
             first = next((name for name, entry in entries if isinstance(entry, Tensor)), None)
             if first is not None:
-                hint = f" metric.{self.name or 'NAME'}.output={first} selects one of them."
+                hint = f" metric.{self.name or 'NAME'}.output={first} selects one of the outputs."
         title = getattr(self, "title", type(self).__name__)
         given = f"the outputs are {described(outputs)} and the target is {described(target)}"
-        return TrainyardError(f"{title}: {given}; it reads {wanted}.{hint}")
+        return TrainyardError(f"{title}: {given}, but the metric needs {wanted}.{hint}")
 
     @abstractmethod
     def compute(self) -> Result:
@@ -123,7 +123,7 @@ class Metric(ABC):
             TrainyardError: nothing was processed.
         """
         if key not in self.state:
-            raise TrainyardError(f"{type(self).__name__}: no batch was processed, so there is nothing to compute.")
+            raise TrainyardError(f"{type(self).__name__} cannot be computed, because no batch was processed.")
         return self.state[key]
 
 
@@ -191,7 +191,7 @@ class SumMetric(Metric):
 
     def _mismatch(self, outputs: Tensor, target: Tensor) -> TrainyardError:
         wanted = "[B, ..., C] and [B, ...], the classes last" if self.class_axis else "of the same shape"
-        members = "" if self.members is None else f", behind a leading axis of {self.members} members"
+        members = "" if self.members is None else f", after a leading axis of {self.members} members"
         return TrainyardError(
             f"{type(self).__name__}: outputs {list(outputs.shape)} do not match the target {list(target.shape)}; "
             f"they must be {wanted}{members}."

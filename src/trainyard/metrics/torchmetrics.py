@@ -59,7 +59,7 @@ class TorchMetric(Metric):
         except torch.OutOfMemoryError:
             raise
         except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
-            raise self.refusal(outputs, target, f"others, and says: {error!s}".rstrip(".")) from error
+            raise self.refusal(outputs, target, f"other shapes or types: {error!s}".rstrip(".")) from error
 
     def compute(self) -> Result:
         """Compute the metric's results."""

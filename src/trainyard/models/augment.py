@@ -47,7 +47,10 @@ class Augment(nn.Module):
         for transform in given:
             if not callable(transform):
                 accepted = "functions from a tensor to a tensor, or the `_target_`s that build them"
-                hint = "torchvision.transforms.v2 has some: {_target_: torchvision.transforms.v2.RandomHorizontalFlip}."
+                hint = (
+                    "torchvision.transforms.v2 provides such functions: {_target_: "
+                    "torchvision.transforms.v2.RandomHorizontalFlip}."
+                )
                 raise ConfigError("transforms", transform, accepted, hint=hint)
         self.transforms: tuple[Any, ...] = tuple(given)
         self.parts = nn.ModuleList(part for part in given if isinstance(part, nn.Module))  # moved with the model
@@ -69,7 +72,7 @@ class Augment(nn.Module):
         shapes = {tuple(sample.shape) for sample in made}
         if len(shapes) > 1:
             found = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
-            raise TrainyardError(f"The transforms of Augment give samples of different shapes: {found}.")
+            raise TrainyardError(f"The transforms of Augment return samples of different shapes: {found}.")
         return torch.stack(made)
 
     def _transformed(self, x: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
     model.train(model.training)
     sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
     numbers = sum(sizes[each] for each in frozen)
-    return f"Frozen: {len(frozen)} of {len(sizes)} parameters, {numbers} of {sum(sizes.values())} numbers"
+    return f"Frozen: {len(frozen)} of {len(sizes)} parameters ({numbers} of {sum(sizes.values())} elements)"
 
 
 def _train(model: nn.Module, still: Sequence[str], mode: bool = True) -> nn.Module:
@@ -117,7 +117,9 @@ def fitting_parameters(model: nn.Module, patterns: Sequence[str], key: str) -> l
         found = {id(parameter) for module in fitting for parameter in module.parameters()}
         found |= {id(each) for name, each in parameters.items() if fits(pattern, name)}
         if fitting and not found:
-            raise ConfigError(key, pattern, "a pattern that matches parameters; what this one matches has none")
+            raise ConfigError(
+                key, pattern, "a pattern that matches parameters; this one matches only modules without parameters"
+            )
         if not found:
             raise unknown(key, pattern, modules, parameters)
         chosen |= found

@@ -172,7 +172,10 @@ main()
             ["+how=well", "hydra/sweeper/pruner=median"],
             "none, with an application that cannot resume from a checkpoint",
         ),
-        (["+how=well", "hydra/launcher=basic"], "Expected local, with hydra/sweeper=search"),
+        (
+            ["+how=well", "hydra/launcher=basic"],
+            ("Expected local, because hydra/sweeper=search supports no other launcher"),
+        ),
         (["+how=fails", "hydra.launcher.max_jobs=1"], "5 of 5 jobs did not finish"),
     ],
 )

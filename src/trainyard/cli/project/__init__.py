@@ -59,6 +59,6 @@ def _check(name: str, parent: Path) -> None:
     if name in ("test", "tests", "conf", "train") or name in sys.stdlib_module_names:
         raise ConfigError("NAME", name, "a name that is neither a Python module nor a folder of the project")
     if (parent / name).exists():
-        raise ConfigError("NAME", name, "a name that does not exist here", hint=f"{parent / name} exists.")
+        raise ConfigError("NAME", name, "a name that does not exist here", hint=f"{parent / name} already exists.")
     if find_spec(name) is not None:
-        raise ConfigError("NAME", name, "an unused name", hint="A package of this name is installed.")
+        raise ConfigError("NAME", name, "an unused name", hint="A package with this name is installed.")

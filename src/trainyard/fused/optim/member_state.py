@@ -76,7 +76,7 @@ def write(optimizer: Stacked, member: int, state_dict: Mapping[str, Any]) -> boo
             raise ValueError("loaded state dict contains a parameter group that doesn't match the size of its group")
         for flag in optimizer.shaping:
             if flag in saved and bool(saved[flag]) != bool(group[flag]):
-                raise Unfusable(f"{flag} is {group[flag]}, and was {saved[flag]} when the state was saved")
+                raise Unfusable(f"{flag} is {group[flag]}, but was {saved[flag]} when the state was saved")
         for position in saved["params"]:
             indices[position] = len(indices)
     states = {indices[key]: saved for key, saved in state_dict["state"].items() if key in indices}

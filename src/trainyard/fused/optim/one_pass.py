@@ -56,16 +56,19 @@ def _working_classes(device: torch.device) -> Mapping[Family, Callable[[Paramete
     try:
         from trainyard.fused.optim import triton_kernels
     except ImportError as error:
-        log.info("Stacks of Adam, AdamW and SGD do not use Triton (%s), but several passes over memory.", error)
+        log.info(
+            "Stacks of Adam, AdamW and SGD use several passes over memory, because Triton cannot be imported: %s.",
+            error,
+        )
         return None
     try:
-        reason = None if triton_kernels.work_on(device) else "their results differ"
+        reason = None if triton_kernels.work_on(device) else "their results differ from those of torch"
     except Exception as error:  # no compiler, a device that Triton does not know, another version of its language
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if reason is None:
         return {"Adam": triton_kernels.Adam, "SGD": triton_kernels.SGD}
     log.warning(
-        "The Triton kernels for stacks of Adam, AdamW and SGD do not work here: %s. Using several passes over memory.",
+        "Stacks of Adam, AdamW and SGD use several passes over memory, because the Triton kernels do not work: %s.",
         reason,
     )
     return None

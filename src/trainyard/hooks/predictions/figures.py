@@ -163,7 +163,7 @@ def confusion(counts: Array, names: Sequence[str], title: str) -> Figure:
     box = axes.get_position()
     width = figure.get_figwidth()
     bar = figure.add_axes((box.x1 + 0.15 / width, box.y0, 0.15 / width, box.height))
-    figure.colorbar(image, cax=bar, label="share of the true class")
+    figure.colorbar(image, cax=bar, label="fraction of the true class")
     return figure
 
 

@@ -213,7 +213,11 @@ class _Drawing:
 
     def _chosen(self) -> str:
         count, of = len(self.shown.index), self.shown.samples
-        how = {"worst": f"the {count} of highest loss", "first": f"the first {count}", "random": f"{count} at random"}
+        how = {
+            "worst": f"the {count} of highest loss",
+            "first": f"the first {count}",
+            "random": f"{count} random samples",
+        }
         return f"{how[self.which]} of {of} samples"
 
     def _some(self) -> str:
