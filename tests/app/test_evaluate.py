@@ -200,7 +200,7 @@ def test_mistakes(file: Path, capsys: pytest.CaptureFixture[str], arguments: lis
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.parquet"), "metric=classification"]) == 2
-    assert "none.parquet: there is no such file" in capsys.readouterr().err
+    assert "none.parquet does not exist" in capsys.readouterr().err
 
 
 def test_as_a_command_with_a_class_of_ones_own(file: Path, tmp_path: Path) -> None:

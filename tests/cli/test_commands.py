@@ -114,7 +114,7 @@ def test_rm_asks_and_removes_only_what_was_named(trainyard: Any, copy: Path) -> 
         (["runs", "--columns", "sed"], "Did you mean 'seed'"),
         (["show", "nothing"], "`trainyard runs` lists the runs"),
         (["show", "."], "neither the directory of a run"),
-        (["compare", "multirun"], "multirun: neither the directory of a run"),
+        (["compare", "multirun"], "multirun is neither the directory of a run"),
         (["compare"], "at least two different runs"),
         (["rm", "nothing"], "No run has the name or ID"),
         (["gc", "nowhere"], "nowhere: no such folder"),

@@ -218,7 +218,7 @@ def test_files_of_the_wrong_kind(tmp_path: Path, save: Any) -> None:
 
 
 def test_npz_without_what_is_needed(save: Any) -> None:
-    refused("path", "It contains a, b", save("set.npz", a=X, b=LABELS))
+    refused("path", "The file contains a, b", save("set.npz", a=X, b=LABELS))
     refused("target", "Did you mean 'label'", save("set.npz", x=X, label=LABELS), target="lable")
     refused("target", "Did you mean 'label'", save("set.npz", x_train=X, label_train=LABELS), target="lable")
     refused("path", "x_train", save("set.npz", x_val=X, y_val=LABELS))
@@ -262,7 +262,7 @@ def test_columns_that_do_not_fit(table: Any) -> None:
     gaps = FRAME.assign(b=FRAME["b"].where(FRAME.index != 5), kind=FRAME["kind"].where(FRAME.index != 6))
     refused("features", "missing=mean", table("gaps.csv", gaps), target="count", features=["a", "b"])
     texts = pd.DataFrame({"a": range(150), "note": [f"patient {number}" for number in range(150)]})
-    refused("target", "it has 150 different strings in 150 rows", table("texts.csv", texts), target="note")
+    refused("target", "this one has 150 different strings in 150 rows", table("texts.csv", texts), target="note")
     refused("target", "row 6", table("gaps.csv", gaps), target="kind", features=["a"])
 
 

@@ -61,7 +61,7 @@ def test_encode_and_decode_are_inverse(sample: Any) -> None:
     assert data.decode(tokens) == "naïve 東京"
     assert data.decode(torch.arange(len(data.vocab))) == data.vocab
     for unknown in ("quick!", "\uffff", "\x00"):
-        with pytest.raises(ValueError, match="not in the vocabulary"):
+        with pytest.raises(ValueError, match="is not in the vocabulary"):
             data.encode(unknown)
 
 

@@ -73,7 +73,7 @@ def test_what_is_no_file_of_tokens(tokens: dict[str, Any], tmp_path: Path) -> No
     refused(Tokens, "dtype", "uint16", tokens["path"], "float32")
     refused(Tokens, "context_length", "less than 50", tokens["path"], context_length=100)
     (tmp_path / "odd.bin").write_bytes(b"abc")
-    refused(Tokens, "path", "It has 3 bytes", str(tmp_path / "odd.bin"))
+    refused(Tokens, "path", "The file has 3 bytes", str(tmp_path / "odd.bin"))
     np.save(tmp_path / "floats.npy", np.zeros(9))
     refused(Tokens, "path", "one axis of integers", str(tmp_path / "floats.npy"))
     (tmp_path / "broken.npy").write_bytes(b"abc")

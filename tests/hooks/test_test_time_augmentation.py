@@ -332,7 +332,12 @@ def test_it_tells_what_it_does(run: Any, caplog: pytest.LogCaptureFixture) -> No
         runner.test()
         runner.test()
     told = [message for message in caplog.messages if "augmentation" in message]
-    assert told == ["Test-time augmentation: each batch is predicted unchanged, shift_up, Identity, left_to_right."]
+    assert told == [
+        (
+            "Test-time augmentation: each batch is predicted with these transforms: unchanged, shift_up, "
+            "Identity, left_to_right."
+        )
+    ]
 
 
 def test_the_mean_of_probabilities_is_not_that_of_logits() -> None:

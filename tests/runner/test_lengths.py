@@ -302,7 +302,7 @@ def test_a_state_that_no_checkpoint_can_hold_is_told(tmp_path: Path, caplog: pyt
 
     hooks = {"checkpoint": Checkpoint()}
     make(odd(), hooks=hooks | {"end": InterruptAt(4)}, work_dir=tmp_path).train()
-    assert "The state of Odd contains more than tensors and plain values" in caplog.text
+    assert "The state of Odd contains objects other than tensors and plain values" in caplog.text
     seen = Seen()
     make(odd(), hooks=hooks | {"seen": seen}, work_dir=tmp_path, resume=True).train()
     assert seen.indices[0] == list(range(4, 10))

@@ -80,7 +80,7 @@ def test_a_module_goes_on_as_a_module(python: Any, tmp_path: Path) -> None:
 def test_another_application_is_refused(python: Any, tmp_path: Path) -> None:
     assert python("waves/sine.py", "-m", "x=1,2", "hydra.sweep.dir=s").returncode == 0
     before = (tmp_path / "project/s/manifest.jsonl").read_bytes()
-    sentence = f"s contains a sweep of {tmp_path}/project/waves/sine.py, but this is {ROOT / 'train.py'}."
+    sentence = f"s contains a sweep of {tmp_path}/project/waves/sine.py, but this command runs {ROOT / 'train.py'}."
     for other in (
         python(*RESUME, "s", "--app", ROOT / "train.py"),
         python(ROOT / "train.py", "-m", "tracker=none", "seed=1,2", "hydra.sweep.dir=s"),

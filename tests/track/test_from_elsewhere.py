@@ -74,7 +74,7 @@ def test_nothing_is_executed_and_nothing_else_is_sent(
     assert (run.data.metrics, run.info.status) == ({"loss": 1.0}, "FINISHED")
 
     assert sync("packed", "--trust") == 0
-    assert "5 of them now" in capsys.readouterr().out
+    assert "5 of these records were uploaded now" in capsys.readouterr().out
     assert artifacts(uri, elsewhere) >= {"plain.txt", "link.txt", "folder", "up", "absolute"}
     assert (tmp_path / "code" / "executed").exists()
     assert own.is_own_directory(elsewhere)
@@ -109,7 +109,7 @@ def test_a_store_that_it_names(
     info.uri = "http://127.0.0.1:9"
     info.write(elsewhere)
     assert sync("packed") == 1
-    assert "names a store other than that of your environment: http://127.0.0.1:9" in capsys.readouterr().out
+    assert "names a store other than the one of your environment: http://127.0.0.1:9" in capsys.readouterr().out
     assert not (elsewhere / FILE).exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert sync("packed") == 1

@@ -165,7 +165,5 @@ def _config(directory: Path, num: int, until: int | None) -> Path:
     """Return the file of the config that a job had until it continued from another job, or has now."""
     file = directory / CONFIG if until is None else config_until(directory, until)
     if not file.is_file():
-        raise TrainyardError(
-            f"Job #{num} cannot be repeated, because its config {file} does not exist."
-        )
+        raise TrainyardError(f"Job #{num} cannot be repeated, because its config {file} does not exist.")
     return file

@@ -82,7 +82,10 @@ class Tracker(ABC):
         if (folder / run_info.FILE).exists():
             if not resume:
                 raise ConfigError(
-                    "work_dir", str(folder), "a folder without a run in it", hint="resume=true continues the run there."
+                    "work_dir",
+                    str(folder),
+                    "a directory without a run",
+                    hint="To continue the run in this directory, use resume=true.",
                 )
             earlier = RunInfo.read(folder)
             is_own = own.is_own(earlier, folder)
