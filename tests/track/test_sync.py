@@ -56,7 +56,7 @@ def test_what_stays_unshipped_is_a_failure(
     assert sync("outputs") == 1
     out = capsys.readouterr().out
     assert "refused" in out
-    assert "Pass the MLflow URI to upload it to with --uri" in out
+    assert "To upload the run, pass an MLflow URI with --uri" in out
     assert "run.json cannot be read" in out
     assert "22 of these records were uploaded now" in out
     (broken / "run.json").unlink()

@@ -188,7 +188,7 @@ class MLflowTracker(Tracker):
     ) -> None:
         for name in log_checkpoints:
             if name not in _CHECKPOINTS:
-                raise ConfigError("log_checkpoints", name, "a list of best and last", options=_CHECKPOINTS)
+                raise ConfigError("log_checkpoints", name, "a list with best, last or both", options=_CHECKPOINTS)
         self.folder = uris.launch_folder()
         self.uri = uris.resolve(uri, self.folder)
         self.experiment, self.experiment_id = uris.experiment(experiment, self.uri)

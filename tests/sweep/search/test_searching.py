@@ -170,7 +170,7 @@ main()
         (["+how=nothing", "hydra.launcher.max_jobs=1"], "#0 returned nothing, but a search needs one number"),
         (
             ["+how=well", "hydra/sweeper/pruner=median"],
-            "none, with an application that cannot resume from a checkpoint",
+            "none, because this application cannot resume from a checkpoint",
         ),
         (
             ["+how=well", "hydra/launcher=basic"],
