@@ -179,8 +179,8 @@ class _Page:
             yield '\n<p class="note screen">The sweep is running. This page reloads itself.</p>'
         if not repeated(self.ranking) and sum(row.ranked for row in self.ranking) > 1:
             yield (
-                '\n<p class="note">Each configuration was trained with one seed, so a small difference can be due to chance. '
-                "Several seeds (<code>'seed=range(5)'</code>) give means with confidence intervals.</p>"
+                '\n<p class="note">Each configuration was trained with one seed, so a small difference can be due to '
+                "chance. Several seeds (<code>'seed=range(5)'</code>) give means with confidence intervals.</p>"
             )
         if far:
             yield (
@@ -200,7 +200,10 @@ class _Page:
         first = frozenset(str(num) for num, place in places.items() if place == 1)
         items = {name: of_jobs(self.ranking[:SHOWN], name) for name in self.objectives}
         yield "<h2>Pareto front</h2>"
-        yield '<p class="note">Colored: jobs for which no other job is better in one objective without being worse in another.</p>'
+        yield (
+            '<p class="note">Colored: jobs for which no other job is better in one objective without being worse in '
+            "another.</p>"
+        )
         drawn = [charts.front(items, across, up, self.shade, first) for across, up in combinations(self.objectives, 2)]
         yield f'<div class="charts">{"".join(drawn)}</div>'
 
@@ -233,7 +236,7 @@ class _Page:
         if self.configurations:
             note += (
                 " A line is the mean over the jobs of a configuration; the band is ± one standard deviation. "
-                "Bands are shown for the best {curves.BANDS} configurations and for the configuration under the "
+                f"Bands are shown for the best {curves.BANDS} configurations and for the configuration under the "
                 "pointer."
             )
         if any(own.curves.get(RUNG) for own in self.numbers.values()):

@@ -141,7 +141,7 @@ def of_jobs(
         ]
         kind = "" if row.outcome == "done" else ' class="unfinished"'
         lines.append(f'<tr{kind} data-job="{row.num}" data-key="{key_of[row.num]}">{"".join(cells)}</tr>')
-    note = '<span class="screen">Click a heading to sort. </span>The number of each job is a link to the directory of the job.'
+    note = '<span class="screen">Click a heading to sort. </span>The number of each job links to its directory.'
     if metrics:
         note += (
             " test/… is measured with the best checkpoint; val/… belongs to the validation with the best objective; "
