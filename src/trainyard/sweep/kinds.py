@@ -92,8 +92,8 @@ def reasons(kinds: Sequence[Kind], nums: Sequence[int], choices: Sequence[Mappin
         choices: the overrides of each config's job; those that explain a difference are named.
 
     Returns:
-        By the config's index: `the only job with loop.max_epochs=30`, or `differs from #3 in model` if no value is unique
-        but the combination is.
+        By the config's index: `the only job with loop.max_epochs=30`, or `differs from #3 in model` if no value is
+        unique but the combination is.
     """
     if len(kinds) < 2:
         return {}
