@@ -19,7 +19,8 @@ _NO_RUNS_BELOW = {"checkpoints", "mlruns", "mlartifacts", "node_modules"}
 
 
 def default_folders() -> list[Path]:
-    """Return the folders that runs are looked for in: `outputs` and `multirun`, or the current one without them."""
+    """Return the folders in which runs are searched: `outputs` and `multirun`, or the current folder if neither
+    exists."""
     found = [Path(name) for name in DEFAULT if Path(name).is_dir()]
     return found or [Path()]
 
@@ -27,7 +28,7 @@ def default_folders() -> list[Path]:
 def find(folders: Sequence[Path]) -> list[StoredRun]:
     """Return the runs in these folders and below, in the order in which they were started.
 
-    Directories whose `run.json` cannot be read are left out.
+    Directories whose `run.json` cannot be read are skipped.
     """
     runs = {}
     for folder in folders:
@@ -49,7 +50,7 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         folders: the folders to search; None for `default_folders`.
 
     Raises:
-        TrainyardError: there is none, or there are several.
+        TrainyardError: no run or several runs match.
     """
     path = Path(text)
     if path.exists():
@@ -82,7 +83,7 @@ def _is_meant(run: StoredRun, text: str) -> bool:
 
 
 def directories(folder: Path, file: str) -> Iterator[Path]:
-    """Yield the directories in a folder, and below, that hold a file of this name."""
+    """Yield the directories in a folder, at any depth, that contain a file with this name."""
     for root, below, files in os.walk(folder):
         below[:] = sorted(name for name in below if name[:1] != "." and name not in _NO_RUNS_BELOW)
         if file in files:

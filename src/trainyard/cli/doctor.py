@@ -39,7 +39,7 @@ class Finding:
     Attributes:
         name: what was checked.
         ok: whether it can be used.
-        text: what there is, or what to do.
+        text: the result, or what to do.
     """
 
     name: str
@@ -184,7 +184,7 @@ def _train() -> str:
 
 
 def _try(name: str, check: Callable[[], str]) -> Finding:
-    """Return the finding of a check that raises if what it tries does not work."""
+    """Return the finding of a check that raises an error if it fails."""
     try:
         return Finding(name, True, check())
     except Exception as error:

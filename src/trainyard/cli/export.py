@@ -1,4 +1,4 @@
-"""`trainyard export`: a run's model for others."""
+"""`trainyard export`: export the model of a run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def command(run: str, folder: Path, name: str | None) -> None:
 
 
 def card(run: StoredRun, checkpoint: str) -> str:
-    """Return the model card of a run: what it was trained on, what it reached, how it is used."""
+    """Return the model card of a run: its data, its results, and how to use it."""
     facts, settings = run.info.facts, run.settings
     rows = [
         ("model", settings.get("model", run.config.get("model", {}).get("_target_", ""))),

@@ -1,4 +1,4 @@
-"""`trainyard sweep`: sweeps listed, watched, continued, steered and reported."""
+"""`trainyard sweep`: list, watch, continue, steer and report sweeps."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def ls(folders: Sequence[Path], json_: bool) -> None:
 def attach(directory: Path) -> None:
     """Watch a running sweep until it ends, with a live table, or with one line per change.
 
-    This does not affect the sweep, and Ctrl-C ends only this command. At the end, the ranking is printed. For a sweep
-    that was started with hydra.launcher.detach=true, the output of its process is shown.
+    This command does not affect the sweep; Ctrl-C ends only this command. At the end, the ranking is printed. For a
+    sweep that was started with hydra.launcher.detach=true, the output of its process is shown.
     """
     from trainyard.catalog.stored_sweep import StoredSweep
     from trainyard.cli.watching import watch

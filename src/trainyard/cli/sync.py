@@ -1,4 +1,4 @@
-"""`trainyard sync`: runs that MLflow does not have, or not all of."""
+"""`trainyard sync`: upload runs that MLflow does not have, or has only in part."""
 
 from __future__ import annotations
 

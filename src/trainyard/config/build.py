@@ -104,7 +104,7 @@ def _is_too_large(error: BaseException | None) -> bool:
 
 
 def _too_large(key: str, node: Any, error: BaseException | None) -> ConfigError:
-    """Return the error for a size that memory cannot hold; it names the largest number of the node."""
+    """Return the error for a size that does not fit into memory; it names the largest number of the node."""
     found = re.search(r"allocate (\d+) bytes", str(error))
     said = f"{int(found[1]) / 2**30:.0f} GiB are needed" if found else str(error).partition("\n")[0].rstrip(".")
     plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
@@ -134,7 +134,7 @@ def _argument(value: Any, key: str) -> Any:
 
 
 def taken_out(value: Any, name: str) -> tuple[Any, Any]:
-    """Return a node without an entry, and that entry; None if there is none, or the target accepts it.
+    """Return a node without an entry, and the entry; None if there is no such entry, or if the target accepts it.
 
     Any value that is not a node is returned unchanged.
     """
@@ -160,7 +160,7 @@ def _takes(target: Any, name: str) -> bool:
 
 
 def build_all(values: Any, key: str) -> dict[str, Any]:
-    """Build every entry of a mapping; entries that are None (removed, say, by `hook.ema=null`) are omitted.
+    """Build every entry of a mapping; entries that are None (for example, after `hook.ema=null`) are omitted.
 
     Raises:
         ConfigError: the value is not a mapping, or an entry cannot be built.
@@ -173,8 +173,8 @@ def build_all(values: Any, key: str) -> dict[str, Any]:
 def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
     """Return a copy of a config in which each value `auto`, at any depth, is replaced by the fact of the same name.
 
-    `num_classes` is `out_features` where the data are for regression; `loss` is None where the data name none.
-    `auto_or_null` is None where there is no such fact.
+    For regression data, `num_classes` is `out_features`; `loss` is None if the data names no loss. `auto_or_null` is
+    None if there is no such fact.
 
     Args:
         value: a config; an object is returned unchanged.
@@ -213,7 +213,7 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
 
 
 def check_tree(value: Any, key: str = "") -> None:
-    """Check every node in this value: its target can be imported and accepts the arguments.
+    """Check that the target of every node in this value can be imported and accepts the arguments.
 
     Raises:
         ConfigError: the first node that fails.
@@ -229,10 +229,10 @@ def check_tree(value: Any, key: str = "") -> None:
 
 
 def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: int = 0) -> None:
-    """Check one node: its target can be imported and accepts these arguments, which fit the target's annotations.
+    """Check that the target of a node can be imported and accepts the arguments, and that these fit its annotations.
 
     Raises:
-        ConfigError: it fails; the message names the nearest module, attribute or argument.
+        ConfigError: the check fails; the message names the nearest module, attribute or argument.
     """
     target = locate(node["_target_"], f"{key}._target_")
     if "_partial_" in node:
@@ -282,7 +282,7 @@ def locate(path: Any, key: str) -> Callable[..., Any]:
     """Import the object that a dotted path names; a class or function is returned unchanged.
 
     Raises:
-        ConfigError: nothing of that name can be imported, or it is not callable.
+        ConfigError: nothing with this name can be imported, or it is not callable.
     """
     if callable(path):  # a config made in Python may hold the class itself
         return path  # type: ignore[no-any-return]

@@ -44,7 +44,7 @@ def compile_arguments(given: Any) -> dict[str, Any] | None:
 
 
 def has_cuda_graphs(arguments: Mapping[str, Any]) -> bool:
-    """Return whether `torch.compile` with these arguments makes CUDA graphs of its own, which no other can contain."""
+    """Return whether `torch.compile` with these arguments creates CUDA graphs, which another graph cannot contain."""
     return (
         arguments.get("mode") in ("reduce-overhead", "max-autotune")
         or arguments.get("backend") == "cudagraphs"

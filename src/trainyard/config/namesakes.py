@@ -1,4 +1,4 @@
-"""Namesakes: options of `hook`, chosen together, that define one hook differently."""
+"""Namesakes: options of `hook` that are selected together but define the same hook differently."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class _File(NamedTuple):
 
 
 def check_hook_names(cfg: DictConfig) -> None:
-    """Check that no chosen option of `hook` silently undoes what another one sets.
+    """Check that no selected option of `hook` silently reverts a value of another one.
 
     Hydra merges the files of all chosen options, in order, and each option includes `default`. Therefore
 
-    - of two hooks of one name with different `_target_`, one would be lost. A file that replaces a hook of another file
-      must have that file in its own defaults list.
+    - of two hooks with the same name and different `_target_`, one would be lost. A file that replaces a hook of
+      another file must have that file in its defaults list.
     - a value of a file is reset if a later option includes a file that came before it.
 
     Outside a Hydra job there is nothing to check.
@@ -87,7 +87,8 @@ def check_hook_names(cfg: DictConfig) -> None:
 
 
 def _chosen(hydra: Any, sources: Sources) -> tuple[str, ...]:
-    """Return the chosen options of `hook`. Hydra records a single choice; several are read where they were chosen."""
+    """Return the selected options of `hook`. Hydra records only a single choice; several are read from where they were
+    selected."""
     given: Any = plain(hydra.overrides._get_node("task"))  # as given, with interpolations unresolved
     own = [entry for entry in given if entry.startswith("hook=")]
     if own and own[-1].startswith("hook=["):

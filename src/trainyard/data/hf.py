@@ -28,7 +28,7 @@ class HuggingFace(ArrayData):
 
     A batch is a dict: the tokenizer's outputs (`input_ids`, `attention_mask`, ...), int64 `[B, T]`, padded or truncated
     to `max_length`; other columns of numbers or of arrays with the same shape, under their names; and the target as
-    `labels`, int64 `[B]` for classes, float32 for regression. All of it is in memory, on the training device.
+    `labels`, int64 `[B]` for classes, float32 for regression. All data are in memory, on the training device.
 
     Splits `validation` (or `dev`) and `test` of a `DatasetDict` are used unchanged; missing splits are drawn from
     `train`, stratified by class.

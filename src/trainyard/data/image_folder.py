@@ -46,11 +46,11 @@ class ImageFolder(ArrayData):
         in_memory: decode all images at the start, and keep them as bytes on the training device.
         val_path, test_path: the same as `path` for validation and test.
         val_fraction, test_fraction, split_seed: see `Arrays`.
-        group: in a table, the column of groups: all images of one are in one split.
-        folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
+        group: in a table, the column of groups: all images of a group are in one split.
+        folds, fold: cross-validation: validate on fold `fold` of `folds`, counted from 0, and train on the other folds.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
-        decoder: what decodes JPEG files: "pillow", or "torchcodec", which takes three quarters of the time. Other files
-            are decoded by Pillow.
+        decoder: the decoder of JPEG files: "pillow", or "torchcodec", which takes three quarters of the time. Other
+            files are decoded by Pillow.
 
     Attributes:
         classes: the name of each class; empty for regression.
@@ -168,7 +168,7 @@ def _functions(key: str, given: Sequence[Transform] | Transform | None) -> list[
 
 
 def _read(key: str, path: str, image: str, target: str, group: str | None) -> dict[str, Files]:
-    """Return the images of a path by split; those of a path that names none are under "train"."""
+    """Return the images of a path by split; if the path has no splits, all images are under "train"."""
     place = Path(path).expanduser() if isinstance(path, str | Path) and str(path) else None
     if place is None or not place.exists():
         hint = "" if place is None else "This file or folder does not exist."

@@ -1,4 +1,4 @@
-"""Project of one's own: the files that `trainyard new` writes."""
+"""New project: the files that `trainyard new` writes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _NAME = "@NAME@"
 
 
 def create(name: str, parent: Path) -> Path:
-    """Write a project that trains, tests, builds and sweeps as it is made; all of it or nothing.
+    """Write a project that can be trained, tested, built and swept immediately; write all files or none.
 
     Args:
         name: of the project, its package and its folder.
-        parent: the folder that it is made in.
+        parent: the folder in which the project is created.
 
     Returns:
         The project's folder.
