@@ -41,7 +41,7 @@ class Stream(Data):
         batch_size, eval_batch_size, drop_last: see `ArrayData`.
 
     Raises:
-        ConfigError: no shard, a shard that cannot be read, columns of strings, or another invalid value.
+        ConfigError: there is no shard, a shard cannot be read, a column contains strings, or another value is invalid.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ def read_shard(path: str, columns: Columns, classes: int | None) -> Table:
     """Return the rows of a shard: y int64 with a number of classes, float32 without.
 
     Raises:
-        ConfigError: it cannot be read, has texts or gaps, or targets that are no such classes.
+        ConfigError: the shard cannot be read, contains strings or missing values, or its targets are not such classes.
     """
     table = next(iter(read_tables("shards", path, columns).values()))
     if table.texts:
@@ -213,7 +213,7 @@ def _files(key: str, given: str | Sequence[str]) -> list[str]:
 
 
 def _rows(path: str) -> int:
-    """Return the number of rows of a shard, from its header where it has one."""
+    """Return the number of rows of a shard, from its header if it has one."""
     suffix = Path(path).suffix.lower()
     try:
         if suffix == ".parquet":

@@ -28,9 +28,9 @@ class Table(NamedTuple):
     Attributes:
         x: float32 `[N, ...]`, finite or NaN; the columns of `texts` are NaN.
         y: `[N]` or `[N, D]`: integers, floats or strings, all finite.
-        texts: by the index of a column of categories its texts `[N]`, None for a gap.
+        texts: the strings `[N]` of each column of categories, by the index of the column; None for a missing value.
         names: of the columns; None for an array.
-        groups: `[N]`, the group of each row; None where no column of them is asked for.
+        groups: `[N]`, the group of each row; None if no column of groups was requested.
     """
 
     x: npt.NDArray[np.float32]
@@ -41,14 +41,14 @@ class Table(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Choice of columns.
+    """Selected columns.
 
     Attributes:
-        target: for `.npz` the key of the targets (default "y"), for `.npy` the path of their file, else the name of
-            their column, or the names of several.
+        target: for `.npz`, the key of the targets (default "y"); for `.npy`, the path of the file of targets; otherwise
+            the name of the column, or a list of names.
         features: for `.csv` and `.parquet`, the columns of the inputs. Default: all but targets and group.
-        categories: columns of numbers that stand for categories.
-        group: the column (in an `.npz`, the key) of the groups, which a split does not cut.
+        categories: columns of numbers that are categories.
+        group: the column (in an `.npz`, the key) of the groups, which a split does not divide.
     """
 
     target: Target = None
@@ -58,12 +58,12 @@ class Columns(NamedTuple):
 
 
 def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
-    """Return the tables of one file, by split. A file that names no split has one, under "train".
+    """Return the tables of one file, by split. If the file has no splits, its table is under "train".
 
     Args:
         key: the argument that named the file, for errors.
         path: the file.
-        chosen: its columns.
+        chosen: the selected columns.
 
     Raises:
         ConfigError: the file is missing, unreadable, or does not have the expected form.
@@ -185,7 +185,7 @@ def _is_text(column: pd.Series) -> bool:
 
 
 def group_numbers(name: str, groups: npt.NDArray[Any], rows: int) -> npt.NDArray[np.int64]:
-    """Return the number of each row's group."""
+    """Return the number of the group of each row."""
     if groups.shape != (rows,):
         raise ConfigError("group", name, f"one group per sample: [{rows}], not {list(groups.shape)}")
     return np.unique(groups.astype(str), return_inverse=True)[1].astype(np.int64)

@@ -24,15 +24,15 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
     Args:
         loader: the single-run loader of the first member.
         seeds: one for each member.
-        apart: the members are, or will be, in different epochs.
+        apart: whether the members are, or will be, in different epochs.
 
     Returns:
         `loader` itself if each member would get the same batches: equal seeds in one epoch, or an order that is not
-        shuffled. Else `LaneOrders`, whose batches have a leading axis of members.
+        shuffled. Otherwise `LaneOrders`, whose batches have a leading axis of members.
 
     Raises:
         Unfusable: the seeds differ and the order of the data is not a function of the seed.
-        PlacesDiffer: this is so for equal seeds of members that are `apart`.
+        PlacesDiffer: the same applies to equal seeds of members that are `apart`.
     """
     if len(set(seeds)) == 1 and not apart:
         return loader
@@ -103,5 +103,5 @@ class StackedLoader(LaneOrders):
 
 
 def _of_members(parts: Sequence[Tensor], members: int) -> tuple[Tensor, ...]:
-    """Return the parts of a batch, the rows of one member after those of another, as `[K, B, ...]` each."""
+    """Return the parts of a batch, in which the rows are ordered by member, as `[K, B, ...]` each."""
     return tuple(part.view(members, len(part) // members, *part.shape[1:]) for part in parts)
