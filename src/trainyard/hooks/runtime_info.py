@@ -56,7 +56,7 @@ class RuntimeInfo(Hook):
 
 
 def _sizes(runner: Runner) -> str:
-    """Return the size of the training data and the length of the run; what is an estimate is `about` so large."""
+    """Return the size of the training data and the length of the run; estimates are marked with `about`."""
     loader, loop = runner.loader("train"), runner.train_loop
     samples, batches = samples_hint(loader), length_hint(loader)
     about = "" if exact_length(loader) is not None else "about "

@@ -19,7 +19,7 @@ TRUE = ("y_true", "labels_true", "target", "targets", "true", "labels", "referen
 PREDICTED = ("y_pred", "labels_pred", "preds", "pred", "predictions", "input", "output", "outputs", "logits")
 SCORES = ("y_score", "y_prob", "y_proba", "probas_pred")
 IGNORED = -100
-"""Target that counts for nothing, as in torch's losses."""
+"""Target that is ignored, as in torch's losses."""
 
 
 class FunctionMetric(Metric):
@@ -33,7 +33,7 @@ class FunctionMetric(Metric):
     * `y_score` and `y_prob` are probabilities by softmax, `[N, C]`; for two classes, those of the second, `[N]`;
     * targets of -100 are omitted.
 
-    Not stackable: in a stack, each member has its own.
+    Not stackable: in a stack, each member has its own metric.
 
     Args:
         function: the function, with other arguments bound (`functools.partial`, `_partial_` in a config). It returns a

@@ -37,11 +37,11 @@ class Metric(ABC):
             outputs and the metric's settings. It then runs within a CUDA graph; other metrics are processed after the
             graph.
         selects: whether `process` gets outputs and target from `read`, so that a config can select them.
-        output, target: paths of what `read` returns, in the outputs and in the batch; None for the whole output, and
-            for the target of the batch.
+        output, target: paths of the results of `read`, in the outputs and in the batch; None for the complete output,
+            and for the target of the batch.
         name: its name in the config, for messages.
-        members: K if the outputs have a leading axis of K members, else None. The caller that passes stacked outputs to
-            a stackable metric sets it.
+        members: K if the outputs have a leading axis of K members, otherwise None. The caller that passes stacked
+            outputs to a stackable metric sets it.
     """
 
     stackable: bool = False
@@ -152,7 +152,7 @@ class SumMetric(Metric):
         return sums
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Drop what a class inherits that does not hold for its own methods: `stacked_sums`, `capturable`."""
+        """Drop inherited attributes that do not apply to the methods of a class: `stacked_sums`, `capturable`."""
         super().__init_subclass__(**kwargs)
         if {"process", "add"} & vars(cls).keys() and "capturable" not in vars(cls):
             cls.capturable = False
@@ -181,7 +181,7 @@ class SumMetric(Metric):
             self.add(self.stacked_sums(outputs, target) if stacked else self.sums(outputs, target))
 
     def _aligned(self, target: Tensor, outputs: Tensor) -> Tensor:
-        """Return numbers `[B]` as `[B, 1]`, or the other way round, as the outputs of a member have them."""
+        """Return numbers `[B]` as `[B, 1]`, or vice versa, to match the outputs of a member."""
         if target.shape in (outputs.shape, outputs.shape[1:]) and self.members is not None:
             return target
         found: Tensor = aligned(target, outputs)

@@ -247,12 +247,12 @@ class _Part:
     """Parameters of a bucket that one launch updates.
 
     Attributes:
-        place: of the parameters in their bucket.
+        place: the indices of the parameters in their bucket.
         params: the parameters.
-        states: those of each kind, in the order of the kernel's arguments.
-        sizes: the numbers in a row of each.
-        firsts: of a member's programs, the first of each parameter.
-        blocks: programs of a member.
+        states: the states of each kind, in the order of the kernel's arguments.
+        sizes: the number of elements in a row of each parameter.
+        firsts: for each parameter, its first program of a member.
+        blocks: the number of programs of a member.
     """
 
     place: tuple[int, ...]
@@ -267,7 +267,7 @@ class _BucketLaunch:
     """Launches for one bucket; a subclass is one family.
 
     Args:
-        bucket: one that is `row_wise`, of float32 or float64.
+        bucket: a `row_wise` bucket of float32 or float64.
         states: names of the states that the kernels of the family read.
     """
 
@@ -282,7 +282,7 @@ class _BucketLaunch:
             kernel[(triton.cdiv(self._bucket.members, WIDTH),)](*args, self._bucket.members, **flags, width=WIDTH)
 
     def _grads(self) -> list[Tensor]:
-        """Return the gradients, at aligned addresses: a capture then needs no other code than the steps before it."""
+        """Return the gradients at aligned addresses, so that a capture needs the same code as the steps before it."""
         return [grad if grad.data_ptr() % ALIGNED == 0 else grad.clone() for grad in self._bucket.whole_grads()]
 
     def _each_part(self, kernel: Any, *args: Any, **flags: Any) -> None:
@@ -295,7 +295,7 @@ class _BucketLaunch:
                 kernel[(part.blocks * self._bucket.members,)](*given, **flags, width=WIDTH)
 
     def _skip(self, skip: Tensor | None) -> dict[str, Any]:
-        """Return the arguments `skip` and `skips`; the first is not read where there is nothing to skip."""
+        """Return the arguments `skip` and `skips`; the first is not read if there is nothing to skip."""
         return {"skip": self._step if skip is None else skip, "skips": skip is not None}
 
 
@@ -363,7 +363,7 @@ def _parts(bucket: ParameterBucket, states: Sequence[str]) -> Iterator[_Part]:
 
 
 def work_on(device: torch.device) -> bool:
-    """Return whether a first step of Adam is what it should be; waits for the device."""
+    """Return whether a first step of Adam is correct; waits for the device."""
     param = nn.Parameter(torch.full((2, 1), 2.0, device=device))
     param.grad = torch.full((2, 1), -0.5, device=device)
     state = {name: torch.zeros(2, 1, device=device) for name in ("exp_avg", "exp_avg_sq")}
