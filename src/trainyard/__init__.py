@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import `trainyard.load` when it is asked for: it needs torch, which the package does not."""
+    """Import `trainyard.load` when it is first accessed, because it needs torch and the package does not."""
     if name == "load":
         return import_module("trainyard.inference").load
     raise AttributeError(f"module 'trainyard' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Switch for private functions of libraries (`env.fast_paths`), and the list of them.
 
-Each has a public replacement, which is used where the library no longer has the private part or has changed it, and
-everywhere while fast paths are off. This module imports none of the libraries.
+Each function has a public replacement. The replacement is used if the library has removed or changed the private
+function, and always while fast paths are off. This module imports none of the libraries.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Internal:
     Attributes:
         name: its path in the library.
         used_by: the modules of this package that depend on it.
-        gain: its use.
+        gain: the benefit of the private part.
         replacement: the public equivalent.
-        check: tests it on a few numbers; an exception or False means that the library has changed it.
+        check: tests the private part on a few numbers; an exception or False means that the library has changed it.
     """
 
     name: str
@@ -59,7 +59,7 @@ def fast_paths() -> bool:
 
 
 def use_fast_paths(on: bool) -> None:
-    """Use the private parts, or their public replacements, in everything built from now on in this process."""
+    """Use the private parts, or their public replacements, in all objects that this process builds from now on."""
     if on != _Switch.on:
         _Switch.on = on
         for listener in _Switch.listeners:
@@ -72,7 +72,8 @@ def usable(name: str) -> bool:
 
 
 def works(name: str) -> bool:
-    """Return whether the library has a private part in the known form, which is used with fast paths off too."""
+    """Return whether the library has a private part in the known form; for parts that are also used when fast paths are
+    off."""
     return _works(name)
 
 

@@ -1,6 +1,6 @@
 """Private entry of torch's autograd engine: a backward pass without the checks of `Tensor.backward`.
 
-Like those of `_torch_internals`, `_fast_paths` lists it and has its switch.
+It is listed and switched in `_fast_paths`, like those of `_torch_internals`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ of its shape, dtype and device."""
 def backward_function() -> Backward:
     """Return a function that computes what `tensor.backward(gradient)` does.
 
-    The engine is called straight for tensors on the CPU that are of no subclass. Others take `Tensor.backward`, which
-    dispatches on subclasses and gives the engine's threads of devices their context.
+    For plain tensors on the CPU, the engine is called directly. Other tensors use `Tensor.backward`, which dispatches
+    on subclasses and gives the device threads of the engine their context.
     """
     return _direct(_engine().run_backward) if usable(_NAME) else _public
 
@@ -58,7 +58,7 @@ register(
         Internal(
             _NAME,
             ("step.precision",),
-            "a backward pass without the checks of Tensor.backward; saves a tenth of the step of a small model",
+            "a backward pass without the checks of Tensor.backward; saves a tenth of the step time of a small model",
             "Tensor.backward",
             _check,
         ),

@@ -1,11 +1,10 @@
 """Private parts of torch, each with a public replacement.
 
-This file, and `_torch_vmap` for those that lead out of `torch.vmap`, are all of the package that name them.
-
-`trainyard._fast_paths` has the switch and lists the parts; a test of each fails by its name.
+Only this file, and `_torch_vmap` for those that leave `torch.vmap`, name them. `trainyard._fast_paths` lists and
+switches the parts; each has a test with its name.
 
 Parts that are used once, when a part of a run is built, are functions here. Parts that every step calls are attributes
-of `foreach`, which holds torch's own function or its replacement: a call costs the same as without this module.
+of `foreach`, which holds torch's function or its replacement, so that a call costs the same as without this module.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ Kernel = Literal["adam", "adamw", "adagrad"]
 class Foreach:
     """torch's `_foreach` functions: one call for a list of tensors. The replacement is a loop of public calls.
 
-    A name that ends in `_` changes the tensors of the first list. A function is tested at its first use; code that uses
-    one in a step calls `resolve` before, outside of any mode of torch that would record the test.
+    A function whose name ends in `_` changes the tensors of the first list. A function is tested at its first use; code
+    that uses a function in a step calls `resolve` first, outside of any torch mode that would record the test.
     """
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -101,7 +100,7 @@ def _check_foreach(name: str) -> bool:
 
 
 def fused_kernel(name: Kernel) -> Callable[..., None] | None:
-    """Return torch's fused kernel of an optimizer; None where the optimizer's own `step` is to be called."""
+    """Return torch's fused kernel of an optimizer; None if the `step` of the optimizer must be called."""
     path = f"torch._fused_{name}_"
     return getattr(torch, f"_fused_{name}_") if usable(path) else None
 
@@ -145,7 +144,7 @@ def _is_decorated(method: Callable[..., Any]) -> bool:
 
 
 def may_have_step_hooks(optimizer: Optimizer) -> bool:
-    """Return whether hooks are registered on the optimizer; True also where this is unknown."""
+    """Return whether hooks are registered on the optimizer; True if this is unknown."""
     if not usable("torch.optim.Optimizer._optimizer_step_pre_hooks"):
         return True
     return any(getattr(optimizer, name, None) for name in _STEP_HOOKS)
@@ -188,7 +187,7 @@ def own_buffers(module: nn.Module) -> MutableMapping[str, Tensor | None]:
 
 
 class _Attributes(MutableMapping[str, Any]):
-    """A mapping of a module's parameters or buffers, through its attributes."""
+    """A mapping of the parameters or buffers of a module that uses the attributes of the module."""
 
     def __init__(self, module: nn.Module, kind: str) -> None:
         self._module = module
@@ -256,7 +255,7 @@ def _check_standard_gamma() -> bool:
 
 @contextmanager
 def flops_without_dynamo() -> Iterator[None]:
-    """Let `FlopCounterMode` count inside the block without an import of `torch._dynamo`."""
+    """Inside the block, let `FlopCounterMode` count without importing `torch._dynamo`."""
     if not usable("torch.utils.flop_counter._FlopCounterMode"):
         yield
         return
@@ -297,7 +296,7 @@ def _check_lazy_modules() -> bool:
 
 
 def compiled_from(module: nn.Module) -> nn.Module | None:
-    """Return the module that `torch.compile` made this one from; None for any other."""
+    """Return the module from which `torch.compile` made this module; None for other modules."""
     inner = getattr(module, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else None
 
@@ -309,11 +308,11 @@ def _check_compiled_module() -> bool:
 
 
 def end_allocation(device: int, pool: tuple[int, int]) -> None:
-    """Let the allocator of a device end a capture whose end failed; do nothing where it has ended already.
+    """Let the allocator of a device end a capture whose end failed; do nothing if the capture has already ended.
 
-    Up to torch 2.11 `CUDAGraph.capture_end` does not if CUDA reports an error. The allocator then defers what it frees
-    until a capture ends that never does: `empty_cache` and blocks used by several streams stop working
-    (https://github.com/pytorch/pytorch/pull/180395).
+    Up to torch 2.11, `CUDAGraph.capture_end` does not do this if CUDA reports an error. The allocator then defers the
+    freeing of memory until the end of the capture, which never comes: `empty_cache` and blocks used by several streams
+    stop working (https://github.com/pytorch/pytorch/pull/180395).
     """
     with suppress(AttributeError, RuntimeError):  # the binding is gone; the capture has ended
         torch._C._cuda_endAllocateToPool(device, pool)
@@ -360,8 +359,8 @@ register(
         Internal(
             "torch.optim.Optimizer.step.__wrapped__",
             ("optim.without_dynamo", "schedules.standin"),
-            "the methods of optimizers without their decorators, which import torch._dynamo; saves a second at the "
-            "start and a seventh of the step of a small model",
+            "the methods of optimizers without their decorators, which import torch._dynamo; saves one second "
+            "at the start and a seventh of the step time of a small model",
             "the decorated methods",
             _check_unwrap,
         ),

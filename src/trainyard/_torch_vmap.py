@@ -1,6 +1,6 @@
-"""Private parts of torch for stacks: the way out of `torch.vmap`, and random operations within it.
+"""Private parts of torch for stacks: leaving `torch.vmap`, and random operations inside it.
 
-Like those of `_torch_internals`, `_fast_paths` lists them and has their switch.
+They are listed and switched in `_fast_paths`, like those of `_torch_internals`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LEVEL = 1
 
 
 class VmapExit:
-    """Way out of a `torch.vmap` over members, for code that computes all members at once."""
+    """Leaves a `torch.vmap` over members, for code that computes all members together."""
 
     def __init__(self) -> None:
         from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
@@ -44,9 +44,9 @@ class VmapExit:
         self._outside = temporarily_pop_interpreter_stack
 
     def takes(self, tensor: Tensor) -> bool:
-        """Return whether each member has its own `tensor`, and no transform of `torch.func` but the `vmap` is active.
-
-        Within another transform, such as a `torch.func.grad` of the model's, the code must be written for one member.
+        """Return whether each member has its own `tensor`, and no transform of `torch.func` other than the `vmap` is
+        active. Inside another transform, such as a `torch.func.grad` in the model, the code must be written for one
+        member.
         """
         return self._current_level() == _LEVEL and bool(self._is_batched(tensor))
 
@@ -54,8 +54,8 @@ class VmapExit:
         """Call a function on the stacks `[K, ...]` of some tensors, and return each member's part of the result.
 
         Args:
-            function: returns a stack `[K, ...]`; its operations are recorded for the backward pass as ever.
-            tensors: the first is one that `takes`; one that all members share is expanded to K.
+            function: returns a stack `[K, ...]`; its operations are recorded for the backward pass as usual.
+            tensors: the first must be accepted by `takes`; a tensor that all members share is expanded to K.
         """
         with self._outside():
             result = function(*self._stacks(tensors))
@@ -76,29 +76,30 @@ class VmapExit:
 
 
 def _stack(tensor: Tensor, axis: int | None, members: int) -> Tensor:
-    """Return a stack `[K, ...]` of a tensor whose members lie along an axis; None: they share it."""
+    """Return a stack `[K, ...]` of a tensor whose members are along an axis; None: all members share the tensor."""
     if axis is None:
         return tensor.expand(members, *tensor.shape)
     return tensor if axis == 0 else tensor.movedim(axis, 0)
 
 
 def vmap_exit() -> VmapExit | None:
-    """Return the way out of `torch.vmap`; None where members are computed by torch's own rules of `vmap`."""
+    """Return the object that leaves `torch.vmap`; None if members are computed by torch's own rules of `vmap`."""
     return VmapExit() if usable(_NAME) else None
 
 
 def sees_operations() -> bool:
-    """Return whether `DispatchMode` sees the operations of all members; torch has it, with fast paths on or off."""
+    """Return whether `DispatchMode` sees the operations of all members, with fast paths on or off."""
     return works(_MODE)
 
 
 def attention_of(
     linear: Callable[..., Tensor], attend: Callable[..., Tensor], dropout: Callable[..., Tensor]
 ) -> Callable[..., tuple[Tensor, Tensor | None]] | None:
-    """Return `torch.nn.functional.multi_head_attention_forward` with other parts; None where torch's has others.
+    """Return `torch.nn.functional.multi_head_attention_forward` with other parts; None if torch's function has other
+    parts.
 
-    It is torch's own code, in which three names stand for these functions. Within a mode for functions, torch's would
-    call the mode again; outside of it, its parts know nothing of the members of a stack.
+    It is torch's code, in which three names refer to these functions. Inside a mode for functions, torch's function
+    would call the mode again; outside of the mode, its parts do not know the members of a stack.
 
     Args:
         linear, attend, dropout: called as torch's code calls `linear`, `scaled_dot_product_attention` and `dropout`.
@@ -120,7 +121,7 @@ def _rebound_attention(linear: Any, attend: Any, dropout: Any) -> Any:
 
 
 def _rebound(function: Any, names: dict[str, Any]) -> Any:
-    """Return a function with the code of another one, in which these global names stand for something else."""
+    """Return a function with the code of another one, in which these global names refer to other objects."""
     found = FunctionType(
         function.__code__,
         {**function.__globals__, **names},
@@ -133,9 +134,8 @@ def _rebound(function: Any, names: dict[str, Any]) -> Any:
 
 
 def private_functions() -> dict[str, Any]:
-    """Return the functions that `torch.distributions` calls under private names, by the name, as far as torch has them.
-
-    These are two that draw random numbers, and one by which the arguments of a distribution are checked.
+    """Return the functions that `torch.distributions` calls under private names, by name, if torch has them. Two of
+    them draw random numbers, and one checks the arguments of a distribution.
     """
     return {name: getattr(torch, name) for name in _OF_DISTRIBUTIONS if hasattr(torch, name)}
 

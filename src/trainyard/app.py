@@ -44,8 +44,8 @@ WHOLE = "TRAINYARD_FULL_ERROR"  # set by `main`: show tracebacks even if a messa
 def main(config_path: str | Path, config_name: str = "train") -> None:
     """Run the command line: compose the config with Hydra, train, and end with a status.
 
-    Errors whose message explains them in full are shown as one paragraph, without a traceback (set HYDRA_FULL_ERROR=1
-    to see it): status 2 for a wrong config, 1 for a failed training, 128 + n after signal n.
+    Errors with a complete message are shown as one paragraph, without a traceback (set HYDRA_FULL_ERROR=1 to see it).
+    The exit status is 2 for an invalid config, 1 for a failed training, and 128 + n after signal n.
 
     Args:
         config_path: the folder of the configs.
@@ -108,10 +108,10 @@ class Application(SweepableTask):
     fuse = stack_trainer
 
     def __call__(self, cfg: DictConfig, /) -> Returned:
-        """Train; the error of a single run is explained here, and ends the process without a message of Hydra's.
+        """Train; the error of a single run is explained here, and ends the process without a message from Hydra.
 
         Returns:
-            The best objective, None if the run has none; or the metrics that its sweep asks for.
+            The best objective (None if the run has no objective), or the metrics that its sweep requests.
         """
         if self.position is None:
             print(coloured(_first_line(cfg), BOLD, sys.stdout), flush=True)
@@ -125,10 +125,10 @@ class Application(SweepableTask):
             sys.exit(tell(error))
 
     def check(self, config: DictConfig) -> dict[str, Any]:
-        """Check a job of a sweep before any is started.
+        """Check a job of a sweep before any job is started.
 
         Args:
-            config: as Hydra composed it, with its `hydra` node, in which the job's number and directory are set.
+            config: the composed config with its `hydra` node, in which the number and the directory of the job are set.
 
         Returns:
             The config in plain Python, without its `hydra` node.
@@ -158,19 +158,24 @@ class Application(SweepableTask):
             return 1  # without `ranks.spread`, which imports torch
         over = ranks.spread(values, room)
         if over.world is not None:
-            hint = "Start a sweep directly, without torchrun or another launcher."
-            raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
+            hint = "Start the sweep directly, without torchrun or another launcher."
+            raise ConfigError(
+                "strategy.launcher",
+                values["strategy"]["launcher"],
+                "none, because ranks of a sweep are started by the sweep",
+                hint=hint,
+            )
         return over.devices
 
     def assist(self) -> None:
-        """Train the ranks of this node, which is not the first of its job's: see `trainyard.run.ranks`."""
+        """Train the ranks of this node, which is not the first node of the job: see `trainyard.run.ranks`."""
         ranks.assist()
 
     def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
-        """Return what a clone takes from its config, not from the checkpoint: see `trainyard.run.changed`.
+        """Return the keys that a clone takes from its config instead of the checkpoint: see `trainyard.run.changed`.
 
         Raises:
-            TrainyardError: a value cannot be changed in the course of a training, or nothing is left to train.
+            TrainyardError: a value cannot be changed during a training, or nothing is left to train.
         """
         return changed(before or {}, after or {}, ended=ended)
 
@@ -180,7 +185,7 @@ class Application(SweepableTask):
 
 
 def _first_line(cfg: DictConfig) -> str:
-    """Return what is said before torch is imported: what is trained on what, by option or by class."""
+    """Return the line that is printed before torch is imported: the model and the data, by option or by class."""
     choices = HydraConfig.get().runtime.choices
     classes = {key: str(OmegaConf.select(cfg, f"{key}._target_") or key) for key in ("model", "data")}
     parts = {key: choices.get(key) or name.rpartition(".")[2] for key, name in classes.items()}
@@ -200,6 +205,6 @@ def _is_from_train(error: BaseException) -> bool:
 
 
 def _print_traceback(error: BaseException) -> None:
-    """Print the traceback from where the run began, without Hydra's frames before that."""
+    """Print the traceback without Hydra's frames before the start of the run."""
     frames = _frames_of_train(error)
     traceback.print_exception(error.with_traceback(frames or error.__traceback__))

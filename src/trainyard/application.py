@@ -1,4 +1,4 @@
-"""Application: how the training command was started, so that it can be started again."""
+"""Application: how the training command was started, so that it can be restarted."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class StartedAs:
     """The script or module that was started.
 
     Attributes:
-        file: the script's path.
-        module: its name, if it was started as one (`python -m package.train`).
+        file: the path of the script.
+        module: the name of the module, if a module was started (`python -m package.train`).
     """
 
     file: str
@@ -24,7 +24,7 @@ class StartedAs:
 
     @classmethod
     def now(cls) -> StartedAs | None:
-        """Return how this process was started; None if that was not with a file (a notebook, `python -c`)."""
+        """Return how this process was started; None if it was started without a file (a notebook, `python -c`)."""
         main: Any = sys.modules["__main__"]
         file = getattr(main, "__file__", None)
         if file is None:
@@ -34,13 +34,12 @@ class StartedAs:
 
     @property
     def command(self) -> list[str]:
-        """Arguments of Python that start it."""
+        """Arguments of Python that start the application."""
         return ["-m", self.module] if self.module else [self.file]
 
     def is_same(self, other: StartedAs) -> bool:
-        """Return whether both are one application.
-
-        Where one of the files does not exist here, such as after a project was moved, its name decides.
+        """Return whether both are the same application. If one of the files does not exist here, for example after a
+        project was moved, the names are compared.
         """
         mine, theirs = Path(self.file), Path(other.file)
         if mine.exists() and theirs.exists():
@@ -48,15 +47,15 @@ class StartedAs:
         return mine.name == theirs.name and self.module == other.module
 
     def check(self, other: StartedAs, directory: Path) -> None:
-        """Check that another process was started as the application of the sweep in a directory, which is this one.
+        """Check that another process runs this application, to which the sweep in a directory belongs.
 
         Raises:
-            TrainyardError: it was not.
+            TrainyardError: it runs another application.
         """
         if not self.is_same(other):
             raise TrainyardError(
-                f"{directory} contains a sweep of {self}, but this is {other}. Use another hydra.sweep.dir for this "
-                "sweep."
+                f"{directory} contains a sweep of {self}, but this command runs {other}. Use another "
+                "hydra.sweep.dir for this sweep."
             )
 
     def __str__(self) -> str:

@@ -15,9 +15,10 @@ from torch import Tensor
 from trainyard.errors import TrainyardError
 
 TARGET_KEYS = ("target", "targets", "label", "labels", "y")
-"""The keys under which a mapping may hold its target; the first that is present is used."""
+"""Keys under which a mapping can contain its target; the first existing key is used."""
 ITEMS = "num_items"
-"""Key under which a model returns, beside its losses, the number of items that these are means over."""
+"""Key under which a model returns, in addition to its losses, the number of items over which the losses are
+averaged."""
 
 
 def input_of(batch: Any) -> Any:
@@ -34,7 +35,7 @@ def input_of(batch: Any) -> Any:
 
 
 def with_changed_input(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """Return the batch with `change(input)` in place of its input (`input_of`); all else is shared.
+    """Return the batch with `change(input)` instead of its input (`input_of`); all other entries are shared.
 
     A mapping without an input is returned unchanged.
     """
@@ -49,10 +50,10 @@ def with_changed_input(batch: Any, change: Callable[[Any], Any]) -> Any:
 def target_of(batch: Any) -> Any:
     """Return the target of a batch: the last element of a tuple or list of two or more, or a mapping's target key.
 
-    That of a batch of graphs (`torch_geometric.data.Batch`) is its `y`.
+    The target of a batch of graphs (`torch_geometric.data.Batch`) is its `y`.
 
     Raises:
-        TrainyardError: the batch holds none.
+        TrainyardError: the batch has no target.
     """
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         return batch[-1]
@@ -66,15 +67,16 @@ def target_of(batch: Any) -> Any:
 
 
 def is_graph(batch: Any) -> bool:
-    """Return whether a batch is one of graphs, as `torch_geometric` makes it: it is known by its attributes."""
+    """Return whether this is a batch of graphs of `torch_geometric`, which is recognized by its attributes."""
     return all(hasattr(type(batch), name) for name in ("num_nodes", "num_edges", "to")) and hasattr(batch, "y")
 
 
 def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any], Any]:
     """Split the arguments of `forward(*args, **named)` into (positional inputs, named inputs, target or None).
 
-    The last of two or more positional arguments is the target; one alone is an input. Among named ones it is the one
-    under a target key. If one other remains, it is the input under any name. Graphs are an input with a target.
+    The last of two or more positional arguments is the target; a single argument is an input. Among named arguments,
+    the target has one of the target keys. If one other argument remains, it is the input, with any name. Graphs are an
+    input with a target.
     """
     if len(args) == 1 and is_graph(args[0]):
         return args, named, args[0].y
@@ -95,9 +97,8 @@ def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequenc
 
 
 def aligned(target: Any, output: Any) -> Any:
-    """Return a floating-point target in the shape of the output where they differ in a last axis of one number.
-
-    `[B]` and `[B, 1]` stand for the same numbers; compared as they are, they would be broadcast to `[B, B]`.
+    """Return a floating-point target in the shape of the output if they differ only in a last axis of size 1. `[B]` and
+    `[B, 1]` contain the same numbers, but a comparison would broadcast them to `[B, B]`.
     """
     if not isinstance(target, Tensor) or not isinstance(output, Tensor) or not target.is_floating_point():
         return target
@@ -111,7 +112,8 @@ def aligned(target: Any, output: Any) -> Any:
 def samples(batch: Any) -> int:
     """Return the number of samples in a batch.
 
-    That is its graphs, or the length of its first tensor, or else of its first list; 1 where it has none of them.
+    This is the number of its graphs, or the length of its first tensor or else of its first list; 1 if it has none of
+    these.
     """
     if is_graph(batch):
         return int(getattr(batch, "num_graphs", 1))
@@ -130,7 +132,7 @@ def _parts(batch: Any) -> Iterable[Any]:
 
 
 class NoTargetError(TrainyardError):
-    """A batch holds no target."""
+    """A batch has no target."""
 
 
 def no_target(batch: Any) -> NoTargetError:
@@ -148,7 +150,8 @@ def no_target(batch: Any) -> NoTargetError:
 
 
 def lies_on(batch: Any, device: torch.device) -> bool:
-    """Return whether a batch is a tuple of tensors that are all on `device` already, as a resident loader serves it."""
+    """Return whether a batch is a tuple of tensors that are already on `device`, such as the batches of a resident
+    loader."""
     if type(batch) is not tuple:
         return False
     for item in batch:  # noqa: SIM110 -- a generator would cost as much as what this saves in each step
@@ -160,8 +163,8 @@ def lies_on(batch: Any, device: torch.device) -> bool:
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move every tensor in `batch`, at any depth, to `device`; a tensor that is already on the device is not changed.
 
-    Tuples, named tuples, lists and mappings are walked; other objects with a `to` method are moved by it; anything
-    else is left as it is.
+    Tuples, named tuples, lists and mappings are traversed; other objects with a `to` method are moved by this method;
+    all other objects are not changed.
     """
     if isinstance(batch, Tensor):
         # From pinned memory the copy then overlaps with the host; towards the CPU it would not be safe.

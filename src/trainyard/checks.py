@@ -1,6 +1,6 @@
 """Checks of single values: numbers, integers, booleans, names, files.
 
-Each function takes the key of a value, the value, and the accepted range. It returns the value in its type, or raises
+Each function takes the key of a value, the value, and the accepted range. It returns the converted value, or raises
 `ConfigError`. `True` and `False` are booleans only, never numbers.
 
     >>> integer("interval", 10, at_least=1)
@@ -24,7 +24,7 @@ from trainyard.errors import ConfigError
 
 
 def is_integer(value: Any, *, at_least: int | None = None, at_most: int | None = None) -> TypeGuard[int]:
-    """Return whether `value` is an integer of 64 bits, of Python or NumPy, within the bounds. 3.0 is none."""
+    """Return whether `value` is a 64-bit integer of Python or NumPy within the bounds. 3.0 is not an integer."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= int(value) < 2**63:
         return False
     return (at_least is None or int(value) >= at_least) and (at_most is None or int(value) <= at_most)
@@ -39,9 +39,8 @@ def is_number(
     at_most: float | None = None,
     finite: bool = True,
 ) -> TypeGuard[float]:
-    """Return whether `value` is an integer or a float, of Python or NumPy, within the bounds. NaN is none.
-
-    Infinity is none either unless `finite` is false; so is an integer that is too large for a float.
+    """Return whether `value` is an integer or a float, of Python or NumPy, within the bounds. NaN is not a number.
+    Unless `finite` is false, infinity and integers that are too large for a float are not numbers either.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
@@ -62,31 +61,30 @@ def integer(
     """Return `value` as an int.
 
     Args:
-        key: where the value stands.
+        key: the key of the value.
         value: what was given.
         at_least: the smallest integer that is accepted; None for no limit.
         at_most: the largest.
-        other: what else the caller accepts and has handled, such as "null to keep all"; the message lists it.
+        other: other values that the caller accepts and has already handled, such as "null to keep all"; for the
+            message.
 
     Raises:
-        ConfigError: it is no integer, or not within the bounds.
+        ConfigError: the value is not an integer, or not within the bounds.
     """
     if is_integer(value, at_least=at_least, at_most=at_most):
         return int(value)
     if isinstance(value, Integral) and at_most is None and int(value) >= 2**63:
         at_most = 2**63 - 1
     accepted = f"an integer{_bounds(at_least=at_least, at_most=at_most)}"
-    hint = (
-        "There is no value to infer auto from. Give an integer." if isinstance(value, str) and value == "auto" else ""
-    )
+    hint = "auto cannot be inferred here. Give an integer." if isinstance(value, str) and value == "auto" else ""
     raise ConfigError(key, value, _either(accepted, other), hint=hint)
 
 
 def seed_number(key: str, value: object) -> int:
-    """Return `value`, a seed: an integer from 0 to 2**63 - 1, which every generator takes.
+    """Return `value`, a seed: an integer from 0 to 2**63 - 1, which every generator accepts.
 
     Raises:
-        ConfigError: it is no such integer.
+        ConfigError: the value is not such an integer.
     """
     if is_integer(value, at_least=0, at_most=2**63 - 1):
         return int(value)
@@ -97,7 +95,7 @@ def integers(key: str, value: object, *, at_least: int | None = None, length: in
     """Return the list or tuple `value` as a list of at least `length` ints.
 
     Raises:
-        ConfigError: it is something else, too short, or an element is no such integer.
+        ConfigError: the value is not a list or tuple, is too short, or an element is not such an integer.
     """
     if (
         isinstance(value, list | tuple)
@@ -106,7 +104,7 @@ def integers(key: str, value: object, *, at_least: int | None = None, length: in
     ):
         return [int(each) for each in value]
     each = f", each{_bounds(at_least=at_least)}" if at_least is not None else ""
-    more = f", with {length} or more of them" if length else ""
+    more = f", with at least {length} elements" if length else ""
     raise ConfigError(key, value, f"a list of integers{each}{more}")
 
 
@@ -125,16 +123,16 @@ def number(
     """Return `value`, an integer or a float, as a float.
 
     Args:
-        key: where the value stands.
+        key: the key of the value.
         value: what was given.
-        above: a bound that is not accepted itself, `below` likewise; None for no limit.
-        at_least: a bound that is accepted itself, `at_most` likewise.
-        finite: refuse infinity. NaN is refused always.
+        above, below: exclusive bounds; None for no limit.
+        at_least, at_most: inclusive bounds; None for no limit.
+        finite: reject infinity. NaN is always rejected.
         unit: the unit of the number, such as "seconds"; for the message.
-        other: what else the caller accepts and has handled, such as "null for none"; the message lists it.
+        other: other values that the caller accepts and has already handled, such as "null for none"; for the message.
 
     Raises:
-        ConfigError: it is no number, or not within the bounds.
+        ConfigError: the value is not a number, or not within the bounds.
     """
     if is_number(value, above=above, at_least=at_least, below=below, at_most=at_most, finite=finite):
         return float(value)
@@ -148,12 +146,12 @@ def boolean(key: str, value: object, *, other: str = "") -> bool:
     """Return `value`, a boolean.
 
     Args:
-        key: where the value stands.
+        key: the key of the value.
         value: what was given.
-        other: what else the caller accepts and has handled; the message lists it.
+        other: other values that the caller accepts and has already handled; for the message.
 
     Raises:
-        ConfigError: it is neither true nor false.
+        ConfigError: the value is neither true nor false.
     """
     if isinstance(value, bool):
         return value
@@ -164,13 +162,13 @@ def choice(key: str, value: object, options: Collection[str], *, other: str = ""
     """Return `value`, one of `options`.
 
     Args:
-        key: where the value stands.
+        key: the key of the value.
         value: what was given.
-        options: the names that are accepted; a mapping stands for its keys.
-        other: what else the caller accepts and has handled; the message lists it.
+        options: the accepted names, or a mapping whose keys are the accepted names.
+        other: other values that the caller accepts and has already handled; for the message.
 
     Raises:
-        ConfigError: it is none of the names.
+        ConfigError: the value is not one of the names.
     """
     if isinstance(value, str) and value in options:
         return value
@@ -178,15 +176,15 @@ def choice(key: str, value: object, options: Collection[str], *, other: str = ""
 
 
 def text(key: str, value: object, *, at_most: int) -> str:
-    """Return `value` as a text of one line; a number is taken as it is written.
+    """Return `value` as a single-line string; a number is converted.
 
     Args:
-        key: where the value stands.
+        key: the key of the value.
         value: what was given.
-        at_most: the number of characters that are accepted.
+        at_most: the maximum number of characters.
 
     Raises:
-        ConfigError: it is none, empty or too long.
+        ConfigError: the value is not a string, empty, or too long.
     """
     given = str(value) if is_number(value) else value
     if not isinstance(given, str) or not given.strip() or not given.isprintable() or len(given) > at_most:
@@ -199,7 +197,7 @@ def existing_file(key: str, value: object) -> Path:
     """Return the path of the file at `value`, where `~` is the home folder.
 
     Raises:
-        ConfigError: there is no such file; the nearest name in its folder is offered.
+        ConfigError: the file does not exist; the message suggests the nearest name in its folder.
     """
     if not isinstance(value, str | Path) or not str(value):
         raise ConfigError(key, value, "the path of a file")
@@ -208,10 +206,12 @@ def existing_file(key: str, value: object) -> Path:
         return path
     folder = path.parent
     if not folder.is_dir():
-        raise ConfigError(key, str(value), "the path of a file", hint=f"There is no folder {str(folder.absolute())!r}.")
+        raise ConfigError(
+            key, str(value), "the path of a file", hint=f"The folder {str(folder.absolute())!r} does not exist."
+        )
     names = [str(Path(value).with_name(entry.name)) for entry in folder.iterdir() if entry.is_file()]
     raise ConfigError(
-        key, str(value), "the path of a file", options=names, hint=f"Looked in {str(folder.absolute())!r}."
+        key, str(value), "the path of a file", options=names, hint=f"Trainyard looked in {str(folder.absolute())!r}."
     )
 
 

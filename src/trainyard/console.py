@@ -1,4 +1,4 @@
-"""Terminal and notebook: the log handler beside a progress bar, colours, and errors as paragraphs."""
+"""Terminal and notebook: a log handler that works with a progress bar, colors, and errors as paragraphs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOLD, RED, GREEN, YELLOW = "1", "31", "32", "33"
 class ConsoleHandler(logging.StreamHandler[TextIO]):
     """Writes to the current `sys.stdout`, so that lines appear above a progress bar.
 
-    On a terminal warnings are yellow, errors red, and records with a true attribute `best` green.
+    On a terminal, warnings are yellow, errors are red, and records with a true attribute `best` are green.
     """
 
     def __init__(self) -> None:
@@ -60,14 +60,14 @@ def show_lines() -> None:
 
 
 def coloured(text: str, colour: str, stream: TextIO) -> str:
-    """Return the text with escape codes around it where the stream is a terminal that takes colours.
+    """Return the text in escape codes if the stream is a terminal that supports colors.
 
     The variable NO_COLOR (https://no-color.org) turns them off.
 
     Args:
-        text: what is to be written.
+        text: the text to write.
         colour: parameters of ANSI's "select graphic rendition", such as `GREEN`.
-        stream: where it is written.
+        stream: the stream to which it is written.
     """
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
         return text

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """Return the option nearest to `name`, or None where nothing is close."""
+    """Return the option nearest to `name`, or None if none is close."""
     found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
     return found[0] if found else None
 
@@ -29,14 +29,14 @@ class TrainyardError(Exception):
 
 
 class ConfigError(TrainyardError):
-    """A value of the config that cannot work.
+    """A value of the config is invalid.
 
     Args:
         key: its place in the config. A part names its own argument (`batch_size`); the builder of the
             part prefixes the group's name (`data.batch_size`).
         given: what was given.
         accepted: what would be accepted, as the end of the sentence "Expected …".
-        hint: a further sentence, if one helps.
+        hint: an additional sentence.
         options: accepted names; the message offers the nearest to `given`.
     """
 
@@ -67,7 +67,7 @@ class ConfigError(TrainyardError):
 
 
 class UnknownMetricError(ConfigError):
-    """No metric has the name that a config gives.
+    """No metric has the name in a config.
 
     Args:
         key: the key of the config that names the metric.
@@ -80,7 +80,7 @@ class UnknownMetricError(ConfigError):
 
 
 class _Short(reprlib.Repr):
-    """Representation of a few entries of a nest; of arrays and tensors the shape alone."""
+    """Representation of a few entries of a nest; for arrays and tensors, only the shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,17 +94,17 @@ class _Short(reprlib.Repr):
 
 
 def _shown(given: object) -> str:
-    """Return the representation of what was given, on one line; only a part of it where it is long."""
+    """Return the representation of a value on one line, shortened if it is long."""
     whole = repr(given)
     return whole if len(whole) <= _LONG and "\n" not in whole else _Short().repr1(given, 3).replace("\n", " ")
 
 
 class StackDivided(TrainyardError):  # noqa: N818 - a finding, not a fault: the members train on
-    """The members of a stack go on in several stacks, from their last checkpoints; the message is the reason.
+    """The members of a stack continue in several stacks from their last checkpoints; the message is the reason.
 
     Args:
         reason: the reason, on one line.
-        groups: the members of each of them, by index.
+        groups: the members of each stack, by index.
     """
 
     def __init__(self, reason: str, groups: Sequence[Sequence[int]]) -> None:
@@ -121,8 +121,8 @@ class Unfusable(TrainyardError):  # noqa: N818 - a finding, not a fault: the mem
 
 
 class PlacesDiffer(Unfusable):
-    """The members could be stacked if they stood at one place of the training; the message is the reason."""
+    """The members could be stacked if they were at the same position in the training; the message is the reason."""
 
 
 class JobPaused(TrainyardError):  # noqa: N818 - a state, not a fault: the job goes on when it is resumed
-    """A job of a sweep has ended at the checkpoint at which it was to pause; the message says where."""
+    """A job of a sweep has ended at the checkpoint at which it had to pause; the message names the position."""

@@ -39,23 +39,24 @@ def offline(
 ) -> dict[str, float | NDArray[Any]]:
     """Compute metrics from the predictions of a test, with the same results as in that test.
 
-    The batches are those of the test, so that sums are rounded as they were: for a test on the CPU the numbers are the
-    same to the bit. On CUDA they differ by the rounding of its kernels.
+    The batches are those of the test, so that sums are rounded in the same way: for a test on the CPU, the results are
+    bit-identical. On CUDA, they differ by the rounding of its kernels.
 
     Args:
         file: `predictions.parquet` of a run.
-        metrics: by name, objects or their configs; a value `auto` is replaced by the fact that the run's data gave.
-        chunk_size: samples at a time; None: the batches of the test.
+        metrics: metrics by name, as objects or their configs; a value `auto` is replaced by the property of the run's
+            data.
+        chunk_size: samples at a time; None for the batches of the test.
 
     Returns:
-        Under `<split>/<name>` numbers, and arrays where a result is not one number.
+        The results by `<split>/<name>`: numbers, or arrays if a result is not a single number.
 
     Raises:
-        ConfigError: a metric's config is wrong, or two give results of one name.
-        TrainyardError: `file` is no such file; a metric reads something that it does not hold.
+        ConfigError: the config of a metric is invalid, or two metrics return results with the same name.
+        TrainyardError: `file` is not such a file, or does not contain what a metric reads.
     """
     if chunk_size is not None:
-        integer("chunk_size", chunk_size, at_least=1, other="None: the batches of the test")
+        integer("chunk_size", chunk_size, at_least=1, other="None for the batches of the test")
     predictions = Predictions.read(file)
     config = fill_auto(metrics, "metric", predictions.facts.get("spec", {}))
     built = configured(config)
@@ -81,13 +82,13 @@ def metric_config(
     """Compose the group `metric` from overrides.
 
     Args:
-        file: the predictions. Where no option is chosen, the metrics are those of the run that wrote them.
-        overrides: as on the command line, of `metric` alone.
-        config_dir: config folder with your own `metric` group, beside ours.
-        trust: take the metrics of the run also if its directory is not the user's own: its config names what is run.
+        file: the predictions. If no option is selected, the metrics are those of the run that wrote them.
+        overrides: as on the command line, only of `metric`.
+        config_dir: config folder with your own `metric` group, in addition to Trainyard's.
+        trust: use the metrics of the run even if its directory is not the user's own; its config can run any code.
 
     Raises:
-        ConfigError: an override of something else, or one that does not fit; no option chosen, and none known.
+        ConfigError: an override is invalid or does not belong to `metric`, or no option is selected and none is known.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))

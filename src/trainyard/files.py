@@ -1,4 +1,4 @@
-"""Replacement and removal of files and folders, and what is said of a full disk."""
+"""Replacement and removal of files and folders, and the message for a full disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from trainyard.errors import TrainyardError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 T = TypeVar("T")
 DISK_PATIENCE = "TRAINYARD_DISK_PATIENCE"
-"""Variable of the environment with the seconds that a directory may be gone for. Agents set it for their jobs."""
+"""Environment variable with the number of seconds for which a directory may be missing. Agents set it for their
+jobs."""
 _LOOK = 0.2  # seconds
 _RESUME = "resume=true continues from the last checkpoint"
 
@@ -25,8 +26,8 @@ class DiskFullError(TrainyardError):
     """No space is left for a file.
 
     Args:
-        path: the file, or the folder that it was for.
-        cause: what the system said.
+        path: the file, or its folder.
+        cause: the error of the system.
         then: what can be done once there is space.
     """
 
@@ -41,17 +42,17 @@ class DiskFullError(TrainyardError):
 
     def __str__(self) -> str:
         path, said, then = self.args
-        return f"{path} could not be written: {said}. Free space, then {then}."
+        return f"{path} could not be written: {said}. Free some disk space; then {then}."
 
 
 class DirectoryGoneError(TrainyardError):
-    """The directory of a run is no longer where it was."""
+    """The directory of a run no longer exists at its path."""
 
     status = 1
 
 
 def disk_full(error: BaseException | None) -> OSError | None:
-    """Return the system's error of a full disk (or quota, or limit of a file) that an error is or comes from."""
+    """Return the system's error of a full disk (or an exceeded quota or file limit) that is this error or its cause."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in _FULL:
@@ -62,7 +63,7 @@ def disk_full(error: BaseException | None) -> OSError | None:
 
 
 def returned(folder: Path, patience: float | None = None) -> bool:
-    """Return whether a folder exists; wait for it if it is gone, as that of a network disk may be for a while.
+    """Return whether a folder exists; wait if it is missing, because a network disk can be unavailable for a while.
 
     Args:
         folder: the folder.
@@ -77,10 +78,10 @@ def returned(folder: Path, patience: float | None = None) -> bool:
 
 
 def despite_absence(folder: Path, write: Callable[[], T], patience: float | None = None) -> T:
-    """Write something in a folder; once again if the folder was gone and has `returned`.
+    """Write to a folder; retry once if the folder was missing and has `returned`.
 
     Raises:
-        FileNotFoundError: it has not.
+        FileNotFoundError: the folder has not returned.
     """
     try:
         return write()
@@ -92,7 +93,7 @@ def despite_absence(folder: Path, write: Callable[[], T], patience: float | None
 
 @contextmanager
 def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Name the file in the error of a full disk, and remove what was written under a temporary name if that fails.
+    """Name the file in the error of a full disk, and remove the temporary file if writing fails.
 
     Raises:
         DiskFullError: no space is left.

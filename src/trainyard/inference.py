@@ -54,11 +54,13 @@ def load(
         if is_run_id(str(run)):
             return Predictor(stored_model(str(run), uri), place)
         accepted = "the directory of a run, a checkpoint in it, or the ID of a run in MLflow"
-        raise ConfigError("run", str(run), accepted, hint="There is no such file or folder.")
+        raise ConfigError("run", str(run), accepted, hint="This file or folder does not exist.")
     directory, file = (path, _checkpoint_in(path, which)) if path.is_dir() else (path.parent.parent, path)
     if not (directory / CONFIG).exists():
         accepted = f"the directory of a run, with its {CONFIG}, or a checkpoint in its checkpoints/"
-        raise ConfigError("run", str(run), accepted, hint=f"The weights do not define their model; {CONFIG} does.")
+        raise ConfigError(
+            "run", str(run), accepted, hint=f"A file of weights does not define a model; {CONFIG} of a run does."
+        )
     if (directory / run_info.FILE).exists():
         sys.path += [folder for folder in RunInfo.read(directory).python_path if folder not in sys.path]
     return Predictor(load_model(directory.resolve(), file.resolve())[0], place)
@@ -114,7 +116,7 @@ def _batches(inputs: Any, size: int) -> Iterator[Any]:
         columns = {name: _tensor(column) for name, column in inputs.items()}
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
-            raise ConfigError("inputs", lengths, "the same number of samples under each name")
+            raise ConfigError("inputs", lengths, "the same number of samples for each name")
         for begin in range(0, next(iter(lengths.values()), 0), size):
             yield {name: column[begin : begin + size] for name, column in columns.items()}
     elif isinstance(inputs, list | tuple):

@@ -66,7 +66,7 @@ def check(then: StoredRun, now: StoredRun, lineage: Sequence[Segment] = ()) -> R
     series = {clean_name(name): points for name, points in now.history.series.items()} | now.history.series
     ended = then.state == "finished"
     if not ended:
-        found.notes.append(f"it was {then.state}, so only the part that it reached is compared")
+        found.notes.append(f"the original run was {then.state}, so only its completed part is compared")
     for name, recorded in then.history.series.items():
         points = [point for point in recorded if point.step > since]
         if points and not _OF_THE_MACHINE.fullmatch(name):
@@ -83,11 +83,16 @@ def check(then: StoredRun, now: StoredRun, lineage: Sequence[Segment] = ()) -> R
     tags = [{name: run.history.tags.get(name) for name in _TAGS} for run in (then, now)]
     found.environment |= _differing(*tags)
     if then.info.changes and not lineage:
-        found.notes.append(f"it was resumed with other values: {', '.join(then.info.changes)}")
+        found.notes.append(f"the original run was resumed with other values: {', '.join(then.info.changes)}")
     if since >= 0:
-        found.notes.append(f"it copied another job at iteration {since}, so only the part after that is compared")
+        found.notes.append(
+            f"the original run copied another job at iteration {since}, so only the part after this iteration "
+            "is compared"
+        )
     if "stack" in then.history.tags and not lineage:
-        found.notes.append("it was trained in a stack with other runs, which rounds differently from a single run")
+        found.notes.append(
+            "the original run was trained in a stack with other runs, which rounds differently from a single run"
+        )
     return found
 
 

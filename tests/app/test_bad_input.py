@@ -122,7 +122,7 @@ def test_checkpoints_that_do_not_fit(command: Any) -> None:
     assert (status, "load_from: 'cut.pt' is invalid. Expected a complete checkpoint" in message) == (2, True)
 
     status, message = command("hydra.run.dir=run")
-    assert (status, "resume=true continues the run there" in message) == (2, True)
+    assert (status, "To continue the run in this directory, use resume=true" in message) == (2, True)
     assert _left(Path.cwd()) == sorted([*before, "cut.pt"])
     assert checkpoint.newest(Path("run/checkpoints")) is not None
 

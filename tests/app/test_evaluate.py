@@ -71,7 +71,7 @@ def test_auto_is_what_the_data_said(file: Path) -> None:
 
 
 def test_a_metric_that_reads_the_inputs(tmp_path: Path, file: Path) -> None:
-    with pytest.raises(TrainyardError, match=r"metric.distance cannot be computed from .*: it reads batch.0"):
+    with pytest.raises(TrainyardError, match=r"metric.distance cannot be computed from .*: the metric reads batch.0"):
         offline(file, {"distance": EnergyDistance()})
     x, y = torch.randn(9, 2), torch.randint(2, (9,))
     writer = PredictionWriter(tmp_path / "all.parquet", inputs=True)
@@ -200,7 +200,7 @@ def test_mistakes(file: Path, capsys: pytest.CaptureFixture[str], arguments: lis
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.parquet"), "metric=classification"]) == 2
-    assert "none.parquet: there is no such file" in capsys.readouterr().err
+    assert "none.parquet does not exist" in capsys.readouterr().err
 
 
 def test_as_a_command_with_a_class_of_ones_own(file: Path, tmp_path: Path) -> None:

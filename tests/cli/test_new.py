@@ -64,7 +64,7 @@ def test_a_new_project_tests_builds_and_sweeps(trainyard: Any, tmp_path: Path) -
         ("", "a Python identifier"),
         ("json", "neither a Python module"),
         ("tests", "a folder of the project"),
-        ("torch", "A package of this name is installed"),
+        ("torch", "A package with this name is installed"),
         ("taken", "taken exists"),
     ],
 )

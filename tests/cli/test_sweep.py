@@ -37,7 +37,7 @@ def test_sweeps_are_listed(trainyard: Any, trained: Path) -> None:
     assert not found["running"]
     _, text, _ = trainyard("sweep", "ls", cwd=trained)
     assert "2 done" in text
-    assert trainyard("sweep", "ls", "outputs", cwd=trained)[1] == "No sweeps here.\n"
+    assert trainyard("sweep", "ls", "outputs", cwd=trained)[1] == "No sweeps found.\n"
 
 
 def test_the_report_is_that_of_the_end_of_the_sweep(trainyard: Any, copy: Path) -> None:
@@ -106,10 +106,10 @@ def test_the_table_has_the_running_jobs_with_their_latest_numbers(copy: Path) ->
     [
         (["ls", "nowhere"], "nowhere: no such folder"),
         (["attach", "outputs"], "the directory of a sweep"),
-        (["report", "outputs"], "`trainyard sweep ls` lists them"),
+        (["report", "outputs"], "`trainyard sweep ls` lists the sweeps"),
         (["resume", "outputs"], "no multirun.yaml"),
         (["resume", "{sweep}", "1"], "a job that is not finished; #1 is done"),
-        (["resume", "{sweep}", "1", "--app", "x.py"], "it applies to an entire sweep"),
+        (["resume", "{sweep}", "1", "--app", "x.py"], "--app applies to the entire sweep"),
         (["stop", "{sweep}", "7"], "the number of a job of this sweep: #0-#1"),
         (["clone", "{sweep}", "1"], "a clone is a job with other values"),
     ],

@@ -125,7 +125,7 @@ def test_what_agents_and_heads_meet_with_changes_no_bit(slurm: Any, tmp_path: Pa
         wait_for(lambda: len(agents(directory)) == 2, process)
         os.killpg(process.pid, signal.SIGKILL)
         text = output(process)
-        assert "leaves: it received SIGUSR2" in text
+        assert "leaves: the agent received SIGUSR2" in text
         assert "its fork server ended" not in text  # which Slurm sends the signal too
     text = finish(directory, slurm)
     assert "agents of the previous head to end." in text
@@ -151,7 +151,7 @@ def test_what_disks_servers_and_nodes_meet_with_changes_no_bit(slurm: Any, tmp_p
         finally:
             ask(slurm, "scontrol", "update", "NodeName=n2", "State=RESUME")
         text = finish(directory, slurm, process)
-    assert "leaves: it received SIGTERM" in text
+    assert "leaves: the agent received SIGTERM" in text
     assert "its fork server ended" not in text
     assert "trainyard sync" in text
     assert_same(bits(directory), local)

@@ -151,7 +151,7 @@ def test_arguments_are_those_of_the_signature(path: Any, data: st.DataObject) ->
         ),
         ({"_target_": "torch.optim.Adam", "_partial_": True, "lrr": 1}, "Did you mean 'lr'?"),
         ({"_target_": "torch.nn.Linear", "in_features": 3}, "optim.out_features: None is invalid. Expected a value"),
-        ({"_target_": "torch.nn.Linear", "in_features": 3}, "torch.nn.Linear needs it"),
+        ({"_target_": "torch.nn.Linear", "in_features": 3}, "torch.nn.Linear requires this argument"),
         ({"_target_": "trainyard.checks.integer"}, "optim.key: None is invalid"),
         ({"_target_": "builtins.object", "x": 1}, "Expected an argument of builtins.object: it takes none"),
     ],
@@ -313,7 +313,7 @@ def test_every_auto_becomes_the_fact_of_its_name(tree: Any) -> None:
     except KeyError:
         with pytest.raises(
             ConfigError,
-            match=r"'auto' is invalid. Expected a value: this data defines input_shape, "
+            match=r"'auto' is invalid. Expected an explicit value, because this data defines only input_shape, "
             r"num_",
         ):
             fill_auto(tree, "model", FACTS)
@@ -328,7 +328,7 @@ def test_an_auto_without_a_fact_names_its_place_and_the_nearest() -> None:
     with pytest.raises(ConfigError) as error:
         fill_auto({"heads": [{"a": 1}, {"num_class": "auto"}]}, "model", FACTS)
     assert str(error.value).startswith("model.heads.1.num_class: 'auto' is invalid")
-    with pytest.raises(ConfigError, match="because there is no data to infer it from"):
+    with pytest.raises(ConfigError, match="because there is no data from which it can be inferred"):
         fill_auto({"num_classes": "auto"}, "model", None)
 
 
@@ -353,5 +353,5 @@ def test_partial_is_true_or_false() -> None:
     node = {"_target_": "torch.optim.SGD", "_partial_": "yes"}
     with pytest.raises(ConfigError, match=r"^optim\._partial_: 'yes' is invalid. Expected true or false"):
         build(node, "optim")
-    with pytest.raises(ConfigError, match=r"^optim\.params: .* With `_partial_: true`, the run passes it\."):
+    with pytest.raises(ConfigError, match=r"^optim\.params: .* With `_partial_: true`, the run passes this argument\."):
         build(node | {"_partial_": False}, "optim")

@@ -71,7 +71,7 @@ def test_a_config_of_mmengine_is_told_the_page(cfg: Any, told: str) -> None:
         with pytest.raises(ConfigError) as error:
             Runner.from_cfg(each)
         assert str(error.value).startswith(told)
-        assert "This is a config of MMEngine. docs/coming-from-openmmlab.md" in str(error.value)
+        assert "This is an MMEngine config. docs/coming-from-openmmlab.md" in str(error.value)
 
 
 QUICK = ["data=rings", "data.num_samples=100", "model.hidden=[4]", "loop.max_epochs=1", "tracker=none", "hook=[]"]
@@ -126,7 +126,7 @@ def test_the_config_of_a_run(composed: Any, tmp_path: Path) -> None:
     """A run's `config.yaml` names the run's own directory."""
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(composed(f"work_dir={tmp_path}/run"), resolve=True))
     Runner.from_cfg(OmegaConf.load(tmp_path / "config.yaml")).train()
-    with pytest.raises(ConfigError, match="resume=true continues"):
+    with pytest.raises(ConfigError, match="use resume=true"):
         Runner.from_cfg(OmegaConf.load(tmp_path / "config.yaml")).train()
     Runner.from_cfg(OmegaConf.load(tmp_path / "config.yaml"), work_dir=tmp_path / "other").train()
 

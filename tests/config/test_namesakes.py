@@ -91,9 +91,9 @@ def test_what_loses_nothing_passes(checked: Any, files: Any, override: str) -> N
 
 
 SET_BACK = (
-    "hook.logger.interval: 5 is invalid. Expected 10, because hook/{0}.yaml is not the last one that sets it: ema "
-    "includes hook/default.yaml again, which resets it. Choose {0} after ema, or set hook.logger.interval on the "
-    "command line."
+    "hook.logger.interval: 5 is invalid. Expected 10, because hook/{0}.yaml is not the last option that sets "
+    "this key: ema includes hook/default.yaml again, which resets the key. Choose {0} after ema, or set "
+    "hook.logger.interval on the command line."
 )
 
 

@@ -111,7 +111,7 @@ def test_any_integer_from_0_is_a_seed(seed: int) -> None:
         ),
         (
             {"clip_grad_norm": 1, "clip_grad_value": 1},
-            "clip_grad_value: 1 is invalid. Expected null where clip_grad_norm is given.",
+            "clip_grad_value: 1 is invalid. Expected null, because clip_grad_norm is set.",
         ),
         (
             {"compile": "max-autotun"},

@@ -200,7 +200,7 @@ def refused(key: Any, match: Any, *args: Any, **kwargs: Any) -> None:
 def test_missing_files(save: Any, tmp_path: Path) -> None:
     path = save("iris.npz", x=X, y=LABELS)
     refused("path", r"Did you mean '.*iris\.npz'", path.replace("iris", "irsi"))
-    refused("path", "no folder", str(tmp_path / "none" / "a.npz"))
+    refused("path", "The folder .* does not exist", str(tmp_path / "none" / "a.npz"))
     refused("path", "path of a file", str(tmp_path))
     refused("val_path", "Did you mean", path, val_path=path.replace("iris", "irs"))
 
@@ -218,7 +218,7 @@ def test_files_of_the_wrong_kind(tmp_path: Path, save: Any) -> None:
 
 
 def test_npz_without_what_is_needed(save: Any) -> None:
-    refused("path", "It contains a, b", save("set.npz", a=X, b=LABELS))
+    refused("path", "The file contains a, b", save("set.npz", a=X, b=LABELS))
     refused("target", "Did you mean 'label'", save("set.npz", x=X, label=LABELS), target="lable")
     refused("target", "Did you mean 'label'", save("set.npz", x_train=X, label_train=LABELS), target="lable")
     refused("path", "x_train", save("set.npz", x_val=X, y_val=LABELS))
@@ -236,7 +236,7 @@ def test_arrays_that_do_not_fit(save: Any) -> None:
     refused("path", "not 39 targets for 40", save("set.npz", x=X, y=LABELS[:39]))
     gap = X.copy()
     gap[7, 1] = np.nan
-    refused("path", r"missing values \(NaN\)", save("set.npz", x=gap, y=LABELS))
+    refused("path", "row 7 of train contains NaN", save("set.npz", x=gap, y=LABELS))
     refused("path", "row 7", save("set.npz", x=np.where(np.isnan(gap), np.inf, gap), y=LABELS))
     refused("target", "row 7", save("set.npz", x=X, y=gap[:, 1]))
     refused("path", "numbers, not", save("set.npz", x=LABELS.astype(str), y=LABELS))
@@ -251,18 +251,18 @@ def test_arrays_that_do_not_fit(save: Any) -> None:
 
 def test_columns_that_do_not_fit(table: Any) -> None:
     path = table("set.csv")
-    refused("target", "There are a, b", path)
+    refused("target", "The columns are a, b", path)
     refused("target", "Did you mean 'kind'", path, target="knd")
     refused("features", "Did you mean 'count'", path, target="kind", features=["a", "cuont"])
     times = FRAME.assign(a=pd.date_range("2020", periods=40))
     refused("features", "columns of numbers", table("times.parquet", times), target="kind")
-    refused("features", "not the target", path, target="a", features=["a", "b"])
+    refused("features", "other than the target", path, target="a", features=["a", "b"])
     refused("features", "at least one", path, target="a", features=[])
     refused("target", "columns of numbers", path, target=["a", "kind"], features=["b"])
     gaps = FRAME.assign(b=FRAME["b"].where(FRAME.index != 5), kind=FRAME["kind"].where(FRAME.index != 6))
     refused("features", "missing=mean", table("gaps.csv", gaps), target="count", features=["a", "b"])
     texts = pd.DataFrame({"a": range(150), "note": [f"patient {number}" for number in range(150)]})
-    refused("target", "it has 150 different strings in 150 rows", table("texts.csv", texts), target="note")
+    refused("target", "this one has 150 different strings in 150 rows", table("texts.csv", texts), target="note")
     refused("target", "row 6", table("gaps.csv", gaps), target="kind", features=["a"])
 
 

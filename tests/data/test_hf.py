@@ -154,10 +154,10 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     refused("text", "one of the columns", dataset=COLUMNS, text="sentence", tokenizer=Words())
     refused("path", "save_to_disk", dataset=None)
     refused("dataset", "a mapping of columns", dataset=[1, 2])
-    refused("dataset", "a split train", dataset={"test": COLUMNS})
+    refused("dataset", "a split named train", dataset={"test": COLUMNS})
     refused("fold", "from 0 to 4", dataset=COLUMNS, tokenizer=Words(), folds=5, fold=-1)
     ragged = COLUMNS | {"list": [[1] * (1 + n % 2) for n in range(120)]}
-    refused("columns", "one length", dataset=ragged, tokenizer=Words())
+    refused("columns", "equal length", dataset=ragged, tokenizer=Words())
     try:
         import datasets  # noqa: F401
     except ImportError:

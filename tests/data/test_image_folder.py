@@ -147,7 +147,7 @@ def test_what_cannot_be_a_set_of_images(digits: Path, tmp_path: Path) -> None:
     refused("path", "It contains 40 images and 0 subfolders.*table of their paths", str(digits / "zero"))
     refused("path", "subfolder of images per class", str(tmp_path))
     (tmp_path / "set" / "empty").mkdir(parents=True)
-    refused("path", "images of a class", str(tmp_path / "set"))
+    refused("path", "images of one class", str(tmp_path / "set"))
     refused("colour", "rgb, grey", str(digits), colour="blue")
     refused("transform", "torchvision.transforms.v2", str(digits), transform=["flip"])
     refused("transform", "data_preprocessor", str(digits), transform=[Noise()], in_memory=True)

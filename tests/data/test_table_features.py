@@ -125,7 +125,7 @@ def test_what_a_table_cannot_have(path: str, tmp_path: Path) -> None:
     refused("categories", "Did you mean 'size'", path, "price", categories=["sise"])
     refused("missing", "refuse, mean, median", path, "price", missing="drop")
     refused("group", "Did you mean 'town'", path, "price", group="twon")
-    refused("features", "not the group", path, "price", features=["size"], group="size")
+    refused("features", "other than the group", path, "price", features=["size"], group="size")
     refused("fold", "from 0 to 2: there are 3", path, "price", folds=3, fold=3)
     refused("fold", "folds=5", path, "price", fold=1)
     refused("folds", "at least 2", path, "price", folds=1)
@@ -199,7 +199,7 @@ def test_a_test_uses_the_numbers_of_the_checkpoint(diabetes: dict[str, Any], tmp
     runner.prepare("test")
     assert torch.equal(runner.model.data_preprocessor.mean, before.model.data_preprocessor.mean)
     other = diabetes | {"path": saved(frame.replace({"sex": {"m": "x"}}), tmp_path / "other.csv")}
-    with pytest.raises(ConfigError, match="columns and categories that the checkpoint was trained with"):
+    with pytest.raises(ConfigError, match="columns and categories of the table on which the checkpoint was trained"):
         Runner.from_cfg(values | {"data": other, "load_from": str(file), "hook": {}}).prepare("test")
 
 

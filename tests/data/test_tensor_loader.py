@@ -104,7 +104,7 @@ def test_uint8_images_are_served_as_floats() -> None:
 
 
 def test_tensors_must_agree_in_length() -> None:
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="the same length"):
         TensorLoader((torch.zeros(3), torch.zeros(4)), 2)
 
 

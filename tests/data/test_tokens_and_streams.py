@@ -73,7 +73,7 @@ def test_what_is_no_file_of_tokens(tokens: dict[str, Any], tmp_path: Path) -> No
     refused(Tokens, "dtype", "uint16", tokens["path"], "float32")
     refused(Tokens, "context_length", "less than 50", tokens["path"], context_length=100)
     (tmp_path / "odd.bin").write_bytes(b"abc")
-    refused(Tokens, "path", "It has 3 bytes", str(tmp_path / "odd.bin"))
+    refused(Tokens, "path", "The file has 3 bytes", str(tmp_path / "odd.bin"))
     np.save(tmp_path / "floats.npy", np.zeros(9))
     refused(Tokens, "path", "one axis of integers", str(tmp_path / "floats.npy"))
     (tmp_path / "broken.npy").write_bytes(b"abc")
@@ -158,7 +158,7 @@ def test_a_start_reads_no_shard_before_it(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_is_no_stream(tmp_path: Path) -> None:
     pattern = shards(tmp_path)
-    refused(Stream, "shards", "that are there", str(tmp_path / "none*"))
+    refused(Stream, "shards", "that matches files", str(tmp_path / "none*"))
     refused(Stream, "target", "classes from 0 to 1", pattern, num_classes=2)
     (tmp_path / "notes.txt").write_text("no")
     refused(Stream, "shards", "end in one of", str(tmp_path / "*"))

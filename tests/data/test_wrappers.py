@@ -71,7 +71,10 @@ class Stream(IterableDataset[Any]):
     [
         (lambda: RepeatDataset(Labelled([0]), 0), "times: 0 is invalid. Expected an integer of at least 1"),
         (lambda: RepeatDataset(Stream(), 2), "dataset: 'Stream' is invalid. Expected a map-style data set"),
-        (lambda: RepeatDataset(Labelled([]), 2), "dataset: 'Labelled' is invalid. Expected a data set with a sample"),
+        (
+            lambda: RepeatDataset(Labelled([]), 2),
+            ("dataset: 'Labelled' is invalid. Expected a data set with at least one sample"),
+        ),
         (lambda: ClassBalancedDataset(Labelled([0]), 2), "oversample_thr: 2 is invalid. Expected a number above 0 and"),
         (lambda: FirstSamples(Labelled([0]), 0), "count: 0 is invalid"),
     ],

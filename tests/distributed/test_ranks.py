@@ -220,7 +220,7 @@ def test_what_a_run_is_spread_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks.spread(ddp(devices=2, launcher="none")).devices == 2
     with pytest.raises(ConfigError, match=r"strategy\.devices: 3 is invalid. Expected auto, or 2"):
         ranks.spread(ddp(devices=3))
-    with pytest.raises(ConfigError, match="2 processes of this run were started"):
+    with pytest.raises(ConfigError, match="This run was started in 2 processes"):
         ranks.spread({"strategy": {"_target_": "trainyard.distributed.Strategy"}})
 
 

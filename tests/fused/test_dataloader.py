@@ -155,7 +155,7 @@ def test_what_cannot_be_stacked() -> None:
     with pytest.raises(PlacesDiffer, match="draws random numbers in this process"):
         stack_loader(drawing, [0, 0], apart=True)
     unshuffled = stack_loader(loader(Points(0.1), 0, shuffle=False, num_workers=1), [0, 1])
-    with pytest.raises(ReadingDraws, match=r"^reading the data draws random numbers, which would be the same"):
+    with pytest.raises(ReadingDraws, match=r"^reading the data draws random numbers, which would be equal"):
         list(unshuffled.batches())
     sampler = EpochBatchSampler(26, 4, seed=9)
     given = WorkerLoader(DataLoader(Points(), batch_sampler=sampler), seed=0, device=CPU)
@@ -175,7 +175,7 @@ def named(samples: list[tuple[Tensor, int]]) -> dict[str, Any]:
 @pytest.mark.parametrize("collate", [ragged, named])
 def test_batches_that_are_no_stack(collate: Any, workers: int) -> None:
     stacked = stack_loader(loader(Points(), 0, collate_fn=collate, num_workers=workers), [0, 1, 2])
-    with pytest.raises(BatchesDiffer, match=r"^the members' batches differ in shape, or hold something else"):
+    with pytest.raises(BatchesDiffer, match=r"^the members' batches differ in shape, or contain something other"):
         list(stacked.batches())
 
 

@@ -238,7 +238,7 @@ def test_members_go_on_with_other_values(tmp_path: Path, schedule: str, joins: b
 
 def test_another_batch_size_is_for_one_run_at_a_time() -> None:
     changed = config(0, 2, resume_override=["data.batch_size"])
-    with pytest.raises(Unfusable, match=r"resume_override of data\.batch_size is not supported in a stack"):
+    with pytest.raises(Unfusable, match=r"resume_override=\[data\.batch_size\] is not supported in a stack"):
         FusedRunner([changed, config(1, 2)])
 
 
@@ -299,7 +299,7 @@ def test_what_counts_for_all_members_is_refused(tmp_path: Path) -> None:
     solo(config(0, 2, tmp_path))
     hooks = config(0, 4)["hook"] | {"norms": {"_target_": "trainyard.hooks.Norms"}}
     with pytest.raises(
-        PlacesDiffer, match=r"hook\.norms \(Norms\) uses the same epochs and iterations for all members"
+        PlacesDiffer, match=r"hook\.norms \(Norms\) counts the same epochs and iterations for all members"
     ):
         FusedRunner([config(seed, 4, tmp_path, hook=hooks, resume=True) for seed in range(2)]).prepare()
     loop = {"_target_": "trainyard.runner.EpochBasedTrainLoop"}

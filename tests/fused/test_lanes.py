@@ -321,7 +321,7 @@ class Leave(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         for member in runner.members:
             if self.at.get(member.seed) == runner.iter:
-                member.stop("it was asked to")
+                member.stop("a command or the sweep has ended it")
 
 
 class LeaveFirst(Hook):
@@ -334,7 +334,7 @@ class LeaveFirst(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter == self.at:
-            runner.members[0].stop("it was asked to")
+            runner.members[0].stop("a command or the sweep has ended it")
 
 
 def written(folder: Path, seed: int, **more: Any) -> Config:

@@ -171,7 +171,7 @@ class Drawn(nn.Module):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Replaces, "the model replaces its buffer seen; it must change it in place"),
+        (Replaces, "the model replaces its buffer seen; buffers must be changed in place"),
         (Drawn, "the models differ in projection, which is neither a parameter nor a buffer"),
     ],
 )

@@ -39,7 +39,7 @@ class Listening(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if waits(function, args):
-            self.reason = f"it waits for the device ({function})"
+            self.reason = f"the code waits for the device ({function})"
         return function(*args, **(kwargs or {}))
 
 

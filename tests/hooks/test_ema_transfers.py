@@ -141,7 +141,7 @@ def test_members_with_decays_of_their_own_have_the_averages_of_single_runs(kind:
     ("name", "value"), [("kind", "swa"), ("begin", 3), ("interval", 2), ("gamma", 5.0), ("update_buffers", True)]
 )
 def test_members_differ_in_their_decay_alone(name: str, value: Any) -> None:
-    with pytest.raises(Unfusable, match=f"^the members differ in {name} of their average"):
+    with pytest.raises(Unfusable, match=f"^the members differ in {name} of hook.ema"):
         EMA().stack([EMA(), EMA(**{name: value})])
 
 

@@ -34,7 +34,7 @@ def test_on_the_cpu_it_does_nothing_and_says_so_once(make: Any, caplog: pytest.L
         runner.train()
     assert runner.epoch == 3
     assert [message for message in caplog.messages if "EmptyCache" in message] == [
-        "EmptyCache has nothing to empty: the run is on cpu."
+        "EmptyCache has no effect, because the run is on cpu."
     ]
 
 

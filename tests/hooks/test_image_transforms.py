@@ -43,7 +43,7 @@ def test_the_type_of_the_numbers_stays(transform: Any) -> None:
 
 @pytest.mark.parametrize("inputs", [torch.zeros(4, 2), torch.zeros(3, 8, 8), "image"])
 def test_what_is_no_image_is_refused(inputs: Any) -> None:
-    with pytest.raises(ConfigError, match=r"takes images \[B, C, H, W\]"):
+    with pytest.raises(ConfigError, match=r"needs images \[B, C, H, W\]"):
         Flip()(inputs)
 
 

@@ -21,7 +21,7 @@ def test_what_the_run_is_made_of(make: Any, caplog: pytest.LogCaptureFixture, tm
     count = sum(parameter.numel() for parameter in runner.model.parameters())
     assert _told(caplog) == [
         f"MLP with {count} parameters.",
-        "192 samples, 6 batches of 32 an epoch; 3 epochs, 18 iterations.",
+        "192 samples, 6 batches of 32 per epoch; 3 epochs, 18 iterations.",
     ]
     tags = [record["tags"] for record, _ in read(tmp_path / "metrics.jsonl") if record["kind"] == "tags"]
     threads = str(torch.get_num_threads())

@@ -289,7 +289,9 @@ class Began(Hook):
 
 def test_what_cannot_work_is_known_before_the_training(make: Any, run: Any) -> None:
     points = make({"tta": TestTimeAugmentation(), "began": Began()}, metrics=ALL)
-    with pytest.raises(ConfigError, match=r"this data's inputs, \[64, 2\]: Flip takes images \[B, C, H, W\]") as error:
+    with pytest.raises(
+        ConfigError, match=r"the inputs of this data, \[64, 2\]; Flip needs images \[B, C, H, W\]"
+    ) as error:
         points.train()
     assert error.value.key == "hook.test_time_augmentation.transforms"
     images, _ = run({"tta": TestTimeAugmentation([halved]), "began": Began()})
@@ -304,7 +306,7 @@ def test_predictions_that_are_no_numbers(run: Any) -> None:
             return super().test_step(batch).argmax(-1)
 
     runner, _ = run({"tta": TestTimeAugmentation()}, model=Classes(Pooled()), metrics={})
-    with pytest.raises(ConfigError, match=r"Its predictions are: unchanged: torch.int64 \[256\]"):
+    with pytest.raises(ConfigError, match=r"The predictions are: unchanged: torch.int64 \[256\]"):
         runner.test()
 
 
@@ -330,7 +332,12 @@ def test_it_tells_what_it_does(run: Any, caplog: pytest.LogCaptureFixture) -> No
         runner.test()
         runner.test()
     told = [message for message in caplog.messages if "augmentation" in message]
-    assert told == ["Test-time augmentation: each batch is predicted unchanged, shift_up, Identity, left_to_right."]
+    assert told == [
+        (
+            "Test-time augmentation: each batch is predicted with these transforms: unchanged, shift_up, "
+            "Identity, left_to_right."
+        )
+    ]
 
 
 def test_the_mean_of_probabilities_is_not_that_of_logits() -> None:

@@ -65,11 +65,11 @@ def test_what_no_metric_takes_is_told_with_its_shape() -> None:
         one(ACCURACY, (None, KIND), OUTPUTS)
     with pytest.raises(TrainyardError, match=r"a tuple of 2: \[30, 1\] float32, \[30, 3\].*metric\.m\.output=0"):
         one(ACCURACY, (None, KIND), (SIZES, LOGITS))
-    with pytest.raises(TrainyardError, match=r"a list of 2: {boxes}, {boxes} .*; it reads two tensors\.$"):
+    with pytest.raises(TrainyardError, match=r"a list of 2: {boxes}, {boxes} .*, but the metric needs two tensors\.$"):
         one(ACCURACY, (None, KIND), [{"boxes": SIZES}] * 2)
     with pytest.raises(TrainyardError, match=r"no 'scores' in the outputs: it is a dict of logits"):
         one(ACCURACY | {"output": "scores"}, (None, KIND), OUTPUTS)
-    with pytest.raises(TrainyardError, match=r"no 'labels.sort' in the batch"):
+    with pytest.raises(TrainyardError, match=r"The batch has no 'labels.sort'"):
         one(ACCURACY | PATHS | {"target": "labels.sort"}, BATCH, OUTPUTS)
     with pytest.raises(TrainyardError, match=r"outputs are a tensor \[30, 3\].*target is a tensor \[4\]"):
         one(F1, (None, KIND[:4]), LOGITS)
@@ -84,7 +84,7 @@ def test_wrong_paths() -> None:
         with pytest.raises(ConfigError, match=r"a path of keys") as caught:
             configured({"m": ACCURACY | {key: path}})
         assert caught.value.key == f"metric.m.{key}"
-    with pytest.raises(ConfigError, match="reads batch and outputs itself"):
+    with pytest.raises(ConfigError, match="reads the batch and the outputs itself"):
         configured({"m": {"_target_": "trainyard.metrics.energy_distance.EnergyDistance", "output": "a"}})
 
 

@@ -119,7 +119,7 @@ def test_what_was_frozen_by_its_author_stays_so() -> None:
     model.net[1].bias.requires_grad_(False)
     told = freeze(model, ["net.3"])
     assert [name for name, each in model.named_parameters() if each.requires_grad] == ["net.1.weight"]
-    assert told == "Frozen: 2 of 4 parameters, 10 of 22 numbers"
+    assert told == "Frozen: 2 of 4 parameters (10 of 22 elements)"
 
 
 @pytest.mark.parametrize(

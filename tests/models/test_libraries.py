@@ -81,7 +81,7 @@ def test_a_network_that_computes_its_loss_trains_as_it_is() -> None:
 
 
 def test_an_output_without_loss_is_named() -> None:
-    with pytest.raises(TrainyardError, match="OwnLoss takes 'labels' and returned no loss, but a SimpleNamespace"):
+    with pytest.raises(TrainyardError, match="OwnLoss takes 'labels', but returned a SimpleNamespace"):
         Supervised(OwnLoss(computes=False)).train_step({"x": torch.ones(1, 4), "labels": torch.tensor([0])})
 
 
@@ -133,7 +133,7 @@ def test_what_timm_does_not_have(offline: Path) -> None:
     installed("timm")
     for arguments, message in [
         ({"name": "resnet1"}, "name: 'resnet1' is invalid. Expected a model of timm .* Did you mean 'resnet1"),
-        ({"drop_rat": 1}, "drop_rat: 1 is invalid. Expected an argument of timm's resnet10t"),
+        ({"drop_rat": 1}, "drop_rat: 1 is invalid. Expected an argument that timm's resnet10t accepts"),
         ({"pretrained": "absent.pth"}, "pretrained: 'absent.pth' is invalid. Expected the path of a file"),
         ({"pretrained": True}, r"models--timm--resnet10t.c3_in1k/snapshots/<commit>/model.safetensors"),
     ]:

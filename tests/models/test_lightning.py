@@ -313,17 +313,17 @@ class OtherTrainer(Classifier):
     [
         (
             TwoWithoutTurns,
-            r"'2 optimizers' is invalid. Expected one, because training_step has no argument optimizer_idx",
+            r"'2 optimizers' is invalid. Expected one optimizer, because training_step has no argument optimizer_idx",
         ),
-        (Unscheduled, "a `monitor` next to it"),
+        (Unscheduled, "a `monitor` in the same mapping"),
         (OnTraining, "monitor: 'train_loss' is invalid. Expected a result of the validation"),
         (Absent, "val/f1"),
         (NoOptimizer, "configure_optimizers: None is invalid"),
         (Silent, "Silent.validation_step logs nothing"),
         (NoLoss, "NoLoss.training_step returned a dict; it must return a loss"),
         (NoValidation, "NoValidation has no validation_step"),
-        (Loggers, "self.logger is None here, and has no 'experiment': self.log"),
-        (OtherTrainer, "self.trainer.datamodule: the trainer of a LightningModule has"),
+        (Loggers, "self.logger is None in Trainyard, so 'experiment' is not available: use self.log"),
+        (OtherTrainer, "self.trainer.datamodule: in Trainyard, the trainer of a LightningModule has only"),
     ],
 )
 def test_an_error_says_what_is_missing(kind: Any, message: str) -> None:
@@ -348,7 +348,10 @@ class Backward(Classifier):
         (Manual, "Manual: automatic_optimization = False"),
         (
             Backward,
-            "Backward.backward' is invalid. Expected a LightningModule without it: the run makes the backward pass",
+            (
+                "Backward.backward' is invalid. Expected a LightningModule without this method: the run performs "
+                "the backward pass"
+            ),
         ),
         (lambda: nn.Linear(2, 2), "'Linear' is invalid. Expected a LightningModule"),
         (lambda: 3, "'int' is invalid. Expected a LightningModule"),

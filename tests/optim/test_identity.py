@@ -128,8 +128,8 @@ def test_another_freeze_is_refused_by_both_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         runner(Net(), tmp_path, 4, freeze=["net.a"]).train()
     message = str(refused.value)
-    assert "frozen in the checkpoint but not here: net.b.weight, net.b.bias" in message
-    assert "frozen here but not in the checkpoint: net.a.weight, net.a.bias" in message
+    assert "frozen in the checkpoint but not in this run: net.b.weight, net.b.bias" in message
+    assert "frozen in this run but not in the checkpoint: net.a.weight, net.a.bias" in message
 
 
 def test_an_optimizer_of_other_parameters_is_refused(tmp_path: Path) -> None:
@@ -141,19 +141,20 @@ def test_an_optimizer_of_other_parameters_is_refused(tmp_path: Path) -> None:
     runner(work_dir=tmp_path, **of("a", "c")).train()
     with pytest.raises(
         ConfigError,
-        match=r"trained in the checkpoint but not here: net\.a\.weight.*here but not in the checkpoint: net\.b\.",
+        match=r"trained in the checkpoint but not in this run: net\.a\.weight.*"
+        r"in this run but not in the checkpoint: net\.b\.",
     ):
         runner(work_dir=tmp_path, epochs=4, **of("c", "b")).train()
 
 
 def test_other_shapes_and_dtypes_are_refused(tmp_path: Path) -> None:
     runner(Net(), tmp_path).train()
-    with pytest.raises(ConfigError, match=r"net\.a\.weight has shape \[6, 4\], here \[5, 4\]"):
+    with pytest.raises(ConfigError, match=r"net\.a\.weight has shape \[6, 4\] instead of \[5, 4\]"):
         runner(Net(width=5), tmp_path, 4).train()
     state = checkpoint.load(tmp_path / "checkpoints/epoch_0002.pt")
     state["parameters"]["groups"][""][0][1][2] = "float64"
     checkpoint.save(tmp_path / "checkpoints/epoch_0002.pt", state)
-    with pytest.raises(ConfigError, match=r"net\.a\.bias is \[6\] in float64, here \[6\] in float32"):
+    with pytest.raises(ConfigError, match=r"net\.a\.bias is \[6\] in float64, but in this run \[6\] in float32"):
         runner(Net(), tmp_path, 4).train()
 
 
@@ -241,5 +242,5 @@ def test_several_optimizers_are_bound_each_by_its_name() -> None:
     for own, theirs in zip(fresh.parameters(), model.parameters(), strict=True):
         assert torch.equal(other.state[own]["exp_avg"], optimizer.state[theirs]["exp_avg"])
     del saved["groups"]["generator"]
-    with pytest.raises(ValueError, match="its optimizers are discriminator, here"):
+    with pytest.raises(ValueError, match="its optimizers are discriminator, but this run has"):
         identity.bind(*made(), saved, state)

@@ -68,8 +68,8 @@ def test_layers_by_name() -> None:
             {"layer_decay": 0.5, "layers": ["block"]},
             "layers: 'block' is invalid. Expected a glob that matches",
         ),
-        (Net(), {"layers": ["blocks.0"]}, "Expected null without a layer_decay"),
-        (nn.Linear(2, 2), {"layer_decay": 0.5}, "Linear has no list of modules"),
+        (Net(), {"layers": ["blocks.0"]}, "Expected null, because layer_decay is null"),
+        (nn.Linear(2, 2), {"layer_decay": 0.5}, "Linear has no ModuleList or Sequential"),
     ],
 )
 def test_what_cannot_be(model: nn.Module, rules: Any, message: str) -> None:

@@ -257,7 +257,7 @@ class Undecayed(Optimizer):
 @pytest.mark.parametrize("rules", [{"norm_decay_mult": 0}, {"custom_keys": {"head": {"decay_mult": 0}}}])
 def test_a_decay_where_there_is_none(rules: Any) -> None:
     model = Net()
-    with pytest.raises(ConfigError, match="Expected null: this optimizer has no weight_decay"):
+    with pytest.raises(ConfigError, match="Expected null, because this optimizer has no weight_decay"):
         build(partial(Undecayed, paramwise=rules), model.parameters(), model)
 
 

@@ -217,7 +217,7 @@ def test_turns_need_not_be_even() -> None:
     made = trained(Uneven())
     states = made.optimizer.state_dict()["optimizers"]
     assert states["b"]["state"][0]["step"] == 45
-    with pytest.raises(TrainyardError, match="accumulate=2, but b has two turns"):
+    with pytest.raises(TrainyardError, match="accumulate=2 is invalid, because b has two turns"):
         trained(Uneven(), accumulate=2)
 
 
@@ -305,7 +305,7 @@ def test_all_at_once() -> None:
     assert len(optimizer.state) == 4
     optimizer.zero_grad()
     assert all(parameter.grad is None for parameter in model.parameters())
-    with pytest.raises(ValueError, match="its optimizers are x, here a, b"):
+    with pytest.raises(ValueError, match="its optimizers are x, but this run has a, b"):
         optimizer.load_state_dict({"optimizers": {"x": {}}})
     assert ScheduleDict({}).constant
 

@@ -121,7 +121,9 @@ def test_an_environment_of_other_actions() -> None:
     class Three(Corridor):
         action_space = SimpleNamespace(n=3)
 
-    with pytest.raises(ConfigError, match=r"model: \[2\] is invalid. Expected a net with the values of 3 actions"):
+    with pytest.raises(
+        ConfigError, match=r"model: \[2\] is invalid. Expected a net with 3 outputs, one for each action"
+    ):
         runner(None, Three).train()
 
 

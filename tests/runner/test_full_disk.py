@@ -57,7 +57,7 @@ def test_the_file_is_named_and_no_temporary_one_stays(tmp_path: Path, write: Any
     with no_file_above(5000), pytest.raises(DiskFullError) as error:
         write(tmp_path)
     assert str(error.value).startswith(f"{tmp_path / name} could not be written: ")
-    assert str(error.value).endswith("Free space, then resume=true continues from the last checkpoint.")
+    assert str(error.value).endswith("Free some disk space; then resume=true continues from the last checkpoint.")
     assert error.value.status == 1
     assert list(tmp_path.iterdir()) == []
     assert write(tmp_path).exists()
@@ -114,5 +114,5 @@ def test_on_a_file_system_of_its_own(tmp_path: Path) -> None:
     )
     assert "Traceback" not in done.stderr
     (said,) = [line for line in done.stderr.splitlines() if "No space left on device" in line]
-    assert said.endswith("Free space, then resume=true continues from the last checkpoint.")
+    assert said.endswith("Free some disk space; then resume=true continues from the last checkpoint.")
     assert done.stdout.splitlines()[-1] == "status 1", "and no temporary file after it"

@@ -44,7 +44,7 @@ def test_a_journal_that_is_shorter_than_the_checkpoint(
     assert trained(1) == []
     damage(tmp_path / "run/metrics.jsonl")
     (said,) = trained(2, resume=True)
-    assert said.startswith(f"{tmp_path / 'run/metrics.jsonl'} is shorter than the checkpoint of iteration ")
+    assert said.startswith(f"{tmp_path / 'run/metrics.jsonl'} ends before the checkpoint of iteration ")
     assert "val/accuracy" in said
     assert trained(3, resume=True, work_dir=tmp_path / "other") == []
 

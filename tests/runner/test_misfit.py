@@ -179,13 +179,14 @@ def test_a_last_batch_of_one_under_batch_norm(told: Any) -> None:
         in message
     )
     assert (
-        "Layer net.norm (BatchNorm1d) needs several values to compute a variance, and of 33 samples the last" in message
+        "Layer net.norm (BatchNorm1d) needs several values to compute a variance, but the last batch of the 33 samples"
+        in message
     )
     node = {"_target_": "trainyard.data.Rings", "num_samples": 100, "val_fraction": 0.1, "batch_size": 1}
     mlp = {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 3, "batch_norm": True, "hidden": [4]}
     assert told(model=mlp, data=node).startswith("data.batch_size: 1 is invalid. Expected at least 2.")
     message = told(model=model, data=_data(Points(33)), before=False)
-    assert "Layer net.norm needs several values to compute a variance, and the last batch has one sample" in message
+    assert "Layer net.norm needs several values to compute a variance, but the last batch has one sample" in message
 
 
 def test_batch_norm_that_has_several_values_of_one_sample(parts: Any) -> None:
@@ -204,10 +205,14 @@ def test_a_loss_without_a_graph(told: Any) -> None:
     assert message.startswith("model: the loss does not depend on a trained parameter")
 
 
-@pytest.mark.parametrize(("net", "why"), [(Net().requires_grad_(False), "All 4 of it"), (nn.Flatten(), "It has none")])
+@pytest.mark.parametrize(
+    ("net", "why"), [(Net().requires_grad_(False), "All 4 parameters"), (nn.Flatten(), "The module has no parameters")]
+)
 def test_a_model_of_which_nothing_is_trained(told: Any, net: nn.Module, why: str) -> None:
     message = told(model=Supervised(net))
-    assert message.startswith("model: 'Supervised' is invalid. Expected a module with a parameter that is trained.")
+    assert message.startswith(
+        "model: 'Supervised' is invalid. Expected a module with at least one trainable parameter."
+    )
     assert why in message
 
 

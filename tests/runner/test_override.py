@@ -57,8 +57,8 @@ def test_numbers_that_differ_are_told(begun: Path, caplog: pytest.LogCaptureFixt
     again.prepare()
     assert [group(again)[key] for key in ("lr", "weight_decay", "betas")] == [0.1, 0.01, (0.9, 0.999)]
     for told in (
-        "optim.lr keeps the value of the checkpoint, 0.1, and the config's 0.2 is ignored. Use the config's with "
-        "resume_override=[optim.lr]",
+        "optim.lr keeps the value of the checkpoint, 0.1, and the config's 0.2 is ignored. To use the value of the "
+        "config, set resume_override=[optim.lr]",
         "optim.weight_decay keeps the value of the checkpoint, 0.01, and the config's 0.5 is ignored.",
         "optim.betas keeps the value of the checkpoint, [0.9, 0.999], and the config's [0.8, 0.9] is ignored.",
     ):
@@ -74,7 +74,7 @@ def test_an_override_is_taken_and_recorded(begun: Path, caplog: pytest.LogCaptur
     again = runner(begun, 2, lr=0.2, weight_decay=0.5, betas=(0.8, 0.9), resume_override=["optim.lr", "optim.betas"])
     again.train()
     assert [group(again)[key] for key in ("lr", "weight_decay", "betas")] == [0.2, 0.01, (0.8, 0.9)]
-    assert "optim.lr: 0.2 from here on, instead of 0.1." in caplog.text
+    assert "optim.lr is now 0.2 instead of 0.1." in caplog.text
     lines = [json.loads(line) for line in (begun / "metrics.jsonl").read_text().splitlines()]
     tags = {key: value for line in lines if line["kind"] == "tags" for key, value in line["tags"].items()}
     assert tags["resume_override.optim.lr"] == "0.1 -> 0.2 at iteration 4"
@@ -92,7 +92,7 @@ def test_a_learning_rate_under_a_schedule(tmp_path: Path, caplog: pytest.LogCapt
     assert "optim.lr was 0.1 in the checkpoint; the schedule continues from the config's 0.4." in caplog.text
     caplog.clear()
     runner(tmp_path, 3, schedule=steps(), lr=0.8, resume_override=["optim.lr"]).prepare()
-    assert "optim.lr: 0.8 from here on, instead of 0.4." in caplog.text
+    assert "optim.lr is now 0.8 instead of 0.4." in caplog.text
 
 
 def test_another_batch_size(begun: Path) -> None:

@@ -103,7 +103,7 @@ def test_an_optimizer_that_is_built_already(make: Any) -> None:
 def test_loaders_of_ones_own(make: Any, tmp_path: Path) -> None:
     data = Rings(num_samples=320).sources
     loaders = {
-        "train": {"_target_": "torch.utils.data.DataLoader", "dataset": list(zip(*data["train"], strict=True))},  # type: ignore[misc]
+        "train": {"_target_": ("torch.utils.data.DataLoader"), "dataset": list(zip(*data["train"], strict=True))},  # type: ignore[misc]
         "val": DataLoader(list(zip(*data["val"], strict=True)), batch_size=64),  # type: ignore[misc]
         "spec": {"in_features": 2, "num_classes": 2},
     }
@@ -137,9 +137,12 @@ def test_auto_is_what_the_data_says(make: Any) -> None:
     runner = make(metrics={"accuracy": {"_target_": "trainyard.metrics.Accuracy"}})
     assert runner.model_config["in_features"] == 2
     assert runner.model.net[-1].out_features == 2
-    with pytest.raises(ConfigError, match=r"model\.vocab_size: 'auto' is invalid. Expected a value: this data defines"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.vocab_size: 'auto' is invalid. Expected an explicit value, because this data defines only",
+    ):
         _ = make(model={"_target_": "trainyard.models.Transformer", "vocab_size": "auto"}).model
-    with pytest.raises(ConfigError, match="no data to infer it from"):
+    with pytest.raises(ConfigError, match="no data from which it can be inferred"):
         _ = make(data=None).model
 
 
@@ -315,10 +318,10 @@ DATA = {"_target_": "trainyard.data.Rings", "num_samples": 320, "batch_size": 64
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"optim": partial(torch.optim.SGD, lr=0.1)}, "its optimizer is Adam, here SGD"),
+        ({"optim": partial(torch.optim.SGD, lr=0.1)}, "its optimizer is Adam, but this run has SGD"),
         ({"data": DATA}, "it has 6 batches per epoch, but this run has 3"),
-        ({"schedule": Plateau()}, "its schedule is None, here Plateau"),
-        ({"model": MLP(in_features=2, num_classes=2, hidden=[5])}, "net.1.weight has shape [16, 2], here [5, 2]"),
+        ({"schedule": Plateau()}, "its schedule is None, but this run has Plateau"),
+        ({"model": MLP(in_features=2, num_classes=2, hidden=[5])}, "net.1.weight has shape [16, 2] instead of [5, 2]"),
     ],
     ids=["optim", "data", "schedule", "model"],
 )
@@ -333,7 +336,7 @@ def test_another_seed_is_told(finished: Any, make: Any, caplog: pytest.LogCaptur
     runner = make(seed=5, resume=finished.members[0].checkpoints / "epoch_0002.pt")
     with caplog.at_level(logging.WARNING):
         runner.prepare()
-    assert "was made with seed 0: the order of the data is different now" in caplog.text
+    assert "was saved with seed 0, so the order of the data changes" in caplog.text
 
 
 def test_resuming_goes_on_with_the_optimizers_numbers(finished: Any, make: Any) -> None:
@@ -356,7 +359,7 @@ def test_a_schedule_follows_the_arguments_of_the_resumed_run(make: Any, tmp_path
 
 
 def test_a_directory_that_holds_a_run(finished: Any, make: Any) -> None:
-    with pytest.raises(ConfigError, match=r"work_dir: .* resume=true continues the run there"):
+    with pytest.raises(ConfigError, match=r"work_dir: .* To continue the run in this directory, use resume=true"):
         make(work_dir=finished.work_dir).train()
 
 
@@ -372,7 +375,7 @@ def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
     ("settings", "told"),
     [
         ({"model": nn.Linear(2, 2)}, "model: 'Linear' is invalid. Expected a module whose forward takes `mode`"),
-        ({"model": nn.Linear(2, 2)}, "trainyard.models.Supervised(net, loss) makes one"),
+        ({"model": nn.Linear(2, 2)}, "trainyard.models.Supervised(net, loss) turns any"),
         ({"model": None}, "model: 'NoneType' is invalid"),
         ({"loop": None}, "loop: None is invalid. Expected a training loop, for example EpochBasedTrainLoop"),
         ({"optim": None}, "optim: None is invalid. Expected an optimizer"),
@@ -394,7 +397,7 @@ def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
         ({"hooks": {"stop": EarlyStopping(monitor="val/los")}}, "hook.stop.monitor: No metric named 'val/los'"),
         ({"hooks": [EMA()]}, "hook: 'list' is invalid. Expected a mapping from names"),
         ({"hooks": {"ema": EMA}}, "Expected a trainyard.hooks.Hook, or its config"),
-        ({"hooks": {"ema": {"decay": 0.9}}}, "hook=ema chooses the option of that name"),
+        ({"hooks": {"ema": {"decay": 0.9}}}, "To select the option with this name, use hook=ema"),
         ({"metrics": {"a": {"topk": 1}}}, "metric: {'topk': 1} is invalid. Expected a trainyard.metrics.Metric"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -302,11 +302,13 @@ class FailsInTraining(nn.Module):
 def test_what_fails_fails_before_anything_is_written(made: Any, tmp_path: Path) -> None:
     with pytest.raises(IndexError, match="only the training") as error:
         made(model=FailsInTraining()).train()
-    assert error.value.__notes__ == ["This was the sanity check before the training; sanity_check=false leaves it out."]
+    assert error.value.__notes__ == [
+        "The error occurred in the sanity check before the training; sanity_check=false skips this check."
+    ]
     with pytest.raises(ConfigError) as refused:
         made(hooks={"checkpoint": Checkpoint(), "mine": Breaks()}).train()
     assert str(refused.value).startswith("hook.mine: ")
-    assert "Expected tensors and plain values: a checkpoint contains nothing else" in str(refused.value)
+    assert "Expected tensors and plain values, because a checkpoint cannot contain other objects" in str(refused.value)
     assert "under 'at.place.0'" in str(refused.value)
     with pytest.raises(TrainyardError, match="'train' has no batches"):
         made(model=MLP(FEATURES, CLASSES, hidden=[4]), data={"train": DataLoader(Stream(0), 5)}, metrics={}).train()

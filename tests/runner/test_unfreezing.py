@@ -137,7 +137,7 @@ def test_parameters_that_no_optimizer_came_to_train_are_told(caplog: pytest.LogC
             runner.model.requires_grad_(True)
 
     runner(net(), hooks={"late": Late()}, freeze=["net.0"], loop=IterBasedTrainLoop(3)).train()
-    assert "no optimizer trained them: net.0.weight, net.0.bias." in caplog.text
+    assert "are not trained by any optimizer: net.0.weight, net.0.bias." in caplog.text
 
 
 def test_a_norm_leaves_evaluation_mode_with_its_parameters() -> None:
@@ -220,7 +220,9 @@ def test_a_group_that_joins_is_scheduled_as_if_it_had_been_there() -> None:
 
 def test_the_frozen_of_the_start_are_those_that_a_resume_compares(tmp_path: Path) -> None:
     gradually(tmp_path, 2, "none")
-    with pytest.raises(ConfigError, match=r"frozen in the checkpoint but not here: net\.3\.weight, net\.3\.bias"):
+    with pytest.raises(
+        ConfigError, match=r"frozen in the checkpoint but not in this run: net\.3\.weight, net\.3\.bias"
+    ):
         gradually(tmp_path, 3, "none", freeze=["net.0", "net.1"])
 
 

@@ -99,7 +99,7 @@ def test_a_report_of_what_matched(file: Path, caplog: pytest.LogCaptureFixture) 
         state = begun({"path": file, "strict": False}, model).model.state_dict()
     assert (
         f"Loaded the weights of {file}: 2 of 4 tensors loaded; "
-        "different shapes: net.3.weight [3, 4], here [5, 4], net.3.bias [3], here [5]."
+        "different shapes: net.3.weight [3, 4] instead of [5, 4], net.3.bias [3] instead of [5]."
     ) in caplog.messages
     theirs = read(file)
     assert same(state, {name: (theirs if name.startswith("net.1") else own)[name] for name in own})
@@ -112,7 +112,7 @@ def test_everything_that_may_be_said(file: Path) -> None:
     told = load(mlp(num_classes=5), weights, LoadFrom(file, strict=False, exclude=["net.3.bias"]))
     assert told == (
         "1 of 4 tensors loaded; left out: 1; missing: net.1.bias; not in this model: head.0.weight, head.1.weight, "
-        "head.2.weight and 2 more; different shapes: net.3.weight [3, 4], here [5, 4]"
+        "head.2.weight and 2 more; different shapes: net.3.weight [3, 4] instead of [5, 4]"
     )
 
 
@@ -142,7 +142,7 @@ def test_the_weights_of_the_network_alone(tmp_path: Path, caplog: pytest.LogCapt
     other = mlp(num_classes=5)
     begun({"path": tmp_path / "a.pt", "exclude": ["net.3"]}, other)
     assert same(other.net[1].state_dict(), {"weight": state["1.weight"], "bias": state["1.bias"]})
-    assert "net.3.weight has shape [3, 4], here [5, 4]" in failure(tmp_path / "a.pt", mlp(5))
+    assert "net.3.weight has shape [3, 4] instead of [5, 4]" in failure(tmp_path / "a.pt", mlp(5))
     torch.save({f"a.{name}": value for name, value in state.items()}, tmp_path / "a.pt")
     assert 'revise_keys: {"a.": "net."} makes 4 of the 4' in failure(tmp_path / "a.pt")
 
@@ -160,7 +160,7 @@ def test_strict_is_about_what_is_asked_for(file: Path, rule: Any) -> None:
     state = begun({"path": file, **rule}, model).model.state_dict()
     assert same(state, {name: (read(file) if name.startswith("net.1") else own)[name] for name in own})
     everything = ["net.1", "net.3"]
-    assert "net.3.weight has shape [3, 4], here [5, 4]" in failure({"path": file, "include": everything}, mlp(5))
+    assert "net.3.weight has shape [3, 4] instead of [5, 4]" in failure({"path": file, "include": everything}, mlp(5))
 
 
 def test_what_does_not_fit_names_the_nearest(tmp_path: Path, file: Path) -> None:
@@ -173,7 +173,7 @@ def test_what_does_not_fit_names_the_nearest(tmp_path: Path, file: Path) -> None
     weights = read(file)
     weights["net.1.wieght"] = weights.pop("net.1.weight")
     torch.save(weights, tmp_path / "a.pt")
-    assert "Nearest to net.1.weight is net.1.wieght." in failure(tmp_path / "a.pt")
+    assert "The name nearest to net.1.weight is net.1.wieght." in failure(tmp_path / "a.pt")
 
 
 def test_nothing_at_all_fits(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_objects_in_a_file_are_skipped_and_named(tmp_path: Path, caplog: pytest.
     logs = {"loss": HistoryBuffer(), "lr": HistoryBuffer()}
     torch.save({"meta": meta, "state_dict": state, "message_hub": {"log_scalars": logs}}, tmp_path / "a.pth")
     assert same(begun(tmp_path / "a.pth").model.state_dict(), state)
-    assert "Skipped in" in caplog.text
+    assert "Skipped objects in" in caplog.text
     assert f"{HistoryBuffer.__module__}.HistoryBuffer" in caplog.text
 
 
@@ -256,7 +256,7 @@ def test_safetensors_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("content", [torch.ones(3), {"epoch": 3}, {"model": {"layers": 3}}, [1], {}])
 def test_a_file_without_weights(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
-    assert "it contains no tensors by name" in failure(tmp_path / "a.pt")
+    assert "the file contains no named tensors" in failure(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -311,7 +311,7 @@ def test_settings_that_cannot_work(given: Any, told: str) -> None:
             "load_from.exclude: 'net.9' is invalid. Expected a glob that matches the name of a tensor",
         ),
         ({"include": ["net.1.wieght"]}, "Did you mean 'net.1.weight'?"),
-        ({"exclude": ["net"]}, "It has none of the requested tensors."),
+        ({"exclude": ["net"]}, "The checkpoint has none of the requested tensors."),
     ],
 )
 def test_rules_that_fit_nothing(file: Path, rules: Any, told: str) -> None:

@@ -80,7 +80,7 @@ def test_a_module_goes_on_as_a_module(python: Any, tmp_path: Path) -> None:
 def test_another_application_is_refused(python: Any, tmp_path: Path) -> None:
     assert python("waves/sine.py", "-m", "x=1,2", "hydra.sweep.dir=s").returncode == 0
     before = (tmp_path / "project/s/manifest.jsonl").read_bytes()
-    sentence = f"s contains a sweep of {tmp_path}/project/waves/sine.py, but this is {ROOT / 'train.py'}."
+    sentence = f"s contains a sweep of {tmp_path}/project/waves/sine.py, but this command runs {ROOT / 'train.py'}."
     for other in (
         python(*RESUME, "s", "--app", ROOT / "train.py"),
         python(ROOT / "train.py", "-m", "tracker=none", "seed=1,2", "hydra.sweep.dir=s"),
@@ -96,7 +96,8 @@ def test_an_application_that_was_moved(python: Any, tmp_path: Path) -> None:
     lost = python(*RESUME, "s")
     assert lost.returncode == 2
     assert (
-        f"contains a sweep of {tmp_path}/project/waves/sine.py, which does not exist: pass it with --app" in lost.stderr
+        f"contains a sweep of {tmp_path}/project/waves/sine.py, which does not exist: pass its new path with --app"
+        in lost.stderr
     )
     assert python(*RESUME, "s", "--app", "oceans/sine.py").returncode == 0
     assert len((tmp_path / "project/calls").read_text().split()) == 4
@@ -109,7 +110,7 @@ def test_a_manifest_without_an_application(python: Any, tmp_path: Path) -> None:
     manifest.write_text("".join(lines))
     nameless = python(*RESUME, "s")
     assert nameless.returncode == 2
-    assert "names no application: pass it with --app" in nameless.stderr
+    assert "names no application: pass the application with --app" in nameless.stderr
     assert python(*RESUME, "s", "--app", "waves/sine.py").returncode == 0
     assert Manifest.open(tmp_path / "project/s").application is not None, "and then it has one"
 

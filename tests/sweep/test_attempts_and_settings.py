@@ -74,7 +74,7 @@ def test_another_attempt_goes_on_in_the_same_directory(sweep: Any, tmp_path: Pat
     (tmp_path / "fails.py").write_text(FAILS_ONCE)
     result = sweep("seed=0,1", "+hook.f._target_=fails.FailOnce", "hydra.launcher.retries=1", "hydra.sweep.dir=s")
     assert result.returncode == 0, result.stderr
-    assert "again    #1 seed=1: ArithmeticError: just once" in result.stdout
+    assert "retried  #1 seed=1: ArithmeticError: just once" in result.stdout
     assert "fails.py" in result.stdout, "the traceback of the attempt that failed"
     steps = [record["step"] for record, _ in read(tmp_path / "s/1/metrics.jsonl") if "val/loss" in str(record)]
     assert steps == sorted(set(steps)), "no point twice"

@@ -126,9 +126,9 @@ def test_a_decision_is_followed_as_far_as_it_can_be(threads: int, cores: int, de
     assert (found.threads, found.device, found.cpu) == (min(threads, cores), "cpu", cpu_model())
     assert (found.nums, found.note) == ((0, 1), "why")
     assert (why == "") == (found == old)
-    assert (f"threads {threads}, here {cores}" in why) == (threads > cores)
-    assert ("device cuda, here cpu" in why) == (device == "cuda")
-    assert ("cpu other, here " in why) == bool(cpu)
+    assert (f"threads was {threads}, but is {cores} here" in why) == (threads > cores)
+    assert ("device was cuda, but is cpu here" in why) == (device == "cuda")
+    assert ("cpu was other, but is " in why) == bool(cpu)
 
 
 def test_the_room_of_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_jobs_that_can_no_longer_be_a_stack_are_told() -> None:
     assert new == [decided(0), decided(1), decided(2)]
     assert lines == [
         f"#0-#1 cannot train as recorded: the jobs of a stack no longer differ only in numbers ({PROMISE}).",
-        f"#2 cannot train as recorded: threads 9, here 2 ({PROMISE}).",
+        f"#2 cannot train as recorded: threads was 9, but is 2 here ({PROMISE}).",
     ]
 
 
@@ -215,8 +215,11 @@ def test_recorded_fits_are_not_measured_again() -> None:
 
 def test_a_plan_without_stacks_is_decided_too() -> None:
     jobs = [job(0), job(1)]
-    new, lines = decide(jobs, Stacking([], {0: "alone in lr=0"}), {}, Slot(0, "cuda:0", None, 3))
-    assert new == [decided(0, device="cuda", threads=3, note="alone in lr=0"), decided(1, device="cuda", threads=3)]
+    new, lines = decide(jobs, Stacking([], {0: "the only job with lr=0"}), {}, Slot(0, "cuda:0", None, 3))
+    assert new == [
+        decided(0, device="cuda", threads=3, note="the only job with lr=0"),
+        decided(1, device="cuda", threads=3),
+    ]
     assert lines == []
     stacking = Stacking([Stack((jobs[1], jobs[0]))], {})
     assert decide(jobs, stacking, {}, SLOT)[0] == [decided(1, 0)]

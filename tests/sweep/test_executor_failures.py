@@ -152,7 +152,7 @@ def test_a_task_that_cannot_be_pickled_fails_without_a_process() -> None:
 def test_a_result_that_cannot_be_pickled_fails_the_task() -> None:
     (outcome,) = run(lambda _: __import__("threading").Lock())
     assert outcome.state == "failed"
-    assert "what the task returned cannot be pickled" in outcome.error
+    assert "the result of the task cannot be pickled" in outcome.error
 
 
 def test_a_result_that_cannot_be_unpickled_fails_the_task() -> None:

@@ -114,7 +114,7 @@ def test_a_killed_stack_ends_as_if_it_had_not_been(start: Any, sweep: Any, tmp_p
     process.kill()
     (tmp_path / "go").touch()
     out, _ = process.communicate(timeout=LIMIT)
-    assert "again    #0-#3: its process was killed by SIGKILL" in out
+    assert "retried  #0-#3: its process was killed by SIGKILL" in out
     continued = sweep("s", *POINTS, HOOK, *OFTEN, "hydra.launcher.fuse=off")
     assert continued.returncode == 0, continued.stderr
     assert "#0-#3  a stack of 4 on one slot" in continued.stdout

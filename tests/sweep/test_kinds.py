@@ -69,7 +69,7 @@ def test_together_are_those_that_differ_in_allowed_numbers_only(points: Any) -> 
     reasons = grouping.reasons(kinds, range(len(points)), [{}] * len(points))
     alone = {kind.members[0] for kind in kinds if len(kind.members) == 1}
     assert set(reasons) == (alone if len(kinds) > 1 else set())
-    assert all(text.startswith(("alone in ", "differs from #")) for text in reasons.values())
+    assert all(text.startswith(("the only job with ", "differs from #")) for text in reasons.values())
 
 
 @settings(max_examples=50)
@@ -107,16 +107,16 @@ def _point(**values: Any) -> Any:
 
 def test_reasons() -> None:
     mlp, long = _point(), _point(loop={"max_epochs": 30})
-    assert _reasons([mlp, mlp, long]) == {2: "alone in loop.max_epochs=30"}
+    assert _reasons([mlp, mlp, long]) == {2: "the only job with loop.max_epochs=30"}
     cnn = _point(model={"_target_": "CNN", "channels": [4], "q": 1, "p": 0.1})
     assert _reasons([mlp, mlp, cnn]) == {
-        2: "alone in model._target_=CNN, model.hidden=absent, model.channels=[4] and 1 more"
+        2: "the only job with model._target_=CNN, model.hidden=absent, model.channels=[4] and 1 more"
     }
     chosen = [{"model": "mlp"}, {"model": "mlp"}, {"model": "cnn", "seed": "3"}]
-    assert _reasons([mlp, mlp, cnn], chosen) == {2: "alone in model=cnn"}
+    assert _reasons([mlp, mlp, cnn], chosen) == {2: "the only job with model=cnn"}
     corner = _point(loop={"max_epochs": 30}, clip=1)
     reasons = _reasons([_point(clip=1), _point(clip=1), _point(clip=2, loop={"max_epochs": 30}), corner])
-    assert reasons == {2: "alone in clip=2", 3: "differs from #0 in loop.max_epochs"}
+    assert reasons == {2: "the only job with clip=2", 3: "differs from #0 in loop.max_epochs"}
     assert _reasons([mlp]) == {}, "there is nothing to be compared with"
     turned = {"optim": {}, **{key: value for key, value in mlp.items() if key != "optim"}}
     assert _reasons([mlp, mlp, turned]) == {2: "differs from #0 in the order of its keys"}
@@ -124,7 +124,7 @@ def test_reasons() -> None:
 
 def test_the_default_of_another_jobs_choice() -> None:
     reasons = _reasons([_point(), _point(loop={"max_epochs": 3})], [{}, {"loop.max_epochs": "3"}])
-    assert reasons == {0: "alone in loop.max_epochs=10", 1: "alone in loop.max_epochs=3"}
+    assert reasons == {0: "the only job with loop.max_epochs=10", 1: "the only job with loop.max_epochs=3"}
 
 
 @pytest.mark.parametrize("alike", [True, False])

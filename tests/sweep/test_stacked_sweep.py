@@ -256,7 +256,7 @@ def test_what_cannot_be_fused_runs_alone(sweep: Any, tmp_path: Path, how: str, r
     if how == "slow":
         assert "#0-#1  a stack of 2 on one slot (0.5 times)" in forced.stdout
         return
-    assert f"hydra.launcher.fuse=2: #0-#1 cannot be fused: {reason}." in forced.stderr
+    assert f"hydra.launcher.fuse=2: #0-#1 cannot be stacked: {reason}." in forced.stderr
     assert not (tmp_path / "forced/manifest.jsonl").exists()
 
 
@@ -275,7 +275,7 @@ def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep: Any, tmp_path: Path, h
     result = sweep("seed=0,1,2", f"how='{how}'", ONE)
     assert result.returncode == 0, result.stderr
     reason = "the batches differ in size" if how != "raises" else "ArithmeticError: something in all of them"
-    assert f"alone    #0-#2, no longer stacked: {reason}" in result.stdout
+    assert f"split    #0-#2 into single jobs: {reason}" in result.stdout
     assert ("quad.py" in result.stdout) == (how == "raises"), "the traceback"
     assert set(_states(tmp_path).values()) == {"done"}
     for num in range(3):
@@ -286,7 +286,7 @@ def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep: Any, tmp_path: Path, h
 def test_a_stack_that_is_divided_goes_on_in_groups(sweep: Any, tmp_path: Path) -> None:
     result = sweep("seed=0,1,2", "how=divides", ONE)
     assert result.returncode == 0, result.stderr
-    assert "divided  #0-#2, from here on #0, #2 and #1: no room for 3" in result.stdout
+    assert "divided  #0-#2 into #0, #2 and #1: no room for 3" in result.stdout
     assert _decisions(tmp_path) == [
         [([0, 1, 2], 1, "3 tried")],
         [([0, 2], 1, "no room for 3"), ([1], 1, "no room for 3")],
@@ -301,20 +301,20 @@ def test_a_member_that_fails_is_a_failed_job(sweep: Any, tmp_path: Path) -> None
     assert result.returncode != 0
     assert "FAILED  #1 lr=9000: x is too large" in result.stdout
     (log,) = tmp_path.glob("s/*/1/quad.log")
-    assert f"its log: {log}" in result.stdout
+    assert f"         log: {log}" in result.stdout
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done"}
     again = sweep("lr=0.1,9000,0.2", ONE, own, "hydra.launcher.retries=1")
     assert list(tmp_path.glob("s/*/1/quad.log")) == [log], "it keeps its directory, which depends on the time"
     assert "3 jobs, 2 already done; 1 to run" in again.stdout
-    assert "again    #1 lr=9000: ArithmeticError: x is too large" in again.stdout
+    assert "retried  #1 lr=9000: ArithmeticError: x is too large" in again.stdout
 
 
 def test_a_member_that_fails_is_tried_again_by_itself(sweep: Any, tmp_path: Path) -> None:
     result = sweep("lr=0.1,9000,0.2", ONE, "hydra.launcher.retries=1")
-    assert "again    #1 lr=9000: x is too large" in result.stdout
+    assert "retried  #1 lr=9000: x is too large" in result.stdout
     assert "FAILED  #1 lr=9000: ArithmeticError: x is too large" in result.stdout, "and there is no third attempt"
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done"}
-    assert _decisions(tmp_path)[1] == [([1], 1, "tried again after it failed in a stack")]
+    assert _decisions(tmp_path)[1] == [([1], 1, "retried after it failed in a stack")]
 
 
 def test_a_failed_member_stops_the_others_where_that_is_asked_for(sweep: Any, tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_killed_stack_goes_on_as_a_stack(command: Any, tmp_path: Path) -> None
     os.kill(int(pid), signal.SIGKILL)
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
-    assert "again    #0-#2: its process was killed by SIGKILL" in out
+    assert "retried  #0-#2: its process was killed by SIGKILL" in out
     for num in range(3):
         assert _steps(tmp_path, num) == [1, 2, 3, 4, 5]
     assert json.loads((tmp_path / "s/0/state.json").read_text())[1] == pytest.approx(LINEAR)
@@ -359,7 +359,7 @@ def test_a_killed_stack_without_another_attempt_has_failed(command: Any, sweep: 
     finally:
         os.sched_setaffinity(0, cores)
     assert continued.returncode == 0, continued.stderr
-    line = f"#0-#1 cannot train as recorded: threads 2, here 1 ({PROMISE}).\n"
+    line = f"#0-#1 cannot train as recorded: threads was 2, but is 1 here ({PROMISE}).\n"
     assert (line in continued.stdout) == (len(cores) > 1)
     assert _decisions(tmp_path)[-1] == [([0, 1], 1, "2 tried")]
 

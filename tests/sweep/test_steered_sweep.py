@@ -91,10 +91,10 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
     assert process.returncode == 0, err
     entries = Manifest.open(tmp_path / "s").entries
     assert {num: entry.state for num, entry in entries.items()} == {0: "done", 1: "stopped"}
-    assert "asked    stop #99: this sweep has no job #99" in out
-    assert "asked    pause #1: #1 is stopped" in out
+    assert "command  stop #99: this sweep has no job #99" in out
+    assert "command  pause #1: #1 is stopped" in out
     assert (
-        "asked    clone #0 model.hidden=[16]: model.hidden: [16] is invalid. Expected the value of the cloned job"
+        "command  clone #0 model.hidden=[16]: model.hidden: [16] is invalid. Expected the value of the cloned job"
         in out
     )
     undisturbed = start("hydra.sweep.dir=u", "hydra.launcher.fuse=off", "seed=0")
@@ -133,7 +133,7 @@ def test_a_clone_goes_on_from_a_checkpoint_with_another_value_through_a_dead_hea
     until(lambda: state(tmp_path, 0) == "running", process)
     until((tmp_path / "s/0/checkpoints/last.json").exists, process)
     told = steer(tmp_path / "s", "clone", "0", ["optim.lr=0.5"], wait=LIMIT)
-    assert told == "Accepted: clone #0 optim.lr=0.5 is #1000000, from epoch_0001.pt of #0."
+    assert told == "Accepted: clone #0 optim.lr=0.5: #1000000 starts from epoch_0001.pt of #0."
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     (tmp_path / "go").touch()

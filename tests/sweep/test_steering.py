@@ -46,13 +46,13 @@ def sweep(tmp_path: Path) -> Path:
 
 def test_a_command_waits_for_a_head_and_is_taken_once(sweep: Path) -> None:
     told = steer(sweep, "pause", "#1")
-    assert told.startswith("No process runs this sweep. The command is executed when the sweep continues: ")
+    assert told.startswith("No process runs this sweep. The command will be executed when the sweep continues: ")
     assert f"trainyard sweep resume '{sweep}'" in told
     assert steer(sweep, "pause", "1") == told, "the same command twice is one"
     head = CommandFolder(sweep)
     (command,) = head.pending(())
     assert (command.action, command.job, str(command)) == ("pause", 1, "pause #1")
-    record = acknowledgement(command, told="pauses at its next checkpoint")
+    record = acknowledgement(command, told="#1 pauses at its next checkpoint")
     assert acknowledged(record) == (command.id, acknowledged(json.loads(json.dumps(record)))[1])
     _append(sweep, **record)
     answers = SweepState.read(sweep).answers
@@ -127,7 +127,7 @@ def test_the_answer_of_a_head_is_waited_for(sweep: Path, refusal: str) -> None:
             folder = CommandFolder(sweep)
             (command,) = until(lambda: folder.pending(()))
             taken.append(command)
-            _append(sweep, **acknowledgement(command, refusal, "is job #5"))
+            _append(sweep, **acknowledgement(command, refusal, "#5 starts from epoch_0001.pt of #1"))
 
     thread = threading.Thread(target=head)
     thread.start()
@@ -137,14 +137,14 @@ def test_the_answer_of_a_head_is_waited_for(sweep: Path, refusal: str) -> None:
             steer(sweep, "clone", "1", ["optim.lr=0.2"], wait=LIMIT)
     else:
         told = steer(sweep, "clone", "1", ["optim.lr=0.2"], wait=LIMIT)
-        assert told == "Accepted: clone #1 optim.lr=0.2 is job #5."
+        assert told == "Accepted: clone #1 optim.lr=0.2: #5 starts from epoch_0001.pt of #1."
     thread.join()
     assert taken[0].overrides == ("optim.lr=0.2",)
 
 
 def test_a_head_that_does_not_answer(sweep: Path) -> None:
     with Manifest.open(sweep).held():
-        assert steer(sweep, "stop", "1", wait=0.0).startswith("Sent, not answered yet: stop #1.")
+        assert steer(sweep, "stop", "1", wait=0.0).startswith("Sent, but not answered yet: stop #1.")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_nothing_is_executed_and_nothing_else_is_sent(
     assert sync("packed", "--uri", uri) == 1
     said = capsys.readouterr().out
     assert said.count("was not created by you") == 1
-    assert "Left out: artifact absolute/secret, artifact folder, artifact link.txt and 2 more." in said
+    assert "Skipped: artifact absolute/secret, artifact folder, artifact link.txt and 2 more." in said
     assert f"trainyard sync --trust {elsewhere}" in said
     assert "4 records uploaded, 5 not uploaded" in said
     assert artifacts(uri, elsewhere) == {"plain.txt", "best.pt"}
@@ -74,7 +74,7 @@ def test_nothing_is_executed_and_nothing_else_is_sent(
     assert (run.data.metrics, run.info.status) == ({"loss": 1.0}, "FINISHED")
 
     assert sync("packed", "--trust") == 0
-    assert "5 of them now" in capsys.readouterr().out
+    assert "5 of these records were uploaded now" in capsys.readouterr().out
     assert artifacts(uri, elsewhere) >= {"plain.txt", "link.txt", "folder", "up", "absolute"}
     assert (tmp_path / "code" / "executed").exists()
     assert own.is_own_directory(elsewhere)
@@ -109,7 +109,7 @@ def test_a_store_that_it_names(
     info.uri = "http://127.0.0.1:9"
     info.write(elsewhere)
     assert sync("packed") == 1
-    assert "names a store other than that of your environment: http://127.0.0.1:9" in capsys.readouterr().out
+    assert "names a store other than the one of your environment: http://127.0.0.1:9" in capsys.readouterr().out
     assert not (elsewhere / FILE).exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert sync("packed") == 1
@@ -123,7 +123,7 @@ def test_a_store_that_it_names(
 def test_files_that_are_links(elsewhere: Path, uri: str, tmp_path: Path, name: str) -> None:
     (elsewhere / name).unlink(missing_ok=True)
     (elsewhere / name).symlink_to(tmp_path / "secret")
-    with pytest.raises(TrainyardError, match=rf"its {name} is a link: .*--trust"):
+    with pytest.raises(TrainyardError, match=rf"and {name} in this directory is a link\. .*--trust"):
         ship_now(elsewhere, Stores(), uri)
     assert (tmp_path / "secret").read_text() == "secret"
 

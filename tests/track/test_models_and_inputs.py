@@ -183,7 +183,7 @@ def test_an_exported_model_needs_no_code(uri: str, new_run: NewRun, tmp_path: Pa
     shipment = ship_now(work_dir, Stores())
     assert shipment.complete
     assert [note.partition(":")[0] for note in shipment.notes] == ["model other"]
-    assert "torch.export cannot trace it" in shipment.notes[0]
+    assert "torch.export cannot trace the model" in shipment.notes[0]
     mlflow.set_tracking_uri(uri)
     info = mlflow.models.get_model_info(f"runs:/{shipment.run_id}/model")
     assert "code" not in info.flavors["python_function"]

@@ -130,7 +130,9 @@ def test_points_that_cannot_be_written_are_an_error_of_the_training(
     buffer.hand_over()
     add(buffer, journals, range(9, 10))
     buffer.salvage()
-    assert "The last 4 points of the training are not in the journal: No space left on device" in caplog.text
+    assert (
+        "The last 4 points of the training could not be written to the journal: No space left on device" in caplog.text
+    )
 
 
 def add(buffer: ScalarBuffer, journals: Any, at: range) -> None:

@@ -22,14 +22,14 @@ def test_all_runs_below(
     for work_dir in (*children, parent):
         fill(work_dir, steps=3)
     assert sync("outputs") == 0
-    assert capsys.readouterr().out.count("5 of them now") == 3
+    assert capsys.readouterr().out.count("5 of these records were uploaded now") == 3
     client = MlflowClient(uri)
     ids = [Shipped.load(work_dir, uri).run_id for work_dir in (*children, parent)]
     runs = [client.get_run(str(run_id)) for run_id in ids]
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     assert [run.data.tags.get("mlflow.parentRunId") for run in runs] == [ids[2], ids[2], None]
     assert sync("outputs") == 0
-    assert capsys.readouterr().out.count("nothing new") == 3
+    assert capsys.readouterr().out.count("no new records") == 3
 
 
 def test_what_another_ships_is_left_alone(
@@ -56,9 +56,9 @@ def test_what_stays_unshipped_is_a_failure(
     assert sync("outputs") == 1
     out = capsys.readouterr().out
     assert "refused" in out
-    assert "Pass the MLflow URI to upload it to with --uri" in out
+    assert "To upload the run, pass an MLflow URI with --uri" in out
     assert "run.json cannot be read" in out
-    assert "22 of them now" in out
+    assert "22 of these records were uploaded now" in out
     (broken / "run.json").unlink()
     assert sync("outputs", "--uri", "sqlite:///elsewhere.db") == 0
     assert len(MlflowClient("sqlite:///elsewhere.db").search_runs(["1"])) == 3
@@ -69,4 +69,4 @@ def test_wrong_arguments(sync: Sync, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert sync(*arguments) == 2
         assert message in capsys.readouterr().err
     assert sync(str(tmp_path)) == 0
-    assert capsys.readouterr().out == "No runs here.\n"
+    assert capsys.readouterr().out == "No runs found.\n"

@@ -1,6 +1,6 @@
 """Hydra plugins: the launchers `local`, `slurm` and `ray`, and the sweeper `grid`.
 
-They are thin, since Hydra imports this module at every start. The work is in `trainyard.sweep`.
+This module is thin, because Hydra imports it at every start. The work is done in `trainyard.sweep`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class LocalLauncher(Launcher):
-    """Runs the jobs of a sweep side by side on this machine.
+    """Runs the jobs of a sweep in parallel on this machine.
 
-    A sweeper may launch batch after batch. All batches make one sweep, which is ranked and reported when closed. A
-    sweeper that does not call `close` closes it by dropping the launcher.
+    A sweeper can launch several batches. All batches form one sweep, which is ranked and reported when it is closed. A
+    sweeper that does not call `close` closes the sweep when the launcher is deleted.
 
     Args:
         **settings: the settings that `trainyard.sweep.settings.SweepSettings` documents.
@@ -69,7 +69,7 @@ class LocalLauncher(Launcher):
         return returns
 
     def _in_this_process(self, job_overrides: Sequence[Sequence[str]], number: int) -> JobReturn:
-        """Run the first of these jobs as Hydra's basic launcher does: `breakpoint()` works in it."""
+        """Run the first of these jobs in this process, as Hydra's basic launcher does, so that `breakpoint()` works."""
         from hydra.core.utils import configure_log, run_job, setup_globals
 
         from trainyard.sweep.settings import SweepSettings
@@ -77,7 +77,7 @@ class LocalLauncher(Launcher):
         SweepSettings.from_config(self.settings)
         setup_globals()
         own = list(job_overrides[0])
-        print(f"hydra.launcher.debug: job {number} alone, in this process: {' '.join(own)}", flush=True)
+        print(f"hydra.launcher.debug: running only job {number}, in this process: {' '.join(own)}", flush=True)
         config = self.hydra_context.config_loader.load_sweep_config(self.config, own)
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
@@ -93,7 +93,8 @@ class LocalLauncher(Launcher):
         return result
 
     def run(self, proposer: Proposer) -> None:
-        """Run what a `trainyard.sweep.proposers.Proposer` proposes, and `finish`: the way of sweepers of our own."""
+        """Run the jobs that a `trainyard.sweep.proposers.Proposer` proposes, then `finish`; for the sweepers of
+        Trainyard."""
         try:
             self._begun().run(proposer)
         except BaseException:
@@ -154,7 +155,7 @@ class SlurmLauncher(LocalLauncher):
             self._submit_head()
 
     def _submit_head(self) -> NoReturn:
-        """Submit the process that runs the sweep, unless only the plan was wanted, and end this one."""
+        """Submit the process that runs the sweep, unless only the plan was requested, and end this process."""
         from trainyard.sweep.detached import submit_head
 
         settings = self._given_settings()
@@ -191,20 +192,21 @@ PRUNING = ("pruner", "direction", "order")
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's basic sweeper: every combination of what the command line lists.
+    """Hydra's basic sweeper: all combinations of the values on the command line.
 
-    Several overrides of one key have the effect that they have in a single run; Hydra's sweeper keeps one of them.
+    Several overrides of one key have the same effect as in a single run; Hydra's sweeper keeps only one of them.
 
-    The launcher checks the jobs: Hydra would compose each of them only for that, one after another. A job
-    that fails does not prevent the batches after its own.
+    The launcher checks the jobs, because Hydra would compose all of them one by one only for the check. If a job fails,
+    later batches still run.
 
     Args:
-        max_batch_size: jobs handed to the launcher at once; None for all.
-        params: overrides that stand in the config.
+        max_batch_size: maximum number of jobs per batch passed to the launcher; None for all.
+        params: overrides in the config.
         zip, blocks, file, when: the settings that `trainyard.sweep.grid_settings.GridSettings` documents.
-        pruner: node of the pruner that decides which jobs go on; None for none. It needs our launcher.
-        direction, order: what it goes by: `trainyard.sweep.proposers.search_settings.grid_proposer`.
-        **unknown: settings that there are not; `sweep` refuses them.
+        pruner: node of the pruner that decides which jobs continue; None for no pruner. A pruner needs Trainyard's
+            launcher.
+        direction, order: see `trainyard.sweep.proposers.search_settings.grid_proposer`.
+        **unknown: unknown settings, which `sweep` rejects.
     """
 
     def __init__(
@@ -231,8 +233,9 @@ class GridSweeper(BasicSweeper):
         """Launch all batches.
 
         Raises:
-            ConfigError: a setting is unknown, or has another form.
-            SweepFailedError: a job has failed; with a launcher of others, the error of the first one that has.
+            ConfigError: a setting is unknown or invalid.
+            SweepFailedError: a job has failed. With a third-party launcher, the error of the first failed job is raised
+                instead.
         """
         assert self.config is not None
         assert self.launcher is not None
@@ -245,7 +248,7 @@ class GridSweeper(BasicSweeper):
         if size is not None:
             from trainyard.checks import integer  # not at the top: Hydra imports this module at every start
 
-            integer("hydra.sweeper.max_batch_size", size, at_least=1, other="null for one batch")
+            integer("hydra.sweeper.max_batch_size", size, at_least=1, other="null for a single batch")
         batches = self._batches([*self._parse_config(), *arguments])
         ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None
         if not (self.pruner is None or str(self.pruner.get("_target_")).endswith(".NoPruner")):
@@ -280,7 +283,7 @@ class GridSweeper(BasicSweeper):
 
         assert self.config is not None
         if launcher is None or self.max_batch_size is not None:
-            accepted = "null, without hydra/launcher=local or with hydra.sweeper.max_batch_size"
+            accepted = "null, because pruners need hydra/launcher=local without hydra.sweeper.max_batch_size"
             raise ConfigError(PRUNER, self.pruner.get("_target_"), accepted)
         node = pruner_node(self.pruner, self.config)
         assert node is not None

@@ -1,6 +1,6 @@
 """Hydra plugin: the sweepers `search` and `pbt`.
 
-It is thin, since Hydra imports this module at every start. The work is in `trainyard.sweep.proposers`.
+This module is thin, because Hydra imports it at every start. The work is done in `trainyard.sweep.proposers`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 
 class SearchSweeper(Sweeper):
-    """Searches the space that the command line describes, on our launcher.
+    """Searches the space that the command line defines, with Trainyard's launcher.
 
     Args:
         **settings: the settings that `trainyard.sweep.proposers.search_settings.SearchSettings` documents.
@@ -34,7 +34,7 @@ class SearchSweeper(Sweeper):
         """Run the search.
 
         Raises:
-            TrainyardError: a setting cannot work, or the search was interrupted.
+            TrainyardError: a setting is invalid, or the search was interrupted.
         """
         from trainyard.sweep.proposers.pruner_settings import check_application
         from trainyard.sweep.proposers.search_settings import SearchSettings
@@ -45,10 +45,10 @@ class SearchSweeper(Sweeper):
         launcher.run(settings.proposer(arguments, loader, config))
 
     def _checked(self, name: str) -> tuple[DictConfig, Any, Any]:
-        """Return the config of the sweep, Hydra's loader, and our launcher.
+        """Return the config of the sweep, Hydra's config loader, and the launcher.
 
         Raises:
-            ConfigError: the launcher is not ours.
+            ConfigError: the launcher is not Trainyard's.
         """
         from hydra_plugins.trainyard_launcher import LocalLauncher
         from trainyard.errors import ConfigError
@@ -57,12 +57,17 @@ class SearchSweeper(Sweeper):
         assert self.hydra_context is not None
         if not isinstance(self.launcher, LocalLauncher):
             given = self.config.hydra.runtime.choices.get("hydra/launcher")
-            raise ConfigError("hydra/launcher", given, f"local, with hydra/sweeper={name}", options=["local"])
+            raise ConfigError(
+                "hydra/launcher",
+                given,
+                f"local, because hydra/sweeper={name} supports no other launcher",
+                options=["local"],
+            )
         return self.config, self.hydra_context.config_loader, self.launcher
 
 
 class PopulationSweeper(SearchSweeper):
-    """Trains a population, whose worst members go on as the best ones, on our launcher.
+    """Trains a population, whose worst members continue as copies of the best, with Trainyard's launcher.
 
     Args:
         **settings: the settings that `trainyard.sweep.proposers.population_settings.PopulationSettings` documents.
@@ -72,7 +77,7 @@ class PopulationSweeper(SearchSweeper):
         """Run the population.
 
         Raises:
-            TrainyardError: a setting cannot work, or it was interrupted.
+            TrainyardError: a setting is invalid, or the training was interrupted.
         """
         from trainyard.sweep.proposers.population_settings import PopulationSettings, check_application
 

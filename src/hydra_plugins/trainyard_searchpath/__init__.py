@@ -1,4 +1,4 @@
-"""Hydra plugin that puts Trainyard's configs on the search path, behind the application's own.
+"""Hydra plugin that puts Trainyard's configs on the search path, after the configs of the application.
 
 Hydra imports this file at every start of every Hydra application in the environment, so it imports nothing but Hydra.
 """
@@ -13,10 +13,11 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 def conf_path() -> str | None:
-    """Return where the configs are, in the form of Hydra's search path; None if this copy of the package has none.
+    """Return the place of the configs, in the form of Hydra's search path; None if this copy of the package has no
+    configs.
 
     A wheel contains them as the package ``trainyard.conf``. In a source checkout, installed as editable or not,
-    they are in ``conf/`` beside ``src/``.
+    they are in ``conf/`` next to ``src/``.
     """
     spec = find_spec("trainyard")  # locates a top-level package without importing it
     if spec is None or spec.origin is None:
@@ -31,7 +32,7 @@ def conf_path() -> str | None:
 
 
 class TrainyardSearchPath(SearchPathPlugin):
-    """Appends our configs; an application's own config of the same name comes first and takes precedence."""
+    """Appends Trainyard's configs. A config of the application with the same name takes precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         path = conf_path()

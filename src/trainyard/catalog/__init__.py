@@ -1,4 +1,4 @@
-"""Catalog: the runs in folders, read from their own files. It changes nothing, and needs neither torch nor MLflow."""
+"""Catalog: the runs in folders, read from their files. It changes no files, and needs neither torch nor MLflow."""
 
 from trainyard.catalog.compare import Comparison, compare
 from trainyard.catalog.find import find, resolve

@@ -1,4 +1,4 @@
-"""Running a run again: from its resolved config, or from its overrides with others in their place."""
+"""Repeating a run: from its resolved config, or from its overrides with changes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Launch:
 
 
 def check_trust(run: StoredRun, place: str, trust: bool) -> None:
-    """Check that a run may be started again: its config names the code that is run.
+    """Check that a run may be repeated, because its config names the code that is executed.
 
     Args:
         run: the run.
@@ -70,19 +70,19 @@ def check_trust(run: StoredRun, place: str, trust: bool) -> None:
 
 
 def from_config(run: StoredRun, folder: Path, directory: Path, lineage: Sequence[Segment] = ()) -> Launch:
-    """Return how to run a run again exactly as it was: from its resolved config, without tracking.
+    """Return how to repeat a run exactly: from its resolved config, without tracking.
 
     Args:
         run: the run.
-        folder: an empty folder for the config that is started from.
+        folder: an empty folder for the config of the new run.
         directory: the new run's.
         lineage: the segments to train, one after the other; empty for a run that trained alone.
 
     Raises:
-        TrainyardError: its config cannot be read, or holds a credential that was not written down.
+        TrainyardError: its config cannot be read, or contains a credential that was not saved.
     """
     if not run.config:
-        raise TrainyardError(f"{run.directory}: no readable config.yaml. The run cannot be repeated without it.")
+        raise TrainyardError(f"{run.directory} has no readable config.yaml, so the run cannot be repeated.")
     values = _repeatable(run, run.config)
     threads = run.history.tags.get("threads", "")
     if threads.isdecimal() and isinstance(values.get("env"), dict) and values["env"].get("threads", 0) is None:
@@ -102,10 +102,10 @@ def from_config(run: StoredRun, folder: Path, directory: Path, lineage: Sequence
 
 
 def _repeatable(run: StoredRun, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a config for a run that is kept elsewhere.
+    """Return the values of a config for a run in another directory.
 
     Raises:
-        ConfigError: one of them is a credential that was not written down.
+        ConfigError: one of them is a credential that was not saved.
     """
     values = {key: value for key, value in config.items() if key != "work_dir"} | _OWN
     values["name"] = f"{run.info.name} (again)"
@@ -117,10 +117,10 @@ def _repeatable(run: StoredRun, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False) -> Launch:
-    """Return how to run the command of a run again, with other overrides, from the configs as they are now.
+    """Return how to repeat the command of a run with other overrides and the current configs.
 
-    An override replaces those of the same key, and the option of a group those of keys in it. The name of the run is
-    not given again.
+    An override replaces overrides of the same key, and an option of a group replaces overrides of keys in this group.
+    The name of the run is not reused.
 
     Args:
         run: the run.
@@ -135,7 +135,7 @@ def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False)
         given = [str(line) for line in yaml.safe_load(text) or []]
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise TrainyardError(
-            f"{run.directory}: its overrides (.hydra/overrides.yaml) cannot be read: {error}"
+            f"{run.directory}: the overrides of this run (.hydra/overrides.yaml) cannot be read: {error}"
         ) from error
     hydra = _hydra(run)
     new = {_key(line) for line in changes}
@@ -174,14 +174,15 @@ def _launch(run: StoredRun, hydra: Mapping[str, Any], arguments: list[str]) -> L
 
 
 def _program(run: StoredRun) -> list[str]:
-    """Return the arguments of Python that start the run's program, or Trainyard's own where that is not there."""
+    """Return the arguments of Python that start the program of the run, or Trainyard's program if it does not exist."""
     program = run.info.program or _of_sweep(run.directory)
     there = program[:1] == ["-m"] or (program and Path(program[0]).is_file())
     return list(program) if there else list(_MODULE)
 
 
 def _of_sweep(directory: Path) -> list[str]:
-    """Return the arguments that start the program of the sweep that a run is a job of; empty if it is of none."""
+    """Return the arguments that start the program of the sweep to which a run belongs; empty if it belongs to no
+    sweep."""
     for parent in directory.absolute().parents[:3]:
         if (parent / SWEEP).is_file():
             for line in (parent / SWEEP).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -201,7 +202,7 @@ def _hydra(run: StoredRun) -> dict[str, Any]:
 
 
 def _sources(hydra: Mapping[str, Any], provider: str) -> list[str]:
-    """Return the folders of configs that a run was composed from: of its `main` program, or of the `command-line`."""
+    """Return the folders of configs from which a run was composed: of its `main` program, or of the `command-line`."""
     sources = (hydra.get("runtime") or {}).get("config_sources") or []
     return [str(each["path"]) for each in sources if each.get("provider") == provider and each.get("schema") == "file"]
 
@@ -220,7 +221,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _literal(value: Any) -> Any:
-    """Return values whose texts hold no interpolation: what was resolved is not resolved again."""
+    """Return values with escaped interpolations, so that resolved texts are not resolved again."""
     if isinstance(value, Mapping):
         return {key: _literal(entry) for key, entry in value.items()}
     if isinstance(value, list):

@@ -23,7 +23,7 @@ class Comparison:
         settings: the entries of the config.
         code: the commit, branch and changes.
         environment: versions, machine, device.
-        metrics: all metrics, equal ones too: see `StoredRun.metrics`.
+        metrics: all metrics, including equal ones: see `StoredRun.metrics`.
     """
 
     settings: Rows

@@ -19,7 +19,8 @@ _NO_RUNS_BELOW = {"checkpoints", "mlruns", "mlartifacts", "node_modules"}
 
 
 def default_folders() -> list[Path]:
-    """Return the folders that runs are looked for in: `outputs` and `multirun`, or the current one without them."""
+    """Return the folders in which runs are searched: `outputs` and `multirun`, or the current folder if neither
+    exists."""
     found = [Path(name) for name in DEFAULT if Path(name).is_dir()]
     return found or [Path()]
 
@@ -27,7 +28,7 @@ def default_folders() -> list[Path]:
 def find(folders: Sequence[Path]) -> list[StoredRun]:
     """Return the runs in these folders and below, in the order in which they were started.
 
-    Directories whose `run.json` cannot be read are left out.
+    Directories whose `run.json` cannot be read are skipped.
     """
     runs = {}
     for folder in folders:
@@ -49,14 +50,16 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         folders: the folders to search; None for `default_folders`.
 
     Raises:
-        TrainyardError: there is none, or there are several.
+        TrainyardError: no run or several runs match.
     """
     path = Path(text)
     if path.exists():
         for directory in (path, *path.absolute().parents[:3]):
             if (directory / run_info.FILE).is_file() and not (directory / SWEEP).exists():
                 return StoredRun(directory, RunInfo.read(directory))
-        raise TrainyardError(f"{text}: neither the directory of a run nor a file in one (no {run_info.FILE}).")
+        raise TrainyardError(
+            f"{text} is neither the directory of a run (it has no {run_info.FILE}) nor a file in such a directory."
+        )
     folders = default_folders() if folders is None else folders
     runs = find(folders)
     where = " and ".join(str(folder) for folder in folders)
@@ -66,12 +69,12 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
     if not found:
         names = [name for run in runs for name in (run.info.name, run.directory.name)]
         close = nearest(text, names)
-        hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists them."
-        raise TrainyardError(f"{text!r}: no run with this name or ID among the {len(runs)} in {where}.{hint}")
+        hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists the runs."
+        raise TrainyardError(f"No run has the name or ID {text!r} among the {len(runs)} runs in {where}.{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     what = f"{text!r} is the name or ID of {len(found)} runs in {where}"
-    raise TrainyardError(f"{what}; give the ID or directory of one:{shown}{more}")
+    raise TrainyardError(f"{what}. Give the ID or the directory of one of them:{shown}{more}")
 
 
 def _is_meant(run: StoredRun, text: str) -> bool:
@@ -80,7 +83,7 @@ def _is_meant(run: StoredRun, text: str) -> bool:
 
 
 def directories(folder: Path, file: str) -> Iterator[Path]:
-    """Yield the directories in a folder, and below, that hold a file of this name."""
+    """Yield the directories in a folder, at any depth, that contain a file with this name."""
     for root, below, files in os.walk(folder):
         below[:] = sorted(name for name in below if name[:1] != "." and name not in _NO_RUNS_BELOW)
         if file in files:

@@ -1,4 +1,4 @@
-"""Files of runs that are of no more use: old checkpoints, and what killed processes left."""
+"""Files of runs that are no longer needed: old checkpoints, and temporary files of killed processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ BEST = "best.pt"
 
 
 def garbage(run: StoredRun) -> list[Path]:
-    """Return the files and folders that a run can do without; none while it trains.
+    """Return the files and folders that a run no longer needs; nothing while it trains.
 
-    - Checkpoints. A finished run keeps `best.pt`, or the newest one without it. Any other run keeps the newest as well,
-      from which it can be resumed.
-    - Temporary files beside them, of a process that was killed while it wrote.
+    - Checkpoints. A finished run keeps `best.pt`, or its newest checkpoint if `best.pt` does not exist. Any other run
+      also keeps its newest checkpoint, so that it can be resumed.
+    - Temporary files of a process that was killed while it wrote a checkpoint.
     """
     if run.state == "running":
         return []
@@ -28,7 +28,8 @@ def garbage(run: StoredRun) -> list[Path]:
 
 
 def freed(paths: Iterable[Path]) -> int:
-    """Return the bytes that the removal of these files and folders frees: a file with a further name frees none."""
+    """Return the number of bytes that the removal of these files and folders frees; a file with another hard link frees
+    none."""
     links: dict[tuple[int, int], int] = {}
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
     for file in _files(paths):

@@ -1,4 +1,4 @@
-"""Lineage of a job of a sweep: what it trained as, where, and in which lanes, as the sweep's manifest has it."""
+"""Lineage of a job of a sweep: its ancestors and lanes, according to the manifest of the sweep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainyard.errors import TrainyardError
 from trainyard.sweep.inheritance import config_until
 
 INHERITED = "inherited"
-"""Folder of a repetition with the checkpoint from which its last heir began."""
+"""Folder of a repeated run with the checkpoint from which its last heir started."""
 
 Record = Mapping[str, Any]
 
@@ -30,8 +30,8 @@ class Segment:
         config: the file of its resolved config.
         end: the epoch, or iteration, at which the segment ends; None for the end of the training.
         by: which of the two: `epoch` or `iter`.
-        heir: whether it begins as another job, with that one's checkpoint.
-        keys: what it has otherwise than the checkpoint that it goes on from: its `resume_override`.
+        heir: whether it starts from the checkpoint of the previous job in the lineage.
+        keys: the keys whose values differ from those in the checkpoint from which it continues: its `resume_override`.
         lane: its row in the stack.
         width: the lanes of the stack; 0 if it trained alone.
         threads: threads of its process.
@@ -50,7 +50,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class _Span:
-    """Where a job trains from a place on."""
+    """Where a job trains from a position on."""
 
     start: int
     lane: int
@@ -67,7 +67,7 @@ class _Job:
     inherited: list[Record] = field(default_factory=list)
 
     def take(self, task: Record, index: int) -> None:
-        """Take in how the job trains from now on: as the entry of this index of a task."""
+        """Record how the job trains from now on: as the entry with this index in a task."""
         lanes, begun = task.get("lanes"), task.get(f"{self.by}s")
         start = int(begun[index]) if begun else self.at
         width = task.get("width") or (len(task["nums"]) if len(task["nums"]) > 1 else 0)
@@ -76,7 +76,7 @@ class _Job:
         self.spans.append(_Span(start, lane, width, task["threads"]))
 
     def between(self, begin: int, end: int | None) -> list[_Span]:
-        """Return the spans from a place to another one."""
+        """Return the spans between two positions."""
         before = [span for span in self.spans if span.start <= begin][-1:]
         return before + [span for span in self.spans if begin < span.start and (end is None or span.start < end)]
 
@@ -130,7 +130,7 @@ def _records(manifest: Path) -> Iterator[Record]:
 
 
 def _chain(sweep: Path, jobs: Mapping[int, _Job], num: int) -> list[Segment]:
-    """Return the segments of a job and, before what it has inherited, of those as which it goes on."""
+    """Return the segments of a job, after the segments of the jobs from which it inherited."""
     found: list[Segment] = []
     end: int | None = None
     while True:
@@ -165,7 +165,5 @@ def _config(directory: Path, num: int, until: int | None) -> Path:
     """Return the file of the config that a job had until it continued from another job, or has now."""
     file = directory / CONFIG if until is None else config_until(directory, until)
     if not file.is_file():
-        raise TrainyardError(
-            f"{file} does not exist. It contains the config of job #{num}, so the job cannot be repeated."
-        )
+        raise TrainyardError(f"Job #{num} cannot be repeated, because its config {file} does not exist.")
     return file

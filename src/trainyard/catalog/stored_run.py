@@ -1,4 +1,4 @@
-"""Stored run: what the directory of a run says about it."""
+"""Stored run: the content of the directory of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ENDED: Mapping[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILL
 
 @dataclass(frozen=True)
 class Point:
-    """Value of a metric: its iteration, its epoch (None in a run that counts iterations only), its number."""
+    """Value of a metric: its iteration, its epoch (None in a run that counts only iterations), and its number."""
 
     step: int
     epoch: int | None
@@ -82,7 +82,7 @@ class History:
         return history
 
     def best(self, name: str, direction: str) -> Point | None:
-        """Return the first of the best points of a metric; None if it has no number."""
+        """Return the first of the best points of a metric; None if the metric has no number."""
         points = [point for point in self.series.get(name, ()) if not math.isnan(point.value)]
         if not points:
             return None
@@ -103,7 +103,7 @@ class StoredRun:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved config; empty if there is none that can be read."""
+        """The resolved config; empty if it cannot be read."""
         try:
             text = (self.directory / CONFIG).read_text(encoding="utf-8")
             config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # ten times as fast
@@ -147,8 +147,8 @@ class StoredRun:
     def metrics(self) -> dict[str, float]:
         """One value of each metric.
 
-        For metrics of the objective's split, it is the value at the best validation, so that they belong to one model;
-        for all others, the last value.
+        For metrics of the objective's split, this is the value at the best validation, so that all of them belong to
+        the same model. For all other metrics, it is the last value.
         """
         best = self.best
         values = {}
@@ -184,7 +184,7 @@ class StoredRun:
         }
 
     def value(self, name: str) -> Any:
-        """Return a property, a metric or a setting; None if the run has none of that name."""
+        """Return a property, a metric or a setting; None if the run has nothing with this name."""
         for names in (self.facts, self.metrics, self.settings):
             if name in names:
                 return names[name]

@@ -1,4 +1,4 @@
-"""Stored sweep: what the manifest of a sweep says of its jobs, while it runs and afterwards."""
+"""Stored sweep: the jobs of a sweep according to its manifest, while it runs and afterwards."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ORDER = ("done", "running", "waiting", "paused", "failed", "timeout", "lost", "i
 
 @dataclass
 class SweepJob:
-    """A job, as the manifest has it.
+    """A job, according to the manifest.
 
     Attributes:
         num: its number.
         overrides: its overrides.
         subdir: its directory below the sweep's.
         state: one of `ORDER`.
-        value: what it returned, once it is done: its best objective, or several numbers by name.
+        value: the result of a finished job: its best objective, or several numbers by name.
         seconds: how long it took.
         width: the number of jobs that trained with it in one program.
         error: why it failed.
@@ -49,13 +49,13 @@ class SweepJob:
 
     @property
     def objective(self) -> float | None:
-        """The best objective; None if there is none, or there are several numbers."""
+        """The best objective; None if the job has no objective or returned several numbers."""
         return as_number(self.value)
 
 
 @dataclass
 class StoredSweep:
-    """A sweep in a directory. Its manifest is read, never written, so that it may be running.
+    """A sweep in a directory. Its manifest is only read, so the sweep may be running.
 
     Args:
         directory: the sweep's directory.
@@ -64,7 +64,7 @@ class StoredSweep:
         jobs: the jobs by number, as of the last `read_on`.
         started: when it was first started, in unix seconds.
         searched: whether a search chooses the jobs.
-        goals: what that compares them by, where it is more than the objective of each.
+        goals: the goals by which the search compares the jobs, if these are more than the objective.
     """
 
     directory: Path
@@ -80,17 +80,17 @@ class StoredSweep:
         """Read the manifest in a directory.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: the directory has no manifest.
         """
         if not (directory / SWEEP).is_file():
-            hint = "`trainyard sweep ls` lists them."
+            hint = "`trainyard sweep ls` lists the sweeps."
             raise ConfigError("DIR", str(directory), f"the directory of a sweep, which has a {SWEEP}", hint=hint)
         sweep = cls(directory)
         sweep.read_on()
         return sweep
 
     def read_on(self) -> list[SweepJob]:
-        """Read what was appended since, and return the jobs whose state has changed, each once.
+        """Read the new records, and return the jobs whose state has changed, each once.
 
         An incomplete last line is left for the next time.
         """
@@ -109,7 +109,7 @@ class StoredSweep:
 
     @property
     def running(self) -> bool:
-        """Whether a process runs the sweep: it holds the lock of the manifest."""
+        """Whether a process runs the sweep and therefore holds the lock of the manifest."""
         return is_run(self.directory)
 
     @property
@@ -126,7 +126,7 @@ class StoredSweep:
 
     @property
     def objective(self) -> str | None:
-        """The name of the number that ranks the jobs, as the first job has it; None if none is known."""
+        """The name of the number that ranks the jobs, from the first job; None if it is unknown."""
         return self._objective[0]
 
     @property
@@ -134,7 +134,7 @@ class StoredSweep:
         return self._objective[1]
 
     def run_of(self, job: SweepJob) -> StoredRun:
-        """Return the run of a job; one without a record is empty."""
+        """Return the run of a job; empty if the job has no record."""
         return StoredRun(self.directory / job.subdir, RunInfo(name=f"#{job.num}"))
 
     def rows(self) -> list[JobRow]:
@@ -156,7 +156,7 @@ class StoredSweep:
         ]
 
     def counts(self) -> str:
-        """Return how many jobs are in which state: `3 done, 1 running`."""
+        """Return the number of jobs in each state: `3 done, 1 running`."""
         counted = Counter(job.state for job in self.jobs.values())
         states = [*ORDER, *(state for state in counted if state not in ORDER)]
         return ", ".join(f"{counted[state]} {state}" for state in states if counted[state])

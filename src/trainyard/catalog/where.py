@@ -95,7 +95,7 @@ class Where:
         return "".join(python)
 
     def _checked(self, node: ast.expr) -> ast.expr:
-        """Return the condition, in which there is nothing else."""
+        """Return the condition after a check that it contains no other syntax."""
         if isinstance(node, ast.BoolOp):
             for value in node.values:
                 self._checked(value)

@@ -1,6 +1,6 @@
-"""The `trainyard` command: runs listed, compared, followed and removed; trainings started; the installation checked.
-
-One file for each subcommand, imported when it is called: the command starts without torch and MLflow.
+"""The `trainyard` command: lists, compares, follows and removes runs, starts trainings, and checks the installation.
+Each subcommand has its own file, which is imported when it is called, so that the command starts without torch and
+MLflow.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def group() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command, and end with its status: 2 for what the user has to change."""
+    """Run the command, and end with its status: 2 if the user has to change something."""
     options: dict[str, Any] = {"prog_name": "trainyard"}
     try:
         group(arguments, **options)

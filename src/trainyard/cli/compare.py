@@ -21,7 +21,7 @@ def command(runs: Sequence[str], json_: bool) -> None:
     """Compare RUNs: differences of settings, code and environment, all metrics, and the curve of the objective."""
     found = [resolve(run) for run in runs]
     if len({run.directory.resolve() for run in found}) < 2:
-        raise TrainyardError("trainyard compare takes two or more different runs.")
+        raise TrainyardError("trainyard compare needs at least two different runs.")
     comparison = compare(found)
     if json_:
         print_json({"runs": [run.facts for run in found], **asdict(comparison)})

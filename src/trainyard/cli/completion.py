@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 class RunType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic in later versions alone
-    """A run as the user names it."""
+    """A run, as named by the user."""
 
     name = "run"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the ids that begin so, each with the run's name, and the names; without one, what files there are."""
+        """Return the matching IDs, each with the name of the run, and the matching names; if there are none, the
+        matching files."""
         from click.shell_completion import CompletionItem
 
         from trainyard.catalog import find

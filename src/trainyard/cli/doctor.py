@@ -39,7 +39,7 @@ class Finding:
     Attributes:
         name: what was checked.
         ok: whether it can be used.
-        text: what there is, or what to do.
+        text: the result, or what to do.
     """
 
     name: str
@@ -105,7 +105,7 @@ def _replay() -> str:
     value.fill_(3)
     graph.replay()
     if result.tolist() != [6.0] * 4:
-        raise RuntimeError(f"a replayed graph gave {result.tolist()}")
+        raise RuntimeError(f"a replayed graph returned {result.tolist()}")
     return "captured and replayed"
 
 
@@ -154,7 +154,7 @@ def _ask(uri: str) -> str:
 
 def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
-    yield Finding("disk", free > _LITTLE_SPACE, f"{size(free)} free here")
+    yield Finding("disk", free > _LITTLE_SPACE, f"{size(free)} free on the disk of this folder")
 
 
 def _training() -> Iterator[Finding]:
@@ -184,7 +184,7 @@ def _train() -> str:
 
 
 def _try(name: str, check: Callable[[], str]) -> Finding:
-    """Return the finding of a check that raises if what it tries does not work."""
+    """Return the finding of a check that raises an error if it fails."""
     try:
         return Finding(name, True, check())
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`trainyard export`: a run's model for others."""
+"""`trainyard export`: export the model of a run."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def command(run: str, folder: Path, name: str | None) -> None:
     found = resolve(run)
     names = [path.name for path in found.checkpoints]
     if not names:
-        raise TrainyardError(f"{found.directory}: no checkpoints, so there is no model to export.")
+        raise TrainyardError(f"{found.directory} has no checkpoints, so there is no model to export.")
     if not found.config:
-        raise TrainyardError(f"{found.directory}: no readable config.yaml, which defines the model.")
+        raise TrainyardError(f"{found.directory} has no readable config.yaml, so the model cannot be built.")
     if name is not None and name not in names:
         raise ConfigError("--checkpoint", name, f"one of {', '.join(names)}", options=names)
     chosen = name or (BEST if BEST in names else max(found.checkpoints, key=lambda path: path.stat().st_mtime_ns).name)
@@ -49,7 +49,7 @@ def command(run: str, folder: Path, name: str | None) -> None:
 
 
 def card(run: StoredRun, checkpoint: str) -> str:
-    """Return the model card of a run: what it was trained on, what it reached, how it is used."""
+    """Return the model card of a run: its data, its results, and how to use it."""
     facts, settings = run.info.facts, run.settings
     rows = [
         ("model", settings.get("model", run.config.get("model", {}).get("_target_", ""))),
@@ -65,7 +65,9 @@ def card(run: StoredRun, checkpoint: str) -> str:
     ]
     best = run.best
     point = (
-        "" if best is None else f" The metrics of `{best.name.partition('/')[0]}` are of iteration {best.point.step}."
+        ""
+        if best is None
+        else f" The metrics of `{best.name.partition('/')[0]}` were measured at iteration {best.point.step}."
     )
     lines = [
         f"# {run.info.name}",

@@ -1,4 +1,4 @@
-"""`trainyard gc`: removal of checkpoints that nobody will need."""
+"""`trainyard gc`: remove checkpoints that are no longer needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`trainyard new`: a project of one's own."""
+"""`trainyard new`: create a new project."""
 
 from __future__ import annotations
 

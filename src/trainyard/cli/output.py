@@ -28,10 +28,10 @@ def print_json(value: Any) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """Print a table, as wide as the terminal at most; into a pipe or a file, as wide as it is.
+    """Print a table, at most as wide as the terminal; in a pipe or a file, without a limit.
 
     Args:
-        headers: the columns' names; empty strings for no line of names.
+        headers: the names of the columns; empty strings for no header line.
         rows: texts.
         right: the columns that are aligned to the right.
     """
@@ -89,7 +89,7 @@ def curve(values: Sequence[float], width: int = 40) -> str:
 
 
 def progress(run: StoredRun) -> str:
-    """Return how far a run is: `3/20` epochs, or its iterations."""
+    """Return the progress of a run: `3/20` epochs, or its iterations."""
     end = run.settings.get("loop.max_epochs")
     if run.epoch is not None and end is not None:
         return f"{run.epoch}/{end}"

@@ -1,4 +1,4 @@
-"""`trainyard reproduce`: a run again, compared with what it was."""
+"""`trainyard reproduce`: repeat a run and compare it with the original."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def command(run: str, uri: str | None, directory: Path | None, trust: bool, json
     first.
 
     RUN can also be an MLflow run ID. The exit status is 0 if all bits are identical, and 3 if they differ. In this
-    case, the first differences are printed, and differences of code, versions, data and device.
+    case, the first differences are printed, and the differences in code, versions, data and device.
     """
     if directory is not None and (directory / "run.json").exists():
         raise TrainyardError(f"--to: {directory} already contains a run.")
@@ -63,16 +63,16 @@ def command(run: str, uri: str | None, directory: Path | None, trust: bool, json
 
 
 def stored(run: str, uri: str | None, trust: bool, folders: ExitStack) -> StoredRun:
-    """Return a run by its directory, id or name, or else from MLflow, in a temporary folder.
+    """Return a run by its directory, ID or name; if there is none, download it from MLflow into a temporary folder.
 
     Args:
         run: as the user gave it.
         uri: the store; None for that of the environment.
-        trust: also one from elsewhere.
+        trust: accept a run from elsewhere.
         folders: holds the temporary folder.
 
     Raises:
-        TrainyardError: it is nowhere, or from elsewhere.
+        TrainyardError: the run is not found, or is from elsewhere.
     """
     try:
         found = resolve(run) if uri is None else None
@@ -95,9 +95,9 @@ def stored(run: str, uri: str | None, trust: bool, folders: ExitStack) -> Stored
 
 
 def start(launch: Launch, *, quiet: bool = False) -> None:
-    """Run a training to its end; `quiet` sends what it prints to standard error.
+    """Run a training to its end; with `quiet`, its output is sent to standard error.
 
-    Ends this process with its status if it fails.
+    If the training fails, this process ends with the status of the training.
     """
     done = subprocess.run(
         launch.command,

@@ -1,4 +1,4 @@
-"""`trainyard rerun`: the command of a run again, with changes."""
+"""`trainyard rerun`: repeat the command of a run, with changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`trainyard rm`: removal of runs."""
+"""`trainyard rm`: remove runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainyard.errors import TrainyardError
 def command(runs: Sequence[str], yes: bool) -> None:
     """Remove the directories of RUNs, including checkpoints. Nothing is removed from MLflow.
 
-    A run that is training is not removed: this is an error.
+    A run that is training is not removed, but reported as an error.
     """
     found = list({run.directory.resolve(): run for run in map(resolve, runs)}.values())
     for run in found:

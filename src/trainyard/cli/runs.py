@@ -24,7 +24,7 @@ from trainyard.sweep.report.rows import duration
     help="Sort by a metric, a setting or a property; -NAME sorts in descending order.",
 )
 @click.option("--columns", metavar="NAME,...", help="Additional metrics and settings to show.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show the first N.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show the first N runs.")
 @as_json
 def command(
     folders: Sequence[Path],
@@ -57,7 +57,7 @@ def command(
         print_json([_record(run, extra) for run in shown])
         return
     if not runs:
-        click.echo("No runs here." if condition is None else "No run matches the condition.")
+        click.echo("No runs found." if condition is None else "No run matches the condition.")
         return
     headers = ["id", "name", "state", "epoch", "objective", "best", *extra, "started", "time", "directory"]
     print_table(headers, [_row(run, extra) for run in shown], right=("epoch", "best", "time", *extra))

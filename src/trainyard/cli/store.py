@@ -9,7 +9,7 @@ from trainyard.track.uri import resolve
 
 
 def store(uri: str | None) -> str:
-    """Return the URI of a store: as given, or that of the environment.
+    """Return the URI of a store: the given one, or the one of the environment.
 
     Raises:
         TrainyardError: MLflow has no store of that kind.

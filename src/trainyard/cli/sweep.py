@@ -1,4 +1,4 @@
-"""`trainyard sweep`: sweeps listed, watched, continued, steered and reported."""
+"""`trainyard sweep`: list, watch, continue, steer and report sweeps."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ls(folders: Sequence[Path], json_: bool) -> None:
         print_json(records)
         return
     if not records:
-        click.echo("No sweeps here.")
+        click.echo("No sweeps found.")
         return
     rows = [
         [
@@ -70,8 +70,8 @@ def ls(folders: Sequence[Path], json_: bool) -> None:
 def attach(directory: Path) -> None:
     """Watch a running sweep until it ends, with a live table, or with one line per change.
 
-    This does not affect the sweep, and Ctrl-C ends only this command. At the end, the ranking is printed. For a sweep
-    that was started with hydra.launcher.detach=true, the output of its process is shown.
+    This command does not affect the sweep; Ctrl-C ends only this command. At the end, the ranking is printed. For a
+    sweep that was started with hydra.launcher.detach=true, the output of its process is shown.
     """
     from trainyard.catalog.stored_sweep import StoredSweep
     from trainyard.cli.watching import watch
@@ -96,7 +96,7 @@ def attach(directory: Path) -> None:
     "--app",
     type=click.Path(path_type=Path),
     metavar="SCRIPT",
-    help="Script of the sweep, if it was moved.",
+    help="New path of the sweep's script, if the script was moved.",
 )
 @_WAIT
 def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> None:
@@ -106,7 +106,7 @@ def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> N
     """
     if job is not None:
         if app is not None:
-            raise ConfigError("--app", str(app), "no JOB, because it applies to an entire sweep")
+            raise ConfigError("--app", str(app), "no JOB, because --app applies to the entire sweep")
         _steer(directory, "resume", job, (), wait)
         return
     from trainyard.sweep.continuing import go_on

@@ -57,8 +57,9 @@ def report(directory: Path, follow: bool, json_: bool) -> None:
 )  # fmt: skip
 @click.option(
     "--metric", "metrics", multiple=True, metavar="NAME",
-    help="Metric to show (repeat the option for several). Differences are those of the first one. "
-    "Default: the objective and all test metrics.",
+    help=(
+        "Metric to show (repeat the option for several metrics). Differences refer to the first metric. Default: "
+        "the objective and all test metrics."),
 )  # fmt: skip
 @click.option(
     "--to", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -68,7 +69,7 @@ def export(directory: Path, kind: str, metrics: Sequence[str], file: Path | None
     """Write a table or a figure for a paper: the configurations of a sweep, mean ± standard deviation over the seeds.
 
     Jobs that differ only in the seed or the fold are repeats of one configuration. The table contains paired
-    differences to the best configuration, with p-values after Holm's correction. The figure contains learning curves
+    differences from the best configuration, with p-values after Holm's correction. The figure contains learning curves
     with bands, and means with 95 % confidence intervals.
     """
     from trainyard.sweep.report import export as tables
@@ -94,7 +95,7 @@ def export(directory: Path, kind: str, metrics: Sequence[str], file: Path | None
 
 @contextmanager
 def _told(file: Path) -> Iterator[None]:
-    """Name a file that cannot be written, without a traceback."""
+    """Report a file that cannot be written, without a traceback."""
     try:
         yield
     except OSError as error:
@@ -102,7 +103,8 @@ def _told(file: Path) -> Iterator[None]:
 
 
 def record(sweep: StoredSweep) -> dict[str, object]:
-    """Return what is listed of a sweep: where jobs are repeats, the best is the mean of the best configuration."""
+    """Return the listed properties of a sweep. If jobs are repeats, the best value is the mean of the best
+    configuration."""
     from trainyard.sweep.report.ranking import rank
     from trainyard.sweep.report.repeats import configurations
     from trainyard.sweep.report.rows import front_of
@@ -172,7 +174,7 @@ def _write_page(sweep: StoredSweep, numbers: Mapping[int, JobNumbers], live: flo
 
 
 def _follow(sweep: StoredSweep) -> None:
-    """Write the page again and again until no process runs the sweep, or Ctrl-C."""
+    """Update the page repeatedly until no process runs the sweep, or Ctrl-C."""
     known: dict[int, JobNumbers] = {}
     said = False
     try:

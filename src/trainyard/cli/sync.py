@@ -1,4 +1,4 @@
-"""`trainyard sync`: runs that MLflow does not have, or not all of."""
+"""`trainyard sync`: upload runs that MLflow does not have, or has only in part."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from trainyard.errors import TrainyardError
     "--trust",
     is_flag=True,
     help=(
-        "Trust directories that you did not create, from now on: their models are built (which runs code), "
-        "links that lead out of them are followed, and their runs are uploaded to the store that they name."
+        "From now on, trust directories that you did not create. Trainyard then builds their models (which "
+        "runs code), follows links that lead out of these directories, and uploads their runs to the store "
+        "that they name."
     ),
 )
 def command(folders: Sequence[Path], uri: str | None, experiment: str | None, trust: bool) -> None:

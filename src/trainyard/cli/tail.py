@@ -1,4 +1,4 @@
-"""`trainyard tail`: the numbers of a run as they come."""
+"""`trainyard tail`: print the metrics of a run as they are recorded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PAUSE = 0.3  # seconds between two readings
     "prefix",
     default="",
     metavar="PREFIX",
-    help="Only metrics with this prefix, such as val/ or train/loss.",
+    help="Print only metrics with this prefix, such as val/ or train/loss.",
 )
 @click.option("--json", "json_", is_flag=True, help="Print the journal's records, one per line.")
 def command(run: str, lines: int, follow: bool, prefix: str, json_: bool) -> None:
@@ -54,7 +54,7 @@ def command(run: str, lines: int, follow: bool, prefix: str, json_: bool) -> Non
 
 
 def _new(path: Path, offset: int, prefix: str, json_: bool) -> tuple[list[str], int]:
-    """Return the lines of the records from `offset` on, and where they end."""
+    """Return the lines of the records from `offset` on, and the offset of their end."""
     lines = []
     for record, end in journal.read(path, offset):
         offset = end
@@ -64,7 +64,7 @@ def _new(path: Path, offset: int, prefix: str, json_: bool) -> tuple[list[str], 
 
 
 def _text(record: dict[str, Any], prefix: str) -> str:
-    """Return a record as a line; empty for what is not shown."""
+    """Return a record as a line; empty if it is not shown."""
     clock = time.strftime("%H:%M:%S", time.localtime(record["time"]))
     if record["kind"] == "status" and not prefix:
         message = f" ({record['message']})" if record.get("message") else ""

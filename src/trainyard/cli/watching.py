@@ -24,7 +24,7 @@ _ROWS = 20
 
 @dataclass
 class _Latest:
-    """Latest epoch and number of a running job, read on from where the last look ended."""
+    """Latest epoch and number of a running job; each read continues where the last one ended."""
 
     path: Path
     objective: str | None
@@ -45,7 +45,7 @@ class _Latest:
 
 
 def watch(sweep: StoredSweep) -> bool:
-    """Show a sweep until no process runs it, and return whether that was its end: Ctrl-C ends the watching only."""
+    """Show a sweep until no process runs it, and return whether the sweep has ended. Ctrl-C ends only the display."""
     if not sweep.running:
         click.echo(f"No process runs this sweep: {sweep.counts() or 'no jobs yet'}.")
         return True
@@ -89,7 +89,7 @@ def _print_changes(sweep: StoredSweep) -> None:
 
 
 def _table(sweep: StoredSweep, latest: dict[int, _Latest]) -> Table:
-    """Return the running jobs: number, what varies, epoch, latest number, time."""
+    """Return a table of the running jobs: number, varying values, epoch, latest number, time."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -1,7 +1,7 @@
-"""Values of a config against the annotations of the target's arguments.
+"""Check of the values of a config against the annotations of the target's arguments.
 
-Only what a config can hold is judged: booleans, numbers, texts, null, lists and mappings. What an annotation says about
-other objects, and an annotation that does not resolve, is skipped.
+Only values that a config can contain are checked: booleans, numbers, strings, null, lists and mappings. Other types in
+an annotation, and annotations that do not resolve, are skipped.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def check_arguments(
 ) -> None:
     """Check the values of a target's arguments.
 
-    An int passes for a float; a bool is not an int. Where an argument has no annotation, but a default that is a bool,
-    a text that spells a truth value (`no`, `off`) is refused: it would count as true.
+    An int is accepted as a float; a bool is not an int. If an argument has no annotation but a default that is a bool,
+    a string that spells a truth value (`no`, `off`) is rejected, because it would count as true.
 
     Args:
         target: the class or function.
         parameters: its parameters.
-        values: the arguments by name, in plain Python; those that are not among the parameters are skipped.
+        values: the arguments by name, in plain Python; arguments without a parameter are skipped.
         key: the place of the node in the config.
-        shares: accept a float in place of an int: a fraction of the run.
+        shares: also accept a float for an int: a fraction of the run.
 
     Raises:
         ConfigError: a value does not fit.
@@ -66,7 +66,7 @@ def check_value(key: str, value: Any, hint: Any) -> None:
     """Check one value.
 
     Raises:
-        ConfigError: it does not fit.
+        ConfigError: the value does not fit.
     """
     if not fits(value, hint):
         raise _refusal(key, value, hint)
@@ -75,8 +75,8 @@ def check_value(key: str, value: Any, hint: Any) -> None:
 def fits(value: Any, hint: Any) -> bool:
     """Return whether a value fits an annotation, or the annotation says nothing about values of a config.
 
-    A list passes for a tuple. A text passes for no list of texts, although Python could iterate over it. A mapping of
-    mappings is the target's own to check: it knows the keys.
+    A list is accepted as a tuple. A string is not accepted as a list of strings, although Python could iterate over it.
+    The target itself checks a mapping of mappings, because it knows the keys.
     """
     if not _is_plain(value):
         return True
@@ -105,7 +105,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def annotation(target: Callable[..., Any], name: str) -> Any:
-    """Return the annotation of an argument, resolved; `UNKNOWN` if there is none, or it does not resolve."""
+    """Return the resolved annotation of an argument; `UNKNOWN` if there is none, or if it does not resolve."""
     found = inspect.signature(target).parameters[name].annotation
     if found is inspect.Parameter.empty:
         return UNKNOWN
@@ -151,14 +151,14 @@ def _fits_list(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
 
 
 def _counted(value: Any) -> Any:
-    """Return the value with an int in place of each float."""
+    """Return the value with an int for each float."""
     if isinstance(value, list | tuple):
         return [_counted(entry) for entry in value]
     return 1 if isinstance(value, float) else value
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a value is one of a config, and no object that the config is going to build."""
+    """Return whether this is a plain value of a config, not an object that the config describes."""
     if isinstance(value, Mapping):
         return "_target_" not in value
     return value is None or isinstance(value, bool | int | float | str | list | tuple)

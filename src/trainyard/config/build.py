@@ -104,7 +104,7 @@ def _is_too_large(error: BaseException | None) -> bool:
 
 
 def _too_large(key: str, node: Any, error: BaseException | None) -> ConfigError:
-    """Return the error for a size that memory cannot hold; it names the largest number of the node."""
+    """Return the error for a size that does not fit into memory; it names the largest number of the node."""
     found = re.search(r"allocate (\d+) bytes", str(error))
     said = f"{int(found[1]) / 2**30:.0f} GiB are needed" if found else str(error).partition("\n")[0].rstrip(".")
     plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
@@ -134,7 +134,7 @@ def _argument(value: Any, key: str) -> Any:
 
 
 def taken_out(value: Any, name: str) -> tuple[Any, Any]:
-    """Return a node without an entry, and that entry; None if there is none, or the target accepts it.
+    """Return a node without an entry, and the entry; None if there is no such entry, or if the target accepts it.
 
     Any value that is not a node is returned unchanged.
     """
@@ -160,7 +160,7 @@ def _takes(target: Any, name: str) -> bool:
 
 
 def build_all(values: Any, key: str) -> dict[str, Any]:
-    """Build every entry of a mapping; entries that are None (removed, say, by `hook.ema=null`) are omitted.
+    """Build every entry of a mapping; entries that are None (for example, after `hook.ema=null`) are omitted.
 
     Raises:
         ConfigError: the value is not a mapping, or an entry cannot be built.
@@ -173,8 +173,8 @@ def build_all(values: Any, key: str) -> dict[str, Any]:
 def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
     """Return a copy of a config in which each value `auto`, at any depth, is replaced by the fact of the same name.
 
-    `num_classes` is `out_features` where the data are for regression; `loss` is None where the data name none.
-    `auto_or_null` is None where there is no such fact.
+    For regression data, `num_classes` is `out_features`; `loss` is None if the data names no loss. `auto_or_null` is
+    None if there is no such fact.
 
     Args:
         value: a config; an object is returned unchanged.
@@ -203,17 +203,17 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
     if name in _OWN_DEFAULT:
         return (facts or {}).get(name)
     if facts is None:
-        raise ConfigError(key, AUTO, "a value, because there is no data to infer it from")
+        raise ConfigError(key, AUTO, "a value, because there is no data from which it can be inferred")
     if name not in facts and _INSTEAD.get(name) in facts:
         name = _INSTEAD[name]
     if name not in facts:
-        known = ", ".join(sorted(facts)) or "no such value"
-        raise ConfigError(key, AUTO, f"a value: this data defines {known}", options=facts)
+        known = ", ".join(sorted(facts)) or "nothing"
+        raise ConfigError(key, AUTO, f"an explicit value, because this data defines only {known}", options=facts)
     return facts[name]
 
 
 def check_tree(value: Any, key: str = "") -> None:
-    """Check every node in this value: its target can be imported and accepts the arguments.
+    """Check that the target of every node in this value can be imported and accepts the arguments.
 
     Raises:
         ConfigError: the first node that fails.
@@ -229,10 +229,10 @@ def check_tree(value: Any, key: str = "") -> None:
 
 
 def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: int = 0) -> None:
-    """Check one node: its target can be imported and accepts these arguments, which fit the target's annotations.
+    """Check that the target of a node can be imported and accepts the arguments, and that these fit its annotations.
 
     Raises:
-        ConfigError: it fails; the message names the nearest module, attribute or argument.
+        ConfigError: the check fails; the message names the nearest module, attribute or argument.
     """
     target = locate(node["_target_"], f"{key}._target_")
     if "_partial_" in node:
@@ -245,7 +245,7 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for name in node:
             if name not in taken and name not in _CONTROLS:
-                accepted = f"an argument of {node['_target_']}: {', '.join(taken) or 'it takes none'}"
+                accepted = f"an argument of {node['_target_']}: {', '.join(taken) or 'none'}"
                 raise ConfigError(key, name, accepted, options=taken)
     check_arguments(target, parameters, _known(node, key), key, shares=key.startswith("schedule"))
     if node.get("_partial_") or node.get("_args_"):
@@ -253,8 +253,10 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
     required = [name for name in taken[positional:] if parameters[name].default is inspect.Parameter.empty]
     for name in required:
         if name not in node:
-            hint = "With `_partial_: true`, the run passes it." if "_partial_" in node else ""
-            raise ConfigError(f"{key}.{name}", None, f"a value: {node['_target_']} needs it", hint=hint)
+            hint = "With `_partial_: true`, the run passes this argument." if "_partial_" in node else ""
+            raise ConfigError(
+                f"{key}.{name}", None, f"a value, because {node['_target_']} requires this argument", hint=hint
+            )
 
 
 def _known(node: Mapping[str, Any] | DictConfig, key: str) -> dict[str, Any]:
@@ -280,7 +282,7 @@ def locate(path: Any, key: str) -> Callable[..., Any]:
     """Import the object that a dotted path names; a class or function is returned unchanged.
 
     Raises:
-        ConfigError: nothing of that name can be imported, or it is not callable.
+        ConfigError: nothing with this name can be imported, or it is not callable.
     """
     if callable(path):  # a config made in Python may hold the class itself
         return path  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Command line: the arguments in an order and a form that Hydra reads as they were meant."""
+"""Command line: arranges the arguments in the order and form that Hydra expects."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ MULTIRUN = ("--multirun", "-m")
 def arranged(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a command line for Hydra.
 
-    Flags may stand between overrides; Hydra wants them first. In a sweep, an override of a key in a group whose option
-    is swept belongs to each job alone: `optim=sgd,rmsprop optim.momentum=0.9` is no override of the default option.
+    Flags can be between overrides, but Hydra needs them first. In a sweep over the options of a group, an override of a
+    key in this group applies only to the jobs: `optim=sgd,rmsprop optim.momentum=0.9` does not override the default
+    option.
 
     Args:
-        arguments: without the program's name.
+        arguments: without the name of the program.
 
     Raises:
         TrainyardError: flags that exclude each other.
@@ -58,14 +59,14 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _takes(action: Action, value: str) -> bool:
-    """Return whether a flag's value follows it: always, or where it is one of its choices."""
+    """Return whether the value of a flag follows the flag: always, or if it is one of the choices of the flag."""
     if action.nargs == "?":
         return value in (action.choices or ())
     return action.nargs is None
 
 
 def _of_each_job(overrides: list[str]) -> list[str]:
-    """Return the overrides, with those below a swept group as sweeps of one value, which no other config is given."""
+    """Return the overrides; those below a swept group become sweeps of one value, which apply only to the jobs."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException:

@@ -44,7 +44,7 @@ def compile_arguments(given: Any) -> dict[str, Any] | None:
 
 
 def has_cuda_graphs(arguments: Mapping[str, Any]) -> bool:
-    """Return whether `torch.compile` with these arguments makes CUDA graphs of its own, which no other can contain."""
+    """Return whether `torch.compile` with these arguments creates CUDA graphs, which another graph cannot contain."""
     return (
         arguments.get("mode") in ("reduce-overhead", "max-autotune")
         or arguments.get("backend") == "cudagraphs"
@@ -61,7 +61,7 @@ def check_capture(given: Any, device: str = "cuda") -> None:
     if not (isinstance(given, bool) or given == "auto"):
         raise ConfigError("capture", given, "auto, true or false", options=("auto", "true", "false"))
     if given is True and device != "cuda":
-        hint = f"This run uses the device {device}, which has no CUDA graphs."
+        hint = f"This run uses the device {device}, which does not support CUDA graphs."
         raise ConfigError("capture", True, "auto or false", hint=hint)
 
 

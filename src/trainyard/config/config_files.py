@@ -1,4 +1,4 @@
-"""Config files as they are written, before Hydra merges them."""
+"""Config files before Hydra merges them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped,unused-ignore]
 from trainyard.config.plain import plain
 
 Sources = tuple[tuple[str, str], ...]
-"""Where files are looked for, in order: a schema (`file` or `pkg`) and a path each."""
+"""Places in which files are searched, in order: each is a schema (`file` or `pkg`) and a path."""
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 @contextmanager
 def current_job(config: DictConfig) -> Iterator[None]:
-    """Make a config the current job's inside the block.
+    """Make this config the config of the current job inside the block.
 
     `HydraConfig.set_config` does so permanently, on a copy, which is slow.
 

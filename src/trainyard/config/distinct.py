@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WHERE = ("seed", "work_dir", "name", "resume")
-"""Keys that say where or from which seed a job runs, not what it is."""
+"""Keys for the place and the seed of a job, which do not define what it computes."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class DistinctConfigs:
 
     Attributes:
         nodes: by top-level key, the distinct values.
-        jobs: for each config, the number of its value under each key; a key that it does not have is left out.
+        jobs: for each config, the number of its value under each key; missing keys are omitted.
     """
 
     nodes: Mapping[str, Sequence[Any]]
@@ -24,10 +24,10 @@ class DistinctConfigs:
 
     @classmethod
     def of(cls, configs: Sequence[Mapping[str, Any]]) -> tuple[DistinctConfigs, list[int]]:
-        """Return the distinct configs of these, and for each of these the number of its distinct one.
+        """Return the distinct configs, and the number of the distinct config for each config.
 
         Args:
-            configs: not changed meanwhile, with their values kept alive.
+            configs: must not change in the meantime, and their values must be kept alive.
         """
         nodes: dict[str, list[Any]] = {}
         numbers: dict[tuple[str, str], int] = {}  # by key and value
@@ -55,7 +55,7 @@ class DistinctConfigs:
 
 @dataclass(frozen=True)
 class JobSize:
-    """What a job will leave, roughly.
+    """Approximate size of the results of a job.
 
     Attributes:
         checkpoints: bytes of the checkpoints that it keeps.
@@ -71,9 +71,9 @@ class TrialResult:
     """Result of a trial of distinct configs.
 
     Attributes:
-        errors: for each config what is wrong with it; None if nothing is, or it was not tried.
-        left: the number of configs that were not tried, since that would have taken too long.
-        sizes: what each will leave; None where that is not known. Empty if nothing is.
+        errors: the error of each config; None if there is none, or if the config was not tried.
+        left: the number of configs that were not tried, because this would have taken too long.
+        sizes: the size of each job; None if unknown. Empty if all sizes are unknown.
     """
 
     errors: list[str | None]

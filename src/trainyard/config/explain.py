@@ -31,7 +31,7 @@ PACKAGES = {
         "submitit_slurm": "hydra-submitit-launcher",
     },
 }
-"""Hydra's plugins that are packages of their own, by group and option."""
+"""Hydra's plugins that are separate packages, by group and option."""
 PLUGINS = ("hydra.sweeper", "hydra.launcher")
 SYNONYMS = {
     "epochs": "max_epochs",
@@ -44,14 +44,14 @@ SYNONYMS = {
     "bs": "batch_size",
     "num_workers": "workers",
 }
-"""Names that other tools have for a key."""
+"""Names that other tools use for a key."""
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_name: str) -> TrainyardError | None:
-    """Explain an error of Hydra or OmegaConf to the user; return None if the command is not its cause.
+    """Explain an error of Hydra or OmegaConf to the user; return None if it is not caused by the command.
 
     Args:
-        error: the error that composing raised.
+        error: the error raised by the composition.
         overrides: the overrides of the command line.
         config_dir: the folder of the primary config.
         config_name: its name.
@@ -61,7 +61,7 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         group, _, option = absent.group(1).rpartition("/")
         options = _options(group, config_dir)
         package = PACKAGES.get(group, {}).get(option)
-        hint = f"{option} comes with a package: pip install {package}" if package else ""
+        hint = f"The option {option} is part of a package: pip install {package}" if package else ""
         return ConfigError(group or "config", option, f"one of {', '.join(options)}", options=options, hint=hint)
     if isinstance(error, OverrideParseException):
         return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
@@ -110,12 +110,12 @@ def _explain_key(
     chosen_with = name in _options(parent.replace(".", "/"), config_dir)
     hint = f"{name} is an option of {parent} that is not selected." if chosen_with else _how_to_add(key)
     if chosen_with and parent == "hook":
-        hint = f"{hint[:-1]}: hook={name} selects it."
+        hint = f"{hint} Use hook={name} to select it."
     return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", options=options, hint=hint)
 
 
 def _explain_value(error: Exception, key: str) -> TrainyardError:
-    """Explain a value that does not fit the key, which exists."""
+    """Explain a value that does not fit an existing key."""
     cause = error if error.__cause__ is None else error.__cause__
     added = re.search(r"Key '([^']+)' is not in struct", str(cause))
     if added is None:
@@ -127,7 +127,7 @@ def _explain_value(error: Exception, key: str) -> TrainyardError:
 
 
 def _explain_sweep(text: str) -> TrainyardError | None:
-    """Explain several values of one key in a single run, and several values of a key of Hydra's in a sweep."""
+    """Explain several values of one key in a single run, and several values of a hydra key in a sweep."""
     given = re.search(r"'(.+?)'(?:\n|$| requires --multirun)", text.removeprefix("Sweeping over Hydra's"))
     if given is None:
         return None
@@ -146,7 +146,7 @@ def _explain_sweep(text: str) -> TrainyardError | None:
 
 
 def _explain_interval(error: HydraException, overrides: Sequence[str]) -> ConfigError | None:
-    """Explain a range of numbers for a sweeper that takes values only."""
+    """Explain a range of numbers for a sweeper that accepts only values."""
     if "does not support sweep type" not in str(error):
         return None
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -158,7 +158,7 @@ def _explain_interval(error: HydraException, overrides: Sequence[str]) -> Config
 
 
 def _of_that_name(cfg: DictConfig, name: str) -> list[str]:
-    """Return the keys one level below a group that have this name, or one that others use for the same."""
+    """Return the keys one level below a group that have this name, or a name that other tools use for the key."""
     wanted = SYNONYMS.get(name, name)
     groups = {
         str(group): OmegaConf.select(cfg, str(group), throw_on_missing=False, throw_on_resolution_failure=False)
@@ -169,7 +169,7 @@ def _of_that_name(cfg: DictConfig, name: str) -> list[str]:
 
 
 def _how_to_quote(error: OverrideParseException) -> str:
-    """Return Hydra's reason; for a value that would be a text if it were quoted, how to quote it."""
+    """Return Hydra's reason, or how to quote a value that would be a string if it were quoted."""
     key, equals, value = error.override.partition("=")
     if equals and not set(value) & set("[](){}'\"$"):
         line = f'{key}="{value}"'
@@ -183,7 +183,7 @@ def _how_to_quote(error: OverrideParseException) -> str:
 
 
 def _deepest(cfg: DictConfig, key: str) -> tuple[DictConfig, str, str]:
-    """Return the deepest existing node on the path `key`, its own key, and the rest of `key`."""
+    """Return the deepest existing node on the path `key`, the key of this node, and the rest of `key`."""
     parts = key.split(".")
     for depth in range(len(parts) - 1, 0, -1):
         parent = ".".join(parts[:depth])
@@ -213,7 +213,7 @@ def _how_to_add(key: str) -> str:
 def _composed_without(
     key: str, overrides: Sequence[str], config_dir: str, config_name: str
 ) -> tuple[DictConfig, list[str]]:
-    """Return the config that the other overrides give, and the groups that it has."""
+    """Return the config composed from the other overrides, and its groups."""
     others = [entry for entry in overrides if entry.lstrip("+~").split("=")[0] != key]
     GlobalHydra.instance().clear()
     try:
@@ -231,7 +231,7 @@ def _composed_without(
 
 
 def _of_one_value(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides without those of a sweep, which give a key several values."""
+    """Return the overrides without sweep overrides, which give a key several values."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
 

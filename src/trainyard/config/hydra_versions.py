@@ -1,6 +1,6 @@
 """Differences between Hydra 1.3 and 1.4, and between OmegaConf 2.3 and 2.4.
 
-All other code is the same for both. The further differences that matter to the fast composition of sweeps are in
+All other code is the same for both. The other differences, which affect the fast composition of sweeps, are in
 `trainyard.sweep.compose`.
 """
 
@@ -26,8 +26,8 @@ VERSION_BASE: dict[str, Any] = {} if IS_14 else {"version_base": "1.3"}
 def any_target() -> AbstractContextManager[object]:
     """Let Hydra import any target inside the block, as Hydra 1.3 does.
 
-    The user chooses the classes that a config names, so there is no list of allowed ones. Hydra 1.4 warns if it gets
-    neither a list nor this.
+    The user chooses the classes that a config names, so there is no list of allowed ones. Hydra 1.4 warns if it
+    receives neither a list nor this setting.
     """
     if _whitelist is None:
         return nullcontext()
@@ -38,8 +38,8 @@ def instantiate(node: Any, *args: Any) -> Any:
     """Build the object that a node describes, with plain lists and dicts as arguments.
 
     Raises:
-        InstantiationException: as Hydra does. The error of a target is its cause in Hydra 1.3; Hydra 1.4 raises the
-            error itself. `full_key` returns the node's place for both.
+        InstantiationException: as in Hydra. In Hydra 1.3, the error of a target is its cause; Hydra 1.4 raises the
+            error of the target. `full_key` returns the key of the node for both.
     """
     with any_target():
         return hydra.utils.instantiate(node, *args, _convert_="all")

@@ -1,7 +1,8 @@
 """JSON schemas of config files, for editors: from the signatures and docstrings of the targets that they name.
 
-A schema checks what a training checks of a config (`trainyard.config.build.check_node`): the arguments of each
-`_target_` and their types. It has a description of each from the docstring. See https://json-schema.org/draft-07.
+A schema checks the same properties of a config as a training (`trainyard.config.build.check_node`): the arguments of
+each `_target_` and their types. It contains the description of each argument from the docstring. See
+https://json-schema.org/draft-07.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Schema = dict[str, Any]
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"
 WHOLE = "train"
-"""Name of the schema of complete configs: the primary one, and those of `@package _global_`."""
+"""Name of the schema of complete configs: the primary config, and configs with `@package _global_`."""
 _WORDS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string", type(None): "null"}
 _LATER: Schema = {"type": "string", "pattern": r"\$\{|^(auto|auto_or_null|\?\?\?)$"}  # what stands for a value
 _VALUE: Schema = {"$ref": "#/definitions/value"}
@@ -56,7 +57,7 @@ def of_group(name: str, named: Iterable[str], tell: Callable[[str], object] = pr
     Args:
         name: of the group.
         named: the targets that its options name, as dotted paths.
-        tell: called with a line for each target that cannot be imported, which is then not checked.
+        tell: called with a message for each target that cannot be imported and is therefore not checked.
     """
     return {
         "$schema": _DRAFT,
@@ -113,7 +114,7 @@ def _definitions(named: Iterable[str], tell: Callable[[str], object]) -> Schema:
         try:
             known[path] = _of_target(path, locate(path, "_target_"))
         except (TrainyardError, TypeError, ValueError) as error:
-            tell(f"{path} is not checked: {error}")
+            tell(f"{path} was not checked: {error}")
     choices = [
         {
             "if": {"properties": {"_target_": {"const": path}}, "required": ["_target_"]},
@@ -157,7 +158,7 @@ def _of_target(path: str, target: Callable[..., Any]) -> Schema:
 
 
 def _of_hint(hint: Any) -> Schema:
-    """Return the schema of the values that fit an annotation; what is no value of a config may be any node."""
+    """Return the schema of the values that fit an annotation; for types that a config cannot contain, any node."""
     if hint is UNKNOWN or hint is Any:
         return dict(_VALUE)
     found: list[Schema] = []
@@ -193,7 +194,7 @@ def _described(text: str | None, default: Any) -> Schema:
 
 
 def docstring_of(target: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """Return the first paragraph of a docstring, and what it says of each argument."""
+    """Return the first paragraph of a docstring, and the description of each argument."""
     text = inspect.getdoc(target) or ""
     if isinstance(target, type) and target.__doc__ is None:
         text = ""  # a base's

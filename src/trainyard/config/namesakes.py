@@ -1,4 +1,4 @@
-"""Namesakes: options of `hook`, chosen together, that define one hook differently."""
+"""Namesakes: options of `hook` that are selected together but define the same hook differently."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class _File(NamedTuple):
 
 
 def check_hook_names(cfg: DictConfig) -> None:
-    """Check that no chosen option of `hook` silently undoes what another one sets.
+    """Check that no selected option of `hook` silently reverts a value of another one.
 
     Hydra merges the files of all chosen options, in order, and each option includes `default`. Therefore
 
-    - of two hooks of one name with different `_target_`, one would be lost. A file that replaces a hook of another file
-      must have that file in its own defaults list.
+    - of two hooks with the same name and different `_target_`, one would be lost. A file that replaces a hook of
+      another file must have that file in its defaults list.
     - a value of a file is reset if a later option includes a file that came before it.
 
     Outside a Hydra job there is nothing to check.
@@ -72,22 +72,23 @@ def check_hook_names(cfg: DictConfig) -> None:
         raw: Any = OmegaConf.to_container(cfg, resolve=False)
         for each in lost:
             if _is_set_back(each, raw):
-                again = f"hook/{each.by}.yaml resets it"
+                again = f"hook/{each.by}.yaml resets the key"
                 if each.later != each.by:
-                    again = f"{each.later} includes hook/{each.by}.yaml again, which resets it"
+                    again = f"{each.later} includes hook/{each.by}.yaml again, which resets the key"
                 way = f"Choose {each.option} after {each.later}"
                 if each.option == each.later:
                     way = f"Name {each.file} last in the defaults list of hook/{each.option}.yaml"
                 raise ConfigError(
                     each.key,
                     each.value,
-                    f"{each.back!r}, because hook/{each.file}.yaml is not the last one that sets it: {again}",
+                    f"{each.back!r}, because hook/{each.file}.yaml is not the last option that sets this key: {again}",
                     hint=f"{way}, or set {each.key} on the command line.",
                 )
 
 
 def _chosen(hydra: Any, sources: Sources) -> tuple[str, ...]:
-    """Return the chosen options of `hook`. Hydra records a single choice; several are read where they were chosen."""
+    """Return the selected options of `hook`. Hydra records only a single choice; several are read from where they were
+    selected."""
     given: Any = plain(hydra.overrides._get_node("task"))  # as given, with interpolations unresolved
     own = [entry for entry in given if entry.startswith("hook=")]
     if own and own[-1].startswith("hook=["):

@@ -24,13 +24,13 @@ def plain(node: Node) -> Any:
 
 
 def children(node: DictConfig) -> dict[Any, Node]:
-    """Return the nodes of a mapping that is no interpolation, by key."""
+    """Return the nodes of a mapping that is not an interpolation, by key."""
     found: dict[Any, Node] = vars(node)["_content"]
     return found
 
 
 def is_open(value: Any) -> bool:
-    """Return whether a value, in the form of `plain`, has an interpolation or a missing value in it."""
+    """Return whether a value, in the form of `plain`, contains an interpolation or a missing value."""
     if isinstance(value, str):
         return "${" in value or value == "???"
     if isinstance(value, dict):

@@ -31,8 +31,8 @@ def resolved(cfg: DictConfig, key: Any, node: Node | None = None) -> Any:
 
     Args:
         cfg: the config.
-        key: a key of it.
-        node: its node, if that is known.
+        key: the key of the value.
+        node: the node of the value, if known.
 
     Raises:
         ConfigError: an interpolation in it does not resolve.
@@ -52,14 +52,15 @@ def resolved(cfg: DictConfig, key: Any, node: Node | None = None) -> Any:
 
 
 def replaced(cfg: Mapping[Any, Any] | DictConfig, others: Mapping[str, Any]) -> Mapping[Any, Any]:
-    """Return a config with other values under some keys, so that what refers to a key refers to its new value.
+    """Return a config with other values under some keys; interpolations that refer to these keys use the new values.
 
     Args:
-        cfg: it is not changed. A plain mapping may have interpolations too, if it holds no objects.
-        others: by key. An object that is no value of a config is left out, and null stands in its place.
+        cfg: the config, which is not changed. A plain mapping can also contain interpolations if it contains no
+            objects.
+        others: the values by key. An object that a config cannot contain is replaced by null.
 
     Raises:
-        ConfigError: `cfg` is no mapping.
+        ConfigError: `cfg` is not a mapping.
     """
     if not isinstance(cfg, Mapping | DictConfig):
         raise ConfigError("cfg", cfg, "a config that Hydra or OmegaConf has composed, or a mapping")
@@ -73,7 +74,7 @@ def replaced(cfg: Mapping[Any, Any] | DictConfig, others: Mapping[str, Any]) -> 
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether all of a value can be written in a file."""
+    """Return whether a value can be written to a file completely."""
     if OmegaConf.is_config(value):
         return True
     if isinstance(value, Mapping):
@@ -92,7 +93,7 @@ def _explained(cfg: DictConfig, key: str, error: OmegaConfBaseException) -> Conf
     if "${hydra:" in str(given):
         hint = f"{said}: ${{hydra:…}} has a value only in a Hydra application (hydra.main)."
     elif "Unsupported interpolation type" in said:
-        hint = f"{said}: Register it with OmegaConf.register_new_resolver before the config is used."
+        hint = f"{said}. Register the resolver with OmegaConf.register_new_resolver before the config is used."
     return ConfigError(full, given, "an interpolation that can be resolved", hint=hint)
 
 

@@ -20,7 +20,7 @@ from trainyard.errors import ConfigError
 from trainyard.redaction import credentials, refusal
 
 PATHS = ("output", "target")
-"""Keys of a metric's config for what it reads, which are not arguments of its target."""
+"""Keys in the config of a metric that select its inputs and are not arguments of its target."""
 MODES = ("train", "val", "test")
 
 
@@ -96,7 +96,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Check what can be checked without the targets of a config, whose modules import torch.
+    """Check a config as far as possible without its targets, whose modules import torch.
 
     Every value is present and resolves, and settings have their types. Hydra's own node is not checked. A key that
     nothing reads gives a warning.
@@ -119,10 +119,10 @@ def check_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check_credentials(cfg: DictConfig, values: dict[str, Any]) -> None:
-    """Check that no file of the config holds a credential; an interpolation, such as `${oc.env:NAME}`, may give one.
+    """Check that no config file contains a credential; an interpolation, such as `${oc.env:NAME}`, is allowed.
 
     Raises:
-        ConfigError: one does.
+        ConfigError: a file contains a credential.
     """
     found = dict(credentials(values))
     if not found:
@@ -158,10 +158,10 @@ def check_nodes(values: dict[str, Any]) -> None:
 
 
 def _nodes(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with `paramwise`, which is not an argument of an optimizer, as a node beside each optimizer.
+    """Return the values with `paramwise`, which is not an argument of an optimizer, as a node next to each optimizer.
 
-    A hook's `priority`, which is not an argument of the hook either, is checked here; a metric's `output` and `target`
-    are when it is built.
+    The `priority` of a hook, which is not an argument of the hook either, is checked here; `output` and `target` of a
+    metric are checked when the metric is built.
 
     Raises:
         ConfigError: one of these is invalid.
@@ -186,7 +186,7 @@ def _nodes(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_paths(node: Any) -> Any:
-    """Return the config of a metric without the keys for what it reads (`trainyard.metrics.given`)."""
+    """Return the config of a metric without the keys that select its inputs (`trainyard.metrics.given`)."""
     if not is_node(node):
         return node
     return {key: value for key, value in node.items() if key not in PATHS or names_argument(node, key)}

@@ -1,4 +1,4 @@
-"""Files of JSON schemas beside a folder of configs, and the line in each config that names its own."""
+"""Files of JSON schemas next to a folder of configs, and the line in each config that names its schema."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def schemas(folders: list[Path], tell: Callable[[str], object] = print) -> dict[
 
     Args:
         folders: of configs; all of them name the targets of a group.
-        tell: called with a line for each target that cannot be imported.
+        tell: called with a message for each target that cannot be imported.
     """
     named: dict[str, set[str]] = {WHOLE: set()}
     comments: dict[str, str] = {}
@@ -53,13 +53,13 @@ def write(found: Mapping[str, Schema], folder: Path) -> list[Path]:
 
 
 def put_modelines(configs: Path, folder: Path) -> list[Path]:
-    """Put a line into each config that names its schema, in place of an earlier one; return the files that changed.
+    """Add a line to each config that names its schema, or replace an earlier one; return the changed files.
 
-    It is the first line, or the second after `# @package _global_`, which Hydra reads in the first line alone.
+    It is the first line, or the second after `# @package _global_`, which Hydra reads only in the first line.
 
     Args:
         configs: the folder of the configs.
-        folder: that of the schemas.
+        folder: the folder of the schemas.
     """
     changed = []
     for file in _files(configs):

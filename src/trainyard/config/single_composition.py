@@ -1,4 +1,5 @@
-"""Single composition of a run's config: Hydra 1.3 composes it once to read `hydra.mode`, and once more to run it."""
+"""Single composition of a run's config: Hydra 1.3 composes it once to read `hydra.mode`, and a second time to run
+it."""
 
 from __future__ import annotations
 
@@ -32,9 +33,10 @@ class _Kept:
 def composed_once() -> Iterator[None]:
     """Within the block, let `hydra.main` run a single run with the config that it composed to read the mode.
 
-    The configs are equal: the run's has `hydra.mode=RUN` as one override more. The config is composed again, as Hydra
-    does by itself, for a sweep, a given `hydra.mode`, `hydra.verbose` (which prints the composition), an error, and
-    `env.fast_paths=false`. Hydra 1.4 reads the mode without a composition, and is left alone.
+    The configs are equal, except that the config of the run has the additional override `hydra.mode=RUN`. As in Hydra,
+    the config is composed a second time for a sweep, a given `hydra.mode`, `hydra.verbose` (which prints the
+    composition), an error, and `env.fast_paths=false`. Hydra 1.4 reads the mode without a composition and is not
+    changed.
     """
     if IS_14:
         yield

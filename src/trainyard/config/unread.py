@@ -23,8 +23,8 @@ ALIKE = 0.8
 def warn_of_unread(cfg: DictConfig, read: Collection[str]) -> None:
     """Log a warning, once for each key, for keys at the top level that nothing reads.
 
-    Those are the keys that the command line adds (`+optimm.lr=5`), and those of files that are spelled much like a key
-    that is read: other keys of files may be there for code of the user's.
+    These are the keys that the command line adds (`+optimm.lr=5`), and keys in files whose spelling is similar to that
+    of a used key. Other keys in files may be used by code of the user.
 
     Args:
         cfg: the config, with Hydra's own node if there is one.

@@ -17,7 +17,7 @@ from trainyard.data.order import EpochBatchSampler
 from trainyard.data.tensor_loader import ImageLoader, TensorLoader
 
 MOST_WORKERS = 256
-"""Processes for each split; thousands of them exhaust the memory of a machine, whatever they do."""
+"""Maximum number of processes for each split; thousands of processes exhaust the memory of a machine."""
 
 Source = Sequence[Tensor] | Mapping[str, Tensor] | Dataset[Any]
 
@@ -33,7 +33,7 @@ class ArrayData(Data):
             set, which is served through a `DataLoader`. Inputs of dtype uint8 are images in 0..255: they are served as
             float32 in [0, 1].
         spec: see `Data`.
-        batch_size: samples per training batch; at most all of them.
+        batch_size: samples per training batch; at most all samples.
         eval_batch_size: samples per validation or test batch. Default: the larger of `batch_size` and 256.
         drop_last: drop the last training batch of an epoch if it is incomplete.
         workers: worker processes that create the batches, at most `MOST_WORKERS`; 0: the training process, which is
@@ -65,7 +65,7 @@ class ArrayData(Data):
         self._resident: dict[tuple[str, torch.device], tuple[Tensor, ...]] = {}
 
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
-        """Return the loader of `split`; loaders of one split and device share their tensors."""
+        """Return the loader of `split`; loaders of the same split and device share their tensors."""
         choice("split", split, self.splits)
         source = self.sources[split]
         if isinstance(source, Dataset):
@@ -79,7 +79,7 @@ class ArrayData(Data):
         return self.tensor_loader(split, seed=seed, device=device)
 
     def tensor_loader(self, split: str, *, seed: int, device: torch.device) -> TensorLoader:
-        """Return the loader of a split that is tensors. Override to gather differently."""
+        """Return the loader of a split of tensors. Override this method to gather batches differently."""
         tensors = self.resident(split, device)
         batch_size, shuffle, drop_last = self._batching(split)
         kind = ImageLoader if tensors[0].dtype == torch.uint8 else TensorLoader
@@ -88,7 +88,7 @@ class ArrayData(Data):
         return kind(tensors, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, device=device, names=names)
 
     def resident(self, split: str, device: torch.device) -> tuple[Tensor, ...]:
-        """Return the tensors of `split` on `device`; they are moved there once."""
+        """Return the tensors of `split` on `device`; they are moved only once."""
         source = self.sources[split]
         assert not isinstance(source, Dataset)
         key = (split, torch.device(device))
@@ -104,7 +104,7 @@ class ArrayData(Data):
 
 
 def input_spec(shape: Sequence[int]) -> dict[str, Any]:
-    """Return the entries of `spec` for the shape of one input: `[F]` features, `[C, H, W]` an image."""
+    """Return the entries of `spec` for the shape of one input: `[F]` for features, `[C, H, W]` for an image."""
     spec: dict[str, Any] = {"input_shape": list(shape), "in_features": math.prod(shape)}
     if len(shape) == 3:
         spec["in_channels"] = shape[0]

@@ -1,4 +1,4 @@
-"""Arrays and tables of the user, read from files."""
+"""Arrays and tables from files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from trainyard.errors import ConfigError
 
 TASKS = ("auto", "classification", "regression")
 MOST_CLASSES = 100
-"""More classes than these, in more than half of the rows, are no classes but texts."""
+"""A column with more classes than this, and with different strings in more than half of the rows, contains text."""
 REGRESSION_LOSS = {"_target_": "torch.nn.MSELoss"}
-"""Loss of a model whose config says `loss: auto`, where the data are for regression."""
+"""Loss of a model with `loss: auto` in its config, for regression data."""
 
 
 class Arrays(ArrayData):
@@ -55,8 +55,8 @@ class Arrays(ArrayData):
             several by name: `{"easy": "easy.csv", "hard": "hard.csv"}` are the splits "val/easy" and "val/hard".
         val_fraction, test_fraction: fractions of the training data for splits without separate data; 0: no such split.
         split_seed: the seed of the split, independent of the run's seed, so that runs use the same test samples.
-        group: the column (in an `.npz`, the key) of groups, such as patients: all rows of one are in one split.
-        folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
+        group: the column (in an `.npz`, the key) of groups, such as patients: all rows of a group are in one split.
+        folds, fold: cross-validation: validate on fold `fold` of `folds`, counted from 0, and train on the other folds.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Attributes:
@@ -64,8 +64,8 @@ class Arrays(ArrayData):
         preprocessor: see above; None if the inputs are used unchanged.
 
     Raises:
-        ConfigError: no such file or column, different lengths, values that are not finite, a shape or suffix
-            that is not supported, or another invalid value.
+        ConfigError: a file or column does not exist, lengths differ, values are not finite, a shape or suffix is not
+            supported, or another value is invalid.
     """
 
     def __init__(
@@ -120,7 +120,9 @@ class Arrays(ArrayData):
         regression = ys[0].dtype.kind == "f" if task == "auto" else task == "regression"
         numbered: Sequence[npt.NDArray[Any]] = _as_numbers(ys) if regression else self._as_classes(ys)
         if len(self.classes) > max(MOST_CLASSES, sum(map(len, ys)) // 2) and isinstance(self.classes[0], str):
-            accepted = f"a column of classes; it has {len(self.classes)} different strings in {sum(map(len, ys))} rows"
+            accepted = (
+                f"a column of classes; this one has {len(self.classes)} different strings in {sum(map(len, ys))} rows"
+            )
             raise ConfigError("target", target, accepted)
         tables = {split: tables[split]._replace(y=y) for split, y in zip(tables, numbered, strict=True)}
 
@@ -157,7 +159,7 @@ class Arrays(ArrayData):
 
     def _as_classes(self, ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.int64]]:
         if ys[0].ndim != 1:
-            hint = "Several targets per sample are regression: set task=regression, or use floats."
+            hint = "Several targets per sample require regression: set task=regression, or use floats."
             raise ConfigError("target", list(ys[0].shape), "one class per sample: [N] integers or strings", hint=hint)
         classes, numbers = np.unique(np.concatenate(ys), return_inverse=True)
         self.classes = classes.tolist()
@@ -171,20 +173,21 @@ def _as_numbers(ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
 
 
 def _columns_of(path: str, chosen: Columns, train: Table) -> Columns:
-    """Return the choice of columns in a file of validation or test: those of the training data, with the same kinds."""
+    """Return the columns to read from a file of validation or test data: those of the training data, with the same
+    kinds."""
     if train.names is None or not str(path).lower().endswith((".csv", ".parquet")):
         return chosen._replace(group=None)
     return Columns(chosen.target, train.names, [train.names[index] for index in train.texts])
 
 
 def _taken(table: Table, rows: Rows) -> Table:
-    """Return some rows of a table."""
+    """Return selected rows of a table."""
     texts = {index: values[rows] for index, values in table.texts.items()}
     return Table(table.x[rows], table.y[rows], texts, table.names)
 
 
 def _check_alike(tables: dict[str, Table]) -> None:
-    """Raise a ConfigError unless the splits' inputs and targets have one shape and kind."""
+    """Raise a ConfigError unless the inputs and targets of all splits have the same shape and kind."""
     train = tables["train"]
     for split, table in tables.items():
         if table.x.shape[1:] != train.x.shape[1:]:

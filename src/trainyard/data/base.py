@@ -17,10 +17,10 @@ SPLITS = ("train", "val", "test")
 
 
 def arranged(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the splits of these names: training first, then validation sets, then test sets, each in given order.
+    """Return the splits of these names: training first, then validation sets, then test sets, each in the given order.
 
     Raises:
-        ConfigError: a name that is none of "train", "val" and "test", nor "val/<name>" or "test/<name>".
+        ConfigError: a name is not "train", "val", "test", "val/<name>" or "test/<name>".
     """
     names = list(names)
     for name in names:
@@ -44,7 +44,7 @@ class Loader(Protocol):
         """Number of samples in a full batch."""
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `epoch` from number `start` on, the same each time; earlier ones are not read."""
+        """Yield the batches of `epoch` from number `start` on, the same each time; earlier batches are not read."""
 
 
 class Data(ABC):
@@ -69,9 +69,10 @@ class Data(ABC):
         """Return the loader of `split`. Its order depends on `seed` and the epoch; its batches are on `device`."""
 
     def metainfo(self, split: str) -> Any:
-        """Return the `metainfo` of the dataset of a split; None if it has none."""
+        """Return the `metainfo` of the dataset of a split; None if there is none."""
         return None
 
     def baselines(self, split: str) -> dict[str, float]:
-        """Return baseline losses on `split`, by name, which a trained model should beat; empty if there are none."""
+        """Return baseline losses on `split`, by name, which a trained model should improve on; empty if there are
+        none."""
         return {}

@@ -1,4 +1,4 @@
-"""Tokenizer of byte pairs that is made from the texts that are trained on."""
+"""Byte-pair tokenizer that is trained on the training texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class BytePairs:
 
     Args:
         vocab_size: the maximum number of tokens: `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]`, which are 0 to 4, the
-            256 bytes, and the merged ones.
+            256 bytes, and merged tokens.
         lowercase: convert texts to lower case.
 
     Raises:

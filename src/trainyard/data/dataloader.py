@@ -1,4 +1,5 @@
-"""Loader over a `torch.utils.data.DataLoader`: derived order, a start at any batch, batches on the device."""
+"""Loader over a `torch.utils.data.DataLoader`, with a reproducible order, a start at any batch, and batches on the
+device."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ class WorkerLoader:
     - with workers, the numbers of their global generators are a function of (seed, epoch, batch number). Without
       workers, samples are read in this process and draw from its global generators, like other code;
     - the process's global generators are not used otherwise;
-    - on CUDA, batches come through pinned memory, and with workers the next one is copied while one is in use.
+    - on CUDA, batches are copied from pinned memory; with workers, the next batch is copied while one is in use.
 
     An `IterableDataset` cannot start in the middle: a start at batch n reads the first n batches and drops them, unless
     the stream has a state (`stream_state`). The same applies to a loader class with its own `__iter__` or state, and to
@@ -78,18 +79,18 @@ class WorkerLoader:
         device: the device of the batches.
         wrap: see `wrapped`.
         undrawn: see `undrawn`.
-        finish: a function from a batch to a batch, called in this process once the batch lies on the device.
+        finish: a function from a batch to a batch, called in this process when the batch is on the device.
 
     Attributes:
         epoch_sampler: the sampler of the batches if the order is that of an `EpochBatchSampler`; otherwise None.
-        picks: whether a sampler selects the samples, which can start anywhere; false for streams.
-        picks_batches: whether this sampler selects batches; it does not if samples are batches themselves.
+        picks: whether a sampler that can start anywhere selects the samples; false for streams.
+        picks_batches: whether this sampler selects batches; false if the samples are batches.
         exact_length: the number of batches in every epoch if the order is that of an `EpochBatchSampler`; otherwise
             None.
-        turn: the number of started iterations.
+        turn: the number of iterations that have been started.
 
     Raises:
-        ConfigError: no batch in an epoch.
+        ConfigError: an epoch has no batch.
         RuntimeError: with `persistent_workers`, or a stream with a state, an iteration is continued after a newer one
             has started.
     """
@@ -126,7 +127,7 @@ class WorkerLoader:
         return WorkerLoader(self._given, seed=self.seed, device=self.device, wrap=wrap, finish=self._finish)
 
     def undrawn(self) -> WorkerLoader:
-        """Return a loader like this one, whose data set raises `ReadingDraws` where it draws random numbers."""
+        """Return a loader like this one whose data set raises `ReadingDraws` if it draws random numbers."""
         return WorkerLoader(
             self._given, seed=self.seed, device=self.device, wrap=self._wrap, undrawn=True, finish=self._finish
         )
@@ -180,7 +181,7 @@ class WorkerLoader:
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether a new iteration ends the previous one, because they share a source."""
+        """Whether a new iteration ends the previous one because both share a source."""
         return self._given.persistent_workers or bool(self._state)
 
     def __len__(self) -> int:
@@ -237,7 +238,7 @@ class WorkerLoader:
         return isinstance(self._given.dataset, IterableDataset)
 
     def stream_state(self) -> Any:
-        """Return the state of the stream after the batches so far, for `batches`; None if it has none."""
+        """Return the state of the stream after the batches so far, for `batches`; None if the stream has no state."""
         return self._state.take()
 
     def _skipped(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
@@ -245,15 +246,16 @@ class WorkerLoader:
         if count and not self._told:
             self._told = True
             log.info(
-                "Reading the data from the start of the epoch and dropping %d batches: %s has no state of its own.",
-                count,
+                "%s cannot restore its position. The data is read from the start of the epoch, and the first "
+                "%d batches are dropped.",
                 type(self._given.dataset).__name__,
+                count,
             )
         dropped = sum(1 for _ in islice(batches, count))
         if dropped < count:
             raise TrainyardError(
-                f"The data ends after {dropped} batches of an epoch, but this run has already trained on {count}: "
-                "the data has changed."
+                f"The data ends after {dropped} batches of an epoch, but this run has already trained on "
+                f"{count}: the data has changed. Resume with the original data."
             )
         return batches
 
@@ -268,7 +270,7 @@ class WorkerLoader:
         return [key for entry in keys for key in (entry if isinstance(entry, list) else [entry])]
 
     def _alone(self, batches: Iterator[Batch], turn: int) -> Iterator[Batch]:
-        """Yield the batches of what serves one iteration at a time; a newer one takes it over."""
+        """Yield the batches of a source that serves one iteration at a time; a newer iteration takes it over."""
         end = object()
         while self.turn == turn:
             batch = next(batches, end)
@@ -279,7 +281,7 @@ class WorkerLoader:
         raise RuntimeError(f"{what} was iterated again before its epoch ended")
 
     def on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches on the device, finished."""
+        """Yield the finished batches on the device."""
         batches = self._moved(batches)
         return batches if self._finish is None else map(self._finish, batches)
 
@@ -293,7 +295,8 @@ class WorkerLoader:
         return (to_device(batch, self.device) for batch in batches)
 
     def _made_like(self, given: DataLoader[Any]) -> tuple[DataLoader[Any], Callable[[int, int], int]]:
-        """Build a loader like `given`, and a function that seeks (epoch, start) and returns the batches to skip."""
+        """Build a loader like `given`, and a function that seeks (epoch, start) and returns the number of batches to
+        skip."""
         dataset, workers = given.dataset, given.num_workers > 0
         own = type(given).__iter__ is not DataLoader.__iter__ or has_state(given)
         if own or isinstance(dataset, IterDataPipe | MapDataPipe):
@@ -358,7 +361,8 @@ class WorkerLoader:
 
 
 def gathered_by_workers(loader: TensorLoader, workers: int, device: torch.device | str) -> WorkerLoader:
-    """Return the batches of `loader`, whose tensors lie on the CPU, made by worker processes and moved to `device`."""
+    """Return the batches of `loader`, whose tensors are on the CPU, created by worker processes and moved to
+    `device`."""
     sampler = EpochBatchSampler(
         loader.rows, loader.batch_size, shuffle=loader.shuffle, drop_last=loader.drop_last, seed=loader.seed
     )
@@ -368,7 +372,7 @@ def gathered_by_workers(loader: TensorLoader, workers: int, device: torch.device
 def batch_loader(
     source: BatchSource, sampler: EpochBatchSampler, workers: int, device: torch.device | str, finish: Finish
 ) -> WorkerLoader:
-    """Serve the batches that a source makes itself, as `dataset_loader` does; see `WorkerLoader` for `finish`."""
+    """Serve the batches that a source creates itself, like `dataset_loader`; see `WorkerLoader` for `finish`."""
     return dataset_loader(_Batches(source), sampler, workers, device, collate_fn=_as_it_is, finish=finish)
 
 
@@ -427,7 +431,7 @@ def _positioned(loader: DataLoader[Any], seed: int) -> PositionedSampler:
 
 
 def _is_permutation(sampler: object) -> bool:
-    """Return whether the sampler is one that `shuffle=True` makes: each sample once."""
+    """Return whether this is a sampler of `shuffle=True`, which yields each sample once."""
     return (
         type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source)
     )

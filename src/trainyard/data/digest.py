@@ -1,4 +1,4 @@
-"""Digests of data: by which a run says what it was trained on, and another run whether it has the same."""
+"""Digests of data, which identify the data of a run and show whether another run has the same data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainyard.data.base import Data
 from trainyard.data.loaders import Loaders
 
 WHOLE = 1 << 28
-"""Bytes of an array that are all read; of a larger one, `BLOCKS` blocks at even distances are."""
+"""Arrays of up to this many bytes are read completely; of larger ones, `BLOCKS` equally spaced blocks are read."""
 BLOCKS, BLOCK = 256, 1 << 20
 
 _NUMBERS = ("indices", "numbers")  # of the samples that a set takes of another
@@ -27,14 +27,14 @@ Covers = Literal["content", "files"]
 
 @dataclass(frozen=True)
 class Digest:
-    """Digest of one set.
+    """Digest of one data set.
 
     Attributes:
-        name: the set: `train`, `val/easy`.
+        name: the name of the set: `train`, `val/easy`.
         digest: 32 hex digits.
         covers: `content` (shapes, types and numbers) or `files` (names, sizes and targets).
-        rows: its samples; None if unknown.
-        shapes: of one sample, by its place or name.
+        rows: the number of samples; None if unknown.
+        shapes: the shapes in one sample, by index or name.
     """
 
     name: str
@@ -45,10 +45,10 @@ class Digest:
 
 
 def digests(data: Data | None) -> list[Digest]:
-    """Return the digest of each set of the data that can be read without making its samples.
+    """Return the digest of each set of the data that can be read without creating its samples.
 
-    That are sets of tensors, lists of files, and data sets of torch and torchvision that hold arrays. A stream and a
-    data set that computes its samples have none.
+    These are sets of tensors, lists of files, and data sets of torch and torchvision that contain arrays. Streams and
+    data sets that compute their samples have no digest.
 
     Example:
         >>> from trainyard.data import Digits
@@ -81,7 +81,7 @@ def _is_files(value: Any) -> bool:
 
 
 def _parts(source: Any) -> dict[str, Any]:
-    """Return what a set holds: arrays and lists of files by name; empty if that is not known."""
+    """Return the content of a set: arrays and lists of files, by name; empty if it is unknown."""
     if isinstance(source, Mapping):
         return {str(name): value for name, value in source.items()}
     if isinstance(source, list | tuple):
@@ -142,7 +142,7 @@ def _is_numbers(values: list[Any]) -> bool:
 
 
 def _blocks(array: np.ndarray[Any, Any]) -> Iterator[memoryview]:
-    """Yield the bytes of an array, those of a large one in part: see `WHOLE`."""
+    """Yield the bytes of an array, or a part of them if the array is large: see `WHOLE`."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     if flat.nbytes <= WHOLE:
         yield flat.data

@@ -15,7 +15,7 @@ from trainyard.errors import ConfigError
 
 
 class Digits(ArrayData):
-    """Handwritten digits of 8x8 grey pixels: 1797 images, ten classes.
+    """Handwritten digits: 1797 images of 8x8 gray pixels, ten classes.
 
     The test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak, 1998), as scikit-learn ships it.
     The file is read; scikit-learn itself is not imported.
@@ -25,11 +25,11 @@ class Digits(ArrayData):
     Args:
         val_fraction, test_fraction: fractions of the images, stratified by class; 0: no such split.
         split_seed: the seed of the split, independent of the run's seed, so that runs use the same test images.
-        folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
+        folds, fold: cross-validation: validate on fold `fold` of `folds`, counted from 0, and train on the other folds.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:
-        ConfigError: scikit-learn is not installed, or an invalid value.
+        ConfigError: scikit-learn is not installed, or a value is invalid.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Orders of epochs on the training device, each made while the epoch before it is served."""
+"""Orders of epochs on the training device, each computed while the previous epoch is served."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 class EpochOrders:
     """Orders of epochs on a device.
 
-    On CUDA a thread makes the order of the next epoch, in pinned memory, while one is served: an epoch begins without
-    waiting for a permutation, nor for its copy. On the CPU an order is made when it is asked for.
+    On CUDA, a thread computes the order of the next epoch, in pinned memory, while an epoch is served. An epoch
+    therefore starts without waiting for a permutation or its copy. On the CPU, an order is computed on demand.
 
     Args:
         make: returns the order of an epoch, int64, on the CPU; it is a pure function.
-        device: where orders are wanted.
-        ahead: whether a thread makes the next one. Default: on CUDA.
+        device: the device of the orders.
+        ahead: whether a thread computes the next order. Default: on CUDA.
     """
 
     def __init__(self, make: Callable[[int], Tensor], device: torch.device, *, ahead: bool | None = None) -> None:
@@ -29,7 +29,7 @@ class EpochOrders:
         self._next: tuple[int, Future[Tensor]] | None = None
 
     def __call__(self, epoch: int) -> Tensor:
-        """Return the order of `epoch` on the device; the copy does not block where the device is CUDA."""
+        """Return the order of `epoch` on the device; on CUDA, the copy does not block."""
         made, self._next = self._next, None
         order = made[1].result() if made is not None and made[0] == epoch else self._on_host(epoch)
         if self._thread is not None:

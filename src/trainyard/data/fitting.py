@@ -1,4 +1,4 @@
-"""What is measured on the training rows of a table, for the model that is trained on them."""
+"""Statistics of the training rows of a table, for the model that is trained on them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _PREPROCESSOR = "trainyard.models.DataPreprocessor"
 
 
 def fit(tables: Mapping[str, Table], *, standardize: bool, missing: str, max_categories: int) -> dict[str, Any] | None:
-    """Return the config of the preprocessor that the training rows ask for; None if there are no jobs for it.
+    """Return the config of the preprocessor that the training rows need; None if no preprocessor is needed.
 
     Args:
         tables: the splits; columns of categories get their codes, in place.
         standardize: shift and scale numbers (images: each channel) to mean 0 and standard deviation 1.
-        missing: what a gap in a column of numbers becomes: the column's mean or median; "refuse" is an error.
-        max_categories: the most categories that a column may have.
+        missing: the value for missing entries in a numeric column: "mean" or "median" of the column; "refuse" is an
+            error.
+        max_categories: the maximum number of categories of a column.
 
     Raises:
-        ConfigError: a gap that is refused, a column with too many categories, or one without a number.
+        ConfigError: a value is missing, or a column has too many categories or no number.
     """
     train = tables["train"]
     if missing == "refuse":
@@ -72,7 +73,7 @@ def fit(tables: Mapping[str, Table], *, standardize: bool, missing: str, max_cat
 
 
 def width(node: Mapping[str, Any], features: int) -> int:
-    """Return the number of features that the preprocessor makes of `features` numbers."""
+    """Return the number of features that the preprocessor creates from `features` numbers."""
     if node["_target_"] == _PREPROCESSOR:
         return features
     return len(node["mean"]) + sum(map(len, node["categories"].values())) + len(node["gaps"])
@@ -87,11 +88,9 @@ def _refuse_gaps(split: str, table: Table) -> None:
     row = int(empty.reshape(len(empty), -1).any(axis=1).argmax())
     hint = "missing=mean (or median) fills missing values and tells the model which were missing."
     if table.names is None:
-        raise ConfigError(
-            "path", split, f"inputs without missing values (NaN); row {row} of {split} has one", hint=hint
-        )
+        raise ConfigError("path", split, f"inputs without missing values; row {row} of {split} contains NaN", hint=hint)
     name = table.names[int(empty[row].argmax())]
-    accepted = f"columns without missing values; row {row} of {split} has one in this column"
+    accepted = f"columns without missing values; in this column, row {row} of {split} is NaN"
     raise ConfigError("features", name, accepted, hint=hint)
 
 
@@ -102,7 +101,9 @@ def _categories(name: str, texts: npt.NDArray[Any], most: int) -> list[str]:
             "A column with a different value in nearly every row is not categorical: exclude it by naming the other "
             f"columns, features=[…]. If it is categorical, set max_categories={len(known)}. For text, use data=hf."
         )
-        raise ConfigError("features", name, f"columns of at most {most} categories; it has {len(known)}", hint=hint)
+        raise ConfigError(
+            "features", name, f"columns of at most {most} categories; this one has {len(known)}", hint=hint
+        )
     return known
 
 

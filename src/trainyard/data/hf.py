@@ -28,7 +28,7 @@ class HuggingFace(ArrayData):
 
     A batch is a dict: the tokenizer's outputs (`input_ids`, `attention_mask`, ...), int64 `[B, T]`, padded or truncated
     to `max_length`; other columns of numbers or of arrays with the same shape, under their names; and the target as
-    `labels`, int64 `[B]` for classes, float32 for regression. All of it is in memory, on the training device.
+    `labels`, int64 `[B]` for classes, float32 for regression. All data are in memory, on the training device.
 
     Splits `validation` (or `dev`) and `test` of a `DatasetDict` are used unchanged; missing splits are drawn from
     `train`, stratified by class.
@@ -78,7 +78,7 @@ class HuggingFace(ArrayData):
         self.max_length = integer("max_length", max_length, at_least=1)
         shares, chosen_fold = fractions(val_fraction, test_fraction), fold_of(folds, fold)
         if (path is None) == (dataset is None):
-            raise ConfigError("path", path, "a folder written by save_to_disk, or `dataset` in its place")
+            raise ConfigError("path", path, "a folder written by save_to_disk, or null and a `dataset`")
         if not (tokenizer is None or callable(tokenizer) or hasattr(tokenizer, "fit")):
             raise ConfigError("tokenizer", tokenizer, "a tokenizer, or the `_target_` that builds one")
         self.tokenizer = tokenizer
@@ -128,7 +128,7 @@ class HuggingFace(ArrayData):
                 hint = (
                     "For example {_target_: transformers.AutoTokenizer.from_pretrained, "
                     "pretrained_model_name_or_path: …}. "
-                    "{_target_: trainyard.data.BytePairs} trains one on the training texts. "
+                    "{_target_: trainyard.data.BytePairs} trains a tokenizer on the training texts. "
                     "text=null excludes the column."
                 )
                 raise ConfigError("tokenizer", None, f"a tokenizer, because {texts[0]!r} contains text", hint=hint)
@@ -141,7 +141,7 @@ class HuggingFace(ArrayData):
             values = part[name]
             if len(values) and isinstance(values[0], str):
                 if columns is not None or not texts:
-                    hint = "Set text to it and give a tokenizer, or exclude it with columns=[…]."
+                    hint = "Set text to this column and give a tokenizer, or exclude the column with columns=[…]."
                     raise ConfigError("columns", name, "columns of numbers; this one contains text", hint=hint)
                 continue
             array = _array("columns", name, values)
@@ -158,7 +158,7 @@ class HuggingFace(ArrayData):
             return {split: torch.from_numpy(own.astype(np.float32)) for split, own in values.items()}
         if every.ndim != 1:
             raise ConfigError(
-                "target", target, f"one class per sample, or floats; it has the shape {list(every.shape)}"
+                "target", target, f"one class per sample, or floats; this column has the shape {list(every.shape)}"
             )
         classes, numbers = np.unique(every, return_inverse=True)
         self.classes = _names(parts["train"], target) or classes.tolist()
@@ -199,7 +199,7 @@ def _parts(given: Any) -> dict[str, Columns]:
         if name in SPLIT_NAMES:
             parts[SPLIT_NAMES[name]] = part if isinstance(part, Mapping) else _Part(part)
     if "train" not in parts:
-        raise ConfigError("dataset", list(splits), "a data set with a split train")
+        raise ConfigError("dataset", list(splits), "a data set with a split named train")
     return parts
 
 
@@ -226,9 +226,11 @@ def _from_disk(path: str) -> Any:
         import datasets
     except ImportError as error:
         hint = "Install it with: pip install 'trainyard[hf]'"
-        raise ConfigError("path", path, "a data set of `datasets`, which is not installed", hint=hint) from error
+        raise ConfigError(
+            "path", path, "a data set of the package `datasets`, which is not installed", hint=hint
+        ) from error
     if not Path(path).expanduser().is_dir():
-        raise ConfigError("path", path, "a folder written by save_to_disk", hint="There is no such folder.")
+        raise ConfigError("path", path, "a folder written by save_to_disk", hint="This folder does not exist.")
     try:
         return datasets.load_from_disk(str(Path(path).expanduser()))
     except (OSError, ValueError) as error:
@@ -241,7 +243,7 @@ def _array(key: str, name: str, values: Any) -> npt.NDArray[Any]:
     except ValueError:  # rows of several lengths
         array = np.asarray(None)
     if array.dtype.kind not in "biufU" or (array.dtype.kind == "U" and key != "target"):
-        raise ConfigError(key, name, "a column of numbers, or of lists of numbers that all have one length")
+        raise ConfigError(key, name, "a column of numbers, or of lists of numbers of equal length")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ConfigError(key, name, "a column of finite numbers")
     return array

@@ -46,11 +46,11 @@ class ImageFolder(ArrayData):
         in_memory: decode all images at the start, and keep them as bytes on the training device.
         val_path, test_path: the same as `path` for validation and test.
         val_fraction, test_fraction, split_seed: see `Arrays`.
-        group: in a table, the column of groups: all images of one are in one split.
-        folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
+        group: in a table, the column of groups: all images of a group are in one split.
+        folds, fold: cross-validation: validate on fold `fold` of `folds`, counted from 0, and train on the other folds.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
-        decoder: what decodes JPEG files: "pillow", or "torchcodec", which takes three quarters of the time. Other files
-            are decoded by Pillow.
+        decoder: the decoder of JPEG files: "pillow", or "torchcodec", which takes three quarters of the time. Other
+            files are decoded by Pillow.
 
     Attributes:
         classes: the name of each class; empty for regression.
@@ -91,15 +91,17 @@ class ImageFolder(ArrayData):
                 import_module("torchcodec.decoders")
             except (ImportError, OSError) as error:  # OSError: built for another torch
                 hint = f"Importing it failed: {error}. Install it with: pip install torchcodec"
-                raise ConfigError("decoder", decoder, "pillow: torchcodec does not work here", hint=hint) from error
+                raise ConfigError(
+                    "decoder", decoder, "pillow, because torchcodec does not work here", hint=hint
+                ) from error
         size = None if image_size is None else integer("image_size", image_size, at_least=1)
         train_transform, own_transform = (
             _functions("transform", transform),
             _functions("eval_transform", eval_transform),
         )
         if boolean("in_memory", in_memory) and train_transform:
-            hint = "Augment on the device: +model/data_preprocessor=augment."
-            raise ConfigError("transform", "a transform", "null where in_memory is true", hint=hint)
+            hint = "To augment on the device, use +model/data_preprocessor=augment."
+            raise ConfigError("transform", "a transform", "null, because in_memory is true", hint=hint)
         found = _read("path", path, image, target, group)
         for split, given in (("val", val_path), ("test", test_path)):
             if given is not None:
@@ -157,21 +159,24 @@ def _functions(key: str, given: Sequence[Transform] | Transform | None) -> list[
     for function in functions:
         if not callable(function):
             accepted = "functions from an image to an image, or the `_target_`s that build them"
-            hint = "torchvision.transforms.v2 has some: {_target_: torchvision.transforms.v2.RandomHorizontalFlip}."
+            hint = (
+                "torchvision.transforms.v2 provides such functions: {_target_: "
+                "torchvision.transforms.v2.RandomHorizontalFlip}."
+            )
             raise ConfigError(key, function, accepted, hint=hint)
     return functions  # type: ignore[return-value]
 
 
 def _read(key: str, path: str, image: str, target: str, group: str | None) -> dict[str, Files]:
-    """Return the images of a path by split; those of a path that names none are under "train"."""
+    """Return the images of a path by split; if the path has no splits, all images are under "train"."""
     place = Path(path).expanduser() if isinstance(path, str | Path) and str(path) else None
     if place is None or not place.exists():
-        hint = "" if place is None else "There is no such file or folder."
+        hint = "" if place is None else "This file or folder does not exist."
         raise ConfigError(key, path, "a folder of images, or a .csv or .parquet with their paths", hint=hint)
     if place.is_file():
         return {"train": _of_table(key, place, image, target, group)}
     if group is not None:
-        raise ConfigError("group", group, "null for a folder: a table of paths has a column of groups")
+        raise ConfigError("group", group, "null for a folder: only a table of paths can have a column of groups")
     inside = {folder.name: folder for folder in _folders(place)}
     if "train" in inside and inside.keys() <= {*SPLITS}:
         return {split: _of_folder(key, inside[split]) for split in SPLITS if split in inside}
@@ -186,13 +191,13 @@ def _of_folder(key: str, folder: Path) -> Files:
         images = _images(of_class.rglob("*"))
         if not images:
             raise ConfigError(
-                key, str(of_class), "a folder with images of a class", hint=f"No file ends in {_suffixes()}."
+                key, str(of_class), "a folder with images of one class", hint=f"No file ends in {_suffixes()}."
             )
         paths += images
         labels += [of_class.name] * len(images)
     if len(folders) < 2:
         lone = len(_images(folder.iterdir()))
-        held = f"It contains {lone} images and {len(folders)} subfolders with images."
+        held = f"The folder contains {lone} images and {len(folders)} subfolders with images."
         hint = f"{held} For images in a single folder, use a table of their paths and labels (.csv)."
         raise ConfigError(key, str(folder), "a folder with one subfolder of images per class, at least two", hint=hint)
     return Files(paths, np.array(labels))

@@ -1,4 +1,4 @@
-"""Images that are decoded when a batch asks for them."""
+"""Images that are decoded on demand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Transform = Callable[[Tensor], Tensor]
 
 
 class Files(NamedTuple):
-    """Images of one split: their files, what they are `[N]`, and the group of each; None without groups."""
+    """Images of one split: their files, their targets `[N]`, and the group of each image; None without groups."""
 
     paths: list[str]
     y: npt.NDArray[Any]
@@ -29,7 +29,7 @@ class Files(NamedTuple):
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
-    """Images that are decoded when they are asked for.
+    """Images that are decoded on demand.
 
     Args:
         files: of one split.
@@ -62,14 +62,14 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return image.to(torch.float32).div_(255) if image.dtype == torch.uint8 else image, self.y[index]
 
     def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the images at `indices`, `[B, C, H, W]`, as the transforms give them, and what they are `[B]`."""
+        """Return the images at `indices`, `[B, C, H, W]`, after the transforms, and their targets `[B]`."""
         return default_collate([self.decoded(index) for index in indices]), self.y[indices]
 
     def decoded(self, index: int) -> Tensor:
         """Return an image after its transforms.
 
         Raises:
-            TrainyardError: the file cannot be decoded, or its image is of another shape than the first one.
+            TrainyardError: the file cannot be decoded, or its image has another shape than the first one.
         """
         path = self.paths[index]
         try:
@@ -84,8 +84,9 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
             self.shape = image.shape
         elif image.shape != self.shape:
             raise TrainyardError(
-                f"{path} has the shape {list(image.shape)}, but an earlier image has {list(self.shape)}. All images "
-                "need one shape: set data.image_size=64, or add a transform (torchvision.transforms.v2.Resize)."
+                f"{path} has the shape {list(image.shape)}, but an earlier image has {list(self.shape)}. All "
+                "images need the same shape: set data.image_size=64, or add a transform "
+                "(torchvision.transforms.v2.Resize)."
             )
         return image
 
@@ -96,7 +97,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return decode(path, self.colour, interleaved=self.interleaved)
 
     def resident(self) -> tuple[Tensor, Tensor]:
-        """Return all images `[N, C, H, W]`, and what they are `[N]`."""
+        """Return all images `[N, C, H, W]` and their targets `[N]`."""
         return torch.stack([self.decoded(index) for index in range(len(self))]), self.y
 
 
@@ -106,8 +107,8 @@ def decode(path: str, colour: str, *, interleaved: bool = False) -> Tensor:
     Args:
         path: the file.
         colour: see `ImageFolder`.
-        interleaved: leave the channels of a pixel side by side in memory, as they are decoded; else each channel is
-            contiguous.
+        interleaved: keep the decoded layout, in which the channels of a pixel are adjacent in memory; otherwise each
+            channel is contiguous.
     """
     from PIL import Image
 
@@ -119,7 +120,7 @@ def decode(path: str, colour: str, *, interleaved: bool = False) -> Tensor:
 
 
 def decode_jpeg(path: str, colour: str) -> Tensor:
-    """Return the image of a JPEG file, uint8 `[C, H, W]`, decoded by TorchCodec; the memory layout is any."""
+    """Return the image of a JPEG file, uint8 `[C, H, W]`, decoded by TorchCodec; the memory layout is unspecified."""
     from torchcodec.decoders import decode_jpeg
 
     image: Tensor = decode_jpeg(path, mode="RGB" if colour == "rgb" else "GRAY")
@@ -127,10 +128,10 @@ def decode_jpeg(path: str, colour: str) -> Tensor:
 
 
 def resizes_interleaved(transform: Transform) -> bool:
-    """Return whether a transform gives the same bytes for interleaved channels, and is quicker for them.
+    """Return whether a transform returns the same bytes for interleaved channels and is faster for them.
 
-    So are those of torchvision that crop or resize, where torch resizes bytes as they are: it interleaves the channels
-    itself if they are not.
+    This applies to the transforms of torchvision that crop or resize if torch can resize bytes: it interleaves the
+    channels if necessary.
     """
     kind = type(transform)
     known = kind.__module__.startswith("torchvision.transforms.v2.") and kind.__name__ in (
@@ -141,7 +142,7 @@ def resizes_interleaved(transform: Transform) -> bool:
 
 
 def as_floats(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return a batch whose images are float32: bytes become numbers in [0, 1], on every device the same bits."""
+    """Return a batch whose images are float32: bytes become numbers in [0, 1], bit-identical on every device."""
     images, *rest = batch
     if images.dtype != torch.uint8:
         return batch

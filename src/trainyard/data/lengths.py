@@ -1,7 +1,7 @@
 """Lengths of loaders: exact ones, and those that are only hints.
 
-A loader that orders the samples itself knows how many batches every epoch has. What any other states by `len()`, a
-stream above all, is an estimate: an epoch of it has ended when it yields no more batches.
+A loader that orders the samples itself knows the number of batches in every epoch. The `len()` of other loaders, such
+as streams, is an estimate: an epoch ends when the loader yields no more batches.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from trainyard.data.base import Batch, Loader
 from trainyard.errors import ConfigError, TrainyardError
 
 _UNSTATED = (TypeError, NotImplementedError, ConfigError)
-"""What `len()` raises where there is no length."""
+"""Errors that `len()` raises if there is no length."""
 
 
 def exact_length(loader: Loader) -> int | None:
-    """Return the number of batches of every epoch; None where it is known only when an epoch has ended."""
+    """Return the number of batches of every epoch; None if it is known only at the end of an epoch."""
     length: int | None = getattr(loader, "exact_length", None)
     return length
 
 
 def length_hint(loader: Loader) -> int | None:
-    """Return the number of batches in an epoch that a loader states; None where it states none.
-
-    It is for progress bars, and for schedules that need one. Nothing else may depend on it.
+    """Return the number of batches in an epoch that a loader states; None if it states none. Only progress bars, and
+    schedules that need a length, may depend on it.
     """
     sized: Any = loader
     try:
@@ -35,7 +34,7 @@ def length_hint(loader: Loader) -> int | None:
 
 
 def samples_hint(loader: Loader) -> int | None:
-    """Return the number of samples in an epoch that a loader states; None where it states none."""
+    """Return the number of samples in an epoch that a loader states; None if it states none."""
     try:
         samples: int | None = getattr(loader, "num_samples", None)
     except _UNSTATED:
@@ -55,20 +54,23 @@ def first_batch(loader: Loader, split: str, epoch: int = 0) -> Batch:
 
 
 def no_batches(split: str, epoch: int | None = None) -> TrainyardError:
-    """Return the error for data that yield nothing.
+    """Return the error for data without batches.
 
     Args:
         split: its name, for the message.
-        epoch: the epoch, counted from 0, if it is not the first that counts.
+        epoch: the epoch, counted from 0; the message names every epoch except the first.
     """
     when = f" in epoch {epoch + 1}" if epoch else ""
-    stream = "A stream must restart each time it is iterated. One that can be read only once yields nothing later."
+    stream = (
+        "A stream must restart each time it is iterated. A stream that can be read only once has no more batches "
+        "afterwards."
+    )
     empty = "The data set is empty, or drop_last drops every batch (each worker drops its own last batch)."
-    leave = "" if split == "train" else f" {split!r} is optional: omit it if there is none."
+    leave = "" if split == "train" else f" {split!r} is optional: omit the split if you have no data for it."
     why = stream if epoch else f"{empty} {stream}{leave}"
     return TrainyardError(f"data: {split!r} has no batches{when}. {why}")
 
 
 def of_total(count: int, total: int | None) -> str:
-    """Return a count as `3/10`; as `3` if the total is unknown, or was an estimate that is exceeded."""
+    """Return a count as `3/10`; as `3` if the total is unknown, or is an estimate that was exceeded."""
     return str(count) if total is None or count > total else f"{count}/{total}"

@@ -1,4 +1,4 @@
-"""Parts of the data for trying a training: the first batches of each set, and the same few batches again and again."""
+"""Parts of the data to try a training: the first batches of each split, or the same few batches in every epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from trainyard.errors import ConfigError
 
 KEY = "limit"
 KEYS = {split: f"{split}_batches" for split in SPLITS}
-ACCEPTED = "a number of batches of at least 1, a fraction of them above 0 and of at most 1.0, or null for all"
+ACCEPTED = (
+    "an integer of at least 1 (a number of batches), a float above 0 and of at most 1.0 (a fraction of the "
+    "batches), or null for all"
+)
 
 Limits = dict[str, int | float]
 
@@ -23,7 +26,7 @@ def parse(given: Any) -> Limits:
     """Return the limits by split: an int is a number of batches, a float a fraction.
 
     Raises:
-        ConfigError: an unknown key, or a value that is neither.
+        ConfigError: a key is unknown, or a value is neither.
     """
     if given is None:
         return {}
@@ -47,17 +50,17 @@ def parse(given: Any) -> Limits:
 
 
 def batches_to_overfit(given: Any) -> int | None:
-    """Return the setting `overfit`; raise ConfigError if it is no number of batches."""
+    """Return the setting `overfit`; raise ConfigError if it is not a number of batches."""
     return None if given is None else integer("overfit", given, at_least=1, other="null")
 
 
 class FirstBatches:
-    """The first batches of each epoch of a loader. All else is the loader's.
+    """The first batches of each epoch of a loader. All other attributes are those of the loader.
 
     Args:
         loader: any loader.
         count: how many batches, at most.
-        repeat: serve those of the first epoch in every epoch.
+        repeat: serve the batches of the first epoch in every epoch.
     """
 
     def __init__(self, loader: Any, count: int, *, repeat: bool = False) -> None:
@@ -72,13 +75,13 @@ class FirstBatches:
 
     @property
     def exact_length(self) -> int | None:
-        """Number of batches in every epoch; None if the loader does not know its own."""
+        """Number of batches in every epoch; None if the loader does not know its length."""
         length = exact_length(self.whole)
         return None if length is None else min(length, self.count)
 
     @property
     def num_samples(self) -> int | None:
-        """Number of samples in an epoch, if the loader states its own."""
+        """Number of samples in an epoch, if the loader states it."""
         samples: int | None = getattr(self.whole, "num_samples", None)
         return None if samples is None else min(samples, self.count * self.whole.batch_size)
 
@@ -91,7 +94,7 @@ class FirstBatches:
         return self._first(self.whole.batches(0 if self.repeat else epoch, start, *state), start)
 
     def lazy_batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yield them as the loader's `lazy_batches` does."""
+        """Yield the batches as `lazy_batches` of the loader does."""
         lazy = getattr(self.whole, "lazy_batches", self.whole.batches)
         return self._first(lazy(0 if self.repeat else epoch, start), start)
 
@@ -103,7 +106,7 @@ def limited(loader: Any, limit: int | float | None, split: str) -> Any:
     """Return a loader of the first batches; the loader itself if there is no limit.
 
     Raises:
-        ConfigError: a fraction of a loader that states no length.
+        ConfigError: the limit is a fraction, but the loader states no length.
     """
     if limit is None:
         return loader

@@ -1,4 +1,4 @@
-"""Data from the user's own loaders."""
+"""Data from loaders of the user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Loaders(Data):
         spec: the values for `auto` in model configs, e.g. `{"num_classes": 10}`; see `Data`.
 
     Raises:
-        ConfigError: no loader was given, or one is neither of these.
+        ConfigError: no loader was given, or an object is not a loader.
     """
 
     def __init__(
@@ -73,7 +73,8 @@ def as_data(data: Data | Mapping[str, Any]) -> Data:
     """Return `data` itself, or the `Loaders` of a mapping `{"train": ..., "val": ..., "test": ...}`.
 
     Raises:
-        ConfigError: neither, or a mapping with other keys. Its key is empty, because `data` itself is wrong.
+        ConfigError: `data` is neither, or a mapping with other keys. The key of the error is empty, because `data`
+            itself is invalid.
     """
     if isinstance(data, Data):
         return data

@@ -8,7 +8,7 @@ from trainyard.data.base import Batch
 
 
 class NoLoader:
-    """Yields nothing, and states no length: a training loop that makes its own batches never reads it."""
+    """Yields no batches and states no length; a training loop that creates its own batches never reads it."""
 
     batch_size = 1
 

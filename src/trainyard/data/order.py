@@ -14,7 +14,7 @@ from trainyard.rng import generator
 
 
 class EmptyDataError(ConfigError):
-    """There is no sample to serve."""
+    """The data set has no samples."""
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -27,7 +27,7 @@ def num_batches(n: int, batch_size: int, drop_last: bool) -> int:
 
     Raises:
         EmptyDataError: `n` is 0.
-        ConfigError: `drop_last` leaves no batch: the epoch would train nothing.
+        ConfigError: `drop_last` drops the only batch, so an epoch would be empty.
     """
     if n < 1:
         raise EmptyDataError("batch_size", batch_size, "a data set with at least one sample")
@@ -76,7 +76,7 @@ class EpochBatchSampler(Sampler[list[int]]):
         return self._batches * self.batch_size if self.drop_last else self.n
 
     def __len__(self) -> int:
-        """Return the number of batches in a full epoch, independent of where the next iteration starts."""
+        """Return the number of batches in a full epoch, regardless of where the next iteration starts."""
         return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:

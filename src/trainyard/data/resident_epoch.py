@@ -1,4 +1,4 @@
-"""Epoch of batches of resident rows, of which each is gathered only when something looks at it."""
+"""Epoch of batches of resident rows, each of which is gathered only when it is accessed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch import Tensor
 
 @runtime_checkable
 class ServesLazily(Protocol):
-    """Protocol of a loader whose batches a captured step can gather by itself."""
+    """Protocol of a loader whose batches can be gathered by a captured step."""
 
     def lazy_batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
-        """Yield what `batches` yields, as `LazyBatch`es where they are rows of tensors on the device."""
+        """Yield the batches of `batches`, as `LazyBatch`es if they are rows of tensors on the device."""
 
 
 class ResidentEpoch:
-    """The batches of an epoch, as the rows that they consist of.
+    """The batches of an epoch, as rows of tensors.
 
     Args:
         order: the order of the epoch on the device, int64 `[rows]`; for K members `[K, rows]`.
         batch_size: samples of a full batch, of each member.
-        num_samples: samples of the epoch, of each member: the first of the order.
+        num_samples: samples of the epoch, of each member: the first ones of the order.
         tensors: `[N, ...]` each, on the device.
-        from_rows: makes a batch of rows of the tensors, `[n, ...]` each, those of one member after those of another. It
-            computes each row by itself, on the device.
+        from_rows: creates a batch from rows of the tensors, `[n, ...]` each, member by member. It computes each row
+            independently, on the device.
 
     Attributes:
-        source: what two epochs have in common whose rows lie in the same memory.
+        source: equal for epochs whose rows are in the same memory.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ResidentEpoch:
         return min(self._size, self._samples - number * self._size)
 
     def num_rows(self, number: int) -> int:
-        """Return the number of rows of a batch, of all members together."""
+        """Return the number of rows of a batch, summed over all members."""
         return self._members * self.samples(number)
 
     def rows(self, number: int) -> Tensor:
@@ -75,7 +75,7 @@ class ResidentEpoch:
         return self._order.new_zeros(-(-self._samples // self._size), self._members * self._size)
 
     def fill(self, table: Tensor) -> None:
-        """Write the rows of all batches: those of batch i are the first `num_rows(i)` numbers of `table[i]`."""
+        """Write the rows of all batches: the rows of batch i are the first `num_rows(i)` numbers of `table[i]`."""
         full = self._samples // self._size
         whole = self._order[..., : full * self._size]
         whole = whole.view(*whole.shape[:-1], full, self._size).movedim(-2, 0)
@@ -85,14 +85,15 @@ class ResidentEpoch:
 
 
 class LazyBatch(tuple[Tensor, ...]):
-    """Batch of an epoch that is gathered when something first looks at it.
+    """Batch of an epoch that is gathered when it is first accessed.
 
-    It is a tuple for all code in Python; what looks past `__iter__` and `__getitem__` at a tuple's memory finds none.
-    `LazyBatch(parts)` is a plain tuple, so that code that makes a batch of the same type from other parts can.
+    It is a tuple for all Python code; code that reads the memory of a tuple instead of calling `__iter__` or
+    `__getitem__` finds no entries. `LazyBatch(parts)` is a plain tuple, so that code can create a batch of the same
+    type from other parts.
 
     Attributes:
-        epoch: to which it belongs.
-        number: its number there.
+        epoch: the epoch to which the batch belongs.
+        number: its number in the epoch.
     """
 
     epoch: ResidentEpoch
@@ -111,7 +112,7 @@ class LazyBatch(tuple[Tensor, ...]):
 
     @property
     def is_gathered(self) -> bool:
-        """Whether something has looked at it, and may have changed it."""
+        """Whether the batch was accessed and may have been changed."""
         return self._gathered is not None
 
     @property
@@ -121,7 +122,7 @@ class LazyBatch(tuple[Tensor, ...]):
 
     @property
     def signature(self) -> Hashable:
-        """What two batches have in common that one graph gathers."""
+        """Equal for batches that the same graph can gather."""
         return LazyBatch, self.epoch.source, self.epoch.num_rows(self.number)
 
     def gathered(self) -> tuple[Tensor, ...]:

@@ -28,12 +28,12 @@ class PositionedSampler(Protocol):
 
 
 class ReplayedSampler(Sampler[Any]):
-    """A user's own sampler (or batch sampler), its draws made a function of (seed, epoch).
+    """A sampler (or batch sampler) of the user whose random numbers are a function of (seed, epoch).
 
-    At the start of an epoch its `set_epoch` is called if it has one, its `generator` is seeded if it has one, and
-    it runs under seeded global generators, whose states are restored afterwards. The items before the
-    start are drawn and dropped; no sample is read for them. A sampler that keeps a generator of another kind
-    should derive it in `set_epoch`. The sampler is read 16 items at a time.
+    At the start of an epoch, `set_epoch` is called and `generator` is seeded if the sampler has them. The sampler runs
+    under seeded global generators, whose states are restored afterwards. The items before the start are drawn and
+    dropped; no samples are read for them. A sampler with a generator of another kind should seed it in `set_epoch`. The
+    sampler is read 16 items at a time.
     """
 
     def __init__(self, inner: Iterable[Any], seed: int) -> None:
@@ -76,7 +76,8 @@ class ReplayedSampler(Sampler[Any]):
 
 
 class Request(NamedTuple):
-    """A request to a worker: epoch and number of a batch, the keys of its samples (or its one sample), rank."""
+    """A request to a worker: epoch and number of a batch, the keys of its samples (or its single sample), and the
+    rank."""
 
     epoch: int
     number: int
@@ -106,7 +107,7 @@ class NumberedSampler(Sampler[Request]):
 
 
 class SeededDataset(Dataset[Any]):
-    """Serves requests in a worker: seeds its global generators for the batch, then reads the batch.
+    """Serves requests in a worker: seeds the global generators for the batch, then reads the batch.
 
     Augmentations (and a `collate_fn`) that draw from `random`, `numpy.random` or `torch` therefore give the same batch,
     regardless of the worker that reads it and of what it read before.
@@ -131,17 +132,17 @@ class SeededDataset(Dataset[Any]):
 
 
 class ReadingDraws(Unfusable):
-    """Reading the data draws random numbers, and all who share it would get the same ones."""
+    """Reading the data draws random numbers, which would be the same for all members that share the data."""
 
     def __init__(self, *_: object) -> None:  # torch raises an error of a worker anew, with a message of its own
-        super().__init__("reading the data draws random numbers, which would be the same for all members")
+        super().__init__("reading the data draws random numbers, which would be equal for all members")
 
 
 class UndrawnDataset(Dataset[Any]):
-    """Data set whose reading must draw no random numbers.
+    """Data set that must not draw random numbers when it is read.
 
     Raises:
-        ReadingDraws: (of every access) it does.
+        ReadingDraws: an access draws random numbers.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
@@ -191,8 +192,8 @@ class WorkerInit:
     The worker ignores SIGINT: Ctrl-C signals the whole process group, and the trainer, which ends its run
     cleanly, needs its workers until then. It does not ignore SIGTERM, with which the trainer ends it.
 
-    A worker whose trainer was killed while it started ends at once: torch, which looks from then on whether a worker's
-    parent is another, would take the process that adopted it for the trainer.
+    A worker whose trainer was killed while the worker started ends immediately. Otherwise, torch, which later checks
+    whether the parent of a worker has changed, would consider the process that adopted the worker to be the trainer.
 
     Args:
         inner: the user's function.

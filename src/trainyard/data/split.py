@@ -36,10 +36,10 @@ class Fold(NamedTuple):
 
 
 def fold_of(folds: object, fold: object) -> Fold | None:
-    """Return the fold that `folds` and `fold` ask for; None where there is no cross-validation.
+    """Return the fold that `folds` and `fold` define; None without cross-validation.
 
     Raises:
-        ConfigError: fewer than two folds, a fold out of range, or a fold without `folds`.
+        ConfigError: there are fewer than two folds, the fold is out of range, or `folds` is missing.
     """
     if folds is None:
         if fold != 0:
@@ -60,23 +60,25 @@ def split_rows(
     groups: npt.NDArray[np.integer[Any]] | None = None,
     fold: Fold | None = None,
 ) -> dict[str, Rows]:
-    """Return the row numbers of "train", "val" and "test", each sorted; together they hold every row of `0..n-1` once.
+    """Return the row numbers of "train", "val" and "test", each sorted; together, they contain every row of `0..n-1`
+    once.
 
     Args:
         n: rows.
-        shares: the fraction of rows of "val" and of "test"; 0 leaves the split out. The rest trains. Split sizes are
-            these fractions of `n`, rounded, and at least 1.
+        shares: the fraction of rows of "val" and of "test"; 0 omits the split. The remaining rows are for training.
+            Split sizes are these fractions of `n`, rounded, and at least 1.
         seed: the seed of the split.
-        labels: `[n]` class numbers `0..C-1`. With them the split is stratified: for each class, a split holds its
+        labels: `[n]` class numbers `0..C-1`. With labels, the split is stratified: for each class, a split contains its
             fraction, to within two samples.
-        groups: `[n]` numbers `0..G-1`. With them all rows of a group are in one split, which is as near to its size
-            as that allows, and not stratified.
-        fold: with it "val" is this fold of the rows that are not in "test", which are the same for all folds; its
-            share is not read. Folds differ by one sample a class at most; those of groups as little as they allow.
+        groups: `[n]` numbers `0..G-1`. With groups, all rows of a group are in one split. Its size is as close as
+            possible to its fraction, and it is not stratified.
+        fold: with a fold, "val" is this fold of the rows that are not in "test", and its fraction is not used. "test"
+            is the same for all folds. The sizes of folds differ by at most one sample per class; with groups, as little
+            as possible.
 
     Raises:
-        ConfigError: so few rows (or groups) that nothing is left to train on or a fold is empty, or a `seed` that is no
-            integer of at least 0.
+        ConfigError: there are so few rows (or groups) that no training rows remain or a fold is empty, or `seed` is not
+            an integer of at least 0.
     """
     rng = generator(seed_number("split_seed", seed), "split")
     if groups is not None:

@@ -41,7 +41,7 @@ class Stream(Data):
         batch_size, eval_batch_size, drop_last: see `ArrayData`.
 
     Raises:
-        ConfigError: no shard, a shard that cannot be read, columns of strings, or another invalid value.
+        ConfigError: there is no shard, a shard cannot be read, a column contains strings, or another value is invalid.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class ShardLoader:
         if skipped < wanted - self.batch_size * (wanted > 0) or (skipped < wanted and self.drop_last):
             raise TrainyardError(
                 f"The data ends after {skipped // self.batch_size} batches of an epoch, but this run has already "
-                f"trained on {start}: the data has changed."
+                f"trained on {start}: the data has changed. Resume with the original data."
             )
 
 
@@ -176,7 +176,7 @@ def read_shard(path: str, columns: Columns, classes: int | None) -> Table:
     """Return the rows of a shard: y int64 with a number of classes, float32 without.
 
     Raises:
-        ConfigError: it cannot be read, has texts or gaps, or targets that are no such classes.
+        ConfigError: the shard cannot be read, contains strings or missing values, or its targets are not such classes.
     """
     table = next(iter(read_tables("shards", path, columns).values()))
     if table.texts:
@@ -185,7 +185,7 @@ def read_shard(path: str, columns: Columns, classes: int | None) -> Table:
         raise ConfigError("features", name, "columns of numbers", hint=hint)
     if np.isnan(table.x).any():
         row = int(np.isnan(table.x).reshape(len(table.x), -1).any(axis=1).argmax())
-        raise ConfigError("shards", path, f"rows without missing values; row {row} has one")
+        raise ConfigError("shards", path, f"rows without missing values; row {row} has a missing value")
     if classes is None:
         if table.y.dtype.kind not in "biuf":
             raise ConfigError("target", table.y.dtype.name, "numbers, for a regression (num_classes=null)")
@@ -202,7 +202,9 @@ def _files(key: str, given: str | Sequence[str]) -> list[str]:
     for pattern in patterns:
         files = sorted(glob.glob(str(Path(pattern).expanduser())))  # noqa: PTH207 (a pattern may be absolute)
         if not files:
-            raise ConfigError(key, pattern, "a pattern or a list of files that are there, such as train/*.npz")
+            raise ConfigError(
+                key, pattern, "a pattern that matches files, or a list of existing files, such as train/*.npz"
+            )
         found += files
     for file in found:
         if not file.lower().endswith(SUFFIXES):
@@ -211,7 +213,7 @@ def _files(key: str, given: str | Sequence[str]) -> list[str]:
 
 
 def _rows(path: str) -> int:
-    """Return the number of rows of a shard, from its header where it has one."""
+    """Return the number of rows of a shard, from its header if it has one."""
     suffix = Path(path).suffix.lower()
     try:
         if suffix == ".parquet":

@@ -1,4 +1,5 @@
-"""State of a stream: where it is, by its own `state_dict`, so that a resumed run need not read what came before."""
+"""State of a stream: its position according to its `state_dict`, so that a resumed run does not read earlier
+samples."""
 
 from __future__ import annotations
 
@@ -21,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class FollowedStream(IterableDataset[Any]):
-    """An iterable data set that is read in this process, and whether it has come to its end.
+    """An iterable data set that is read in this process, and whether it has reached its end.
 
-    A loader sees the end as it fills a last batch, and a data set may then be ready for the next epoch. By its state
-    alone, it would be unknown whether that batch is still pending.
+    A loader reaches the end while it fills the last batch, and the data set may then be ready for the next epoch. The
+    state of the data set alone does not show whether this batch is still pending.
     """
 
     def __init__(self, dataset: IterableDataset[Any]) -> None:
@@ -32,7 +33,7 @@ class FollowedStream(IterableDataset[Any]):
         self.ended = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch on."""
+        """Pass the epoch to the data set."""
         set_epoch(self.dataset, epoch)
 
     def __iter__(self) -> Iterator[Any]:
@@ -47,8 +48,9 @@ class FollowedStream(IterableDataset[Any]):
 class StreamState:
     """State of a loader's stream, by the protocol of torchdata's `StatefulDataLoader`.
 
-    It is the loader's own, if its class has `state_dict` and `load_state_dict`; else that of an `IterableDataset` which
-    has them, if it is read in this process. (Workers hold copies of a data set, whose states are not known here.)
+    It is the state of the loader if its class has `state_dict` and `load_state_dict`; otherwise, the state of an
+    `IterableDataset` with these methods that is read in this process. (Workers have copies of a data set, whose states
+    are unknown here.)
 
     Args:
         loader: the loader that is iterated; its data set, if that has a state, is a `FollowedStream`.
@@ -70,8 +72,8 @@ class StreamState:
     def begin(self) -> None:
         """Prepare for an iteration.
 
-        A data set that is read in this process and was left in the middle (after a first batch, for a look at it)
-        returns to where it was before.
+        A data set that is read in this process and was not read to its end (for example, to inspect the first batch)
+        returns to its previous position.
         """
         if self._dataset is None:
             return
@@ -81,7 +83,7 @@ class StreamState:
             self._dataset.load_state_dict(copy.deepcopy(self._at_begin))
 
     def load(self, state: Mapping[str, Any]) -> bool:
-        """Bring the stream to a state that `take` returned; return whether it had come to its end."""
+        """Restore a state that `take` returned; return whether the stream had reached its end."""
         self._part.load_state_dict(copy.deepcopy(state["stream"]))
         ended = bool(state["ended"])
         if self._stream is not None:
@@ -89,12 +91,12 @@ class StreamState:
         return ended
 
     def followed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches of an iteration, and note its end: the next epoch begins where this one has ended."""
+        """Yield the batches of an iteration, and record its end: the next epoch starts where this one ended."""
         yield from batches
         self._at_begin = None
 
     def take(self) -> dict[str, Any] | None:
-        """Return a copy of the state after the batches so far; None if there is none that a checkpoint can hold."""
+        """Return a copy of the state after the batches so far; None if a checkpoint cannot contain it."""
         if self._part is None or self._fits is False:
             return None
         with cpu_states_kept():
@@ -103,8 +105,8 @@ class StreamState:
             self._fits = _fits(state)
             if not self._fits:
                 log.warning(
-                    "The state of %s contains more than tensors and plain values and cannot be saved in a checkpoint. "
-                    "A resumed run reads the batches before its position and drops them.",
+                    "The state of %s contains objects other than tensors and plain values, so it cannot be "
+                    "saved in a checkpoint. A resumed run reads and drops the batches before its position.",
                     type(self._part).__name__,
                 )
                 return None
@@ -112,12 +114,12 @@ class StreamState:
 
 
 def has_state(part: object) -> bool:
-    """Return whether an object says where it is, and can be brought there."""
+    """Return whether an object can return its state and restore it."""
     return all(callable(getattr(part, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
 def _fits(state: Any) -> bool:
-    """Return whether a checkpoint can hold this, which is opened without running code."""
+    """Return whether a checkpoint, which is opened without running code, can contain this value."""
     file = io.BytesIO()
     try:
         torch.save(state, file)

@@ -28,9 +28,9 @@ class Table(NamedTuple):
     Attributes:
         x: float32 `[N, ...]`, finite or NaN; the columns of `texts` are NaN.
         y: `[N]` or `[N, D]`: integers, floats or strings, all finite.
-        texts: by the index of a column of categories its texts `[N]`, None for a gap.
+        texts: the strings `[N]` of each column of categories, by the index of the column; None for a missing value.
         names: of the columns; None for an array.
-        groups: `[N]`, the group of each row; None where no column of them is asked for.
+        groups: `[N]`, the group of each row; None if no column of groups was requested.
     """
 
     x: npt.NDArray[np.float32]
@@ -41,14 +41,14 @@ class Table(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Choice of columns.
+    """Selected columns.
 
     Attributes:
-        target: for `.npz` the key of the targets (default "y"), for `.npy` the path of their file, else the name of
-            their column, or the names of several.
+        target: for `.npz`, the key of the targets (default "y"); for `.npy`, the path of the file of targets; otherwise
+            the name of the column, or a list of names.
         features: for `.csv` and `.parquet`, the columns of the inputs. Default: all but targets and group.
-        categories: columns of numbers that stand for categories.
-        group: the column (in an `.npz`, the key) of the groups, which a split does not cut.
+        categories: columns of numbers that are categories.
+        group: the column (in an `.npz`, the key) of the groups, which a split does not divide.
     """
 
     target: Target = None
@@ -58,12 +58,12 @@ class Columns(NamedTuple):
 
 
 def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
-    """Return the tables of one file, by split. A file that names no split has one, under "train".
+    """Return the tables of one file, by split. If the file has no splits, its table is under "train".
 
     Args:
         key: the argument that named the file, for errors.
         path: the file.
-        chosen: its columns.
+        chosen: the selected columns.
 
     Raises:
         ConfigError: the file is missing, unreadable, or does not have the expected form.
@@ -76,7 +76,9 @@ def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
         return {"train": _read_columns(key, str(path), read_frame(key, file), chosen)}
     for name, columns in (("features", chosen.features), ("categories", chosen.categories)):
         if columns:
-            raise ConfigError(name, list(columns), f"null for a {suffix} file, whose inputs are one array")
+            raise ConfigError(
+                name, list(columns), f"null for a {suffix} file, because its inputs are one array without names"
+            )
     if suffix == ".npz":
         return _read_npz(key, file, str(path), chosen)
     if chosen.group is not None:
@@ -116,7 +118,7 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
 
 
 def _held(arrays: dict[str, Any]) -> str:
-    return f"It contains {', '.join(sorted(arrays))}."
+    return f"The file contains {', '.join(sorted(arrays))}."
 
 
 def _load(key: str, file: Path) -> Any:
@@ -137,7 +139,9 @@ def _read_columns(key: str, path: str, frame: pd.DataFrame, chosen: Columns) -> 
     frame.columns = columns
     target = chosen.target
     if target is None:
-        raise ConfigError("target", None, "the name of the column to predict", hint=f"There are {', '.join(columns)}.")
+        raise ConfigError(
+            "target", None, "the name of the column to predict", hint=f"The columns are {', '.join(columns)}."
+        )
     targets = [target] if isinstance(target, str) else list(target)
     group = [] if chosen.group is None else [chosen.group]
     rest = [name for name in columns if name not in (*targets, *group)]
@@ -152,9 +156,9 @@ def _read_columns(key: str, path: str, frame: pd.DataFrame, chosen: Columns) -> 
         if name not in inputs:
             raise ConfigError("categories", name, f"one of the features {', '.join(inputs)}", options=inputs)
     if both := sorted(set(targets) & set(inputs)):
-        raise ConfigError("features", both[0], "columns that are not the target")
+        raise ConfigError("features", both[0], "columns other than the target")
     if set(group) & set(inputs):
-        raise ConfigError("features", group[0], "columns that are not the group")
+        raise ConfigError("features", group[0], "columns other than the group")
     texts = {
         index: texts_of(frame[name])
         for index, name in enumerate(inputs)
@@ -181,9 +185,9 @@ def _is_text(column: pd.Series) -> bool:
 
 
 def group_numbers(name: str, groups: npt.NDArray[Any], rows: int) -> npt.NDArray[np.int64]:
-    """Return the number of each row's group."""
+    """Return the number of the group of each row."""
     if groups.shape != (rows,):
-        raise ConfigError("group", name, f"one group a sample: [{rows}], not {list(groups.shape)}")
+        raise ConfigError("group", name, f"one group per sample: [{rows}], not {list(groups.shape)}")
     return np.unique(groups.astype(str), return_inverse=True)[1].astype(np.int64)
 
 
@@ -192,7 +196,7 @@ def read_frame(key: str, file: Path) -> pd.DataFrame:
         import pandas as pd
     except ImportError as error:
         hint = "Install it with: pip install pandas pyarrow"
-        raise ConfigError(key, str(file), "an .npz or .npy file where pandas is not installed", hint=hint) from error
+        raise ConfigError(key, str(file), "an .npz or .npy file, because pandas is not installed", hint=hint) from error
     try:
         return pd.read_csv(file) if file.suffix.lower() == ".csv" else pd.read_parquet(file)
     except (ValueError, OSError, ImportError) as error:  # pandas' and pyarrow's own errors are ValueErrors
@@ -204,7 +208,7 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
     from pandas.api.types import is_bool_dtype, is_numeric_dtype  # type: ignore[import-untyped,unused-ignore]
 
     if not (is_numeric_dtype(column) or is_bool_dtype(column)):
-        hint = "Leave it out by naming the columns to use: features=[…]" if argument == "features" else ""
+        hint = "To exclude this column, name the columns to use: features=[…]." if argument == "features" else ""
         raise ConfigError(argument, name, f"columns of numbers; this one contains {column.dtype}", hint=hint)
     numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.isinf(numbers) if argument == "features" else ~np.isfinite(numbers)
@@ -234,7 +238,9 @@ def _checked(key: str, path: str, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> T
     if x.ndim == 1:
         x = x[:, None]
     if x.ndim == 0 or x.size == 0:
-        raise ConfigError(key, path, f"inputs of shape [N, F] or [N, C, H, W], N at least 1, not {list(x.shape)}")
+        raise ConfigError(
+            key, path, f"inputs of shape [N, F] or [N, C, H, W] with at least one sample, not {list(x.shape)}"
+        )
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.dtype.kind not in "biufUS" or y.ndim not in (1, 2):

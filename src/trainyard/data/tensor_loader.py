@@ -61,7 +61,7 @@ class TensorLoader:
     ) -> None:
         lengths = {len(tensor) for tensor in tensors}
         if len(lengths) != 1:
-            raise ValueError(f"tensors of one length are needed, not of {sorted(lengths)}")
+            raise ValueError(f"All tensors must have the same length, but their lengths are {sorted(lengths)}.")
         self.device = torch.device(device)
         self.tensors = tuple(tensor.to(self.device) for tensor in tensors)
         self.names = None if names is None else tuple(names)
@@ -123,7 +123,7 @@ class TensorLoader:
             yield from parts if self.names is None else self.assembled(parts)
 
     def lazy_batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches as `LazyBatch`es, if the epoch is shuffled and `gather` is this class's own."""
+        """Yield the batches as `LazyBatch`es if the epoch is shuffled and `gather` is not overridden."""
         if not self.shuffle or not self.takes_rows:
             return self.batches(epoch, start)
         order = self.placed_order(epoch)

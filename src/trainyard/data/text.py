@@ -25,8 +25,8 @@ class Text(ArrayData):
     Validation and test windows do not overlap.
 
     Args:
-        path: a UTF-8 file. Default: the help topics that come with Python (`pydoc_data.topics`), about 460 000
-            characters; they differ a little from one version of Python to the next.
+        path: a UTF-8 file. Default: the help topics that come with Python (`pydoc_data.topics`), about 460,000
+            characters; they differ slightly between versions of Python.
         context_length: T, in characters.
         stride: characters from the start of one training window to the next. Default: the context length.
         val_fraction, test_fraction: fractions of the characters; 0: no such split.
@@ -37,7 +37,7 @@ class Text(ArrayData):
         vocab: the characters of the entire text, sorted; token i is `vocab[i]`.
 
     Raises:
-        ConfigError: no such file, a file that is not UTF-8 text, or an invalid value.
+        ConfigError: the file does not exist or is not UTF-8 text, or a value is invalid.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Text(ArrayData):
         codes = _code_points(text)
         tokens = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         if (unknown := self._codes[tokens] != codes).any():
-            raise ValueError(f"not in the vocabulary: {text[int(unknown.argmax())]!r}")
+            raise ValueError(f"The character {text[int(unknown.argmax())]!r} is not in the vocabulary.")
         return torch.from_numpy(tokens)
 
     def decode(self, tokens: Tensor) -> str:
@@ -141,8 +141,8 @@ class WindowLoader(TensorLoader):
     Args:
         tokens: `[N]` integers.
         length: T, less than N.
-        stride: tokens from one window's start to the next. A shuffled epoch starts at its own offset in `0..stride-1`,
-            and has as many windows as fit at every offset.
+        stride: tokens from the start of one window to the next. A shuffled epoch starts at its own offset in
+            `0..stride-1`, and has the number of windows that fits at every offset.
         batch_size, shuffle, drop_last, seed, device: see `TensorLoader`.
     """
 
@@ -209,5 +209,5 @@ def _code_points(text: str) -> npt.NDArray[np.uint32]:
 
 
 def _pairs(tokens: npt.NDArray[np.integer], size: int) -> npt.NDArray[np.int64]:
-    """Return the number of each pair of neighbours, `first * size + second`."""
+    """Return the number of each pair of neighbors, `first * size + second`."""
     return tokens[:-1].astype(np.int64) * size + tokens[1:]

@@ -1,4 +1,4 @@
-"""Token ids in a file that stays on disk, for language models."""
+"""Token IDs in a file that stays on disk, for language models."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Tokens(ArrayData):
         batch_size, eval_batch_size, drop_last: see `ArrayData`. The default of `eval_batch_size` here is `batch_size`.
 
     Raises:
-        ConfigError: no such file, a file that does not contain tokens, or an invalid value.
+        ConfigError: the file does not exist or does not contain tokens, or a value is invalid.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Tokens(ArrayData):
 
 
 class MappedLoader(WindowLoader):
-    """Windows of tokens that lie on disk: gathered on the host, then moved.
+    """Windows of tokens on disk, which are gathered on the host and then moved to the device.
 
     Args:
         tokens, length, stride, batch_size, shuffle, drop_last, seed: see `WindowLoader`.
@@ -127,7 +127,7 @@ class MappedLoader(WindowLoader):
 
 
 def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
-    """Return the tokens of a file, mapped: what is not read stays on disk. It is not changed ("c": copy on write)."""
+    """Return the memory-mapped tokens of a file, which is not changed ("c": copy on write)."""
     file: Path = existing_file(key, path)
     if file.suffix.lower() == ".npy":
         try:
@@ -140,6 +140,6 @@ def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
         return tokens  # type: ignore[no-any-return]
     size, width = file.stat().st_size, np.dtype(dtype).itemsize
     if size % width or not size:
-        hint = f"It has {size} bytes."
+        hint = f"The file has {size} bytes."
         raise ConfigError(key, str(path), f"a file of numbers of {width} bytes each (dtype={dtype})", hint=hint)
     return np.memmap(file, dtype=dtype, mode="c")

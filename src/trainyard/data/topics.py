@@ -1,18 +1,18 @@
-"""Paragraphs of Python's help topics, a small set of labelled texts that every Python brings."""
+"""Paragraphs of Python's help topics, a small set of labeled texts that every Python installation contains."""
 
 from __future__ import annotations
 
 from trainyard.checks import integer
 
 SHORTEST = 60
-"""Characters of the shortest paragraph that is taken; shorter ones are headings and signatures."""
+"""Minimum number of characters of a paragraph; shorter ones are headings and signatures."""
 
 
 def help_topics(count: int = 8) -> dict[str, list[str]]:
     """Return paragraphs of the help topics (`pydoc_data.topics`), as columns `text` and `label`.
 
-    A paragraph that occurs in several topics is omitted. The label is the name of the topic. Texts and topics differ a
-    little from one version of Python to the next.
+    A paragraph that occurs in several topics is omitted. The label is the name of the topic. Texts and topics differ
+    slightly between versions of Python.
 
     Args:
         count: the number of topics, those with the most paragraphs.

@@ -20,9 +20,8 @@ from trainyard.errors import ConfigError
 
 
 class Torchvision(ArrayData):
-    """A classification set of `torchvision.datasets`, with its own test part.
-
-    Validation is drawn from its training part.
+    """A classification data set of `torchvision.datasets`, with its own test part. The validation set is drawn from the
+    training part.
 
     A batch is `(x, y)`: x float32 `[B, C, H, W]` in [0, 1], y int64 `[B]`. A data set with its images in one array
     (`.data`, with `.targets` or `.labels`: MNIST, CIFAR10, SVHN, ...) is served from memory, as bytes on the training
@@ -39,7 +38,8 @@ class Torchvision(ArrayData):
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:
-        ConfigError: torchvision is not installed, no such data set, missing files, or another invalid value.
+        ConfigError: torchvision is not installed, the data set does not exist, files are missing, or another value is
+            invalid.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Torchvision(ArrayData):
 
 
 class _Samples(Dataset[tuple[Tensor, int]]):
-    """Samples of a set that gives `(PIL image or array, label)`, the image as float32 `[C, H, W]` in [0, 1]."""
+    """Samples of a data set of `(PIL image or array, label)`, with the image as float32 `[C, H, W]` in [0, 1]."""
 
     def __init__(self, part: Any, labels: npt.NDArray[np.int64] | None, size: int | None) -> None:
         self.part = part
@@ -135,7 +135,9 @@ def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
     elif "split" in accepts:
         which = {"split": "train" if train else "test"}
     else:
-        raise ConfigError("name", name, "a set with a training and a test part (it takes train or split)")
+        raise ConfigError(
+            "name", name, "a data set with a training and a test part, whose class takes `train` or `split`"
+        )
     if "download" in accepts:
         which["download"] = download
     try:
@@ -144,12 +146,12 @@ def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
         if download:
             raise
         raise ConfigError(
-            "root", root, f"a folder with the files of {name}", hint=f"{error} Or: download=true"
+            "root", root, f"a folder with the files of {name}", hint=f"{error} Or set download=true."
         ) from error
 
 
 def _labels(parts: list[Any]) -> list[npt.NDArray[np.int64]] | None:
-    """Return the class numbers `0..C-1` of every sample of the parts; None where they do not list them."""
+    """Return the class numbers `0..C-1` of every sample of the parts; None if the parts do not list them."""
     for attribute in ("targets", "labels"):
         given = [getattr(part, attribute, None) for part in parts]
         if all(labels is not None for labels in given):
@@ -160,7 +162,8 @@ def _labels(parts: list[Any]) -> list[npt.NDArray[np.int64]] | None:
 
 
 def _images(part: Any) -> Tensor | None:
-    """Return the images of a set that holds them all, uint8 `[N, C, H, W]`; None for any other."""
+    """Return the images of a data set that contains all of them in one array, uint8 `[N, C, H, W]`; None for other data
+    sets."""
     data = getattr(part, "data", None)
     if not isinstance(data, np.ndarray | Tensor) or getattr(part, "transform", None) is not None:
         return None
@@ -179,4 +182,4 @@ def _count(name: str, part: Any, labels: list[npt.NDArray[np.int64]] | None) -> 
         return 1 + int(max(part_labels.max() for part_labels in labels))
     if getattr(part, "classes", None):
         return len(part.classes)
-    raise ConfigError("name", name, "a set that lists its classes, its targets or its labels")
+    raise ConfigError("name", name, "a data set that lists its classes, its targets or its labels")

@@ -15,7 +15,7 @@ from trainyard.data.base import Batch
 def apply(function: Callable[[Any], Any], batch: Batch) -> Batch:
     """Apply `function` to every leaf with a method `to` (tensors, packed sequences, graph batches).
 
-    Tuples, named tuples, lists and mappings keep their type; any other leaf stays as it is.
+    Tuples, named tuples, lists and mappings keep their type; other leaves are not changed.
     """
     if hasattr(batch, "to"):
         return function(batch)
@@ -34,12 +34,12 @@ def apply(function: Callable[[Any], Any], batch: Batch) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch on `device`; the copy does not block where the batch lies in pinned memory."""
+    """Return the batch on `device`; the copy does not block if the batch is in pinned memory."""
     return apply(lambda leaf: leaf.to(device, non_blocking=True), batch)
 
 
 def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield the batches on a CUDA `device`: while one is in use, the next is copied on a stream of its own."""
+    """Yield the batches on a CUDA `device`: while one is in use, the next is copied on a separate stream."""
     stream = _copy_stream(device)
 
     def begin(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
@@ -79,7 +79,7 @@ def _recordable(leaf: Any) -> bool:
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream on which batches are copied to a device.
 
-    There is one a device: torch's allocator keeps the freed blocks of each stream apart, and a stream for each epoch
-    would strand those of the epochs before.
+    There is one stream per device: torch's allocator keeps the freed blocks of each stream separate, so that a new
+    stream for each epoch could not reuse the blocks of earlier epochs.
     """
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

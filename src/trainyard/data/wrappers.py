@@ -1,4 +1,4 @@
-"""Data sets made of another: repeated, with rare classes more often, or its first samples alone."""
+"""Data sets made from another data set: repeated, with rare classes oversampled, or only its first samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainyard.errors import ConfigError
 
 
 class _Picked(Dataset[Any]):
-    """Samples of another data set by their numbers; its `metainfo` and its categories are the other's."""
+    """Samples of another data set, by number; `metainfo` and categories are those of the other data set."""
 
     def __init__(self, dataset: Any, numbers: Sequence[int]) -> None:
         self.dataset = dataset
@@ -30,7 +30,7 @@ class _Picked(Dataset[Any]):
 
     @property
     def metainfo(self) -> Any:
-        """What the data set states of itself; None if it states nothing."""
+        """The `metainfo` of the data set; None if it has none."""
         return getattr(self.dataset, "metainfo", None)
 
     def get_cat_ids(self, index: int) -> list[int]:
@@ -131,5 +131,5 @@ def _size(dataset: Any) -> int:
         raise ConfigError("dataset", type(dataset).__name__, "a map-style data set, with __len__ and __getitem__")
     size = len(dataset)
     if not size:
-        raise ConfigError("dataset", type(dataset).__name__, "a data set with a sample")
+        raise ConfigError("dataset", type(dataset).__name__, "a data set with at least one sample")
     return size

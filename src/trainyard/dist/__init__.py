@@ -1,4 +1,4 @@
-"""The former name of `trainyard.distributed`, for configs that name it."""
+"""The former name of `trainyard.distributed`, for configs that use it."""
 
 from trainyard.distributed import Strategy, as_strategy
 

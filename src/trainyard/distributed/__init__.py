@@ -14,7 +14,8 @@ _KINDS = {"single": "strategy.Strategy", "ddp": "ddp.DDP", "fsdp": "fsdp.FSDP"}
 
 
 def as_strategy(given: Any) -> Strategy:
-    """Return a strategy unchanged, the strategy with a name (`single`, `ddp`, `fsdp`), or for None that of one device.
+    """Return a strategy unchanged, the strategy with a name (`single`, `ddp`, `fsdp`), or, for None, the single-device
+    strategy.
 
     Raises:
         ConfigError: anything else.

@@ -1,4 +1,4 @@
-"""Data-parallel strategy: every device has the whole model, and gradients are averaged."""
+"""Data-parallel strategy: every device has the complete model, and gradients are averaged."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class DDP(Distributed):
 
     Args:
         devices, launcher, min_devices, backend, port, timeout: see `Distributed`.
-        find_unused_parameters: for a model of which some parameters take no part in some losses; slower.
-        static_graph: the same parameters take part at every iteration: torch may order communication once.
-        gradient_as_bucket_view: gradients lie in the buffers that are communicated, which saves a copy of them.
-        sync_batchnorm: make every BatchNorm a `SyncBatchNorm`, whose statistics are those of the whole batch; on CUDA.
-        bf16_compress: send gradients as bfloat16: half the traffic, and a rounding; on CUDA.
+        find_unused_parameters: for a model in which some losses do not depend on all parameters; slower.
+        static_graph: the same parameters are used in every iteration, so torch can plan communication once.
+        gradient_as_bucket_view: gradients are views of the communication buffers, which saves a copy.
+        sync_batchnorm: convert every BatchNorm to a `SyncBatchNorm`, whose statistics are those of the complete batch;
+            only on CUDA.
+        bf16_compress: send gradients as bfloat16, which halves the traffic and rounds the gradients; only on CUDA.
 
     Raises:
-        ConfigError: an invalid value; (in `begin`) an option that torch has on CUDA only is asked for on the CPU.
+        ConfigError: a value is invalid; (in `begin`) an option that torch supports only on CUDA is used on the CPU.
     """
 
     own_gradients = True
@@ -51,7 +52,7 @@ class DDP(Distributed):
         device = super().begin(device)
         for name in ("sync_batchnorm", "bf16_compress"):
             if device.type == "cpu" and getattr(self, name):
-                raise ConfigError(name, True, "false on the CPU: torch supports it only on CUDA")
+                raise ConfigError(name, True, "false on the CPU: torch supports this option only on CUDA")
         return device
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -77,7 +78,7 @@ class DDP(Distributed):
 
 
 class _TrainStep(nn.Module):
-    """The model with its training step as the forward pass, which is where DDP begins."""
+    """The model with its training step as the forward pass, which DDP wraps."""
 
     def __init__(self, model: nn.Module, step: Callable[[Any], Any]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Base of the strategies for several devices: one process each, the same loops, a share of every batch."""
+"""Base of the strategies for several devices: one process per device, the same loops, a part of every batch."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True, eq=False)
 class Distributed(Strategy):
-    """One process a device, in one `torch.distributed` process group.
+    """One process per device, in one `torch.distributed` process group.
 
     Args:
-        devices: how many on this machine, or `auto`: every GPU.
-        launcher: who starts the processes: `none` is `train.py` itself; `pytorch` (torchrun), `slurm` or `mpi` joins
-            what those have started; `auto` is `pytorch` inside torchrun, else `none`.
-        min_devices: if a process is killed and at least this many are left, the run continues with those from its last
+        devices: the number of devices on this machine, or `auto` for all GPUs.
+        launcher: what starts the processes. With `none`, `train.py` starts them. With `pytorch` (torchrun), `slurm` or
+            `mpi`, the process joins the processes that this launcher has started. `auto` is `pytorch` inside torchrun,
+            otherwise `none`.
+        min_devices: if a process is killed and at least this many remain, the run continues with them from its last
             checkpoint; None: the run ends.
-        backend: `nccl`, `gloo` or another that torch knows; `auto` is nccl on CUDA and gloo on the CPU.
-        port: of the meeting place of processes that `train.py` starts; None finds a free one.
-        timeout: seconds after which a collective that some rank does not join is an error.
+        backend: `nccl`, `gloo` or another backend of torch; `auto` is nccl on CUDA and gloo on the CPU.
+        port: the port at which processes started by `train.py` connect; None finds a free port.
+        timeout: seconds after which a collective operation fails if a rank does not join it.
 
     Raises:
-        ConfigError: an invalid value.
+        ConfigError: a value is invalid.
     """
 
     devices: int | str = "auto"
@@ -54,22 +55,22 @@ class Distributed(Strategy):
 
     def __post_init__(self) -> None:
         if self.devices != "auto":
-            self.devices = integer("devices", self.devices, at_least=1, other="auto: every GPU of this machine")
+            self.devices = integer("devices", self.devices, at_least=1, other="auto for every GPU of this machine")
         if self.min_devices is not None:
-            end = "null, which ends the run when a rank fails"
+            end = "null to end the run when a rank fails"
             self.min_devices = integer("min_devices", self.min_devices, at_least=1, other=end)
         if self.port is not None:
-            self.port = integer("port", self.port, at_least=1, at_most=2**16 - 1, other="null, which finds a free port")
+            self.port = integer("port", self.port, at_least=1, at_most=2**16 - 1, other="null to find a free port")
         self.timeout = number("timeout", self.timeout, above=0, unit="seconds")
         self._weight: Callable[[], float] = lambda: 1.0
         self._size: Callable[[], int] = lambda: 1
         self._told = False
 
     def begin(self, device: torch.device) -> torch.device:
-        """Join the process group; on CUDA each rank takes the device of its number on the machine.
+        """Join the process group; on CUDA, each rank uses the device with its local rank.
 
         Raises:
-            ConfigError: the environment is not that of the launcher, or it has more ranks than there are devices.
+            ConfigError: the environment is not that of the launcher, or there are more ranks than devices.
         """
         found = world.find(self.launcher) or world.World()
         if device.type == "cuda":
@@ -94,7 +95,7 @@ class Distributed(Strategy):
         return self._size()
 
     def together(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield batches as long as every rank has one: the ranks ask each other before each of them."""
+        """Yield batches as long as every rank has one; the ranks agree before each batch."""
         for batch in batches:
             if self._ended(False):
                 return
@@ -110,7 +111,7 @@ class Distributed(Strategy):
             self._told = True
             log.warning(
                 "The training data ends earlier on %d of %d devices. The epoch ends on all devices at that point, and "
-                "the remaining data of the others is not used.",
+                "the remaining data of the other devices is not used.",
                 count,
                 self.world_size,
             )
@@ -161,10 +162,10 @@ class Distributed(Strategy):
         return world.gather_objects(value)
 
     def weighted(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return `step` with its losses scaled so that their mean over the ranks is that of the whole batch.
-
-        Gradients are averaged over the ranks, whose shares of a batch may differ in size. Where the model returns
-        `num_items`, a rank weighs as many items as it has, and `num_items` becomes that of the whole batch.
+        """Return `step` with its losses scaled so that their mean over the ranks is the mean over the complete batch.
+        Gradients are averaged over the ranks, whose parts of a batch may differ in size. If the model returns
+        `num_items`, a rank is weighted by its number of items, and `num_items` becomes the number of items of the
+        complete batch.
         """
 
         def losses(batch: Any) -> Any:
@@ -178,7 +179,8 @@ class Distributed(Strategy):
         return losses
 
     def _weighted_by_items(self, losses: Mapping[str, Any], weight: float) -> dict[str, Any]:
-        """Weigh losses by the items of this rank; one of the weight 0 has another's row, and no item of its own."""
+        """Weight the losses by the items of this rank; a rank with weight 0 has a row of another rank and no items of
+        its own."""
         own = torch.as_tensor(losses[ITEMS], device=self.device).detach().double() * (weight > 0)
         whole = own.clone()
         dist.all_reduce(whole)
@@ -192,7 +194,7 @@ class Distributed(Strategy):
 
 
 def _own_gpu(local_rank: int) -> int:
-    """Return the index of a rank's GPU among those that it sees; Slurm may show each rank its own alone."""
+    """Return the index of a rank's GPU among its visible GPUs; Slurm may show each rank only its own GPU."""
     count = torch.cuda.device_count()
     if count == 1:
         return 0  # if it is shared with another rank, NCCL reports that

@@ -1,4 +1,4 @@
-"""Fully sharded strategy: every device has a share of each parameter, of its gradient and of the optimizer state."""
+"""Fully sharded strategy: every device has a shard of each parameter, its gradient and its optimizer state."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class FSDP(Distributed):
     """torch's `fully_shard` (FSDP2).
 
-    The modules that `wrap` names are gathered one after another as the forward pass reaches them; without any, the
-    model is gathered as a whole. To load a checkpoint, every rank reads all of it and keeps its own share.
+    The modules selected by `wrap` are gathered one after the other as the forward pass reaches them; without `wrap`,
+    the entire model is gathered. To load a checkpoint, every rank reads the complete file and keeps its own shards.
 
     Args:
         devices, launcher, min_devices, backend, port, timeout: see `Distributed`.
-        wrap: names of module classes (`[Block]`), or the least number of parameters of a module that is gathered by
-            itself; None: the whole model at once.
-        reshard_after_forward: give gathered parameters back after the forward pass; false keeps them for the backward
+        wrap: names of module classes (`[Block]`), or the minimum number of parameters of a module that is gathered
+            separately; None: the entire model is gathered together.
+        reshard_after_forward: release gathered parameters after the forward pass; false keeps them for the backward
             pass, which takes more memory and less time.
-        mixed_precision: the type that parameters are gathered and computed in, `bf16` or `fp16`, while the shares and
-            the optimizer's state stay in full precision; or a mapping of `param_dtype`, `reduce_dtype` and
-            `output_dtype`. None: as they are.
-        cpu_offload: keep the shares on the CPU between their uses.
+        mixed_precision: the dtype in which parameters are gathered and used, `bf16` or `fp16`, while the shards and the
+            optimizer state stay in full precision; or a mapping of `param_dtype`, `reduce_dtype` and `output_dtype`.
+            None: the dtypes are not changed.
+        cpu_offload: keep the shards on the CPU while they are not used.
 
     Raises:
-        ConfigError: an invalid value; (in `place`) no module matches `wrap`.
+        ConfigError: a value is invalid; (in `place`) no module matches `wrap`.
     """
 
     gathers = True
@@ -65,7 +65,7 @@ class FSDP(Distributed):
 
     def begin(self, device: torch.device) -> torch.device:
         if device.type == "cpu" and self.cpu_offload:
-            raise ConfigError("cpu_offload", True, "false on the CPU, where all tensors are already")
+            raise ConfigError("cpu_offload", True, "false, because the model is already on the CPU")
         return super().begin(device)
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -107,14 +107,14 @@ class FSDP(Distributed):
         )
 
     def _wrapped(self, model: nn.Module) -> list[nn.Module]:
-        """Return the modules that are gathered by themselves, the inner before the outer."""
+        """Return the modules that are gathered separately, inner modules first."""
         if self.wrap is None:
             return []
         inner = list(model.modules())[:0:-1]
         if isinstance(self.wrap, int):
             chosen = _by_size(inner, self.wrap)
             largest = max((_size(module) for module in inner), default=0)
-            accepted = f"at most {largest}, the parameters of the largest module below the model"
+            accepted = f"at most {largest}, the number of parameters of the largest submodule"
         else:
             names = sorted({type(module).__name__ for module in inner})
             chosen = [module for module in inner if type(module).__name__ in self.wrap]
@@ -128,7 +128,8 @@ class FSDP(Distributed):
 
 
 def _by_size(modules: Sequence[nn.Module], least: int) -> list[nn.Module]:
-    """Return modules with at least `least` parameters in no module chosen before; the inner come first."""
+    """Return modules with at least `least` parameters that are not in modules selected before; inner modules come
+    first."""
     taken: set[int] = set()
     chosen = []
     for module in modules:

@@ -1,6 +1,6 @@
 """Launcher of the ranks of one run on this machine: it starts, watches and ends them together.
 
-Of a run over several nodes each has one; the first has the store in which all ranks meet.
+In a run over several nodes, each node has a launcher; the first one has the store through which all ranks connect.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Outcome:
     Args:
         state: `done`, `failed` (at least one rank) or `interrupted`.
         value: what the function returned on rank 0.
-        error: the error that ended them, once.
+        error: the error that ended the ranks, reported once.
         trace: the traceback of a rank's error, if the error alone does not explain it.
         status: the exit status that a command should have.
         signum: the signal that this process received and passed on.
@@ -77,23 +77,23 @@ def launch(
     """Call a function in each of `devices` new processes, the ranks of a world (`trainyard.distributed.world.find`).
 
     torch's elastic multiprocessing starts them. When one fails or dies, the others end too, within `GRACE` seconds. A
-    SIGINT or SIGTERM to this process, where this is its main thread, goes to every rank as SIGTERM; the second kills
-    them. When this process is killed, they end too.
+    SIGINT or SIGTERM to this process, if this is its main thread, is sent to every rank as SIGTERM; a second signal
+    kills the ranks. When this process is killed, the ranks end too.
 
     Args:
         function: defined in a module; its argument and result are pickled. A `KeyboardInterrupt` in it, or an error
             with the attribute `status` 130 or 143, is an interruption. A `TrainyardError` needs no traceback.
         argument: its argument.
-        devices: how many ranks.
-        port: where they meet; None finds a free one.
-        environ: variables for the ranks, beside those of this process.
+        devices: the number of ranks.
+        port: the port at which they connect; None finds a free port.
+        environ: variables for the ranks, in addition to those of this process.
         where: describes the place of a rank from the frames of its stack, the innermost last.
         on_tick: called about every 0.2 s.
-        nodes: the nodes that have these devices together; this is the first of them. The others `assist`.
+        nodes: the nodes that share these devices; this is the first of them. The others call `assist`.
 
     Raises:
         ConfigError: `port` is in use.
-        KeyboardInterrupt: the second signal came.
+        KeyboardInterrupt: a second signal was received.
     """
     meeting = _Meeting(port, "127.0.0.1" if nodes is None else "")
     call = Call(function, argument, where)
@@ -111,7 +111,7 @@ def assist(nodes: Nodes) -> Outcome:
     """Start the ranks of this node, which is not the first, and wait for them: see `launch`.
 
     Raises:
-        TrainyardError: the first node has not begun.
+        TrainyardError: the first node did not start.
         KeyboardInterrupt: a SIGTERM before the ranks were started, or the second signal.
     """
     before = signal.signal(signal.SIGTERM, _give_up)
@@ -132,11 +132,11 @@ class _Place:
     """Place of the ranks that a process starts among those of all nodes.
 
     Args:
-        port: where all meet.
-        total: the number of all.
-        own: the number of those that the process starts.
-        first: the number of the first of these.
-        address: of the first node.
+        port: the port at which all ranks connect.
+        total: the number of all ranks.
+        own: the number of ranks that this process starts.
+        first: the number of the first of these ranks.
+        address: the address of the first node.
         alone: whether there is no other node.
     """
 
@@ -149,7 +149,7 @@ class _Place:
 
 
 class _Meeting:
-    """Store in which the ranks meet. It lives in this process, so it outlives each rank; the port is its own."""
+    """Store through which the ranks connect. It is in this process, so it outlives each rank; it has its own port."""
 
     def __init__(self, port: int | None, address: str) -> None:
         listener = socket.socket()
@@ -158,7 +158,7 @@ class _Meeting:
             listener.bind((address, port or 0))
         except OSError as error:
             listener.close()
-            accepted = "a free port, or null, which finds one"
+            accepted = "a free port, or null to find one"
             raise ConfigError("port", port, accepted, hint=f"{error.strerror}.") from None
         listener.listen()
         self.port: int = listener.getsockname()[1]
@@ -171,7 +171,7 @@ class _Meeting:
 
 
 class _Ranks:
-    """Processes of the ranks. Leaving the context kills those that are left."""
+    """Processes of the ranks. Leaving the context kills the remaining ones."""
 
     def __init__(self, call: Call, place: _Place, environ: Mapping[str, str]) -> None:
         self.count = count = place.own
@@ -246,7 +246,7 @@ class _Ranks:
         return [rank for rank in range(self.count) if rank not in self._reports]
 
     def _hear(self) -> None:
-        """Wait for reports, no longer than a tick; make the report of a rank that ended without one."""
+        """Wait for reports, no longer than a tick; create the report of a rank that ended without one."""
         news: dict[Any, int] = {self._pipes[rank]: rank for rank in self._missing()}
         news |= {self._processes[rank].sentinel: rank for rank in self._missing()}
         for rank in {news[each] for each in connection.wait(list(news), TICK)}:
@@ -369,7 +369,7 @@ def _set(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _signals_held() -> Iterator[dict[int, Any]]:
-    """Hold SIGINT and SIGTERM until the block is over; processes started in it hold them until they are ready.
+    """Block SIGINT and SIGTERM until the end of the block; processes started in it block them until they are ready.
 
     Yields the handlers of the signals that torch handles when it starts processes; none outside the main thread.
     """

@@ -1,6 +1,6 @@
-"""Loaders of one of several ranks: its rows of each training batch, its turns of an evaluation.
+"""Loaders of one of several ranks: its rows of each training batch, and its batches of an evaluation.
 
-Numbers are those of all devices together: `batch_size`, `num_samples`, `len()` and the numbers of batches are the same
+Numbers refer to all devices together: `batch_size`, `num_samples`, `len()` and the numbers of batches are the same
 on every rank as for a single process. See docs/data.md, "Several devices".
 """
 
@@ -36,9 +36,9 @@ def rows(n: int, rank: int, world_size: int) -> slice:
 def share_of(loader: Loader, rank: int, world_size: int) -> Share:
     """Return a loader of the batches of `loader` with the rows of this rank only, for training.
 
-    A `TensorLoader` gathers, and a `WorkerLoader` over a map-style data set reads, nothing but those. Of any other
-    loader (an `IterableDataset`, a data pipe, a `Loader` of the user's own) every rank reads complete batches, which
-    must be the same ones on each, and keeps its rows.
+    A `TensorLoader` gathers, and a `WorkerLoader` over a map-style data set reads, only these rows. With any other
+    loader (an `IterableDataset`, a data pipe, a custom `Loader`), every rank reads complete batches, which must be the
+    same on every rank, and keeps its rows.
 
     Raises:
         ConfigError: a batch has fewer rows than there are ranks, or the sampler distributes to ranks itself.
@@ -61,11 +61,11 @@ def share_of(loader: Loader, rank: int, world_size: int) -> Share:
 def turns_of(loader: Loader, rank: int, world_size: int) -> Turns:
     """Return a loader of the complete batches `rank`, `rank + world_size`, … of `loader`, for evaluation.
 
-    Each batch's arithmetic is then that of a single process. If the loader can start at any batch, the others are
-    not read.
+    The arithmetic of each batch is then that of a single process. If the loader can start at any batch, other batches
+    are not read.
 
     Raises:
-        ConfigError: the sampler deals out to ranks itself.
+        ConfigError: the sampler distributes to ranks itself.
     """
     _check_sampler(loader)
     if _is_resident(loader):
@@ -119,13 +119,14 @@ class _OfRank:
 class Share(_OfRank):
     """Rows of one rank, of each batch; this class is for a loader that only serves complete batches.
 
-    Every rank has as many batches as there are. One that has no row of a batch, which is a last one that is smaller
-    than the world, is given the first row, and a weight of 0.
+    Every rank has the same number of batches. If the last batch has fewer rows than there are ranks, a rank without a
+    row receives the first row with a weight of 0.
 
     Attributes:
-        weight: of the batch that was yielded last: its rows here, times the ranks, over its rows in all. Means of
-            losses over the rows, multiplied by it and averaged over the ranks, are the mean over the whole batch.
-        size: of that batch: its rows in all.
+        weight: the weight of the last yielded batch: its rows on this rank, times the number of ranks, divided by its
+            total number of rows. The mean loss over the rows of each rank, multiplied by the weight and averaged over
+            the ranks, is the mean over the complete batch.
+        size: the total number of rows of this batch.
     """
 
     weight: float = 1.0
@@ -150,7 +151,7 @@ class Share(_OfRank):
 
 
 class _TensorShare(Share):
-    """Rows of resident tensors, gathered for many batches at once, as `TensorLoader` does."""
+    """Rows of resident tensors, gathered for many batches in one operation, as `TensorLoader` does."""
 
     def batches(self, epoch: int = 0, start: int = 0, state: Any = None) -> Iterator[Batch]:
         loader: TensorLoader = self.loader
@@ -181,7 +182,7 @@ class _PickedShare(Share):
         self._own = loader.wrapped(self._sampler.around)
 
     def stream_state(self) -> Any:
-        """Return None: a sampler starts anywhere."""
+        """Return None, because a sampler can start anywhere."""
         return None
 
     def batches(self, epoch: int = 0, start: int = 0, state: Any = None) -> Iterator[Batch]:
@@ -211,7 +212,7 @@ class _RankSampler(Sampler[Any]):
         return self
 
     def set_position(self, epoch: int, start: int = 0) -> None:
-        """Let the next iteration be `epoch`, from item number `start` on."""
+        """Set the next iteration to `epoch`, from item number `start` on."""
         self.inner.set_position(epoch, start)
         self.start = start
 
@@ -223,8 +224,8 @@ class _CutSampler(_RankSampler):
     """Sampler that cuts each batch of keys to those of one rank.
 
     Attributes:
-        weights: of the batches of the latest iteration that were asked for and not yet served, since workers read
-            ahead; and their sizes.
+        weights: weights and sizes of the batches of the latest iteration that were requested but not yet served,
+            because workers read ahead.
     """
 
     weights: deque[tuple[float, int]]
@@ -242,10 +243,10 @@ class _CutSampler(_RankSampler):
 
 
 class _TurnSampler(_RankSampler):
-    """Sampler of the items whose turn it is.
+    """Sampler of the items of one rank.
 
     Attributes:
-        served: the number of items of all ranks, once an iteration is over.
+        served: the number of items of all ranks, after an iteration has ended.
     """
 
     served = 0
@@ -271,7 +272,7 @@ def _part(size: int, rank: int, world_size: int) -> tuple[slice, float]:
 
 
 class Turns(_OfRank):
-    """Whole batches of one rank's turns; this class is for a loader that has to read all batches.
+    """Complete batches of one rank; this class is for a loader that must read all batches.
 
     Attributes:
         served: the number of batches of all ranks, from the start on, once `batches` has ended.
@@ -284,7 +285,8 @@ class Turns(_OfRank):
         self._spare: list[Batch] = []
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `epoch`, from batch number `start` on, whose number modulo the ranks is this rank."""
+        """Yield the batches of `epoch`, from batch number `start` on, whose number modulo the number of ranks is this
+        rank."""
         self._idle, self._spare = False, []
         own, batch = 0, None
         for batch in self._turns(epoch, start):
@@ -295,13 +297,13 @@ class Turns(_OfRank):
         self._spare = [batch] if own and self._idle else []
 
     def idle(self) -> Iterator[Batch]:
-        """Yield, after `batches`, an uncounted batch to put through the model if another rank had one more."""
+        """After `batches`, yield an uncounted batch for a forward pass if another rank had one batch more."""
         if self._idle:
             self._idle, spare, self._spare = False, self._spare, []
             yield from spare or islice(self.loader.batches(), 1)
 
     def _turns(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Yield this rank's batches; once they are through, `served` is the number of all ranks' batches."""
+        """Yield the batches of this rank; after the last one, `served` is the number of batches of all ranks."""
         self.served = 0
         for number, batch in enumerate(self.loader.batches(epoch, start), start):
             self.served += 1
@@ -324,7 +326,7 @@ class _TensorTurns(Turns):
 
 
 class _PickedTurns(Turns):
-    """Turns over batches of a map-style data set: a rank's workers receive only its own."""
+    """Turns over batches of a map-style data set: the workers of a rank receive only its own batches."""
 
     def __init__(self, loader: WorkerLoader, rank: int, world_size: int) -> None:
         super().__init__(loader, rank, world_size)
@@ -337,7 +339,7 @@ class _PickedTurns(Turns):
 
 
 def _in_order(loader: Loader) -> Loader:
-    """Return a loader of the same batches that come in one order on all ranks."""
+    """Return a loader of the same batches, in the same order on all ranks."""
     if isinstance(loader, FirstBatches):
         return FirstBatches(_in_order(loader.whole), loader.count, repeat=loader.repeat)
     return loader.wrapped(_as_it_is) if isinstance(loader, WorkerLoader) else loader
@@ -348,7 +350,7 @@ def _as_it_is(sampler: PositionedSampler) -> PositionedSampler:
 
 
 def _is_resident(loader: Loader) -> bool:
-    """Return whether its batches are what `TensorLoader` makes of `order` and `gather`."""
+    """Return whether its batches are created by `TensorLoader` from `order` and `gather`."""
     return isinstance(loader, TensorLoader) and type(loader).batches is TensorLoader.batches
 
 
@@ -371,7 +373,7 @@ def _sizes(part: Any) -> Iterator[int]:
         for value in part:
             yield from _sizes(value)
     elif hasattr(part, "to"):
-        raise _uncut(part, "its type has no known way to be split into rows")
+        raise _uncut(part, "this type cannot be split into rows")
 
 
 def _uncut(part: Any, reason: str) -> TrainyardError:

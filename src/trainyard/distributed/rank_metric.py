@@ -22,23 +22,23 @@ Gather = Callable[[Any], list[Any]]
 
 
 class RankMetric(Metric):
-    """Gives each rank what one process would compute over all batches, bit for bit.
+    """Computes on each rank the same bits that a single process would compute over all batches.
 
-    Floating-point sums depend on their order. So each batch's share is kept separately, and `compute` adds up the
-    batches of all ranks in their own order, in which batch `i` of the evaluation was given to rank `i % world_size`.
+    Floating-point sums depend on their order. Therefore, the contribution of each batch is kept separately, and
+    `compute` adds up the batches of all ranks in their order; batch `i` of the evaluation was on rank `i % world_size`.
 
-    - A metric whose states are sums is kept as its sums; those of integers are added up at once.
-    - One with a `merge` (or `add`, or `reset`) of its own is kept as a copy for each batch, merged in order. Its class
-      has to be one that can be pickled.
-    - So is one of torchmetrics whose states are sums, extremes and lists. Any other (Pearson's correlation, say) is
-      kept as the outputs and targets themselves, with which every rank updates a copy.
+    - A metric whose states are sums is kept as its sums; sums of integers are added immediately.
+    - A metric with a custom `merge` (or `add`, or `reset`) is kept as a copy for each batch, and the copies are merged
+      in order. Its class must be picklable.
+    - The same applies to a metric of torchmetrics whose states are sums, extremes and lists. For other metrics (such as
+      Pearson's correlation), the outputs and targets are kept, with which every rank updates a copy.
 
-    Its own `state` stays empty. A metric that keeps anything outside of `state` needs a `merge` that knows of it.
+    Its own `state` stays empty. A metric that keeps data outside `state` needs a `merge` that handles them.
 
     Args:
         metric: metric of one process. Do not use it elsewhere afterwards.
-        rank, world_size: this process, among how many.
-        gather: returns each rank's value, in their order. Default: over the default group of `torch.distributed`.
+        rank, world_size: the rank of this process, and the number of processes.
+        gather: returns the values of all ranks, in order. Default: over the default group of `torch.distributed`.
     """
 
     def __init__(self, metric: Metric, rank: int, world_size: int, gather: Gather | None = None) -> None:
@@ -57,13 +57,14 @@ class RankMetric(Metric):
         self.metric.describe(metainfo)
 
     def process(self, batch: Any, outputs: Any) -> None:
-        """Keep what a batch adds."""
+        """Keep the contribution of a batch."""
         self._result = None
         self._kept.process(self._batches * self.world_size + self.rank, batch, outputs)
         self._batches += 1
 
     def compute(self) -> Result:
-        """Return the metric over the batches of all ranks; they all must call it. It may be called again."""
+        """Return the metric over the batches of all ranks; all ranks must call this method. It can be called
+        repeatedly."""
         if self._result is None:
             parts = [_unpacked(part) for part in self._gather(_packed(self._kept.parts()))]
             self._result = self._kept.compute(parts)
@@ -81,7 +82,7 @@ class RankMetric(Metric):
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Return the value of each rank of the default group, in their order; of a single process, its own."""
+    """Return the value of each rank of the default group, in order; a single process gets its own value."""
     if not dist.is_initialized():
         return [value]
     found: list[Any] = [None] * dist.get_world_size()
@@ -121,7 +122,7 @@ class _Sums(_Kept):
         self.rounded: dict[str, list[tuple[int, Tensor]]] = {}
 
     def _empty(self) -> Metric:
-        """Return the metric as it is, without what it has gathered."""
+        """Return a copy of the metric without its accumulated state."""
         empty = copy.copy(self.metric)
         empty.state = {}
         return empty
@@ -231,7 +232,7 @@ def _kept(metric: Metric) -> _Kept:
 
 
 def _blank(metric: Metric) -> Metric:
-    """Return a copy without what it has gathered, which does not communicate between ranks by itself."""
+    """Return a copy without its accumulated state, which does not communicate between ranks."""
     blank = copy.deepcopy(metric)
     blank.reset()
     for module in _torch_metrics(blank):
@@ -254,7 +255,7 @@ def _states(metric: Metric) -> list[tuple[Any, str, Any]]:
 
 
 def _merges_exactly(metric: TorchMetric) -> bool:
-    """Return whether batches that were gathered one by one merge, in order, to what one process has."""
+    """Return whether batches that were added one by one merge, in order, to the state of a single process."""
     states = _states(metric)
     return bool(states) and all(
         isinstance(getattr(module, name), list) or getattr(reduction, "__name__", "") in FOLDS
@@ -263,13 +264,13 @@ def _merges_exactly(metric: TorchMetric) -> bool:
 
 
 def _is_exact(metric: Metric) -> bool:
-    """Return whether it is a torchmetrics metric all of whose states are integer tensors."""
+    """Return whether this is a metric of torchmetrics whose states are all integer tensors."""
     values = [getattr(module, name) for module, name, _ in _states(metric)]
     return bool(values) and all(isinstance(value, Tensor) and not value.is_floating_point() for value in values)
 
 
 def _own(value: Any) -> Any:
-    """Return the value with memory of its own; for a view the whole storage would be sent."""
+    """Return a copy of the value with its own memory, because the complete storage of a view would be sent."""
     return apply(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
@@ -280,7 +281,7 @@ def _packed(parts: Any) -> bytes:
 
 
 def _unpacked(packed: bytes) -> Any:
-    """Return what a rank has sent; its tensors are on this rank's device of the same kind."""
+    """Return the received value of a rank; its tensors are on this rank's device of the same kind."""
 
     def move(storage: Any, location: str) -> Any:
         return default_restore_location(storage, location.partition(":")[0])  # type: ignore[no-untyped-call]

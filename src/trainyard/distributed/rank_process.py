@@ -37,16 +37,16 @@ class Report:
     """Report of how a rank ended.
 
     Args:
-        state: `killed` stands for a rank that could not report.
-        time: when, by the machine's monotonic clock.
+        state: the state; `killed` for a rank that could not report.
+        time: the time, on the machine's monotonic clock.
         value: what the function returned.
-        kind: the class of what it raised.
+        kind: the class of the raised error.
         error: its message.
-        trace: its traceback; None where the message explains all.
+        trace: its traceback; None if the message is sufficient.
         status: the requested exit status.
         place: description of the rank's position in the code.
         in_hook: the place is in a hook.
-        collective: it is a communication error: another rank may be the cause.
+        collective: whether it is a communication error, which another rank may have caused.
     """
 
     state: Literal["done", "failed", "interrupted", "killed"]

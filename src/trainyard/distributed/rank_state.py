@@ -13,7 +13,7 @@ from trainyard.distributed.shares import is_sharded
 
 
 def with_all(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
-    """Return the state with each other rank's own part: generators, hooks, gradients that wait for a step, reading."""
+    """Return the state with the parts of all other ranks: generators, hooks, pending gradients, reading position."""
     if strategy.world_size == 1:
         return state
     own = {key: state[key] for key in ("random", "hooks", "step", "data") if not is_sharded(state[key])}
@@ -24,8 +24,8 @@ def with_all(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
 def of_one(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
     """Return the state as this rank loads it, whatever strategy and number of ranks saved it.
 
-    Gradients that wait for a step are each rank's own where the ranks are the same, and else their mean, which all
-    ranks then share. The generators of additional ranks are seeded again.
+    With the same ranks, each rank loads its own pending gradients; otherwise, all ranks load their mean. The generators
+    of additional ranks are seeded.
     """
     saved = state.get("ranks", [])
     same = len(saved) == strategy.world_size

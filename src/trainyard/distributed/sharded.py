@@ -21,20 +21,21 @@ from torch.distributed.tensor import DTensor
 from trainyard.files import put
 
 REST = "rest.pt"
-"""File of what is not sharded: the nest with a reference for each sharded tensor, and the files' checksums."""
+"""File of the part that is not sharded: the nest, with a reference for each sharded tensor, and the checksums of the
+files."""
 
 _KEY = "sharded tensor"
 
 
 def save(folder: Path, state: dict[str, Any], group: dist.ProcessGroup) -> None:
-    """Write a state of which every rank has its share into a folder, through `torch.distributed.checkpoint`.
+    """Write a sharded state, of which every rank has a part, into a folder with `torch.distributed.checkpoint`.
 
     Called on every rank. Nothing is gathered. The folder gets its final name when it is complete.
 
     Args:
         folder: on a file system that all ranks see; an existing one is replaced.
-        state: the same nest on every rank; of tensors that are not sharded rank 0's are written.
-        group: of CPU tensors, and used for nothing else at the same time.
+        state: the same nest on every rank; tensors that are not sharded are written by rank 0.
+        group: a process group for CPU tensors, which is not used for anything else at the same time.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     main = dist.get_rank(group) == 0
@@ -57,11 +58,11 @@ def save(folder: Path, state: dict[str, Any], group: dist.ProcessGroup) -> None:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Return the complete state, with its tensors on the CPU; only this process reads it, with or without other ranks.
+    """Return the complete state, with its tensors on the CPU; each process reads it independently of other ranks.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is not as it was written.
+        ValueError: a file was changed after it was written.
     """
     written = torch.load(folder / REST, map_location="cpu", weights_only=True)
     for name, checksum in written["files"].items():

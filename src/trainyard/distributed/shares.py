@@ -27,7 +27,8 @@ def is_sharded(state: Any) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return the tensor itself, or all of a sharded one; then every rank has to call this."""
+    """Return the tensor itself, or the complete tensor of a sharded one, for which every rank must call this
+    function."""
     full: Tensor = tensor.full_tensor() if has_share(tensor) else tensor  # type: ignore[attr-defined]
     return full
 
@@ -39,7 +40,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def on_host(share: Tensor, own: Any) -> Tensor:
-    """Return a copy on the CPU of this rank's share of `own`, as a sharded tensor again."""
+    """Return a copy on the CPU of this rank's part of `own`, as a sharded tensor."""
     from torch.distributed.tensor import DTensor
 
     mesh = own.device_mesh if own.device_mesh.device_type == "cpu" else _host_mesh(own.device_mesh.size())

@@ -20,14 +20,14 @@ T = TypeVar("T")
 class Strategy:
     """Trains on one device.
 
-    A strategy for several devices (`DDP`, `FSDP`) overrides some methods. Every rank runs the same loops over its share
+    A strategy for several devices (`DDP`, `FSDP`) overrides some methods. Every rank runs the same loops over its part
     of each batch; the results are those of one device.
 
     Attributes:
         rank: the number of this process, from 0.
         world_size: the number of processes.
-        gathers: a forward pass needs all ranks.
-        own_gradients: between two steps, the gradients of a rank are not yet averaged over the ranks.
+        gathers: whether a forward pass needs all ranks.
+        own_gradients: whether the gradients of a rank are not yet averaged over the ranks between two steps.
     """
 
     rank: int = 0
@@ -50,11 +50,11 @@ class Strategy:
         """Disconnect from the other ranks."""
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Return the model as it is trained, before its optimizer is made."""
+        """Return the model in the form in which it is trained, before its optimizer is created."""
         return model
 
     def train_step(self, model: nn.Module, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return the function that the optimization step calls with a batch, instead of the model's own `step`."""
+        """Return the function that the optimization step calls with a batch, instead of `step` of the model."""
         return step
 
     def no_sync(self) -> AbstractContextManager[None]:
@@ -81,7 +81,8 @@ class Strategy:
         """
 
     def idle(self, loader: Loader) -> Iterator[Any]:
-        """Yield evaluation batches that are not counted, so that all ranks make equally many forward passes."""
+        """Yield evaluation batches that are not counted, so that all ranks perform the same number of forward
+        passes."""
         return iter(())
 
     def metric(self, metric: Metric) -> Metric:
@@ -92,7 +93,7 @@ class Strategy:
         """Prepare for a validation or a test of this model."""
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the mean of each number over the ranks; they all have the same names."""
+        """Return the mean of each number over the ranks; all ranks pass the same names."""
         return dict(values)
 
     def agree(self, flag: bool) -> bool:
@@ -104,7 +105,7 @@ class Strategy:
         return flag
 
     def save(self, path: Path, state: dict[str, Any]) -> bool:
-        """Write a checkpoint of which every rank has a part; return false if rank 0 has all of it."""
+        """Write a checkpoint of which every rank has a part; return false if rank 0 has the complete state."""
         return False
 
     def gather(self, value: T) -> list[T]:

@@ -1,4 +1,4 @@
-"""World of a run: its ranks, as the launcher's environment describes them, and their meeting place."""
+"""World of a run: its ranks, according to the environment of the launcher, and the store through which they connect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 LAUNCHERS = ("auto", "none", "pytorch", "slurm", "mpi")
 OURS = "TRAINYARD_RANK"
-"""Set in the processes that `distributed.launch` starts: they are ranks whatever launcher the config names."""
+"""Set in the processes that `distributed.launch` starts, which are ranks regardless of the launcher in the config."""
 
 _PYTORCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PORT = 29500  # torch's default
@@ -34,7 +34,7 @@ class World:
         rank: its number, from 0.
         world_size: the number of ranks.
         local_rank: its number on its machine, from 0.
-        address, port: the meeting place; None for a single process.
+        address, port: the address at which the ranks connect; None for a single process.
     """
 
     rank: int = 0
@@ -45,7 +45,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True if this rank writes the journal and the files of which there is one."""
+        """True if this rank writes the journal and the files that exist once per run."""
         return self.rank == 0
 
 
@@ -58,21 +58,21 @@ def find(launcher: str = "auto", environ: Mapping[str, str] | None = None) -> Wo
     """Return the rank and world size of this process, as set by a launcher.
 
     - `pytorch`: torchrun's `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`.
-    - `slurm`: `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_LOCALID` of `srun`. They meet on the first node of the step, at
-      a port made of the numbers of job and step; `MASTER_ADDR` and `MASTER_PORT` take their place.
-    - `mpi`: `OMPI_COMM_WORLD_RANK`, … of Open MPI, or `PMI_RANK`, … of MPICH and Intel MPI. On several machines
-      `MASTER_ADDR` must be given.
-    - `auto`: `pytorch` where its variables are there, else None; `none`: None.
+    - `slurm`: `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_LOCALID` of `srun`. They connect to the first node of the step,
+      at a port derived from the numbers of job and step; `MASTER_ADDR` and `MASTER_PORT` override these.
+    - `mpi`: `OMPI_COMM_WORLD_RANK`, … of Open MPI, or `PMI_RANK`, … of MPICH and Intel MPI. On several machines,
+      `MASTER_ADDR` must be set.
+    - `auto`: `pytorch` if its variables are set, otherwise None; `none`: None.
 
     Args:
         launcher: one of these.
         environ: the environment; None is this process's.
 
     Returns:
-        None where no launcher has started this process.
+        None if no launcher has started this process.
 
     Raises:
-        ConfigError: no launcher of that name, or its variables are not there.
+        ConfigError: there is no launcher with this name, or its variables are not set.
     """
     environ = os.environ if environ is None else environ
     if launcher not in LAUNCHERS:
@@ -125,7 +125,7 @@ def _required(launcher: str, environ: Mapping[str, str], names: tuple[str, ...] 
 
 
 def first_node(nodes: str) -> str:
-    """Return the first of Slurm's list of nodes: of `gpu[07-09,12],cpu1` it is `gpu07`."""
+    """Return the first node in Slurm's list of nodes: `gpu07` for `gpu[07-09,12],cpu1`."""
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
     return "".join(part or "" for part in match.groups()) if match else nodes
 
@@ -134,10 +134,10 @@ def first_node(nodes: str) -> str:
 
 
 def meeting(world: World, timeout: float = 600.0) -> Store:
-    """Return the store in which these ranks meet; it is made once.
+    """Return the store through which these ranks connect; it is created once.
 
     Raises:
-        ConfigError: the place where they meet has no address here.
+        ConfigError: the host name of the store cannot be resolved here.
         TrainyardError: no rank connects within `timeout` seconds.
     """
     if world not in _stores:
@@ -162,10 +162,10 @@ def meeting(world: World, timeout: float = 600.0) -> Store:
 
 
 def _wait_for_all(store: Store, world: World, timeout: float) -> None:
-    """Wait until all ranks are at the meeting place.
+    """Wait until all ranks are connected.
 
     Raises:
-        TrainyardError: some are not, within `timeout` seconds: a node is missing, say.
+        TrainyardError: some ranks do not connect within `timeout` seconds, for example because a node is missing.
     """
     keys = [f"here/{rank}" for rank in range(world.world_size)]
     store.set(keys[world.rank], "")
@@ -197,17 +197,17 @@ def _check_address(name: str) -> None:
 def join(world: World, backend: str = "auto", device: torch.device | None = None, timeout: float = 600.0) -> None:
     """Make this process a rank of the default process group; do nothing if it is one already.
 
-    On an accelerator its tensors are communicated by `backend` and those on the CPU by gloo.
+    Tensors on an accelerator are communicated by `backend`, and tensors on the CPU by gloo.
 
     Args:
         world: which rank.
         backend: `nccl`, `gloo`, …; `auto` is nccl on CUDA and gloo on the CPU.
-        device: of this rank; None is the CPU.
-        timeout: seconds after which a collective that some rank does not join is an error.
+        device: the device of this rank; None for the CPU.
+        timeout: seconds after which a collective operation fails if a rank does not join it.
 
     Raises:
-        ConfigError: no backend of that name; or this process is another rank already.
-        TrainyardError: some ranks are not there within `timeout` seconds.
+        ConfigError: there is no backend with this name, or this process is already another rank.
+        TrainyardError: some ranks do not connect within `timeout` seconds.
     """
     global _joined
     if dist.is_initialized():
@@ -217,7 +217,9 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
     kind = "cpu" if device is None else device.type
     chosen = dist.Backend.default_device_backend_map.get(kind, "gloo") if backend == "auto" else backend
     if chosen not in dist.Backend.backend_list:
-        raise ConfigError("backend", backend, "auto, or one that this torch has", options=dist.Backend.backend_list)
+        raise ConfigError(
+            "backend", backend, "auto, or a backend that this torch provides", options=dist.Backend.backend_list
+        )
     store = meeting(world, timeout)
     _wait_for_all(store, world, timeout)
     dist.init_process_group(
@@ -240,7 +242,8 @@ def leave() -> None:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return each rank's value in their order, on every rank; all must call it. Without a group return one value."""
+    """Return the values of all ranks in order, on every rank; all ranks must call this function. Without a group,
+    return one value."""
     if not dist.is_initialized():
         return [value]
     found: list[Any] = [None] * dist.get_world_size()

@@ -1,4 +1,4 @@
-"""Attention of all members on the CPU: their batches as one batch, by torch's kernel for that.
+"""Attention of all members on the CPU: torch's kernel computes their batches as one batch.
 
 `torch.vmap` has no rule for that kernel, and calls it for each member.
 """
@@ -29,8 +29,9 @@ def attention(
     """Return the attention of the members: `[B, heads, L, dim]` of each.
 
     Args:
-        way: out of `torch.vmap`.
-        other: does it where the members cannot be one batch: with dropout, on another device, for other shapes.
+        way: leaves `torch.vmap`.
+        other: computes the attention if the members cannot be one batch: with dropout, on another device, for other
+            shapes.
         query, key, value, attn_mask, dropout_p, is_causal, more: as `torch.nn.functional.scaled_dot_product_attention`
             takes them.
     """

@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 
 
 class LaneClock:
-    """Keeps loop, schedule and data in step with lanes that stand at different places of the training.
-
-    The loop counts for the entire stack: `runner.iter` and `runner.epoch`. Each member is a constant number of
-    iterations and of batches ahead of that (or, where it is negative, behind), as long as it keeps its lane.
+    """Synchronizes loop, schedule and data with lanes at different positions in the training. The loop counts for the
+    entire stack: `runner.iter` and `runner.epoch`. Each member is a constant number of iterations and batches ahead of
+    these counts (or behind, if negative) as long as it keeps its lane.
 
     Args:
-        runner: the stack's.
+        runner: the Runner of the stack.
     """
 
     def __init__(self, runner: FusedRunner) -> None:
@@ -34,14 +33,14 @@ class LaneClock:
         self._counted = -1  # the stack's iteration at which ends of the members' epochs were counted last
 
     def begin(self, resumed: Sequence[bool], *, joinable: bool) -> None:
-        """Note the place of each lane, as distances from that of the first member that goes on from a checkpoint.
+        """Record the position of each lane relative to the first member that continues from a checkpoint.
 
         Args:
-            resumed: for each member, whether it goes on from a checkpoint.
-            joinable: other members may join.
+            resumed: for each member, whether it continues from a checkpoint.
+            joinable: whether other members may join.
 
         Raises:
-            PlacesDiffer: a part of the training needs all members to stand at one place.
+            PlacesDiffer: a part of the training needs all members at the same position.
             Unfusable: the members' loops differ in more than their lengths.
         """
         runner = self._runner
@@ -55,7 +54,7 @@ class LaneClock:
         self.follow()
 
     def follow(self) -> None:
-        """Let loop, schedule and data follow what the lanes hold now."""
+        """Update loop, schedule and data for the current members of the lanes."""
         runner = self._runner
         loop, members = runner.train_loop, runner.members
         ends = [end for member in members if not member.vacant and (end := member.ends_at) is not None]
@@ -129,16 +128,16 @@ class LaneClock:
 
     @property
     def resumable(self) -> bool:
-        """Whether a member that leaves here can go on in a lane: it is at the end of an epoch, if it must be."""
+        """Whether a member that leaves now can continue in a lane later: it is at the end of an epoch if this is
+        required."""
         return self._within or (self._runner.batches_done == 0 and not self._runner.train_loop.val_due)
 
     @property
     def open(self) -> bool:
-        """Whether members may join here, and free lanes be removed.
-
-        In a loop by iterations they do at multiples of `val_interval`, so that members are validated together; where
-        that is longer than a training, and where members cannot be at different batches of their epochs, as an epoch
-        ends for all. In a loop by epochs they do as an epoch ends. Groups of batches are those of all members.
+        """Whether members may join now, and free lanes may be removed. In an iteration loop, this is possible at
+        multiples of `val_interval`, so that members are validated together. If this interval is longer than a training,
+        or if members cannot be at different batches of their epochs, it is possible when an epoch ends for all. In an
+        epoch loop, it is possible when an epoch ends. Groups of batches are shared by all members.
         """
         runner, loop = self._runner, self._runner.train_loop
         if loop.val_due or (loop.unit == "iter" and runner.iter % runner.settings["accumulate"]):
@@ -154,7 +153,7 @@ class LaneClock:
         return not present or any(member.iter % interval == 0 for member in present)
 
     def at_an_end(self) -> bool:
-        """Return whether members may have reached their end, and all that follows their last iteration is done."""
+        """Return whether members may have reached their end and everything after their last iteration is done."""
         runner, loop = self._runner, self._runner.train_loop
         count = runner.epoch if loop.unit == "epoch" else runner.iter
         if count < self._first_end or loop.val_due:
@@ -163,7 +162,7 @@ class LaneClock:
         return loop.unit == "epoch" or runner.batches_done != exact_length(runner.loader("train"))
 
     def _validates_after(self, count: int) -> bool:
-        """Return whether a validation of any member follows when the stack's own count is this."""
+        """Return whether a validation of any member follows at this count of the stack."""
         runner = self._runner
         by_epoch = runner.train_loop.unit == "epoch"
         return any(

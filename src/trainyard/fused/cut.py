@@ -1,4 +1,4 @@
-"""Last hook of a stack: members that have stopped leave it, between two iterations."""
+"""Last hook of a stack: members that have stopped leave the stack between two iterations."""
 
 from __future__ import annotations
 

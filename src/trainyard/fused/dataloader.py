@@ -1,4 +1,5 @@
-"""Stacked batches of a DataLoader: each member's own samples of a map-style data set, equal ones read once."""
+"""Stacked batches of a DataLoader: the samples of each member from a map-style data set; equal samples are read
+once."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from trainyard.rng_state import cpu_states, cpu_states_kept, same, seed_cpu
 
 
 class LaneBatch(NamedTuple):
-    """A batch of one member: of which run, where in it, and the keys of its samples."""
+    """A batch of one member: its seed, its position, and the keys of its samples."""
 
     seed: int
     epoch: int
@@ -32,22 +33,22 @@ class LaneBatch(NamedTuple):
 
 
 class BatchesDiffer(Unfusable):
-    """The batches of members are no stack."""
+    """The batches of the members cannot be stacked."""
 
     def __init__(self, *_: object) -> None:  # torch raises an error of a worker anew, with a message of its own
-        super().__init__("the members' batches differ in shape, or hold something else than tensors")
+        super().__init__("the members' batches differ in shape, or contain something other than tensors")
 
 
 def stack_dataloader(loader: WorkerLoader, seeds: Sequence[int]) -> Loader:
     """Return the loader that serves members of these seeds, which may be at different positions.
 
     Args:
-        loader: that of the first, whose order is an `EpochBatchSampler`'s.
+        loader: the loader of the first member, whose order is that of an `EpochBatchSampler`.
         seeds: one for each member.
 
     Raises:
         Unfusable: its order is not that of the run's seed.
-        PlacesDiffer: the seeds are equal, and reading draws random numbers in this process, in turns with the model.
+        PlacesDiffer: the seeds are equal, and reading draws random numbers in this process, alternating with the model.
     """
     sampler = loader.epoch_sampler
     assert sampler is not None
@@ -56,7 +57,7 @@ def stack_dataloader(loader: WorkerLoader, seeds: Sequence[int]) -> Loader:
     if sampler.seed != seeds[0]:
         raise Unfusable("the seeds differ, and the seed of the EpochBatchSampler is not the run's")
     if len(set(seeds)) == 1 and not loader.workers and _draws(loader.dataset):
-        raise PlacesDiffer("reading the data draws random numbers in this process, for all members")
+        raise PlacesDiffer("reading the data draws random numbers in this process, once for all members")
     return StackedDataLoader(loader, seeds)
 
 
@@ -71,12 +72,12 @@ def _draws(dataset: Dataset[Any]) -> bool:
 class StackedDataLoader(LaneOrders):
     """Loader of K `WorkerLoader`s' batches that differ in seed or position, each `[K, B, ...]`.
 
-    Member k's part is the batch of its single-run loader. The workers of one loader read the samples of all members: a
-    sample that several need for a batch once. Where reading draws random numbers, a worker reads each member's batch by
-    itself, with the numbers of its single run.
+    Member k's part is the batch of its single-run loader. The workers of one loader read the samples of all members; a
+    sample that several members need for a batch is read once. If reading draws random numbers, a worker reads the batch
+    of each member separately, with the random numbers of its single run.
 
     Args:
-        loader: the single-run loader of any of the members, whose order is an `EpochBatchSampler`'s.
+        loader: the single-run loader of any of the members, whose order is that of an `EpochBatchSampler`.
         seeds: one for each member.
     """
 
@@ -110,7 +111,7 @@ class StackedDataLoader(LaneOrders):
         ahead: Sequence[tuple[int, int]],
         length: int,
     ) -> Iterator[list[LaneBatch]]:
-        """Yield the members' batches of an epoch; workers ask for some before they are needed."""
+        """Yield the requests for the batches of an epoch; workers receive some before they are needed."""
         size = self.batch_size
         for number in range(start, len(self)):
             rows = orders[:, number * size : min((number + 1) * size, self.num_samples)].tolist()
@@ -122,7 +123,7 @@ class StackedDataLoader(LaneOrders):
 
 
 class _Requests(Iterable[list[LaneBatch]]):
-    """Sampler of a loader: what is wanted by the iteration that begins."""
+    """Sampler of a loader: the requests of the iteration that starts."""
 
     def __init__(self) -> None:
         self.next: Iterator[list[LaneBatch]] = iter(())
@@ -137,7 +138,7 @@ class LaneBatches(SeededDataset):
     Args:
         dataset: the data set.
         collate: makes a batch of samples.
-        in_workers: whether a worker reads, whose generators are seeded for each batch.
+        in_workers: whether a worker, whose generators are seeded for each batch, reads the data.
     """
 
     def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], *, in_workers: bool) -> None:
@@ -150,8 +151,8 @@ class LaneBatches(SeededDataset):
         """Return the stacked batch.
 
         Raises:
-            ReadingDraws: this process's generators were drawn from, which are not those of each member.
-            BatchesDiffer: the batches are no stack.
+            ReadingDraws: reading has used the generators of this process, which are not those of each member.
+            BatchesDiffer: the batches cannot be stacked.
         """
         distinct = list(dict.fromkeys(wanted))
         found: list[Any] | None = None
@@ -202,7 +203,7 @@ def _stacked(batches: Sequence[Any]) -> Any:
     """Return batches of equal structure as one, whose tensors are `[K, ...]`.
 
     Raises:
-        BatchesDiffer: that cannot be.
+        BatchesDiffer: the batches cannot be stacked.
     """
     first = batches[0]
     if isinstance(first, Tensor):

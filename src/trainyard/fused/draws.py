@@ -1,8 +1,9 @@
 """Random operations under `torch.vmap`: each member of a stack draws with the generators of its lane.
 
 `torch.vmap` turns a random function of a member into one of torch's few random operations on a stack `[K, ...]`.
-`Draws` sees those, and draws each row with the generator of its lane, in the shape and layout of a single run: the bits
-are those of a single run. It is active within `random_functions` alone: a model pays for no other operation.
+`Draws` intercepts these operations and draws each row with the generator of its lane, in the shape and layout of a
+single run, so that the bits are those of a single run. It is active only within `random_functions`, so that other
+operations are not slowed down.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Draws(DispatchMode):  # type: ignore[misc]
 
     Attributes:
         lanes: the generators, in the order of the rows.
-        lane: inside the `vmap`, any tensor of which each member has its own.
-        way: out of the `vmap`; None where fast paths are off.
+        lane: inside the `vmap`, any tensor that differs between the members.
+        way: leaves the `vmap`; None if fast paths are off.
     """
 
     lane: Tensor
@@ -47,7 +48,8 @@ class Draws(DispatchMode):  # type: ignore[misc]
         return func(*args, **(kwargs or {})) if rule is None else rule(self, args, dict(kwargs or {}))
 
     def fill(self, stack: Tensor, write: Callable[[Tensor, Generator], object]) -> Tensor:
-        """Fill each row of a stack by `write`, which draws equally often whatever the generator; return the stack."""
+        """Fill each row of a stack with `write`, which draws the same number of times for every generator; return the
+        stack."""
         generators = self._generators(stack)
         places: dict[int, int] = {}
         lanes = [places.setdefault(id(generator), len(places)) for generator in generators]
@@ -64,7 +66,7 @@ class Draws(DispatchMode):  # type: ignore[misc]
         return stack.copy_(drawn[0] if len(drawn) == 1 else torch.stack(drawn)[lanes])
 
     def each(self, draw: Callable[..., Any], tensors: Sequence[Any]) -> list[Any]:
-        """Return the result of `draw(*tensors, generator)` for each lane, given its rows of those that are stacks."""
+        """Return the result of `draw(*tensors, generator)` for each lane, with its rows of the stacked tensors."""
         most = max(tensor.dim() for tensor in tensors if isinstance(tensor, Tensor))
         stacks = [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim() == most]
         generators = self._generators(max(stacks, key=lambda stack: stack.shape[:1]))
@@ -87,7 +89,7 @@ class Draws(DispatchMode):  # type: ignore[misc]
         return results
 
     def permutation(self, n: int, **options: Any) -> Tensor:
-        """Return a permutation for the next lane: `vmap` asks for one lane after the other."""
+        """Return a permutation for the next lane: `vmap` requests them lane by lane."""
         found = next(self._permutations, None)
         if found is None:
             device = torch.empty((), **options).device
@@ -110,7 +112,7 @@ def _written(tensor: Tensor, generator: Generator, write: Callable[[Tensor, Gene
 
 
 def _row(tensor: Any, k: int, most: int) -> Any:
-    """Return a lane's row of a stack, whose dimensions are the most; others are broadcast."""
+    """Return the row of a lane in a stack, which has the most dimensions; other tensors are broadcast."""
     if not isinstance(tensor, Tensor) or tensor.dim() < most:
         return tensor
     return tensor[k if tensor.shape[0] > 1 else 0]
@@ -118,7 +120,7 @@ def _row(tensor: Any, k: int, most: int) -> Any:
 
 @contextmanager
 def swapped(generator: Generator) -> Iterator[None]:
-    """Make the process's generator on a device draw the numbers of another one inside the block."""
+    """Inside the block, make the generator of the process on a device draw the numbers of another generator."""
     if generator.device.type == "cuda":
         default: Any = torch.cuda.default_generators[generator.device.index]
         own = default.graphsafe_get_state()
@@ -161,7 +163,7 @@ def _filled(draws: Draws, stack: Tensor, name: str, numbers: Sequence[Any]) -> T
 
 
 def _new(name: str, dtype: torch.dtype | None = None) -> Rule:
-    """Return the rule for a random tensor of a size, which is the last argument; those before are the numbers."""
+    """Return the rule for a random tensor of a size, which is the last argument, after the numbers."""
 
     def rule(draws: Draws, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         *given, size = args

@@ -22,9 +22,9 @@ class LaneJob:
     """A job for a lane.
 
     Attributes:
-        config: as for `FusedRunner`.
-        info: the member's record for MLflow; None makes one that holds the name.
-        position: its position in its sweep; None if it is of none.
+        config: the config, as for `FusedRunner`.
+        info: the member's record for MLflow; None creates one with the name.
+        position: its position in its sweep; None without a sweep.
         number: its number among all jobs of the stack; None for the next one.
     """
 
@@ -36,13 +36,13 @@ class LaneJob:
 
 @dataclass(frozen=True)
 class Span:
-    """What a member trains in one lane, at one width.
+    """Part of a member's training in one lane at one width.
 
     Attributes:
         member: the member.
         lane: its row in the stack.
         width: the lanes of the stack.
-        epoch, iter: the member's own place when the span begins.
+        epoch, iter: the position of the member when the span begins.
     """
 
     member: StackMember
@@ -55,43 +55,43 @@ class Span:
 class Feed(Protocol):
     """Source of the next members of a stack.
 
-    Its methods are called by the thread that trains, where members join; a feed that waits in `take` keeps all lanes
-    waiting.
+    Its methods are called by the training thread when members can join; a feed that waits in `take` makes all lanes
+    wait.
     """
 
     @property
     def closed(self) -> bool:
-        """Whether no job will come now: lanes that are free are then cut out of the stack."""
+        """Whether no more jobs will come; free lanes are then cut out of the stack."""
 
     def take(self, count: int, *, wait: bool) -> Sequence[LaneJob]:
         """Return the next jobs, at most this number.
 
         Args:
             count: the free lanes.
-            wait: no lane is occupied: wait for a job, and return nothing only if the feed is closed.
+            wait: wait for a job, because no lane is occupied; return nothing only if the feed is closed.
         """
 
     def cutting(self) -> None:
-        """Note that free lanes are about to be removed: the members get other rows."""
+        """Record that free lanes are about to be removed, so that the members get other rows."""
 
     def placed(self, spans: Sequence[Span]) -> None:
-        """Note spans that begin now, before their members train on: they have joined, or the stack was cut."""
+        """Record spans that begin now, before their members continue: the members have joined, or the stack was cut."""
 
     def left(self, members: Sequence[StackMember]) -> None:
-        """Note that members train no longer: they have ended, failed or pause; their checkpoints are being written."""
+        """Record that members no longer train: they have ended, failed or paused; their checkpoints are being
+        written."""
 
     def asked(self) -> Sequence[tuple[int, bool]]:
-        """Return the numbers of members that are to leave, each once, and whether each pauses.
-
-        It is asked after every iteration.
+        """Return the numbers of members that must leave, each once, and whether each pauses. It is called after every
+        iteration.
         """
 
     def refused(self, job: LaneJob, error: TrainyardError) -> None:
-        """Note that a job cannot train in this stack: it is `Unfusable`, or its config cannot work."""
+        """Record that a job cannot train in this stack: it is `Unfusable`, or its config is invalid."""
 
 
 class LaneQueue:
-    """Feed of jobs that are known from the beginning, in order.
+    """Feed of jobs that are known from the start, in order.
 
     Args:
         jobs: configs, or `LaneJob`s.
@@ -120,7 +120,7 @@ class LaneQueue:
         self.spans += spans
 
     def left(self, members: Sequence[StackMember]) -> None:
-        """Do nothing: the members' journals say how they ended."""
+        """Do nothing: the journals of the members record how they ended."""
 
     def asked(self) -> Sequence[tuple[int, bool]]:
         return ()

@@ -1,4 +1,4 @@
-"""Functions of `torch.nn.functional` that compute all members of a stack at once."""
+"""Functions of `torch.nn.functional` that compute all members of a stack together."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from trainyard.fused.recurrent import KINDS, Direction, recurrent
 class StackedFunctions(TorchFunctionMode):
     """Mode for a model's forward pass under `torch.vmap`.
 
-    Random functions draw by `draws`, if it is given. Where fast paths are on, linear layers and losses by class compute
-    all members at once:
-    `torch.vmap` decomposes `linear` into a product, two multiplications by 1 and an addition, copies the gradient of
-    each weight once, and decomposes `cross_entropy` into about 20 operations. Here a linear layer is one operation,
-    and three in the backward pass; a cross-entropy is six and three. Whatever these do not cover (class weights, class
-    probabilities, a transform of `torch.func` within the model) is left to torch.
+    Random functions use `draws` if it is given. If fast paths are on, linear layers and classification losses compute
+    all members together: `torch.vmap` decomposes `linear` into a product, two multiplications by 1 and an addition,
+    copies the gradient of each weight once, and decomposes `cross_entropy` into about 20 operations. Here a linear
+    layer is one operation, and three in the backward pass; a cross-entropy is six and three. Other cases (class
+    weights, class probabilities, a transform of `torch.func` within the model) are left to torch.
     """
 
     def __init__(self, draws: Draws | None = None) -> None:
@@ -134,13 +133,14 @@ def _dropout(draws: Draws, features: Tensor, share: float) -> Tensor:
 
 
 def _normalize(features: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
-    """Normalize as torch does, also into a tensor: `torch.vmap` has no rule for that, and spectral norms do it."""
+    """Normalize as torch does, also with an output tensor, for which `torch.vmap` has no rule and which spectral norm
+    uses."""
     found = F.normalize(features, p, dim, eps)
     return found if out is None else out.copy_(found)
 
 
 def _group_norm(features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Normalize as torch does: torch before 2.14 cannot within `torch.vmap` where the channels are last in memory."""
+    """Normalize as torch does; within `torch.vmap`, torch before 2.14 cannot if the channels are last in memory."""
     return F.group_norm(features.contiguous(), *args, **kwargs)
 
 

@@ -1,4 +1,5 @@
-"""Jobs of a sweep in the lanes of a stack: what joins is made a member, what leaves is tested and reported."""
+"""Jobs of a sweep in the lanes of a stack: jobs that join become members; members that leave are tested and
+reported."""
 
 from __future__ import annotations
 
@@ -27,11 +28,11 @@ Place = tuple[int, int, int, int]
 
 
 class JobSource(Protocol):
-    """Where the jobs of a stack come from, by its sweep. Jobs are numbered in the order in which they come."""
+    """Source of the jobs of a stack in a sweep. Jobs are numbered in the order in which they come."""
 
     @property
     def closed(self) -> bool:
-        """Whether no job will come now."""
+        """Whether no more jobs will come."""
 
     def take(
         self, count: int, *, wait: bool, interrupted: Callable[[], bool]
@@ -39,9 +40,9 @@ class JobSource(Protocol):
         """Return the next jobs: the number of each, its config with its `hydra` node, and its position in the sweep.
 
         Args:
-            count: the most that are wanted.
-            wait: wait for one, unless none will come.
-            interrupted: whether to wait no more.
+            count: the maximum number of jobs.
+            wait: wait for a job, unless none will come.
+            interrupted: whether to stop waiting.
         """
 
     def placed(self, places: Sequence[Place], width: int) -> None:
@@ -53,28 +54,28 @@ class JobSource(Protocol):
         """
 
     def left(self, number: int, result: MemberResult) -> None:
-        """Report how a job has ended, or that it pauses. Called by any thread."""
+        """Report how a job has ended, or that it pauses. Can be called by any thread."""
 
     def refused(self, number: int, reason: str) -> None:
         """Report that a job cannot train in this stack."""
 
     def asked(self) -> Sequence[tuple[int, bool]]:
-        """Return the numbers of jobs that are to leave, each once, and whether each pauses. It is called often."""
+        """Return the numbers of jobs that must leave, each once, and whether each pauses. It is called often."""
 
     def unfed(self) -> None:
-        """Report that no job joins or leaves this stack after all."""
+        """Report that, contrary to the plan, no jobs join or leave this stack."""
 
 
 class JobLanes:
     """Feed of a stack whose jobs come from a sweep.
 
     Args:
-        source: where they come from.
-        facts: of the machine and the code, for the jobs' records.
-        metrics: the metrics that the sweep asks for; empty for the objective.
+        source: the source of the jobs.
+        facts: properties of the machine and the code, for the records of the jobs.
+        metrics: the metrics that the sweep requests; empty for the objective.
 
     Attributes:
-        stack: the Runner that is fed.
+        stack: the Runner that receives the jobs.
     """
 
     def __init__(self, source: JobSource, facts: Mapping[str, str], metrics: Sequence[str] = ()) -> None:
@@ -86,7 +87,7 @@ class JobLanes:
         self._values: dict[int, Mapping[str, Any]] = {}
 
     def begin(self, own: Record) -> None:
-        """Take over what is recorded of every member."""
+        """Initialize the records of all members."""
         self._record = own
 
     @property
@@ -105,7 +106,8 @@ class JobLanes:
         return jobs
 
     def cutting(self) -> None:
-        """Save all: what they train from here on has other bits, in other rows, and a kill must not repeat it there."""
+        """Save all members: from here on, other rows give other bits, and a run that continues after a kill must not
+        repeat them."""
         if (hook := checkpoint_hook(self._stack)) is not None:
             hook.save_now(self._stack)
 
@@ -150,7 +152,7 @@ class JobLanes:
         return self.stack
 
     def _conclude(self, members: Sequence[StackMember]) -> bool:
-        """Test members, and name what belongs to their runs; return whether that was not interrupted."""
+        """Test members, and conclude their runs; return whether this was not interrupted."""
         runner = self._stack
         hook = checkpoint_hook(runner)
         if hook is not None:

@@ -22,12 +22,12 @@ class LaneOrders(ABC):
     Args:
         loader: the single-run loader of any of the members; it states `batch_size`, `num_samples` and its length.
         seeds: one for each member.
-        device: where orders are wanted.
+        device: the device of the orders.
 
     Attributes:
-        seeds: those of the members that are left.
-        ahead: the epochs that each is ahead of the stack's, and the batches within an epoch.
-        length: batches of an epoch that are served.
+        seeds: the seeds of the remaining members.
+        ahead: the number of epochs, and of batches within an epoch, by which each member is ahead of the stack.
+        length: the number of served batches of an epoch.
         stacked: True: batches have a leading axis of members.
     """
 
@@ -72,30 +72,34 @@ class LaneOrders(ABC):
         self._hold([self.seeds[k] for k in kept], [self.ahead[k] for k in kept])
 
     def are_full(self, batches: int) -> bool:
-        """Return whether the first so many batches of an epoch are full: members may be at different ones of them."""
+        """Return whether this number of batches at the start of an epoch are full, so that members may be at different
+        batches."""
         return batches * self.batch_size <= self.num_samples
 
     def place(self, ahead: Sequence[tuple[int, int]], seeds: Sequence[int], length: int) -> None:
-        """Serve each member from the next batch on what is so many epochs and batches ahead of the stack's position.
+        """From the next batch on, serve each member the data that is this many epochs and batches ahead of the stack's
+        position.
 
         Args:
-            ahead: for each member; batches of 1 or more only where all batches are full.
-            seeds: of their orders.
-            length: batches of an epoch that are served: fewer than there are for a part of the data.
+            ahead: for each member; batches of at least 1 only if all batches are full.
+            seeds: the seeds of their orders.
+            length: the number of served batches of an epoch, which is smaller for a part of the data.
         """
         if (tuple(ahead), tuple(seeds), length) != (self.ahead, self.seeds, self.length):
             self.length = length
             self._hold(seeds, ahead)
 
     def order(self, epoch: int) -> Tensor:
-        """Return each member's order of the stack's `epoch`, int64 `[K, rows]`, on the CPU; equals share the work."""
+        """Return each member's order of the stack's `epoch`, int64 `[K, rows]`, on the CPU; equal orders are computed
+        once."""
         own = list(zip(self.seeds, self.ahead, strict=True))
         rows = {each: row for row, each in enumerate(dict.fromkeys(own))}
         orders = torch.stack([self._order(seed, epoch + epochs, batches) for seed, (epochs, batches) in rows])
         return orders if len(rows) == len(own) else orders[[rows[each] for each in own]]
 
     def served(self, batches: Batches, epoch: int, start: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch from number `start` on, anew where members were cut, or placed."""
+        """Yield the batches of an epoch from number `start` on; restart the iteration when members were cut or
+        placed."""
         while start < len(self):
             orders = self._orders
             for batch in batches(orders(epoch), epoch, start):

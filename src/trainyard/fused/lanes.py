@@ -1,4 +1,4 @@
-"""Random generators of lanes: each member of a stack draws the numbers that it would draw alone."""
+"""Random generators of lanes: each member of a stack draws the same numbers as in a single run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from trainyard import rng_state
 class Lane:
     """Random generators of one member, on the CPU and on CUDA devices.
 
-    On the CPU lanes in one state share a generator, and what is drawn from it is drawn for all of them. If all lanes of
-    a stack share one, it is the process's: a draw by the data or by a hook then moves it as in a single run.
+    On the CPU, lanes in the same state share a generator, and each draw from it applies to all of them. If all lanes of
+    a stack share one, it is the generator of the process, so that a draw by the data or by a hook advances it as in a
+    single run.
 
     Attributes:
         cpu: the generator on the CPU.
-        hosted: whether the states of Python's and NumPy's generators, from which no model draws, are this process's.
-            That is so for members of one seed, and for the first of others; the rest keep those that they began with.
+        hosted: whether the states of Python's and NumPy's generators, from which no model draws, are those of this
+            process. This applies to members with the same seed, and to the first member otherwise; the others keep
+            their initial states.
     """
 
     def __init__(self) -> None:
@@ -32,7 +34,7 @@ class Lane:
         self._origin: int | Mapping[str, Any] | None = None  # a seed, a saved state, or the process's generators
 
     def begin(self, origin: int | Mapping[str, Any] | None) -> None:
-        """Begin as a process does.
+        """Start as a process does.
 
         Args:
             origin: a seed, for `trainyard.rng_state.seed_all`; or a state that `trainyard.rng_state.state` gave. None
@@ -48,7 +50,7 @@ class Lane:
             self._begin_cuda(generator, index)
 
     def begin_anew(self, origin: int | Mapping[str, Any]) -> None:
-        """Begin as `begin` does, with the generators that there are: a captured step draws from them."""
+        """Start like `begin`, but with the existing generators, because a captured step draws from them."""
         own = self.cpu
         self.begin(origin)
         if own is not torch.default_generator:
@@ -56,7 +58,7 @@ class Lane:
             self.cpu = own
 
     def copy(self) -> Lane:
-        """Return a lane with generators of its own in the states of these."""
+        """Return a lane with separate generators in the same states."""
         twin = Lane()
         twin.hosted, twin._origin, twin.cpu = self.hosted, self._origin, torch.Generator()
         twin.cpu.set_state(self.cpu.get_state())
@@ -66,7 +68,7 @@ class Lane:
         return twin
 
     def follow(self, other: Lane) -> None:
-        """Go on with the numbers of another lane, with the generators that there are."""
+        """Continue with the numbers of another lane, with the existing generators."""
         self._origin = other._origin
         self.cpu.set_state(other.cpu.get_state())
         for generator in other._cuda.values():
@@ -87,7 +89,7 @@ class Lane:
         return device.type == "cpu" or device.index in self._cuda
 
     def part(self) -> None:
-        """Cease to share a generator with others; the numbers are the same."""
+        """Stop sharing a generator with other lanes; the numbers do not change."""
         shared, self.cpu = self.cpu, torch.Generator()
         self.cpu.set_state(shared.get_state())
 
@@ -95,7 +97,7 @@ class Lane:
         """Return the state of all generators of the member's single run, in the form of `trainyard.rng_state.state`.
 
         Args:
-            process: the state of the process's.
+            process: the state of the generators of the process.
         """
         host = process if self.hosted else self._beginning()
         found = {**process, "python": host["python"], "numpy": host["numpy"], "torch": self.cpu.get_state()}
@@ -118,7 +120,7 @@ class Lane:
             generator.set_state(torch.cuda.default_generators[index].get_state())
 
     def _beginning(self) -> Mapping[str, Any]:
-        """Return the states of Python's and NumPy's generators with which the member began."""
+        """Return the initial states of Python's and NumPy's generators of the member."""
         if isinstance(self._origin, Mapping):
             return self._origin
         seed = self._origin or 0
@@ -129,7 +131,8 @@ class Lane:
 class Lanes:
     """Lanes of a stack, in the order of its rows.
 
-    Inside a block of `trainyard.rng_state.seeded` they draw from the process's generators, which that has seeded.
+    Inside a block of `trainyard.rng_state.seeded`, they draw from the generators of the process, which the block has
+    seeded.
     """
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
@@ -140,7 +143,7 @@ class Lanes:
         return len(self._lanes)
 
     def on(self, device: torch.device) -> list[torch.Generator]:
-        """Return the generator of each lane on a device; those of several may be the same one."""
+        """Return the generator of each lane on a device; several lanes may have the same one."""
         return [lane.on(device) for lane in self._lanes]
 
     def drawing(self, device: torch.device) -> list[torch.Generator]:
@@ -148,7 +151,7 @@ class Lanes:
         return [lane.on(device) for lane in self._lanes if lane.has(device)]
 
     def part(self, k: int) -> torch.Generator:
-        """Give a lane a generator of its own on the CPU, in the state of the one that it has shared."""
+        """Give a lane a separate generator on the CPU, in the state of the shared one."""
         self._lanes[k].part()
         return self._lanes[k].cpu
 
@@ -160,12 +163,12 @@ class Lanes:
         self._lanes[0].hosted = True
 
     def separate(self) -> None:
-        """Give each lane a generator of its own, whatever its state: others may begin in a lane."""
+        """Give each lane a separate generator, regardless of its state, because other members may start in a lane."""
         for lane in self._lanes:
             lane.part()
 
     def share(self) -> None:
-        """Let lanes in one state share a generator: the process's, if all are in one state."""
+        """Let lanes in the same state share a generator; if all are in the same state, the generator of the process."""
         by_state: dict[bytes, torch.Generator] = {}
         for lane in self._lanes:
             lane.cpu = by_state.setdefault(lane.cpu.get_state().numpy().tobytes(), lane.cpu)

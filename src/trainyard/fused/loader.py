@@ -24,15 +24,15 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
     Args:
         loader: the single-run loader of the first member.
         seeds: one for each member.
-        apart: the members are, or will be, in different epochs.
+        apart: whether the members are, or will be, in different epochs.
 
     Returns:
         `loader` itself if each member would get the same batches: equal seeds in one epoch, or an order that is not
-        shuffled. Else `LaneOrders`, whose batches have a leading axis of members.
+        shuffled. Otherwise `LaneOrders`, whose batches have a leading axis of members.
 
     Raises:
         Unfusable: the seeds differ and the order of the data is not a function of the seed.
-        PlacesDiffer: this is so for equal seeds of members that are `apart`.
+        PlacesDiffer: the same applies to equal seeds of members that are `apart`.
     """
     if len(set(seeds)) == 1 and not apart:
         return loader
@@ -42,11 +42,11 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
         raise PlacesDiffer(f"a {type(loader).__name__} reads one epoch of the data for all members")
     if not isinstance(loader, TensorLoader):
         raise Unfusable(
-            f"the seeds differ, and a {type(loader).__name__} has one order of the data: members with different "
-            f"seeds need data in memory, or a DataLoader over a map-style data set without a sampler of its own"
+            f"the seeds differ, but a {type(loader).__name__} has only one order of the data. Use data in "
+            "memory, or a DataLoader over a map-style data set without a custom sampler"
         )
     if type(loader).batches is not TensorLoader.batches:
-        raise Unfusable(f"the seeds differ, and {type(loader).__name__} overrides how batches are created")
+        raise Unfusable(f"the seeds differ, but {type(loader).__name__} overrides how batches are created")
     if not loader.shuffle:
         return loader
     if loader.seed != seeds[0]:
@@ -103,5 +103,5 @@ class StackedLoader(LaneOrders):
 
 
 def _of_members(parts: Sequence[Tensor], members: int) -> tuple[Tensor, ...]:
-    """Return the parts of a batch, the rows of one member after those of another, as `[K, B, ...]` each."""
+    """Return the parts of a batch, in which the rows are ordered by member, as `[K, B, ...]` each."""
     return tuple(part.view(members, len(part) // members, *part.shape[1:]) for part in parts)

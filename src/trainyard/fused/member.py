@@ -1,4 +1,4 @@
-"""Member of a stack: one run, whose parts are views of what the stack holds for all."""
+"""Member of a stack: one run, whose parts are views of the tensors of the stack."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Ahead(NamedTuple):
-    """How far a member is ahead of its stack's own count; what is behind is negative.
+    """Distance by which a member is ahead of the count of its stack; negative if it is behind.
 
     Attributes:
         iters: iterations.
@@ -50,7 +50,7 @@ class Ahead(NamedTuple):
 
 
 class StackMember(Member):
-    """A member whose model, optimizer, schedule and states are its rows of the stack's.
+    """A member whose model, optimizer, schedule and states are its rows of those of the stack.
 
     Its checkpoints are those of a single run.
 
@@ -63,11 +63,11 @@ class StackMember(Member):
         index: the member's row among those that still train.
         parts: builds the member's own model, optimizer and schedule, which are then stacked.
         lane: the member's random generators.
-        ahead: how far the member is ahead of the stack's own count.
+        ahead: the distance by which the member is ahead of the count of the stack.
         epoch_due: the end of an epoch, at which the member's checkpoint was saved, is not counted yet.
         number: its number among all members that the stack has had.
         position: its position in its sweep; None if it is of none.
-        dismissed: it was asked to end before its training has.
+        dismissed: it was asked to end early.
         data_seed: the seed of the order of its data; that of another member if it continues from that member.
     """
 
@@ -140,7 +140,7 @@ class StackMember(Member):
 
     @property
     def validated_here(self) -> bool:
-        """Whether a validation follows the member's place in the training."""
+        """Whether a validation follows at the member's position in the training."""
         loop: Any = self.loop
         return bool(loop.validates_after(self.count)) if isinstance(loop, TrainLoop) else True
 
@@ -151,7 +151,7 @@ class StackMember(Member):
 
     @property
     def ends_at(self) -> int | None:
-        """The stack's own count at which the member's training ends; None for a loop that does not say."""
+        """The count of the stack at which the training of the member ends; None if the loop does not define it."""
         loop = self.loop
         if not isinstance(loop, TrainLoop):
             return None
@@ -172,7 +172,7 @@ class StackMember(Member):
         return state | {"val_due": state["val_due"] and self.due}
 
     def begin(self) -> None:
-        """Stand at the beginning of the training, whatever the stack's own count."""
+        """Start at the beginning of the training, regardless of the count of the stack."""
         self.ahead = self._stack.clock.distance(0, 0, 0)
 
     def load_reading(self, reading: dict[str, Any], done: int) -> None:
@@ -180,10 +180,10 @@ class StackMember(Member):
             super().load_reading(reading, done)
 
     def load_position(self, state: Mapping[str, Any], done: int) -> None:
-        """Go to the position of a checkpoint; the stack goes to the first one that it is given.
+        """Go to the position of a checkpoint; the stack goes to the position of the first one.
 
         Raises:
-            PlacesDiffer: the others are at another place of their epoch, or have been validated there already.
+            PlacesDiffer: the others are at another position in their epoch, or have already been validated there.
         """
         stack = self._stack
         if not stack.placed:
@@ -243,8 +243,8 @@ class StackMember(Member):
     def left(self, start: Start, common: Start) -> Start:
         """Return the checkpoint for a member that left its stack before the checkpoint that others continue from.
 
-        It has the member's own weights, results and random generators. In all else it is that of the others, so that
-        the stack's rows fit together until the member is cut out again.
+        It contains the weights, results and random generators of the member. Everything else is that of the others, so
+        that the rows of the stack match until the member is cut out again.
         """
         own = start.state
         self._left_at = own["iter"], own["epoch"], own.get("batches_done", 0)
@@ -254,7 +254,8 @@ class StackMember(Member):
         return replace(start, state=state)
 
     def leave(self, evaluated: nn.Module) -> None:
-        """Keep a copy of what the stack will change: the model to evaluate, and the member's position."""
+        """Keep a copy of the state that the stack will change: the model to evaluate, and the position of the
+        member."""
         self._evaluated = evaluated
         self._left_at = self.iter, self.epoch, self.batches_done
 
@@ -264,7 +265,7 @@ class StackMember(Member):
 
 
 class MemberParts(Parts):
-    """Builder of the parts that a member has of its own; the data are the stack's."""
+    """Builder of the parts of a member; the data is shared by the stack."""
 
     def __init__(self, stack: FusedRunner, settings: Mapping[str, Any], member: StackMember) -> None:
         super().__init__(settings, stack.device, stack.strategy, [member])

@@ -19,7 +19,7 @@ def stack_metrics(metrics: Mapping[str, Metric], members: int, *, stacked: bool 
     """Return copies of `metrics` for the outputs of K members at once, tensors `[K, ...]`; results are `[K, ...]` too.
 
     Args:
-        metrics: name -> the metric of one run. They stay as they are.
+        metrics: name -> the metric of one run. They are not changed.
         members: K.
         stacked: whether each member has a batch of its own (`StackedLoader`); see `MemberMetrics`.
     """
@@ -34,7 +34,7 @@ def stack_metrics(metrics: Mapping[str, Metric], members: int, *, stacked: bool 
 
 
 def keep_metrics(metrics: Mapping[str, Metric], index: Tensor) -> None:
-    """Cut what `stack_metrics` returned to the members at `index`, int64; what they have gathered stays."""
+    """Cut the result of `stack_metrics` to the members at `index`, int64; their accumulated state is kept."""
     for metric in metrics.values():
         if isinstance(metric, MemberMetrics):
             metric.keep(index)
@@ -46,7 +46,7 @@ def keep_metrics(metrics: Mapping[str, Metric], index: Tensor) -> None:
 class MemberMetrics(Metric):
     """Copies, one per member, of a metric that does not accept stacked outputs.
 
-    Its own `state` stays empty: what was gathered is in the metrics of the members.
+    Its own `state` stays empty: the accumulated state is in the metrics of the members.
 
     Args:
         metrics: one for each member.
@@ -84,9 +84,9 @@ class MemberMetrics(Metric):
             metric.describe(metainfo)
 
     def merge(self, other: Metric) -> None:
-        """Merge each member's metric with the other's of the same member."""
+        """Merge the metric of each member with that of the same member in the other object."""
         if not isinstance(other, MemberMetrics) or len(other.metrics) != len(self.metrics):
-            raise TypeError(f"a {type(other).__name__} cannot be merged into one of {len(self.metrics)} members")
+            raise TypeError(f"a {type(other).__name__} cannot be merged into a metric of {len(self.metrics)} members")
         for metric, more in zip(self.metrics, other.metrics, strict=True):
             metric.merge(more)
 

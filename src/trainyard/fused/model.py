@@ -26,21 +26,22 @@ from trainyard.models import call
 
 
 class StackedModel(nn.Module):
-    """K models whose parameters and buffers lie in stacks `[K, ...]`; every step is one program for all of them.
+    """K models whose parameters and buffers are stacks `[K, ...]`; every step is one program for all of them.
 
-    Afterwards the tensors of each of the K models are views of the stacks: what is loaded into one, or read from it,
-    is the stack's. All members run the code of the first; only tensors are their own, and numbers of modules that these
-    take as tensors (`trainyard.fused.numbers`).
+    Afterwards, the tensors of each of the K models are views of the stacks, so that loading into a model changes the
+    stack. All members run the code of the first one; only their tensors differ, and numbers that modules accept as
+    tensors (`trainyard.fused.numbers`).
 
     Args:
-        models: of one architecture, on one device. Tied parameters stay tied, frozen ones frozen.
-        own_batches: whether the batches of `train_step` have a leading axis of K members, or are one for all.
-        lanes: the members' random generators. None: all draw different numbers, from the process's.
-        joinable: other models may get lanes (`put`).
+        models: models of one architecture, on one device. Tied parameters stay tied, and frozen ones stay frozen.
+        own_batches: whether the batches of `train_step` have a leading axis of K members; otherwise all members share a
+            batch.
+        lanes: the members' random generators. None: all draw different numbers from the generators of the process.
+        joinable: whether other models may get lanes (`put`).
 
     Attributes:
         models: the K models.
-        draws_everywhere: whether every operation is searched for random ones, not only known functions. It is slower.
+        draws_everywhere: whether all operations are checked for random ones, not only known functions, which is slower.
 
     Raises:
         Unfusable: the models differ in a parameter or a buffer.
@@ -88,7 +89,7 @@ class StackedModel(nn.Module):
 
     @property
     def names(self) -> dict[int, str]:
-        """The members' names of the stacks, by the id of the stack."""
+        """The names of the stacks in the members, by the id of the stack."""
         return {id(stack): name.removeprefix("model.") for name, stack in self._stacks.items()}
 
     @property
@@ -142,7 +143,7 @@ class StackedModel(nn.Module):
         return self._vmap(mode, args, None)
 
     def keep(self, index: Sequence[int]) -> None:
-        """Keep only these members; the models of the others keep their values, as tensors of their own."""
+        """Keep only these members; the models of the others keep their values as separate tensors."""
         for k in set(range(self.size)) - set(index):
             for tensor in (*self.models[k].parameters(), *self.models[k].buffers()):
                 tensor.data = tensor.data.clone()
@@ -158,9 +159,8 @@ class StackedModel(nn.Module):
         self._point(range(self.size))
 
     def vacate(self, k: int) -> nn.Module:
-        """Free a lane: return its model, which keeps its values as tensors of its own.
-
-        A copy of it holds the row until `put` gives the lane to another model.
+        """Free a lane: return its model, which keeps its values as separate tensors. A copy occupies the row until
+        `put` gives the lane to another model.
         """
         model = self.models[k]
         for tensor in (*model.parameters(), *model.buffers()):
@@ -173,7 +173,7 @@ class StackedModel(nn.Module):
         """Give a lane to a model: its values are copied into the row, and its tensors become views of that.
 
         Raises:
-            Unfusable: it is not of the architecture of the others.
+            Unfusable: the architecture differs from that of the others.
         """
         for pattern in self._patterns:
             for kind in ("named_parameters", "named_buffers"):
@@ -238,7 +238,7 @@ class Template(nn.Module):
         ]
 
     def forward(self, step: str, batch: Any) -> Any:
-        """Run the step; it may change a buffer in place, but not replace it, since the new one would be lost.
+        """Run the step, which may change a buffer in place but not replace it, because the new one would be lost.
 
         Raises:
             Unfusable: a buffer was replaced.
@@ -251,7 +251,7 @@ class Template(nn.Module):
             result = call(self.model, batch, {"train": "loss", "val": "predict", "test": "predict"}.get(step, step))
         for (buffers, name, path), buffer in zip(self._holders, before, strict=True):
             if buffers[name] is not buffer:
-                raise Unfusable(f"the model replaces its buffer {path}; it must change it in place, as copy_() does")
+                raise Unfusable(f"the model replaces its buffer {path}; buffers must be changed in place (copy_())")
         return result
 
 
@@ -274,10 +274,11 @@ _PLAIN = (bool, int, float, str, Tensor, np.ndarray, list, tuple)
 
 
 def _check_values(models: Sequence[nn.Module], own_numbers: Sequence[Place]) -> None:
-    """Check that all models agree in what the shared code reads besides parameters, buffers and `own_numbers`.
+    """Check that all models have equal values for everything that the shared code reads, except parameters, buffers and
+    `own_numbers`.
 
     Raises:
-        Unfusable: names a value that differs.
+        Unfusable: a value differs; the message names it.
     """
     modules = [dict(model.named_modules()) for model in models]
     own = {id(tensor) for tensor in (*models[0].parameters(), *models[0].buffers())}
@@ -319,14 +320,16 @@ def _columns(models: Sequence[nn.Module], kind: str) -> dict[str, list[Tensor]]:
     """Return each tensor's K values by name.
 
     Raises:
-        Unfusable: they are not the same tensors in every model.
+        Unfusable: the models do not have the same tensors.
     """
     first: dict[str, Tensor] = dict(getattr(models[0], kind)())
     columns: dict[str, list[Tensor]] = {name: [] for name in first}
     for model in models:
         own: dict[str, Tensor] = dict(getattr(model, kind)())
         if own.keys() != first.keys():
-            raise Unfusable(f"the models differ: {', '.join(sorted(own.keys() ^ first.keys()))}")
+            raise Unfusable(
+                f"only some of the models have these entries: {', '.join(sorted(own.keys() ^ first.keys()))}"
+            )
         for name, tensor in own.items():
             of_first = first[name]
             if (tensor.shape, tensor.dtype) != (of_first.shape, of_first.dtype):

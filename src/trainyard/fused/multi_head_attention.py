@@ -1,4 +1,4 @@
-"""Multi-head attention of all members: torch's own code, whose parts compute them at once."""
+"""Multi-head attention of all members: torch's code with parts that compute all members together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from trainyard._torch_vmap import attention_of
 def multi_head_attention(
     linear: Callable[..., Tensor], attend: Callable[..., Tensor], dropout: Callable[[Tensor, Any], Tensor]
 ) -> Callable[..., tuple[Tensor, Tensor | None]] | None:
-    """Return `torch.nn.functional.multi_head_attention_forward` for a stack; None where torch's cannot be had so.
+    """Return `torch.nn.functional.multi_head_attention_forward` for a stack; None if torch's function does not support
+    this.
 
     Args:
         linear: as `torch.nn.functional.linear`.
@@ -46,7 +47,7 @@ def multi_head_attention(
 
 
 class _Share:
-    """Probability of each member, above 0, of which torch's code asks whether it is."""
+    """Probability of each member, above 0, which torch's code compares with 0."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor

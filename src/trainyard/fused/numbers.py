@@ -1,4 +1,4 @@
-"""Numbers of modules in which the members of a stack differ, such as a dropout probability: as tensors `[K]`."""
+"""Numbers of modules that differ between the members of a stack, such as a dropout probability, as tensors `[K]`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ _TAKES: dict[type[nn.Module], str] = {
 }
 """Modules of torch that pass a number on to a function for which a stack has a rule (`StackedFunctions`)."""
 _NAMES = ("dropout", "label_smoothing")
-"""Names of such numbers in modules that are not torch's."""
+"""Names of such numbers in modules outside torch."""
 
 
 class MemberNumbers:
-    """The numbers of a stack's modules that are each member's own.
-
-    Inside the forward pass an attribute holds a tensor of no dimension, which is the member's under `torch.vmap`.
+    """The numbers of the modules of a stack that differ between members. Inside the forward pass, an attribute is a
+    zero-dimensional tensor, which is the value of the member under `torch.vmap`.
 
     Args:
-        places: of the numbers.
-        models: the members'.
+        places: the places of the numbers.
+        models: the models of the members.
         code: the module whose code all members run.
-        device: where the tensors are.
+        device: the device of the tensors.
 
     Attributes:
         stacks: by place, float64 `[K]`.
@@ -65,7 +64,7 @@ class MemberNumbers:
         self.stacks = {place: stack[list(index)] for place, stack in self.stacks.items()}
 
     def put(self, k: int, model: nn.Module) -> None:
-        """Take the numbers of a model for lane `k`, in place."""
+        """Copy the numbers of a model into lane `k`, in place."""
         for place, stack in self.stacks.items():
             stack[k] = value_of(model, place)
 
@@ -82,10 +81,10 @@ def value_of(model: nn.Module, place: Place) -> float:
 
 
 def number_places(models: Sequence[nn.Module], *, joinable: bool) -> list[Place]:
-    """Return the places of numbers that are to be each member's own: those that differ and that code takes as tensors.
+    """Return the places of numbers that differ between members and that the code accepts as tensors.
 
     Args:
-        models: of one architecture.
+        models: models of one architecture.
         joinable: other models may get lanes: their numbers may differ although those of these models do not.
     """
     modules = [dict(model.named_modules()) for model in models]
@@ -104,7 +103,7 @@ def number_places(models: Sequence[nn.Module], *, joinable: bool) -> list[Place]
 
 
 def _takes_tensor(module: nn.Module, name: str) -> bool:
-    """Return whether a module takes a number as a tensor; code that is not torch's may compute with either."""
+    """Return whether a module accepts a number as a tensor; code outside torch may compute with either."""
     if isinstance(module, nn.MultiheadAttention) and not has_attention_parts():
         return False
     return _TAKES.get(type(module)) == name or not type(module).__module__.startswith("torch.")

@@ -1,6 +1,5 @@
-"""Occupancy of a stack's lanes: members leave, join and are copied by rows, in place.
-
-No tensor gets another address or shape, so that a captured step stays valid.
+"""Occupancy of the lanes of a stack: members leave, join and are copied row by row, in place. No tensor changes its
+address or shape, so that a captured step stays valid.
 """
 
 from __future__ import annotations
@@ -47,18 +46,19 @@ class Occupancy:
         self._asked: dict[int, bool] = {}  # members that are to leave, by number, and whether they pause
 
     def count(self) -> None:
-        """Count the lanes that train in the epoch that begins, and all lanes, as long as jobs may come."""
+        """Count the training lanes in the epoch that begins, and all lanes, as long as jobs may come."""
         if self.open:
             self._busy += sum(not member.vacant for member in self._runner.members)
             self._lanes += len(self._runner.members)
 
     def tell(self) -> None:
-        """Tell which share of the lanes has trained, counted in epochs, while jobs might come."""
+        """Log the fraction of the lanes that trained, counted in epochs, while jobs could come."""
         if self._lanes:
             log.info("Lanes were used in %d of %d epochs in which jobs could join.", self._busy, self._lanes)
 
     def obey(self) -> None:
-        """Let members leave that were asked to: at once, or, where they pause, as soon as they can go on in a lane."""
+        """Let members leave that were asked to: immediately, or, if they pause, as soon as they can continue in a lane
+        later."""
         if self.feed is None:
             return
         self._asked.update(self.feed.asked())
@@ -104,7 +104,7 @@ class Occupancy:
             leaving = [k for k in runner.leaving() if k in filled]  # one may have been at its end when it joined
 
     def place(self) -> None:
-        """Tell the feed where all members train from here on."""
+        """Tell the feed in which lanes all members train from here on."""
         self._place([k for k, member in enumerate(self._runner.members) if not member.vacant])
 
     def _place(self, lanes: Sequence[int]) -> None:
@@ -130,7 +130,7 @@ class Occupancy:
         return filled
 
     def _admit(self, jobs: Mapping[int, LaneJob]) -> list[int]:
-        """Let jobs begin, or go on, in free lanes; return the lanes of those that could."""
+        """Start or continue jobs in free lanes; return the lanes in which this was possible."""
         runner = self._runner
         free = {k: runner.members[k] for k in jobs}
         starts: dict[int, Start | None] = {}
@@ -163,7 +163,7 @@ class Occupancy:
         self.feed.refused(job, error)
 
     def _unseat(self, k: int, before: StackMember) -> None:
-        """Let a lane be free again, whose member could not be restored."""
+        """Free a lane whose member could not be restored."""
         runner, member = self._runner, self._runner.members[k]
         before.lane, before.ahead = member.lane, member.ahead
         runner.members = [*runner.members[:k], before, *runner.members[k + 1 :]]
@@ -187,7 +187,7 @@ class Occupancy:
     def copy(self, source: int, target: int) -> None:
         """Copy the state of a lane to another: weights, states, numbers, schedule, data order and generators.
 
-        The target keeps its directory, its results and its end. Nothing that the two do until one is changed differs.
+        The target keeps its directory, its results and its end. Both behave identically until one is changed.
 
         Args:
                 source, target: lanes of members that train.
@@ -261,7 +261,7 @@ class Occupancy:
         return start
 
     def _vacancy(self, left: StackMember, lane: Lane) -> StackMember:
-        """Return what stands for a lane that has become free."""
+        """Return the placeholder of a lane that has become free."""
         member = vacancy(self._runner, left.index, left.parts.settings)
         parts: dict[str, Any] = vars(member.parts)
         parts["model"], parts["train_loop"] = self._runner.stack.models[left.index], left.loop
@@ -278,17 +278,17 @@ class Occupancy:
 
 
 def check_override(member: StackMember) -> None:
-    """Check that a member goes on with batches of the same size.
+    """Check that a member continues with batches of the same size.
 
     Raises:
         Unfusable: it does not.
     """
     if override.BATCH_SIZE in override.parse(member.settings[override.KEY]):
-        raise Unfusable(f"resume_override of {override.BATCH_SIZE} is not supported in a stack")
+        raise Unfusable(f"resume_override=[{override.BATCH_SIZE}] is not supported in a stack")
 
 
 def vacancy(runner: FusedRunner, index: int, settings: Mapping[str, Any]) -> StackMember:
-    """Return what stands for a free lane: a member that writes nothing.
+    """Return the placeholder of a free lane: a member that writes nothing.
 
     Args:
         runner: the stack's.

@@ -25,15 +25,17 @@ Found = tuple[Path, dict[str, Any]]
 
 
 def places(configs: Sequence[Values]) -> list[list[int]]:
-    """Group members, by index, that certainly can continue as one stack: those at one place, and those that have ended.
+    """Group members, by index, that can certainly continue as one stack: those at the same position, and those that
+    have ended.
 
-    All files of a stack's checkpoint are written before the first is recorded. If a stack was killed meanwhile, its
-    members return to the newest checkpoint that all of them have, or to the beginning if none was recorded yet: so the
-    stack is restored bit for bit. Only members that did not train together until now can be at several places; most
-    trainings can continue these together too (see `check_lanes`).
+    All files of a stack's checkpoint are written before the first is recorded. If a stack was killed in between, its
+    members return to the newest checkpoint that all of them have, or to the beginning if none was recorded yet, so that
+    the stack is restored bit for bit. Only members that have not trained together before can be at different positions;
+    most trainings can continue these together too (see `check_lanes`).
 
     Args:
-        configs: of the members, resolved. `resume` of those that return to an earlier checkpoint is set to its path.
+        configs: the resolved configs of the members. For members that return to an earlier checkpoint, `resume` is set
+            to its path.
     """
     folders = [Path(values["work_dir"]) / "checkpoints" for values in configs]
     found = {
@@ -51,7 +53,7 @@ def places(configs: Sequence[Values]) -> list[list[int]]:
             configs[index]["resume"] = str(path)
         return [list(found)]
     if not any((folder / checkpoint.LAST).exists() or len(_names(folder)) > 1 for folder in folders):
-        log.warning("The stack was killed before all members had their first checkpoint: it starts from the beginning.")
+        log.warning("The stack starts from the beginning, because it was killed before all members had a checkpoint.")
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
         return [list(found)]
@@ -62,13 +64,13 @@ def places(configs: Sequence[Values]) -> list[list[int]]:
 
 
 def _common(folders: Sequence[Path], going: Sequence[int], ahead: Sequence[int]) -> dict[int, Found] | None:
-    """Return the newest complete checkpoint that these members have at one place; None if there is none.
+    """Return the newest complete checkpoint that these members have at the same position; None if there is none.
 
     Args:
-        folders: of all members.
+        folders: the folders of all members.
         going: members that have not ended.
-        ahead: members that have ended after the last checkpoint of one that has not. Those that ended after the common
-            one return to it too.
+        ahead: members that ended after the last checkpoint of a member that has not ended. Those that ended after the
+            common checkpoint also return to it.
     """
     for name in _names(folders[going[0]]):
         starts = {index: _whole(folders[index] / name) for index in going}
@@ -108,10 +110,11 @@ def _place(start: Found | None) -> tuple[Any, ...]:
 
 
 def check_loops(loops: Sequence[Any], accumulate: int) -> None:
-    """Check that loops differ in nothing but their lengths.
+    """Check that loops differ only in their lengths.
 
     Raises:
-        Unfusable: they do, or members of different lengths need something at their end that others must not have.
+        Unfusable: they differ otherwise, or members of different lengths need an action at their end that other members
+            must not have.
     """
     own = [loop for loop in loops if isinstance(loop, TrainLoop)]
     lengths = {loop.length for loop in own}
@@ -129,21 +132,23 @@ def check_loops(loops: Sequence[Any], accumulate: int) -> None:
 
 
 def check_lanes(runner: FusedRunner) -> None:
-    """Check that all parts of a training keep a place for each member.
+    """Check that all parts of a training keep a separate position for each member.
 
     Raises:
-        PlacesDiffer: one does not; the message names it.
+        PlacesDiffer: a part does not; the message names the part.
     """
     loop = runner.train_loop
     if not isinstance(loop, TrainLoop) or loop.workflow:
-        raise PlacesDiffer(f"a {type(loop).__name__} with a workflow, or your own, is shared by all members")
+        raise PlacesDiffer(
+            f"all members share the {type(loop).__name__}, because it has a workflow or is a loop of your own"
+        )
     if exact_length(runner.loader("train")) is None:
         raise PlacesDiffer("the number of batches in an epoch is unknown")
     check_accumulation(runner, [member.ahead.iters for member in runner.members if not member.vacant])
     for name, hook in runner.dispatch.hooks.items():
         if not getattr(hook, "own_places", False):
             raise PlacesDiffer(
-                f"hook.{name} ({type(hook).__name__}) uses the same epochs and iterations for all members"
+                f"hook.{name} ({type(hook).__name__}) counts the same epochs and iterations for all members"
             )
 
 
@@ -152,10 +157,10 @@ def check_accumulation(runner: FusedRunner, ahead: Sequence[int]) -> None:
 
     Args:
         runner: the stack's.
-        ahead: the iterations that each is ahead.
+        ahead: the number of iterations by which each member is ahead.
 
     Raises:
-        PlacesDiffer: they do not.
+        PlacesDiffer: the groups do not end together.
     """
     accumulate = int(runner.settings["accumulate"])
     if runner.train_loop.unit == "iter" and any(iters % accumulate for iters in ahead):
@@ -163,10 +168,10 @@ def check_accumulation(runner: FusedRunner, ahead: Sequence[int]) -> None:
 
 
 def check_joining(runner: FusedRunner, member: StackMember) -> None:
-    """Check that the loop of a member that joins differs from that of the others in nothing but its length.
+    """Check that the loop of a joining member differs from the loops of the others only in its length.
 
     Raises:
-        Unfusable: it does.
+        Unfusable: the loops differ otherwise.
     """
     others = [each.loop for each in runner.members if not each.vacant]
     check_loops([*others, member.loop], runner.settings["accumulate"])
@@ -193,5 +198,8 @@ def why_not_within(runner: FusedRunner) -> str | None:
     for name, hook in runner.dispatch.hooks.items():
         of_epochs = any(hasattr(hook, stage) for stage in ("before_train_epoch", "after_train_epoch"))
         if of_epochs and not getattr(hook, "own_epochs", False):
-            return f"hook.{name} ({type(hook).__name__}) acts at the ends of epochs of all members"
+            return (
+                f"hook.{name} ({type(hook).__name__}) acts at the starts or ends of epochs, which must be the same "
+                "for all members"
+            )
     return None

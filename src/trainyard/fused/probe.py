@@ -23,9 +23,9 @@ Values = dict[str, Any]
 
 FIRST = 16
 GROWTH = 4
-"""First width that is timed, and the factor between two widths."""
+"""First width that is measured, and the factor between two widths."""
 BUDGET = 0.02
-"""Share of the stack's training time that timing may take."""
+"""Maximum fraction of the stack's training time for measurements."""
 PAYS = 1.05
 """Speedup over training one by one that a stack must reach."""
 STEPS = 3
@@ -38,24 +38,31 @@ OF_VMAP = (
     ),
     (
         re.compile(r"must only return Tensors, got type <class '([\w.]+)'>"),
-        "the model returns a {} in addition to tensors: a stack supports only tensors, in lists, tuples and dicts",
+        (
+            "the model returns a {} in addition to tensors: a stack supports only tensors and lists, tuples and "
+            "dicts of tensors"
+        ),
     ),
     (
         re.compile(r"different inplace randomness on an unbatched tensor|vmap: inplace arithmetic"),
-        "the model changes a tensor in place that all members share, such as the batch: make a new one, as "
-        "torch.rand_like(x) or x + 1 does",
+        (
+            "the model changes a tensor in place that all members share, such as the batch: create a new tensor "
+            "instead, for example with torch.rand_like(x) or x + 1"
+        ),
     ),
     (
         re.compile(r"autograd.Function with functorch transforms .*must override the setup_context"),
-        "a torch.autograd.Function without setup_context cannot be stacked (the samplers Beta and Dirichlet of "
-        "torch.distributions have one): the model needs other operations for this, or its jobs train one by one",
+        (
+            "a torch.autograd.Function without setup_context cannot be stacked (torch.distributions.Beta and "
+            "Dirichlet use such a function): use another operation, or train the jobs one by one"
+        ),
     ),
     (
         re.compile(r"we do not yet support (aten::\w+)"),
         "torch.vmap has no rule for {}: use another operation, or train the jobs one by one",
     ),
 )
-"""Errors of `torch.vmap`, and what they mean for a model."""
+"""Errors of `torch.vmap`, and their meaning for a model."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,10 @@ class Fit:
     """Result of a probe.
 
     Attributes:
-        width: members to a stack; 1: they train one by one.
-        reason: why they do; None if they are stacked.
+        width: members per stack; 1: they train one by one.
+        reason: why they train one by one; None if they are stacked.
         note: what was measured, for the plan.
-        seconds: of slot time for a member to build and train so, without validation; None if that is unknown.
+        seconds: slot time per member for building and training at this width, without validation; None if unknown.
     """
 
     width: int
@@ -76,14 +83,13 @@ class Fit:
 
 
 def probe(configs: Sequence[Values], of: int) -> Fit:
-    """Try a stack: one step of training and one of validation, stacked; then time growing widths.
-
-    Timing ends if a wider stack is no faster, if the next width would not fit into memory, or if it has taken 2 %
-    of the stack's training time; the result is the width with the least time per member. No files are left.
+    """Try a stack with one training step and one validation step, then measure increasing widths. The measurement ends
+    if a wider stack is not faster, if the next width would not fit into memory, or after 2 % of the stack's training
+    time. The result is the width with the least time per member. No files remain.
 
     Args:
-        configs: of some of the members, resolved: no stack will be wider.
-        of: how many members there are.
+        configs: the resolved configs of some members; no stack will have more members.
+        of: the total number of members.
     """
     bare = [values | {"work_dir": None, "tracker": None, "resume": False, "sanity_check": False} for values in configs]
     try:
@@ -94,7 +100,7 @@ def probe(configs: Sequence[Values], of: int) -> Fit:
 
 
 def _measured(configs: Sequence[Values], of: int) -> Fit:
-    """Return the width with the least time per member to build and train, if that is less than for a single run."""
+    """Return the width with the least time per member to build and train, if it is less than for a single run."""
     from trainyard.runner import Runner
 
     began = perf_counter()
@@ -160,7 +166,7 @@ def _update(runner: Runner) -> Callable[[], None]:
 
 
 def _seconds(runner: Runner) -> float:
-    """Return the seconds of one batch as most are trained, captured where the step is; the fastest of a few."""
+    """Return the seconds of a typical batch, captured if the step is captured; the fastest of a few."""
     update = _update(runner)
     for _ in range(runner.step.warm_up):
         update()
@@ -183,7 +189,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def _memory(device: torch.device) -> int:
-    """Return the free bytes of a CUDA device; for another, of main memory."""
+    """Return the free bytes of a CUDA device, or of main memory for other devices."""
     if device.type == "cuda":
         import torch
 
@@ -192,7 +198,8 @@ def _memory(device: torch.device) -> int:
 
 
 def why(error: BaseException) -> str:
-    """Describe why something cannot be stacked, on one line: the message, and the layer and the line that caused it."""
+    """Describe on one line why something cannot be stacked: the message, the layer, and the line that caused the
+    error."""
     said = str(error).strip().splitlines()
     text = said[0] if said else type(error).__name__
     if isinstance(error, TrainyardError):
@@ -209,7 +216,8 @@ def why(error: BaseException) -> str:
 
 
 def _layer(error: BaseException) -> str | None:
-    """Return the name and the class of the innermost layer of the model in which an error occurred; None: in none."""
+    """Return the name and the class of the innermost layer of the model in which an error occurred; None if it occurred
+    in no layer."""
     from trainyard.fused.model import Template
 
     found, names = None, dict[int, str]()

@@ -1,4 +1,4 @@
-"""Functions that draw random numbers, and how each is called in a stack."""
+"""Functions that draw random numbers, and their calls in a stack."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Function = Callable[[Draws, Any, Arguments, Named], Any]
 def _drawn(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
     if kwargs.get("generator") is not None:
         raise Unfusable(
-            "the model draws from its own torch.Generator, from which a stack would draw once for all members. "
-            "Without the argument `generator`, each member draws from the generator of its run"
+            "the model draws from its own torch.Generator, which a stack would use once for all members. Omit "
+            "the argument `generator`, so that each member uses the generator of its run"
         )
     with draws:
         return func(*args, **kwargs)
@@ -50,7 +50,7 @@ def _drawn_of_copies(draws: Draws, func: Any, args: Arguments, kwargs: Named) ->
 
 
 def _each_its_own(draws: Draws, tensor: Tensor) -> Tensor:
-    """Return a tensor that all members may share as each member's own."""
+    """Return a separate tensor for each member, from a tensor that all members may share."""
     return torch.where(draws.lane == draws.lane, tensor, tensor)
 
 
@@ -70,7 +70,7 @@ def _dropout(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
 
 
 def _dropped(draws: Draws, share: float, features: Tensor) -> Tensor:
-    """Drop out of the features of all members, `[K, ...]`, as torch does on the CPU."""
+    """Apply dropout to the features of all members, `[K, ...]`, as torch does on the CPU."""
     noise = draws.fill(
         torch.empty_like(features), lambda row, generator: row.bernoulli_(1 - share, generator=generator)
     )
@@ -78,7 +78,7 @@ def _dropped(draws: Draws, share: float, features: Tensor) -> Tensor:
 
 
 def _own_dropout(draws: Draws, func: Any, features: Tensor, share: Tensor, kwargs: Named) -> Tensor:
-    """Drop out of each member's features with its own probability."""
+    """Apply dropout to the features of each member with the probability of the member."""
     if func is not F.dropout or draws.way is None:
         raise Unfusable(f"the members differ in the probability of {func.__name__}")
     if not draws.way.takes(features):
@@ -88,7 +88,8 @@ def _own_dropout(draws: Draws, func: Any, features: Tensor, share: Tensor, kwarg
 
 
 def _dropped_by(draws: Draws, features: Tensor, shares: Tensor) -> Tensor:
-    """Drop out of the features of all members, `[K, ...]`, with the probabilities `[K]`, as torch does on the CPU."""
+    """Apply dropout to the features of all members, `[K, ...]`, with the probabilities `[K]`, as torch does on the
+    CPU."""
     on_host = features.device.type == "cpu"
 
     def draw(row: Tensor, share: Tensor, generator: Generator) -> Tensor:
@@ -125,7 +126,7 @@ def _own_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attend with each member's own dropout probability, as torch's plain kernel does."""
+    """Compute attention with the dropout probability of each member, as torch's plain kernel does."""
     if enable_gqa:
         raise Unfusable("the members differ in the dropout probability of attention with enable_gqa=True")
     root = (1 / math.sqrt(query.shape[-1]) if scale is None else scale) ** 0.5
@@ -148,20 +149,19 @@ def _multi_head_attention(draws: Draws, func: Any, args: Arguments, kwargs: Name
 
 
 def plain_attention(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context in which attention drops out by a function of its own.
-
-    The other kernels on CUDA draw inside, and again in the backward pass, for all lanes from one generator.
+    """Return a context in which attention calls a separate dropout function. On CUDA, the other kernels draw
+    internally, and again in the backward pass, from one generator for all lanes.
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
 
 
 def _all_true(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> bool:
-    """Pass what a distribution checks of its arguments: in a stack they have no values that code can ask for."""
+    """Accept the arguments of a distribution without a check: in a stack, code cannot read their values."""
     return True
 
 
 def _empty(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Tensor:
-    """Return a tensor that is each member's own, since it will be filled: with random numbers, perhaps."""
+    """Return a separate tensor for each member, because it will be filled, possibly with random numbers."""
     if not args or kwargs.keys() - {"dtype", "device"}:
         return func(*args, **kwargs)  # type: ignore[no-any-return]
     like = torch.empty((), **kwargs)
@@ -228,4 +228,4 @@ def _drawing() -> dict[Any, Function]:
 
 
 DRAWING = _drawing()
-"""How each function that can draw random numbers is called in a stack, by the function."""
+"""Replacement in a stack for each function that can draw random numbers."""

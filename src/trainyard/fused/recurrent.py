@@ -21,21 +21,21 @@ KINDS = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
 def recurrent(func: Any, run: Callable[..., Any], dropout: Callable[[Tensor, float], Tensor], *args: Any) -> Any:
-    """Return what a function of `KINDS` does, of which it takes the arguments.
+    """Return the result of a function of `KINDS` for its arguments.
 
     Args:
         func: the function.
-        run: called with `direction`, given what is fixed, and its tensors.
+        run: called with `direction` (with its fixed arguments bound) and its tensors.
         dropout: applied to the outputs of all layers but the last.
-        *args: of `func`.
+        *args: the arguments of `func`.
 
     Raises:
         Unfusable: the sequences are packed.
     """
     if not isinstance(args[2], list | tuple):
         raise Unfusable(
-            "a recurrent layer uses packed sequences, which a stack does not support: use padded ones, or train the "
-            "jobs one by one"
+            "a recurrent layer uses packed sequences, which a stack does not support: use padded sequences, "
+            "or train the jobs one by one"
         )
     features, begin, weights, biases, layers, share, training, bidirectional, batch_first = args
     states: Sequence[Tensor] = begin if func is torch.lstm else [begin]
@@ -70,7 +70,7 @@ def direction(
     features: Tensor,
     *rest: Tensor,
 ) -> State:
-    """Run one layer over time in one direction; all tensors may have further axes in front, those of members.
+    """Run one layer over time in one direction; all tensors may have leading axes of members.
 
     The order of the gates and the arithmetic are those of torch's modules.
 
@@ -78,14 +78,14 @@ def direction(
         func: a function of `KINDS`.
         reverse: whether from the end to the beginning.
         biases: whether the layer has biases.
-        linear: `torch.nn.functional.linear`, or one for all members at once.
+        linear: `torch.nn.functional.linear`, or a function for all members together.
         of_input, of_state: weights, `[gates * hidden, inputs]` and `[gates * hidden, outputs]`.
         features: `[time, batch, inputs]`.
-        *rest: the state at the beginning (two tensors `[batch, ...]` for an LSTM, else one), two biases if there are
-            any, and the weights of a projection if there is one.
+        *rest: the initial state (two tensors `[batch, ...]` for an LSTM, otherwise one), two biases if there are any,
+            and the weights of a projection if there is one.
 
     Returns:
-        The outputs `[time, batch, outputs]`, and the state at the end.
+        The outputs `[time, batch, outputs]`, and the final state.
     """
     state, more = (rest[:2], rest[2:]) if func is torch.lstm else (rest[:1], rest[1:])
     bias_of_input, bias_of_state = more[:2] if biases else (None, None)

@@ -1,7 +1,7 @@
 """Replay of a job's lineage: each segment in the lane, and at the width, in which its sweep trained it.
 
-The other lanes are free, and stay so: what a row holds does not depend on the others. So the bits are those of the
-sweep, on the same kind of CPU.
+The other lanes are free and stay free, because a row does not depend on the other rows. On the same kind of CPU, the
+results are therefore bit-identical to those of the sweep.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ log = logging.getLogger(__name__)
 PLAN = "TRAINYARD_REPLAY"
 """Environment variable with the path of the plan: `{"segments": […]}`, as `trainyard.catalog.again` writes it."""
 INHERITED = "inherited"
-"""Folder with the checkpoint from which the last heir began: `trainyard.catalog.lineage.INHERITED`."""
+"""Folder with the checkpoint from which the last heir started: `trainyard.catalog.lineage.INHERITED`."""
 
 
 def replay(cfg: DictConfig) -> Returned:
-    """Train the segments of the plan that the environment names, one after the other, in the run's directory.
+    """Train the segments of the plan named by the environment, one after the other, in the run's directory.
 
     Args:
         cfg: the config, as Hydra gives it to a task function.
 
     Returns:
-        The best objective of the last segment, None if it has none.
+        The best objective of the last segment; None if it has none.
 
     Raises:
-        TrainyardError: a segment did not come to its end.
+        TrainyardError: a segment did not reach its end.
     """
     import torch
 
@@ -66,7 +66,7 @@ def replay(cfg: DictConfig) -> Returned:
 
 
 def _config(base: DictConfig, values: Mapping[str, Any]) -> DictConfig:
-    """Return a config with these values, and what the base has beside: its directory and its `hydra` node."""
+    """Return a config with these values, and with the directory and the `hydra` node of the base."""
     config = base.copy()
     with read_write(config), open_dict(config):
         for key in [str(key) for key in config if key not in {*values, "hydra", "work_dir"}]:
@@ -77,7 +77,7 @@ def _config(base: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 
 
 def _bequeathed(directory: Path) -> Path:
-    """Move the checkpoints away, and return the newest: an heir has none of its own."""
+    """Move the checkpoints away, because an heir starts without its own, and return the newest."""
     from trainyard.files import remove
     from trainyard.runner import checkpoint
 
@@ -105,12 +105,12 @@ def _train(config: DictConfig, segment: Mapping[str, Any]) -> Returned:
     found = train_stack([config], [position], source, [segment["lane"]], segment["width"])
     result = source.result or found[0]
     if result is None or result.state != ("done" if end is None else "paused"):
-        raise TrainyardError((result and result.error) or f"it has not reached {by} {end}")
+        raise TrainyardError((result and result.error) or f"the training has not reached {by} {end}")
     return result.value
 
 
 class _NoMore:
-    """Source of no further jobs, which keeps lanes free to the end: a `trainyard.fused.job_lanes.JobSource`."""
+    """Source without jobs, which keeps lanes free to the end: a `trainyard.fused.job_lanes.JobSource`."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -123,7 +123,7 @@ class _NoMore:
         return []
 
     def placed(self, places: Sequence[Place], width: int) -> None:
-        """Do nothing: it is as planned."""
+        """Do nothing: the lanes are as planned."""
 
     def left(self, number: int, result: MemberResult) -> None:
         self.result = result
@@ -135,4 +135,4 @@ class _NoMore:
         return ()
 
     def unfed(self) -> None:
-        """Do nothing: no job would join."""
+        """Do nothing: no jobs join."""

@@ -1,4 +1,4 @@
-"""Results of the members of a stack, as a sweep takes them."""
+"""Results of the members of a stack, for a sweep."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MemberResult:
 
     Attributes:
         state: how it ended.
-        value: its best objective, None where it has none; or the metrics that its sweep asks for.
+        value: its best objective (None if it has no objective), or the metrics that its sweep requests.
         error: why it failed, on one line.
     """
 
@@ -32,7 +32,7 @@ def result_of(member: Member, metrics: Sequence[str], *, interrupted: bool) -> M
 
     Args:
         member: the member.
-        metrics: the metrics that its sweep asks for; empty for the objective.
+        metrics: the metrics that its sweep requests; empty for the objective.
         interrupted: whether the training was interrupted.
     """
     from trainyard.run.measured import returned

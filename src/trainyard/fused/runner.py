@@ -54,13 +54,13 @@ Config = Mapping[str, Any] | DictConfig
 class FusedRunner(Runner):
     """Trains K members as one program, each as its own Runner would.
 
-    Each member builds its model under its own seed, its optimizer and its schedule, which are then stacked;
-    from then on the member holds views of the stacks. The data, the loops, the hooks and the metrics are those of the
-    first.
+    Each member builds its model with its own seed, its optimizer and its schedule, which are then stacked; afterwards,
+    the member has views of the stacks. The data, the loops, the hooks and the metrics are those of the first member.
 
     Args:
-        configs: the members'; they differ in what `trainyard.fused.train.ALLOWED` names. None: a lane is free.
-        infos: the members' records for MLflow; None makes one that holds the name.
+        configs: the configs of the members, which may differ in the keys of `trainyard.fused.train.ALLOWED`. None: a
+            lane is free.
+        infos: the records of the members for MLflow; None creates one with the name.
         tracker: ships all their journals to MLflow.
         feed: the source of further members, for lanes that become free.
 
@@ -109,7 +109,7 @@ class FusedRunner(Runner):
         )
 
     def number(self, numbers: Sequence[int]) -> None:
-        """Give the members, in the order of lanes, numbers among all that the stack will have had."""
+        """Number the members, in the order of lanes, among all members of the stack."""
         for member, number in zip(self.all_members, numbers, strict=True):
             member.number = number
         self.all_members = sorted(self.all_members, key=lambda member: member.number)
@@ -135,7 +135,8 @@ class FusedRunner(Runner):
             yield
 
     def starting_points(self) -> list[Start | None]:
-        """Return the members' checkpoints. Those that had ended before the others take their rows from these."""
+        """Return the checkpoints of the members. Members that ended before the others take their rows from these
+        checkpoints."""
         starts = super().starting_points()
         found = {index: start for index, start in enumerate(starts) if start is not None and start.resumes}
         self._resumed = [k in found for k in range(len(starts))]
@@ -157,7 +158,7 @@ class FusedRunner(Runner):
 
     @property
     def average(self) -> StackedModel | None:
-        """Stack of the evaluated models, where they are others than the trained ones."""
+        """Stack of the evaluated models, if these are not the trained ones."""
         return models_of(self._eval_model)
 
     @cached_property
@@ -178,7 +179,7 @@ class FusedRunner(Runner):
 
     @property
     def host(self) -> StackMember:
-        """The member whose generators of Python and NumPy are this process's: the first that still trains."""
+        """The member that uses the generators of Python and NumPy of this process: the first one that still trains."""
         return next((member for k, member in enumerate(self.members) if k not in self._ended), self.members[0])
 
     @property
@@ -283,9 +284,8 @@ class FusedRunner(Runner):
         ]
 
     def cut(self) -> None:
-        """Remove the members that have stopped, pause or are at their end from the stacks, unless all are.
-
-        Where there is a feed, others take their lanes; what is left free is removed when it is closed.
+        """Remove the members that have stopped, pause or are at their end from the stacks, unless this applies to all.
+        With a feed, other members take their lanes; free lanes are removed when the feed is closed.
         """
         self.occupancy.obey()
         leaving = self.leaving()
@@ -307,17 +307,17 @@ class FusedRunner(Runner):
             self._remove(leaving)
 
     def _epoch_follows(self, member: StackMember) -> bool:
-        """Return whether nothing follows in the member's training but that its last epoch is counted."""
+        """Return whether only the counting of its last epoch remains in the training of the member."""
         return not member.vacant and member.at_end and not self.train_loop.val_due
 
     def leave(self, leaving: Sequence[int]) -> None:
-        """Save what members that end hold, and tell why they do."""
+        """Save the state of members that end, and log the reason."""
         if leaving:
             self.call("before_leave", leaving=leaving)
         for index in leaving:
             member = self.members[index]
-            pauses = "it was asked to" if member.dismissed else "it pauses"
-            reason = member.stop_reason or (pauses if member.paused else f"it has trained {member.trained}")
+            pauses = "a command or the sweep has ended it" if member.dismissed else "it is paused"
+            reason = member.stop_reason or (pauses if member.paused else f"it has completed {member.trained}")
             log.info("%s ends: %s.", member.info.name, reason, extra={"member": member})
 
     def run_loop(self) -> None:
@@ -326,7 +326,7 @@ class FusedRunner(Runner):
             super().run_loop()
 
     def cut_ended(self) -> None:
-        """Remove the members that had ended when the stack was last trained, as they were removed then."""
+        """Remove the members that had already ended in the previous training of the stack."""
         ended, self._ended = self._ended, []
         if self._fed:
             self.occupancy.place()
@@ -365,7 +365,7 @@ class FusedRunner(Runner):
         self.clock.follow()
 
     def load_best(self) -> None:
-        """Gather the members that have not failed or paused, and load the weights of each one's best checkpoint.
+        """Gather the members that have not failed or paused, and load the weights of the best checkpoint of each.
 
         The gathered stack can be tested, but not trained further.
         """
@@ -373,7 +373,7 @@ class FusedRunner(Runner):
 
     @contextmanager
     def apart(self, members: Sequence[StackMember]) -> Iterator[None]:
-        """Hold members that have left, with their best weights, inside the block, in which the stack does not train."""
+        """Inside the block, in which the stack does not train, use members that have left, with their best weights."""
         kept = {name: vars(self)[name] for name in ("members", "lanes", "metrics", "_eval_model", "training")}
         generators = rng_state.cpu_states()
         self.training = False

@@ -25,10 +25,10 @@ def stack_schedules(schedules: Sequence[Schedule | Plateau | None]) -> StackedSc
     """Return one schedule for K members.
 
     Args:
-        schedules: the members' own, each bound to its own optimizer; None for a member without.
+        schedules: the schedules of the members, each bound to its optimizer; None for a member without one.
 
     Returns:
-        None where no member has one.
+        None if no member has one.
 
     Raises:
         Unfusable: the schedules differ in kind, in unit or in the number of parameter groups.
@@ -49,16 +49,16 @@ def stack_schedules(schedules: Sequence[Schedule | Plateau | None]) -> StackedSc
 class StackedSchedule:
     """`Schedule` for K members.
 
-    The values are those of the members' own schedules, bit for bit. Members whose schedules differ in nothing but
-    numbers that torch's schedulers treat element by element (learning rates above all) are run together, on arrays, so
-    that a row costs about the same for one member and for a thousand; the others are run one by one.
+    The values are those of the members' own schedules, bit for bit. Members whose schedules differ only in numbers that
+    torch's schedulers treat element by element (such as learning rates) are run together, on arrays. A row then costs
+    about the same for one member and for a thousand. The others are run one by one.
 
     Args:
-        schedules: the members' own, bound.
+        schedules: the bound schedules of the members.
 
     Attributes:
         by: their unit.
-        constant: nothing ever changes, for any member: the rows are empty.
+        constant: whether no number changes for any member, so that the rows are empty.
 
     Raises:
         Unfusable: they differ in unit or in the number of parameter groups.
@@ -72,7 +72,7 @@ class StackedSchedule:
         self._members = list(schedules)
         self._ahead = [0] * len(self._members)
         self._tables: list[tuple[Schedule, int]] = []
-        """Schedules that run together, and the rows that they are ahead of the stack's."""
+        """Schedules that run together, and the number of rows by which each is ahead of the stack."""
         self._where = np.zeros((len(self._members), 2), dtype=np.int64)
         """Table of each member, and its column there."""
         self._seat(range(len(self._members)))
@@ -82,11 +82,11 @@ class StackedSchedule:
         self._last: dict[tuple[int, str], tuple[Tensor, ...]] = {}
 
     def row(self, index: int) -> StackedRow:
-        """Return what each parameter group must hold during epoch or iteration `index`, for every member.
+        """Return the numbers of each parameter group during epoch or iteration `index`, for every member.
 
-        A dict per group: float64 CPU tensors `[K]`, or tuples of them. It has the keys that any member's schedule
-        changes; a key that a member's own does not change holds the optimizer's initial value. A tensor is the object
-        of the row before if its values are equal. Do not modify the row.
+        A dict per group: float64 CPU tensors `[K]`, or tuples of them. It contains the keys that the schedule of any
+        member changes; if the schedule of a member does not change a key, its value is the initial value of the
+        optimizer. A tensor is the object of the previous row if its values are equal. Do not modify the row.
         """
         offset = index - self._first
         if not 0 <= offset < len(self._rows):
@@ -102,11 +102,11 @@ class StackedSchedule:
             self._rows, self._last = [], {}
 
     def put(self, schedules: Mapping[int, Schedule], ahead: Mapping[int, int]) -> None:
-        """Give places in the stack to other members, from the next row on; the rows of the others stay as they are.
+        """Give places in the stack to other members, from the next row on; the rows of the others are not changed.
 
         Args:
             schedules: by place, bound.
-            ahead: by place, how many rows each is ahead of the stack's.
+            ahead: by place, the number of rows by which each is ahead of the stack.
 
         Raises:
             Unfusable: they differ from the stack's in unit or in the number of parameter groups.
@@ -131,12 +131,12 @@ class StackedSchedule:
             self._rows = self._stacked()
 
     def ahead(self, index: int) -> Sequence[StackedRow]:
-        """Return the row of `index` and those after it that are made already (see `row`); at least that one."""
+        """Return the row of `index` and the following rows that already exist (see `row`)."""
         self.row(index)
         return self._rows[index - self._first :]
 
     def member(self, k: int) -> Schedule:
-        """Return member k's own schedule, as of now, for its state. The state is that of a single run."""
+        """Return the current schedule of member k, for its state, which is that of a single run."""
         number, column = self._where[k]
         (table, _), solo = self._tables[number], self._members[k]
         if isinstance(table, Table):
@@ -154,7 +154,7 @@ class StackedSchedule:
         self._rows = self._stacked() if self._rows else []
 
     def _seat(self, places: Iterable[int]) -> None:
-        """Make tables of the members at these places."""
+        """Create the tables of the members at these places."""
         alike: dict[Hashable, dict[tuple[float, ...], list[int]]] = {}
         for k in places:
             kind, numbers = signature(self._members[k])
@@ -194,12 +194,12 @@ class StackedSchedule:
                         out[places] = value[columns] if isinstance(value, np.ndarray) else value
 
     def _untouched(self, group: int, key: str) -> list[Floats]:
-        """Return `[ROWS, K]` for each number under `key`, as the optimizers began with them."""
+        """Return the initial values of the optimizers, `[ROWS, K]` for each number under `key`."""
         held = np.array([schedule._groups[group][key] for schedule in self._members], dtype=np.float64)
         return [np.tile(column, (ROWS, 1)) for column in held.reshape(len(held), -1).T]
 
     def _stacked(self) -> list[StackedRow]:
-        """Return the rows of `_series` as tensors, with the tensors of the row before where nothing changes."""
+        """Return the rows of `_series` as tensors, with the tensors of the previous row if nothing changes."""
         rows: list[StackedRow] = [[{} for _ in self._series] for _ in range(ROWS)]
         for group, numbers in enumerate(self._series):
             for key, parts in numbers.items():
@@ -219,7 +219,7 @@ class StackedPlateau:
     """`Plateau` for K members, each with its own history.
 
     Args:
-        plateaus: the members' own, bound.
+        plateaus: the bound plateaus of the members.
 
     Attributes:
         monitor: the metric's name; None for the run's objective.
@@ -244,7 +244,7 @@ class StackedPlateau:
         self._at = 0
 
     def row(self, index: int) -> StackedRow:
-        """Return what each parameter group must hold now, in epoch or iteration `index` of a warm-up.
+        """Return the current numbers of each parameter group, in epoch or iteration `index` of a warm-up.
 
         `[{"lr": float64 CPU [K]}, ...]`; a tensor is the object of the previous call if its values are equal.
         """
@@ -267,7 +267,8 @@ class StackedPlateau:
         self._current = False
 
     def put(self, schedules: Mapping[int, Plateau], ahead: Mapping[int, int]) -> None:
-        """Give places in the stack to other members: by place, their plateaus and the rows that each is ahead.
+        """Give places in the stack to other members: by place, their plateaus and the number of rows by which each is
+        ahead.
 
         Raises:
             Unfusable: they differ from the stack's in what they monitor, or in the number of parameter groups.
@@ -280,14 +281,14 @@ class StackedPlateau:
         self._current = False
 
     def observe(self, *values: float | None) -> None:
-        """Update each member with the metric's next value; None for one that has none."""
+        """Update each member with the metric's next value; None for a member without one."""
         for plateau, value in zip(self._members, values, strict=True):
             if value is not None:
                 plateau.observe(value)
         self._current = False
 
     def member(self, k: int) -> Plateau:
-        """Return member k's own plateau for its state, as of now: the next row is read from it again."""
+        """Return the current plateau of member k, for its state; the next row is read from it again."""
         self._current = False
         return self._members[k]
 

@@ -1,4 +1,4 @@
-"""Schedules that are run as one: what they must have in common, and the numbers in which they may differ."""
+"""Schedules that run together: the properties that they must share, and the numbers that may differ."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _Place: TypeAlias = tuple[str, int, str]  # "part" or "group", its index, and th
 
 
 class Table(Schedule):
-    """Schedules that differ in `_places` alone, run as one: what differs is an array `[M]`, and so are the rows.
+    """Schedules that differ only in `_places` and run together: the numbers that differ are arrays `[M]`, and so are
+    the rows.
 
     Args:
         schedules: M of them, bound.
@@ -56,7 +57,7 @@ class Table(Schedule):
         self._restart()
 
     def bring(self, schedule: Schedule, column: int) -> None:
-        """Advance one of the schedules to the block of rows at which this one is."""
+        """Advance one of the schedules to the current block of rows."""
         if self._at_first is None or self._first <= schedule.state_dict()["first"]:
             return
         try:
@@ -76,7 +77,7 @@ def together(schedules: Sequence[Schedule]) -> Schedule:
 
 
 def signature(schedule: Schedule) -> tuple[Hashable, tuple[float, ...]]:
-    """Return what schedules must have in common to run together, and the numbers in which they may then differ."""
+    """Return the properties that schedules must share to run together, and the numbers that may differ."""
     if type(schedule) not in _OURS:
         return id(schedule), ()
     places = _places(schedule)
@@ -125,7 +126,8 @@ def _is_torchs(schedule: Schedule) -> bool:
 
 
 def _frozen(value: Any) -> Hashable:
-    """Return `value` as a hashable that is equal only if it is; a value without comparison is equal to itself alone."""
+    """Return `value` as a hashable object that is equal only for equal values; a value without comparison is equal only
+    to itself."""
     if isinstance(value, Mapping):
         return tuple((key, _frozen(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -138,7 +140,7 @@ def _frozen(value: Any) -> Hashable:
 
 
 def _column(value: Any, column: int) -> Any:
-    """Return a nest of arrays with one column of each, as a number."""
+    """Return a nest of arrays with one column of each array as a number."""
     if isinstance(value, np.ndarray):
         return float(value[column])
     if isinstance(value, Mapping) and not isinstance(value, Counter):

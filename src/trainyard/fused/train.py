@@ -1,7 +1,7 @@
 """Training of a stack from several configs: a `trainyard.sweep.sweepable.StackTrainer`.
 
-A sweep groups jobs whose configs differ in no more than `ALLOWED`, lets `probe` find the best width of a stack,
-and gives each stack to `train_stack`.
+A sweep groups jobs whose configs differ only in `ALLOWED`, finds the best width of a stack with `probe`, and passes
+each stack to `train_stack`.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ ALLOWED = (
     "loop.max_epochs",
     "loop.max_iters",
 )
-"""Places in the configs of a stack below which numbers may differ."""
+"""Keys in the configs of a stack below which numbers may differ."""
 
 FIXED_WITH = {"loop.max_epochs": "loop.workflow", "loop.max_iters": "loop.workflow"}
-"""Places at which numbers may differ only in configs that hold nothing at another place, which counts for all."""
+"""Keys whose numbers may differ only in configs without a value at another key, which applies to all members."""
 
 NOT_COMPARED = ("work_dir", "name", "resume")
-"""Keys that say where a job runs, not what it is."""
+"""Keys for the place of a job, which do not define what it computes."""
 
 LANES = True
-"""Jobs join and leave a stack while it trains."""
+"""Whether jobs join and leave a stack while it trains."""
 
 PRELOAD = ("torch.fx.experimental.symbolic_shapes",)
 """Module that takes half a second to import, at the first loss under vmap."""
@@ -59,7 +59,7 @@ Values = dict[str, Any]
 
 
 def widest(device: str) -> int:
-    """Return the widest stack to try. On a CPU a stack of more than 64 leaves the caches, and no model got faster."""
+    """Return the widest stack to try. On a CPU, a stack of more than 64 exceeds the caches, and no model was faster."""
     return 64 if device == "cpu" else 1024
 
 
@@ -67,8 +67,8 @@ def probe(configs: Sequence[DictConfig], of: int) -> Fit:
     """Find the best width of a stack of these jobs: see `trainyard.fused.probe.probe`.
 
     Args:
-        configs: as Hydra composed them, each with its `hydra` node.
-        of: how many jobs there are of this kind.
+        configs: the composed configs, each with its `hydra` node.
+        of: the number of jobs of this kind.
     """
     from trainyard.fused.probe import probe
 
@@ -88,25 +88,25 @@ def train_stack(
 ) -> list[MemberResult | None]:
     """Train jobs of a sweep as one program.
 
-    How they are trained is the sweep's decision, which it records: what cannot be trained as one is not trained in
-    another way here, but reported.
+    The sweep decides and records how jobs are trained. Jobs that cannot be trained as one program are therefore
+    reported, not trained in another way.
 
     Args:
-        configs: as Hydra composed them, each with its `hydra` node.
+        configs: the composed configs, each with its `hydra` node.
         positions: the members' positions in the sweep.
-        source: of further jobs, for lanes that become free.
+        source: the source of further jobs, for lanes that become free.
         lanes: the lane of each member; empty for all lanes, in order.
         width: the number of lanes, the free ones included; 0 for as many as there are jobs.
 
     Returns:
         The results of the members, and of those that have joined, in the order of their numbers; None for those that
-        the source was told of.
+        were reported to the source.
 
     Raises:
         Unfusable: they cannot train as one program.
-        StackDivided: they are to go on in several stacks from their checkpoints, since these are at different places of
-            the training and a part of it counts for all members, or since a CUDA device ran out of memory.
-        TrainyardError: a config cannot work.
+        StackDivided: the members must continue in several stacks from their checkpoints, because these are at different
+            positions and a part of the training is shared by all members, or because a CUDA device ran out of memory.
+        TrainyardError: a config is invalid.
     """
     from trainyard.fused.runner import FusedRunner  # noqa: F401 - imports torch while git is at work
     from trainyard.run import record
@@ -151,9 +151,10 @@ def _train(
         members: the config and the record of each.
         tracker: the tracker.
         positions: their positions in the sweep.
-        feed: gives further ones.
+        feed: the source of further members.
         rows: by lane, the index of its member; None for a free lane.
-        source: of further jobs; it is notified if the stack cannot accept any. None: there are no further jobs.
+        source: the source of further jobs, which is notified if the stack cannot accept any. None: there are no further
+            jobs.
     """
     import torch
 
@@ -197,7 +198,7 @@ def _train(
             except PlacesDiffer as error:
                 if None in rows:
                     raise
-                log.info("No job joins this stack: %s.", error)
+                log.info("No more jobs can join this stack: %s.", error)
                 feed, groups = None, places(configs)
         if feed is None:
             if source is not None:
@@ -213,7 +214,9 @@ def _train(
         groups = places(configs) if feed is not None else groups
         if len(groups) == 1:
             raise
-        raise StackDivided(f"their checkpoints are at different positions in the training ({error})", groups) from error
+        raise StackDivided(
+            f"the members' checkpoints are at different positions in the training ({error})", groups
+        ) from error
     except torch.OutOfMemoryError as error:
         if len(members) == 1:
             raise

@@ -1,4 +1,5 @@
-"""Verification of a stack: each member's losses, gradients and predictions against those of the member alone."""
+"""Verification of a stack: compares the losses, gradients and predictions of each member with those of its single
+run."""
 
 from __future__ import annotations
 
@@ -30,17 +31,17 @@ ROWS = 16
 TOLERANCE = 5e-3
 """Relative difference, by the norm of a tensor, that rounding may explain."""
 SHARE = 0.01
-"""Share of the training time that comparisons may take after the first."""
+"""Maximum fraction of the training time for comparisons after the first one."""
 
 REMEDY = (
     "the models have different values outside of parameters and buffers, such as a mask in a dict or in a "
-    "closure; use register_buffer for them"
+    "closure; use register_buffer for such tensors"
 )
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a model computes for a batch: lists of tensors, by what they are."""
+    """Results of a model for a batch: lists of tensors, by kind."""
 
     losses: list[Tensor]
     gradients: list[Tensor]
@@ -48,13 +49,13 @@ class _Outcome:
 
 
 class StackVerification(Hook):
-    """Hook of a stack that compares its members with themselves alone, on a few samples of a real batch.
+    """Hook of a stack that compares its members with their single runs, on a few samples of a real batch.
 
-    A stack runs the code of its first member for all. A value that the others hold outside of parameters, buffers and
-    plain attributes would silently be replaced by that of the first.
+    A stack runs the code of its first member for all. Values of other members outside parameters, buffers and plain
+    attributes would silently be replaced by those of the first.
 
-    A model that draws random numbers draws the same ones alone and in the stack, where each lane has a generator of its
-    own. Nothing of the run changes.
+    A model draws the same random numbers alone and in the stack, where each lane has its own generator. The run is not
+    changed.
     """
 
     priority = "LOWEST"
@@ -65,7 +66,7 @@ class StackVerification(Hook):
         """Compare every member of a stack that is ready to train.
 
         Raises:
-            Unfusable: a member is not in the stack what it is alone, or its code draws random numbers on the CPU.
+            Unfusable: a member differs from its single run, or its code draws random numbers on the CPU.
         """
         own_batches = runner.stack.own_batches
         with rng_state.seeded(runner.seed):  # reading may draw random numbers
@@ -80,7 +81,7 @@ class StackVerification(Hook):
         self._cost = (perf_counter() - self._since) / len(runner.members)
 
     def after_train_epoch(self, runner: FusedRunner) -> None:
-        """Compare one member, another one each time, if that takes 1 % of the time since the last one or less."""
+        """Compare one member, in rotation, if this takes at most 1 % of the time since the last comparison."""
         now = perf_counter()
         if self._cost <= SHARE * (now - self._since):
             self._turn += 1
@@ -122,10 +123,10 @@ class StackVerification(Hook):
         return _outcome(model, train, self._batch_of(k), predict, self._batch_of(0), stacked=False)
 
     def _together(self, runner: FusedRunner, seeds: Sequence[int]) -> _Outcome:
-        """Return what the stack computes; every random number comes from the lanes' generators.
+        """Return the results of the stack; every random number comes from the generators of the lanes.
 
         Raises:
-            Unfusable: one does not.
+            Unfusable: a number comes from another generator.
         """
         stack = runner.stack
         for everywhere in {stack.draws_everywhere, True}:
@@ -136,8 +137,8 @@ class StackVerification(Hook):
                 if _torch_generators() == before or not stack.draws:
                     return found
         raise Unfusable(
-            "the model draws random numbers inside its own operation, which a stack runs once for all members. Draw "
-            "them with torch functions"
+            "the model draws random numbers inside a custom operation, which a stack runs once for all "
+            "members. Draw the numbers with torch functions"
         )
 
     def _batch_of(self, k: int) -> Any:
@@ -153,7 +154,8 @@ def _outcome(
     *,
     stacked: bool,
 ) -> _Outcome:
-    """Return what `train` makes of a batch, and `predict` of one that all members share; buffers stay as they are."""
+    """Return the results of `train` for a batch, and of `predict` for a batch that all members share; buffers are not
+    changed."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     losses = train(batch)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -170,16 +172,16 @@ def _outcome(
 
 
 def _check(together: _Outcome, alone: Sequence[_Outcome], members: Sequence[int], seeds: Sequence[int]) -> None:
-    """Check that a stack computes what each of some members computes alone.
+    """Check that the results of a stack equal those of the single runs of some members.
 
     Args:
-        together: of the stack.
-        alone: of each of the members.
+        together: the results of the stack.
+        alone: the results of the single run of each member.
         members: their rows in the stack.
         seeds: their seeds.
 
     Raises:
-        Unfusable: a member's differs.
+        Unfusable: the results of a member differ.
     """
     for what, floor, found, expected in (
         ("loss", 1e-3, together.losses, [each.losses for each in alone]),
@@ -218,7 +220,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _cut(batch: Any, axis: int) -> Any:
-    """Return the first samples of a batch; the whole where its tensors do not agree in the number of samples."""
+    """Return the first samples of a batch, or the complete batch if its tensors differ in the number of samples."""
     sizes = {leaf.shape[axis] if leaf.dim() > axis else None for leaf in _tensors(batch)}
     if len(sizes) != 1 or None in sizes:
         return batch
@@ -245,14 +247,15 @@ def _torch_generators() -> list[bytes]:
 
 
 def _check_host_generators(before: tuple[Any, ...]) -> None:
-    """Check that the model drew nothing from the generators of Python and NumPy, given their positions before.
+    """Check that the model drew no numbers from the generators of Python and NumPy, given their previous positions.
 
     Raises:
-        Unfusable: it did.
+        Unfusable: the model drew numbers from them.
     """
     found = rng_state.drawn()
     if found != before:
         name = "Python" if found[0] != before[0] else "NumPy"
         raise Unfusable(
-            f"the model draws from {name}'s random generator, which a stack would use once for all members; use torch's"
+            f"the model draws from {name}'s random generator, which a stack would use once for all members. "
+            "Use the random functions of torch"
         )

@@ -10,7 +10,7 @@ from trainyard.runner import Best, Member, Objective
 
 
 class BestOf:
-    """Keeps the best value of each of several metrics, for each member, and the iteration at which it was seen.
+    """Keeps the best value of each of several metrics, for each member, and the iteration at which it occurred.
 
     Args:
         rules: `maximize` or `minimize` for each metric.
@@ -42,7 +42,7 @@ class BestOf:
                 best[name] = Best(value, epoch, step)
 
     def files_of(self, index: int, step: int) -> set[str]:
-        """Return the files of the metrics whose best value was seen at iteration `step`."""
+        """Return the files of the metrics whose best value occurred at iteration `step`."""
         return {self.files[name] for name, best in self._best.get(index, {}).items() if best.iter == step}
 
     def forget_missing(self, index: int, member: Member) -> None:

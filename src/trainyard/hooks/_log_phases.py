@@ -29,8 +29,8 @@ def log_phases(interval: int, ahead: Sequence[int], counts: Sequence[int]) -> li
 
     Args:
         interval: iterations between two points.
-        ahead: how many iterations each member is ahead of the Runner's count.
-        counts: how many iterations the next point of each covers so far.
+        ahead: the number of iterations by which each member is ahead of the count of the Runner.
+        counts: the number of iterations that the next point of each member covers so far.
     """
     found: dict[tuple[int, int], list[int]] = {}
     for lane, (own, count) in enumerate(zip(ahead, counts, strict=True)):

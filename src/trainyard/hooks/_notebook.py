@@ -1,4 +1,5 @@
-"""Progress bar in a notebook: an output of the cell that is replaced, as text, which every front end shows."""
+"""Progress bar in a notebook: a text output of the cell, which every front end shows and which is replaced at each
+update."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def in_notebook() -> bool:
 
 
 def notebook_bar(*columns: ProgressColumn) -> Progress:
-    """Return a bar of these columns, which is gone when it stops. It needs no ipywidgets, unlike rich's own."""
+    """Return a bar with these columns, which disappears when it stops. Unlike rich's bar, it does not need
+    ipywidgets."""
     from IPython.display import display
     from rich.console import Console
     from rich.progress import Progress

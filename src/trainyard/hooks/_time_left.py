@@ -1,4 +1,4 @@
-"""Estimate of the time that a training still takes: one for the log and for the progress bar."""
+"""Estimate of the remaining time of a training, for the log and the progress bar."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from time import perf_counter
 
 
 class TimeLeft:
-    """Time left, by the pace since the training began (validations and checkpoints included).
+    """Remaining time, from the pace since the training started (including validations and checkpoints).
 
     Args:
-        iteration: at which it began, or went on.
+        iteration: the iteration at which it started or continued.
     """
 
     def __init__(self, iteration: int) -> None:
@@ -19,15 +19,17 @@ class TimeLeft:
 
     @property
     def seconds(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the training started."""
         return perf_counter() - self._began
 
     def after(self, iteration: int, further: int | None) -> str:
-        """Return the time that further iterations take after an iteration: `0:01:05`; `unknown` where their number is.
+        """Return the time for further iterations after an iteration, such as `0:01:05`; `unknown` if their number is
+        unknown.
 
         Args:
-            iteration: that has been finished, as the first one is counted.
-            further: None, or below zero where the number was an estimate: unknown.
+            iteration: the finished iteration, counted like the first one.
+            further: the number of further iterations; unknown if None, or if below zero because the number was an
+                estimate.
         """
         done = iteration - self._first
         if further is None or further < 0 or done <= 0:

@@ -1,4 +1,4 @@
-"""Windows of the Logger: the values over which a logged mean is taken."""
+"""Windows of the Logger: the values that a logged mean includes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class LogWindow:
         return {"kind": type(self).__name__, "tensors": own, "count": self.count, "epoch": self.epoch}
 
     def loaded(self, states: Sequence[dict[str, Any]], device: torch.device) -> Self:
-        """Return the window restored from its members' states; unchanged if these are of another kind."""
+        """Return the window restored from the states of its members; unchanged if these have another kind."""
         first = states[0]
         if first["kind"] != type(self).__name__:
             return self

@@ -44,17 +44,17 @@ class Checkpoint(Hook):
         interval: epochs (or iterations) between two checkpoints. None is the `val_interval` of the loop; 1 if the loop
             has none, or uses the other unit.
         by: "epoch" or "iter"; None is the unit of the loop.
-        begin: no regular checkpoint before this epoch (or iteration), and `interval` counts from it: 2 from 3 on are 3,
-            5, 7, … The best is kept nevertheless.
+        begin: no regular checkpoint before this epoch (or iteration), from which `interval` is counted: with
+            `interval=2` and `begin=3`, checkpoints are saved at 3, 5, 7, … The best state is kept in any case.
         max_keep: the number of newest checkpoints to keep; None keeps all.
         save_best: keep the state with the best objective as `best.pt`. A rule for each of several metrics, such as
-            `{"val/accuracy": "maximize"}`, keeps the best of these too, as `best_accuracy.pt`.
-        save_last: save the state at the end of the run, independent of the interval.
+            `{"val/accuracy": "maximize"}`, also keeps the best state for each of these, as `best_accuracy.pt`.
+        save_last: save the state at the end of the run, regardless of the interval.
         published: at the end of the training, write only the weights of the best states (of the last one if no best is
             kept) into `published/`, with the first 8 hex digits of the file's SHA-256 in the name.
-        min_seconds: skip a checkpoint that is due sooner than this after the one before, so that short epochs are not
-            spent on writing; until the next one, the best state is held in memory. Checkpoints at the end of a run are
-            always written.
+        min_seconds: skip a checkpoint that is due sooner than this after the previous one, so that short epochs do not
+            spend their time on writing. Until the next checkpoint, the best state is held in memory. Checkpoints at the
+            end of a run are always written.
     """
 
     priority = "VERY_LOW"
@@ -98,7 +98,7 @@ class Checkpoint(Hook):
         self._reserved = False
         self._writer = checkpoint.Writer()
         self._saved_at: dict[int, tuple[Any, ...]] = {}
-        """Places at which members' regular checkpoints were written last, by the id of the member."""
+        """Positions at which the regular checkpoints of members were last written, by the id of the member."""
         self._then: list[Callable[[], None]] = []
         self._strategy = Strategy()
 
@@ -138,7 +138,7 @@ class Checkpoint(Hook):
             self._save(runner, regular, at_end=wanted)
 
     def save_next(self, then: Callable[[], None]) -> None:
-        """Save at the end of the validation that is being finished, whatever the interval.
+        """Save at the end of the current validation, regardless of the interval.
 
         Args:
             then: called by the thread that writes, when the files are renamed and recorded.
@@ -169,18 +169,19 @@ class Checkpoint(Hook):
         self._publish([runner.members[index] for index in leaving])
 
     def save_now(self, runner: Runner) -> None:
-        """Save all members that were not saved where they are, whatever the interval, and wait for it."""
+        """Save all members that were not saved at their current position, regardless of the interval, and wait until
+        this is done."""
         members = [index for index, member in enumerate(runner.members) if not member.vacant]
         if unsaved := self._unsaved(runner, members):
             self._save(runner, unsaved, at_end=True, only=unsaved)
         self.wait()
 
     def then(self, then: Callable[[], None]) -> None:
-        """Call a function from the thread that writes, after all that is being written."""
+        """Call a function from the writing thread, after all pending writes."""
         self._submit([then])
 
     def wait(self) -> None:
-        """Wait for all that is being written."""
+        """Wait for all pending writes."""
         self._submit([])
         self._writer.wait()
 
@@ -206,7 +207,8 @@ class Checkpoint(Hook):
         """Do nothing: the best checkpoints of a member are those in its own directory."""
 
     def _unsaved(self, runner: Runner, chosen: Iterable[int], *, since_begin: bool = False) -> list[int]:
-        """Return those of the `chosen` members that were not saved where they are; nor began there, if asked."""
+        """Return those of the `chosen` members that were not saved at their current position and, if requested, did not
+        start there."""
         members = {index: runner.members[index] for index in chosen}
         known = {
             index: (self._saved_at.get(id(member)), self._begin.get(id(member)) if since_begin else None)
@@ -228,7 +230,7 @@ class Checkpoint(Hook):
         return done > 0 and done >= self.begin and (done - self.begin) % self._interval == 0
 
     def _reserve(self, runner: Runner) -> None:
-        """Allocate the memory for the first checkpoint while training continues, once the optimizer has a state."""
+        """When the optimizer has a state, allocate the memory for the first checkpoint while training continues."""
         size = sum(parameter.nbytes for parameter in runner.model.parameters())
         if runner.work_dir is not None and size >= _WORTH_RESERVING:
             states = runner.checkpoint()
@@ -247,7 +249,8 @@ class Checkpoint(Hook):
     def _save(
         self, runner: Runner, regular: Collection[int], *, at_end: bool = False, only: Iterable[int] | None = None
     ) -> None:
-        """Save members that have not failed: the `regular` ones, and those of all (or `only` these) that are the best.
+        """Save members that have not failed: the `regular` ones, and those among all (or `only` these) that are the
+        best.
 
         The checkpoints of `regular` ones count for `max_keep` and resuming.
         """
@@ -352,7 +355,7 @@ class Checkpoint(Hook):
 
 
 def _place(member: Member) -> tuple[Any, ...]:
-    """Return the member's position and the reason why it ends: a state is saved only once per place."""
+    """Return the member's position and the reason why it ends: a state is saved only once per position."""
     return member.iter, member.epoch, member.runner.train_loop.val_due, member.stop_reason
 
 

@@ -1,4 +1,4 @@
-"""Early stopping hook: ends training when a metric stops improving, or is good enough."""
+"""Early stopping hook: ends training when a metric stops improving or is good enough."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EarlyStopping(Hook):
         strict: a metric that is not computed is an error, raised before the training. If False, a validation without it
             is skipped, with one warning.
         check_finite: a value that is NaN or infinite ends the member as failed. If False, it counts as no improvement.
-        stopping_threshold: a value at least as good as this ends the training at once.
+        stopping_threshold: a value at least as good as this ends the training immediately.
     """
 
     priority = "NORMAL"
@@ -73,7 +73,7 @@ class EarlyStopping(Hook):
                 self._judge(index, member, member.latest(name, "hook.early_stop.monitor"))
             elif not self._told:
                 self._told = True
-                log.warning("Early stopping monitors %s, which this validation did not compute.", name)
+                log.warning("Early stopping monitors %s, but this validation did not compute this metric.", name)
 
     def _judge(self, index: int, member: Member, value: float) -> None:
         name, threshold, best = self._objective.name, self.stopping_threshold, self._best.get(index)

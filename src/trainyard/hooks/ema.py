@@ -1,4 +1,4 @@
-"""EMA hook: averaged weights (EMA, SWA), evaluated instead of the weights or besides them."""
+"""EMA hook: averaged weights (EMA, SWA), which are evaluated instead of the weights or in addition to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("trainyard")
 
 KINDS = ("exponential", "swa", "annealing")
 SHARED = ("kind", "begin", "interval", "by", "update_buffers", "gamma")
-"""Settings that all members of a stack have in common."""
+"""Settings that all members of a stack share."""
 
 
 class EMA(Hook):
@@ -39,9 +39,8 @@ class EMA(Hook):
     Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992); Izmailov et al.,
     "Averaging weights leads to wider optima and better generalization" (2018); MMEngine's `MomentumAnnealingEMA`.
 
-    The first update copies the weights; before it the model itself is evaluated. A copy of the model holds the
-    average. A checkpoint contains both: a resumed run continues from the weights, `load_from` loads the average.
-
+    The first update copies the weights; before it, the model itself is evaluated. A copy of the model holds the
+    average. A checkpoint contains both: a resumed run continues from the weights, and `load_from` loads the average.
     The number of updates is on the host. An update neither reads from the device nor copies to it.
 
     Args:
@@ -53,8 +52,8 @@ class EMA(Hook):
         by: the unit of `interval`, `iter` or `epoch`; with `epoch`, updates happen at the ends of epochs.
         update_buffers: average floating-point buffers (BatchNorm's statistics) too; otherwise they are the model's.
         gamma: for `annealing`: the larger it is, the longer the average stays near the mean of all weights.
-        evaluate: `average` evaluates the average instead of the weights; `both` evaluates the weights too at the
-            validations of a training, with their results under `val_raw/`.
+        evaluate: `average` evaluates the average instead of the weights; `both` also evaluates the weights in the
+            validations of a training, with results under `val_raw/`.
     """
 
     priority = "NORMAL"
@@ -92,7 +91,7 @@ class EMA(Hook):
         self._loaded: dict[int, int] = {}
         """Updates of each member's average so far, as its checkpoint has them."""
         self._counts: list[int] | None = None
-        """Updates of each lane's average so far, where they differ; `_updates` is then the most."""
+        """Updates of each lane's average so far, if they differ; `_updates` is then the maximum."""
         self._done: Tensor | None = None
         """The same on the device, float64 `[K]`."""
         self._first: int | None = None
@@ -102,7 +101,7 @@ class EMA(Hook):
 
     @property
     def own_places(self) -> bool:  # type: ignore[override]
-        """Whether every iteration, or epoch, has an update, wherever a member began."""
+        """Whether every iteration, or epoch, has an update, regardless of where a member started."""
         return self.begin == 1 and self.interval == 1 and self._raw is None
 
     @property
@@ -121,7 +120,7 @@ class EMA(Hook):
             self._first = self.begin
         end = loop.max_epochs(runner) if self._unit == "epoch" else loop.max_iters(runner)
         if end is not None and self.begin > end:
-            log.warning("hook.ema.begin=%d is after the end of the run: nothing is averaged.", self.begin)
+            log.warning("hook.ema.begin=%d is after the end of the run, so the weights are not averaged.", self.begin)
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self._first is None and self._unit == "epoch" and runner.epoch + 1 >= self.begin:
@@ -193,7 +192,7 @@ class EMA(Hook):
         super().copy_lane(source, target)
 
     def _count(self, counts: list[int], runner: Runner) -> None:
-        """Count the updates of each lane by itself from here on."""
+        """Count the updates of each lane separately from here on."""
         self._counts, self._updates = counts, max(counts)
         found = torch.tensor(counts, dtype=torch.float64)
         if self._done is None or len(self._done) != len(counts):
@@ -205,7 +204,7 @@ class EMA(Hook):
         self._others = [hook for hook in hooks if isinstance(hook, EMA)]
         for name in SHARED:
             if len({getattr(hook, name) for hook in self._others}) > 1:
-                raise Unfusable(f"the members differ in {name} of their average (EMA); only its decay may differ")
+                raise Unfusable(f"the members differ in {name} of hook.ema; only the decay may differ")
 
     def keep(self, members: Sequence[int]) -> None:
         if self._others is not None:
@@ -266,7 +265,8 @@ class EMA(Hook):
             foreach.copy_(averaged, own)
 
     def _refitted(self, runner: Runner) -> nn.Module:
-        """Return the average of a model that has got or lost tensors: by name, new ones begin as the model's."""
+        """Return the average of a model that has gained or lost tensors: by name, new ones start as those of the
+        model."""
         fitting = copy.deepcopy(runner.model)
         fitting.load_state_dict(self._averaged(runner).state_dict(), strict=False)
         self._average = fitting
@@ -281,7 +281,7 @@ class EMA(Hook):
         return self._average
 
     def _tensors(self, model: nn.Module) -> list[Tensor]:
-        """Return what is averaged of a model."""
+        """Return the averaged tensors of a model."""
         return [*model.parameters(), *(model.buffers() if self.update_buffers else ())]
 
     def _update(self, averages: list[Tensor], weights: list[Tensor]) -> None:
@@ -298,8 +298,9 @@ class EMA(Hook):
     def _shares(self, tensor: Tensor) -> Tensor:
         """Return the fraction of each member of a stack, `[K]`, in the dtype of `tensor`.
 
-        Each member's `1 - decay` is copied to the device once. What changes from update to update is one number for
-        all members, an argument of the kernel; or, where they have had different numbers of updates, is computed there.
+        Each member's `1 - decay` is copied to the device once. The number that changes between updates is the same for
+        all members and is an argument of the kernel. If members have had different numbers of updates, it is computed
+        on the device.
         """
         if self._done is not None and self.kind == "swa":
             return (1 / (self._done + 1)).to(tensor.dtype)
@@ -321,12 +322,12 @@ class EMA(Hook):
         return max(1 - self.decay, self._annealed()) if self.kind == "annealing" else 1 - self.decay
 
     def _annealed(self) -> float:
-        """Return the share that `annealing` moves at least."""
+        """Return the minimum fraction that `annealing` moves."""
         return self.gamma / (self.gamma + self._updates * self.interval)
 
 
 class RawResults:
-    """Evaluates `runner.model` on the batches of a validation, besides the average.
+    """Evaluates `runner.model` on the batches of a validation, in addition to the average.
 
     It has its own metrics; the results are recorded as `val_raw/<name>`, for a set `val/easy` as `val_raw/easy/<name>`.
     """

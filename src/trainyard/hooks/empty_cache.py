@@ -39,7 +39,7 @@ class EmptyCache(Hook):
 
     def before_run(self, runner: Runner) -> None:
         if runner.device.type != "cuda":
-            log.info("EmptyCache has nothing to empty: the run is on %s.", runner.device)
+            log.info("EmptyCache has no effect, because the run is on %s.", runner.device)
 
     @staticmethod
     def _empty(runner: Runner, *args: Any, **kwargs: Any) -> None:

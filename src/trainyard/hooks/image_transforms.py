@@ -17,7 +17,10 @@ class ImageTransform(nn.Module):
         """Return the transformed images; raise a ConfigError if the input is not images."""
         if not isinstance(images, Tensor) or images.ndim != 4:
             given = f"{list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            accepted = f"transforms of this data's inputs, {given}: {type(self).__name__} takes images [B, C, H, W]"
+            accepted = (
+                f"transforms that accept the inputs of this data, {given}; {type(self).__name__} needs images [B, "
+                "C, H, W]"
+            )
             raise ConfigError("hook.test_time_augmentation.transforms", type(self).__name__, accepted)
         return self.transform(images)
 

@@ -14,8 +14,8 @@ from trainyard.runner.hook import Hook
 class LightningHooks(Hook):
     """Calls the hooks that a LightningModule overrides, and steps the schedulers of its `configure_optimizers`.
 
-    A model brings it along: it is in no config. Schedulers are stepped as Lightning steps them: after every epoch, or
-    every step of the optimizer, that their frequency divides; those that read a result, after the validation.
+    The model adds this hook, so it is in no config. Schedulers are stepped as in Lightning: after each epoch, or
+    optimizer step, that their frequency divides; schedulers that read a result, after the validation.
 
     Args:
         model: the module's model.
@@ -30,7 +30,7 @@ class LightningHooks(Hook):
 
     @property
     def monitors(self) -> dict[str, str]:
-        """The results that schedulers read, each with the argument that names it."""
+        """The results that schedulers read, each with the argument for it."""
         return {monitored(each): f"{KEY}.monitor" for each in self.model.schedulers if each.monitor is not None}
 
     def sanity_check(self, runner: Any) -> None:
@@ -151,7 +151,7 @@ def monitored(scheduled: Scheduled) -> str:
     """Return the name of the result that a scheduler reads.
 
     Raises:
-        ConfigError: it is one of the training.
+        ConfigError: it is a result of the training.
     """
     monitor = scheduled.monitor or ""
     if monitor.startswith(PREFIXES["train"]):

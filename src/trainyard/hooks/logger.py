@@ -32,16 +32,16 @@ class Logger(Hook):
     Args:
         interval: iterations between two points in the journal.
         line_every: minimum seconds between two lines of text (the journal has every point).
-        window: what the mean of a point is taken over, instead of the iterations since the last point: a number of
-            iterations, `epoch` (the current one so far) or `global` (the run so far). For every value, or a mapping by
-            name: `{"loss": 50, "grad_norm": "epoch"}`.
+        window: the values that the mean of a point includes, instead of those since the last point: a number of
+            iterations, `epoch` (the current epoch so far) or `global` (the run so far). For every value, or a mapping
+            by name: `{"loss": 50, "grad_norm": "epoch"}`.
         smoothing: an exponentially weighted mean instead of a plain one, with this decay, above 0 and below 1. For
             every value, or a mapping by name.
-        by: the position in a line: `epoch` is the epoch and the iteration within it, `iter` the iteration of the run,
-            None the epoch and the iteration of the run.
+        by: the position in a line: `epoch` shows the epoch and the iteration within it, `iter` the iteration of the
+            run, and None the epoch and the iteration of the run.
         interval_exp_name: iterations between two lines that name the run; None for no such lines.
-        val_lines: the validations that get a line of text: `all`; `best`, those that are the best so far, and the last;
-            or a number of seconds between two lines, besides those.
+        val_lines: the validations that get a line of text: `all`; `best` (each new best validation, and the last one);
+            or a number of seconds between two lines, in addition to those of `best`.
     """
 
     priority = "BELOW_NORMAL"
@@ -77,11 +77,12 @@ class Logger(Hook):
         self._ahead: list[int] = []  # of each member, once the training has begun
         self._phases = [LogPhase(None, 0, 0)]
         self._begins: list[tuple[int, int]] = []
-        """Epochs of the values since the last point: the iterations finished before each of them, and its number."""
+        """Epochs of the values since the last point: the number of iterations finished before each epoch, and its
+        number."""
 
     @property
     def own_places(self) -> bool:  # type: ignore[override]
-        """Whether what a point covers is a matter of the member's last iterations alone."""
+        """Whether a point depends only on the last iterations of the member."""
         return not self._kinds
 
     def before_train(self, runner: Runner) -> None:
@@ -181,7 +182,7 @@ class Logger(Hook):
         return epoch, iteration - begin
 
     def _ends(self, runner: Runner, member: Member) -> tuple[int | None, int | None]:
-        """Return the epochs and the iterations of the member's whole training, as far as they are known."""
+        """Return the epochs and the iterations of the member's entire training, if known."""
         if not runner.lanes_differ:
             return self._epochs, self._total
         length, of_epoch = member.loop.length, self._length
@@ -283,12 +284,12 @@ class Logger(Hook):
         self._phases = log_phases(self.interval, self._ahead, counts)
 
     def _counts(self) -> list[int]:
-        """Return how many iterations the next point of each member covers so far."""
+        """Return the number of iterations that the next point of each member covers so far."""
         lanes = range(len(self._ahead))
         return [next(phase.count for phase in self._phases if phase.has(lane)) for lane in lanes]
 
     def _insert(self, member: int, state: Mapping[str, Any]) -> None:
-        """Let the next point of a member cover what its state holds, while the training goes on."""
+        """Let the next point of a member include the values in its state, while the training continues."""
         own, counts = state["window"], self._counts()
         for _ in range(len(own) - len(self._window)):
             self._window.insert(0, {})
@@ -303,7 +304,7 @@ class Logger(Hook):
         self._phases = log_phases(self.interval, self._ahead, counts)
 
     def _take_up(self, runner: Runner) -> list[int]:
-        """Restore the windows of a resumed run, with the members' values side by side; return how long they are."""
+        """Restore the windows of a resumed run, with the stacked values of the members; return their lengths."""
         self._device = runner.device
         counts = [len(self._loaded[k]["window"]) if k in self._loaded else 0 for k in range(len(runner.members))]
         loaded, self._loaded = self._loaded, {}
@@ -344,14 +345,14 @@ def _of_some(value: Any, index: list[int]) -> Any:
 
 
 def _side_by_side(values: Sequence[Any], device: torch.device) -> Any:
-    """Return the members' values as one; a plain number, or a member's alone, stays as it is."""
+    """Return the values of the members as one; a plain number, or the value of a single member, is not changed."""
     if not isinstance(values[0], Tensor):
         return values[0]
     return (values[0] if len(values) == 1 else torch.stack(list(values))).to(device)
 
 
 def _counts(runner: Runner) -> tuple[int | list[int], int | list[int]]:
-    """Return the finished iterations and epochs; a number for each member where they differ."""
+    """Return the finished iterations and epochs; a number for each member if they differ."""
     if not runner.lanes_differ:
         return runner.iter, runner.epoch
     if len(runner.members) == 1:

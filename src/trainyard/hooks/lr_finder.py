@@ -57,11 +57,11 @@ class Curve:
 
     @property
     def suggestion(self) -> float | None:
-        """The learning rate at which the smoothed loss falls fastest, over the logarithm of the rate.
+        """The learning rate at which the smoothed loss falls fastest, as a function of the logarithm of the rate.
 
-        A slope is that of a line fitted to a sixth of the curve, so that the noise of single batches has little effect.
-        The first tenth of the curve, where the mean is of few losses, and the part after the minimum are ignored. None
-        if the loss does not fall.
+        Each slope is that of a line fitted to a sixth of the curve, so that the noise of single batches has little
+        effect. The first tenth of the curve, where the mean includes few losses, and the part after the minimum are
+        ignored. None if the loss does not fall.
         """
         begin, half = len(self.lr) // 10, max(1, len(self.lr) // 12)
         end = int(np.argmin(self.smoothed)) + 1 if self.lr else 0
@@ -77,10 +77,10 @@ class LRFinder(Hook):
     """Suggests a learning rate by a range test, and ends the run before training.
 
     Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3: the rate grows from step to step,
-    here by a constant factor, while the model trains on its training data. The rate at which the smoothed loss falls
-    fastest is a good choice. Afterwards weights, optimizer and random state are restored, and the run ends. It writes
-    the curve to `lr_finder.json` and `lr_finder.png`, artifacts in MLflow, and the suggestion as the metric
-    `lr_finder/suggestion`.
+    in this implementation by a constant factor, while the model trains on its training data. The rate at which the
+    smoothed loss falls fastest is a good choice. Afterwards, weights, optimizer and random state are restored, and the
+    run ends. The hook writes the curve to `lr_finder.json` and `lr_finder.png`, which are artifacts in MLflow, and the
+    suggestion as the metric `lr_finder/suggestion`.
 
     Args:
         start: the first rate, that of the first parameter group; other groups keep their ratio to it.

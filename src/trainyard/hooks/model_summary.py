@@ -41,11 +41,11 @@ class Row:
 
 
 class ModelSummary(Hook):
-    """Logs a table of the model's modules once, before the training, and writes it to `summary.txt`, an artifact.
+    """Logs a table of the model's modules once, before the training, and writes it to the artifact `summary.txt`.
 
     For each module: its type, the shape of its output, its parameters, and the floating-point operations of its forward
     pass, as `torch.utils.flop_counter` counts them: those of matrix products, convolutions and attention, with an
-    addition and a multiplication as two (one MAC). For shapes and FLOPs one batch is run through the model: a
+    addition and a multiplication as two (one MAC). For shapes and FLOPs, one batch is run through the model: a
     validation batch, as in a validation, or, without validation data, a training batch.
 
     Args:

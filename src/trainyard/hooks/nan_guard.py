@@ -113,11 +113,11 @@ class SkipNonFinite:
     """Wraps the precision of a step, and takes the step only if every gradient is finite.
 
     A skipped step leaves parameters and the optimizer's state unchanged. Several members skip steps independently. The
-    scaler of `fp16` skips by itself; its skipped steps are counted here.
+    scaler of `fp16` skips steps on its own; these steps are also counted here.
 
     Args:
         precision: the `Precision` of the run's step; everything else is delegated to it.
-        stacked: the parameters are stacks `[K, ...]`.
+        stacked: whether the parameters are stacks `[K, ...]`.
         skipped: int64 `[K]` (`[1]` for a single run), the steps skipped so far; incremented in place.
         agree: with several ranks, returns whether any rank has found a non-finite gradient.
     """

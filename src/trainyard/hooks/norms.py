@@ -68,9 +68,8 @@ class Norms(Hook):
 
 
 class _Measure(NoClip):
-    """Measures the norms just before clipping, for one iteration: only there are the gradients complete.
-
-    With several optimizers it is called for each one, with its parameters.
+    """Measures the norms immediately before clipping, for one iteration, because only then are the gradients complete.
+    With several optimizers, it is called for each of them, with its parameters.
     """
 
     def __init__(self, clip: NoClip, modules: Mapping[str, Sequence[Tensor]], members: int) -> None:

@@ -25,13 +25,13 @@ class PreciseBN(Hook):
     """Recomputes BatchNorm's running statistics for the current weights before each validation.
 
     Running averages include the statistics of earlier weights. Wu and Johnson, "Rethinking 'Batch' in BatchNorm"
-    (2021), section 3, use the population's instead, aggregated from batches of the training data: mean = E[mean_b] and
-    variance = E[var_b + mean_b^2] - mean^2. As in their code, the model is in training mode meanwhile. The evaluated
-    model (with an EMA, the average) and checkpoints get these statistics. Training continues with them; it is not
-    affected, because it normalizes by the batch.
+    (2021), section 3, use the population statistics instead, aggregated from batches of the training data: mean =
+    E[mean_b] and variance = E[var_b + mean_b^2] - mean^2. As in their code, the model is in training mode during this.
+    The evaluated model (with an EMA, the average) and checkpoints get these statistics. Training continues with them;
+    it is not affected, because it normalizes by the batch.
 
     Args:
-        batches: the number of batches of the training data, at most those of an epoch.
+        batches: the number of batches of the training data, at most one epoch.
     """
 
     priority = "NORMAL"
@@ -107,7 +107,7 @@ class _Statistics:
         return {"numbers": torch.full_like(self.sum, self.numbers), "sum": self.sum, "squares": self.squares}
 
     def write(self, sums: Mapping[str, Tensor]) -> None:
-        """Write the statistics of these sums into the layer, or restore its own if nothing was counted."""
+        """Write the statistics of these sums into the layer, or restore the previous ones if nothing was counted."""
         mean, variance, count = self.before
         numbers = sums["numbers"]
         if numbers.any():
@@ -130,7 +130,7 @@ def _forward(model: nn.Module) -> Any:
 
 
 def _sizes(runner: Runner, alone: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> dict[str, int]:
-    """Return how many numbers each channel has in a batch, by layer, from one pass of one member's model."""
+    """Return the number of values of each channel in a batch, by layer, from one pass of the model of one member."""
     sizes: dict[str, int] = {}
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

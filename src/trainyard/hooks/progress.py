@@ -1,4 +1,4 @@
-"""Progress bar hook for terminals and notebooks; elsewhere there are only the Logger's lines."""
+"""Progress bar hook for terminals and notebooks; elsewhere, only the lines of the Logger are shown."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 
 
 TEXTS = 68
-"""Columns of all but the bar."""
+"""Number of columns without the bar."""
 NARROWEST, WIDEST = 4, 40
 
 
 class Progress(Hook):
     """Shows epoch, bar, iterations, loss, learning rate, samples per second and time left (rich).
 
-    It fits 80 columns; `breakpoint()` takes it away for the rest of the training. In a notebook it is a line of text.
+    It fits into 80 columns; `breakpoint()` removes it for the rest of the training. In a notebook, it is a line of
+    text.
 
     Args:
         refresh: seconds between two updates; each reads the loss.

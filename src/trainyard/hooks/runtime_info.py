@@ -56,14 +56,14 @@ class RuntimeInfo(Hook):
 
 
 def _sizes(runner: Runner) -> str:
-    """Return the size of the training data and the length of the run; what is an estimate is `about` so large."""
+    """Return the size of the training data and the length of the run; estimates are marked with `about`."""
     loader, loop = runner.loader("train"), runner.train_loop
     samples, batches = samples_hint(loader), length_hint(loader)
     about = "" if exact_length(loader) is not None else "about "
-    of_epoch = f"batches of {loader.batch_size}, an unknown number of them an epoch"
+    of_epoch = f"an unknown number of batches of {loader.batch_size} per epoch"
     if batches is not None:
         known = "" if samples is None else f"{samples:,} samples, "
-        of_epoch = f"{about}{known}{batches} batches of {loader.batch_size} an epoch"
+        of_epoch = f"{about}{known}{batches} batches of {loader.batch_size} per epoch"
     counts = (("epoch", "epochs", loop.max_epochs(runner)), ("iter", "iterations", loop.max_iters(runner)))
     of_run = [
         f"{'' if unit == loop.unit else about}{count} {name}" for unit, name, count in counts if count is not None

@@ -125,5 +125,5 @@ def _gpu(device: torch.device) -> Gpu | None:
     try:
         return Gpu(str(torch.cuda.get_device_properties(device).uuid))
     except (OSError, AttributeError) as error:
-        log.info("No system metrics of %s: %s.", device, error)
+        log.info("System metrics of %s are not recorded: %s.", device, error)
         return None

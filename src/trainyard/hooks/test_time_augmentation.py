@@ -45,24 +45,24 @@ MERGES = ("mean", "softmax_mean")
 class TestTimeAugmentation(Hook):
     """Predicts each test batch unchanged and in transformed copies, and averages the predictions.
 
-    Metrics and other readers of predictions get the mean. It suits predictions that do not move with the input: a class
-    or a number, but not a mask. The evaluated model predicts (with an EMA the average, after a training the best
-    checkpoint). The hook does not change weights or checkpoints. Each copy is a separate forward pass, so memory is
-    unchanged and time grows with the number of copies.
+    Metrics and other readers of predictions get the mean. It is suitable for predictions that do not move with the
+    input: a class or a number, but not a mask. The evaluated model is used for the predictions (with an EMA, the
+    average; after a training, the best checkpoint). The hook does not change weights or checkpoints. Each copy is a
+    separate forward pass, so memory is unchanged and time grows with the number of copies.
 
     `softmax_mean` is the mean of the probabilities (as in Krizhevsky et al., "ImageNet classification with deep
-    convolutional neural networks", 2012, section 4.1), given as its logarithm, from which readers of logits get the
-    right probabilities.
+    convolutional neural networks", 2012, section 4.1), returned as its logarithm, from which readers of logits compute
+    the correct probabilities.
 
-    A transform gets the input of the batch as the loader serves it, `[B, ...]`, before the model's `data_preprocessor`,
-    and must not change it in place. A random transform draws the same numbers for a batch at every evaluation, in every
+    A transform receives the input of the batch from the loader, `[B, ...]`, before the model's `data_preprocessor`, and
+    must not change it in place. A random transform draws the same numbers for a batch at every evaluation, in every
     run.
 
     Args:
-        transforms: names (see `NAMED`), or functions or modules of the input, used besides the unchanged batch.
+        transforms: names (see `NAMED`), or functions or modules of the input, used in addition to the unchanged batch.
         merge: `mean` of the predictions; `softmax_mean`; or None: `softmax_mean` if targets are classes and predictions
-            `[B, ..., C]` have one axis more, else `mean`.
-        val: use it in validations too, also those of a training.
+            `[B, ..., C]` have an additional axis, otherwise `mean`.
+        val: also use it in validations, including those of a training.
     """
 
     __test__ = False  # not a test case of pytest, despite the name
@@ -79,7 +79,7 @@ class TestTimeAugmentation(Hook):
         if not isinstance(transforms, list | tuple) or not transforms:
             raise ConfigError("transforms", transforms, "a list of at least one transform")
         if merge is not None:
-            choice("merge", merge, MERGES, other="null for the one that fits the targets")
+            choice("merge", merge, MERGES, other="null for the method that fits the targets")
         self.transforms = [_transform(given) for given in transforms]
         self.names = ["unchanged", *(each if isinstance(each, str) else _shown(each) for each in transforms)]
         self.merge = merge
@@ -123,7 +123,9 @@ class TestTimeAugmentation(Hook):
     def _begin(self, runner: Runner) -> None:
         if not self._told:
             self._told = True
-            log.info("Test-time augmentation: each batch is predicted %s.", ", ".join(self.names))
+            log.info(
+                "Test-time augmentation: each batch is predicted with these transforms: %s.", ", ".join(self.names)
+            )
         if self._plain is None:
             # The model is not wrapped, because others save it and load into it. Only the prediction function is
             # replaced.
@@ -156,8 +158,8 @@ class TestTimeAugmentation(Hook):
             raise ConfigError(
                 f"{KEY}.transforms",
                 self.names[1:],
-                "transforms for which all predictions of the model are floating-point tensors of the same shape",
-                hint=f"Its predictions are: {found}.",
+                "transforms for which the model predicts floating-point tensors of the same shape",
+                hint=f"The predictions are: {found}.",
             )
         every = torch.stack(outputs)
         every = every.to(torch.promote_types(every.dtype, torch.float32))
@@ -170,7 +172,7 @@ def _transform(given: Any) -> Transform:
     if isinstance(given, str) and given in NAMED:
         return NAMED[given]
     if not callable(given):
-        accepted = f"names ({', '.join(NAMED)}), or functions or modules of the input by `_target_`"
+        accepted = f"names ({', '.join(NAMED)}), or `_target_`s of functions or modules that transform the input"
         raise ConfigError("transforms", given, accepted, options=NAMED)
     return given  # type: ignore[no-any-return]
 

@@ -12,19 +12,19 @@ from trainyard.runner.hook import Hook
 from trainyard.runner.member import read
 
 PREFIX = "train_eval"
-"""What the names of the results begin with."""
+"""Prefix of the names of the results."""
 
 
 class TrainMetrics(Hook):
     """Evaluates the model on training data before each validation, and records `train_eval/accuracy` and so on.
 
-    They are the metrics of the validation, computed as there: by the weights at that time (with an EMA, the average),
-    in evaluation mode, and without a change of the training. Their distance to those of the validation is overfitting.
-    (`train/loss` is what the training had while the weights changed.)
+    They are the metrics of the validation, computed in the same way: with the current weights (with an EMA, the
+    average), in evaluation mode, and without an effect on the training. The difference between them and those of the
+    validation shows overfitting. (`train/loss` is measured while the weights change.)
 
     Args:
-        batches: the number of batches of the training data, the same samples each time and whatever the run's seed.
-            None: all of them.
+        batches: the number of batches of the training data, the same samples each time and for every seed. None: all
+            batches.
 
     Raises:
         ConfigError: the training data are a stream, which cannot be read twice.

@@ -16,11 +16,11 @@ class Unfreeze(Hook):
     """Trains, from given epochs (or iterations) on, parameters that `freeze` excludes at the start.
 
     Howard and Ruder, "Universal language model fine-tuning for text classification" (2018), section 3.3, call it
-    gradual unfreezing. The parameters join the optimizer in groups of their own: see `Runner.unfreeze`.
+    gradual unfreezing. The parameters are added to the optimizer in separate groups: see `Runner.unfreeze`.
 
     Args:
-        at: by epoch (or iteration), counted from 1, the patterns of the parameters that are trained from there on: one,
-            or a list, as for `freeze`.
+        at: by epoch (or iteration), counted from 1, the patterns of the parameters that are trained from then on: a
+            pattern or a list, as for `freeze`.
         by: the unit of `at`, `epoch` or `iter`; None is the unit of the loop.
     """
 
@@ -28,7 +28,7 @@ class Unfreeze(Hook):
     ranks = "one"
 
     def __init__(self, at: Mapping[int, str | Sequence[str]] | None = None, by: str | None = None) -> None:
-        accepted = "a mapping from epochs (or iterations), counted from 1, each to a pattern or a list of patterns"
+        accepted = "a mapping from epochs (or iterations), counted from 1, to patterns or lists of patterns"
         if not isinstance(at, Mapping) or not at or not all(is_integer(key, at_least=1) for key in at):
             raise ConfigError("at", at, accepted)
         if by is not None:

@@ -30,7 +30,7 @@ class Accuracy(SumMetric):
         super().__init__(prefix)
         self.single = not isinstance(topk, (list, tuple))
         if self.single:
-            ks = [integer("topk", topk, at_least=1, other="a list of them")]
+            ks = [integer("topk", topk, at_least=1, other="a list of such integers")]
         else:
             ks = integers("topk", topk, at_least=1, length=1)
         self.ignore_index = integer("ignore_index", ignore_index)

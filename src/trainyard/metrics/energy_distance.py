@@ -11,11 +11,12 @@ from trainyard.metrics.metric import Metric
 
 
 class EnergyDistance(Metric):
-    """The energy distance between generated and real points; 0 where their distributions are equal.
+    """The energy distance between generated and real points; 0 if their distributions are equal.
 
     2 E|X - Y| - E|X - X'| - E|Y - Y'|, without the pairs of a point with itself, over the points of each batch and
-    averaged by samples: without bias, so that it may be slightly below 0. A batch is `(x, y)`, with `x` and the
-    outputs `[B, ...]`; only pairs of one class in `y`, `[B]`, are compared, so that the classes must fit too.
+    averaged over samples. The estimate is unbiased and can therefore be slightly below 0. A batch is `(x, y)`, with `x`
+    and the outputs `[B, ...]`; only pairs of the same class in `y`, `[B]`, are compared, so that the classes must match
+    too.
 
     Source: Székely and Rizzo, Energy statistics: A class of statistics based on distances, 2013.
     """

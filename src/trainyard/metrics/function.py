@@ -19,7 +19,7 @@ TRUE = ("y_true", "labels_true", "target", "targets", "true", "labels", "referen
 PREDICTED = ("y_pred", "labels_pred", "preds", "pred", "predictions", "input", "output", "outputs", "logits")
 SCORES = ("y_score", "y_prob", "y_proba", "probas_pred")
 IGNORED = -100
-"""Target that counts for nothing, as in torch's losses."""
+"""Target that is ignored, as in torch's losses."""
 
 
 class FunctionMetric(Metric):
@@ -33,7 +33,7 @@ class FunctionMetric(Metric):
     * `y_score` and `y_prob` are probabilities by softmax, `[N, C]`; for two classes, those of the second, `[N]`;
     * targets of -100 are omitted.
 
-    Not stackable: in a stack, each member has its own.
+    Not stackable: in a stack, each member has its own metric.
 
     Args:
         function: the function, with other arguments bound (`functools.partial`, `_partial_` in a config). It returns a
@@ -73,7 +73,7 @@ class FunctionMetric(Metric):
             raise self.refusal(outputs, target, "two tensors")
         target = aligned(target, outputs)
         if outputs.shape[: target.ndim] != target.shape or outputs.ndim > target.ndim + 1:
-            raise self.refusal(outputs, target, "outputs of the target's shape, or with one more axis, the classes")
+            raise self.refusal(outputs, target, "outputs of the target's shape, or with an additional class axis")
         # Copies: outputs may lie in memory that the next batch overwrites.
         kind = torch.float32 if outputs.dtype in (torch.float16, torch.bfloat16) else outputs.dtype  # NumPy has not all
         self.kept.append((target.detach().clone(), outputs.detach().to(kind, copy=True)))
@@ -85,7 +85,7 @@ class FunctionMetric(Metric):
             TrainyardError: nothing was processed, or the function raises an error or returns no numbers.
         """
         if not self.kept:
-            raise TrainyardError(f"{self.title}: no batch was processed, so there is nothing to compute.")
+            raise TrainyardError(f"{self.title} cannot be computed, because no batch was processed.")
         target, outputs = (torch.cat([pair[i].cpu() for pair in self.kept]) for i in range(2))
         classes = outputs.ndim == target.ndim + 1
         target, outputs = target.flatten(), outputs.flatten(0, -2) if classes else outputs.flatten()
@@ -117,7 +117,9 @@ class FunctionMetric(Metric):
             return torch.as_tensor(np.asarray(value.cpu() if isinstance(value, Tensor) else value, dtype=np.float64))
         except (TypeError, ValueError):
             kind = type(value).__name__
-            raise TrainyardError(f"{self.title} returned a {kind}; a number, an array or a dict is needed.") from None
+            raise TrainyardError(
+                f"{self.title} returned a {kind}; it must return a number, an array or a dict."
+            ) from None
 
     def reset(self) -> None:
         """Forget the targets and outputs."""

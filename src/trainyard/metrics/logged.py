@@ -32,7 +32,7 @@ class Logged(Metric):
     def process(self, batch: Any, outputs: Any) -> None:
         """Add what a step logged."""
         if not isinstance(outputs, Evaluated):
-            raise self.refusal(outputs, None, "values logged by a LightningModule: metric=logged needs model=lightning")
+            raise self.refusal(outputs, None, "values logged by a LightningModule (model=lightning)")
         self._source = outputs
         for name, entry in outputs.logged.items():
             self._add(name, entry)
@@ -56,13 +56,15 @@ class Logged(Metric):
             TrainyardError: nothing was logged.
         """
         if self._source is None:
-            raise TrainyardError("Logged: no batch was processed, so there is nothing to compute.")
+            raise TrainyardError("Logged cannot be computed, because no batch was processed.")
         for name, entry in self._source.model.finish(self._source.split).entries.items():
             self._add(name, entry)
         if not self._entries:
             step = "validation_step" if self._source.split == "val" else "test_step"
             kind = type(self._source.model.module).__name__
-            raise TrainyardError(f"{kind}.{step} logs nothing. Call self.log(name, value) in it to log a result.")
+            raise TrainyardError(
+                f"{kind}.{step} logs nothing. Call self.log(name, value) in this method to log a result."
+            )
         return {name: self._result(name, entry) for name, entry in self._entries.items()}
 
     def _result(self, name: str, entry: Entry) -> Tensor:

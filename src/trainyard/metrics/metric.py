@@ -37,11 +37,11 @@ class Metric(ABC):
             outputs and the metric's settings. It then runs within a CUDA graph; other metrics are processed after the
             graph.
         selects: whether `process` gets outputs and target from `read`, so that a config can select them.
-        output, target: paths of what `read` returns, in the outputs and in the batch; None for the whole output, and
-            for the target of the batch.
+        output, target: paths of the results of `read`, in the outputs and in the batch; None for the complete output,
+            and for the target of the batch.
         name: its name in the config, for messages.
-        members: K if the outputs have a leading axis of K members, else None. The caller that passes stacked outputs to
-            a stackable metric sets it.
+        members: K if the outputs have a leading axis of K members, otherwise None. The caller that passes stacked
+            outputs to a stackable metric sets it.
     """
 
     stackable: bool = False
@@ -56,7 +56,7 @@ class Metric(ABC):
     def __init__(self, prefix: str | None = None) -> None:
         if prefix is not None:
             if not isinstance(prefix, str) or not prefix or prefix != prefix.strip("/ "):
-                raise ConfigError("prefix", prefix, "a prefix for the names of its results, such as coarse")
+                raise ConfigError("prefix", prefix, "a prefix for the names of the results, such as coarse")
             self.prefix = prefix
         self.state: dict[str, Tensor] = {}
 
@@ -80,10 +80,10 @@ class Metric(ABC):
             entries = list(outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs))
             first = next((name for name, entry in entries if isinstance(entry, Tensor)), None)
             if first is not None:
-                hint = f" metric.{self.name or 'NAME'}.output={first} selects one of them."
+                hint = f" metric.{self.name or 'NAME'}.output={first} selects one of the outputs."
         title = getattr(self, "title", type(self).__name__)
         given = f"the outputs are {described(outputs)} and the target is {described(target)}"
-        return TrainyardError(f"{title}: {given}; it reads {wanted}.{hint}")
+        return TrainyardError(f"{title}: {given}, but the metric needs {wanted}.{hint}")
 
     @abstractmethod
     def compute(self) -> Result:
@@ -123,7 +123,7 @@ class Metric(ABC):
             TrainyardError: nothing was processed.
         """
         if key not in self.state:
-            raise TrainyardError(f"{type(self).__name__}: no batch was processed, so there is nothing to compute.")
+            raise TrainyardError(f"{type(self).__name__} cannot be computed, because no batch was processed.")
         return self.state[key]
 
 
@@ -152,7 +152,7 @@ class SumMetric(Metric):
         return sums
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Drop what a class inherits that does not hold for its own methods: `stacked_sums`, `capturable`."""
+        """Drop inherited attributes that do not apply to the methods of a class: `stacked_sums`, `capturable`."""
         super().__init_subclass__(**kwargs)
         if {"process", "add"} & vars(cls).keys() and "capturable" not in vars(cls):
             cls.capturable = False
@@ -181,7 +181,7 @@ class SumMetric(Metric):
             self.add(self.stacked_sums(outputs, target) if stacked else self.sums(outputs, target))
 
     def _aligned(self, target: Tensor, outputs: Tensor) -> Tensor:
-        """Return numbers `[B]` as `[B, 1]`, or the other way round, as the outputs of a member have them."""
+        """Return numbers `[B]` as `[B, 1]`, or vice versa, to match the outputs of a member."""
         if target.shape in (outputs.shape, outputs.shape[1:]) and self.members is not None:
             return target
         found: Tensor = aligned(target, outputs)
@@ -191,7 +191,7 @@ class SumMetric(Metric):
 
     def _mismatch(self, outputs: Tensor, target: Tensor) -> TrainyardError:
         wanted = "[B, ..., C] and [B, ...], the classes last" if self.class_axis else "of the same shape"
-        members = "" if self.members is None else f", behind a leading axis of {self.members} members"
+        members = "" if self.members is None else f", after a leading axis of {self.members} members"
         return TrainyardError(
             f"{type(self).__name__}: outputs {list(outputs.shape)} do not match the target {list(target.shape)}; "
             f"they must be {wanted}{members}."

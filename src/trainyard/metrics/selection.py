@@ -16,7 +16,7 @@ def path_of(key: str, given: Any) -> str | None:
     """Return a path such as `logits`, `labels.kind` or `0`, after a check.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a path.
     """
     if given is None:
         return None
@@ -28,15 +28,15 @@ def path_of(key: str, given: Any) -> str | None:
 
 
 def select(value: Any, path: str, of: str) -> Any:
-    """Return the part of a value that a path leads to: keys of mappings, indices of sequences, else attributes.
+    """Return the part of a value at a path of keys of mappings, indices of sequences, or attributes.
 
     Args:
         value: outputs of a model, or a batch.
         path: names between dots.
-        of: what the value is, for the message.
+        of: the name of the value, for the message.
 
     Raises:
-        TrainyardError: it leads nowhere.
+        TrainyardError: the value has no such part.
     """
     found = value
     for name in path.split("."):
@@ -47,7 +47,7 @@ def select(value: Any, path: str, of: str) -> Any:
         elif not isinstance(found, Mapping | Tensor) and hasattr(found, name):
             found = getattr(found, name)
         else:
-            raise TrainyardError(f"There is no {path!r} in the {of}: it is {described(value)}.")
+            raise TrainyardError(f"The {of} has no {path!r}: it is {described(value)}.")
     return found
 
 

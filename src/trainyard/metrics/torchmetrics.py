@@ -59,7 +59,7 @@ class TorchMetric(Metric):
         except torch.OutOfMemoryError:
             raise
         except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
-            raise self.refusal(outputs, target, f"others, and says: {error!s}".rstrip(".")) from error
+            raise self.refusal(outputs, target, f"other shapes or types: {error!s}".rstrip(".")) from error
 
     def compute(self) -> Result:
         """Compute the metric's results."""
@@ -75,8 +75,8 @@ class TorchMetric(Metric):
     def merge(self, other: Metric) -> None:
         """Copy the other metric, so that `compute` can reduce all of them at once, as torchmetrics does with ranks.
 
-        `torchmetrics.Metric.merge_state` merges pairwise, which is wrong for states that are means, and refuses
-        metrics that are not marked for it.
+        `torchmetrics.Metric.merge_state` merges pairwise, which is wrong for states that are means, and rejects metrics
+        that are not marked for it.
         """
         if not isinstance(other, TorchMetric) or type(other.metric) is not type(self.metric):
             kind = type(getattr(other, "metric", other)).__name__
@@ -104,7 +104,7 @@ def _device_of(value: Any) -> torch.device | None:
 def _reduced(parts: Sequence[Any]) -> Any:
     """Merge metrics into one, with states reduced as `torchmetrics.Metric._sync_dist` does; the parts stay unchanged.
 
-    Parts that were never updated are left out.
+    Parts that were never updated are omitted.
     """
     whole = copy.deepcopy(parts[0])
     for own, *modules in zip(whole.modules(), *(part.modules() for part in parts), strict=True):

@@ -15,11 +15,11 @@ from trainyard.models.patterns import fits, listed, unknown
 
 
 def checkpoint_activations(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Recompute the activations of the matching modules of `model` in the backward pass, in place of keeping them.
+    """Recompute the activations of the matching modules of `model` in the backward pass instead of keeping them.
 
-    The gradients are the same bit for bit: random numbers are drawn as before, and the buffers that a forward pass
-    changes (BatchNorm's statistics) are changed once. With gradients off a module runs as usual. Names and state
-    dicts stay as they are.
+    The gradients are bit-identical: the same random numbers are drawn, and the buffers that a forward pass changes
+    (BatchNorm's statistics) are changed only once. Without gradients, a module runs as usual. Names and state dicts do
+    not change.
 
     Args:
         model: changed in place.
@@ -27,7 +27,7 @@ def checkpoint_activations(model: nn.Module, patterns: Sequence[str]) -> None:
             Submodules of a matching module are not checkpointed again.
 
     Raises:
-        ConfigError: not a list of strings, or a pattern that matches no module.
+        ConfigError: `patterns` is not a list of strings, or a pattern matches no module.
     """
     key = "activation_checkpointing"
     patterns = listed(key, patterns)

@@ -20,18 +20,17 @@ class Augment(nn.Module):
 
     The transforms are functions from a tensor to a tensor, such as those of `torchvision.transforms.v2`. They run on
     the batch's device, which is where the data is if it is kept in memory. The input is the first element of a tuple or
-    list, the first key of a mapping that is not a target, or the lone tensor itself; the rest passes through.
-
-    Transforms draw their random numbers on the host. So a step with them is not captured into a CUDA graph, and runs
-    that differ in seeds train one by one, not as a stack.
+    list, the first key of a mapping that is not a target, or the single tensor itself; other entries are not changed.
+    Transforms draw their random numbers on the host. Therefore, a step with them is not captured into a CUDA graph, and
+    runs with different seeds train one by one, not as a stack.
 
     Args:
         transforms: applied in order.
-        each: apply them to each sample by itself, `[C, H, W]`, so that it has its own random numbers. Else they get
-            the batch `[B, C, H, W]`, once: this is faster, and all of its samples have the same random numbers.
+        each: apply them to each sample separately, `[C, H, W]`, so that it has its own random numbers. Otherwise, they
+            are applied once to the batch `[B, C, H, W]`, which is faster, and all samples have the same random numbers.
 
     Raises:
-        ConfigError: `transforms` is not a function or several.
+        ConfigError: `transforms` is not a function or a list of functions.
 
     Example:
         >>> x, y = Augment([torch.neg])((torch.ones(4, 3, 8, 8), torch.zeros(4)))
@@ -47,7 +46,10 @@ class Augment(nn.Module):
         for transform in given:
             if not callable(transform):
                 accepted = "functions from a tensor to a tensor, or the `_target_`s that build them"
-                hint = "torchvision.transforms.v2 has some: {_target_: torchvision.transforms.v2.RandomHorizontalFlip}."
+                hint = (
+                    "torchvision.transforms.v2 provides such functions: {_target_: "
+                    "torchvision.transforms.v2.RandomHorizontalFlip}."
+                )
                 raise ConfigError("transforms", transform, accepted, hint=hint)
         self.transforms: tuple[Any, ...] = tuple(given)
         self.parts = nn.ModuleList(part for part in given if isinstance(part, nn.Module))  # moved with the model
@@ -69,7 +71,7 @@ class Augment(nn.Module):
         shapes = {tuple(sample.shape) for sample in made}
         if len(shapes) > 1:
             found = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
-            raise TrainyardError(f"The transforms of Augment give samples of different shapes: {found}.")
+            raise TrainyardError(f"The transforms of Augment return samples of different shapes: {found}.")
         return torch.stack(made)
 
     def _transformed(self, x: Tensor) -> Tensor:

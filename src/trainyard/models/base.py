@@ -15,7 +15,8 @@ from trainyard.errors import ConfigError, TrainyardError
 
 MODES = ("loss", "predict", "tensor")
 LOGGED = "logged"
-"""Key under which a model returns, beside its losses, a mapping of numbers that are recorded and not minimised."""
+"""Key under which a model returns, in addition to its losses, a mapping of numbers that are recorded but not
+minimized."""
 
 Preprocessor = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module | None] | None
 
@@ -96,9 +97,9 @@ class BaseModel(nn.Module):
     def _device(self) -> torch.device | None:
         """Return the device of the first parameter; None for a model without any.
 
-        Walking `parameters()` costs more than the rest of a step's overhead. The place of the first parameter is
-        therefore cached: its module's dict and its name. The entry there may be replaced (`to`, `functional_call`,
-        FSDP).
+        Iterating over `parameters()` takes longer than the rest of the overhead of a step. Therefore, the place of the
+        first parameter is cached: the dict of its module and its name. The entry may be replaced (`to`,
+        `functional_call`, FSDP).
         """
         parameter = None if self._anchor is None else self._anchor.parameter
         if parameter is None:
@@ -113,7 +114,8 @@ class BaseModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Anchor:
-    """Place of a model's first parameter: no value of the model, in which two that are equal could differ."""
+    """Place of the first parameter of a model. It is not compared as a value of the model, because equal models could
+    differ in it."""
 
     owner: Mapping[str, nn.Parameter | None]
     name: str
@@ -136,10 +138,10 @@ def call(model: nn.Module, batch: Any, mode: str) -> Any:
 
 
 def as_module(preprocessor: Preprocessor) -> nn.Module | None:
-    """Return a preprocessor as one module; several are called one after another.
+    """Return a preprocessor as one module; several modules are called one after the other.
 
     Raises:
-        ConfigError: neither a module nor several.
+        ConfigError: it is neither a module nor several modules.
     """
     if preprocessor is None or isinstance(preprocessor, nn.Module):
         return preprocessor
@@ -147,10 +149,10 @@ def as_module(preprocessor: Preprocessor) -> nn.Module | None:
 
 
 def modules(key: str, given: Any) -> list[nn.Module]:
-    """Return modules from a list, or from a mapping by name, in order; a name whose value is None is left out.
+    """Return modules from a list, or from a mapping by name, in order; names whose value is None are omitted.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: the value is something else.
     """
     found = [each for each in given.values() if each is not None] if isinstance(given, Mapping) else given
     if not isinstance(found, Sequence) or not all(isinstance(each, nn.Module) for each in found):
@@ -202,7 +204,7 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
 def _one_number(key: str, loss: Tensor, shape: torch.Size) -> Tensor:
     """Return a loss of the shape `[1]`, or `[K, 1]` in a stack, without its last dimensions."""
     if loss.numel() != shape.numel():
-        raise not_one_number(key, loss.shape[len(shape) :], "Its sum would change the size of every step")
+        raise not_one_number(key, loss.shape[len(shape) :], "The sum of the loss would change the size of every step")
     return loss.reshape(shape)
 
 

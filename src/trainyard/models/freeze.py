@@ -16,7 +16,7 @@ def parse(patterns: Any) -> list[str]:
     """Return the patterns for `freeze` as a list; None means none.
 
     Raises:
-        ConfigError: under `freeze`: not a list of strings.
+        ConfigError: (under `freeze`) the value is not a list of strings.
     """
     return listed("freeze", patterns)
 
@@ -24,21 +24,21 @@ def parse(patterns: Any) -> list[str]:
 def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
     """Exclude the parameters that match a pattern from training.
 
-    They have no gradients, and the optimizer does not get them. A module that matches a pattern itself, or all of whose
-    parameters are frozen, is kept in evaluation mode as long as none of its parameters is trained: the running
-    statistics of its BatchNorm are used and not updated, and its dropout drops nothing. `frozen_stages` and `norm_eval`
+    They have no gradients and are not passed to the optimizer. A module that matches a pattern itself, or whose
+    parameters are all frozen, is kept in evaluation mode as long as none of its parameters is trained: the running
+    statistics of its BatchNorm are used but not updated, and its dropout is inactive. `frozen_stages` and `norm_eval`
     of the OpenMMLab networks do the same.
 
     Args:
         model: changed in place.
-        patterns: globs for the full name of a module (`net.backbone`), of which all is frozen, for its class
+        patterns: globs for the full name of a module (`net.backbone`), which is frozen completely, for its class
             (`BatchNorm2d`), or for the full name of a parameter (`*.bias`).
 
     Returns:
         A summary of the frozen parts, for the log.
 
     Raises:
-        ConfigError: not a list of strings, a pattern that matches nothing, or nothing is left to train.
+        ConfigError: `patterns` is not a list of strings, a pattern matches nothing, or no parameters remain to train.
     """
     patterns = parse(patterns)
     modules = {name: module for name, module in model.named_modules() if name}
@@ -67,7 +67,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
     model.train(model.training)
     sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
     numbers = sum(sizes[each] for each in frozen)
-    return f"Frozen: {len(frozen)} of {len(sizes)} parameters, {numbers} of {sum(sizes.values())} numbers"
+    return f"Frozen: {len(frozen)} of {len(sizes)} parameters ({numbers} of {sum(sizes.values())} elements)"
 
 
 def _train(model: nn.Module, still: Sequence[str], mode: bool = True) -> nn.Module:
@@ -83,18 +83,18 @@ def _train(model: nn.Module, still: Sequence[str], mode: bool = True) -> nn.Modu
 def unfreeze(model: nn.Module, patterns: Sequence[str], key: str = "unfreeze") -> list[str]:
     """Train the parameters that match a pattern: they get gradients, and their modules leave evaluation mode.
 
-    An optimizer that does not hold them yet has to be given them; `Runner.unfreeze` does so.
+    They must be added to an optimizer that does not contain them yet, as `Runner.unfreeze` does.
 
     Args:
         model: changed in place.
-        patterns: as `freeze` takes them.
-        key: of the patterns, for errors.
+        patterns: as for `freeze`.
+        key: the key of the patterns, for errors.
 
     Returns:
         The names of the parameters that were frozen before.
 
     Raises:
-        ConfigError: not a list of strings, or a pattern that matches no parameter.
+        ConfigError: `patterns` is not a list of strings, or a pattern matches no parameter.
     """
     changed = [name for name in fitting_parameters(model, patterns, key) if not model.get_parameter(name).requires_grad]
     for name in changed:
@@ -104,10 +104,10 @@ def unfreeze(model: nn.Module, patterns: Sequence[str], key: str = "unfreeze") -
 
 
 def fitting_parameters(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
-    """Return the names of the parameters that match a pattern, or lie in a module that does, in the model's order.
+    """Return the names of the parameters that match a pattern, or are in a module that does, in the order of the model.
 
     Raises:
-        ConfigError: under `key`: not a list of strings, or a pattern that matches no parameter.
+        ConfigError: (under `key`) the value is not a list of strings, or a pattern matches no parameter.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -117,7 +117,9 @@ def fitting_parameters(model: nn.Module, patterns: Sequence[str], key: str) -> l
         found = {id(parameter) for module in fitting for parameter in module.parameters()}
         found |= {id(each) for name, each in parameters.items() if fits(pattern, name)}
         if fitting and not found:
-            raise ConfigError(key, pattern, "a pattern that matches parameters; what this one matches has none")
+            raise ConfigError(
+                key, pattern, "a pattern that matches parameters; this one matches only modules without parameters"
+            )
         if not found:
             raise unknown(key, pattern, modules, parameters)
         chosen |= found

@@ -81,7 +81,9 @@ class GAN(BaseModel):
     def forward(self, x: Tensor, y: Tensor, mode: str = "tensor") -> Tensor:  # type: ignore[override]
         """Return generated points; the losses come from `train_steps`."""
         if mode not in MODES or mode == "loss":
-            raise ValueError(f"mode {mode!r} given; a GAN has predict and tensor, and its losses in train_steps")
+            raise ValueError(
+                f"mode {mode!r} is invalid. Expected predict or tensor; train_steps of a GAN returns its losses."
+            )
         return self.generate(y)
 
     def _judge(self, x: Tensor, y: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
         leaves = dict.fromkeys(leaf for module in fitting.values() for leaf in own_parameters(module))
         for leaf, initializer in by_leaf.items():
             if leaf not in leaves:
-                accepted = f"a parameter of the modules that match {pattern!r}: {', '.join(leaves) or 'they have none'}"
+                accepted = f"a parameter of the modules that match {pattern!r}: {', '.join(leaves) or 'none'}"
                 raise ConfigError(f"init.{pattern}", leaf, accepted, options=leaves)
             for name, module in fitting.items():
                 parameter = own_parameters(module).get(leaf)
@@ -90,7 +90,7 @@ def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
         except (TypeError, ValueError, RuntimeError) as error:
             accepted = f"an initializer that works for {name} {list(parameter.shape)}, which matches the pattern"
             raise ConfigError(
-                key, _named(initializer), accepted, hint=f"Its error: {str(error).rstrip('.')}."
+                key, _named(initializer), accepted, hint=f"The error is: {str(error).rstrip('.')}."
             ) from error
     return f"Initialized by rules: {len(chosen)} of {len(list(model.parameters()))} parameters"
 

@@ -111,8 +111,8 @@ class Mixup(BatchMix):
     def mix(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         if not x.is_floating_point():
             raise TrainyardError(
-                f"Mixup takes means of floating-point numbers; the input is {_shape(x)}. DataPreprocessor before it "
-                f"makes floats of integers."
+                f"Mixup needs floating-point inputs, but the input is {_shape(x)}. Put a DataPreprocessor "
+                "before Mixup to convert integers to floats."
             )
         own = kept.to(x.dtype)
         return own * x + (1 - own) * x.roll(1, 0), kept
@@ -135,7 +135,7 @@ class CutMix(BatchMix):
 
     def mix(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         if x.ndim < 3:
-            raise TrainyardError(f"CutMix takes images [B, ..., H, W]; the input is {_shape(x)}.")
+            raise TrainyardError(f"CutMix needs images [B, ..., H, W], but the input is {_shape(x)}.")
         half = (1 - kept).sqrt() / 2  # of the rectangle's sides, as a fraction of the image's
         rows, columns = (_span(size, half) for size in x.shape[-2:])
         inside = rows.unsqueeze(1) & columns
@@ -203,8 +203,8 @@ def _places(batch: Any) -> tuple[Any, Any]:
         if targets and len(inputs) == 1:
             return inputs[0], targets[0]
     raise TrainyardError(
-        "Mixup and CutMix need batches of one input and one target: a tuple (x, y), or a mapping with one other entry "
-        f"and a target with one of the keys {', '.join(TARGET_KEYS)}."
+        "Mixup and CutMix need batches of one input and one target: a tuple (x, y), or a mapping with two "
+        "entries. In a mapping, the key of the target must be one of {', '.join(TARGET_KEYS)}."
     )
 
 
@@ -224,7 +224,7 @@ def _where(chosen: Tensor, one: Any, other: Any) -> Any:
     if not isinstance(one, Tensor):
         return one
     if one.shape != other.shape:
-        raise TrainyardError(f"The choices give tensors of different shapes: {_shape(one)} and {_shape(other)}.")
+        raise TrainyardError(f"The choices return tensors of different shapes: {_shape(one)} and {_shape(other)}.")
     return torch.where(chosen, one, other)
 
 

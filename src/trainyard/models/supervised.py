@@ -65,7 +65,7 @@ class Supervised(BaseModel):
             loss = nn.CrossEntropyLoss() if ignore_index is None else nn.CrossEntropyLoss(ignore_index=ignore_index)
         own = getattr(loss, "ignore_index", ignore_index)
         if ignore_index is not None and own != ignore_index:
-            raise ConfigError("ignore_index", ignore_index, f"{own}, as the loss has it")
+            raise ConfigError("ignore_index", ignore_index, f"{own}, which is the value of the loss")
         self.loss = loss
         self.has_own_loss = given is None and takes(net, OWN_TARGET)
 
@@ -95,8 +95,8 @@ class Supervised(BaseModel):
         loss = getattr(output, "loss", None)
         if loss is None:
             raise TrainyardError(
-                f"{type(self.net).__name__} takes {OWN_TARGET!r} and returned no loss, but {_described(output)}. "
-                f"Give Supervised a loss(output, target)."
+                f"{type(self.net).__name__} takes {OWN_TARGET!r}, but returned {_described(output)} instead of "
+                "a loss. Give Supervised a loss(output, target)."
             )
         labels = batch[OWN_TARGET]
         each = isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
@@ -116,7 +116,7 @@ def logits_of(output: Any) -> Any:
 
 def _described(output: Any) -> str:
     if isinstance(output, Mapping):
-        return f"a {type(output).__name__} with {', '.join(map(str, output)) or 'nothing in it'}"
+        return f"a {type(output).__name__} with {', '.join(map(str, output)) or 'no entries'}"
     return f"a {type(output).__name__}" + (f" {list(output.shape)}" if isinstance(output, Tensor) else "")
 
 

@@ -55,7 +55,7 @@ class TableEncoder(DataPreprocessor):
         numbers = [name for name in self.columns if name not in self.categories]
         for key, given in (("mean", mean), ("std", std), ("fill", fill)):
             if len(given) != len(numbers):
-                raise ConfigError(key, list(given), f"{len(numbers)} numbers, one for each column of numbers")
+                raise ConfigError(key, list(given), f"{len(numbers)} numbers, one for each numeric column")
         super().__init__(list(mean) or 0.0, list(std) or 1.0, fitted=True)
         self.register_buffer("fill", torch.tensor(list(fill), dtype=torch.float32))
         self.register_buffer("digest", torch.tensor(_digest([self.columns, self.categories])))
@@ -117,8 +117,8 @@ class TableEncoder(DataPreprocessor):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}digest")
         if saved is not None and not torch.equal(saved.cpu(), self.digest.cpu()):
-            accepted = "a table with the columns and categories that the checkpoint was trained with"
-            hint = "Set data.path to the table that it was trained with. For other test data, use data.test_path."
+            accepted = "a table with the columns and categories of the table on which the checkpoint was trained"
+            hint = "Set data.path to that table. For other test data, use data.test_path."
             raise ConfigError("data.path", "other columns or categories", accepted, hint=hint)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -63,9 +63,7 @@ class Timm(Supervised):
             if unknown is None:
                 raise
             key = unknown.group(1)
-            raise ConfigError(
-                key, arguments.get(key), f"an argument of timm's {name}; there is no such argument"
-            ) from None
+            raise ConfigError(key, arguments.get(key), f"an argument that timm's {name} accepts") from None
         except OSError as error:
             raise not_at_hand("pretrained", pretrained, _place(timm, name), error) from error
         super().__init__(net, loss, data_preprocessor)
@@ -74,5 +72,7 @@ class Timm(Supervised):
 def _place(timm: Any, name: str) -> Path | str:
     known = timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
     return (
-        hub_file(known.hf_hub_id, "model.safetensors") if known and known.hf_hub_id else "(timm has no weights of it)"
+        hub_file(known.hf_hub_id, "model.safetensors")
+        if known and known.hf_hub_id
+        else "(timm has no weights of this model)"
     )

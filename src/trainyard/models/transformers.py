@@ -161,7 +161,7 @@ def _drawn(auto: Any, config: Any, entries: dict[str, Any]) -> Any:
     try:
         return auto.from_config(config)
     except ValueError as error:  # as sizes that do not go together
-        accepted = f"entries of {type(config).__name__} from which a model can be built"
+        accepted = f"entries of {type(config).__name__} that define a model"
         raise ConfigError("config", entries, accepted, hint=f"transformers says: {error}") from error
 
 

@@ -35,7 +35,7 @@ _ACCEPTED = {
     "weight_decay": _NUMBER,
     "momentum": _NUMBER,
     "betas": "two numbers of at least 0 and below 1",
-    "nesterov": "true only with a momentum above 0 and a dampening of 0",
+    "nesterov": "false, or a momentum above 0 and a dampening of 0",
 }
 _SPELT = {"lr": "learning rate", "eps": "epsilon", "betas": "beta parameter", "weight_decay": "weight decay"}
 """Names of arguments in torch's messages, where they differ from the arguments' own."""
@@ -88,7 +88,7 @@ def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Mo
     optimizer = _construct(partial, listed)
     refusal = _refusal_of_fused(optimizer)
     if refusal is not None:
-        log.warning("%s without fused=True: %s", type(optimizer).__name__, refusal)
+        log.warning("%s runs without fused=True: %s", type(optimizer).__name__, refusal)
         optimizer = _construct(functools.partial(partial, fused=None), listed)
     if _foreach_pays(optimizer):
         for numbers in (optimizer.defaults, *optimizer.param_groups):
@@ -111,7 +111,7 @@ def groups_of(partial: Any, params: Sequence[Any], model: nn.Module) -> list[dic
 def _ruled(rules: Paramwise, partial: Callable[..., Optimizer], params: Sequence[Any], model: nn.Module | None) -> Any:
     """Return the groups that `paramwise` makes."""
     if model is None:
-        raise TypeError("paramwise rules need the model")
+        raise TypeError("paramwise rules need the model; pass it to the builder of the optimizer")
     numbers = _defaults(partial) | getattr(partial, "keywords", {})
     try:
         groups = rules.groups(model, params, numbers)
@@ -202,7 +202,7 @@ def _refusal_of_fused(optimizer: Optimizer) -> str | None:
     if not optimizer.defaults.get("fused"):
         return None
     if isinstance(optimizer, SGD) and any(group["dampening"] != 0 for group in optimizer.param_groups):
-        return "with a dampening, it fails where a parameter gets its first gradient later than others"
+        return "with dampening, the fused step fails if a parameter receives its first gradient later than others"
     kinds = {(param.device, param.dtype) for group in optimizer.param_groups for param in group["params"]}
     for device, dtype in kinds:
         probe = torch.zeros(1, device=device, dtype=dtype, requires_grad=dtype.is_floating_point or dtype.is_complex)

@@ -26,8 +26,10 @@ class ByModel:
         """
         make: Any = getattr(model, "configured_optimizers", None)
         if make is None:
-            hint = "A LightningModule does: model=lightning."
-            raise ConfigError("optim", "model", f"an optimizer: {type(model).__name__} configures none", hint=hint)
+            hint = "Use a LightningModule (model=lightning), or another option of `optim`."
+            raise ConfigError(
+                "optim", "model", f"an optimizer, because {type(model).__name__} does not configure one", hint=hint
+            )
         made: dict[str, Optimizer] = make()
         return next(iter(made.values())) if len(made) == 1 else OptimizerDict(made)
 
@@ -54,8 +56,8 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         count = sum(1 for _ in model.parameters())
-        hint = f"All {count} of it have requires_grad=False." if count else "It has none."
-        raise ConfigError("model", type(model).__name__, "a module with a parameter that is trained", hint=hint)
+        hint = f"All {count} parameters have requires_grad=False." if count else "The module has no parameters."
+        raise ConfigError("model", type(model).__name__, "a module with at least one trainable parameter", hint=hint)
     if isinstance(part, Optimizer):
         held = {id(parameter) for group in part.param_groups for parameter in group["params"]}
         if not any(id(parameter) in held for parameter in parameters):

@@ -149,7 +149,7 @@ def _reordered(state: dict[str, Any], part: _Part) -> dict[str, Any]:
     if part.same:
         return state
     if "param_groups" not in state or "state" not in state:
-        raise ValueError("its optimizer has a state in an unknown format, and the order of the parameters differs")
+        raise ValueError("its optimizer state has an unknown format, and the order of the parameters differs")
     packed = list(chain.from_iterable(group["params"] for group in state["param_groups"]))
     groups: list[dict[str, Any]] = []
     first = 0
@@ -190,7 +190,7 @@ def bind(
     own = optimizers_of(optimizer)
     theirs = saved["groups"] if saved is not None else state.get("optimizers", {"": state})
     if own.keys() != theirs.keys():
-        raise ValueError(f"its optimizers are {', '.join(theirs)}, here {', '.join(own)}")
+        raise ValueError(f"its optimizers are {', '.join(theirs)}, but this run has {', '.join(own)}")
     if saved is None:
         return Binding({name: _by_position(model, part, theirs[name]) for name, part in own.items()})
     first = _first_names(model)
@@ -222,7 +222,7 @@ def _by_name(model: nn.Module, optimizer: Any, saved: Groups, at_start: Sequence
     for name, shape, dtype in chain.from_iterable(own):
         if list(entries[name][1:]) != [shape, dtype]:
             there = f"{list(entries[name][1])} in {entries[name][2]}"
-            raise ValueError(f"its parameter {name} is {there}, here {shape} in {dtype}")
+            raise ValueError(f"its parameter {name} is {there}, but in this run {shape} in {dtype}")
     left = dict(enumerate(begun))
     numbers = []
     for group in own:
@@ -230,11 +230,11 @@ def _by_name(model: nn.Module, optimizer: Any, saved: Groups, at_start: Sequence
             (each for each, theirs in left.items() if set(_names_of([theirs])) == set(_names_of([group]))), None
         )
         if number is None:
-            raise ValueError(f"its parameter groups are {_shown(begun)}, here {_shown(own)}")
+            raise ValueError(f"its parameter groups are {_shown(begun)}, but this run has {_shown(own)}")
         del left[number]
         numbers.append(number)
     if left:
-        raise ValueError(f"its parameter groups are {_shown(begun)}, here {_shown(own)}")
+        raise ValueError(f"its parameter groups are {_shown(begun)}, but this run has {_shown(own)}")
     numbers += _add_later(model, optimizer, saved, at_start, numbers)
     places = {entry[0]: place for place, entry in enumerate(chain.from_iterable(saved))}
     names = _names(model, optimizer)
@@ -248,15 +248,17 @@ def _add_later(
     grown = [(own, saved[number][at_start[number] :]) for own, number in enumerate(numbers)]
     later = list(chain.from_iterable([*(more for _, more in grown), *saved[len(at_start) :]]))
     if later and not hasattr(optimizer, "add_param_group"):
-        raise ValueError(
-            f"it later trained {_some(_names_of([later]))}; the trained parameters of a stack's member cannot change"
-        )
+        raise ValueError(f"its run later unfroze {_some(_names_of([later]))}, which a member of a stack cannot do")
     parameters = dict(model.named_parameters())
     for entry in later:
         found = parameters.get(entry[0])
         if found is None or _entry(entry[0], found) != [entry[0], list(entry[1]), entry[2]]:
-            here = "which this model does not have" if found is None else f"here {_entry(entry[0], found)[1:]}"
-            raise ValueError(f"it trained {entry[0]} {list(entry[1:])}, {here}")
+            here = (
+                "but this model has no such parameter"
+                if found is None
+                else f"but in this model the parameter is {_entry(entry[0], found)[1:]}"
+            )
+            raise ValueError(f"it contains {entry[0]} {list(entry[1:])}, {here}")
     for own, more in grown:
         optimizer.param_groups[own]["params"] += [parameters[entry[0]] for entry in more]
     for group in saved[len(at_start) :]:
@@ -271,7 +273,7 @@ def _by_position(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> 
     sizes = [len(group) for group in own]
     theirs = [len(group["params"]) for group in state.get("param_groups", [{"params": group} for group in own])]
     if theirs != sizes:
-        raise ValueError(f"its parameter groups hold {theirs} parameters, here {sizes}")
+        raise ValueError(f"its parameter groups have {theirs} parameters, but those of this run have {sizes}")
     for place, (name, shape, _) in enumerate(chain.from_iterable(own)):
         for key, value in state.get("state", {}).get(place, {}).items():
             if key in SHAPED and isinstance(value, Tensor) and list(value.shape) != shape:
@@ -284,8 +286,8 @@ def _by_position(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> 
 def _check_same(what: str, theirs: Collection[str], own: Collection[str]) -> None:
     only_theirs = [name for name in theirs if name not in set(own)]
     only_own = [name for name in own if name not in set(theirs)]
-    differ = [f"{what} in the checkpoint but not here: {_some(only_theirs)}"] if only_theirs else []
-    differ += [f"{what} here but not in the checkpoint: {_some(only_own)}"] if only_own else []
+    differ = [f"{what} in the checkpoint but not in this run: {_some(only_theirs)}"] if only_theirs else []
+    differ += [f"{what} in this run but not in the checkpoint: {_some(only_own)}"] if only_own else []
     if differ:
         raise ValueError("; ".join(differ))
 

@@ -61,6 +61,10 @@ def _stack(model: nn.Module) -> str:
         and sum(any(True for _ in child.parameters()) for child in module.children()) > 1
     }
     if not sizes:
-        raise ConfigError("layers", None, f"globs for the layers: {type(model).__name__} has no list of modules")
+        raise ConfigError(
+            "layers",
+            None,
+            f"globs that match the layers, because {type(model).__name__} has no ModuleList or Sequential",
+        )
     largest: str = max(sizes, key=sizes.__getitem__)
     return largest

@@ -89,7 +89,7 @@ class Lion(Optimizer):
             params = [param for param in group["params"] if param.grad is not None]
             for param in params:
                 if param.is_complex() or param.grad.is_sparse:
-                    raise RuntimeError("Lion takes neither complex parameters nor sparse gradients")
+                    raise RuntimeError("Lion supports neither complex parameters nor sparse gradients")
                 if not self.state[param]:
                     self.state[param]["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
             grads = [param.grad for param in params]

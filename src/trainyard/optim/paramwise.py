@@ -87,7 +87,7 @@ class Paramwise:
         self._layer_decay = None if layer_decay is None else number("layer_decay", layer_decay, above=0, at_most=1)
         self._layers = None if layers is None else listed("layers", layers)
         if layer_decay is None and layers is not None:
-            raise ConfigError("layers", list(layers), "null without a layer_decay")
+            raise ConfigError("layers", list(layers), "null, because layer_decay is null")
         self._bypass_duplicate = boolean("bypass_duplicate", bypass_duplicate)
 
     def groups(self, model: nn.Module, params: Iterable[Tensor], numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ class Paramwise:
         names = _names(model)
         params = list({id(param): param for param in params}.values())
         if any(id(param) not in names for param in params):
-            raise ValueError("paramwise rules for parameters of the model only")
+            raise ValueError("paramwise rules can only be used for parameters of the model")
         known = [name for places in names.values() for name, _ in places]
         self._check(known, numbers)
         found: dict[tuple[str | None, ...], list[Tensor]] = {}
@@ -240,7 +240,7 @@ def _factor(key: str, value: Any) -> float | None:
 
 
 def _without(key: str, factor: float | None, number: str) -> ConfigError:
-    return ConfigError(key, factor, f"null: this optimizer has no {number}")
+    return ConfigError(key, factor, f"null, because this optimizer has no {number}")
 
 
 def _parts(names: Iterable[str]) -> list[str]:
@@ -255,4 +255,4 @@ def _parts(names: Iterable[str]) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"There are {', '.join(names[:4])}{more}."
+    return f"The names are {', '.join(names[:4])}{more}."

@@ -74,7 +74,7 @@ class OptimizerDict(Optimizer):
         """
         states = state_dict["optimizers"]
         if set(states) != set(self.optimizers):
-            raise ValueError(f"its optimizers are {', '.join(states)}, here {', '.join(self.optimizers)}")
+            raise ValueError(f"its optimizers are {', '.join(states)}, but this run has {', '.join(self.optimizers)}")
         for name, optimizer in self.optimizers.items():
             without_dynamo.method(optimizer, "load_state_dict")(states[name])
 
@@ -94,7 +94,7 @@ def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDic
     groups: Mapping[str, Any] | None = getattr(model, "optimizer_groups", None)
     kind = type(model).__name__
     if groups is None:
-        raise ConfigError("", list(partials), f"one optimizer: {kind} has no optimizer_groups")
+        raise ConfigError("", list(partials), f"one optimizer, because {kind} has no optimizer_groups")
     for name in partials:
         if name not in groups:
             raise ConfigError(

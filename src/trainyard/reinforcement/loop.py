@@ -82,7 +82,7 @@ class DQNLoop(SimulationTrainLoop):
             values = call(runner.model, self._batch_of(runner, as_observation(seen)), "predict")
         actions = getattr(environment.action_space, "n", None)
         if values.shape[-1] != actions:
-            raise ConfigError("model", list(values.shape[1:]), f"a net with the values of {actions} actions")
+            raise ConfigError("model", list(values.shape[1:]), f"a net with {actions} outputs, one for each action")
 
     def next_batch(self, runner: Runner) -> dict[str, Tensor]:
         """Take a step (before the first iteration, `warm_up` steps), and return a batch of the memory."""

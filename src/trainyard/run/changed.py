@@ -38,8 +38,8 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], *, ended: bool)
             raise ConfigError(key, value, accepted, hint="A job with another value must start from scratch.")
     if ended and not any(key in LENGTHS for key, _ in differing):
         raise TrainyardError(
-            "the job has finished, and a clone of it would have nothing to train. "
-            f"Increase {' or '.join(LENGTHS)} to train it further"
+            "the job has finished, so its clone would have nothing to train. Increase {' or '.join(LENGTHS)} "
+            "to train the clone further"
         )
     named = [key for key, _ in differing if _is_below(key, OVERRIDDEN)]
     return [key for key in named if key.rpartition(".")[2] not in FLAGS]

@@ -85,7 +85,7 @@ def _run(job: RankJob, own: World) -> Returned | JobPaused:
             raise
         except Exception as error:
             place = where([frame for frame, _ in traceback.walk_tb(error.__traceback__)])
-            _note(f"{traceback.format_exc().rstrip()}\nThis was {place or 'in no hook'}.")
+            _note(f"{traceback.format_exc().rstrip()}\nThe rank was {place or 'not in a hook'}.")
             raise
 
 

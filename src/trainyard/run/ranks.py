@@ -82,7 +82,7 @@ def spread(values: Mapping[str, Any], room: int = 0) -> Spread:
     if "launcher" not in node:
         found = world.find()
         if found is not None and found.world_size > 1:
-            hint = f"{found.world_size} processes of this run were started."
+            hint = f"This run was started in {found.world_size} processes."
             raise ConfigError("strategy", _name(node), "a strategy for several devices: ddp or fsdp", hint=hint)
         return Spread()
     strategy: Distributed = build(node, "strategy")
@@ -270,7 +270,7 @@ def _gpus(over: Spread) -> list[str]:
 def go_on(work_dir: Path) -> str:
     """Return the instruction for resuming the run in this directory."""
     if not any((work_dir / "checkpoints").glob("*.pt")):
-        return "there is no checkpoint to resume from."
+        return "no checkpoint was saved, so the run cannot be resumed."
     return f"to resume, use the same command with {shell_override('hydra.run.dir', shown(work_dir))} resume=true"
 
 

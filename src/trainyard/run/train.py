@@ -102,7 +102,7 @@ def _tried(
         if not resumes or runner.strategy.agree(bool(caught)):
             _raise_if_ended_early(runner, caught)
     runner.strategy.end()
-    log.info("Quick check passed: two batches of each set, a checkpoint and its resume.")
+    log.info("Quick check passed: two batches of each split, a checkpoint, and resuming from this checkpoint.")
     return returned(runner.members[0], () if position is None else position.metrics)
 
 
@@ -257,7 +257,7 @@ def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
     removed = {override.partition("=")[0] for override in HydraConfig.get().overrides.task}
     missing = [name for name in missing if name not in (config.get("hook") or {}) and f"~hook.{name}" not in removed]
     if missing:
-        what = {"logger": "logs (hook.logger)", "checkpoint": "saves checkpoints (hook.checkpoint)"}
+        what = {"logger": "logs values (hook.logger)", "checkpoint": "saves checkpoints (hook.checkpoint)"}
         log.warning(
             "No hook %s. To add to the default hooks, start the option file with "
             "`defaults: [default, _self_]`, or select both: hook=[default,…].",
@@ -300,7 +300,9 @@ def _summarize(member: Member) -> None:
 
 def _ship(tracker: Tracker) -> Shipment:
     """Wait for the rest to be shipped; log a notice if that takes long."""
-    notice = threading.Timer(3.0, log.info, ["Uploading to MLflow. Ctrl-C continues in the background."])
+    notice = threading.Timer(
+        3.0, log.info, ["Uploading to MLflow. Press Ctrl-C to continue the upload in the background."]
+    )
     notice.daemon = True
     notice.start()
     try:

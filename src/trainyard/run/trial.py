@@ -174,12 +174,12 @@ class _Parts(Parts):
                 self.use_cpu(repr(error))
             else:
                 if sum(parameter.numel() for parameter in self._model.parameters()) <= SMALL:
-                    self.use_cpu("it is small")
+                    self.use_cpu("the model is small")
         return self._model
 
     def use_cpu(self, reason: str) -> None:
         """Build the model on the CPU."""
-        log.debug("Built on the CPU: %s", reason)
+        log.debug("The model is built on the CPU: %s", reason)
         self.meta = False
         self._model = self._built(CPU)
 
@@ -260,7 +260,7 @@ def _attempt(step: Step, parts: _Parts, values: Values) -> str | None:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        log.debug("Tried as a single run: %r", error)
+        log.debug("The job is checked as a single run: %r", error)
         return _error_of_single_run(values)
     return None
 

@@ -25,7 +25,7 @@ def hooks_of_rank(hooks: Mapping[str, HookLike], strategy: Strategy) -> dict[str
     for name, hook in hooks.items():
         if getattr(hook, "ranks", "all") == "one":
             accepted = f"strategy=single, or no such hook (~hook.{name})"
-            raise ConfigError(f"hook.{name}", type(hook).__name__, accepted, hint="It works on one device only.")
+            raise ConfigError(f"hook.{name}", type(hook).__name__, accepted, hint="This hook works on one device only.")
     own: dict[str, HookLike] = {
         name: hook for name, hook in hooks.items() if strategy.is_main or getattr(hook, "ranks", "all") == "all"
     }

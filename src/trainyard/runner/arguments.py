@@ -32,7 +32,7 @@ def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     except ConfigError as error:
         if error.key != "work_dir":
             raise
-        how = "Runner.from_cfg(cfg, work_dir=…) gives it one; with work_dir=None the run writes nothing."
+        how = "Pass a directory with Runner.from_cfg(cfg, work_dir=…), or None for a run that writes nothing."
         raise ConfigError("work_dir", error.given, "the directory of the run", hint=how) from error
     return {"model": None} | values
 

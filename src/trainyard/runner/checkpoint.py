@@ -247,7 +247,7 @@ def newest(directory: Path, upto: str | None = None) -> tuple[Path, dict[str, An
     """
     last = directory / LAST
     if last.exists() and not last.is_file():
-        raise TrainyardError(f"{last} is not a file. Move it: the list of checkpoints is written there.")
+        raise TrainyardError(f"{last} is not a file. Move it, because the list of checkpoints is written to this path.")
     paths = list(_newest_first(directory))
     begin = 0 if upto is None else [path.name for path in paths].index(upto)
     for path in paths[begin:]:
@@ -286,7 +286,9 @@ def given(
         others = sorted(str(other) for other in file.parent.glob("*.pt"))
         raise ConfigError(key, str(path), "the path of a checkpoint file that exists", options=others) from None
     except DamagedCheckpointError as error:
-        raise ConfigError(key, str(path), "a complete checkpoint", hint=f"This one cannot be used: {error}.") from None
+        raise ConfigError(
+            key, str(path), "a complete checkpoint", hint=f"This checkpoint cannot be used: {error}."
+        ) from None
 
 
 class Writer:

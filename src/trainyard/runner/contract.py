@@ -52,7 +52,7 @@ def checked(key: str, loop: Any, kind: type) -> Any:
     missing = [name for name in needed if not hasattr(loop, name)]
     if missing:
         accepted = f"an object with {', '.join(needed)} (docs/runner.md)"
-        raise ConfigError(key, type(loop).__name__, accepted, hint=f"It has no {missing[0]}.")
+        raise ConfigError(key, type(loop).__name__, accepted, hint=f"This object has no {missing[0]}.")
     return loop
 
 

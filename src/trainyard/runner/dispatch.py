@@ -160,7 +160,7 @@ class Dispatch:
             ConfigError: there is no such stage.
         """
         if name not in self._calls:
-            accepted = "a stage; a loop of your own names its further ones in its class attribute `stages`"
+            accepted = "a stage; a custom loop names additional stages in its class attribute `stages`"
             raise ConfigError("stages", name, accepted, options=self.stages)
         return self._calls[name]
 
@@ -189,7 +189,7 @@ class Dispatch:
         hook = self.hooks[name]
         needed = ("priority", "state_dict", "load_state_dict")
         if isinstance(hook, type) or not all(hasattr(hook, member) for member in needed):
-            hint = f"hook={name} chooses the option of that name, ~hook.{name} removes this."
+            hint = f"To select the option with this name, use hook={name}; to remove the hook, use ~hook.{name}."
             accepted = "a trainyard.hooks.Hook, or its config with `_target_`"
             raise ConfigError(f"hook.{name}", hook, accepted, hint=hint if isinstance(hook, Mapping) else "")
 

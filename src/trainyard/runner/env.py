@@ -113,7 +113,7 @@ def _threads(key: str, value: int | None) -> int | None:
     return (
         None
         if value is None
-        else integer(key, value, at_least=1, at_most=MOST_THREADS, other="null to leave it as it is")
+        else integer(key, value, at_least=1, at_most=MOST_THREADS, other="null to leave the setting unchanged")
     )
 
 

@@ -57,7 +57,11 @@ class Interactive(Parts):
         """
         self.prepare()
         if self.strategy.world_size > 1:
-            raise ConfigError("strategy", type(self.strategy).__name__, "single; hook.checkpoint saves all ranks")
+            raise ConfigError(
+                "strategy",
+                type(self.strategy).__name__,
+                "single (with several devices, use hook.checkpoint to save a checkpoint of all ranks)",
+            )
         (state,) = self.checkpoint()
         self.call("before_save_checkpoint", checkpoint=state, member=self.members[0])
         file = Path(path)

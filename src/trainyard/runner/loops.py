@@ -171,7 +171,7 @@ class EpochBasedTrainLoop(TrainLoop):
         super().sanity_check(runner)
         if length_hint(runner.loader("train")) is None:
             log.info(
-                "The training data has no length: an epoch lasts until the data ends. For endless data, train for a "
+                "The training data has no length: an epoch lasts until the data ends. For endless data, set a "
                 "number of iterations: loop=iter (IterBasedTrainLoop)."
             )
 

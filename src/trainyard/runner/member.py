@@ -263,7 +263,7 @@ class Member:
             lost.append(self.objective.name)
         if lost:
             log.warning(
-                "%s is shorter than the checkpoint of iteration %d: values of %s are missing here and in MLflow.",
+                "%s ends before the checkpoint of iteration %d: values of %s are missing in this file and in MLflow.",
                 journal.path,
                 self.iter,
                 ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else ""),
@@ -284,7 +284,7 @@ class Member:
         self.journal.status(status, message)
         if (gone := self.journal.gone()) is not None:
             log.warning(
-                "%s was %s during the run: records written since then are missing here and in MLflow.",
+                "%s was %s during the run: records written since then are missing in this file and in MLflow.",
                 self.journal.path,
                 gone,
                 extra={"member": self},

@@ -253,8 +253,12 @@ def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigEr
     key = "data.batch_size" if "batch_size" in names else "data"
     size = parts.loader("train").batch_size
     drop = "data.drop_last=true" if "drop_last" in names else "drop_last=True of its DataLoader"
-    found = "the last batch has one sample" if samples is None else f"of {samples} samples the last batch has one"
-    why = f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance, and {found}."
+    found = (
+        "the last batch has one sample"
+        if samples is None
+        else f"the last batch of the {samples} samples has one sample"
+    )
+    why = f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance, but {found}."
     if size == 1:
         accepted, why = "at least 2", f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance."
     else:
@@ -278,7 +282,7 @@ def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
     dense = "an Embedding without sparse=True has dense gradients"
     if scene.clipping:
         key = "clip_grad_value" if parts.settings["clip_grad_norm"] is None else "clip_grad_norm"
-        hint = f"{whose}, but torch clips dense gradients only; {dense}."
+        hint = f"{whose}, but torch clips only dense gradients; {dense}."
         return ConfigError(key, parts.settings[key], "null, because the gradients are sparse", hint=hint)
     if not scene.stepping:
         key = scene.part or "model"

@@ -27,6 +27,6 @@ def check_not_mmengine(cfg: Any) -> None:
     if not given:
         return
     key, value = next(iter(given.items()))
-    hint = "This is a config of MMEngine. docs/coming-from-openmmlab.md lists the corresponding options of Trainyard."
+    hint = "This is an MMEngine config. docs/coming-from-openmmlab.md lists the corresponding options of Trainyard."
     accepted = "a composed config of Trainyard: model, data, optim, schedule, hook, metric, loop"
     raise ConfigError(key, value, accepted, hint=hint)

@@ -85,7 +85,8 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
                 _write(member.optimizer, key, own)
         elif option in driven:
             log.warning(
-                "%s was %s in the checkpoint; the schedule continues from the config's %s. Confirm this with %s=[%s].",
+                "%s was %s in the checkpoint; the schedule continues from the config's %s. To confirm this "
+                "change, set %s=[%s].",
                 *(key, _shown(theirs), _shown(own), KEY, key),
                 extra={"member": member},
             )
@@ -93,8 +94,8 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
             for kept in (member.info.params, member.info.settings):  # the run keeps the param that it has
                 kept.pop(key, None)
             log.warning(
-                "%s keeps the value of the checkpoint, %s, and the config's %s is ignored. Use the config's with "
-                "%s=[%s].",
+                "%s keeps the value of the checkpoint, %s, and the config's %s is ignored. To use the value "
+                "of the config, set %s=[%s].",
                 *(key, _shown(theirs), _shown(own), KEY, key),
                 extra={"member": member},
             )
@@ -126,7 +127,7 @@ def position(member: Member, reading: dict[str, Any], done: int) -> tuple[dict[s
 def note(member: Member, key: str, old: str, new: str) -> None:
     """Tell of a value that the config overrides, and record it with the run."""
     log.warning(
-        "%s: %s from here on, instead of %s.",
+        "%s is now %s instead of %s.",
         *(key, new, old),
         extra={"member": member},
     )

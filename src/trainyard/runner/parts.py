@@ -112,7 +112,7 @@ class Parts:
                 "model",
                 type(model).__name__,
                 "a module whose forward takes `mode`",
-                hint="trainyard.models.Supervised(net, loss) makes one of any module.",
+                hint="trainyard.models.Supervised(net, loss) turns any module into such a model.",
             )
         own = {"member": self.members[0]}
         if init := self.settings["init"]:

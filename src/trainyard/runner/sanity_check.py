@@ -56,7 +56,10 @@ def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
         elif name not in known and not name.startswith("train/"):
             raise UnknownMetricError(key, name, f"This run computes {', '.join(known) or none}", options=known)
     if not getattr(runner.schedule, "constant", True) and "param_schedule" not in runner.dispatch.hooks:
-        log.warning("Nothing applies the schedule: the hook param_schedule is missing. It is part of hook=default.")
+        log.warning(
+            "Nothing applies the schedule, because the hook param_schedule is missing. This hook is part of "
+            "hook=default."
+        )
     if runner.settings["sanity_check"]:
         training_check.check(runner, resumes=resumes)
 

@@ -52,7 +52,7 @@ def starting_point(member: Member) -> Start | None:
     """
     if member.resume is True:
         if member.work_dir is None:
-            raise ConfigError("resume", True, "the path of a checkpoint, where the Runner has no work_dir")
+            raise ConfigError("resume", True, "the path of a checkpoint, because the Runner has no work_dir")
         names = checkpoint.read_last(member.checkpoints)
         found = _kept(member, [member.checkpoints / name for name in names[-1:]]) or checkpoint.newest(
             member.checkpoints
@@ -68,7 +68,7 @@ def starting_point(member: Member) -> Start | None:
             "work_dir",
             str(member.work_dir),
             "a directory without a run",
-            hint="resume=true continues the run there.",
+            hint="To continue the run in this directory, use resume=true.",
         )
     if member.load_from is not None:
         return Start(weights.KEY, *checkpoint.given(weights.KEY, member.load_from.path, weights.read))
@@ -160,7 +160,7 @@ def restore(member: Member, start: Start | None, *, weights_only: bool = False) 
     if member.work_dir is not None and start.path.resolve().parent != member.checkpoints:
         member.best = None  # its file is in another directory: the best is determined anew among the states saved here
     if state["seed"] != member.seed:
-        log.warning("The checkpoint was made with seed %s: the order of the data is different now.", state["seed"])
+        log.warning("The checkpoint was saved with seed %s, so the order of the data changes.", state["seed"])
     runner.call("after_load_checkpoint", checkpoint=state, member=member)
     with _of_this_training(start):
         if "eval_model" in state and member.eval_model is not member.model:
@@ -184,7 +184,7 @@ def _of_this_training(start: Start) -> Iterator[None]:
         raise
     except Exception as error:
         accepted = "a checkpoint of this training"
-        hint = f"This one belongs to another training: {error}."
+        hint = f"The checkpoint does not match this run: {error}."
         raise ConfigError(start.key, str(start.path), accepted, hint=hint) from error
 
 
@@ -240,7 +240,7 @@ def _untyped(state: dict[str, Any]) -> dict[str, Any]:
 
 def _check_equal(what: str, saved: object, own: object) -> None:
     if saved != own:
-        raise ValueError(f"its {what} is {saved}, here {own}")
+        raise ValueError(f"its {what} is {saved}, but this run has {own}")
 
 
 def restore_best(member: Member) -> None:

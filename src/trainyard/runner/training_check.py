@@ -44,7 +44,9 @@ def check(runner: Runner, *, resumes: bool) -> None:
                 _try_checkpoint(runner)
     except Exception as error:
         if not isinstance(error, TrainyardError):
-            error.add_note("This was the sanity check before the training; sanity_check=false leaves it out.")
+            error.add_note(
+                "The error occurred in the sanity check before the training; sanity_check=false skips this check."
+            )
         raise
     finally:
         before.restore()
@@ -113,5 +115,7 @@ def _not_plain(state: dict[str, Any]) -> ConfigError | None:
     (part, *inside), value = found
     key = ".".join(("hook", *inside[:1])) if part == "hooks" else part
     place = ".".join(inside[1:] if part == "hooks" else inside)
-    hint = f"Its state_dict() has it under {place!r}." if place else ""
-    return ConfigError(key, value, "tensors and plain values: a checkpoint contains nothing else", hint=hint)
+    hint = f"The value is in state_dict(), under {place!r}." if place else ""
+    return ConfigError(
+        key, value, "tensors and plain values, because a checkpoint cannot contain other objects", hint=hint
+    )

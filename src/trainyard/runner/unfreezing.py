@@ -62,7 +62,8 @@ def check_none_missed(runner: Runner) -> None:
     """Warn of parameters that were never trained: `notice` looks for unfrozen ones between two epochs."""
     if new := _new(runner):
         log.warning(
-            "These parameters have gradients, but no optimizer trained them: %s. Use Runner.unfreeze to train them.",
+            "These parameters have gradients, but are not trained by any optimizer: %s. Use Runner.unfreeze "
+            "to train them.",
             _some(new),
         )
 

@@ -98,8 +98,8 @@ def read(path: Path) -> dict[str, Any]:
             return {str(name): value for name, value in weights.items()}
     inside = f" but {', '.join(map(str, list(state)[:8]))}" if isinstance(state, dict) else ""
     raise checkpoint.DamagedCheckpointError(
-        f"{path}: it contains no tensors by name{inside}, and no {', '.join(PARTS[1:-1])} or {PARTS[-1]} with such "
-        "tensors"
+        f"{path}: the file contains no named tensors{inside}, and no {', '.join(PARTS[1:-1])} or {PARTS[-1]} "
+        "with named tensors"
     )
 
 
@@ -128,7 +128,7 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
     missing = [name for name in wanted if name not in weights]
     foreign = [name for name in weights if name not in own and chosen(name)]
     shapes = {
-        name: f"{name} {list(weights[name].shape)}, here {list(own[name].shape)}"
+        name: f"{name} {list(weights[name].shape)} instead of {list(own[name].shape)}"
         for name in wanted
         if name in weights and getattr(weights[name], "shape", None) != getattr(own[name], "shape", None)
     }
@@ -138,7 +138,9 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
         differ += [f"{name} is not in this model" for name in foreign]
         differ += [f"{name.replace(' ', ' has shape ', 1)}" for name in shapes.values()]
         accepted = f"a checkpoint of this model ({type(model).__name__})"
-        what = f"In this one {_some(differ)}." if differ else "It has none of the requested tensors."
+        what = (
+            f"In this checkpoint, {_some(differ)}." if differ else "The checkpoint has none of the requested tensors."
+        )
         raise ConfigError(key, str(asked.path), accepted, hint=f"{what}{_advice(missing, foreign)}")
     model.load_state_dict({name: like(value, own[name]) for name, value in taken.items()}, strict=False)
     told = [f"{len(taken)} of {len(own)} tensors loaded"]
@@ -190,9 +192,9 @@ def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
                 unused.append(pattern)
             names = [re.sub(pattern, replacement, name) for name in names]
     if unused:
-        accepted = "the start of a name in the file" if beginnings else "a pattern that matches a name in the file"
+        accepted = "the prefix of a name in the file" if beginnings else "a pattern that matches a name in the file"
         above = [f"{module}." for module in above_all(weights)] if beginnings else []
-        raise ConfigError(key, unused[0], accepted, options=above, hint=f"It has {_some(list(weights))}.")
+        raise ConfigError(key, unused[0], accepted, options=above, hint=f"The file has {_some(list(weights))}.")
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
         raise ConfigError(
@@ -242,7 +244,7 @@ def _advice(missing: Sequence[str], foreign: Sequence[str]) -> str:
         if count > len(missing) // 2:
             return f' revise_keys: {{"{old}": "{new}"}} makes {count} of the {len(missing)} missing ones fit.'
     close = nearest(missing[0], foreign)
-    return "" if close is None else f" Nearest to {missing[0]} is {close}."
+    return "" if close is None else f" The name nearest to {missing[0]} is {close}."
 
 
 def _beginnings(name: str, others: Sequence[str]) -> list[tuple[str, str]]:

@@ -90,10 +90,10 @@ class Part:
             check_milestones(key, value, least=1)
         elif name in DURATIONS:
             if not (value == "auto" or (value is None and default is None)):
-                check_position(key, value, at_least=1, other='"auto" (all of it)')
+                check_position(key, value, at_least=1, other='"auto" (the entire run)')
         elif value == "auto":
             if name not in (*OWN_LR, "cycle_momentum"):
-                raise ConfigError(key, value, "an explicit value: the run does not define it")
+                raise ConfigError(key, value, "an explicit value, because the run does not define this argument")
         elif name == "gamma":
             number(key, value, above=0)
         elif is_number(default) and not isinstance(value, (list, tuple)):  # some take one for each group
@@ -157,7 +157,9 @@ class Part:
         try:
             scheduler = self.make(optimizer, **keywords)
         except ZeroDivisionError as error:  # OneCycleLR where pct_start * total_steps is 1
-            hint = f"With {_listed(keywords)} it divides by zero: a phase of the schedule would have a single step."
+            hint = (
+                f"With {_listed(keywords)}, a phase of the schedule has a single step, which causes a division by zero."
+            )
             raise ConfigError(
                 self.key, self.name, "arguments with at least two steps in each phase", hint=hint
             ) from error

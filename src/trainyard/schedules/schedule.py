@@ -97,7 +97,9 @@ class Schedule:
         if end is not None and is_share(begin) == is_share(end) and end <= begin:
             raise ConfigError("end", end, f"a value after begin={begin}")
         if boolean("convert_to_iter_based", convert_to_iter_based) and by == "iter":
-            raise ConfigError("convert_to_iter_based", True, "false where `by` is iter: there are no epochs to convert")
+            raise ConfigError(
+                "convert_to_iter_based", True, "false, because `by` is iter and there are no epochs to convert"
+            )
         if by is not None:
             choice("by", by, ("epoch", "iter"), other="null for the loop's own unit")
         check_position("warmup", warmup, at_least=0)
@@ -113,7 +115,7 @@ class Schedule:
                 raise ConfigError("milestones", list(milestones), accepted)
         together = milestones is None and len(parts) > 1
         if warmup and together:
-            hint = "Put a LinearLR into the list, or give milestones."
+            hint = "Add a LinearLR to the list, or give milestones."
             raise ConfigError("warmup", warmup, "0 if several schedulers run at the same time", hint=hint)
         plan = ScheduleSpec(
             parts=tuple(parts),
@@ -279,8 +281,7 @@ class Schedule:
         cycled = standin.written & {"momentum", "betas"} if window.param == "lr" else None
         if cycled and any(plan.param == "momentum" for plan in self._plans):
             accepted = (
-                "a scheduler that does not change the momentum (cycle_momentum: false), because the momentum "
-                "has its own schedule"
+                "a scheduler that does not change the momentum (cycle_momentum: false), because another scheduler does"
             )
             raise ConfigError("scheduler", type(scheduler).__name__, accepted)
         return scheduler

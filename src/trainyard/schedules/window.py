@@ -121,7 +121,7 @@ class ScheduleSpec:
             if epoch_length is None:
                 key = "convert_to_iter_based" if self.convert else "by"
                 given, accepted = (True, "false") if self.convert else (self.by, "iter")
-                hint = "It counts iterations by epochs, but the training data has no length (no __len__)."
+                hint = "The schedule converts epochs to iterations, but the training data has no length (no __len__)."
                 raise ConfigError(key, given, f"{accepted} for this data", hint=hint)
             stride, scale = (1, epoch_length) if self.convert else (epoch_length, 1)
         length = rows if isinf(rows) else ceil(rows / stride)

@@ -49,7 +49,7 @@ def make_clip(norm: float | None, value: float | None) -> NoClip:
         ConfigError: a limit that is not above 0, or both of them.
     """
     if norm is not None and value is not None:
-        raise ConfigError("clip_grad_value", value, "null where clip_grad_norm is given")
+        raise ConfigError("clip_grad_value", value, "null, because clip_grad_norm is set")
     if norm is not None:
         return ClipGradNorm(norm)
     return NoClip() if value is None else ClipGradValue(value)

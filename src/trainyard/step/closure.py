@@ -58,8 +58,10 @@ def check_closure(optimizer: Optimizer, precision: Any, accumulate: int) -> None
     """
     name = type(optimizer).__name__
     if accumulate > 1:
-        hint = "It evaluates the loss of one batch several times; data.batch_size makes that batch larger."
+        hint = (
+            "The closure evaluates the loss of one batch several times; for a larger batch, increase data.batch_size."
+        )
         raise ConfigError("accumulate", accumulate, f"1 for {name}, whose step takes a closure", hint=hint)
     if isinstance(precision, ScaledAutocast):
-        hint = "The gradient scaler steps without a closure."
+        hint = "The gradient scaler cannot step with a closure."
         raise ConfigError("precision", "fp16", f"fp32, tf32 or bf16 for {name}, whose step takes a closure", hint=hint)

@@ -83,7 +83,10 @@ class SeveralStep(Step):
         while (turn := self._next(turns)) is not None:
             name, terms = turn
             if self.accumulate > 1 and f"{name}/loss" in outputs:
-                raise TrainyardError(f"accumulate={self.accumulate}, but {name} has two turns on one batch.")
+                raise TrainyardError(
+                    f"accumulate={self.accumulate} is invalid, because {name} has two turns on one batch. Use "
+                    "accumulate=1."
+                )
             step = self.steps[name]
             of_turn = step.learn(terms, position, total, step.parameters, step.samples(batch))
             losses.append(of_turn["loss"])

@@ -90,8 +90,9 @@ class AgentSettings(SweepSettings):
         dialect, _, path = uri.partition(":///")
         if dialect.partition("+")[0] == "sqlite" and (disk := network_disk(Path(path.partition("?")[0]))) is not None:
             hint = (
-                f"It is on a network disk ({disk}), where a SQLite database is damaged when two machines write to it. "
-                "Runs tracked in a local file can be uploaded to a server later with `trainyard sync`."
+                f"This database is on a network disk ({disk}), where SQLite databases are damaged when two "
+                "machines write to them. Runs tracked in a local file can be uploaded to a server later with "
+                "`trainyard sync`."
             )
             accepted = "a server (http://HOST:PORT), or a file on a disk of this machine: sqlite:////var/tmp/mlflow.db"
             raise ConfigError("tracker.uri", uri, accepted, hint=hint)
@@ -113,7 +114,7 @@ class AgentSettings(SweepSettings):
     def executor(self, slots: Sequence[Slot], directory: Path, preload: Sequence[str]) -> Executor:
         per_agent = self.slots_per_agent
         if per_agent > len(slots):
-            accepted = f"at least the {per_agent} slots that an agent brings"
+            accepted = f"at least {per_agent}, the number of slots of an agent"
             raise ConfigError("max_slots", len(slots), accepted)
         files = self.files(directory)
         return ClusterExecutor(

@@ -107,7 +107,7 @@ class ByHand:
         """
         if command.action == "clone":
             return self._cloned(command)
-        told = TOLD[command.action]
+        told = f"#{command.job} {TOLD[command.action]}"
         self._acknowledged = acknowledgement(command, told=told)
         if command.action == "resume":
             self._head.resume(command.job)
@@ -123,7 +123,7 @@ class ByHand:
         """
         job, proposed = self._clone(command.job, command.overrides)
         assert proposed.origin is not None
-        told = f"is #{job.num}, from {proposed.origin.checkpoint} of #{command.job}"
+        told = f"#{job.num} starts from {proposed.origin.checkpoint} of #{command.job}"
         self._acknowledged = acknowledgement(command, told=told)
         self._head.apply(proposed)
         self._head.queue([self._adopt(job)], "cloned")

@@ -104,8 +104,8 @@ class Clones:
             ConfigError: both write to the directory that the config names.
         """
         if job.work_dir is not None and writes_to(job) == writes_to(source):
-            accepted = "a separate directory for each job, also for a clone"
-            raise ConfigError("work_dir", job.work_dir, accepted, hint="Set work_dir=… for the clone.")
+            accepted = "a separate directory for each job, including clones"
+            raise ConfigError("work_dir", job.work_dir, accepted, hint="Set another work_dir=… for the clone.")
 
 
 def newest_linked(source: Job, folder: Path) -> str:

@@ -1,8 +1,9 @@
 """Continuation of a sweep: its command is run again, in the same folder and with the same overrides.
 
 The manifest in the sweep's directory names the application that is run: the script or module that began the sweep.
-Finished jobs are kept, interrupted jobs resume from their checkpoints, the others are run, all as the manifest has it:
-same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding.
+Finished jobs are kept, interrupted jobs resume from their checkpoints, the others are run, all as recorded in the
+manifest: results are bit-identical with the recorded decisions on the same kind of CPU; otherwise, they are equal up to
+rounding.
 """
 
 from __future__ import annotations
@@ -72,9 +73,11 @@ def _application(directory: Path, given: Path | None) -> StartedAs:
         recorded.check(own, directory)
         return recorded if Path(recorded.file).is_file() else own  # it may be a module
     if recorded is None:
-        raise TrainyardError(f"the manifest in {directory} names no application: pass it with --app")
+        raise TrainyardError(f"the manifest in {directory} names no application: pass the application with --app")
     if not Path(recorded.file).is_file():
-        raise TrainyardError(f"{directory} contains a sweep of {recorded}, which does not exist: pass it with --app")
+        raise TrainyardError(
+            f"{directory} contains a sweep of {recorded}, which does not exist: pass its new path with --app"
+        )
     return recorded
 
 

@@ -1,7 +1,8 @@
 """Decisions of a sweep that can change numbers. Each is recorded in the manifest before it is acted on, and followed
 when the sweep is continued.
 
-The promise: same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding.
+The promise: results are bit-identical with the recorded decisions on the same kind of CPU; otherwise, they are
+equal up to rounding.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from typing import Any
 from trainyard.sweep.executor.slots import Slot
 from trainyard.track.facts import cpu_model
 
-PROMISE = "same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding"
+PROMISE = (
+    "results are bit-identical with the recorded decisions on the same kind of CPU; otherwise, they are equal up "
+    "to rounding"
+)
 
 
 _OF_LANES = ("lanes", "width", "epochs", "iters")
@@ -104,7 +108,7 @@ class Decision:
         found = replace(found, threads=min(self.threads, room), note=self.note)
         names = ("device", "threads", "slots", "cpu")
         pairs = [(name, getattr(self, name), getattr(found, name)) for name in names]
-        return found, ", ".join(f"{name} {own}, here {other}" for name, own, other in pairs if own != other)
+        return found, "; ".join(f"{name} was {own}, but is {other} here" for name, own, other in pairs if own != other)
 
 
 @dataclass(frozen=True)

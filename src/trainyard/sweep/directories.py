@@ -56,9 +56,9 @@ def check_name(config: DictConfig, directory: Path) -> None:
         if size > LONGEST:
             key = SUBDIR if name in Path(str(config.hydra.sweep.subdir)).parts else "hydra.sweep.dir"
             written = str(plain(config.hydra.sweep._get_node(key.rpartition(".")[2])))
-            hint = f"{name[:40]!r}… has {size}. ${{hydra:job.num}} is shorter"
+            hint = f"{name[:40]!r}… has {size} bytes. A shorter name is ${{hydra:job.num}}"
             if "override_dirname" in written:
-                hint += "; hydra.job.config.override_dirname.exclude_keys shortens this one"
+                hint += "; hydra.job.config.override_dirname.exclude_keys shortens the current one"
             raise ConfigError(key, written, f"names of at most {LONGEST} bytes between slashes", hint=f"{hint}.")
 
 
@@ -117,7 +117,7 @@ def _error(one: Job, other: Job, key: str, place: str) -> ConfigError:
         key,
         _template(other.config) if key == SUBDIR else other.work_dir,
         "a separate directory for each job",
-        hint=f"{jobs} would both write to {place}. {way}.",
+        hint=f"Both {jobs} would write to {place}. {way}.",
     )
 
 

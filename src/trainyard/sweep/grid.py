@@ -157,14 +157,14 @@ def _check_zip(zipped: Sequence[Sequence[str]], blocks: Sequence[Sequence[Overri
     for keys in zipped:
         for key in keys:
             if key not in options:
-                accepted = f"keys with several values: {', '.join(options) or 'this sweep has none'}"
+                accepted = f"keys with several values: {', '.join(options) or 'none in this sweep'}"
                 raise ConfigError(ZIP, key, accepted, options=options)
         for number, block in enumerate(swept):
             here = [key for key in keys if key in block]
             if here and len(here) < len(keys):
                 missing = ", ".join(key for key in keys if key not in block)
                 hint = f"Block {number} of {BLOCKS} lists only values of {', '.join(here)}."
-                raise ConfigError(ZIP, list(keys), f"keys with several values, {missing} too", hint=hint)
+                raise ConfigError(ZIP, list(keys), f"keys that all have several values, including {missing}", hint=hint)
             twice = next((key for key in keys if block.count(key) > 1), None)
             if twice is not None:
                 raise ConfigError(ZIP, twice, "a key whose values are listed in one override")
@@ -173,7 +173,7 @@ def _check_zip(zipped: Sequence[Sequence[str]], blocks: Sequence[Sequence[Overri
 def _check_columns(rows: JobFile, given: Mapping[str, Override]) -> None:
     for key in rows.keys:
         if key in given:
-            hint = f"Remove {given[key].input_line} or the column."
+            hint = f"Remove the override {given[key].input_line}, or remove the column from the file."
             raise ConfigError(
                 FILE, str(rows.path), f"a file without {key}, which is also given as an override", hint=hint
             )

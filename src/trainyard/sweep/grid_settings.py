@@ -53,13 +53,13 @@ def _zip(value: Any) -> tuple[tuple[str, ...], ...]:
         return ()
     groups = value if isinstance(value, list) else [value]
     if not groups or not all(isinstance(keys, list) and len(keys) > 1 for keys in groups):
-        raise ConfigError(ZIP, value, "a list of lists of keys, each of two or more: [[optim.lr,data.batch_size]]")
+        raise ConfigError(ZIP, value, "a list of lists of at least two keys: [[optim.lr,data.batch_size]]")
     found: list[str] = []
     for key in (key for keys in groups for key in keys):
         if not isinstance(key, str):
             raise ConfigError(ZIP, key, "a key, such as optim.lr")
         if key in found:
-            raise ConfigError(ZIP, key, "each key once")
+            raise ConfigError(ZIP, key, "keys that are not repeated")
         found.append(key)
     return tuple(tuple(keys) for keys in groups)
 
@@ -100,7 +100,10 @@ def when_of(value: Any) -> dict[str, tuple[str, ...]]:
     """
     if value is None:
         return {}
-    form = "a mapping of keys to conditions, {model.hidden: model=mlp}, or to lists of conditions that must all be true"
+    form = (
+        "a mapping of keys to conditions, {model.hidden: model=mlp}, or to lists of conditions, all of which must "
+        "be true"
+    )
     if not isinstance(value, dict):
         raise ConfigError(WHEN, value, form)
     found = {}

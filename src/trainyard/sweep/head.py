@@ -335,8 +335,8 @@ class Head(Loop):
             who = f"#{failed[0]}" if in_stack else self._units.name(unit)
             self.stop(f"stopped because {who} failed", self._policy.grace)
         # Before the ends of the others: a stack of which some are done goes on with the rest.
-        self._decide([[num] for num in again], "tried again after it failed in a stack")
-        self._decide([staying] if staying and not unit.fed else [], "continues without a job that was asked to end")
+        self._decide([[num] for num in again], "retried after it failed in a stack")
+        self._decide([staying] if staying and not unit.fed else [], "continues without a job that was ended")
         for num in again:
             self._progress.again(self._units.jobs[num], outcomes[num].error)
             self.queue([Unit((num,), attempts=running.attempt, rungs=self._scheduler.rungs.get(num))], "again")

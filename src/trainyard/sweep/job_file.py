@@ -52,7 +52,7 @@ class JobFile:
             what = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(FILE, given, "a readable CSV file", hint=f"{what}.") from error
         if len(rows) < 2:
-            what = "It is empty." if not rows else "It has only one row."
+            what = "The file is empty." if not rows else "The file has only one row."
             raise ConfigError(
                 FILE, given, "a CSV file with the keys in the first row and one job per further row", hint=what
             )
@@ -83,7 +83,7 @@ def _key(column: str, parser: OverridesParser, given: str) -> str:
     except HydraException:
         override = None
     if override is None:
-        hint = f"It has a column {column!r}."
+        hint = f"The file has a column {column!r}."
         raise ConfigError(FILE, given, "a CSV file with keys in its first row, such as optim.lr", hint=hint)
     return str(override.get_key_element()).lstrip("+")
 
@@ -94,7 +94,7 @@ def _check_cell(text: str, parser: OverridesParser, given: str, line: int) -> No
         several = parser.parse_override(text).is_sweep_override()
     except HydraException as error:
         reason = str(error).splitlines()[0]
-        hint = f"Line {line}, {key}: {cell!r} cannot be parsed: {reason}. Quote strings with such characters."
+        hint = f"Line {line}, {key}: {cell!r} cannot be parsed: {reason}. Quote strings that contain such characters."
         raise ConfigError(FILE, given, "values in override syntax", hint=hint) from error
     if several:
         hint = f"Line {line}, {key}: {cell!r} lists several values. A list is [1,2]; a string is 'a,b'."

@@ -92,8 +92,8 @@ def reasons(kinds: Sequence[Kind], nums: Sequence[int], choices: Sequence[Mappin
         choices: the overrides of each config's job; those that explain a difference are named.
 
     Returns:
-        By the config's index: `alone in loop.max_epochs=30`, or `differs from #3 in model` if none of its values is
-        unique but their combination is.
+        By the config's index: `the only job with loop.max_epochs=30`, or `differs from #3 in model` if no value is
+        unique but the combination is.
     """
     if len(kinds) < 2:
         return {}
@@ -152,7 +152,7 @@ def _told(
         named = {path: "absent" if value is None else value for path, value in differing.items()}
         unique = {path: named[path] for path in own}
     if unique:
-        return f"alone in {_listed([f'{key}={_short(value)}' for key, value in unique.items()])}"
+        return f"the only job with {_listed([f'{key}={_short(value)}' for key, value in unique.items()])}"
     return f"differs from #{near} in {_listed(list(named)) or 'the order of its keys'}"
 
 

@@ -5,8 +5,8 @@ docs/sweeps.md has the table of the kinds of records. Those of `trainyard.sweep.
 events: replaying them restores its state.
 
 Every event and every decision is recorded before it is acted on. The last decision on a job is followed when the sweep
-is continued: same bits for the recorded decisions on the same kind of CPU; otherwise equal up to rounding. A sweep
-whose manifest lacks them is planned again.
+is continued: results are bit-identical with the recorded decisions on the same kind of CPU; otherwise, they are equal
+up to rounding. A sweep whose manifest contains no decisions is planned from the start.
 """
 
 from __future__ import annotations
@@ -145,8 +145,9 @@ class Manifest:
             before, now = known.get(key), json.loads(json.dumps(identity.get(key)))
             if before != now:
                 raise TrainyardError(
-                    f"{self.path.parent} was started with {key}: {_told(before)}; now {key} is {_told(now)}. "
-                    "To continue, use the same value. For another search, use another hydra.sweep.dir."
+                    f"The sweep in {self.path.parent} was started with {key}: {_told(before)}; now {key} is "
+                    f"{_told(now)}. To continue the sweep, use the same value. For another search, use another "
+                    "hydra.sweep.dir."
                 )
 
     def check_application(self, application: StartedAs | None) -> None:

@@ -100,15 +100,15 @@ class SweepProgress:
     def stack_again(self, event: TaskEvent, stack: Stack) -> None:
         """Show that a stack gets another attempt."""
         self._running.pop(event.num, None)
-        print(f"again    {stack}: {event.error}", flush=True)
+        print(f"retried  {stack}: {event.error}", flush=True)
 
     def stack_divided(self, stack: Stack, into: Sequence[Stack], reason: str) -> None:
         """Show that the jobs of a stack train in several from here on."""
-        print(f"divided  {stack}, from here on {' and '.join(map(str, into))}: {reason}", flush=True)
+        print(f"divided  {stack} into {' and '.join(map(str, into))}: {reason}", flush=True)
 
     def stack_split(self, stack: Stack, reason: str, trace: str | None) -> None:
         """Show that the jobs of a stack run alone from here on."""
-        print(f"alone    {stack}, no longer stacked: {reason}", flush=True)
+        print(f"split    {stack} into single jobs: {reason}", flush=True)
         if trace:
             print(trace, flush=True)
 
@@ -118,7 +118,7 @@ class SweepProgress:
 
     def again(self, job: Job, error: str | None, trace: str | None = None) -> None:
         """Show that a job gets another attempt."""
-        print(f"again    #{job.num} {self.plan.name(job)}: {error}", flush=True)
+        print(f"retried  #{job.num} {self.plan.name(job)}: {error}", flush=True)
         if trace:
             print(trace, flush=True)
 
@@ -144,7 +144,7 @@ class SweepProgress:
 
     def kept(self, job: Job, why: str) -> None:
         """Show that a job continues from its own checkpoint, because it cannot continue from another job."""
-        print(f"keeps    #{job.num}, which cannot continue from another job: {why}", flush=True)
+        print(f"keeps    #{job.num}, because it cannot continue from another job: {why}", flush=True)
 
     def pruned(self, job: Job, at: int, value: float | None) -> None:
         """Show that a job will not go on.
@@ -162,7 +162,7 @@ class SweepProgress:
 
     def commanded(self, command: str, told: str) -> None:
         """Show a command of people, and the answer."""
-        print(f"asked    {command}: {told}", flush=True)
+        print(f"command  {command}: {told}", flush=True)
 
     def out_of_host_memory(self, peak: int, running: int) -> None:
         """Show how many jobs at a time the memory is large enough for.
@@ -174,8 +174,8 @@ class SweepProgress:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         fitting = max(1, min(running - 1, total // peak if peak else running - 1))
         print(
-            f"memory   {running} at a time are too many for {total / 2**30:.1f} GiB: "
-            f"hydra.launcher.max_jobs={fitting} runs fewer.",
+            f"memory   {running} concurrent jobs need more than {total / 2**30:.1f} GiB: set "
+            f"hydra.launcher.max_jobs={fitting} to run fewer jobs at a time.",
             flush=True,
         )
 
@@ -207,7 +207,7 @@ class SweepProgress:
             if state == "failed" and outcome.traceback:
                 print(outcome.traceback, flush=True)
             what = "output" if output else "log"
-            print(f"         its {what}: {output or job.directory / f'{job.config.hydra.job.name}.log'}", flush=True)
+            print(f"         {what}: {output or job.directory / f'{job.config.hydra.job.name}.log'}", flush=True)
 
     def tick(self) -> None:
         """Redraw the live table, twice a second."""

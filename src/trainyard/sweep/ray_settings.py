@@ -47,7 +47,7 @@ class RaySettings(AgentSettings):
         if self.address not in ("auto", "local") and not re.fullmatch(r"(ray://)?[^/]+:\d+", self.address):
             raise ConfigError("address", self.address, ADDRESSES, options=("auto", "local"))
         if self.storage is not None and self.transport == "files":
-            accepted = "tcp with hydra.launcher.storage: the files of the other transport need a shared disk"
+            accepted = "tcp, because hydra.launcher.storage is set and transport=files needs a shared disk"
             raise ConfigError("transport", self.transport, accepted)
         integer("num_cpus", self.num_cpus, at_least=1)
         if self.num_gpus is not None:
@@ -55,7 +55,10 @@ class RaySettings(AgentSettings):
         for name, amount in (self.resources or {}).items():
             if name in ("CPU", "GPU"):
                 raise ConfigError(
-                    "resources", name, "resources of the cluster's own", hint=f"num_{name.lower()}s is one."
+                    "resources",
+                    name,
+                    "custom resources of the cluster",
+                    hint=f"Use num_{name.lower()}s for this resource.",
                 )
             number(f"resources.{name}", amount, above=0)
 
@@ -73,15 +76,15 @@ class RaySettings(AgentSettings):
 
     def check(self, config: DictConfig) -> None:
         if find_spec("ray") is None:
-            hint = "It needs Ray: pip install 'trainyard[ray]'."
-            raise ConfigError("hydra/launcher", "ray", "what is installed", hint=hint)
+            hint = "This option needs Ray: pip install 'trainyard[ray]'."
+            raise ConfigError("hydra/launcher", "ray", "an option whose packages are installed", hint=hint)
         super().check(config)
 
     def files(self, directory: Path) -> HeadFiles:
         if self.storage is None:
             return HeadFiles(directory)
         if self.storage.startswith("memory:"):
-            raise ConfigError("storage", self.storage, ACCEPTED, hint="memory:// is this process's own.")
+            raise ConfigError("storage", self.storage, ACCEPTED, hint="memory:// is visible only in this process.")
         files = HomeFiles(Storage(self.storage), directory, tell)
         files.check()
         return files

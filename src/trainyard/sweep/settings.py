@@ -57,7 +57,9 @@ class SweepSettings:
         values = {name: _to_plain(value) for name, value in values.items()}
         for name, value in values.items():
             if name not in kinds:
-                raise ConfigError("hydra.launcher", name, f"a setting of it: {', '.join(kinds)}", options=kinds)
+                raise ConfigError(
+                    "hydra.launcher", name, f"a setting of this launcher: {', '.join(kinds)}", options=kinds
+                )
             if not fits(value, kinds[name]):
                 raise ConfigError(f"hydra.launcher.{name}", value, _ACCEPTED[kinds[name]])
         try:
@@ -129,10 +131,10 @@ _ACCEPTED = {
     float: "a number of seconds",
     float | None: "a number of seconds, or null",
     int | Literal["auto"]: "an integer, or auto",
-    int | Literal["auto", "off"]: "an integer, or auto or off",
+    int | Literal["auto", "off"]: "an integer, auto or off",
     str: "a string",
     str | None: "a string, or null",
     list[str] | None: "a list of strings, or null",
-    dict[str, Any] | None: "options by their names, or null",
+    dict[str, Any] | None: "a mapping of options, or null",
     Literal["tcp", "files"]: "tcp or files",
 }

@@ -179,7 +179,7 @@ class StackPlanner:
             if known is None and self._width is not None:
                 known = KnownFit(self._width, "", "", len(members))
             if known is None:
-                alone |= {job.num: "the best stack width was not measured" for job in members}
+                alone |= {job.num: "the best stack width has not been measured" for job in members}
                 continue
             if known.seconds is not None:
                 seconds |= dict.fromkeys((job.num for job in members), known.seconds)
@@ -236,8 +236,8 @@ class StackPlanner:
             return fit
         if fit.width < 2 and not fit.note:  # with a note, a stack is possible but not faster
             raise TrainyardError(
-                f"Nothing was started. hydra.launcher.fuse={self._width}: {Stack(tuple(jobs))} cannot be fused: "
-                f"{fit.reason.rstrip('.')}."
+                f"Nothing was started. hydra.launcher.fuse={self._width}: {Stack(tuple(jobs))} cannot be "
+                f"stacked: {fit.reason.rstrip('.')}."
             )
         return replace(fit, width=self._width)
 

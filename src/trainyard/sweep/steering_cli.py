@@ -55,13 +55,13 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
         state.read_on()
         if command.id not in state.answers:
             how = f"trainyard sweep resume {shell_path(directory)}"
-            return f"No process runs this sweep. The command is executed when the sweep continues: {how}"
+            return f"No process runs this sweep. The command will be executed when the sweep continues: {how}"
     answer = _answer(command, state, wait)
     if answer is None:
-        return f"Sent, not answered yet: {command}. The process that runs the sweep will execute it."
+        return f"Sent, but not answered yet: {command}. The process that runs the sweep will execute the command."
     if not answer.accepted:
         raise TrainyardError(f"{command} was refused: {answer.told}")
-    return f"Accepted: {command}{f' {answer.told}' if answer.told else ''}."
+    return f"Accepted: {command}{f': {answer.told}' if answer.told else ''}."
 
 
 @dataclass
@@ -165,10 +165,10 @@ def _check_overrides(action: Action, num: int, directory: Path, state: SweepStat
     """
     if action != "clone":
         if overrides:
-            raise ConfigError("KEY=VALUE", " ".join(overrides), f"none: {action} changes no value")
+            raise ConfigError("KEY=VALUE", " ".join(overrides), f"no overrides, because {action} changes no values")
         return
     if not overrides:
-        raise ConfigError("KEY=VALUE", "", "one override or more: a clone is a job with other values")
+        raise ConfigError("KEY=VALUE", "", "at least one override, because a clone is a job with other values")
     check_overrides(list(overrides))
     folder = directory / (state.subdirs[num] or str(num)) / HYDRA
     try:
@@ -187,9 +187,9 @@ def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
         raise ConfigError("KEY=VALUE", line, "an override", hint=str(error).splitlines()[0]) from error
     key = override.key_or_group
     if override.is_sweep_override():
-        raise ConfigError(key, line.partition("=")[2], "one value: a clone is one job")
+        raise ConfigError(key, line.partition("=")[2], "one value, because a clone is one job")
     if key.partition(".")[0] == "hydra" or key.startswith("hydra/"):
-        raise ConfigError(key, line.partition("=")[2], "a key of the job; hydra keys apply to the entire sweep")
+        raise ConfigError(key, line.partition("=")[2], "a key of the job, because hydra keys apply to the entire sweep")
     if override.is_add() or key in groups:
         return
     node, before = config, ""

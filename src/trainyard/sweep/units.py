@@ -220,7 +220,7 @@ def outcomes_of(unit: Unit, left: Iterable[int], outcome: TaskOutcome, timeout: 
     for num in left:
         result = results[of[num]] if of[num] < len(results) else None
         if result is None:
-            found[num] = replace(outcome, num=num, state="interrupted", value=None, error="it had not started")
+            found[num] = replace(outcome, num=num, state="interrupted", value=None, error="the job had not started")
             continue
         state: TaskState = result.state
         error = result.error

@@ -270,7 +270,7 @@ class Journal:
             return ""
         full = self.work_dir / path
         if not full.is_relative_to(self.work_dir):
-            raise ValueError(f"{path} is outside the run's directory {self.work_dir}")
+            raise ValueError(f"{path} is outside the directory of the run, {self.work_dir}")
         return str(full.relative_to(self.work_dir))
 
     def _add(self, kind: str, **fields: Any) -> None:

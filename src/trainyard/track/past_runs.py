@@ -51,14 +51,14 @@ def past_runs(given: str, uri: str | None, metrics: Sequence[str]) -> tuple[str,
     store = redact(uris.resolve(uri, uris.launch_folder()))  # a password goes by the environment alone
     database = uris.sqlite_file(store)
     if database is not None and not database.is_file():  # MLflow would make it
-        raise TrainyardError(f"There is no MLflow database {database}")
+        raise TrainyardError(f"The MLflow database {database} does not exist")
     question = json.dumps({"uri": store, "given": given, "metrics": [*metrics]})
     done = subprocess.run([sys.executable, "-m", READER], input=question, capture_output=True, text=True, check=False)
     try:
         told = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise TrainyardError(f"MLflow's runs could not be read: {said}") from None
+        raise TrainyardError(f"The runs in MLflow could not be read: {said}") from None
     if "error" in told:
         raise TrainyardError(f"{told['error'].rstrip('.')} ({store})")
     return f"{told['title']} in {store}", [PastRun(**each) for each in told["runs"]]

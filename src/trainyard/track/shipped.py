@@ -73,7 +73,7 @@ class Shipped:
         """Begin again with a journal that is not the one that was shipped; return whether it is the one."""
         if self.offset == 0 or checksum_before(path, self.offset) == self.tail:
             return True
-        note = f"{journal.FILE} has changed since it was uploaded (cut or replaced). It is uploaded again."
+        note = f"{journal.FILE} was cut or replaced after the upload. All records are uploaded again."
         self.offset, self.uploads, self.notes = 0, {}, [*self.notes, note]
         return False
 
@@ -198,7 +198,7 @@ class RunShipment:
         if self.unshipped:
             text += f", {self.unshipped} not uploaded"
         if self.error:
-            text += f"; {self.error}"
+            text += f". {self.error}"
         return "\n  ".join([text, *(f"left out: {note}" for note in self.notes), *self.renamed])
 
 
@@ -251,9 +251,9 @@ class Shipment:
             f"{records} records of {what} are not in MLflow ({missing[0].uri}) yet." + (f" {reason}" if reason else "")
         )
         if self.running:
-            lines.append("They are being uploaded in the background.")
+            lines.append("The records are being uploaded in the background.")
         lines.append(
-            "Nothing is lost: the journal contains them. To upload them later: trainyard sync "
+            "The journal contains all records. To upload them later: trainyard sync "
             + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
         )
         return "\n".join(lines)

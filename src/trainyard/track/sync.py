@@ -35,9 +35,9 @@ def check_place(work_dir: Path, info: RunInfo, trust: bool) -> None:
     if trust or info.uri is None or own.is_own(info, work_dir) or info.uri == redact(resolve(None, Path.cwd())):
         return
     raise TrainyardError(
-        f"{info.name} ({work_dir}) was not created by you, and names a store other than that of your environment: "
-        f"{info.uri}. No data and no credentials were sent there. Pass a store with --uri, or trust the "
-        "directory with --trust."
+        f"{info.name} ({work_dir}) was not created by you, and names a store other than the one of your "
+        f"environment: {info.uri}. No data and no credentials were sent to that store. Pass a store with "
+        "--uri, or trust the directory with --trust."
     )
 
 
@@ -62,7 +62,7 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
 
     runs, complete = runs_below(folders)
     if not runs:
-        print("No runs here.")
+        print("No runs found.")
     exchanges, limit = Exchanges(), patience()
 
     def late() -> None:
@@ -80,13 +80,15 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
             before = summary(work_dir, uri)
             after = ship_now(work_dir, stores, uri, experiment=experiment, trust=trust)
         except InUseError:
-            print(f"{info.name} ({work_dir}): skipped because its own shipper is uploading it")
+            print(f"{info.name} ({work_dir}): skipped, because another shipper is uploading this run")
         except (TrainyardError, OSError) as error:
             print(error)
             complete = False
         else:
             new = after.shipped - before.shipped
-            print(f"{after}\n  {new} of them now" if new else f"{after}\n  nothing new", end="")
+            print(
+                f"{after}\n  {new} of these records were uploaded now" if new else f"{after}\n  no new records", end=""
+            )
             print(f"; {after.where}" if after.run_id else "")
             complete &= after.complete
     stores.close()

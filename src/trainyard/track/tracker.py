@@ -82,7 +82,10 @@ class Tracker(ABC):
         if (folder / run_info.FILE).exists():
             if not resume:
                 raise ConfigError(
-                    "work_dir", str(folder), "a folder without a run in it", hint="resume=true continues the run there."
+                    "work_dir",
+                    str(folder),
+                    "a directory without a run",
+                    hint="To continue the run in this directory, use resume=true.",
                 )
             earlier = RunInfo.read(folder)
             is_own = own.is_own(earlier, folder)
@@ -185,7 +188,7 @@ class MLflowTracker(Tracker):
     ) -> None:
         for name in log_checkpoints:
             if name not in _CHECKPOINTS:
-                raise ConfigError("log_checkpoints", name, "a list of best and last", options=_CHECKPOINTS)
+                raise ConfigError("log_checkpoints", name, "a list with best, last or both", options=_CHECKPOINTS)
         self.folder = uris.launch_folder()
         self.uri = uris.resolve(uri, self.folder)
         self.experiment, self.experiment_id = uris.experiment(experiment, self.uri)

@@ -84,7 +84,10 @@ def experiment(given: str | float | None, uri: str) -> tuple[str | None, str | N
         if not _EXPERIMENT_ID.fullmatch(number) or state == "missing":
             raise ConfigError(key, number, f"the ID of an experiment in {redact(uri)}")
     if state == "deleted":
-        hint = f"It was deleted in {redact(uri)}: choose another one (tracker.experiment=…) or restore it with MLflow."
+        hint = (
+            f"The experiment was deleted in {redact(uri)}. Choose another one (tracker.experiment=…), or restore "
+            "it in MLflow."
+        )
         raise ConfigError(key, name, "an experiment that is not deleted", hint=hint)
     return (name, None) if number is None else (None, number)
 

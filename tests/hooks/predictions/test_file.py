@@ -216,7 +216,7 @@ def test_what_is_not_there_says_so_when_it_is_read(tmp_path: Path) -> None:
         lambda: torch.cdist(torch.zeros(2, 3), image),
         lambda: np.asarray(image),
     ):
-        with pytest.raises(MissingError, match=r"it reads batch\.image, .*inputs=true"):
+        with pytest.raises(MissingError, match=r"the metric reads batch\.image, .*inputs=true"):
             read()
     with pytest.raises(MissingError, match=r"batch\.meta\.1"):
         part.mean()
@@ -271,7 +271,7 @@ def test_what_is_no_such_file(tmp_path: Path, kind: str) -> None:
     match kind:
         case "absent":
             path.unlink()
-            says = "there is no such file"
+            says = "does not exist"
         case "text":
             path.write_text("accuracy 0.9")
         case "empty":

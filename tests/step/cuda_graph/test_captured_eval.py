@@ -428,7 +428,7 @@ class Varying(SumMetric):
         (Waiting, "it waits for the device (aten._local_scalar_dense.default)"),
         (Counting, "batches keeps changing"),
         (Growing, "rows keeps changing"),
-        (Varying, "its sums differ in names, shapes or dtypes between batches"),
+        (Varying, "the sums of the metric differ in names, shapes or dtypes between batches"),
     ],
 )
 def test_a_metric_that_cannot_be_captured(metric: Any, reason: str) -> None:
@@ -463,7 +463,9 @@ def test_sums_on_the_host() -> None:
         for _ in range(5):
             captured((torch.randn(3, 2, device="meta"), torch.zeros(3, dtype=torch.int64, device="meta")))
         captured.end()
-    assert told == ["The evaluation is captured without metric.host: its sums are not all tensors on the device."]
+    assert told == [
+        "The evaluation is captured without metric.host: not all sums of the metric are tensors on the device."
+    ]
     assert metric.compute() == 15
 
 

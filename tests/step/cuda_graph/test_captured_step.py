@@ -59,7 +59,7 @@ def test_an_optimizer_that_steps_outside(
         monkeypatch, "mlp", UNCAPTURABLE[optim], schedule="cosine", clip=(1.0, None), accumulate=accumulate, epochs=5
     )
     assert graph.replays > 0
-    assert said()[0].startswith("The step is captured without the optimizer's: ")
+    assert said()[0].startswith("The step is captured without the step of the optimizer: ")
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adam", "adamw"])
@@ -68,7 +68,7 @@ def test_a_number_that_changes_all_the_time_keeps_the_optimizer_out(
 ) -> None:
     graph = assert_captured(monkeypatch, "mlp", OPTIMS[optim], schedule="onecycle", epochs=6)
     number = "momentum" if optim == "sgd" else "betas"
-    assert said()[0] == f"The step is captured without the optimizer's: {number} changes from step to step."
+    assert said()[0] == f"The step is captured without the step of the optimizer: {number} changes from step to step."
     assert graph.replays > 10
 
 
@@ -101,7 +101,7 @@ def test_half_precision_keeps_the_scaler_out(monkeypatch: pytest.MonkeyPatch, sa
     graph = assert_captured(monkeypatch, "mlp", OPTIMS["adam"], precision="fp16", clip=(1.0, None), close=1e-3)
     assert graph.replays > 10
     reason = "ScaledAutocast decides outside of a graph whether the optimizer steps"
-    assert said()[0] == f"The step is captured without the optimizer's: {reason}."
+    assert said()[0] == f"The step is captured without the step of the optimizer: {reason}."
 
 
 def test_what_a_step_says_stays() -> None:
@@ -177,12 +177,12 @@ class Odd(MLP):
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("item", "it waits for the device (aten._local_scalar_dense.default)"),
-        ("mask", "it waits for the device (aten.index.Tensor)"),
+        ("item", "the code waits for the device (aten._local_scalar_dense.default)"),
+        ("mask", "the code waits for the device (aten.index.Tensor)"),
         ("count", "calls changes from step to step"),
         ("buffer", "average changes from step to step"),
-        ("python", "it draws random numbers on the CPU"),
-        ("numpy", "it draws random numbers on the CPU"),
+        ("python", "the step draws random numbers on the CPU"),
+        ("numpy", "the step draws random numbers on the CPU"),
     ],
 )
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -96,7 +96,9 @@ def test_it_is_chosen_where_it_works(interpreted: Any, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("on_the_cpu")
-@pytest.mark.parametrize(("works", "told"), [(False, "it takes other rows"), (RuntimeError("no\ncompiler"), "no")])
+@pytest.mark.parametrize(
+    ("works", "told"), [(False, "the kernel returns other rows"), (RuntimeError("no\ncompiler"), "no")]
+)
 def test_torchs_functions_where_it_does_not_work(
     interpreted: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, works: Any, told: str
 ) -> None:
@@ -113,7 +115,7 @@ def test_torchs_functions_where_it_does_not_work(
     (found,) = take_rows.take_rows((torch.arange(5) * 2,), table, 2)
     assert found.tolist() == [6, 2]
     assert [record.getMessage() for record in caplog.records] == [
-        f"The Triton kernel that gathers a batch does not work here: {told}. Several kernels do it."
+        f"Captured steps gather their batches with several kernels, because the Triton kernel does not work: {told}."
     ]
 
 

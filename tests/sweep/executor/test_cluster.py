@@ -159,7 +159,7 @@ def test_an_agent_that_says_nothing_is_lost_without_word_from_its_pool(
         tick = once(lambda: attempts(tmp_path, 0) and attempts(tmp_path, 1), stop)
         found = outcomes(executor, [Task(number, Patient(tmp_path), number) for number in (0, 1)], tick)
     assert [(it.state, it.attempts) for it in found] == [("done", 1)] * 2
-    assert any("is lost: it does not respond" in line for line in told)
+    assert any("is lost: the agent does not respond" in line for line in told)
     assert pool.looks == 2  # when it was silent, and when it was given up
 
 
@@ -183,7 +183,7 @@ def test_tasks_of_an_agent_that_leaves_end_first_and_go_on_elsewhere(tmp_path: P
     (asked,) = tmp_path.glob("asked*")
     assert sorted(len(attempts(tmp_path, number)) for number in (0, 1)) == [1, 2]
     assert len(attempts(tmp_path, int(asked.name[-1]))) == 2
-    assert any(f"leaves: it received {signum.name}" in line for line in told)
+    assert any(f"leaves: the agent received {signum.name}" in line for line in told)
 
 
 @BOTH
@@ -237,7 +237,7 @@ def test_a_task_that_ends_its_agents_is_given_up(tmp_path: Path, monkeypatch: py
 
     with an_executor(tmp_path, 1) as (executor, _, _):
         found = outcomes(executor, [Task(0, with_agent)])
-    assert [(it.state, it.error) for it in found] == [("lost", "2 agents were lost while it was running")]
+    assert [(it.state, it.error) for it in found] == [("lost", "2 agents were lost while the job was running")]
 
 
 def test_an_agent_without_work_ends_and_another_is_placed_when_there_is_some(tmp_path: Path) -> None:
@@ -350,8 +350,8 @@ def test_an_agent_with_other_code_is_refused_naming_both(tmp_path: Path, monkeyp
         executor.expect(1)
         while not told:
             executor.wait(0.1)
-        assert "was refused: its code is trainyard " in told[0]
-        assert "the head's is trainyard 0000." in told[0]
+        assert "was refused: the agent runs trainyard " in told[0]
+        assert "but the head runs trainyard 0000." in told[0]
         (process,) = pool.processes.values()
         assert process.wait(60) == 2
     assert "The head refuses this agent: its code is " in pool.output[0]

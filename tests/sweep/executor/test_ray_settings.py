@@ -37,7 +37,7 @@ def test_slots(settings: Any, slots: Any) -> None:
         ({"num_cpus": 0}, "hydra.launcher.num_cpus: 0 is invalid. Expected "),
         ({"num_gpus": -1}, "hydra.launcher.num_gpus: -1 is invalid. Expected "),
         ({"resources": {"disk": 0}}, "hydra.launcher.resources.disk: 0 is invalid. Expected "),
-        ({"resources": {"GPU": 1}}, "num_gpus is one."),
+        ({"resources": {"GPU": 1}}, "Use num_gpus for this resource."),
         ({"resources": "disk"}, "hydra.launcher.resources: 'disk' is invalid. Expected "),
         ({"address": "atuo"}, "Did you mean 'auto'?"),
         ({"address": "http://node:6379"}, "hydra.launcher.address: 'http://node:6379' is invalid. Expected "),
@@ -58,7 +58,7 @@ def test_addresses(address: str) -> None:
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"It needs Ray: pip install 'trainyard\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"This option needs Ray: pip install 'trainyard\[ray\]'"):
         RaySettings().check(OmegaConf.create({}))
 
 

@@ -108,4 +108,4 @@ def test_a_database_on_a_network_disk(tmp_path: Path, monkeypatch: pytest.Monkey
     settings.check(OmegaConf.create({}))
     with pytest.raises(ConfigError) as error:
         settings.check(OmegaConf.create({"tracker": {"uri": "sqlite:////home/me/mlflow.db"}}))
-    assert "It is on a network disk (nfs4 at /home/me/mlflow.db)" in str(error.value)
+    assert "This database is on a network disk (nfs4 at /home/me/mlflow.db)" in str(error.value)

@@ -406,7 +406,7 @@ def test_a_page_has_the_best_jobs_of_a_large_sweep(tmp_path: Path, monkeypatch: 
     html.write(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize")
     page = Page((tmp_path / "report.html").read_text())
     assert page.jobs("tr") == ["8", "7", "6", "5", "4"]
-    assert "The table has the best 5 of 9 jobs; results.csv has all." in " ".join(page.words)
+    assert "The table shows the best 5 of 9 jobs; results.csv contains all jobs." in " ".join(page.words)
 
 
 def test_page_escapes_text(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_page_where_all_failed(tmp_path: Path) -> None:
     page = page_of([row(num, {"optim.lr": f"1e-{num}"}, None, tmp_path) for num in range(5)], tmp_path)
     words = " ".join(page.words)
     assert "none finished with an objective" in words
-    assert "No job has recorded any." in words
+    assert "No job has recorded a learning curve." in words
 
 
 @settings(max_examples=50)
@@ -483,7 +483,7 @@ def test_learning_curves_show_the_rungs_and_where_jobs_were_pruned(tmp_path: Pat
     chart = page.partition("Learning curves of val/accuracy")[2].partition("</svg>")[0]
     assert chart.count('class="rung"') == 2
     assert "pruned at 1</title></circle>" in chart
-    assert "Dotted: rungs" in page
+    assert "Dotted lines: rungs" in page
     for row in rows:
         lines = (row.directory / "metrics.jsonl").read_text().splitlines(keepends=True)
         (row.directory / "metrics.jsonl").write_text("".join(line for line in lines if '"rung"' not in line))

@@ -55,10 +55,10 @@ def test_a_warm_start_tells_the_sampler_of_the_jobs_that_have_its_parameters(
     ]
     assert capsys.readouterr().out.splitlines() == [
         f"Warm start from {earlier}: 2 of 8 jobs are used.",
-        "  not #2, #7: optim.lr is outside of the range of this search",
-        "  not #3: model.hidden is outside of the range of this search",
-        "  not #4: model.hidden was not a parameter there",
-        "  not #5, #6: not done with an objective",
+        "  skipped #2, #7: the value of optim.lr is outside the range of this search",
+        "  skipped #3: the value of model.hidden is outside the range of this search",
+        "  skipped #4: no parameter model.hidden",
+        "  skipped #5, #6: not finished with an objective",
     ]
 
 
@@ -165,11 +165,11 @@ def test_a_warm_start_takes_the_runs_of_mlflow_that_have_its_parameters(
     found = settings_of(config, warm_start="past").proposer(lines, loader, config)
     assert capsys.readouterr().out.splitlines() == [
         f"Warm start from the experiment past in {store}: 2 of 7 runs are used.",
-        "  not far: optim.lr is outside of the range of this search",
-        "  not other: model.hidden was not a parameter there",
-        "  not killed: killed",
-        "  not cut: pruned",
-        "  not loss: val/accuracy is not one of its metrics",
+        "  skipped far: the value of optim.lr is outside the range of this search",
+        "  skipped other: no parameter model.hidden",
+        "  skipped killed: killed",
+        "  skipped cut: pruned",
+        "  skipped loss: no metric val/accuracy",
     ]
     assert found.identity["warm_start"] == [
         [{"optim.lr": 0.01, "model.hidden": "[16]"}, 0.9],
@@ -199,4 +199,4 @@ def test_a_warm_start_from_what_mlflow_does_not_have_is_refused(
         "run of"
     )
     assert str(error.value).startswith(told)
-    assert f"There is no MLflow database {tmp_path}/none.db" in str(error.value)
+    assert f"The MLflow database {tmp_path}/none.db" in str(error.value)

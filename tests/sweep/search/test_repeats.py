@@ -227,7 +227,7 @@ def test_repeats_of_an_application_without_a_seed_are_refused(hydra: Any, settin
     with pytest.raises(ConfigError) as error:
         settings_of(config, repeats=2).proposer(LINES, loader, config)
     assert str(error.value).startswith(
-        "hydra.sweeper.repeats: 2 is invalid. Expected 1, with an application whose config has"
+        "hydra.sweeper.repeats: 2 is invalid. Expected 1, because the config of this application has"
     )
 
 

@@ -170,9 +170,12 @@ main()
         (["+how=nothing", "hydra.launcher.max_jobs=1"], "#0 returned nothing, but a search needs one number"),
         (
             ["+how=well", "hydra/sweeper/pruner=median"],
-            "none, with an application that cannot resume from a checkpoint",
+            "none, because this application cannot resume from a checkpoint",
         ),
-        (["+how=well", "hydra/launcher=basic"], "Expected local, with hydra/sweeper=search"),
+        (
+            ["+how=well", "hydra/launcher=basic"],
+            ("Expected local, because hydra/sweeper=search supports no other launcher"),
+        ),
         (["+how=fails", "hydra.launcher.max_jobs=1"], "5 of 5 jobs did not finish"),
     ],
 )

@@ -143,7 +143,7 @@ def test_a_warm_start_takes_what_has_all_objectives(
     proposer = settings.proposer(LINES, loader, config)
     (trial,) = proposer._source.source.study([]).trials
     assert trial.values == [0.5, 4.0]
-    assert capsys.readouterr().out.splitlines()[1:] == ["  not #1, #2: model/parameters was not measured there"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["  skipped #1, #2: no value of model/parameters"]
     other = settings_of(config, warm_start=str(tmp_path)).proposer(LINES, loader, config)
     assert [trial.value for trial in other._source.source.study([]).trials] == [0.5, 0.5, 0.5]
 

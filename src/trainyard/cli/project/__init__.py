@@ -1,4 +1,4 @@
-"""Project of one's own: the files that `trainyard new` writes."""
+"""New project: the files that `trainyard new` writes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _NAME = "@NAME@"
 
 
 def create(name: str, parent: Path) -> Path:
-    """Write a project that trains, tests, builds and sweeps as it is made; all of it or nothing.
+    """Write a project that can be trained, tested, built and swept immediately; write all files or none.
 
     Args:
         name: of the project, its package and its folder.
-        parent: the folder that it is made in.
+        parent: the folder in which the project is created.
 
     Returns:
         The project's folder.
@@ -59,6 +59,6 @@ def _check(name: str, parent: Path) -> None:
     if name in ("test", "tests", "conf", "train") or name in sys.stdlib_module_names:
         raise ConfigError("NAME", name, "a name that is neither a Python module nor a folder of the project")
     if (parent / name).exists():
-        raise ConfigError("NAME", name, "a name that does not exist here", hint=f"{parent / name} exists.")
+        raise ConfigError("NAME", name, "a name that does not exist here", hint=f"{parent / name} already exists.")
     if find_spec(name) is not None:
-        raise ConfigError("NAME", name, "an unused name", hint="A package of this name is installed.")
+        raise ConfigError("NAME", name, "an unused name", hint="A package with this name is installed.")

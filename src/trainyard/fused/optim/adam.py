@@ -18,7 +18,7 @@ class StackedAdam(KernelOptimizer):
     """`torch.optim.Adam` and `torch.optim.AdamW`, which differ in the flag `decoupled_weight_decay`.
 
     With s = sqrt(1 - beta2^t), the update lr / (1 - beta1^t) * m / (sqrt(v) / s + eps) is computed as
-    lr * s / (1 - beta1^t) * m / (sqrt(v) + eps * s), which takes one pass over the parameters less.
+    lr * s / (1 - beta1^t) * m / (sqrt(v) + eps * s), which saves one pass over the parameters.
     """
 
     keys: ClassVar = ("lr", "betas", "eps", "weight_decay")

@@ -51,7 +51,7 @@ class MemberSlice:
 
 
 class KernelSlice(MemberSlice):
-    """Neighbouring members with the same `shared` numbers, which one call of a kernel updates.
+    """Adjacent members with the same `shared` numbers, which one kernel call updates.
 
     Attributes:
         numbers: the shared numbers.
@@ -93,7 +93,7 @@ class KernelSlice(MemberSlice):
 
 
 class ParameterBucket:
-    """Parameters of one group and one dtype, whose members have stepped equally often.
+    """Parameters of one group and one dtype whose members have taken the same number of steps.
 
     Args:
         params: stacked parameters `[K, *shape]`.
@@ -106,8 +106,8 @@ class ParameterBucket:
         columns: factors `[K]` of the arithmetic, in the parameters' dtype.
         blocks: the members, cut to a size.
         runs: the shared numbers for which the runs were made, and the runs; None if they must be made.
-        row_wise: whether the numbers of each member lie in one piece of memory, in every parameter.
-        launch: steps the bucket by kernels in one pass over memory; None where arithmetic on lists does it.
+        row_wise: whether the numbers of each member are contiguous in memory, in every parameter.
+        launch: steps the bucket with kernels in one pass over memory; None if arithmetic on lists is used.
     """
 
     def __init__(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], clock: dict[str, Tensor]) -> None:
@@ -165,8 +165,8 @@ class ParameterBucket:
 def laid_out_as(pattern: Tensor, tensor: Tensor) -> Tensor:
     """Return `tensor` with the strides of `pattern`; it is copied if its numbers lie in another order.
 
-    torch's functions on lists are one kernel only where all strides are equal, and its fused kernels, like ours, walk
-    through the memory of parameter, gradient and state in step.
+    torch's functions on lists are a single kernel only if all strides are equal. Its fused kernels, and Trainyard's,
+    process the memory of parameter, gradient and state in the same order.
     """
     strides = pattern.stride()
     if tensor.stride() == strides:
@@ -177,7 +177,7 @@ def laid_out_as(pattern: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _is_row_wise(param: Tensor) -> bool:
-    """Return whether a stack `[K, *shape]` is dense, and its first dimension the outermost in memory."""
+    """Return whether a stack `[K, *shape]` is dense, with the first dimension outermost in memory."""
     numbers = 1
     dimensions = zip(param.stride()[1:], param.shape[1:], strict=True)
     for stride, size in sorted(dimension for dimension in dimensions if dimension[1] != 1):
@@ -188,6 +188,6 @@ def _is_row_wise(param: Tensor) -> bool:
 
 
 def restore(snapshot: Sequence[tuple[Tensor, Tensor]], members: Tensor) -> None:
-    """Give the `members` (bool `[K]`) back what they had when the snapshot was taken."""
+    """Restore the state of the `members` (bool `[K]`) from the snapshot."""
     for tensor, before in snapshot:
         torch.where(members.view(-1, *[1] * (tensor.dim() - 1)), before, tensor, out=tensor)

@@ -1,4 +1,4 @@
-"""Hyperparameters of a stacked optimizer on the device, where a captured step reads them."""
+"""Hyperparameters of a stacked optimizer on the device, from which a captured step reads them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class StackedGraphHyperparameters:
     """A `trainyard.step.cuda_graph.graph_hyperparameters.GraphHyperparameters` of a stacked optimizer.
 
     The optimizer keeps all of them on the device, as float64 `[names, K]` for each parameter group. With a schedule
-    that has a row an iteration, the rows of the coming steps are there too: a table `[ROWS, names, K]`, of which each
-    step takes its own. Otherwise a row is sent before its step, as one tensor, where it changes.
+    that has one row per iteration, the rows of the next steps are also on the device: a table `[ROWS, names, K]`, of
+    which each step uses its row. Otherwise, a changed row is sent before its step, as one tensor.
 
-    The groups' own tensors have the last word: before a step they are compared, as objects, with those of the row that
-    the step will take. If they differ (a resume, a number set by hand), the table is written again.
+    The tensors of the groups have priority: before a step, they are compared, as objects, with those of the row that
+    the step will use. If they differ (after a resume, or if a number was set manually), the table is rewritten.
 
     Args:
         optimizer: a stacked optimizer.
-        foresight: of a schedule: returns the rows of the next step and of those after it.
+        foresight: a function of a schedule that returns the rows of the next steps.
     """
 
     def __init__(self, optimizer: StackedOptimizer, foresight: Foresight | None = None) -> None:
@@ -86,7 +86,7 @@ class StackedGraphHyperparameters:
         return nullcontext()
 
     def release(self) -> None:
-        """Copy the numbers as they are to the device, where the table has put those of the latest step."""
+        """Copy the current numbers to the device, replacing those of the latest step in the table."""
         if self._foresight is not None:
             for numbers in self._optimizer.numbers:
                 numbers.copy_all()
@@ -100,7 +100,7 @@ class StackedGraphHyperparameters:
         )
 
     def _write(self) -> None:
-        """Copy the rows of the next step and of those after it to the device, and set the counter to the first."""
+        """Copy the rows of the next steps to the device, and set the counter to the first one."""
         assert self._foresight is not None
         present = [dict(numbers.host) for numbers in self._optimizer.numbers]
         steps = self._foresight()[:ROWS]

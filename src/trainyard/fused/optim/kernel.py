@@ -1,4 +1,4 @@
-"""Base of the families for which torch has a fused kernel on the CPU."""
+"""Base of the optimizer families for which torch has a fused kernel on the CPU."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 ALONE = 2**15
 """Numbers in a member from which on the kernel is called for each member separately. For 256 MLPs of 51k parameters and
-Adam that takes 11 ms, a common call 17 ms; at 26k they are even, and below the calls cost more than they save."""
+Adam, this takes 11 ms, and a common call 17 ms. At 26k, both take the same time; below, separate calls are slower."""
 
 
 class KernelOptimizer(StackedOptimizer):
     """Optimizer that uses torch's fused CPU kernel: one call for the parameters of members that share some numbers.
 
-    The kernel takes one learning rate. Where the members of a run have several, it is given zeros for parameters and a
-    learning rate of 1: it leaves the members' updates there, which are added at each member's own rate. For 64 MLPs of
-    9k parameters and Adam that takes 0.3 ms; a call for each member takes 0.75 ms, broadcast arithmetic 0.6 ms. Large
-    members (`ALONE`) are updated one by one, each with the call of its own optimizer.
+    The kernel accepts one learning rate. If the members of a run have different ones, the kernel receives zeros as
+    parameters and a learning rate of 1. It then computes the updates of the members, which are added with the learning
+    rate of each member. For 64 MLPs of 9k parameters and Adam, this takes 0.3 ms; a call for each member takes 0.75 ms,
+    and broadcast arithmetic 0.6 ms. Large members (`ALONE`) are updated one by one, like their own optimizers.
 
-    Everywhere else (on CUDA, without the kernel, where small members have stepped unequally often or have too little in
-    common, or where others may take their rows) the arithmetic is `_update`'s.
+    In all other cases, `_update` is used: on CUDA, without the kernel, if small members have taken different numbers of
+    steps or share too few numbers, or if others may take their rows.
     """
 
     kernels: ClassVar[tuple[Kernel, ...]]
     """Kernels that the family calls."""
     shared: ClassVar[tuple[str, ...]]
-    """Names of the numbers that the members of a run have in common."""
+    """Names of the numbers that are equal for the members of a run."""
     scaling: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     """Names of the numbers that may differ within a run."""
 

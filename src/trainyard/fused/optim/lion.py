@@ -15,7 +15,7 @@ from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedLion(StackedOptimizer):
-    """`trainyard.optim.Lion`. `step` only tells members that have a state from those that have none yet."""
+    """`trainyard.optim.Lion`. `step` only distinguishes members with a state from those without one."""
 
     keys: ClassVar = ("lr", "betas", "weight_decay")
     shaping: ClassVar = ("maximize",)

@@ -66,7 +66,7 @@ def read(optimizer: Stacked, member: int) -> dict[str, Any]:
 
 
 def write(optimizer: Stacked, member: int, state_dict: Mapping[str, Any]) -> bool:
-    """Load a `state_dict()` into a member; return whether all states are still the tensors that they were."""
+    """Load a `state_dict()` into a member; return whether all states are still the same tensors."""
     saved_groups = state_dict["param_groups"]
     if len(saved_groups) != len(optimizer.param_groups):
         raise ValueError("loaded state dict has a different number of parameter groups")
@@ -76,7 +76,7 @@ def write(optimizer: Stacked, member: int, state_dict: Mapping[str, Any]) -> boo
             raise ValueError("loaded state dict contains a parameter group that doesn't match the size of its group")
         for flag in optimizer.shaping:
             if flag in saved and bool(saved[flag]) != bool(group[flag]):
-                raise Unfusable(f"{flag} is {group[flag]}, and was {saved[flag]} when the state was saved")
+                raise Unfusable(f"{flag} is {group[flag]}, but was {saved[flag]} when the state was saved")
         for position in saved["params"]:
             indices[position] = len(indices)
     states = {indices[key]: saved for key, saved in state_dict["state"].items() if key in indices}
@@ -100,8 +100,8 @@ def write_states(optimizer: Stacked, member: int, states: Mapping[int, Mapping[s
     """Load the states of a member's parameters; a parameter without one is reset to before its first step.
 
     Returns:
-        Whether all states are still the tensors that they were. A state that parameters share becomes each one's own
-        where the member has not stepped all of them equally often.
+        Whether all states are still the same tensors. A shared state becomes separate if the member has not taken the
+        same number of steps for all parameters.
     """
     in_place = True
     written: dict[int, tuple[Tensor, Tensor]] = {}

@@ -15,7 +15,7 @@ from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedNAdam(StackedOptimizer):
-    """`torch.optim.NAdam`. `mu_product` is kept in the precision in which torch keeps it."""
+    """`torch.optim.NAdam`. `mu_product` has the same precision as in torch."""
 
     keys: ClassVar = ("lr", "betas", "eps", "weight_decay", "momentum_decay")
     clock: ClassVar = ("step", "mu_product")

@@ -21,27 +21,27 @@ Columns = dict[str, Tensor]
 
 
 class StackedOptimizer(Optimizer):
-    """K optimizers of one class as one, on stacked parameters `[K, *shape]`; made by `stack_optimizers`.
+    """K optimizers of one class as one, on stacked parameters `[K, *shape]`; created by `stack_optimizers`.
 
     Every number of a parameter group (`lr`, `weight_decay`, ...) is a float64 tensor `[K]` on the CPU, `betas` a tuple
     of two. To change a number, replace its tensor: values derived from it are cached until then. Flags
     (`nesterov`, `fused`, ...) are plain values, equal in all members.
 
-    A member does what its own optimizer would do alone, up to rounding, and its state is read and written in the form
-    of that optimizer's `state_dict()`.
+    A member is updated as by its single-run optimizer, up to rounding, and its state is read and written in the form of
+    the `state_dict()` of that optimizer.
 
     The state of a parameter is the members' states stacked: `exp_avg` `[K, *shape]`, `step` `[K]`. Parameters that
     step together share their `step`.
 
-    A subclass is one family. It gives the state of a new parameter (`_new_state`), the factors that its arithmetic
-    needs (`_fixed`, which follow from the numbers alone, and `_clocked`, which change with every step), each a column
-    `[K]`, and the arithmetic itself (`_update`). On CUDA, a family with Triton kernels (`kernels_of`) steps by them.
+    A subclass is one family. It defines the state of a new parameter (`_new_state`), the factors of its arithmetic,
+    each a column `[K]` (`_fixed`, which depend only on the numbers, and `_clocked`, which change with every step), and
+    the arithmetic itself (`_update`). On CUDA, a family with Triton kernels (`kernels_of`) uses these.
 
     Attributes:
         numbers: the numbers of each parameter group, on the device.
         version: changes when states or members are replaced; a captured step is valid for one version.
-        joinable: others may take the rows of members. The bits of a row then follow from what it holds alone, and not
-            from the numbers and steps of its neighbours.
+        joinable: whether others may take the rows of members. The bits of a row then depend only on its own values, not
+            on the numbers and steps of its neighbors.
     """
 
     keys: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
@@ -69,7 +69,7 @@ class StackedOptimizer(Optimizer):
         Nothing here synchronizes with the device.
 
         Args:
-            skip: bool `[K]` on the parameters' device: members whose parameters and state stay as they are.
+            skip: bool `[K]` on the device of the parameters: members whose parameters and state are not changed.
 
         Raises:
             Unfusable: a gradient is sparse.
@@ -96,7 +96,7 @@ class StackedOptimizer(Optimizer):
         A caller that replays a captured step calls this first.
 
         Args:
-            copy: False where the caller writes them to the device itself, and calls `derive`.
+            copy: False if the caller writes them to the device itself and calls `derive`.
 
         Returns:
             Whether a number changed to or from 0 in a way that changes the arithmetic (a weight decay, a
@@ -112,12 +112,12 @@ class StackedOptimizer(Optimizer):
         return other
 
     def derive(self) -> None:
-        """Compute what follows from the numbers on the device."""
+        """Compute the derived values of the numbers on the device."""
         for index, (_, buckets) in enumerate(self._plans):
             self._fill(index, buckets)
 
     def graph_hyperparameters(self, foresight: Foresight | None = None) -> StackedGraphHyperparameters:
-        """Return the hyperparameters as a captured step reads them; `foresight` gives those of the coming steps."""
+        """Return the hyperparameters for a captured step; `foresight` returns those of the next steps."""
         return StackedGraphHyperparameters(self, foresight)
 
     def keep(self, index: Tensor) -> None:
@@ -151,13 +151,13 @@ class StackedOptimizer(Optimizer):
         """Load the `state_dict()` of the member's single-run optimizer, its numbers included.
 
         Raises:
-            ValueError: it is of other parameter groups or shapes.
-            Unfusable: it is of an optimizer with another flag, such as `amsgrad`.
+            ValueError: it has other parameter groups or shapes.
+            Unfusable: a flag of its optimizer, such as `amsgrad`, differs.
         """
         self._settle(member_state.write(self, member, state_dict))
 
     def adopt(self, member: int, states: Mapping[int, Mapping[str, Any]]) -> None:
-        """Load the states of a member's parameters, counted through all groups."""
+        """Load the states of a member's parameters, numbered across all groups."""
         self._settle(member_state.write_states(self, member, states))
 
     # Methods of a family.
@@ -168,20 +168,20 @@ class StackedOptimizer(Optimizer):
         return {"step": torch.zeros(self.members, dtype=dtype, device=param.device)}
 
     def has(self, group: Group, state: Mapping[str, Tensor], member: int) -> list[str]:
-        """Return the parts of a parameter's `state` that the member's single-run optimizer would have by now."""
+        """Return the parts of a parameter's `state` that the member's single-run optimizer would have at this point."""
         return list(state) if state["step"][member] > 0 else []
 
     def steps_of(self, saved: Mapping[str, Any]) -> Tensor | float:
-        """Return how often the parameter has stepped whose state was `saved` by the member's single-run optimizer."""
+        """Return the number of steps of a parameter from its state `saved` by the member's single-run optimizer."""
         steps: Tensor | float = saved["step"]
         return steps
 
     def _tick(self, numbers: StackedHyperparameters) -> Tensor | float:
-        """Return what a step adds to `step`."""
+        """Return the increment of `step` per step."""
         return 1.0
 
     def _decoupled(self, group: Group) -> bool:
-        """Return whether weight decay shrinks the parameter, and is no part of the gradient."""
+        """Return whether weight decay shrinks the parameter instead of being part of the gradient."""
         return bool(group.get("decoupled_weight_decay", False))
 
     def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
@@ -207,7 +207,7 @@ class StackedOptimizer(Optimizer):
             self._update(group, numbers, block, self._decayed(group, numbers, block, grads))
 
     def _decayed(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> Tensors:
-        """Return the gradients to descend along, after weight decay. `p.grad` itself is not written to."""
+        """Return the gradients for the update, after weight decay. `p.grad` itself is not changed."""
         if group["maximize"]:
             grads = foreach.neg(grads)
         if not numbers.some("weight_decay"):
@@ -229,7 +229,7 @@ class StackedOptimizer(Optimizer):
         return self._plans[index][1]
 
     def _fill(self, index: int, buckets: Sequence[ParameterBucket]) -> None:
-        """Compute the columns that follow from a group's numbers; a `launch` reads the numbers themselves."""
+        """Compute the columns that depend on the numbers of a group; a `launch` reads the numbers themselves."""
         for bucket in buckets:
             if bucket.launch is None:
                 bucket.fill(self._fixed(self.param_groups[index], self.numbers[index]))
@@ -265,7 +265,7 @@ class StackedOptimizer(Optimizer):
         return buckets
 
     def _settle(self, in_place: bool) -> None:
-        """Follow states that were written: a captured step stays valid where they are the same tensors."""
+        """Use states that were written; a captured step stays valid if they are the same tensors."""
         if not in_place:
             self._forget()
         for _, buckets in self._plans:
@@ -273,7 +273,7 @@ class StackedOptimizer(Optimizer):
                 bucket.runs = None  # the members may have stepped unequally often
 
     def _forget(self) -> None:
-        """Drop what was derived from numbers and states."""
+        """Drop the values that were derived from numbers and states."""
         self.version += 1
         devices = [group["params"][0].device if group["params"] else None for group in self.param_groups]
         self.numbers = [

@@ -14,7 +14,7 @@ from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedRAdam(StackedOptimizer):
-    """`torch.optim.RAdam`. Each member decides for itself whether a step is rectified: it depends on `beta2`."""
+    """`torch.optim.RAdam`. Whether a step is rectified depends on `beta2` and is decided for each member."""
 
     keys: ClassVar = ("lr", "betas", "eps", "weight_decay")
     shaping: ClassVar = ("maximize", "decoupled_weight_decay")

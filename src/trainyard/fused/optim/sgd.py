@@ -17,9 +17,9 @@ from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 class StackedSGD(StackedOptimizer):
     """`torch.optim.SGD`. Members with and without momentum are updated together.
 
-    A parameter moves by `by_grad * grad + by_buffer * buffer`; a member without a momentum has a `by_buffer` of 0, one
-    with a plain momentum a `by_grad` of 0, one with Nesterov's has both. `step` counts the steps with a momentum, for
-    the first of them is not dampened.
+    The update is `by_grad * grad + by_buffer * buffer`. Without momentum, `by_buffer` is 0; with plain momentum,
+    `by_grad` is 0; with Nesterov momentum, neither is 0. `step` counts the steps with momentum, because the first of
+    them is not dampened.
     """
 
     keys: ClassVar = ("lr", "momentum", "dampening", "weight_decay")

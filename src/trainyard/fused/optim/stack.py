@@ -34,15 +34,15 @@ FAMILIES: Mapping[type[Optimizer], type[StackedOptimizer]] = {
     Adamax: StackedAdamax,
     Lion: StackedLion,
 }
-"""Classes that have a stacked form. A subclass has none, since its changes are not known here."""
+"""Classes with a stacked form. A subclass has none, because its changes are unknown here."""
 
 
 def stack_optimizers(optimizers: Sequence[Optimizer], stacked: Mapping[Tensor, nn.Parameter]) -> StackedOptimizer:
     """Return one optimizer that does what `optimizers` do, each on its own slice of the stacked parameters.
 
     Args:
-        optimizers: K optimizers of one class, with equal flags and parameter groups; they may have stepped already,
-            each any number of times.
+        optimizers: K optimizers of one class, with equal flags and parameter groups; each of them may already have
+            taken any number of steps.
         stacked: for each parameter of `optimizers[0]`, the stacked parameter `[K, *shape]`, contiguous.
 
     Raises:

@@ -21,9 +21,8 @@ def rows(group: Mapping[str, Any], keys: Sequence[str]) -> Iterator[tuple[str, T
 
 
 class StackedHyperparameters:
-    """Copies of a group's numbers on the device of its parameters, refreshed where a schedule put a new tensor.
-
-    The copies stay the same tensors, so that a captured CUDA graph reads what was written last.
+    """Copies of a group's numbers on the device of its parameters, updated if a schedule has set a new tensor. The
+    copies stay the same tensors, so that a captured CUDA graph reads the latest values.
 
     Args:
         group: the parameter group; each number is a float64 tensor `[K]` on the CPU.
@@ -49,7 +48,7 @@ class StackedHyperparameters:
         self._every: dict[str, bool] = {}
 
     def refresh(self, group: Mapping[str, Any], *, copy: bool = True) -> set[str]:
-        """Take the tensors that `group` has replaced, and return their names.
+        """Read the tensors that were replaced in `group`, and return their names.
 
         Args:
             group: the parameter group.
@@ -89,7 +88,7 @@ class StackedHyperparameters:
         return self._every[name]
 
     def runs(self, names: Sequence[str]) -> list[tuple[int, int]]:
-        """Return the runs `[start, stop)` of neighbouring members that are equal in all of `names`."""
+        """Return the runs `[start, stop)` of adjacent members that are equal in all of `names`."""
         table = torch.stack([self.host[name] for name in names])
         breaks = (table[:, 1:] != table[:, :-1]).any(0).nonzero().flatten().tolist()
         edges = [0, *(edge + 1 for edge in breaks), table.shape[1]]

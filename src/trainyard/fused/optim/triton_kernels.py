@@ -1,17 +1,17 @@
 """Triton kernels: a step of stacked Adam, AdamW or SGD in one pass over memory.
 
-A step is two kinds of launches. The clock, one program for all members, moves their step counts on and computes what
-follows from a count, in float64. The update, a program for each piece of each member, reads parameter, gradient and
-state once and writes parameter and state once: 28 bytes a number for Adam in float32. All numbers are read on the
-device, each program those of its member.
+A step consists of two kinds of launches. The clock, one program for all members, increments their step counts and
+computes the factors that depend on a count, in float64. The update, a program for each part of each member, reads
+parameter, gradient and state once and writes parameter and state once: 28 bytes per number for Adam in float32. Each
+program reads the numbers of its member on the device.
 
-A stack `[K, *shape]` of a bucket is taken for K rows of memory (`ParameterBucket.row_wise`), in whatever order the
-numbers of a row lie; gradient and state lie as the parameter does.
+A stack `[K, *shape]` of a bucket is treated as K rows of memory (`ParameterBucket.row_wise`), with any order of the
+numbers in a row; gradient and state have the layout of the parameter.
 
 Sources of the algorithms: Kingma and Ba, Adam, https://arxiv.org/abs/1412.6980; Loshchilov and Hutter, AdamW,
 https://arxiv.org/abs/1711.05101; Reddi, Kale and Kumar, AMSGrad, https://arxiv.org/abs/1904.09237; Sutskever, Martens,
-Dahl and Hinton, momentum, https://proceedings.mlr.press/v28/sutskever13.html. Where they leave a choice, the kernels do
-what `torch.optim` does.
+Dahl and Hinton, momentum, https://proceedings.mlr.press/v28/sutskever13.html. If they leave a choice, the kernels
+follow `torch.optim`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 WIDTH = 1024
 """Numbers that a program updates."""
 PARAMETERS = 32
-"""Parameters of a launch, at most: a program searches them for its own."""
+"""Maximum number of parameters of a launch: a program searches them for its own."""
 ALIGNED = 16
-"""What Triton takes notice of: whether an address, in bytes, or a size, in numbers, is a multiple of it. If all of a
-launch are, a thread moves four numbers at a time; for others Triton compiles other code."""
+"""Triton checks whether an address (in bytes) or a size (in numbers) is a multiple of this. If all of a launch are, a
+thread processes four numbers at a time; otherwise, Triton compiles other code."""
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def _adam_clock(
     skips: tl.constexpr,
     width: tl.constexpr,
 ) -> None:
-    """Count a step of each member, and write its learning rate and its `eps`, both with the corrections of the bias.
+    """Count a step of each member, and write its learning rate and its `eps`, both with bias correction.
 
     With s = sqrt(1 - beta2^t), lr / (1 - beta1^t) * m / (sqrt(v) / s + eps) is computed as `rate` * m / (sqrt(v) +
     `floor`), where `rate` is lr * s / (1 - beta1^t), and `floor` is eps * s.
@@ -211,7 +211,7 @@ def _place(
     skips: tl.constexpr,
     width: tl.constexpr,
 ) -> tl.tuple:
-    """Return where in its parameter the numbers of a program lie, and which of these places exist and are to step."""
+    """Return the indices of a program's numbers in their parameter, and which of them exist and must be updated."""
     size = _pick(sizes, firsts, block)
     offset = (block - _pick(firsts, firsts, block)) * width + tl.arange(0, width)
     mask = offset < size
@@ -222,7 +222,7 @@ def _place(
 
 @triton.jit
 def _lerp(start: tl.tensor, end: tl.tensor, weight: tl.tensor) -> tl.tensor:
-    """Return `torch.lerp(start, end, weight)`, which is `end` to the bit at a weight of 1."""
+    """Return `torch.lerp(start, end, weight)`, which is exactly `end` at a weight of 1."""
     difference = end - start
     return tl.where(weight < 0.5, start + weight * difference, end - difference * (1 - weight))
 
@@ -247,12 +247,12 @@ class _Part:
     """Parameters of a bucket that one launch updates.
 
     Attributes:
-        place: of the parameters in their bucket.
+        place: the indices of the parameters in their bucket.
         params: the parameters.
-        states: those of each kind, in the order of the kernel's arguments.
-        sizes: the numbers in a row of each.
-        firsts: of a member's programs, the first of each parameter.
-        blocks: programs of a member.
+        states: the states of each kind, in the order of the kernel's arguments.
+        sizes: the number of elements in a row of each parameter.
+        firsts: for each parameter, its first program of a member.
+        blocks: the number of programs of a member.
     """
 
     place: tuple[int, ...]
@@ -267,7 +267,7 @@ class _BucketLaunch:
     """Launches for one bucket; a subclass is one family.
 
     Args:
-        bucket: one that is `row_wise`, of float32 or float64.
+        bucket: a `row_wise` bucket of float32 or float64.
         states: names of the states that the kernels of the family read.
     """
 
@@ -282,7 +282,7 @@ class _BucketLaunch:
             kernel[(triton.cdiv(self._bucket.members, WIDTH),)](*args, self._bucket.members, **flags, width=WIDTH)
 
     def _grads(self) -> list[Tensor]:
-        """Return the gradients, at aligned addresses: a capture then needs no other code than the steps before it."""
+        """Return the gradients at aligned addresses, so that a capture needs the same code as the steps before it."""
         return [grad if grad.data_ptr() % ALIGNED == 0 else grad.clone() for grad in self._bucket.whole_grads()]
 
     def _each_part(self, kernel: Any, *args: Any, **flags: Any) -> None:
@@ -295,7 +295,7 @@ class _BucketLaunch:
                 kernel[(part.blocks * self._bucket.members,)](*given, **flags, width=WIDTH)
 
     def _skip(self, skip: Tensor | None) -> dict[str, Any]:
-        """Return the arguments `skip` and `skips`; the first is not read where there is nothing to skip."""
+        """Return the arguments `skip` and `skips`; the first is not read if there is nothing to skip."""
         return {"skip": self._step if skip is None else skip, "skips": skip is not None}
 
 
@@ -363,7 +363,7 @@ def _parts(bucket: ParameterBucket, states: Sequence[str]) -> Iterator[_Part]:
 
 
 def work_on(device: torch.device) -> bool:
-    """Return whether a first step of Adam is what it should be; waits for the device."""
+    """Return whether a first step of Adam is correct; waits for the device."""
     param = nn.Parameter(torch.full((2, 1), 2.0, device=device))
     param.grad = torch.full((2, 1), -0.5, device=device)
     state = {name: torch.zeros(2, 1, device=device) for name in ("exp_avg", "exp_avg_sq")}

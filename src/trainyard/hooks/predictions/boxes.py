@@ -19,13 +19,13 @@ _INCHES = 3.0
 
 @dataclass(frozen=True)
 class Instances:
-    """What is seen in one picture, on the CPU.
+    """Objects in one picture, on the CPU.
 
     Attributes:
-        boxes: `[n, 4]`, `x1, y1, x2, y2` in pixels; None where there are masks alone.
-        masks: bool `[n, H, W]`; None where there are boxes alone.
+        boxes: `[n, 4]`, `x1, y1, x2, y2` in pixels; None if there are only masks.
+        masks: bool `[n, H, W]`; None if there are only boxes.
         labels: int `[n]`.
-        scores: `[n]`; None for what is true.
+        scores: `[n]`; None for true objects.
     """
 
     boxes: Array | None
@@ -38,7 +38,7 @@ class Instances:
         """Read a mapping of `boxes`, `labels`, `scores`, `masks`, or classes `[H, W]`, or their scores `[C, H, W]`.
 
         Raises:
-            TypeError: it is none of these.
+            TypeError: the value is none of these.
             KeyError: a mapping has neither boxes nor masks.
         """
         if isinstance(given, Tensor) and given.ndim in (2, 3):
@@ -72,13 +72,13 @@ def figure(
     names: Sequence[Any],
     title: str,
 ) -> Figure:
-    """Return a figure with a row for each picture: with what is predicted, and beside it what is true.
+    """Return a figure with a row for each picture: the predicted objects, and the true ones next to them.
 
     Args:
         pictures: each `[C, H, W]`, of any size.
-        predicted, true: of each picture; None where nothing is known.
-        names: of the classes; their numbers where there are none.
-        title: of the figure.
+        predicted, true: the objects of each picture; None if unknown.
+        names: the names of the classes; without names, numbers are shown.
+        title: the title of the figure.
     """
     tall = [_INCHES * picture.shape[1] / picture.shape[2] for picture in pictures]
     drawn, axes = canvas(2 * _INCHES + 0.1, sum(tall) + 0.1 * (len(tall) - 1), title)

@@ -1,4 +1,4 @@
-"""Detection log hook: pictures with boxes and masks, the predicted ones beside the true ones."""
+"""Detection log hook: pictures with boxes and masks, with predictions next to true objects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FOLDER = "figures"
 
 @dataclass
 class _Kept:
-    """What is to be drawn of a set."""
+    """The pictures of a set to draw."""
 
     pictures: list[Array] = field(default_factory=list)
     predicted: list[Instances] = field(default_factory=list)
@@ -37,18 +37,18 @@ class _Kept:
 class DetectionLog(Hook):
     """Draws the first images of each set with predicted and true boxes or masks, at validations and tests.
 
-    Predictions and targets are a mapping for each picture, as torchvision's detectors have them: `boxes`, float
-    `[n, 4]`, `x1, y1, x2, y2` in pixels; and, where there are any, `labels` `[n]`, `scores` `[n]`, `masks` `[n, H, W]`
-    or `[n, 1, H, W]`. For segmentation they are scores `[B, C, H, W]` and classes `[B, H, W]`. The pictures are those
-    of the batch, before the `data_preprocessor`. Class names are read from `data.spec["classes"]` or `data.classes`.
+    Predictions and targets are a mapping for each picture, as for torchvision's detectors: `boxes`, float `[n, 4]`,
+    `x1, y1, x2, y2` in pixels; and, if available, `labels` `[n]`, `scores` `[n]`, `masks` `[n, H, W]` or `[n, 1, H,
+    W]`. For segmentation they are scores `[B, C, H, W]` and classes `[B, H, W]`. The pictures are the inputs of the
+    batch before the `data_preprocessor`. Class names are read from `data.spec["classes"]` or `data.classes`.
 
-    The figures are `figures/<set>_<iteration>_detections.png`, artifacts of the run, drawn by a separate thread. A run
-    without a directory draws nothing.
+    The figures `figures/<set>_<iteration>_detections.png` are artifacts of the run and drawn by a separate thread. A
+    run without a directory draws nothing.
 
     Args:
         count: pictures to draw.
         interval: draw every `interval`-th validation of a training. Every test is drawn.
-        score_thr: predictions with a lower score are left out.
+        score_thr: predictions with a lower score are omitted.
     """
 
     priority = "LOW"
@@ -94,7 +94,7 @@ class DetectionLog(Hook):
         self._validations = state["validations"]
 
     def _take(self, name: str, batch: Any, outputs: Any) -> None:
-        """Keep as many pictures of a batch as are missing, on the CPU."""
+        """Keep the pictures of a batch that are still missing, on the CPU."""
         if self._kept is None:
             return
         kept = self._kept.setdefault(name, _Kept())

@@ -32,8 +32,9 @@ class PredictionDump(Hook):
     the files of all ranks.
 
     Args:
-        inputs: write the whole batch, not only its target, for metrics that read the inputs.
-        after_training: also if the test follows a training in one session, as with `mode=train`.
+        inputs: write the complete batch, not only its target, for metrics that read the inputs.
+        after_training: also write the predictions if the test follows a training in the same session, as with
+            `mode=train`.
         max_mb: the maximum size in megabytes; a larger file is not kept.
         upload_mb: the maximum size in megabytes for upload; a larger file stays in the directory and is not uploaded to
             MLflow.
@@ -183,5 +184,5 @@ def _order(loader: Loader) -> list[int] | None:
 
 
 def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts about the data that a file can hold."""
+    """Return the properties of the data that a file can contain."""
     return {key: value for key, value in spec.items() if isinstance(value, int | float | str | list)}

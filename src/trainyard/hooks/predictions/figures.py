@@ -1,6 +1,6 @@
 """Figures of predictions: images, points, tables, numbers, and the confusion matrix.
 
-Colours are from Okabe and Ito's palette, which is safe for colour-blind readers; errors are also marked by shape.
+Colors are from Okabe and Ito's palette, which is safe for color-blind readers; errors are also marked by shape.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def images(pictures: Array, labels: Sequence[tuple[str, str, bool]], notes: Sequ
 
 
 def points(x: Array, predicted: Array, target: Array, names: Sequence[str], title: str) -> Figure:
-    """Return a scatter plot of points `[n, 2]`, coloured by the predicted class; wrong ones have a ring."""
+    """Return a scatter plot of points `[n, 2]`, colored by the predicted class; wrong ones have a ring."""
     present = np.unique(predicted)
     labels = [_plain(short(names[c], 14)) for c in present]
     columns = math.ceil((len(present) + 1) / 24)
@@ -130,9 +130,9 @@ def numbers(predicted: Array, target: Array, title: str) -> Figure:
 
 
 def confusion(counts: Array, names: Sequence[str], title: str) -> Figure:
-    """Return the confusion matrix `[C, C]` as a heat map: colours are fractions of the rows, numbers are counts.
+    """Return the confusion matrix `[C, C]` as a heat map: colors are fractions of the rows, numbers are counts.
 
-    With up to 10 classes a cell also has the fraction in percent; with more than 30 it has no number.
+    With up to 10 classes, a cell also shows the fraction in percent; with more than 30, it shows no number.
     """
     classes = len(counts)
     shares = row_shares(counts)
@@ -163,7 +163,7 @@ def confusion(counts: Array, names: Sequence[str], title: str) -> Figure:
     box = axes.get_position()
     width = figure.get_figwidth()
     bar = figure.add_axes((box.x1 + 0.15 / width, box.y0, 0.15 / width, box.height))
-    figure.colorbar(image, cax=bar, label="share of the true class")
+    figure.colorbar(image, cax=bar, label="fraction of the true class")
     return figure
 
 
@@ -207,12 +207,12 @@ def canvas(
 
 
 def write(axes: Axes, where: tuple[float, float], text: str, **style: Any) -> None:
-    """Write a text as it is: dollar signs begin no formula."""
+    """Write a text literally: dollar signs do not start a formula."""
     axes.text(*where, text, parse_math=False, **style)
 
 
 def _plain(name: str) -> str:
-    """Escape dollar signs, which would begin a formula."""
+    """Escape dollar signs, which would start a formula."""
     return name.replace("$", r"\$")
 
 

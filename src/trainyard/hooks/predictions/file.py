@@ -88,7 +88,7 @@ class PredictionWriter:
         rows = lengths.pop() if len(lengths) == 1 else None
         if rows is None:
             shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
-            raise UnfitError(f"not every tensor has a row for each sample: {shapes or 'there is none'}")
+            raise UnfitError(f"not every tensor has a row for each sample: {shapes or 'there are no tensors'}")
         for name, tensor in tensors.items():
             now: Kind = (tensor.dtype, tuple(tensor.shape[1:]))
             before = self._kinds.setdefault(name, now)
@@ -98,7 +98,7 @@ class PredictionWriter:
         size = sum(array.nbytes for array in arrays.values())
         self._bytes += size
         if self._bytes > self._max_bytes:
-            raise UnfitError(f"they take more than {self._max_bytes / 1e6:.0f} MB")
+            raise UnfitError(f"the predictions take more than {self._max_bytes / 1e6:.0f} MB")
         if self._gathered and self._gathered_bytes + size > GROUP_BYTES:
             self._write_group()
         self._sizes.append(rows)
@@ -117,7 +117,7 @@ class PredictionWriter:
         """
         try:
             if not sum(self._sizes):
-                raise UnfitError("there is no sample")
+                raise UnfitError("there are no samples")
             self._write_group()
             columns = {name: [_name(dtype), shape] for name, (dtype, shape) in self._kinds.items()}
             meta = {"version": VERSION, "structure": self._structure, "columns": columns, "sizes": self._sizes, **facts}
@@ -267,7 +267,7 @@ class Predictions:
             if not sum(sizes) == stored.num_rows > 0:
                 raise ValueError(f"{sum(sizes)} samples in batches, {stored.num_rows} rows")
         except FileNotFoundError:
-            raise TrainyardError(f"{path}: there is no such file.") from None
+            raise TrainyardError(f"{path} does not exist.") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
             raise _damaged(path, error) from None
         return cls(path, sizes, structure, kinds, meta)
@@ -313,8 +313,8 @@ class _Absent:
 
     def _missing(self) -> MissingError:
         return MissingError(
-            f"it reads {self.place}, which the file does not contain. Only the target of a batch is saved unless "
-            f"hook.predictions.inputs=true."
+            f"the metric reads {self.place}, which the file does not contain. Set hook.predictions.inputs=true "
+            "in the run to save more than the target of a batch."
         )
 
 
@@ -372,7 +372,7 @@ def _name(dtype: torch.dtype) -> str:
 def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"no type is called {name}")
+        raise ValueError(f"torch has no dtype {name}")
     return found
 
 

@@ -26,20 +26,20 @@ FOLDER = "figures"
 class PredictionLog(Hook):
     """Draws some samples with prediction and target, and the confusion matrix, at validations and tests.
 
-    The figures are `figures/<set>_<iteration>_samples.png` and `…_confusion.png`, artifacts of the run. The form of the
-    samples follows from the data: images `[C, H, W]` give a grid of pictures, points in the plane a scatter plot of (up
-    to 2000 of) the split, other inputs of a classifier a table; numbers are plotted as predicted over true; for tokens
-    `[T]`, a `.txt` has the predicted ones below the true ones. The confusion matrix is that of the whole split, for up
-    to 200 classes. Class names are read from `data.spec["classes"]` or `data.classes`, if the data has them. For
-    tokens, `data.decode(tokens)` gives the text.
+    The figures `figures/<set>_<iteration>_samples.png` and `…_confusion.png` are artifacts of the run. The form of the
+    samples depends on the data. Images `[C, H, W]` are shown as a grid of pictures, points in the plane as a scatter
+    plot of (up to 2000 of) the split, and other inputs of a classifier as a table. Numbers are plotted as predicted
+    over true. For tokens `[T]`, a `.txt` file shows the predicted tokens below the true ones. The confusion matrix is
+    that of the entire split, for up to 200 classes. Class names are read from `data.spec["classes"]` or `data.classes`,
+    if the data has them. For tokens, `data.decode(tokens)` gives the text.
 
-    Collecting samples from batches does not wait for the device. The figures are drawn by a separate thread, for which
-    only the next figures wait. A run without a directory draws nothing.
+    Collecting samples from batches does not wait for the device. The figures are drawn by a separate thread; only the
+    next figures wait for it. A run without a directory draws nothing.
 
     Args:
         count: the maximum number of samples to show.
-        which: `worst`, those with the highest loss; `first`, those at the beginning of the split; or `random`, the same
-            ones each time and in every run.
+        which: `worst`, the samples with the highest loss; `first`, those at the start of the split; or `random`, the
+            same samples each time and in every run.
         interval: draw every `interval`-th validation of a training, and the last one.
         confusion: draw the confusion matrix.
     """
@@ -213,7 +213,11 @@ class _Drawing:
 
     def _chosen(self) -> str:
         count, of = len(self.shown.index), self.shown.samples
-        how = {"worst": f"the {count} of highest loss", "first": f"the first {count}", "random": f"{count} at random"}
+        how = {
+            "worst": f"the {count} of highest loss",
+            "first": f"the first {count}",
+            "random": f"{count} random samples",
+        }
         return f"{how[self.which]} of {of} samples"
 
     def _some(self) -> str:

@@ -31,12 +31,12 @@ class Shown:
         kind: `classes` (targets `[n]`), `tokens` (`[n, T]`) or `numbers` (`[n, D]`).
         index: int64 `[n]`, the samples' numbers in the split.
         inputs: `[n, ...]`, or None if the input is not a tensor.
-        target: in the shape that `kind` gives.
+        target: in the shape of `kind`.
         predicted: like `target`.
         loss: `[n]`: negative log-likelihood (for tokens the mean), or squared error.
         confidence: `[n]`, for `classes`: the probability of the predicted class.
-        confusion: `[C, C]`, for `classes`: counts over the whole split; None for more than `MOST_CLASSES` classes.
-        samples: how many the split has.
+        confusion: `[C, C]`, for `classes`: counts over the entire split; None for more than `MOST_CLASSES` classes.
+        samples: the number of samples in the split.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Shown:
 
 
 def merged(parts: Sequence[Shown], which: str, count: int) -> Shown:
-    """Merge what each rank has collected of a member; samples have the numbers of their part.
+    """Merge the samples that each rank has collected for a member; samples are numbered within their part.
 
     Args:
         parts: one per rank.
@@ -83,14 +83,14 @@ def merged(parts: Sequence[Shown], which: str, count: int) -> Shown:
 class Gathering:
     """Collects, batch by batch, the samples to show; nothing here waits for the device before `finish`.
 
-    For a figure of dots (points in the plane, or numbers) all samples are taken, or `MOST_POINTS` of them at random,
-    whatever `which` is.
+    For a figure of dots (points in the plane, or numbers), all samples are collected, or `MOST_POINTS` random ones,
+    regardless of `which`.
 
     Args:
         which: `first`, `random` (the same at every evaluation, in every run) or `worst` (those with the highest loss).
         count: the number of samples to show.
-        samples: how many the split states that it has; None if it states nothing: the first ones are then taken for
-            `random`, and for dots.
+        samples: the number of samples that the split states; if None, the first ones are collected for `random` and for
+            dots.
         members: K if outputs are `[K, B, ...]`, None if they are `[B, ...]`.
     """
 
@@ -150,7 +150,7 @@ class Gathering:
         x = input_of(batch)
         self.kind = _kind(batch, outputs, self._members is not None)
         if self.kind is None:
-            self.complaint = f"predictions {_shown(outputs)} and what belongs to them in the batch"
+            self.complaint = f"predictions {_shown(outputs)} with this batch"
             return
         points = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 2 and self.kind == "classes"
         dots = points or self.kind == "numbers"

@@ -50,7 +50,7 @@ def page(
     decode: Callable[[Any], str] | None,
 ) -> str:
     """Return the text of all samples `[n, T]`, each below a line with its scores."""
-    parts = [f"{title}\nA mark (^) is beneath each token that is predicted wrong."]
+    parts = [f"{title}\nA mark (^) is below each token that is predicted incorrectly."]
     for number, true, mine, value in zip(index, target, predicted, loss, strict=True):
         lines, right, count = compared(true, mine, decode)
         parts.append(f"Sample {number}: {right} of {count} tokens right, loss {value:.3f}\n{lines}")

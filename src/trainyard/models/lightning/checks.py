@@ -11,26 +11,26 @@ from torch import nn
 from trainyard.errors import ConfigError
 
 REFUSED = {
-    "backward": "the run makes the backward pass",
-    "configure_callbacks": "hooks take the place of callbacks: hook=[…] (docs/hooks.md)",
+    "backward": "the run performs the backward pass",
+    "configure_callbacks": "hooks replace callbacks: hook=[…] (docs/hooks.md)",
     "configure_gradient_clipping": "clip_grad_norm=… or clip_grad_value=… clips",
-    "configure_optimizers_and_schedulers": "configure_optimizers makes both",
+    "configure_optimizers_and_schedulers": "configure_optimizers returns both",
     "configure_sharded_model": "strategy=fsdp shards a model that is not a LightningModule",
-    "lr_scheduler_step": "schedulers are stepped as their interval, frequency and monitor say",
+    "lr_scheduler_step": "schedulers are stepped according to their interval, frequency and monitor",
     "on_after_backward": "hook=norms records gradients",
     "on_after_batch_transfer": "data_preprocessor changes batches on the device",
-    "on_before_backward": "the run makes the backward pass",
+    "on_before_backward": "the run performs the backward pass",
     "on_before_batch_transfer": "data_preprocessor changes batches on the device",
     "on_before_optimizer_step": "hook=norms records gradients, clip_grad_norm=… clips them",
     "on_before_zero_grad": "a hook of your own has before_train_iter",
-    "on_load_checkpoint": "use a buffer for what a checkpoint should contain",
+    "on_load_checkpoint": "register values that a checkpoint should contain as buffers",
     **dict.fromkeys(
         (f"on_predict_{each}" for each in ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end")),
-        "a prediction is the module's forward",
+        "a prediction is the result of the module's forward",
     ),
     "on_predict_model_eval": "the run sets train() and eval()",
     "on_predict_model_train": "the run sets train() and eval()",
-    "on_save_checkpoint": "use a buffer for what a checkpoint should contain",
+    "on_save_checkpoint": "register values that a checkpoint should contain as buffers",
     "on_test_model_eval": "the run sets train() and eval()",
     "on_test_model_train": "the run sets train() and eval()",
     "on_validation_model_eval": "the run sets train() and eval()",
@@ -43,11 +43,11 @@ REFUSED = {
     "test_dataloader": "the data come from data=…: data=loaders takes DataLoaders",
     "train_dataloader": "the data come from data=…: data=loaders takes DataLoaders",
     "training_step_end": "Lightning 2 has no such method",
-    "training_epoch_end": "Lightning 2 has no such method: on_train_epoch_end takes its place",
+    "training_epoch_end": "Lightning 2 replaced this method by on_train_epoch_end",
     "transfer_batch_to_device": "the run moves batches to the device",
     "val_dataloader": "the data come from data=…: data=loaders takes DataLoaders",
-    "validation_epoch_end": "Lightning 2 has no such method: on_validation_epoch_end takes its place",
-    "test_epoch_end": "Lightning 2 has no such method: on_test_epoch_end takes its place",
+    "validation_epoch_end": "Lightning 2 replaced this method by on_validation_epoch_end",
+    "test_epoch_end": "Lightning 2 replaced this method by on_test_epoch_end",
 }
 """Methods that a LightningModule may override and that are never called here, each with what to do."""
 INDEX = "batch_idx"
@@ -63,18 +63,22 @@ def check_module(module: Any) -> nn.Module:
     """
     if not isinstance(module, nn.Module) or not all(hasattr(module, name) for name in NEEDED):
         accepted = "a LightningModule, or the `_target_` that builds one"
-        hint = "model=… of docs/models.md takes other modules." if isinstance(module, nn.Module) else ""
+        hint = (
+            "For other modules, use another option of `model` (docs/models.md)."
+            if isinstance(module, nn.Module)
+            else ""
+        )
         raise ConfigError("module", module if module is None else type(module).__name__, accepted, hint=hint)
     name = type(module).__name__
     if not module.automatic_optimization:
         accepted = "a LightningModule with automatic optimization"
-        hint = "A model with losses in turns has train_steps (docs/optim.md); it takes the place of manual_backward."
+        hint = "For several optimizers, define train_steps in a BaseModel (docs/optim.md) instead of manual_backward."
         raise ConfigError("module", f"{name}: automatic_optimization = False", accepted, hint=hint)
     if not overridden(module, "training_step"):
         raise ConfigError("module", name, "a LightningModule with a training_step")
     for method, instead in REFUSED.items():
         if overridden(module, method):
-            raise ConfigError("module", f"{name}.{method}", f"a LightningModule without it: {instead}")
+            raise ConfigError("module", f"{name}.{method}", f"a LightningModule without this method: {instead}")
     return module
 
 

@@ -67,7 +67,9 @@ def parsed(given: Any) -> Configured:
 def _of_mappings(given: Sequence[Mapping[str, Any]]) -> Configured:
     for each in given:
         if "frequency" in each:
-            raise ConfigError(KEY, "frequency", "no frequency of an optimizer: each takes its turn on every batch")
+            raise ConfigError(
+                KEY, "frequency", "no frequency for optimizers: every optimizer is stepped on every batch"
+            )
     schedulers = [_scheduled(each["lr_scheduler"]) for each in given if each.get("lr_scheduler") is not None]
     return Configured([_optimizer(each.get("optimizer")) for each in given], schedulers)
 
@@ -93,5 +95,7 @@ def _scheduled(given: Any) -> Scheduled:
         raise ConfigError(KEY, frequency, "a frequency of at least 1")
     plateau = isinstance(scheduler, ReduceLROnPlateau) or bool(options.get("reduce_on_plateau"))
     if plateau and options.get("monitor") is None:
-        raise ConfigError(KEY, type(scheduler).__name__, "a `monitor` next to it: the name of a validation metric")
+        raise ConfigError(
+            KEY, type(scheduler).__name__, "a `monitor` in the same mapping: the name of a validation metric"
+        )
     return Scheduled(scheduler, interval, frequency, options.get("monitor") if plateau else None)

@@ -161,9 +161,9 @@ class Lightning(BaseModel):
             made: Configured = parsed(self.module.configure_optimizers())  # type: ignore[operator]
         if (len(made.optimizers) > 1) != self.takes_turns:
             accepted = (
-                f"several, one for each {TURN}"
+                f"several optimizers, one for each {TURN}"
                 if self.takes_turns
-                else f"one, because training_step has no argument {TURN}"
+                else f"one optimizer, because training_step has no argument {TURN}"
             )
             raise ConfigError(KEY, f"{len(made.optimizers)} optimizers", accepted)
         self.schedulers, self.optimizers = made.schedulers, len(made.optimizers)
@@ -182,8 +182,10 @@ class Lightning(BaseModel):
             yield recorder
         except AttributeError as error:
             if error.obj is None and error.name in OF_LOGGERS:
-                instead = "self.log records numbers; figures are for a hook (docs/hooks.md)"
-                raise TrainyardError(f"self.logger is None here, and has no {error.name!r}: {instead}.") from error
+                instead = "use self.log for numbers, and a hook for figures (docs/hooks.md)"
+                raise TrainyardError(
+                    f"self.logger is None in Trainyard, so {error.name!r} is not available: {instead}."
+                ) from error
             raise
         finally:
             for own, held in zip(modules, before, strict=True):

@@ -75,4 +75,6 @@ class TrainerFacts:
         if name.startswith("__"):
             raise AttributeError(name)
         known = [each for each in dir(type(self)) if not each.startswith("_")]
-        raise TrainyardError(f"self.trainer.{name}: the trainer of a LightningModule has {', '.join(known)} here.")
+        raise TrainyardError(
+            f"self.trainer.{name}: in Trainyard, the trainer of a LightningModule has only {', '.join(known)}."
+        )

@@ -184,7 +184,7 @@ class CapturedEvaluation:
             if signature_of(outputs, [], self._device) is None:
                 reason = reason or "the predictions contain something other than tensors on the device"
             elif drawn != rng_state.drawn():
-                reason = "it draws random numbers on the CPU"
+                reason = "the evaluation draws random numbers on the CPU"
             if reason is not None:
                 self._refuse(reason)
         for name, metric in self._metrics.items():
@@ -201,13 +201,13 @@ class CapturedEvaluation:
         if not judge:
             return
         if drawn != rng_state.drawn():
-            reason = "it draws random numbers on the CPU"
+            reason = "the metric draws random numbers on the CPU"
         elif not all(isinstance(value, Tensor) and value.device == self._device for value in sums.values()):
-            reason = "its sums are not all tensors on the device"
+            reason = "not all sums of the metric are tensors on the device"
         elif reason is None:
             totals = self._sums.setdefault(name, {key: torch.full_like(value, NOTHING) for key, value in sums.items()})
             if _kinds(totals) != _kinds(sums):
-                reason = "its sums differ in names, shapes or dtypes between batches"
+                reason = "the sums of the metric differ in names, shapes or dtypes between batches"
         if reason is not None:
             self._leave_out(name, reason)
 

@@ -210,7 +210,7 @@ class CapturedStep(AccumulatedStep):
 
     def _leave_update(self, reason: str) -> None:
         """Run the optimizer's step outside of the graphs from here on."""
-        log.info("The step is captured without the optimizer's: %s.", reason)
+        log.info("The step is captured without the step of the optimizer: %s.", reason)
         self._uncaptured_update = reason
         self._limits.pardon()
         self._release_hyperparameters()
@@ -266,7 +266,7 @@ class CapturedStep(AccumulatedStep):
             if changed is not None:
                 reason = f"the model's code changes {changed}"
             elif drawn != rng_state.drawn():
-                reason = "it draws random numbers on the CPU"
+                reason = "the step draws random numbers on the CPU"
             if reason is not None:
                 self._refuse(reason)
         return outputs
@@ -324,7 +324,7 @@ class CapturedStep(AccumulatedStep):
     def _elsewhere(self, outputs: Mapping[str, Tensor]) -> str | None:
         """Return why outputs that are not on the device cannot be captured: replays leave them as they were."""
         names = [name for name, value in outputs.items() if value.device != self._device]
-        return f"its output {names[0]!r} is on {outputs[names[0]].device}, not on {self._device}" if names else None
+        return f"the output {names[0]!r} is on {outputs[names[0]].device}, not on {self._device}" if names else None
 
     def _gather_gradients(self, place: GroupPosition) -> None:
         """Make the parameters' gradients those that the graphs of a group of batches add to."""

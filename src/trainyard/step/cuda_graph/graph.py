@@ -86,11 +86,11 @@ class CudaGraph:
         reason = None
         for warning in told:
             if SYNCHRONISES in str(warning.message):
-                reason = f"it waits for the device ({Path(warning.filename).name}, line {warning.lineno})"
+                reason = f"the code waits for the device ({Path(warning.filename).name}, line {warning.lineno})"
             elif PROTOTYPE not in str(warning.message):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         if reason is None and drawn != _drawn_on_cpu():
-            reason = "it draws random numbers on the CPU"
+            reason = "the code draws random numbers on the CPU"
         return result, reason
 
     def capture(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:

@@ -68,13 +68,17 @@ def _working(device: torch.device) -> Take | None:
     try:
         from trainyard.step.cuda_graph import take_kernel
     except ImportError as error:
-        log.info("Captured steps gather their batches without Triton (%s), by several kernels.", error)
+        log.info(
+            "Captured steps gather their batches with several kernels, because Triton cannot be imported: %s.", error
+        )
         return None
     try:
-        reason = None if take_kernel.works_on(device) else "it takes other rows"
+        reason = None if take_kernel.works_on(device) else "the kernel returns other rows"
     except Exception as error:  # no compiler, a device that Triton does not know, another version of its language
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if reason is None:
         return take_kernel.take
-    log.warning("The Triton kernel that gathers a batch does not work here: %s. Several kernels do it.", reason)
+    log.warning(
+        "Captured steps gather their batches with several kernels, because the Triton kernel does not work: %s.", reason
+    )
     return None

@@ -34,7 +34,7 @@ try:
     internals: Any = recipe.internals()
     """Private functions of Hydra; None if this version of Hydra has others."""
 except ImportError as missing:
-    log.warning("Hydra composes every job of a sweep, which takes longer: %s.", missing)
+    log.warning("Hydra composes each job of the sweep separately, which is slower: %s.", missing)
     internals = None
 
 FAST_PATHS = "env.fast_paths"
@@ -175,7 +175,7 @@ class Composer:
         overrides = [self._parse(line) for line in self._prefix + point]
         off = [override.value() is False for override in overrides if override.key_or_group == FAST_PATHS]
         if off[-1] if off else self._off:
-            raise _UncertainError(f"{FAST_PATHS} is off")
+            raise _UncertainError(f"{FAST_PATHS} is set to off")
         if any(override.key_or_group == "hydra.searchpath" for override in overrides[len(self._prefix) :]):
             raise _UncertainError("other folders have other groups")
         common, own = self._split(overrides)

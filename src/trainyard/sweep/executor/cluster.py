@@ -176,7 +176,7 @@ class ClusterExecutor(Executor):
         if None in found or any(agent.leaving for agent in agents):
             return  # these slots are lost, which is reported separately
         if len(agents) > 1 and not self.shares_disk:
-            told = f"it needs {len(slots)} slots, which are on several machines without a shared disk"
+            told = f"the job needs {len(slots)} slots, which are on several machines without a shared disk"
             self._events.append(Finished(number, "failed", error=told, began=False))
             return
         if self._spread.hold((number, task, slots, policy), self._agents.values()):
@@ -206,7 +206,7 @@ class ClusterExecutor(Executor):
         wanted = set(numbers)
         self._workers.end(wanted, grace)
         for number in self._spread.take_back(wanted):
-            self._events.append(Finished(number, "interrupted", error="it had not started", began=False))
+            self._events.append(Finished(number, "interrupted", error="the job had not started", began=False))
 
     def answer(self, number: int, content: bytes) -> None:
         found = self._workers.named(number)
@@ -266,7 +266,7 @@ class ClusterExecutor(Executor):
         self._silent = silent
         limit = self._settings.patience + self._grace + _MARGIN
         for agent in [it for it in self._agents.values() if self._transport.silence(it.name) > limit]:
-            self._lose(agent, "it does not respond")
+            self._lose(agent, "the agent does not respond")
         for place, why in self._pool.gone().items():
             for agent in [it for it in self._agents.values() if it.place == place]:
                 self._lose(agent, why)
@@ -281,7 +281,7 @@ class ClusterExecutor(Executor):
         self._pool.want(needed)
 
     def _dismiss(self, agent: Remote) -> None:
-        agent.leaving = "there are no jobs for it"
+        agent.leaving = "there are no more jobs"
         self._outbox.send(agent.name, ["close"])
         self._remove(agent)
 
@@ -294,7 +294,7 @@ class ClusterExecutor(Executor):
         for worker, num in agent.tasks.items():
             self._losses[num] += 1
             if self._losses[num] > LOSSES:
-                how = f"{self._losses[num]} agents were lost while it was running"
+                how = f"{self._losses[num]} agents were lost while the job was running"
                 self._events.append(self._workers.ended((agent.name, worker), how))
             self._spread.lose((agent.name, worker))
         self._remove(agent)
@@ -352,7 +352,7 @@ class ClusterExecutor(Executor):
             self._transport.forget(name)
             return
         for agent in [it for it in self._agents.values() if it.place == hello["place"]]:
-            self._lose(agent, "it was started again")
+            self._lose(agent, "the agent was restarted")
         self._agents[name] = Remote(name, hello["place"], hello["node"])
         self._outbox.send(name, ["welcome", welcome_message(self.preload, self._settings, self._grace)])
 

@@ -102,7 +102,7 @@ class LocalExecutor(Executor):
         self._workers.end(wanted, grace)
         for each in [each for each in self._pending if each[0] in wanted]:
             self._pending.remove(each)
-            self._events.append(Finished(each[0], "interrupted", error="it had not started", began=False))
+            self._events.append(Finished(each[0], "interrupted", error="the job had not started", began=False))
 
     def answer(self, number: int, content: bytes) -> None:
         worker = self._workers.named(number)

@@ -154,7 +154,7 @@ class RayPool(Pool):
         try:
             message = self._messages.get(timeout=timeout)
         except queue.Empty:
-            self._refuse(f"There was no answer for {timeout:.0f} seconds")
+            self._refuse(f"The Ray cluster did not respond for {timeout:.0f} seconds")
         if message is None:
             self._refuse(self._last_words())
         return message

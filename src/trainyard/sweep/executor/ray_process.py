@@ -94,7 +94,7 @@ class AgentActor:
             if told is not None:
                 Path(log).unlink()
         except OSError as error:
-            return host, 1, f"it does not see {error.filename}: {error.strerror}"
+            return host, 1, f"the node does not see {error.filename}: {error.strerror}"
         return host, status, said
 
     def placed(self) -> None:

@@ -162,7 +162,7 @@ class RemoteAgent:
         if self._told is not None:
             # Slurm sends it to all processes of its job. A worker that gets it twice ends without a checkpoint.
             known = self._told == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
-            self._leave(f"it received {signal.Signals(self._told).name}", ask=not known)
+            self._leave(f"the agent received {signal.Signals(self._told).name}", ask=not known)
 
     def _is_replaced(self) -> bool:
         with suppress(OSError, ValueError):

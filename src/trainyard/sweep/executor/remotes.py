@@ -123,10 +123,10 @@ def refusal(hello: Mapping[str, Any], fence: int, version: CodeVersion) -> str:
         version: the version of the head's code.
     """
     if hello["fence"] != fence:
-        return "it belongs to an earlier head"
+        return "the agent belongs to an earlier head"
     own = CodeVersion(**hello["version"])
     if not own.matches(version):
-        return f"its code is {own.told}, but the head's is {version.told}. Both must be the same"
+        return f"the agent runs {own.told}, but the head runs {version.told}. Both must be the same"
     return ""
 
 

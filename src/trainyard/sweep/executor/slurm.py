@@ -209,7 +209,7 @@ class SlurmPool(Pool):
                 # The head has asked the others to end.
                 slurm_commands.cancel([job.place for job in self._queue() if job.place not in self._arrived])
             except SlurmError as error:
-                self._tell(f"Slurm: {error}. Waiting agents end by themselves.")
+                self._tell(f"Slurm: {error}. Agents that wait in the queue will end when they start.")
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ class SlurmPool(Pool):
                     self._left(place)
                 elif now == "PENDING":  # its node was taken away, and it waits for another
                     self._arrived.discard(place)
-                    self._gone[place] = f"Slurm has put its job {place} back into the queue"
+                    self._gone[place] = f"Slurm has requeued its job {place}"
                 if job is not None:
                     self._places[place] = now
         return changed
@@ -293,7 +293,7 @@ class SlurmPool(Pool):
         told = f"ended{slurm_commands.ending(place)}"
         if path.exists():
             return f"{told}, and printed nothing."
-        return f"{told}, and {path} does not exist: its node may not have access to the sweep's directory."
+        return f"{told}, and {path} does not exist. The node may have no access to the sweep's directory."
 
     def _tell_once(self, line: str) -> None:
         if line not in self._told:

@@ -56,10 +56,7 @@ def check_installed() -> None:
         ConfigError: there are none.
     """
     if shutil.which("sbatch") is None:
-        hint = (
-            "sbatch is not on the PATH. Start the sweep on a machine of the cluster; hydra/launcher=local does not "
-            "need it."
-        )
+        hint = "sbatch is not on the PATH. Start the sweep on a machine of the cluster, or use hydra/launcher=local."
         raise ConfigError("hydra/launcher", "slurm", "slurm, with Slurm's commands installed", hint=hint)
 
 

@@ -101,7 +101,7 @@ class Earlier:
         if (path / FILE).is_file():
             return cls._of_sweep(path, space, goals)
         if path.exists():
-            raise ConfigError(WARM_START, str(given), ACCEPTED, hint=f"It has no {FILE}.")
+            raise ConfigError(WARM_START, str(given), ACCEPTED, hint=f"The directory has no {FILE}.")
         return cls._of_mlflow(str(given), space, config, goals)
 
     @classmethod
@@ -124,14 +124,14 @@ class Earlier:
             if run.state != "finished":
                 why = run.state
             elif lacks:
-                why = f"{objective} is not one of its metrics" if goals is None else lacks
+                why = f"no metric {objective}" if goals is None else lacks
             if why:
                 left.setdefault(why, []).append(run.name)
             else:
                 taken.append((values, value))
         count = len(taken) + sum(map(len, left.values()))
         told = [f"Warm start from {title}: {len(taken)} of {count} runs are used."]
-        return cls(taken, [*told, *(f"  not {_listed(names)}: {why}" for why, names in left.items())])
+        return cls(taken, [*told, *(f"  skipped {_listed(names)}: {why}" for why, names in left.items())])
 
     @classmethod
     def _of_sweep(cls, path: Path, space: Space, goals: Goals | None) -> Earlier:
@@ -141,13 +141,13 @@ class Earlier:
             values, why = _values(_texts(entry.overrides), space, _value)
             objective, lacks = _objective(entry.objective, goals)
             if entry.state != "done" or lacks:
-                why = lacks if entry.state == "done" and goals is not None else "not done with an objective"
+                why = lacks if entry.state == "done" and goals is not None else "not finished with an objective"
             if why:
                 left.setdefault(why, []).append(num)
             else:
                 taken.append((values, objective))
         told = [f"Warm start from {path}: {len(taken)} of {len(taken) + sum(map(len, left.values()))} jobs are used."]
-        told += [f"  not {', '.join(f'#{num}' for num in nums)}: {why}" for why, nums in left.items()]
+        told += [f"  skipped {', '.join(f'#{num}' for num in nums)}: {why}" for why, nums in left.items()]
         return cls(taken, told)
 
     def frozen(self, space: Space, goals: Goals | None = None) -> list[FrozenTrial]:
@@ -166,9 +166,9 @@ def _objective(value: Any, goals: Goals | None) -> tuple[Any, str]:
     """Return what a search can learn from what a job returned, and why it cannot; empty if it can."""
     if goals is None:
         number = as_number(next(iter(value.values()), None) if isinstance(value, Mapping) else value)
-        return number, "not done with an objective" if number is None or math.isnan(number) else ""
+        return number, "not finished with an objective" if number is None or math.isnan(number) else ""
     missing = goals.missing(value)
-    return goals.measured(value), f"{', '.join(missing)} was not measured there" if missing else ""
+    return goals.measured(value), f"no value of {', '.join(missing)}" if missing else ""
 
 
 def _texts(overrides: Sequence[str]) -> dict[str, str]:
@@ -205,7 +205,7 @@ def _values(
         if name in texts:
             found[name] = value(parameter, texts[name])
             if found[name] is None:
-                return {}, f"{name} is outside of the range of this search"
+                return {}, f"the value of {name} is outside the range of this search"
         elif not space.is_conditional:
-            return {}, f"{name} was not a parameter there"
+            return {}, f"no parameter {name}"
     return found, ""

@@ -123,8 +123,8 @@ def check_application(function: TaskFunction) -> None:
         ConfigError: they cannot.
     """
     if not as_sweepable(function).resumes:
-        accepted = "grid or search, with an application that cannot resume from a checkpoint"
-        raise ConfigError("hydra/sweeper", "pbt", accepted, hint="See docs/sweeps.md on `resumes`.")
+        accepted = "grid or search, because this application cannot resume from a checkpoint"
+        raise ConfigError("hydra/sweeper", "pbt", accepted, hint="See `resumes` in docs/sweeps.md.")
 
 
 def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal["epoch", "iter"]]:
@@ -139,13 +139,20 @@ def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal
     unit: Literal["epoch", "iter"] = "iter" if "max_iters" in loop else "epoch"
     length = loop.get(f"max_{unit}s")
     if not isinstance(length, int):
-        raise ConfigError("hydra/sweeper", "pbt", "another sweeper: pbt needs a loop with max_epochs or max_iters")
+        raise ConfigError(
+            "hydra/sweeper", "pbt", "another sweeper, because pbt needs a loop with max_epochs or max_iters"
+        )
     validated = loop.get("val_interval", 1)
     if not loop.get("dynamic_intervals") and interval % validated:
-        accepted = f"a multiple of loop.val_interval={validated}: a generation ends with a validation"
+        accepted = f"a multiple of loop.val_interval={validated}, because each generation ends with a validation"
         raise ConfigError(key, interval, accepted)
     if interval >= length:
-        raise ConfigError(key, interval, f"less than loop.max_{unit}s={length}", hint="Otherwise, no generation ends.")
+        raise ConfigError(
+            key,
+            interval,
+            f"less than loop.max_{unit}s={length}",
+            hint="Otherwise, no generation would end before the training ends.",
+        )
     begin = loop.get("val_begin", 1)
     return tuple(at for at in range(interval, length, interval) if at >= begin), unit
 
@@ -153,7 +160,7 @@ def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal
 def _quantile(value: Any) -> float:
     found = number(f"{SWEEPER}.quantile", value, at_least=0)
     if not 0 < found <= 0.5:
-        raise ConfigError(f"{SWEEPER}.quantile", value, "a share of the population, above 0 and at most 0.5")
+        raise ConfigError(f"{SWEEPER}.quantile", value, "a fraction of the population, above 0 and at most 0.5")
     return found
 
 

@@ -29,8 +29,8 @@ def check_application(function: TaskFunction, pruner: Mapping[str, Any] | None) 
         raise ConfigError(
             "hydra/sweeper/pruner",
             str(pruner["_target_"]).rpartition(".")[2],
-            "none, with an application that cannot resume from a checkpoint",
-            hint="See docs/sweeps.md on `resumes`.",
+            "none, because this application cannot resume from a checkpoint",
+            hint="See `resumes` in docs/sweeps.md.",
         )
 
 
@@ -41,7 +41,12 @@ def require_optuna(key: str, given: object) -> None:
         ConfigError: it is not.
     """
     if find_spec("optuna") is None:
-        raise ConfigError(key, given, "what is installed", hint="It needs Optuna: pip install 'trainyard[search]'.")
+        raise ConfigError(
+            key,
+            given,
+            "an option whose packages are installed",
+            hint="This option needs Optuna: pip install 'trainyard[search]'.",
+        )
 
 
 def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
@@ -72,14 +77,14 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
     auto = {"by": unit, "first": first, "every": interval, "last": loop.get(f"max_{unit}s")}
     node = {key: auto.get(key, value) if value == "auto" else value for key, value in node.items()}
     if loop and node.get("by", "epoch") != unit:
-        raise ConfigError(f"{PRUNER}.by", node.get("by", "epoch"), f"{unit}, which this loop counts", options=[unit])
+        raise ConfigError(f"{PRUNER}.by", node.get("by", "epoch"), f"{unit}, the unit of this loop", options=[unit])
     for at in build_pruner(node).places if loop else ():
         if not loop.get("dynamic_intervals") and (at < begin or at % interval) and at < auto["last"]:
             raise ConfigError(
                 f"{PRUNER}.first",
                 node.get("first"),
                 f"rungs at which the objective is reported: multiples of loop.val_interval={interval} from {first} on",
-                hint=f"At {unit} {at} there is no validation.",
+                hint=f"There is no validation at {unit} {at}.",
             )
     return node
 

@@ -37,8 +37,8 @@ LEAST = 10  # trials that a rung needs to be learned from, where the sampler doe
 TRIALS = 100  # where neither n_trials nor timeout nor target ends a search
 
 NOT_HERE = {
-    "study_name": "The sweep's directory is the study: hydra.sweep.dir.",
-    "storage": "The sweep's directory is the storage: the same hydra.sweep.dir continues it.",
+    "study_name": "A study is identified by the directory of the sweep, hydra.sweep.dir.",
+    "storage": "The study is stored in the directory of the sweep. Use the same hydra.sweep.dir to continue it.",
     "max_failure_rate": "A failed trial does not end a search.",
     "search_space": "Pass ranges as overrides, on the command line or in hydra.sweeper.params.",
     "custom_search_space": "Use hydra.sweeper.when for conditional keys.",
@@ -116,7 +116,9 @@ class SearchSettings:
             goals,
             limits,
             order_of(values.get("order")),
-            None if n_jobs is None else integer(f"{SWEEPER}.n_jobs", n_jobs, at_least=1, other="null for the slots"),
+            None
+            if n_jobs is None
+            else integer(f"{SWEEPER}.n_jobs", n_jobs, at_least=1, other="null for the number of slots"),
             params_of(values.get("params")),
             when_of(values.get("when")),
             integer(f"{SWEEPER}.together", values.get("together", 1), at_least=1),
@@ -143,7 +145,10 @@ class SearchSettings:
         if self.goals.several and self.limits.target is not None:
             raise ConfigError(f"{SWEEPER}.target", self.limits.target, f"null, {what}")
         if self.repeats > 1:
-            hint = "Repeats are raced and ranked by the means of one objective: objective=… and direction=…, alone."
+            hint = (
+                "Repeats are raced and ranked by the mean of a single objective: use objective=… and direction=… "
+                "without hydra.sweeper.objective and constraints."
+            )
             raise ConfigError(REPEATS, self.repeats, f"1, {what}", hint=hint)
         if name == "CmaEsSampler":
             options = "tpe, gp, nsgaii, random or qmc"
@@ -221,11 +226,11 @@ class SearchSettings:
             ConfigError: the seed is searched, or there is none.
         """
         if SEED in space.parameters:
-            hint = "Repeats are the seeds of each configuration."
+            hint = "Repeats of a configuration differ in the seed."
             raise ConfigError(REPEATS, self.repeats, f"1, because {SEED} is searched", hint=hint)
         found = first_seed(space.fixed, config)
         if found is None:
-            raise ConfigError(REPEATS, self.repeats, f"1, with an application whose config has no {SEED}")
+            raise ConfigError(REPEATS, self.repeats, f"1, because the config of this application has no {SEED}")
         return found
 
     def _sampler(self) -> MakeSampler:

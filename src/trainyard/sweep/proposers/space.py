@@ -82,7 +82,7 @@ class Space:
                 "search",
                 "overrides with a range to search, such as optim.lr=tag(log,interval(1e-5,1e-1)), or "
                 "hydra.sweeper.params",
-                hint="No key varies here.",
+                hint="No override has a range.",
             )
         fixed = [each for each in self._lines if isinstance(each, str)]
         self._conditions = (

@@ -178,7 +178,7 @@ def bars(shares: Mapping[str, float | None]) -> str:
         share, y = shares[name], index * step + 4
         parts.append(text(left - 8, y + 13, name, "end", longest=24))
         if share is None:
-            parts.append(text(left + 4, y + 13, "not known: too few jobs of each value"))
+            parts.append(text(left + 4, y + 13, "unknown: too few jobs with each value"))
             continue
         parts.append(f'<rect class="bar" x="{left}" y="{y}" width="{max(1.0, share * length):.1f}" height="17"/>')
         parts.append(text(left + share * length + 7, y + 13, f"{share:.2f}"))

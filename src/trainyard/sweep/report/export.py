@@ -103,8 +103,8 @@ class Comparison:
         ]
         if self.differences:
             parts.append(
-                f"Difference: mean paired difference in {self.metrics[0]} to the first row, with its 95 % confidence "
-                "interval. p: two-sided paired t-test, with Holm's correction."
+                f"Difference: mean paired difference in {self.metrics[0]} from the first row, with a 95 % "
+                "confidence interval. p: two-sided paired t-test, with Holm's correction."
             )
         return " ".join(parts)
 
@@ -194,7 +194,7 @@ def as_latex(table: Comparison) -> str:
     return "\n".join(
         [
             f"% {note}",
-            r"% It needs \usepackage{booktabs}.",
+            r"% This table needs \usepackage{booktabs}.",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             " & ".join(_latex(head) for head in heads) + r" \\",

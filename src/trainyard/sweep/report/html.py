@@ -179,18 +179,18 @@ class _Page:
             yield '\n<p class="note screen">The sweep is running. This page reloads itself.</p>'
         if not repeated(self.ranking) and sum(row.ranked for row in self.ranking) > 1:
             yield (
-                '\n<p class="note">Each configuration was trained with one seed, so a small difference can be chance. '
-                "Several seeds (<code>'seed=range(5)'</code>) give means with confidence intervals.</p>"
+                '\n<p class="note">Each configuration was trained with one seed, so a small difference can be due to '
+                "chance. Several seeds (<code>'seed=range(5)'</code>) give means with confidence intervals.</p>"
             )
         if far:
             yield (
-                f'\n<p class="note">Of the {what}, {far} have an objective so far from the others (more than {FAR} '
-                "interquartile ranges) that the charts show them at the edge.</p>"
+                f'\n<p class="note">Of the {what}, {far} have an objective that is more than {FAR} '
+                "interquartile ranges away from the others. The charts show these at the edge.</p>"
             )
         if len(self.ranking) > SHOWN:
             yield (
-                f'\n<p class="note">Tables and charts have the best {SHOWN:,} of {len(self.ranking):,} jobs; '
-                "results.csv has all.</p>"
+                f'\n<p class="note">Tables and charts show the best {SHOWN:,} of {len(self.ranking):,} jobs; '
+                "results.csv contains all jobs.</p>"
             )
 
     def _front(self) -> Iterator[str]:
@@ -200,7 +200,10 @@ class _Page:
         first = frozenset(str(num) for num, place in places.items() if place == 1)
         items = {name: of_jobs(self.ranking[:SHOWN], name) for name in self.objectives}
         yield "<h2>Pareto front</h2>"
-        yield '<p class="note">Coloured: no other job is better in one objective without being worse in another.</p>'
+        yield (
+            '<p class="note">Colored: jobs for which no other job is better in one objective without being worse in '
+            "another.</p>"
+        )
         drawn = [charts.front(items, across, up, self.shade, first) for across, up in combinations(self.objectives, 2)]
         yield f'<div class="charts">{"".join(drawn)}</div>'
 
@@ -208,7 +211,7 @@ class _Page:
         if not self.searched or not any(item.objective is not None for item in self.jobs):
             return
         yield "<h2>Optimization history</h2>"
-        yield '<p class="note">The finished jobs in order; the line is the best so far.</p>'
+        yield '<p class="note">The finished jobs in chronological order. The line is the best value so far.</p>'
         shade = {str(num): self.shade[key] for num, key in self.key_of.items()} | self.shade
         drawn = [charts.history(self._jobs_by(name), name, better, shade) for name, better in self.objectives.items()]
         yield f'<div class="charts">{"".join(drawn)}</div>'
@@ -224,37 +227,39 @@ class _Page:
         metrics = dict.fromkeys(name for name in (self.metric, TRAIN_LOSS) if name is not None)
         drawn = [curves.draw(self.items, self.numbers, metric, self.shade) for metric in metrics]
         if not any(drawn):
-            yield '<p class="note">No job has recorded any.</p>'
+            yield '<p class="note">No job has recorded a learning curve.</p>'
             return
         legend = "".join(f'<i class="c{index}"></i>' for index in range(SHADES))
         what = "configurations" if self.configurations else "jobs"
-        crowd = (
-            f"The best {COLOURED} of {len(self.items)} {what} are coloured" if len(self.items) > CROWD else "Coloured"
-        )
-        note = f'{crowd} by the objective: worst <span class="legend">{legend}</span> best. Grey: all others.'
+        crowd = f"The best {COLOURED} of {len(self.items)} {what} are colored" if len(self.items) > CROWD else "Colored"
+        note = f'{crowd} by the objective: worst <span class="legend">{legend}</span> best. Gray: all others.'
         if self.configurations:
             note += (
-                " A line is the mean over the jobs of a configuration; the band is ± one standard deviation. Bands are "
-                f"shown for the best {curves.BANDS} configurations, and for the one under the pointer."
+                " A line is the mean over the jobs of a configuration; the band is ± one standard deviation. "
+                f"Bands are shown for the best {curves.BANDS} configurations and for the configuration under the "
+                "pointer."
             )
         if any(own.curves.get(RUNG) for own in self.numbers.values()):
-            note += " Dotted: rungs, at which jobs report to the search. A dot: the job was pruned there."
+            note += " Dotted lines: rungs, at which jobs report to the search. Dots: the job was pruned at this point."
         yield f'<p class="note">{note}</p>'
         yield f'<div class="charts">{"".join(drawn)}</div>'
 
     def _parameters(self) -> Iterator[str]:
         names = self.names
         if not names or sum(item.objective is not None for item in self.items) < 2:
-            yield '<h2>Parameters</h2>\n<p class="note">There is nothing to compare: '
+            yield '<h2>Parameters</h2>\n<p class="note">There are no parameters to compare: '
             few = "fewer than two configurations" if self.configurations else "fewer than two jobs"
             yield "no parameter varies.</p>" if not names else f"{few} finished with an objective.</p>"
             return
         what = "configuration (the mean of its jobs)" if self.configurations else "finished job"
         yield f'<h2>Parallel coordinates</h2>\n<p class="note">One line for each {what}.</p>'
         yield f'<div class="scroll wide">{charts.parallel(self.items, names, self.first, self.shade)}</div>'
-        note = "A horizontal bar marks the median of a value."
+        note = "A horizontal bar marks the median of the jobs with a value."
         if self.configurations:
-            note = "Means, with their 95 % confidence intervals; configurations of one value are side by side. " + note
+            note = (
+                "Means with 95 % confidence intervals. Configurations with the same value are drawn side by side. "
+                + note
+            )
         for objective in self.objectives:
             yield f'<h2>Parameters against {escape(objective)}</h2>\n<p class="note">{note}</p>'
             drawn = [charts.scatter(self._items_by(objective), name, objective, self.shade) for name in names]

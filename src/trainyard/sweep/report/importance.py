@@ -14,11 +14,10 @@ from trainyard.sweep.report.axes import Scale, drawable
 from trainyard.sweep.report.rows import JobRow, parse
 
 METHOD = (
-    "The fraction of the variance in the jobs' order that each parameter explains by itself: ε² of the ranks "
-    "(the effect size of the Kruskal-Wallis test), corrected for the number of values. "
-    "0: no effect. 1: the parameter explains the order completely. Numeric parameters with few repeated values are "
-    "divided into bins of equal count. The rest of the variance comes from interactions of parameters and from "
-    "chance."
+    "The fraction of the variance in the ranks of the jobs that each parameter explains alone. This is ε², "
+    "the effect size of the Kruskal-Wallis test, corrected for the number of values. 0: no effect. 1: the "
+    "parameter explains the ranks completely. Numeric parameters with few repeated values are divided into "
+    "bins of equal count. The remaining variance is due to interactions of parameters and to chance."
 )
 METHOD_OF_SEARCH = (
     "The importance of each parameter for being among the best 10 % of the jobs: PED-ANOVA, computed by Optuna "

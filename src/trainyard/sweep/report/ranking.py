@@ -110,7 +110,7 @@ def table(
     shown = ranking[:limit]
     columns = varying(rows) or keys(rows)
     means = means_table(rows, objective, direction, limit)
-    order = " by the rank of their configuration" if means is not None else ""
+    order = ", by the rank of their configuration" if means is not None else ""
     caption = f"Best {len(shown)} of {len(ranking)} jobs{order}" if len(shown) < len(ranking) else None
     measured = measures(rows, objective)
     first = "front" if front_of(rows) else "rank"

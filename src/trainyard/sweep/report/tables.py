@@ -88,11 +88,10 @@ def _configurations_note(apart: Sequence[Difference | None], tests: bool) -> str
     comparisons = sum(each is not None and each.p is not None for each in apart)
     if comparisons:
         note += (
-            "The difference to the best configuration is the mean over the pairs of jobs with the same seed, with its "
-            "95 % confidence interval. "
-            f"p is that of a two-sided paired t-test, with Holm's correction for {comparisons} "
-            f"comparison{'s' * (comparisons > 1)}. The best configuration was chosen by the same numbers: confirm a "
-            "small difference with new seeds. "
+            "The difference to the best configuration is the mean over the pairs of jobs with the same seed, "
+            "with its 95 % confidence interval. p is the p-value of a two-sided paired t-test, with Holm's "
+            f"correction for {comparisons} comparison{'s' * (comparisons > 1)}. The best configuration was "
+            "selected with the same jobs, so confirm a small difference with new seeds. "
         )
     return f"{note}Configurations with fewer finished jobs than the others have no rank."
 
@@ -142,14 +141,14 @@ def of_jobs(
         ]
         kind = "" if row.outcome == "done" else ' class="unfinished"'
         lines.append(f'<tr{kind} data-job="{row.num}" data-key="{key_of[row.num]}">{"".join(cells)}</tr>')
-    note = '<span class="screen">Click a heading to sort. </span>The number of a job is a link to its directory.'
+    note = '<span class="screen">Click a heading to sort. </span>The number of each job links to its directory.'
     if metrics:
         note += (
             " test/… is measured with the best checkpoint; val/… belongs to the validation with the best objective; "
             "train/… is the last value."
         )
     if len(lines) < len(ranking):
-        note += f" The table has the best {len(lines):,} of {len(ranking):,} jobs; results.csv has all."
+        note += f" The table shows the best {len(lines):,} of {len(ranking):,} jobs; results.csv contains all jobs."
     yield "<h2>Jobs</h2>"
     yield f'<p class="note">{note}</p>'
     yield _table(heads, lines)
@@ -165,7 +164,7 @@ def of_failures(ranking: Sequence[JobRow], directory: Path) -> Iterator[str]:
     reasons: dict[tuple[str, str], list[JobRow]] = defaultdict(list)
     for row in ranking:
         if row.state in _UNFINISHED:
-            reasons[row.error or "no reason is known", row.state].append(row)
+            reasons[row.error or "the reason is unknown", row.state].append(row)
     if not reasons:
         return
     lines = []
@@ -180,7 +179,7 @@ def of_failures(ranking: Sequence[JobRow], directory: Path) -> Iterator[str]:
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     yield "<h2>Jobs that did not finish</h2>"
-    yield '<p class="note">train.log and output.log in the directory of a job have its messages.</p>'
+    yield '<p class="note">train.log and output.log in the directory of a job contain the messages of the job.</p>'
     yield _table([_head("jobs", numeric=True), _head("state"), _head("reason"), _head("which")], lines)
 
 

@@ -39,8 +39,8 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
     database = sqlite_file(uri)
     if database is not None and not database.is_file():  # MLflow would make it
         raise TrainyardError(
-            f"{run_id!r}: there is no such run here, and the MLflow database {database} does not exist. Set `--uri` "
-            "to use another store."
+            f"The run {run_id!r} is not on this machine, and the MLflow database {database} does not exist. "
+            "Set `--uri` to use another store."
         )
     try:
         client = MlflowClient(with_password(uri))
@@ -51,7 +51,7 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
         raise TrainyardError(f"{shown} could not be queried for the run {run_id}: {first_line(error)}") from error
     if run is None:
         raise TrainyardError(
-            f"{run_id!r}: there is no run with this ID here or in {shown}. Set `--uri` to use another store."
+            f"No run has the ID {run_id!r} on this machine or in {shown}. Set `--uri` to use another store."
         )
     try:
         there = {entry.path for entry in client.list_artifacts(run.info.run_id)}
@@ -60,13 +60,11 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
                 client.download_artifacts(run.info.run_id, name, str(folder))
     except Exception as error:
         raise TrainyardError(
-            f"The artifacts of the run {run_id} in {shown} cannot be read: {first_line(error)}. They include its "
-            f"config and are stored at {redact(str(run.info.artifact_uri))}."
+            f"The artifacts of the run {run_id} in {shown} cannot be read: {first_line(error)}. The artifacts "
+            f"include the config of the run and are stored at {redact(str(run.info.artifact_uri))}."
         ) from error
     if "config.yaml" not in there:
-        raise TrainyardError(
-            f"The run {run_id} in {shown} has no artifact config.yaml, without which a run cannot be repeated."
-        )
+        raise TrainyardError(f"The run {run_id} in {shown} has no artifact config.yaml, so the run cannot be repeated.")
     tags = run.data.tags
     info = RunInfo(
         name=run.info.run_name or run_id,

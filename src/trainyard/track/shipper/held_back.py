@@ -32,7 +32,9 @@ class HeldBack:
         self.names: set[str] = set()
         for name in (run_info.FILE, journal.FILE, SHIPPED, LOCK, LOG):
             if (work_dir / name).is_symlink():
-                raise TrainyardError(f"{work_dir} was not created by you, and its {name} is a link: {_how(work_dir)}")
+                raise TrainyardError(
+                    f"{work_dir} was not created by you, and {name} in this directory is a link. {_how(work_dir)}"
+                )
 
     def holds(self, name: str, record: Record) -> bool:
         """Return whether this upload waits: the code of a model would run, or a path leads out of the directory."""
@@ -51,8 +53,8 @@ class HeldBack:
         names = sorted(self.names)
         shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         return (
-            f"The directory was not created by you: its code is not run and no file outside it is sent. "
-            f"Left out: {shown}. {_how(self._work_dir)}"
+            "The directory was not created by you, so no code is run from this directory and no file outside it "
+            f"is uploaded. Skipped: {shown}. {_how(self._work_dir)}"
         )
 
     def _leads_out(self, path: str) -> bool:
@@ -65,4 +67,4 @@ class HeldBack:
 
 
 def _how(work_dir: Path) -> str:
-    return f"If you trust it: trainyard sync --trust {shell_path(str(work_dir))}"
+    return f"If you trust this directory, run: trainyard sync --trust {shell_path(str(work_dir))}"

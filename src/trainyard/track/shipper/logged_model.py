@@ -164,7 +164,9 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, planned: Pl
         except Exception as error:
             if not exported:
                 raise
-            raise LeftOutError(f"torch.export cannot trace it: {type(error).__name__}: {first_line(error)}") from error
+            raise LeftOutError(
+                f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}"
+            ) from error
         if built.predict is not None:
             _serve(f"{folder}/model", built.predict)
         client.log_model_artifacts(model.model_id, f"{folder}/model")

@@ -105,7 +105,7 @@ class RunShipper:
         where = uri or self.info.uri
         if where is None:
             raise TrainyardError(
-                f"{work_dir}: this run is not tracked. Pass the MLflow URI to upload it to with --uri."
+                f"{work_dir}: this run is not tracked. To upload the run, pass an MLflow URI with --uri."
             )
         self.uri = where
         self.done = False
@@ -241,7 +241,7 @@ class RunShipper:
         except RunLostError as error:
             if not error.gone:
                 raise
-            self.log(f"{error} It is created again from the journal.")
+            self.log(f"{error} The run is created again from the journal.")
             self._state = Shipped()
             return self._connect(self._next_batch())
         self._connection = store, run

@@ -153,10 +153,12 @@ class Store:
             run = self._client.get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise RunLostError(f"MLflow has no run {run_id} any more.", gone=True) from error
+                raise RunLostError(f"MLflow no longer has the run {run_id}.", gone=True) from error
             raise
         if run.info.lifecycle_stage != "active":
-            raise RunLostError(f"The run {run_id} was deleted in MLflow. Restore it there to continue.", gone=False)
+            raise RunLostError(
+                f"The run {run_id} was deleted in MLflow. To continue, restore the run in MLflow.", gone=False
+            )
         return run
 
     def log(
@@ -245,8 +247,8 @@ class Store:
                 found = self._client.get_experiment_by_name(name) or self._created(name)
             if found.lifecycle_stage != "active":
                 raise MlflowException(
-                    f"The experiment {found.name} was deleted in MLflow: restore it there, or choose another one with "
-                    "`trainyard sync --experiment`."
+                    f"The experiment {found.name} was deleted in MLflow. Restore the experiment in MLflow, or "
+                    "choose another one with `trainyard sync --experiment`."
                 )
             self._experiments[key] = found.experiment_id
         return self._experiments[key]

@@ -56,10 +56,10 @@ def test_a_check_leaves_nothing(storage: Storage) -> None:
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("s4://bucket/folder", "fsspec knows no s4://"),
-        ("/mnt/disk", "It names no protocol."),
-        ("dropbox://folder", "The nodes need it too."),
-        ("http://127.0.0.1:9/folder", "It cannot be written: "),
+        ("s4://bucket/folder", "fsspec does not support s4://"),
+        ("/mnt/disk", "The URL names no protocol."),
+        ("dropbox://folder", "Install this package on the nodes too."),
+        ("http://127.0.0.1:9/folder", "The storage cannot be written: "),
     ],
 )
 def test_what_cannot_be_a_storage(url: str, told: str, tmp_path: Path) -> None:
@@ -72,12 +72,14 @@ def test_what_cannot_be_a_storage(url: str, told: str, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"storage: 'file://.* It cannot be written: (Not a directory|File exists)\."):
+    with pytest.raises(
+        ConfigError, match=r"storage: 'file://.* The storage cannot be written: (Not a directory|File exists)\."
+    ):
         RaySettings(storage=f"file://{tmp_path}/file/inner").files(tmp_path)
 
 
 def test_memory_is_of_one_process(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="memory:// is this process's own"):
+    with pytest.raises(ConfigError, match="memory:// is visible only in this process"):
         RaySettings(storage="memory://sweeps").files(tmp_path)
 
 

@@ -62,9 +62,11 @@ class Storage:
             told = self.read(name)
             self.remove(name)
             if told != b"trainyard":
-                raise StorageError("the data that is read differs from the data that was written")
+                raise StorageError("the data that was read differs from the data that was written")
         except Exception as error:
-            raise ConfigError(KEY, self.url, ACCEPTED, hint=f"It cannot be written: {_in_words(error)}.") from error
+            raise ConfigError(
+                KEY, self.url, ACCEPTED, hint=f"The storage cannot be written: {_in_words(error)}."
+            ) from error
 
     def mark(self, told: dict[str, Any]) -> None:
         """Write what shows to others that they see this storage."""
@@ -151,18 +153,20 @@ def _version(told: Mapping[str, Any]) -> str:
 def _opened(url: str) -> tuple[Any, str]:
     protocol, _ = split_protocol(url)
     if protocol is None:
-        raise ConfigError(KEY, url, ACCEPTED, hint="It names no protocol.")
+        raise ConfigError(KEY, url, ACCEPTED, hint="The URL names no protocol.")
     if protocol not in fsspec.available_protocols():
         options = [f"{each}://" for each in fsspec.available_protocols()]
-        raise ConfigError(KEY, url, ACCEPTED, hint=f"fsspec knows no {protocol}://.", options=options)
+        raise ConfigError(KEY, url, ACCEPTED, hint=f"fsspec does not support {protocol}://.", options=options)
     try:
         importlib.import_module(known_implementations[protocol]["class"].rpartition(".")[0])
         fs, root = url_to_fs(url, use_listings_cache=False)
     except (ImportError, KeyError) as error:
         told = known_implementations.get(protocol, {}).get("err") or str(error)
-        raise ConfigError(KEY, url, ACCEPTED, hint=f"{told.rstrip('.')}. The nodes need it too.") from error
+        raise ConfigError(
+            KEY, url, ACCEPTED, hint=f"{told.rstrip('.')}. Install this package on the nodes too."
+        ) from error
     except Exception as error:
-        raise ConfigError(KEY, url, ACCEPTED, hint=f"It cannot be opened: {_in_words(error)}.") from error
+        raise ConfigError(KEY, url, ACCEPTED, hint=f"The storage cannot be opened: {_in_words(error)}.") from error
     return fs, str(root)
 
 
