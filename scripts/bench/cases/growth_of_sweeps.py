@@ -8,7 +8,6 @@ without the jobs, which train in processes of their own. Afterwards, the jobs th
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -58,7 +57,7 @@ def sweep(folder: Path, count: int) -> Mapping[str, float]:
         command = [sys.executable, str(ROOT / "train.py"), "-m", *work, *points, f"hydra.sweep.dir={directory}"]
         begin = time.perf_counter()
         with output.open("w") as file:
-            head = subprocess.Popen(command, cwd=name, stdout=file, stderr=file, env=os.environ)
+            head = subprocess.Popen(command, cwd=name, stdout=file, stderr=file)
         peak = 0.0
         while head.poll() is None:
             with suppress(OSError, StopIteration):  # it has just ended
