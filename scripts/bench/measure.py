@@ -19,8 +19,10 @@ import statistics
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,10 @@ class Session:
     def fewer(self) -> Session:
         """Return a session of at most three rounds, for cases that vary little or take long."""
         return replace(self, rounds=min(self.rounds, 3))
+
+    def once(self) -> Session:
+        """Return a session of one round, for sides that take minutes."""
+        return replace(self, rounds=1)
 
     def size(self, usual: int, quick: int) -> int:
         return quick if self.quick else usual
@@ -175,6 +181,36 @@ def take_turns_here(
     return {name: found for name, found in values.items() if name not in failed}, failed
 
 
+def several_figures(
+    session: Session, sides: Mapping[str, Callable[[], Mapping[str, float]]]
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:
+    """Run sides that return several figures each, by name: one turn a round, as `take_turns_here` does.
+
+    Returns:
+        For each figure, the numbers of the rounds by side; and for each failed side the reason.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+
+    def turn(side: str) -> float:
+        figures = sides[side]()
+        for figure, value in figures.items():
+            found.setdefault(figure, {name: [] for name in sides})[side].append(value)
+        return next(iter(figures.values()))
+
+    _, failed = take_turns_here(session, {side: partial(turn, side) for side in sides}, warm=False)
+    return {
+        figure: {side: values for side, values in by_side.items() if values and side not in failed}
+        for figure, by_side in found.items()
+    }, failed
+
+
+def in_a_process(function: Callable[..., Mapping[str, float]], *arguments: Any) -> Mapping[str, float]:
+    """Return what a function returns in a fresh process, with the output of libraries discarded."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_silence) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 class _Workers:
     """Prepared processes, one for each group of sides; if a side fails, its group ends, and is named in `failed`."""
 
@@ -227,10 +263,7 @@ class _Workers:
 
 def _serve(pickled: bytes, pipe: Connection) -> None:
     """Run the process of some sides, with the output of libraries discarded."""
-    silence = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(silence, stream.fileno())
+    _silence()
     try:
         sides: dict[str, Side] = pickle.loads(pickled)  # here: an import error is a failure of the sides
         with ExitStack() as stack:
@@ -242,6 +275,14 @@ def _serve(pickled: bytes, pipe: Connection) -> None:
         last = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         pipe.send(("failed", f"{reason[:200]} ({Path(last.filename).name}, line {last.lineno})"))
+
+
+def _silence() -> None:
+    """Discard what this process prints from now on."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(silence, stream.fileno())
 
 
 def _asked(pipe: Connection) -> str | None:

@@ -24,6 +24,16 @@ WHEN = ("date", "commit", "changed", "rounds")
 """Keys of a case that was measured at another time than the others."""
 SAME = ("machine", "versions", "threads", "device", "quick")
 """Keys that figures on one page have in common."""
+TITLES = {
+    "compiled": "Compiled models",
+    "ddp": "Several devices",
+    "growth_of_runs": "Growth: runs in MLflow",
+    "growth_of_state": "Growth: size of a checkpoint",
+    "growth_of_sweeps": "Growth: jobs of a sweep",
+    "growth_of_validation": "Growth: samples of a validation",
+    "search": "Searches in simulated time",
+}
+"""Titles of the cases of several tables that are not the name of the case."""
 
 
 def facts(options: argparse.Namespace) -> dict[str, Any]:
@@ -101,11 +111,7 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield "The programs of a table run alternately, in changing order, in one session. A figure is the median over the"
     yield "rounds. Ratios are computed for each round."
     for name, case in figures["cases"].items():
-        first = (
-            case["tables"][0]["title"]
-            if len(case["tables"]) == 1
-            else {"ddp": "Several devices", "search": "Searches in simulated time"}.get(name, name.capitalize())
-        )
+        first = case["tables"][0]["title"] if len(case["tables"]) == 1 else TITLES.get(name, name.capitalize())
         yield ""
         yield f"## {first}"
         yield ""

@@ -27,6 +27,7 @@ from measure import Session, Table
 CASES = (
     "step",
     "models",
+    "compiled",
     "startup",
     "tracking",
     "stall",
@@ -39,6 +40,10 @@ CASES = (
     "lanes",
     "population",
     "growth",
+    "growth_of_runs",
+    "growth_of_state",
+    "growth_of_validation",
+    "growth_of_sweeps",
     "ddp",
     "search",
 )

@@ -85,7 +85,7 @@ def _work(pipe: Connection, core: int) -> None:
     while (case := pipe.recv()) is not None:
         model, name, seconds = case
         run = (
-            _by_hand(model) if name == HAND else _runner(model, 1 if name == ALONE else int(name.removeprefix("K = ")))
+            _by_hand(model) if name == HAND else stepping(model, 1 if name == ALONE else int(name.removeprefix("K = ")))
         )
         run(seconds / 4)
         pipe.send("ready")
@@ -108,7 +108,7 @@ def _config(model: str, member: int) -> dict[str, Any]:
     }
 
 
-def _runner(model: str, width: int) -> Callable[[float], int]:
+def stepping(model: str, width: int) -> Callable[[float], int]:
     """Return a function that steps for some seconds, epoch after epoch, and counts the steps of all members."""
     from trainyard.data.lengths import exact_length
     from trainyard.fused.runner import FusedRunner

@@ -1,25 +1,29 @@
-"""Growth of time: of an iteration with hooks, metrics and parameters; of the start with the size of the config.
+"""Growth of time: of an iteration with hooks, metrics, parameters and members; of the start with the config.
 
 The training is that of the MLP in the first table on resident data, with the default hooks and without MLflow. An idle
 hook defines the stages of a run, an epoch and a checkpoint, but none of an iteration. Hooks "at work" have an empty
 `after_train_iter`. Both are measured with all sides in one process, because two processes that do the same work differ
 by more than the effect. The metrics are copies of `Accuracy` and `CrossEntropy`, in turn. They must not slow down the
 training, but each of them adds to the time of a validation batch of 256. The number of parameter tensors grows with the
-number of layers of width 64. The config grows by keys that the user adds.
+number of layers of width 64. Plain PyTorch has the fused Adam, as Trainyard does, and up to 66 tensors also torch's own
+choice. The members are those of the stacks of case `fused`: MLPs 64-64-64-10 on the digits, all on one core; one member
+is a run alone. The config grows by keys that the user adds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import ours
 import peers
-from measure import Comparison, Session, Table, take_turns, take_turns_here
+from measure import Comparison, Session, Side, Table, Turn, take_turns, take_turns_here
 from work import Work
 
-from cases import startup, validation
+from cases import fused, startup, validation
 from trainyard.hooks import Hook
 from trainyard.runner import Runner
 
@@ -57,6 +61,52 @@ def metrics(count: int) -> dict[str, Any]:
     return {f"metric{number}": {"_target_": f"trainyard.metrics.{kinds[number % 2]}"} for number in range(count)}
 
 
+EPOCHS = {2: 4, 8: 4, 32: 4, 128: 1, 499: 1}
+"""Epochs of 100 iterations, by the number of layers."""
+
+
+def parameters(session: Session) -> Table:
+    """Measure an iteration with 6 to 1,000 tensors of parameters."""
+    sides: dict[str, Side] = {}
+    comparisons = []
+    for layers, epochs in EPOCHS.items():
+        if session.quick and layers > 8:
+            continue
+        work = Work(epochs=session.size(epochs, 1), hidden=(64,) * layers)
+        size = f"{2 * layers + 2:,} tensors"
+        own = f"trainyard, {size}"
+        others = {f"plain PyTorch, fused Adam, {size}": partial(peers.plain, work, fused=True)}
+        if layers <= 32:
+            others[f"plain PyTorch, {size}"] = partial(peers.plain, work)
+        sides |= {own: partial(ours.trainyard, work, resident=True, uri=None), **others}
+        comparisons += [Comparison(own, other) for other in others]
+    values, failed = take_turns(session.fewer(), sides, turns=2)
+    return Table("Step against parameters", "µs per iteration", values, failed, comparisons)
+
+
+def members(session: Session) -> Table:
+    """Measure the step of a member in stacks of several widths."""
+    seconds = session.size(10, 1) / 10
+    widths = (1, 4, 16) if session.quick else (1, 4, 16, 64, 256)
+    names = {width: f"{width} member{'s' * (width > 1)}" for width in widths}
+    sides: dict[str, Side] = {name: partial(stack, width, seconds) for width, name in names.items()}
+    values, failed = take_turns(session.fewer(), sides, turns=1)
+    comparisons = [Comparison(names[width], names[1]) for width in widths[1:]]
+    return Table("Step against members", "µs per member step, on one core", values, failed, comparisons)
+
+
+@contextmanager
+def stack(width: int, seconds: float) -> Iterator[Turn]:
+    run = fused.stepping("MLP", width)
+
+    def turn() -> float:
+        begin = perf_counter()
+        steps = run(seconds)
+        return (perf_counter() - begin) / steps * 1e6
+
+    yield turn
+
+
 def tables(session: Session) -> Iterator[Table]:
     work = Work(epochs=session.size(10, 2))
     side = partial(ours.trainyard, work, resident=True, uri=None)
@@ -88,15 +138,8 @@ def tables(session: Session) -> Iterator[Table]:
     comparisons = [Comparison(f"{count} metrics", "1 metrics") for count in (2, 8, 32)]
     yield Table("Validation against metrics", "µs per batch", values, failed, comparisons)
 
-    sides = {}
-    for layers in (2, 8, 32):
-        deep = Work(epochs=session.size(4, 1), hidden=(64,) * layers)
-        sides[f"trainyard, {2 * layers + 2} tensors"] = partial(ours.trainyard, deep, resident=True, uri=None)
-        sides[f"plain PyTorch, {2 * layers + 2} tensors"] = partial(peers.plain, deep)
-    values, failed = take_turns(session.fewer(), sides, turns=2)
-    names = list(sides)
-    comparisons = [Comparison(own, other) for own, other in zip(names[::2], names[1::2], strict=True)]
-    yield Table("Step against parameters", unit, values, failed, comparisons)
+    yield parameters(session)
+    yield members(session)
 
     notes = session.folder / "conf" / "notes"
     notes.mkdir(parents=True)

@@ -68,6 +68,15 @@ def shipper() -> Iterator[Turn]:
 
 def most(pid: int | str) -> float:
     """Return the high-water mark of a process's resident set, in MB."""
+    return _status(pid, "VmHWM")
+
+
+def resident(pid: int | str) -> float:
+    """Return a process's resident set, in MB."""
+    return _status(pid, "VmRSS")
+
+
+def _status(pid: int | str, key: str) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in status.splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
