@@ -38,7 +38,7 @@ class Session:
     Attributes:
         rounds: the number of times each comparison is made.
         quick: whether to use the smallest sizes, to see that everything works; the figures mean little.
-        full: whether to use the sizes of the project's goals if the usual ones are smaller.
+        full: whether to measure more models and widths of stacks than usual.
         device: "cpu" or "cuda".
         folder: the folder for files, empty at the start.
         replays: the folder in which replays of searches are kept; what is there is not replayed again. None: `folder`.

@@ -97,7 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="figures made before, for the cases that are not run")
     parser.add_argument("--rounds", type=int, help="of each comparison; default 5, with --quick 1")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes, to see that all works")
-    parser.add_argument("--full", action="store_true", help="sweeps of 256 points")
+    parser.add_argument("--full", action="store_true", help="more models and widths in fused")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--page", type=Path, help="write the page here, whatever was run")
     parser.add_argument("--threads", type=int, default=1, help="for CPU kernels, on all sides")
