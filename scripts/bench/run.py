@@ -4,10 +4,10 @@
 
 Makes `.venv-bench` if it is missing (see environment.py) and runs in it; `--here` uses this interpreter instead,
 with the peers that it has. The page is written when every case has run, unless `--quick`; `--page FILE` writes it in
-any case. A JSON file beside it has each figure with a goal. Do not use the machine meanwhile: sides take turns, so
-other load slows all of them, but it blurs the figures. `--keep FILE` takes the cases that are not run from a file of
-figures made before, on the same machine with the same versions; the page says when each of them was measured.
-`compare.py` compares two files of figures.
+any case. A JSON file beside it has each figure with a goal, and plot.py makes the README's picture of that file. Do not
+use the machine meanwhile: sides take turns, so other load slows all of them, but it blurs the figures. `--keep FILE`
+takes the cases that are not run from a file of figures made before, on the same machine with the same versions; the
+page says when each of them was measured. `compare.py` compares two files of figures.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import environment
+import plot
 from measure import Session, Table
 
 CASES = (
@@ -70,6 +71,8 @@ def main() -> None:
         goals = page.with_suffix(".json")
         goals.write_text(json.dumps(report.goals(figures), indent=1) + "\n")
         print(f"Wrote {os.path.relpath(page)} and {goals.name}")
+        if page.resolve() == PAGE:
+            print(f"Wrote {', '.join(os.path.relpath(file) for file in plot.write())}")
     else:
         print(report.markdown(figures))
     print(f"Done in {figures['minutes']:.1f} minutes.")
