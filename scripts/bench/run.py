@@ -7,7 +7,7 @@ with the peers that it has. The page is written when every case has run, unless 
 any case. A JSON file beside it has each figure with a goal, and plot.py makes the README's picture of that file. Do not
 use the machine meanwhile: sides take turns, so other load slows all of them, but it blurs the figures. `--keep FILE`
 takes the cases that are not run from a file of figures made before, on the same machine with the same versions; the
-page says when each of them was measured. `compare.py` compares two files of figures.
+page says when each of them was measured. `compare.py` compares two files of figures, or two revisions of this project.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def run(name: str, options: argparse.Namespace) -> dict[str, object]:
     found: list[Table] = []
     error = None
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as folder:
-        session = Session(options.rounds, options.quick, options.full, options.device, Path(folder), options.replays)
+        session = Session(
+            *(options.rounds, options.quick, options.full, options.device, Path(folder), options.replays, options.own)
+        )
         try:
             for table in case.tables(session):
                 found.append(table)
@@ -101,6 +103,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="of each comparison; default 5, with --quick 1")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes, to see that all works")
     parser.add_argument("--full", action="store_true", help="more models and widths in fused")
+    parser.add_argument("--own", action="store_true", help="only the sides of this project, for compare.py")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--page", type=Path, help="write the page here, whatever was run")
     parser.add_argument("--threads", type=int, default=1, help="for CPU kernels, on all sides")
