@@ -1,11 +1,18 @@
-"""Comparison of two files of figures: it reports what has become slower.
+"""Comparison of two revisions, or of two files of figures: it reports what has become slower.
 
+    python scripts/bench/compare.py OLD NEW [--only step,models] [--rounds 5] [--here] [--over 5]
     python scripts/bench/compare.py OLD.json NEW.json [--over 5]
 
-Both are files of `run.py --json`. Compared are ratios of sides that took turns in one session, never times, so the
-files may come from different days; the machine should be the same. A ratio is a regression when its median has risen
-by more than 5 % and the rise is not noise: of all pairs of an old and a new round, the new one is above the old in
-nine of ten. A side that ran in the old file and fails in the new is one too. The exit status is 1 after a regression.
+With two revisions of git (`main~20 main`), the named cases of both run in turns in one session on this machine, in
+`.venv-bench` or, with `--here`, in this interpreter (see revisions.py). Compared are the figures of Trainyard's own
+sides, round by round. Uncommitted changes are not part of a revision.
+
+With two files of `run.py --json`, compared are ratios of sides that took turns in one session, never times, so the
+files may come from different days; the machine should be the same.
+
+A figure or ratio is a regression when its median has risen by more than 5 % and the rise is not noise: of all pairs of
+an old and a new round, the new one is above the old in nine of ten. A side that ran in the old one and fails in the new
+is one too. The exit status is 1 after a regression, and 2 if the comparison cannot be made.
 """
 
 from __future__ import annotations
@@ -15,12 +22,15 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import Table
+import environment
+import revisions
+from measure import Table, own_sides
+from report import number
 
 CERTAIN = 0.9
 
@@ -49,9 +59,40 @@ class Change:
         """Share of the pairs of rounds in which the new one is above the old one."""
         return statistics.mean(new > old for old, new in itertools.product(self.old, self.new))
 
+    @property
+    def told(self) -> str:
+        """The change in words."""
+        if not self.new:
+            return "it failed"
+        before, after = statistics.median(self.old), statistics.median(self.new)
+        spread = f"({min(self.new):.3f} to {max(self.new):.3f}; was {min(self.old):.3f} to {max(self.old):.3f})"
+        return f"{before:.3f} -> {after:.3f}, {self.factor - 1:+.1%}  {spread}"
+
     def regressed(self, over: float) -> bool:
         """Return whether the ratio rose by more than `over` (0.05 is 5 %), or can no longer be measured."""
         return not self.new or (self.factor > 1 + over and self.certainty >= CERTAIN)
+
+
+@dataclass(frozen=True)
+class Rounds(Change):
+    """Change of a figure that was measured in the same rounds, old and new side by side."""
+
+    @property
+    def factors(self) -> list[float]:
+        """New figure as a multiple of the old one, round by round."""
+        return [new / old for old, new in zip(self.old, self.new, strict=False)]
+
+    @property
+    def factor(self) -> float:
+        return statistics.median(self.factors)
+
+    @property
+    def told(self) -> str:
+        if not self.new:
+            return "it failed"
+        before, after = statistics.median(self.old), statistics.median(self.new)
+        spread = f"({min(self.factors) - 1:+.1%} to {max(self.factors) - 1:+.1%})"
+        return f"{number(before)} -> {number(after)}, {self.factor - 1:+.1%}  {spread}"
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
@@ -76,35 +117,93 @@ def _tables(figures: Mapping[str, Any]) -> dict[tuple[str, str], Table]:
     }
 
 
+def figures_of_own_sides(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
+    """Yield each figure of Trainyard's sides that was measured in `old` and that `new` has tried."""
+    tried = _tables(new)
+    for key, table in _tables(old).items():
+        if key not in tried:
+            continue
+        again = tried[key]
+        for side in own_sides(table.values):
+            before, after = table.values[side], again.values.get(side, [])
+            if min(before, default=0.0) > 0 and (after or side in again.failed):
+                yield Rounds(table.title, side, before, after)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", type=Path)
-    parser.add_argument("new", type=Path)
-    parser.add_argument("--over", type=float, default=5.0, help="percent that a ratio may rise")
+    parser.add_argument("old", help="a revision, or a file of figures")
+    parser.add_argument("new", help="likewise")
+    parser.add_argument("--over", type=float, default=5.0, help="percent that a figure or ratio may rise")
+    parser.add_argument("--only", default="step,models", help="cases of the revisions; default step,models")
+    parser.add_argument("--rounds", type=int, default=5, help="of the revisions; default 5")
+    parser.add_argument("--here", action="store_true", help="in this interpreter, not in .venv-bench")
+    parser.add_argument("--threads", type=int, default=1, help="for CPU kernels")
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes, to see that all works")
     options = parser.parse_args()
-    old, new = (json.loads(path.read_text()) for path in (options.old, options.new))
+    try:
+        if Path(options.old).is_file() or Path(options.new).is_file():
+            status = compare_files(Path(options.old), Path(options.new), options.over)
+        else:
+            status = compare_revisions(options)
+    except revisions.RevisionError as error:
+        print(error, file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def compare_revisions(options: argparse.Namespace) -> int:
+    """Measure both revisions, print each figure and the regressions, and return the exit status."""
+    with revisions.checked_out([options.old, options.new]) as (old, new):
+        cases = revisions.common_cases([name for name in options.only.split(",") if name], old, new)
+        python = Path(sys.executable) if options.here else environment.make()
+        arguments = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
+        before, after = revisions.measured((old, new), cases, options.rounds, python, arguments)
+    if options.quick:
+        print("Figures of --quick are trials: they prove nothing.")
+    for name, case in before["cases"].items():
+        if case["error"]:
+            print(f"{name} is not compared in full: in {options.old}, it failed: {case['error']}")
+    found = list(figures_of_own_sides(before, after))
+    table = ""
+    for change in found:
+        if change.table != table:
+            table = change.table
+            print(table)
+        print(f"  {change.label}: {change.told}")
+    return conclude(found, _broken(before, after), options.over, "figures")
+
+
+def compare_files(old_file: Path, new_file: Path, over: float) -> int:
+    """Print the regressions from one file of figures to another, and return the exit status."""
+    for file in (old_file, new_file):
+        if not file.is_file():
+            raise revisions.RevisionError(f"{file}: there is no such file")
+    old, new = (json.loads(path.read_text()) for path in (old_file, new_file))
     if old["machine"] != new["machine"]:
         print(f"The machines differ: {old['machine']} and {new['machine']}.")
     if old["quick"] or new["quick"]:
         print("Figures of --quick are trials: they prove nothing.")
-    broken = [
-        name for name, case in new["cases"].items() if case["error"] and not old["cases"].get(name, case)["error"]
-    ]
-    found = list(changes(old, new))
-    regressions = [change for change in found if change.regressed(options.over / 100)]
-    for name in broken:
-        print(f"REGRESSION  {name}: the case failed: {new['cases'][name]['error']}")
+    return conclude(list(changes(old, new)), _broken(old, new), over, "ratios")
+
+
+def conclude(found: Sequence[Change], broken: Mapping[str, str], over: float, what: str) -> int:
+    """Print the regressions, and return the exit status."""
+    regressions = [change for change in found if change.regressed(over / 100)]
+    for name, error in broken.items():
+        print(f"REGRESSION  {name}: the case failed: {error}")
     for change in regressions:
-        told = "it failed"
-        if change.new:
-            before, after = statistics.median(change.old), statistics.median(change.new)
-            spread = (
-                f"({min(change.new):.3f} to {max(change.new):.3f}; was {min(change.old):.3f} to {max(change.old):.3f})"
-            )
-            told = f"{before:.3f} -> {after:.3f}, {change.factor - 1:+.1%}  {spread}"
-        print(f"REGRESSION  {change.table}: {change.label}: {told}")
-    print(f"{len(found)} ratios compared, {len(regressions) + len(broken)} regressions over {options.over:g} %.")
-    sys.exit(bool(regressions or broken))
+        print(f"REGRESSION  {change.table}: {change.label}: {change.told}")
+    print(f"{len(found)} {what} compared, {len(regressions) + len(broken)} regressions over {over:g} %.")
+    return int(bool(regressions or broken))
+
+
+def _broken(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Return the errors of the cases that fail only in `new`."""
+    cases = new["cases"].items()
+    return {name: case["error"] for name, case in cases if case["error"] and not old["cases"].get(name, case)["error"]}
 
 
 if __name__ == "__main__":

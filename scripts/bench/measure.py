@@ -18,7 +18,7 @@ import random
 import statistics
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +26,9 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+OTHER_TOOLS = ("plain PyTorch", "MMEngine", "Lightning", "ignite", "accelerate", "numpy", "copy of", "by hand")
+"""How the names of other tools begin, in tables without a side named trainyard."""
 
 Turn = Callable[[], float]
 Side = Callable[[], AbstractContextManager[Turn]]
@@ -40,9 +43,10 @@ class Session:
     Attributes:
         rounds: the number of times each comparison is made.
         quick: whether to use the smallest sizes, to see that everything works; the figures mean little.
-        full: whether to use the sizes of the project's goals if the usual ones are smaller.
+        full: whether to measure more models and widths of stacks than usual.
         device: "cpu" or "cuda".
         folder: the folder for files, empty at the start.
+        own: whether to run only the sides of this project.
         replays: the folder in which replays of searches are kept; what is there is not replayed again. None: `folder`.
     """
 
@@ -52,6 +56,7 @@ class Session:
     device: str
     folder: Path
     replays: Path | None = None
+    own: bool = False
 
     def fewer(self) -> Session:
         """Return a session of at most three rounds, for cases that vary little or take long."""
@@ -122,6 +127,13 @@ def compared(sides: Mapping[str, Any], of: str, reach: Mapping[str, float] | Non
     return [Comparison(of, to, (reach or {}).get(to)) for to in sides if to != of]
 
 
+def own_sides(names: Iterable[str]) -> list[str]:
+    """Return the names of this project's sides: those that begin with trainyard, or else all that are no peers."""
+    names = list(names)
+    ours = [name for name in names if name.startswith("trainyard")]
+    return ours or [name for name in names if not name.startswith(OTHER_TOOLS)]
+
+
 def take_turns(
     session: Session, sides: Mapping[str, Side], *, turns: int = 3, warm: bool = True, together: bool = False
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
@@ -136,6 +148,8 @@ def take_turns(
     Returns:
         For each side the numbers of the rounds, and for each failed side the reason instead.
     """
+    if session.own:
+        sides = {name: sides[name] for name in own_sides(sides)}
     values: dict[str, list[float]] = {name: [] for name in sides}
     failed: dict[str, str] = {}
     for number in range(session.rounds):
@@ -160,6 +174,8 @@ def take_turns_here(
     session: Session, sides: Mapping[str, Turn], *, warm: bool = True
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Run sides that start processes of their own: one turn a round; if `warm`, after one unmeasured turn."""
+    if session.own:
+        sides = {name: sides[name] for name in own_sides(sides)}
     values: dict[str, list[float]] = {name: [] for name in sides}
     failed: dict[str, str] = {}
     for number in range(-1 if warm else 0, session.rounds):

@@ -40,6 +40,16 @@ def plain(work: Work, *, fused: bool | None = None) -> Iterator[Turn]:
     yield turn
 
 
+@contextmanager
+def kept(work: Work) -> Iterator[Turn]:
+    """Yield the loop by hand with the fused Adam, in a process that keeps freed memory like `env.keep_memory`."""
+    from trainyard.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    with plain(work, fused=True) as turn:
+        yield turn
+
+
 def lightning_module(work: Work) -> Any:
     """Return the work as a `LightningModule`."""
     import lightning

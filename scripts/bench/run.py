@@ -4,10 +4,10 @@
 
 Makes `.venv-bench` if it is missing (see environment.py) and runs in it; `--here` uses this interpreter instead,
 with the peers that it has. The page is written when every case has run, unless `--quick`; `--page FILE` writes it in
-any case. A JSON file beside it has each figure with a goal. Do not use the machine meanwhile: sides take turns, so
-other load slows all of them, but it blurs the figures. `--keep FILE` takes the cases that are not run from a file of
-figures made before, on the same machine with the same versions; the page says when each of them was measured.
-`compare.py` compares two files of figures.
+any case. A JSON file beside it has each figure with a goal, and plot.py makes the README's picture of that file. Do not
+use the machine meanwhile: sides take turns, so other load slows all of them, but it blurs the figures. `--keep FILE`
+takes the cases that are not run from a file of figures made before, on the same machine with the same versions; the
+page says when each of them was measured. `compare.py` compares two files of figures, or two revisions of this project.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import environment
+import plot
 from measure import Session, Table
 
 CASES = (
@@ -75,6 +76,8 @@ def main() -> None:
         goals = page.with_suffix(".json")
         goals.write_text(json.dumps(report.goals(figures), indent=1) + "\n")
         print(f"Wrote {os.path.relpath(page)} and {goals.name}")
+        if page.resolve() == PAGE:
+            print(f"Wrote {', '.join(os.path.relpath(file) for file in plot.write())}")
     else:
         print(report.markdown(figures))
     print(f"Done in {figures['minutes']:.1f} minutes.")
@@ -86,7 +89,9 @@ def run(name: str, options: argparse.Namespace) -> dict[str, object]:
     found: list[Table] = []
     error = None
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as folder:
-        session = Session(options.rounds, options.quick, options.full, options.device, Path(folder), options.replays)
+        session = Session(
+            *(options.rounds, options.quick, options.full, options.device, Path(folder), options.replays, options.own)
+        )
         try:
             for table in case.tables(session):
                 found.append(table)
@@ -102,7 +107,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="figures made before, for the cases that are not run")
     parser.add_argument("--rounds", type=int, help="of each comparison; default 5, with --quick 1")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes, to see that all works")
-    parser.add_argument("--full", action="store_true", help="sweeps of 256 points")
+    parser.add_argument("--full", action="store_true", help="more models and widths in fused")
+    parser.add_argument("--own", action="store_true", help="only the sides of this project, for compare.py")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--page", type=Path, help="write the page here, whatever was run")
     parser.add_argument("--threads", type=int, default=1, help="for CPU kernels, on all sides")

@@ -10,15 +10,12 @@ step has freed in the process (`env.keep_memory`). One row is the plain loop wit
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import ours
 import peers
-from measure import Comparison, Session, Table, Turn, take_turns
+from measure import Comparison, Session, Table, take_turns
 from work import Work
-
-from trainyard.host_memory import keep_freed_memory
 
 
 def tables(session: Session) -> Iterator[Table]:
@@ -31,17 +28,10 @@ def tables(session: Session) -> Iterator[Table]:
             "trainyard, resident data": partial(ours.trainyard, work, resident=True),
             "trainyard, the same DataLoader": partial(ours.trainyard, work, resident=False),
             "plain PyTorch": partial(peers.plain, work, fused=True),
-            "plain PyTorch, freed memory kept": partial(kept, work),
+            "plain PyTorch, freed memory kept": partial(peers.kept, work),
         }
         values, failed = take_turns(session, sides, turns=2)
         names = list(sides)
         comparisons = [Comparison(name, "plain PyTorch", 1.02) for name in names[:2]]
         comparisons += [Comparison(name, names[3]) for name in names[:2]]
         yield Table(title, "µs per iteration", values, failed, comparisons)
-
-
-@contextmanager
-def kept(work: Work) -> Iterator[Turn]:
-    keep_freed_memory()
-    with peers.plain(work, fused=True) as turn:
-        yield turn

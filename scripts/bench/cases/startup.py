@@ -2,21 +2,36 @@
 
 The bare script imports torch and makes one Adam step. Trainyard runs `python train.py model=mlp optim=adam`: it
 composes and checks the config, and uses the data set, the default hooks, and a shipper for MLflow. Lightning runs in a
-script of the same size, with its `Trainer` until the first step.
+script of the same size, with its `Trainer` until the first step. The row "import torch" only
+imports torch.
+
+Two rows have another end: "first line of output" ends at the first line that `train.py` prints in a terminal, and
+"first job of a sweep" ends when the first of four jobs starts (`train.py -m`, from the command to the time in the
+sweep's manifest).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import pty
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from environment import ROOT
 from measure import Comparison, Session, Table, take_turns_here
+
+TORCH = """
+import sys, time
+import torch
+open(sys.argv[1], "w").write(repr(time.time()))
+"""
 
 BARE = """
 import sys, time
@@ -74,18 +89,27 @@ class FirstStep(Hook):
 """
 
 
+LINE, JOB = "trainyard, first line of output", "trainyard, first job of a sweep"
+
+
 def tables(session: Session) -> Iterator[Table]:
     script = partial(first_step, session.folder)
     sides = {
         "trainyard": partial(train, session.folder, ["model=mlp", "optim=adam"]),
+        LINE: partial(first_line, session.folder, ["model=mlp", "optim=adam"]),
+        JOB: partial(first_job, session.folder, ["model=mlp", "optim=adam", "optim.lr=1e-4,1e-3,1e-2,1e-1"]),
+        "import torch": partial(script, written(session.folder, "only_torch.py", TORCH)),
         "bare script": partial(script, written(session.folder, "bare.py", BARE)),
         "Lightning": partial(script, written(session.folder, "with_lightning.py", LIGHTNING)),
     }
     values, failed = take_turns_here(session, sides)
     comparisons = [
         Comparison("trainyard", "bare script", 0.3, "difference"),
-        Comparison("trainyard", "bare script"),
+        Comparison("trainyard", "bare script", 0.85),
         Comparison("trainyard", "Lightning"),
+        Comparison("trainyard", "import torch", 0.35, "difference"),
+        Comparison(LINE, None, 0.5, "value"),
+        Comparison(JOB, "import torch", 1.0, "difference"),
     ]
     yield Table("Start-up to the first step", "s", values, failed, comparisons)
 
@@ -100,14 +124,67 @@ def train(folder: Path, overrides: Sequence[str]) -> float:
     return seconds
 
 
+def first_line(folder: Path, overrides: Sequence[str]) -> float:
+    """Return the seconds that `train.py` takes to its first line of output in a terminal."""
+    written(folder, "first_step.py", HOOK)
+    hook = ["+hook.first._target_=first_step.FirstStep", f"+hook.first.path={folder / 'moment'}"]
+    reader, terminal = pty.openpty()
+    begin = time.time()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *overrides, *hook],
+        cwd=folder,
+        env=surroundings(folder),
+        stdin=subprocess.DEVNULL,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    seconds, output = None, b""
+    with suppress(OSError):  # the other end is closed
+        while piece := os.read(reader, 4096):
+            output += piece
+            if seconds is None and b"\n" in output.lstrip():
+                seconds = time.time() - begin
+    os.close(reader)
+    process.wait()
+    if seconds is None:
+        raise RuntimeError(f"no line of output: status {process.returncode}")
+    time.sleep(1.0)  # as in `train`
+    return seconds
+
+
+def first_job(folder: Path, overrides: Sequence[str]) -> float:
+    """Return the seconds that a sweep takes until its first job runs."""
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as name:
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "-m",
+            *overrides,
+            "loop.max_epochs=1",
+            "hydra.sweep.dir=sweep",
+        ]
+        begin = time.time()
+        done = subprocess.run(command, cwd=name, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(" ".join(done.stderr.split())[-200:] or f"status {done.returncode}")
+        records = map(json.loads, Path(name, "sweep", "manifest.jsonl").read_text(encoding="utf-8").splitlines())
+        running = [record["time"] for record in records if record.get("state") == "running"]
+    return float(min(running)) - begin
+
+
+def surroundings(folder: Path) -> dict[str, str]:
+    """Return the environment of a process that may import modules from the folder."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])}
+
+
 def first_step(folder: Path, script: Path, *arguments: str, note: Path | None = None) -> float:
     """Return the seconds from a script's start to the time that it writes into `note`, or its first argument."""
     moment = note or folder / "moment"
     moment.unlink(missing_ok=True)
     command = [sys.executable, str(script), *(arguments if note else [str(moment)])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])}
     begin = time.time()
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, env=surroundings(folder), capture_output=True, text=True, check=False)
     if not moment.exists():
         raise RuntimeError(" ".join(done.stderr.split())[-200:] or f"status {done.returncode}")
     return float(moment.read_text()) - begin

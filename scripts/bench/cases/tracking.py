@@ -49,7 +49,7 @@ def tables(session: Session) -> Iterator[Table]:
                 ),
             }
             values, failed = take_turns(session, sides, turns=3)
-            reach = {"SQLite": 1.02, "HTTP": 1.02}
+            reach = {"journal alone": 1.03, "SQLite": 1.02, "HTTP": 1.02}
             comparisons = [
                 Comparison(side, "no logging", reach.get(side))
                 for side in ("journal alone", "SQLite", "HTTP", "plain PyTorch, mlflow.log_metric")
