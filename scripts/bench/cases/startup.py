@@ -2,8 +2,8 @@
 
 The bare script imports torch and makes one Adam step. Trainyard runs `python train.py model=mlp optim=adam`: it
 composes and checks the config, and uses the data set, the default hooks, and a shipper for MLflow. Lightning runs in a
-script of the same size, with its `Trainer` until the first step. The row "import torch" only
-imports torch.
+script of the same size, with its `Trainer` until the first step. The row "import torch" only imports
+torch.
 
 Two rows have another end: "first line of output" ends at the first line that `train.py` prints in a terminal, and
 "first job of a sweep" ends when the first of four jobs starts (`train.py -m`, from the command to the time in the

@@ -5,8 +5,8 @@ both to MLflow. The other tools only train. Each of them reads the same `DataLoa
 checkpoints and progress bar turned off. In the row "resident data", Trainyard reads the data in the same way as its
 built-in data sets and `data=arrays`. In the row "the same DataLoader", Trainyard uses the loader of the other tools.
 Each tool uses Adam as in a typical program: `torch.optim.Adam(...)` in the scripts, and `fused=true` in Trainyard's
-config. Two rows are plain loops with the fused Adam. One of them also keeps the memory that a step
-frees, as Trainyard does (`env.keep_memory`).
+config. Two rows are plain loops with the fused Adam. One of them also keeps the memory that a step frees,
+as Trainyard does (`env.keep_memory`).
 """
 
 from __future__ import annotations
