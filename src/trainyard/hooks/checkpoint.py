@@ -175,9 +175,9 @@ class Checkpoint(Hook):
             self._save(runner, unsaved, at_end=True, only=unsaved)
         self.wait()
 
-    def then(self, then: Callable[[], None]) -> None:
-        """Call a function from the thread that writes, after all that is being written."""
-        self._submit([then])
+    def then(self, *then: Callable[[], None]) -> None:
+        """Call functions from the thread that writes, after all that is being written."""
+        self._submit([*then])
 
     def wait(self) -> None:
         """Wait for all that is being written."""
