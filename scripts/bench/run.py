@@ -36,6 +36,7 @@ CASES = (
     "data",
     "sweep",
     "fused",
+    "trial",
     "lanes",
     "population",
     "growth",
