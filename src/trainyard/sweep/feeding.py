@@ -130,7 +130,7 @@ class Feeding:
         stack = self._stacks[number]
         match message:
             case {"want": count, "wait": waits}:
-                stack.wants, stack.idle = count, waits
+                stack.wants, stack.idle = count, waits or (self._learns and count == stack.width)
                 self._serve(number)
             case {"placed": places, "width": width}:
                 self._place(running, stack, places, width)
