@@ -38,6 +38,7 @@ CASES = (
     "data",
     "sweep",
     "fused",
+    "trial",
     "lanes",
     "population",
     "growth",

@@ -5,6 +5,7 @@ They are listed and switched in `_fast_paths`, like those of `_torch_internals`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FunctionType
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from trainyard._fast_paths import Internal, register, usable, works
 
-DispatchMode: Any = object  # where torch has none, `sees_operations` says so
+TorchMode: Any = object  # where torch has none, `sees_operations` says so
 with suppress(ImportError):
     from torch.utils import _python_dispatch
 
-    DispatchMode = getattr(_python_dispatch, "TorchDispatchMode", object)
+    TorchMode = getattr(_python_dispatch, "TorchDispatchMode", object)
 
 _MODE = "torch.utils._python_dispatch.TorchDispatchMode"
 _OF_DISTRIBUTIONS = ("_standard_gamma", "_sample_dirichlet", "_is_all_true")
@@ -28,6 +29,18 @@ _NAME = "torch._functorch.pyfunctorch.temporarily_pop_interpreter_stack"
 _HEADS = "torch.nn.functional._in_projection_packed"
 _LEVEL = 1
 """Number of the outermost transform of `torch.func`."""
+
+
+class DispatchMode(TorchMode):  # type: ignore[misc]
+    """Base of modes that see each operation, as `torch.utils._python_dispatch.TorchDispatchMode` is.
+
+    Of their methods torch's wrapper is taken off, which imports `torch._dynamo`: that takes a second.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__torch_dispatch__" in vars(cls):
+            cls.__torch_dispatch__ = inspect.unwrap(cls.__torch_dispatch__)
 
 
 class VmapExit:
@@ -143,7 +156,7 @@ def private_functions() -> dict[str, Any]:
 def _check_mode() -> bool:
     seen: list[list[int]] = []
 
-    class Seen(DispatchMode):  # type: ignore[misc]
+    class Seen(DispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.ops.aten.normal_.default:
                 seen.append(list(args[0].shape))

@@ -95,7 +95,7 @@ def _work(pipe: Connection, core: int) -> None:
         pipe.send(steps / (perf_counter() - begin))
 
 
-def _config(model: str, member: int) -> dict[str, Any]:
+def config(model: str, member: int) -> dict[str, Any]:
     text = {"_target_": "trainyard.data.Text", "context_length": 32, "batch_size": 64}
     return {
         "model": MODELS[model],
@@ -114,7 +114,7 @@ def stepping(model: str, width: int) -> Callable[[float], int]:
     from trainyard.fused.runner import FusedRunner
     from trainyard.runner import Runner
 
-    configs = [_config(model, member) for member in range(width)]
+    configs = [config(model, member) for member in range(width)]
     runner = FusedRunner(configs) if width > 1 else Runner.from_cfg(configs[0])
     _ = runner.train_loop, runner.model, runner.optimizer
     step, loader, epoch = runner.step, runner.loader("train"), 0
@@ -140,7 +140,7 @@ def _by_hand(model: str) -> Callable[[float], int]:
 
     from trainyard.runner import Runner
 
-    runner = Runner.from_cfg(_config(model, 0))
+    runner = Runner.from_cfg(config(model, 0))
     module, criterion = runner.model, torch.nn.CrossEntropyLoss()
     batches = list(runner.loader("train").batches())
     dataset = TensorDataset(*(torch.cat(column) for column in zip(*batches, strict=True)))

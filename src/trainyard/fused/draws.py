@@ -25,7 +25,7 @@ Arguments = tuple[Any, ...]
 Named = Mapping[str, Any]
 
 
-class Draws(DispatchMode):  # type: ignore[misc]
+class Draws(DispatchMode):
     """Mode in which random operations on stacks `[K, ...]` draw each row with its lane's generator.
 
     Attributes:

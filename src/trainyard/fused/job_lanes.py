@@ -131,14 +131,19 @@ class JobLanes:
         ended = [member for member in members if not member.paused]
         if ended and self._conclude(ended):
             gone += ended
+        reports = []
         for member in gone:
             if member.dismissed:  # as the single run would have been interrupted
                 member.paused = False
             member.close(*(("KILLED", "interrupted") if member.dismissed else ("FINISHED",)))
             member.journal.close()
             result = result_of(member, self._metrics, interrupted=member.dismissed)
-            report = partial(self._source.left, member.number, result)
-            report() if hook is None else hook.then(report)
+            reports.append(partial(self._source.left, member.number, result))
+        if hook is not None:
+            hook.then(*reports)
+        else:
+            for report in reports:
+                report()
         kept = {id(member) for member in gone}
         runner.all_members = [member for member in runner.all_members if id(member) not in kept]
 

@@ -119,15 +119,20 @@ class Occupancy:
             jobs = self.feed.take(len(free), wait=wait and not filled)
             if not jobs:
                 break
-            filled += self._admit(dict(zip(free, jobs, strict=False)))
+            filled += self._join(dict(zip(free, jobs, strict=False)))
         if filled:
-            runner = self._runner
-            runner.call("after_join", joined=filled)
-            for k in filled:
-                log.info("%s is in lane %d.", runner.members[k].info.name, k, extra={"member": runner.members[k]})
-            self._place(filled)
-            runner.clock.count_epochs()
+            self._runner.clock.count_epochs()
         return filled
+
+    def _join(self, jobs: Mapping[int, LaneJob]) -> list[int]:
+        """Let jobs begin, or go on, in free lanes, and tell of it; return the lanes of those that could."""
+        runner, joined = self._runner, self._admit(jobs)
+        if joined:
+            runner.call("after_join", joined=joined)
+            for k in joined:
+                log.info("%s is in lane %d.", runner.members[k].info.name, k, extra={"member": runner.members[k]})
+            self._place(joined)
+        return joined
 
     def _admit(self, jobs: Mapping[int, LaneJob]) -> list[int]:
         """Start or continue jobs in free lanes; return the lanes in which this was possible."""

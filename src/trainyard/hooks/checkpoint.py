@@ -176,9 +176,9 @@ class Checkpoint(Hook):
             self._save(runner, unsaved, at_end=True, only=unsaved)
         self.wait()
 
-    def then(self, then: Callable[[], None]) -> None:
-        """Call a function from the writing thread, after all pending writes."""
-        self._submit([then])
+    def then(self, *then: Callable[[], None]) -> None:
+        """Call functions from the writing thread, after all pending writes."""
+        self._submit([*then])
 
     def wait(self) -> None:
         """Wait for all pending writes."""

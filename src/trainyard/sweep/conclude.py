@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -21,14 +22,32 @@ from trainyard.track import Status
 log = logging.getLogger(__name__)
 
 
-def warm_up() -> None:
-    """Import what the end of a sweep needs, which takes most of a second, while the jobs run."""
+WARM_UP_AFTER = 1.0
+"""Seconds until the first jobs have been launched."""
+
+
+def warm_up_later(proposer: Proposer) -> None:
+    """Let a thread import what the end of a sweep needs, which takes a second or two, while the jobs run."""
+    thread = threading.Timer(WARM_UP_AFTER, _warm_up, (_is_search(proposer),))
+    thread.daemon = True
+    thread.start()
+
+
+def _is_search(proposer: Proposer) -> bool:
+    return "sampler" in proposer.identity
+
+
+def _warm_up(searched: bool) -> None:
     import pandas  # type: ignore[import-untyped,unused-ignore] # noqa: F401
 
     from trainyard.sweep.report import (
         html,  # noqa: F401
         result_files,  # noqa: F401
     )
+
+    if searched:
+        with suppress(ImportError):
+            import optuna.importance  # noqa: F401
 
 
 def conclude(
@@ -67,14 +86,13 @@ def conclude(
         tracking.summarize(plan, rows, name, direction)
     with _reported("report"):
         title = f"{directory.parent.name} {directory.name}"
-        searched = "sampler" in proposer.identity
         page = html.write(
             rows,
             directory,
             title=title,
             objective=name,
             direction=direction,
-            searched=searched,
+            searched=_is_search(proposer),
             goals=goals,
             found=numbers,
         )

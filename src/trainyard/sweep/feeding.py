@@ -58,7 +58,8 @@ class _Stack:
         width: its lanes.
         joined: the time at which each of its jobs came.
         in_vain: how often in succession it has asked in vain.
-        waiting: the lanes for which it waits until there is a job; 0 if it trains.
+        wants: the lanes for which it waits for an answer: all that are free; 0 if it trains.
+        idle: whether all its lanes are free.
         released: the jobs that it was asked to let go.
         unfed: whether it has said that no job joins or leaves it.
     """
@@ -68,7 +69,8 @@ class _Stack:
     width: int = 0
     joined: dict[int, float] = field(default_factory=dict)
     in_vain: int = 0
-    waiting: int = 0
+    wants: int = 0
+    idle: bool = False
     released: set[int] = field(default_factory=set)
     unfed: bool = False
 
@@ -104,6 +106,7 @@ class Feeding:
         self._manifest = manifest
         self._units = units
         self._planner = planner
+        self._proposer = proposer
         self._learns = type(proposer).told is not Proposer.told
         self._returns = proposer.returns
         self._enabled = enabled and planner.has_lanes
@@ -127,8 +130,8 @@ class Feeding:
         stack = self._stacks[number]
         match message:
             case {"want": count, "wait": waits}:
-                stack.waiting = count if waits else 0
-                self._serve(number, count, waits=waits)
+                stack.wants, stack.idle = count, waits or (self._learns and count == stack.width)
+                self._serve(number)
             case {"placed": places, "width": width}:
                 self._place(running, stack, places, width)
                 self._executor.answer(number, b"")
@@ -168,26 +171,30 @@ class Feeding:
             self._executor.answer(number, cloudpickle.dumps(leave))
 
     def serve(self) -> None:
-        """Give jobs to the stacks that wait for some; where none will come, or others need the slot, end them."""
+        """Answer the stacks that wait for jobs, where there are some, or none will come, or others need the slot."""
         for number, stack in list(self._stacks.items()):
             if number not in self._scheduler.running:
                 del self._stacks[number]
-            elif stack.waiting:
-                self._serve(number, stack.waiting, waits=True)
+            elif stack.wants:
+                self._serve(number)
 
-    def _serve(self, number: int, count: int, *, waits: bool) -> None:
+    def _serve(self, number: int) -> None:
         stack, running = self._stacks[number], self._scheduler.running[number]
-        found = self._found(running, count)
-        if found:
-            stack.in_vain = stack.waiting = 0
+        if found := self._found(running, stack.wants):
+            stack.in_vain = stack.wants = 0
             self._give(number, stack, running, found)
-            return
-        if waits and self._may_come:
-            return
-        stack.in_vain += 1
-        stack.waiting = 0
-        hopes = (self._learns and stack.in_vain < PATIENCE) or self._come_back
-        self._answer(number, Given(0, (), (), waits or not hopes or bool(self._scheduler.stopping)))
+        elif not (self._may_come if stack.idle else self._are_leaving(stack, running)):
+            stack.in_vain += 1
+            stack.wants = 0
+            may_be_new = self._learns and self._proposer.may_be_new and stack.in_vain < PATIENCE
+            hopes = not stack.idle and (may_be_new or self._come_back)
+            self._answer(number, Given(0, (), (), not hopes or bool(self._scheduler.stopping)))
+
+    def _are_leaving(self, stack: _Stack, running: RunningUnit) -> bool:
+        """Return whether jobs have left their lanes whose results, which others may follow from, are about to come."""
+        if not self._learns or self._scheduler.stopping:
+            return False
+        return len(running.left) > stack.width - stack.wants
 
     @property
     def _come_back(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,7 +20,7 @@ from trainyard.quoting import shell_override
 from trainyard.sweep.by_hand import BY_HAND
 from trainyard.sweep.clones import Clones, recorded_jobs, tell
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
-from trainyard.sweep.conclude import conclude, warm_up
+from trainyard.sweep.conclude import conclude, warm_up_later
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.directories import Places
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
@@ -178,7 +177,7 @@ class Sweep:
         self._tracking.count(len(self._whole.jobs))
         self._units.parent, self._units.experiment = self._tracking.parent, self._tracking.experiment
         self._progress = SweepProgress(self._whole, plan.jobs, proposer.goals)
-        threading.Thread(target=warm_up, daemon=True).start()
+        warm_up_later(proposer)
         head = Head(
             self._executor,
             self._scheduler,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.sweep.event_records import event_of, to_record
-from trainyard.sweep.events import Event, Proposed, Queued, Reported
+from trainyard.sweep.events import Event, Paused, Proposed, Queued, Reported
 from trainyard.sweep.proposers.pruners import Asha, Hyperband, NoPruner, Pruner
 from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.proposers.search import Limits, SearchProposer
@@ -160,6 +160,38 @@ def test_successive_halving_promotes_the_best_of_each_rung(count: int, seed: int
     states = Counter(found.state(num) for num in range(count))
     assert states["done"] >= 1
     assert states["done"] + states["pruned"] == count
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 30),
+    seed=st.integers(0, 1 << 30),
+    slots=st.integers(1, 8),
+    pruner=st.sampled_from(range(len(PRUNERS))),
+)
+def test_after_the_last_new_job_at_most_one_continues_for_each_that_pauses(
+    count: int, seed: int, slots: int, pruner: int
+) -> None:
+    """So the lanes of those that pause suffice."""
+    values = curves(count, seed)
+    draw = Random(seed)
+    found = sweep(values, PRUNERS[pruner], "any", slots, lambda num: draw.choice([1.0, 3.0]))
+    while not found.run(lambda: True):
+        if not found.proposer.may_be_new:
+            break
+    begun = len(found.log)
+    assert found.run()
+    paused = promoted = 0
+    for event in found.log[begun - 1 :]:  # what was told last was followed by nothing yet
+        match event:
+            case Paused():
+                paused += 1
+            case Queued(units, "promoted"):
+                promoted += len(units)
+            case Proposed():
+                raise AssertionError("a new job")
+        assert promoted <= paused
+
 
 
 def test_the_checkpoint_of_a_paused_job_is_given_up_when_it_cannot_be_promoted_any_more() -> None:

@@ -36,6 +36,7 @@ class AheadSource(Source):
 
     def __init__(self, source: Source, *, exact: bool) -> None:
         self.source = source
+        self.waits = source.waits
         self._exact = exact
         self._prepared: dict[int, _Prepared] = {}
         self._pool: ThreadPoolExecutor | None = None

@@ -82,11 +82,14 @@ class Proposer(ABC):
             Empty for a proposer that is identified by its jobs.
         goals: the metrics by which jobs are compared, if there are more than the single objective that each returns.
         returns: whether each job that pauses continues, so that stacks keep lanes for them.
+        may_be_new: whether further jobs may be new. Else at most one continues for each that pauses, and takes its
+            lane: stacks keep no others.
     """
 
     identity: Mapping[str, Any] = {}
     goals: Goals | None = None
     returns = False
+    may_be_new = True
 
     @abstractmethod
     def ask(self, free: int) -> Sequence[Proposal]:

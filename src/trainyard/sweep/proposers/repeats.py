@@ -37,6 +37,8 @@ class RepeatedSource(Source):
         sign: 1 where less of the objective is better, -1 where more is.
     """
 
+    waits = True
+
     def __init__(self, source: Source, repeats: int, seed: int, sign: float = 1.0) -> None:
         self._source = source
         self._repeats = repeats

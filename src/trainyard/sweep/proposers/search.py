@@ -115,6 +115,11 @@ class SearchProposer(Proposer):
         """All trials, with what the search has taken notice of."""
         return self._trials
 
+    @property
+    def may_be_new(self) -> bool:  # type: ignore[override]
+        # One result may be what several decisions wait for.
+        return self._in_order or self._source.waits or (self._has_more() and not self._is_over)
+
     def ask(self, free: int) -> Sequence[Proposal]:
         if self._began is None:
             self._began = self._clock()

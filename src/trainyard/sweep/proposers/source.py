@@ -19,7 +19,13 @@ class Suggestion:
 
 
 class Source(ABC):
-    """Where the trials of a search come from."""
+    """Where the trials of a search come from.
+
+    Attributes:
+        waits: whether several trials may wait for one result, so that some come where `has_more` says no.
+    """
+
+    waits = False
 
     @abstractmethod
     def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
