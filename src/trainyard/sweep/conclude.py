@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def warm_up() -> None:
-    """Import what the end of a sweep needs, which takes most of a second, while the jobs run."""
+    """Import the modules for the end of a sweep, which takes almost a second, while the jobs run."""
     import pandas  # type: ignore[import-untyped,unused-ignore] # noqa: F401
 
     from trainyard.sweep.report import (
@@ -40,8 +40,8 @@ def conclude(
         plan: the plan of all jobs so far.
         tracking: the sweep's tracking.
         named: whether the config names the `objective` and its `direction`. If not, lower is better.
-        proposer: what has chosen the jobs.
-        interrupted: whether a signal has ended it: its run is then KILLED, like those of its jobs.
+        proposer: the proposer that chose the jobs.
+        interrupted: whether a signal has ended the sweep; its run is then KILLED, like those of its jobs.
     """
     from trainyard.sweep.report import html, journals, result_files
 
@@ -92,7 +92,8 @@ def conclude(
 
 @contextmanager
 def _reported(what: str) -> Iterator[None]:
-    """Report an error in one line: what cannot be shown of a sweep (a full disk) does not fail it."""
+    """Report an error in one line; an error in the output of a sweep (such as a full disk) does not make the sweep
+    fail."""
     try:
         yield
     except Exception as error:
