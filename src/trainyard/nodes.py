@@ -1,8 +1,8 @@
-"""Nodes of a job that is spread over several machines, and where they meet.
+"""Nodes of a job that runs on several machines, and how they connect.
 
 An agent passes the list of all nodes to the worker of each node, in the variable `TRAINYARD_NODES` of its environment.
-The first one leaves in a file, which all see, where it listens and what is to be done. The file is in the folder of the
-agents (mode 700), like the token that they know their head by.
+The first node writes its address and the work into a file that all nodes can read. The file is in the folder of the
+agents (mode 700), like the token with which they authenticate their head.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _LOOK = 0.05  # seconds between two looks for the file
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes of a job, as one of them knows them.
+    """Nodes of a job, as known to one of them.
 
     Attributes:
-        index: the number of this one, from 0.
-        devices: the number of devices that the job has on each.
-        meeting: the file in which the first one says where it listens.
+        index: the number of this node, from 0.
+        devices: the number of devices of the job on each node.
+        meeting: the file with the address of the first node.
     """
 
     index: int
@@ -54,7 +54,7 @@ class Nodes:
 
     @property
     def first(self) -> int:
-        """Number of devices on the nodes before this one: the rank of its first."""
+        """Number of devices on the previous nodes, which is the rank of the first device of this node."""
         return sum(self.devices[: self.index])
 
     @property
@@ -63,7 +63,7 @@ class Nodes:
         return sum(self.devices)
 
     def announce(self, port: int, work: Any) -> None:
-        """Tell the other nodes where this one listens, and what is to be done."""
+        """Publish the address of this node, and the work, to the other nodes."""
         self.meeting.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         writing = self.meeting.with_name(f".{self.meeting.name}.{os.getpid()}")
         fd = os.open(writing, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -72,10 +72,10 @@ class Nodes:
         writing.rename(self.meeting)
 
     def wait(self, timeout: float) -> tuple[str, int, Any]:
-        """Wait for the first node, and return its address, its port, and what is to be done.
+        """Wait for the first node, and return its address, its port, and the work.
 
         Raises:
-            TrainyardError: it has not said so within `timeout` seconds.
+            TrainyardError: it has not published them within `timeout` seconds.
         """
         until = time.monotonic() + timeout
         while time.monotonic() < until:

@@ -44,10 +44,10 @@ def gpu_uuids() -> list[str]:
 
 
 class Gpu:
-    """One GPU. Reading it needs no CUDA and does not wait for running work.
+    """One GPU. Reading its metrics needs no CUDA and does not wait for running work.
 
     Args:
-        uuid: `GPU-…`, as `torch.cuda.get_device_properties` has it, with or without the prefix.
+        uuid: `GPU-…`, as in `torch.cuda.get_device_properties`, with or without the prefix.
 
     Raises:
         OSError: NVML is not installed, or does not know the GPU.
@@ -62,7 +62,8 @@ class Gpu:
             raise OSError(f"NVML does not know {name} (status {status})")
 
     def read(self) -> dict[str, float]:
-        """Return the GPU's metrics under the ends of MLflow's names; values the driver does not report are absent."""
+        """Return the GPU's metrics under the suffixes of MLflow's names; values that the driver does not report are
+        omitted."""
         found: dict[str, float] = {}
         utilization, memory, milliwatts = _Utilization(), _Memory(), c_uint()
         if not self._nvml.nvmlDeviceGetUtilizationRates(self._handle, byref(utilization)):
@@ -75,7 +76,7 @@ class Gpu:
         return found
 
     def clock(self) -> int | None:
-        """Return the present clock of the streaming multiprocessors in MHz; None if the driver does not report it."""
+        """Return the current clock of the streaming multiprocessors in MHz; None if the driver does not report it."""
         megahertz = c_uint()
         failed = self._nvml.nvmlDeviceGetClockInfo(self._handle, _CLOCK_SM, byref(megahertz))
         return None if failed else megahertz.value

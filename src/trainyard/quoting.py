@@ -1,4 +1,4 @@
-"""Quoting: values in overrides as Hydra reads them, and words in commands as a shell does."""
+"""Quoting of values in overrides for Hydra, and of words in commands for a shell."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ _BACKSLASHES = re.compile(r'(\\*)("|$)')
 
 
 def override(key: str, value: str | Path) -> str:
-    """Return the override that gives a key this text.
-
-    In a quoted text of Hydra's, `\\` is an escape before `"` alone, and at the end
-    (https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values).
+    """Return the override that sets a key to this text. In Hydra's quoted strings, `\\` is an escape character only
+    before `"` and at the end (https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values).
 
         >>> override("hydra.run.dir", "outputs/mine")
         'hydra.run.dir=outputs/mine'
@@ -30,10 +28,10 @@ def override(key: str, value: str | Path) -> str:
 
 
 def shell_override(key: str, value: str | Path) -> str:
-    """Return the override that gives a key this text, as it is typed in a shell."""
+    """Return the override that sets a key to this text, quoted for a shell."""
     return quote(override(key, value))
 
 
 def shell_path(path: str | Path) -> str:
-    """Return a path as it is typed in a shell."""
+    """Return a path quoted for a shell."""
     return quote(str(path))

@@ -1,4 +1,4 @@
-"""Credentials: where they are found in a config, and texts without them."""
+"""Credentials: finding them in a config, and removing them from texts."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ PLACE = (
 
 
 def redact(text: str) -> str:
-    """Return the text with `***` in place of each password, token and key in a URI; it may be applied again.
-
-    In the part of a URI before `@`, a name that is followed by a password stays: `http://bob:***@host`.
+    """Return the text with `***` for each password, token and key in a URI; repeated calls do not change it. In the
+    part of a URI before `@`, a name before a password is kept: `http://bob:***@host`.
     """
     if "://" not in text:
         return text
@@ -50,7 +49,8 @@ def _without_password(match: re.Match[str]) -> str:
 
 
 def escaped(uri: str) -> str:
-    """Return a URI with `@` and `/` in its password escaped, which clients take for the host's or the path's."""
+    """Return a URI with `@` and `/` in its password escaped, which clients would interpret as part of the host or the
+    path."""
 
     def user(match: re.Match[str]) -> str:
         return ":".join(quote(part, safe="%") for part in match[0][:-1].split(":", 1)) + "@"
@@ -62,8 +62,8 @@ def redacted(value: T, key: str = "") -> T:
     """Return a tree of mappings and lists, with each text in it redacted, and each value whose key names a credential.
 
     Args:
-        value: anything; what is neither a mapping, a list nor a text is returned as it is.
-        key: the name under which it stands.
+        value: any value; anything other than a mapping, a list or a string is returned unchanged.
+        key: the key of the value.
     """
     if isinstance(value, Mapping):
         return {name: redacted(entry, str(name)) for name, entry in value.items()}  # type: ignore[return-value]
@@ -75,7 +75,7 @@ def redacted(value: T, key: str = "") -> T:
 
 
 def credentials(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted key of each text in a config that holds a credential, and the text, redacted."""
+    """Yield the dotted key of each string in a config that contains a credential, and the redacted string."""
     if isinstance(value, Mapping):
         for name, entry in value.items():
             yield from credentials(entry, f"{key}.{name}" if key else str(name))
@@ -89,10 +89,10 @@ def credentials(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def check_overrides(overrides: list[str]) -> None:
-    """Check that no override holds a credential: Hydra writes overrides to files, before a run begins.
+    """Check that no override contains a credential, because Hydra writes overrides to files before a run begins.
 
     Raises:
-        ConfigError: one does.
+        ConfigError: an override contains a credential.
     """
     for override in overrides:
         match = _OVERRIDE.fullmatch(override)
@@ -109,7 +109,7 @@ def refusal(key: str, shown: str) -> ConfigError:
 
     Args:
         key: its place in the config.
-        shown: the value, redacted.
+        shown: the redacted value.
     """
     return ConfigError(
         key, shown, "a value without a password, token or key, because it is written to files", hint=PLACE
@@ -121,7 +121,8 @@ def _names_credential(key: str, value: str) -> bool:
 
 
 def _shown(value: str, key: str) -> str | None:
-    """Return a value redacted if it holds a credential, else None; an interpolation holds none."""
+    """Return the redacted value if it contains a credential, otherwise None; an interpolation contains no
+    credential."""
     written = _INTERPOLATION.sub(MASK, value)
     shown = redacted(written, key)
     return None if shown == written else shown

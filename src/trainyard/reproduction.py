@@ -1,4 +1,4 @@
-"""Reproduction: whether a run that was run again has the same curves and weights, and what differs around the two."""
+"""Reproduction: whether a repeated run has the same curves and weights, and how code, data and environment differ."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _FILE = re.compile(r"^diff --git a/(.+?) b/", re.MULTILINE)
 
 @dataclass
 class Reproduction:
-    """A run and the same run again.
+    """Comparison of a run and its repetition.
 
     Attributes:
-        metrics: how many metrics were compared.
-        points: how many points of them.
-        curves: for each metric that differs, where it does first.
-        weights: what differs in the weights; None if there are no checkpoints to compare.
-        data: the digests of the data that differ: by name, then and now.
-        code: the facts of the code that differ, then and now.
+        metrics: the number of compared metrics.
+        points: the number of compared points.
+        curves: for each metric that differs, the first difference.
+        weights: the differences in the weights; None if there are no checkpoints to compare.
+        data: the digests of the data that differ, by name: original and repetition.
+        code: the properties of the code that differ: original and repetition.
         files: the files of the code that differ.
-        environment: versions, machine and device that differ, then and now.
-        notes: what else keeps a run from being repeated.
+        environment: versions, machine and device that differ: original and repetition.
+        notes: other reasons why a run cannot be repeated exactly.
     """
 
     metrics: int = 0
@@ -48,18 +48,18 @@ class Reproduction:
 
     @property
     def identical(self) -> bool:
-        """Whether curves and weights are the same bits."""
+        """Whether curves and weights are bit-identical."""
         return not self.curves and not self.weights
 
 
 def check(then: StoredRun, now: StoredRun, lineage: Sequence[Segment] = ()) -> Reproduction:
-    """Compare a run with its repetition: every number but times and loads, and the tensors of their checkpoints.
+    """Compare a run with its repetition: all numbers except times and loads, and the tensors of their checkpoints.
 
     Args:
-        then: the run.
-        now: the same run again.
+        then: the original run.
+        now: its repetition.
         lineage: the segments that were trained again; empty for a run that trained alone. The part of the run before it
-            continued from another job is not repeated, and is not compared.
+            continued from another job is neither repeated nor compared.
     """
     found = Reproduction()
     since = _inherited_at(now)
@@ -107,7 +107,7 @@ def _inherited_at(now: StoredRun) -> int:
 
 
 def _first_difference(then: list[Point], now: list[Point]) -> str:
-    """Return where two curves differ first; empty if they do not."""
+    """Return the first difference of two curves; empty if they are equal."""
     for one, other in zip(then, now, strict=False):
         at = f"iteration {one.step}" + ("" if one.epoch is None else f" (epoch {one.epoch})")
         if one.step != other.step:
@@ -118,7 +118,7 @@ def _first_difference(then: list[Point], now: list[Point]) -> str:
 
 
 def _weights(then: StoredRun, now: StoredRun) -> list[str] | None:
-    """Return what differs in the weights of the checkpoints that both have; None if they have none of one name."""
+    """Return the differences in the weights of the checkpoints that both have; None if no names match."""
     shared = [path for path in then.checkpoints if (now.directory / "checkpoints" / path.name).exists()]
     if not shared:
         return None
@@ -134,7 +134,7 @@ def _weights(then: StoredRun, now: StoredRun) -> list[str] | None:
 
 
 def _different(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Return the names of the tensors that are not the same bits."""
+    """Return the names of the tensors that are not bit-identical."""
     return [name for name in {**mine, **theirs} if not _same(mine.get(name), theirs.get(name))]
 
 
@@ -150,12 +150,12 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> Rows:
-    """Return what was known then and is not the same now."""
+    """Return the values that were known in the original run and differ in the repetition."""
     return {name: [value, now.get(name)] for name, value in then.items() if value not in (None, now.get(name))}
 
 
 def _changed_files(then: StoredRun, now: StoredRun) -> list[str]:
-    """Return the files whose content differs: by the commits, and by what was not committed then and now."""
+    """Return the files whose content differs, according to the commits and the uncommitted changes of both."""
     before, after = (_sections(run.directory / "git.diff") for run in (then, now))
     changed = {name for name in {**before, **after} if before.get(name) != after.get(name)}
     commits = [run.info.facts.get("git.commit") for run in (then, now)]
@@ -165,7 +165,7 @@ def _changed_files(then: StoredRun, now: StoredRun) -> list[str]:
 
 
 def _names_between(commit: str, other: str, folder: Path) -> list[str]:
-    """Return the files that differ between two commits, as far as git knows both here."""
+    """Return the files that differ between two commits, if git has both here."""
     command = ["git", "diff", "--name-only", "--no-color", commit, other, "--"]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

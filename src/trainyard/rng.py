@@ -10,7 +10,7 @@ import numpy as np
 def derive(seed: int, purpose: str, *index: int) -> int:
     """Return a 63-bit seed for one purpose, e.g. `derive(seed, "order", epoch)`.
 
-    Equal arguments give equal seeds on every machine; arguments that differ anywhere give independent ones
+    Equal arguments give equal seeds on every machine; different arguments give independent seeds
     (`numpy.random.SeedSequence`, after O'Neill's `seed_seq_fe`).
     """
     return int(_sequence(seed, purpose, *index).generate_state(1, np.uint64)[0] >> 1)

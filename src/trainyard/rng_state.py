@@ -1,7 +1,7 @@
 """Seeding, saving and restoring of the process's random generators.
 
 There are four: Python's, NumPy's, torch's on the CPU, and torch's on each CUDA device. `trainyard.rng` derives seeds.
-The lanes of a stack have generators of torch's of their own (`trainyard.fused.lanes`), which follow these here.
+The lanes of a stack have separate torch generators (`trainyard.fused.lanes`), which follow these.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import numpy as np
 import torch
 
 CpuStates = tuple[Any, Any, torch.Tensor]
-"""The states of Python's, NumPy's and torch's generators, as the libraries give them."""
+"""The states of Python's, NumPy's and torch's generators, in the form of the libraries."""
 
 
 class Follower(Protocol):
-    """Owner of further generators, which draws from the process's inside a block of `seeded`."""
+    """Owner of additional generators that follow those of the process inside a block of `seeded`."""
 
     def following(self) -> AbstractContextManager[None]:
-        """Return a context in which it does, and which restores its own generators."""
+        """Return a context in which they follow, and which restores them afterwards."""
 
     def drawing(self, device: torch.device) -> list[torch.Generator]:
-        """Return its generators on a device from which it has drawn."""
+        """Return its generators on a device that were drawn from."""
 
 
 _FOLLOWERS: WeakSet[Follower] = WeakSet()
 
 
 def follow(follower: Follower) -> None:
-    """Let generators follow the process's inside blocks of `seeded`, as long as their owner exists."""
+    """Let generators follow those of the process inside blocks of `seeded`, as long as their owner exists."""
     _FOLLOWERS.add(follower)
 
 
 def further(device: torch.device) -> list[torch.Generator]:
-    """Return all generators on a device that follow the process's and were drawn from, each once."""
+    """Return all generators on a device that follow those of the process and were drawn from, each once."""
     return list({id(each): each for follower in _FOLLOWERS for each in follower.drawing(device)}.values())
 
 
@@ -68,7 +68,7 @@ def drawn() -> tuple[Any, ...]:
 
 
 def set_cpu_states(states: CpuStates) -> None:
-    """Put the generators that draw on the CPU into `states`."""
+    """Set the generators that draw on the CPU to `states`."""
     random.setstate(states[0])
     np.random.set_state(states[1])
     torch.set_rng_state(states[2])
@@ -113,7 +113,7 @@ def as_plain(states: CpuStates) -> dict[str, Any]:
 
 
 def from_plain(saved: Mapping[str, Any]) -> CpuStates:
-    """Return what `as_plain` was given."""
+    """Return the argument of `as_plain`."""
     version, words, gauss = saved["python"]
     name, keys, position, has_gauss, cached = saved["numpy"]
     python = (version, tuple(words.tolist()), gauss)
@@ -121,7 +121,7 @@ def from_plain(saved: Mapping[str, Any]) -> CpuStates:
 
 
 def restore(saved: Mapping[str, Any]) -> None:
-    """Put every generator back to a state that `state` gave."""
+    """Restore every generator from a result of `state`."""
     set_cpu_states(from_plain(saved))
     if "cuda" in saved and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])

@@ -38,7 +38,7 @@ def told(*overrides: Any) -> Any:
         (["~optim.lrr"], "optim.lrr: 'lrr' is invalid. Expected a key of optim"),
         (["hook.logger.intervall=3"], "Did you mean 'interval'?"),
         (["hook.ema.decay=0.9"], "hook.ema.decay: 'ema' is invalid. Expected a key of hook: progress, runtime_info, "),
-        (["hook.ema.decay=0.9"], "ema is an option of hook that is not selected: hook=ema selects it."),
+        (["hook.ema.decay=0.9"], "ema is an option of hook that is not selected. Use hook=ema to select it."),
         (["hook.chekpoint.by=iter"], "hook.chekpoint.by: 'chekpoint' is invalid. Expected a key of hook"),
         (["hook.chekpoint.by=iter"], "Did you mean 'checkpoint'?"),
         (["optim.lr=[1"], "'optim.lr=[1' is not a valid override"),

@@ -18,21 +18,22 @@ from trainyard.models.mlp import ACTIVATIONS
 class GAN(BaseModel):
     """A generator of points, and a discriminator between generated and real points, both conditioned on the class.
 
-    Both are fully connected, and see the class as one-hot numbers beside their input. The losses are the non-saturating
-    ones, with the gradient penalty R1 on the data.
+    Both are fully connected, and receive the class as one-hot numbers in addition to their input. The losses are
+    non-saturating, with the gradient penalty R1 on the data.
 
     Sources: Goodfellow et al., Generative Adversarial Nets, 2014; Mirza and Osindero, Conditional Generative
     Adversarial Nets, 2014; Mescheder et al., Which Training Methods for GANs do actually Converge?, 2018 (R1).
 
-    Mode "predict" gives a generated point `[B, in_features]` for each class of the batch `(x, y)`; "tensor" likewise.
+    Mode "predict" gives a generated point `[B, in_features]` for each class of the batch `(x, y)`; mode "tensor" gives
+    the same.
 
     Args:
-        in_features: numbers of a point.
-        num_classes: classes that the data has.
-        latent: numbers that a point is generated from.
+        in_features: numbers per point.
+        num_classes: the number of classes in the data.
+        latent: the number of random inputs of the generator per point.
         hidden: widths of the hidden layers, in both nets.
         activation: the name of the function between the layers.
-        r1: the weight of the gradient penalty; 0 leaves it out.
+        r1: the weight of the gradient penalty; 0 disables it.
         data_preprocessor: see `BaseModel`.
     """
 
@@ -87,7 +88,7 @@ class GAN(BaseModel):
         return self.generate(y)
 
     def _judge(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return logits `[B, 1]`: whether `x` is of the data."""
+        """Return logits `[B, 1]` for whether `x` is from the data."""
         logits: Tensor = self.discriminator(torch.cat([x, F.one_hot(y, self.num_classes).to(x.dtype)], 1))
         return logits
 

@@ -26,7 +26,8 @@ def parse(rules: Any) -> dict[str, dict[str, Initializer]]:
     """Return the rules for `initialize`: by pattern, then by the parameter's own name.
 
     Raises:
-        ConfigError: under `init`: no valid rules, an unknown initializer, or one that does not take these arguments.
+        ConfigError: (under `init`) the rules are invalid, an initializer is unknown, or does not accept these
+            arguments.
     """
     rules = OmegaConf.to_container(rules, resolve=True) if OmegaConf.is_config(rules) else rules
     if not isinstance(rules, Mapping | None):
@@ -45,10 +46,11 @@ def parse(rules: Any) -> dict[str, dict[str, Initializer]]:
 def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
     """Give parameters of `model` new initial values, drawn from torch's global generator.
 
-    A rule is an initializer for the `weight` of the modules that fit its pattern, or a mapping of their own parameters'
-    names, each to one. An initializer is a number; the name of a function of `torch.nn.init`, with or without its last
-    underscore; or a mapping of `_target_`, such a name or a dotted path, and its arguments. Where several rules match
-    a parameter, the last one applies. Parameters that a module does not have (`bias=False`) are skipped.
+    A rule is an initializer for the `weight` of the modules that match its pattern, or a mapping from names of their
+    own parameters to initializers. An initializer is a number; the name of a function of `torch.nn.init`, with or
+    without its last underscore; or a mapping with `_target_` (such a name or a dotted path) and its arguments. If
+    several rules match a parameter, the last one applies. Parameters that a module does not have (`bias=False`) are
+    skipped.
 
     Args:
         model: changed in place.
@@ -58,8 +60,8 @@ def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
         A count of the initialized parameters, for the log.
 
     Raises:
-        ConfigError: under `init`: an invalid rule, a pattern that matches no module, a name that no parameter of the
-            matching ones has, or an initializer that does not take a parameter's shape.
+        ConfigError: (under `init`) a rule is invalid, a pattern matches no module, the matching modules have no
+            parameter with a name, or an initializer does not support the shape of a parameter.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))

@@ -10,12 +10,12 @@ from trainyard.errors import ConfigError
 
 
 def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
-    """Import a library that a model needs and Trainyard does not bring.
+    """Import a library that a model needs and that is not installed with Trainyard.
 
     Args:
-        name: of the module.
-        extra: of the extra of Trainyard that installs it.
-        key: what asks for it.
+        name: the name of the module.
+        extra: the extra of Trainyard that installs it.
+        key: the key that needs it.
 
     Raises:
         ConfigError: it is not installed, or fails to import.
@@ -33,13 +33,13 @@ def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
 
 
 def not_at_hand(key: str, given: object, file: str | Path, error: Exception) -> ConfigError:
-    """Return the error for pretrained weights that are not in the library's cache and could not be fetched.
+    """Return the error for pretrained weights that are not in the cache of the library and could not be downloaded.
 
     Args:
-        key: the argument that asks for them.
+        key: the argument that requests them.
         given: its value.
-        file: the place in the cache where they would lie.
-        error: of the library.
+        file: their place in the cache.
+        error: the error of the library.
     """
     said = str(error).strip().split("\n")[0].rstrip(".")
     hint = f"Without a network, put the file at {file}, or pass load_from=<file>. The library says: {said}."
@@ -47,7 +47,7 @@ def not_at_hand(key: str, given: object, file: str | Path, error: Exception) -> 
 
 
 def hub_file(repository: str, name: str) -> Path:
-    """Return where the cache of the Hugging Face hub has a file of a repository."""
+    """Return the path of a file of a repository in the cache of the Hugging Face hub."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = f"models--{repository.replace('/', '--')}"

@@ -18,19 +18,19 @@ from trainyard.models.base import modules
 
 
 class BatchMix(nn.Module, ABC):
-    """Mixes each sample of a training batch with the one before it; in evaluation mode batches are unchanged.
+    """Mixes each sample of a training batch with the previous one; in evaluation mode, batches are unchanged.
 
-    A batch is a tuple or list `(x, y)`, or a mapping of an input and a target. Classes `[B]` become shares
-    `[B, num_classes]`, which `torch.nn.CrossEntropyLoss` takes; a target that is shares already is mixed as it is.
-    Everything is tensor arithmetic on the batch's device, with that device's generator: there is no synchronization,
-    and each member of a stack draws its own numbers.
+    A batch is a tuple or list `(x, y)`, or a mapping of an input and a target. Classes `[B]` become class probabilities
+    `[B, num_classes]`, as for `torch.nn.CrossEntropyLoss`; a target that already consists of class probabilities is
+    mixed directly. All computations are tensor operations on the device of the batch, with the generator of the device.
+    There is no synchronization, and each member of a stack draws its own numbers.
 
     Args:
         num_classes: the number of classes in the data.
         alpha: the fraction that a sample keeps is drawn from Beta(alpha, alpha), once per batch. Above 0; smaller
             values are closer to 0 or 1.
         probability: the probability that a batch is mixed.
-        label_smoothing: this much of each target is spread evenly over the classes, mixed or not; in [0, 1).
+        label_smoothing: the fraction of each target that is spread evenly over the classes, for all batches; in [0, 1).
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class BatchMix(nn.Module, ABC):
 
     @abstractmethod
     def mix(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix each of the inputs `[B, ...]` with the one before it.
+        """Mix each of the inputs `[B, ...]` with the previous one.
 
         Args:
             x: the inputs.
-            kept: the fraction that a sample is to keep of itself, `[]`, in the default precision; 1 leaves it as it is.
+            kept: the fraction of a sample to keep, `[]`, in the default precision; 1 does not change the sample.
 
         Returns:
-            The mixed inputs, and the share that they actually keep.
+            The mixed inputs, and the fraction that was actually kept.
         """
 
     def forward(self, batch: Any) -> Any:
@@ -74,7 +74,7 @@ class BatchMix(nn.Module, ABC):
         return (x, y)
 
     def shares(self, y: Tensor, x: Tensor) -> Tensor:
-        """Convert classes `[B]` to shares `[B, num_classes]` in the precision of `x`, and smooth the shares."""
+        """Convert classes `[B]` to class probabilities `[B, num_classes]` in the precision of `x`, and smooth them."""
         if not y.is_floating_point():
             if y.ndim != 1:
                 raise TrainyardError(f"{self._name} needs one class per sample, [B], but the target is {_shape(y)}.")
@@ -98,7 +98,7 @@ class Mixup(BatchMix):
     """Replaces each sample and its target with a weighted mean of itself and the previous sample, with random weights.
 
     Source: Zhang, Cissé, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018. The paper's alpha
-    for ImageNet is 0.2, for CIFAR-10 1. Batches are in random order, so neighbouring samples are random pairs.
+    for ImageNet is 0.2, for CIFAR-10 1. Batches are in random order, so adjacent samples are random pairs.
 
     Args: see `BatchMix`. The input `[B, ...]` is floating-point.
 
@@ -143,14 +143,13 @@ class CutMix(BatchMix):
 
 
 class RandomChoice(nn.Module):
-    """Applies one of several preprocessors, drawn for each training batch; in evaluation mode batches are unchanged.
-
-    All of them are computed and one result is kept, so that the choice needs no synchronization. They must return
+    """Applies one of several preprocessors, drawn for each training batch; in evaluation mode, batches are unchanged.
+    All of them are computed and one result is used, so that the choice needs no synchronization. They must return
     tensors of the same shapes.
 
     Args:
         choices: modules from a batch to a batch, such as `Mixup` and `CutMix`, in a list or by name.
-        weights: the relative frequency of each, in their order; None: all equal.
+        weights: the relative frequency of each choice, in order; None: all equal.
 
     Example:
         >>> either = RandomChoice([Mixup(num_classes=3, alpha=0.2), CutMix(num_classes=3)])

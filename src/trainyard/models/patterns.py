@@ -1,4 +1,4 @@
-"""Patterns by which a config names modules and parameters."""
+"""Patterns with which a config selects modules and parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def listed(key: str, given: Any) -> list[str]:
     """Return the patterns as a list; None means none.
 
     Raises:
-        ConfigError: not a list of strings.
+        ConfigError: the value is not a list of strings.
     """
     if given is None:
         return []
@@ -30,12 +30,12 @@ def fits(pattern: str, name: str, module: nn.Module | None = None) -> bool:
 
 
 def fits_within(pattern: str, name: str) -> bool:
-    """Return whether a pattern matches this full name, or that of a module above it."""
+    """Return whether a pattern matches this full name, or the name of a module that contains it."""
     return any(fnmatchcase(above, pattern) for above in (name, *above_all([name])))
 
 
 def above_all(names: Iterable[str]) -> list[str]:
-    """Return the modules in which these names lie: for `net.0.weight` they are `net` and `net.0`."""
+    """Return the modules that contain these names: `net` and `net.0` for `net.0.weight`."""
     found: dict[str, None] = {}
     for name in names:
         words = name.split(".")
@@ -44,7 +44,7 @@ def above_all(names: Iterable[str]) -> list[str]:
 
 
 def unknown(key: str, pattern: str, modules: Mapping[str, nn.Module], parameters: Iterable[str] = ()) -> ConfigError:
-    """Return the error for a pattern that matches none of these modules, nor of the parameters it may name."""
+    """Return the error for a pattern that matches none of these modules and parameters."""
     kinds = dict.fromkeys(type(module).__name__ for module in modules.values())
     names = [name for name in modules if name]
     accepted = "a glob that matches a module's name or class" + (", or a parameter's name" if parameters else "")

@@ -15,7 +15,7 @@ from trainyard.errors import ConfigError, TrainyardError
 
 
 class DataPreprocessor(nn.Module):
-    """Normalizes the input of a batch: `(x.float() - mean) / std`. The rest of the batch passes through.
+    """Normalizes the input of a batch: `(x.float() - mean) / std`. The rest of the batch is not changed.
 
     The input is the first element of a tuple or list, the first key of a mapping that is not a target, or the batch
     itself if it is a tensor. Bytes (`uint8`) can therefore be kept on the device, and are converted to floats here. A
@@ -27,7 +27,7 @@ class DataPreprocessor(nn.Module):
         std: the same, above 0.
         fitted: whether both were measured on the training data. Checkpoints then contain them, and loading a checkpoint
             restores them.
-        pad_size_divisor: height and width of images are padded to multiples of it; 1: only lists are padded.
+        pad_size_divisor: height and width of images are padded to multiples of this number; 1: only lists are padded.
         pad_value: the value of the padding, after the normalization.
 
     Example:

@@ -18,7 +18,7 @@ class ResNet(Supervised):
     """The CIFAR-10 residual network of He et al., 2015 ("Deep Residual Learning for Image Recognition", section 4.2).
 
     Three stages of `(depth - 2) / 6` blocks with `width`, `2 * width` and `4 * width` channels, the second and third at
-    half the resolution of the one before; identity shortcuts without parameters (the paper's option A). Maps images
+    half the resolution of the previous one; identity shortcuts without parameters (the paper's option A). Maps images
     `[B, in_channels, H, W]` of at least 4x4 pixels to logits `[B, num_classes]`.
 
     Args:

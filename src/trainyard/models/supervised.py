@@ -17,7 +17,7 @@ from trainyard.models.base import MODES, BaseModel, Preprocessor
 OWN_TARGET = "labels"
 """The argument from which a network computes its own loss: that of transformers."""
 IGNORED = -100
-"""The label that torch's losses, and those of transformers, leave out."""
+"""The label that torch's losses, and those of transformers, ignore."""
 
 
 class Supervised(BaseModel):
@@ -110,7 +110,7 @@ def _in_mode(output: Any, mode: str) -> Any:
 
 
 def logits_of(output: Any) -> Any:
-    """Return the `logits` of an output that has some, as those of transformers do, or the output itself."""
+    """Return the `logits` of an output that has them, like those of transformers, or the output itself."""
     return output if isinstance(output, Tensor) else getattr(output, "logits", output)
 
 

@@ -1,4 +1,4 @@
-"""Data preprocessor that makes the columns of a table into features of a model."""
+"""Data preprocessor that converts the columns of a table to features of a model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped,unused-ignore]
 
 UNKNOWN = -1.0
-"""Code of a category that the training data do not have."""
+"""Code of a category that is not in the training data."""
 
 
 class TableEncoder(DataPreprocessor):
-    """Encodes rows of a table, float32 `[B, F]`: columns of numbers, and of categories by their codes.
+    """Encodes rows of a table, float32 `[B, F]`: columns of numbers, and columns of category codes.
 
     The features of a row are, in this order: each number, `(x - mean) / std`, where a missing value (NaN) is replaced
     with `fill`; for each column of categories, one 0 or 1 per category, all of them 0 for a missing or unknown
@@ -124,13 +124,13 @@ class TableEncoder(DataPreprocessor):
 
 
 def texts_of(column: pd.Series) -> npt.NDArray[Any]:
-    """Return the values of a column of categories as texts; None for a gap."""
+    """Return the values of a column of categories as strings; None for a missing value."""
     missing = column.isna().to_numpy()
     return np.array([None if gap else str(value) for value, gap in zip(column, missing, strict=True)], dtype=object)
 
 
 def codes_of(texts: npt.NDArray[Any], categories: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Return the code of each text: its place in `categories`, `UNKNOWN`, or NaN for None."""
+    """Return the code of each string: its index in `categories`, `UNKNOWN`, or NaN for None."""
     codes = {name: float(code) for code, name in enumerate(categories)}
     return np.array([np.nan if text is None else codes.get(text, UNKNOWN) for text in texts], dtype=np.float32)
 
@@ -144,7 +144,7 @@ def _digest(value: Any) -> int:
 
 
 def _runs(indices: Sequence[int]) -> list[slice]:
-    """Return indices as slices: neighbours are one slice, which costs one operation."""
+    """Return indices as slices: adjacent indices form one slice, which needs only one operation."""
     runs: list[slice] = []
     for index in indices:
         if runs and runs[-1].stop == index:

@@ -28,11 +28,11 @@ class Timm(Supervised):
             head is initialized randomly if `num_classes` differs from that of the weights.
         loss: see `Supervised`.
         data_preprocessor: see `BaseModel`.
-        arguments: further arguments of the model (`drop_rate`, `img_size`, …).
+        arguments: additional arguments of the model (`drop_rate`, `img_size`, …).
 
     Raises:
-        ConfigError: timm is not installed, there is no such model, the model does not take an argument, or its weights
-            are not available.
+        ConfigError: timm is not installed, there is no such model, the model does not accept an argument, or its
+            weights are not available.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class TorchvisionModel(Supervised):
             of another shape (a new head or first convolution) keep their random values. None: no weights.
         loss: see `Supervised`.
         data_preprocessor: see `BaseModel`.
-        arguments: further arguments of the model (`dropout`, …).
+        arguments: additional arguments of the model (`dropout`, …).
 
     Raises:
         ConfigError: torchvision is not installed, there is no such model or no such weights, or they are not available.

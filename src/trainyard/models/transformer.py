@@ -18,14 +18,14 @@ POSITIONS = {"learned": False, "rotary": True}
 
 
 class Transformer(Supervised):
-    """Predicts each next token from those before it (GPT-2, Radford et al., 2019).
+    """Predicts each token from the previous ones (GPT-2, Radford et al., 2019).
 
     Maps tokens `[B, T]`, T at most `context_length`, to logits `[B, T, vocab_size]`; the loss is the mean
     cross-entropy over all positions.
 
     Args:
-        vocab_size: distinct tokens.
-        context_length: the longest sequence.
+        vocab_size: the number of distinct tokens.
+        context_length: the maximum length of a sequence.
         dim: width of the residual stream.
         heads: attention heads; a divisor of `dim`.
         layers: blocks of attention and MLP.
@@ -73,7 +73,7 @@ def token_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks, norm and read-out: tokens `[B, T]` to logits `[B, T, vocab_size]`."""
+    """Embedding, blocks, norm and output layer: tokens `[B, T]` to logits `[B, T, vocab_size]`."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to its input: `[B, T, dim]` to the same."""
+    """Attention and MLP, each after a norm and added to its input: `[B, T, dim]` to the same shape."""
 
     def __init__(self, dim: int, heads: int, dropout: float, context_length: int, rotary: bool) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention of several heads: `[B, T, dim]` to the same."""
+    """Causal self-attention with several heads: `[B, T, dim]` to the same shape."""
 
     cos: Tensor
     sin: Tensor

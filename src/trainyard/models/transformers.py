@@ -29,22 +29,23 @@ class Transformers(Supervised):
     The entries of a mapping are passed to the model by name, and with `labels` the model computes its own loss. The
     target of a tuple is passed to `loss`. Metrics use the output's `logits`.
 
-    A model of `causal_lm` takes `labels` that are its inputs, and shifts them itself. Its predictions for such a batch
-    are shifted as well, to the positions of `labels`. The first position has no prediction, and its logits are zero
-    (set its label to -100). A target in a tuple must already be shifted, as in `data=text`.
+    A model of `causal_lm` expects its inputs as `labels` and shifts them itself. Its predictions for such a batch are
+    also shifted, to the positions of `labels`. The first position has no prediction, and its logits are zero (set its
+    label to -100). A target in a tuple must already be shifted, as in `data=text`.
 
     If the attention is torch's `scaled_dot_product_attention`, masks are created without reading their values
     (`attention_of_any_mask`), so that the model can be stacked.
 
     Args:
-        task: which Auto class: `sequence_classification` is `AutoModelForSequenceClassification`; likewise `causal_lm`,
-            `masked_lm`, `seq2seq_lm`, `token_classification`, `image_classification` and the others.
+        task: the Auto class: `sequence_classification` is `AutoModelForSequenceClassification`. Others are `causal_lm`,
+            `masked_lm`, `seq2seq_lm`, `token_classification` and `image_classification`.
         name: a folder written by `save_pretrained`, or a model of the hub: its config and its weights. None: random
             weights of the model that `config` describes.
-        config: entries of the model's config. Without `name`, `model_type` (`bert`, `gpt2`, …) is among them.
+        config: entries of the model's config. Without `name`, it must contain `model_type` (`bert`, `gpt2`, …).
         num_classes: `num_labels` of the config, if it is known.
-        vocab_size: that of the config, if it is known and there is no `name`.
-        loss: `loss(logits, target)`. None: the model's own for `labels`, else cross-entropy over the last axis.
+        vocab_size: `vocab_size` of the config, if it is known and there is no `name`.
+        loss: `loss(logits, target)`. None: the loss of the model for `labels`, otherwise cross-entropy over the last
+            axis.
         data_preprocessor: see `BaseModel`.
 
     Raises:
@@ -90,7 +91,7 @@ class Transformers(Supervised):
         return found
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled model, whose attention may not be known in this process."""
+        """Restore a pickled model, whose attention may be unknown in this process."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         attention_of_any_mask(library("transformers", "transformers"))
 
@@ -100,15 +101,14 @@ class Transformers(Supervised):
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits `[..., C]` and classes `[...]`, of which -100 counts for nothing."""
+    """Return the mean cross-entropy of logits `[..., C]` and classes `[...]`, in which -100 is ignored."""
     return F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=IGNORED)
 
 
 def attention_of_any_mask(transformers: Any) -> None:
-    """Register the attention `sdpa` of transformers under `ATTENTION`, with masks that are made whatever their values.
-
-    `sdpa` leaves out a mask in which nothing is masked, for which it reads the mask on the host. `torch.func.vmap`
-    cannot do that, where each member has a mask of its own, and on CUDA the host would wait.
+    """Register the attention `sdpa` of transformers under `ATTENTION`, with masks that are created regardless of their
+    values. `sdpa` omits a mask in which nothing is masked, for which it reads the mask on the host. With
+    `torch.func.vmap` this is impossible if each member has its own mask, and on CUDA the host would wait.
     """
     make_mask = transformers.masking_utils.sdpa_mask
 
@@ -135,7 +135,7 @@ def _auto_class(transformers: Any, task: str) -> Any:
 
 
 def _config(transformers: Any, name: str | None, entries: dict[str, Any]) -> Any:
-    """Return the model's config: that of a pretrained model or a kind's defaults, with these entries."""
+    """Return the model's config: the one of a pretrained model, or the defaults of a model type, with these entries."""
     if name is None:
         kinds = transformers.models.auto.configuration_auto.CONFIG_MAPPING
         kind = entries.pop("model_type", None)

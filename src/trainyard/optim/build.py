@@ -1,4 +1,4 @@
-"""Construction of the optimizer that a config names, on the parameters of a model."""
+"""Construction of the optimizer of a config, with the parameters of a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainyard.optim.paramwise import Paramwise
 log = logging.getLogger(__name__)
 
 SMALL = 2**16
-"""Largest parameter size for which `foreach` is faster than a loop on the CPU. From 2**18 numbers on it was up to 5
+"""Largest parameter size for which `foreach` is faster than a loop on the CPU. From 2**18 numbers on, it was up to 5
 times slower, measured on MLPs of 32 to 1024 units."""
 
 _NUMBER = "a number of at least 0"
@@ -38,17 +38,18 @@ _ACCEPTED = {
     "nesterov": "false, or a momentum above 0 and a dampening of 0",
 }
 _SPELT = {"lr": "learning rate", "eps": "epsilon", "betas": "beta parameter", "weight_decay": "weight decay"}
-"""Names of arguments in torch's messages, where they differ from the arguments' own."""
+"""Names of arguments in torch's messages, if they differ from the actual names."""
 
 
 def from_config(node: Any, key: str = "optim") -> Any:
-    """Return the partial that a config describes, or those of a mapping of names; other values are returned unchanged.
+    """Return the partial that a config describes, or a mapping of partials by name; other values are returned
+    unchanged.
 
     `paramwise`, which is not an argument of the optimizer's class, becomes an argument of the partial, from which
     `build` reads it.
 
     Raises:
-        ConfigError: under `key`.
+        ConfigError: (under `key`) the config is invalid.
     """
     if isinstance(node, Mapping) and not is_node(node):
         return {str(name): from_config(entry, f"{key}.{name}") for name, entry in node.items() if entry is not None}
@@ -62,8 +63,8 @@ def from_config(node: Any, key: str = "optim") -> Any:
 def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Module | None = None) -> Optimizer:
     """Build the optimizer on `params`.
 
-    Fused SGD and Adagrad are those of `trainyard.optim.fused_steps`, which support everything that torch's default
-    steps support.
+    For fused SGD and Adagrad, the classes of `trainyard.optim.fused_steps` are used, which support the same cases as
+    torch's default steps.
 
     Two arguments depend on the parameters. If torch rejects `fused=True` for their device or dtype, the optimizer is
     built without it, and this is logged. If a class has no fused kernels and `foreach` is None, it is set to True for
@@ -100,16 +101,17 @@ def groups_of(partial: Any, params: Sequence[Any], model: nn.Module) -> list[dic
     """Return the parameter groups for parameters that join an optimizer later.
 
     Args:
-        partial: what the optimizer was built from, as `build` takes it; or the optimizer itself, which has no rules.
-        params: the parameters, in the model.
-        model: gives them their names.
+        partial: the partial from which the optimizer was built, as for `build`; or the optimizer itself, which has no
+            rules.
+        params: parameters of the model.
+        model: the model, which defines their names.
     """
     partial, rules = _split(partial)
     return [{"params": list(params)}] if rules is None else _ruled(rules, partial, params, model)
 
 
 def _ruled(rules: Paramwise, partial: Callable[..., Optimizer], params: Sequence[Any], model: nn.Module | None) -> Any:
-    """Return the groups that `paramwise` makes."""
+    """Return the groups that `paramwise` defines."""
     if model is None:
         raise TypeError("paramwise rules need the model; pass it to the builder of the optimizer")
     numbers = _defaults(partial) | getattr(partial, "keywords", {})
@@ -127,7 +129,7 @@ def _ruled(rules: Paramwise, partial: Callable[..., Optimizer], params: Sequence
 
 
 def _split(partial: Callable[..., Optimizer]) -> tuple[Callable[..., Optimizer], Paramwise | None]:
-    """Return the partial without its `paramwise`, and the rules that this describes."""
+    """Return the partial without its `paramwise`, and the rules that `paramwise` describes."""
     if not isinstance(partial, functools.partial) or "paramwise" not in partial.keywords:
         return partial, None
     keywords = {key: value for key, value in partial.keywords.items() if key != "paramwise"}
@@ -141,7 +143,7 @@ def _split(partial: Callable[..., Optimizer]) -> tuple[Callable[..., Optimizer],
 
 
 def _substituted(partial: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
-    """Return the partial with the class that takes the place of torch's where `fused=True`."""
+    """Return the partial with the class that replaces torch's class if `fused=True`."""
     if not isinstance(partial, functools.partial) or not partial.keywords.get("fused"):
         return partial
     return functools.partial(SUBSTITUTES.get(partial.func, partial.func), *partial.args, **partial.keywords)
@@ -173,7 +175,7 @@ def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimize
 
 
 def _check(optimizer: Optimizer) -> None:
-    """Check what torch does not: that numbers are finite.
+    """Check that numbers are finite, which torch does not check.
 
     Raises:
         ConfigError: a number is infinite or NaN.
@@ -186,7 +188,8 @@ def _check(optimizer: Optimizer) -> None:
 
 
 def _foreach_pays(optimizer: Optimizer) -> bool:
-    """Return whether `foreach` is open, torch would not use it, and it is faster (its temporaries fit the cache)."""
+    """Return whether `foreach` is not set, torch would not use it, and it is faster (its temporaries fit into the
+    cache)."""
     defaults = optimizer.defaults
     if "fused" in defaults or defaults.get("foreach", False) is not None or defaults.get("differentiable"):
         return False
@@ -195,9 +198,8 @@ def _foreach_pays(optimizer: Optimizer) -> bool:
 
 
 def _refusal_of_fused(optimizer: Optimizer) -> str | None:
-    """Return why the fused kernels do not take the parameters of `optimizer`; None if they do, or are not requested.
-
-    torch checks only at the first step, so one is made, with one number of each kind of parameter.
+    """Return why the fused kernels do not support the parameters of `optimizer`; None if they do, or are not requested.
+    torch checks this only at the first step, so a step is made with one number of each kind of parameter.
     """
     if not optimizer.defaults.get("fused"):
         return None
@@ -218,13 +220,14 @@ def _refusal_of_fused(optimizer: Optimizer) -> str | None:
 
 
 def _arguments(optimizer: Optimizer) -> dict[str, Any]:
-    """Return the arguments with which `optimizer` was built: its defaults, less those its class does not take."""
+    """Return the arguments with which `optimizer` was built: its defaults, except those that its class does not
+    accept."""
     taken = inspect.signature(type(optimizer)).parameters
     return {key: value for key, value in optimizer.defaults.items() if key in taken}
 
 
 def _blamed(message: str, defaults: Mapping[str, Any], keywords: Mapping[str, Any]) -> str | None:
-    """Return the argument that an optimizer's error message is about."""
+    """Return the argument to which the error message of an optimizer refers."""
     if "unexpected keyword" in message:
         return None
     places = {}

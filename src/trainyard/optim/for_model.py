@@ -16,7 +16,7 @@ from trainyard.optim.several import OptimizerDict, build_several, owner
 
 
 class ByModel:
-    """Stands for the optimizer that the model itself configures (`optim=model`)."""
+    """Represents the optimizer that the model configures itself (`optim=model`)."""
 
     def of(self, model: nn.Module) -> Optimizer:
         """Return the optimizer that the model configures.
@@ -43,7 +43,7 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
         model: already on the device of the training.
 
     Raises:
-        ConfigError: under `optim`, or under `model` if it has no trainable parameter.
+        ConfigError: (under `optim`) the optimizer is invalid; (under `model`) the model has no trainable parameter.
     """
     part = from_config(given)
     if isinstance(part, ByModel):
@@ -72,13 +72,13 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
 
 
 def add(optimizer: Optimizer, given: Any, model: nn.Module, names: Sequence[str]) -> None:
-    """Give an optimizer further parameters of its model, in new groups, with the numbers that it was built with.
+    """Add parameters of the model to an optimizer, in new groups, with the numbers with which the optimizer was built.
 
     Args:
         optimizer: the result of `for_model`.
-        given: what it was made from; its `paramwise` rules hold for the new groups too.
+        given: the value from which it was built; its `paramwise` rules also apply to the new groups.
         model: the same.
-        names: of the parameters.
+        names: the names of the parameters.
     """
     part = from_config(given)
     for name, own in optimizers_of(optimizer).items():

@@ -1,8 +1,8 @@
 """Fused steps of `torch.optim.Adam` and `AdamW` that keep the kernel's arguments.
 
-`Adam.step` spends half of its time on a small model before its kernel starts. It looks up the state of every
-parameter, sorts all tensors by device and dtype, and counts each parameter's steps by itself. None of that changes
-from one step to the next.
+`Adam.step` spends half of its time on a small model before its kernel starts. It looks up the state of every parameter,
+sorts all tensors by device and dtype, and counts the steps of each parameter separately. None of this changes between
+steps.
 """
 
 from __future__ import annotations
@@ -68,14 +68,15 @@ class _KeptGroup:
 
 
 class FusedAdam:
-    """A faster `optimizer.step()` with bitwise equal results; it calls the original where it cannot guarantee that.
+    """A faster `optimizer.step()` with bitwise equal results; it calls the original step if it cannot guarantee this.
 
-    The first step, the one after a state was loaded, and every one in which a parameter has no gradient are the
-    optimizer's own. The state stays where it is; the count of each parameter becomes a view into those of its group.
+    The first step, the first step after a state was loaded, and every step in which a parameter has no gradient call
+    the original. The state stays in place; the step count of each parameter becomes a view into the counts of its
+    group.
 
     Args:
-        optimizer: one for which `takes` is true.
-        step: its own step.
+        optimizer: an optimizer for which `takes` is true.
+        step: the original step.
     """
 
     def __init__(self, optimizer: Optimizer, step: Callable[[], Any]) -> None:
@@ -115,7 +116,7 @@ class FusedAdam:
         return len(state) == len(self._states) and all(map(is_, state.values(), self._states))
 
     def _adopt(self) -> None:
-        """Cache the parts of the groups and their states; after a failure, only once the state has changed."""
+        """Cache the parts of the groups and their states; after a failure, only when the state has changed."""
         if not self._kept and self._same_states():
             return
         state = self._optimizer.state

@@ -1,8 +1,8 @@
-"""Fused SGD and Adagrad that train what torch's default steps train: late gradients, and sparse ones.
+"""Fused SGD and Adagrad that support late and sparse gradients, as torch's default steps do.
 
-torch's fused steps take less than its default ones. That of SGD fails where some parameters of a group have a momentum
-and others get their first gradient; neither takes sparse gradients. Both show at the first gradient of a parameter, so
-these classes look at no other.
+torch's fused steps support fewer cases than its default ones. The step of SGD fails if some parameters of a group have
+a momentum and others receive their first gradient; neither step supports sparse gradients. Both cases appear at the
+first gradient of a parameter, so these classes check only first gradients.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Waiting = list[tuple[dict[str, Any], Tensor]]
 
 
 class _FirstGradients(Optimizer):
-    """A fused optimizer of torch that looks at the first gradient of each parameter."""
+    """A fused optimizer of torch that checks the first gradient of each parameter."""
 
     torch_class: type[Optimizer]
     """Torch's class."""
@@ -34,7 +34,7 @@ class _FirstGradients(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step; `closure`, if given, is called first and its loss returned."""
+        """Make one step; `closure`, if given, is called first, and its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -84,4 +84,4 @@ class Adagrad(_FirstGradients, torch.optim.Adagrad):
 
 
 SUBSTITUTES: dict[Any, type[Optimizer]] = {torch.optim.SGD: SGD, torch.optim.Adagrad: Adagrad}
-"""Classes of torch, each with the one that is built in its place where `fused=True`."""
+"""Classes of torch, each with the class that replaces it if `fused=True`."""

@@ -23,12 +23,12 @@ Groups = Sequence[Sequence[Entry]]
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a run trained when its optimizer was built, before a hook changed it.
+    """Parameters that a run trained when its optimizer was built, before a hook changed them.
 
     Attributes:
-        sizes: for each optimizer by name ("" if there is one) the number of parameters in each group.
+        sizes: for each optimizer by name ("" for a single one), the number of parameters in each group.
         frozen: the parameters that had no gradients, by name.
-        left_out: names of the parameters that had gradients and that no optimizer held.
+        left_out: names of the parameters that had gradients but were in no optimizer.
     """
 
     sizes: Mapping[str, Sequence[int]]
@@ -47,7 +47,7 @@ class Beginning:
 
 
 def optimizers_of(optimizer: Any) -> dict[str, Any]:
-    """Return the single optimizers by name; one alone has the name ""."""
+    """Return the individual optimizers by name; a single optimizer has the name ""."""
     return dict(optimizer.optimizers) if isinstance(optimizer, OptimizerDict) else {"": optimizer}
 
 
@@ -57,7 +57,7 @@ def held_by(optimizer: Any) -> set[int]:
 
 
 def record(model: nn.Module, optimizer: Any, beginning: Beginning) -> dict[str, Any]:
-    """Return what a checkpoint holds besides the state of an optimizer, so that `bind` can bind it.
+    """Return the data that a checkpoint contains in addition to the state of an optimizer, for `bind`.
 
     The positions in the state of the optimizer, and in lists of gradients, count the entries of `groups`.
     """
@@ -79,7 +79,8 @@ def _entry(name: str, parameter: Tensor) -> list[Any]:
 
 
 def _names(model: nn.Module, optimizer: Any) -> list[list[str]]:
-    """Return the names of an optimizer's parameters by group; one outside of the model is named by its place."""
+    """Return the names of an optimizer's parameters by group; a parameter outside the model is named by its
+    position."""
     own: list[list[str]] | None = getattr(optimizer, "parameter_names", None)  # of a member of a stack
     if own is not None:
         return own
@@ -92,12 +93,12 @@ def _names(model: nn.Module, optimizer: Any) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class _Part:
-    """Places of one optimizer's saved state.
+    """Positions of the saved state of one optimizer.
 
     Attributes:
-        groups: for each own group the number of the saved one.
-        sizes: the number of parameters in each own group.
-        positions: for each own parameter, counted through the groups, the saved position.
+        groups: for each group of this run, the number of the saved group.
+        sizes: the number of parameters in each group of this run.
+        positions: for each parameter of this run, numbered across the groups, the saved position.
     """
 
     groups: Sequence[int]
@@ -110,20 +111,20 @@ class _Part:
 
 
 class Binding:
-    """What a checkpoint keeps by parameter or by parameter group, brought into the order of the own optimizer.
+    """Data of a checkpoint by parameter or by parameter group, in the order of the optimizer of this run.
 
     Args:
-        parts: by the name of the optimizer.
+        parts: the parts by the name of the optimizer.
     """
 
     def __init__(self, parts: Mapping[str, _Part]) -> None:
         self._parts = parts
 
     def optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return what `optimizer.load_state_dict` takes.
+        """Return the argument for `optimizer.load_state_dict`.
 
         Raises:
-            ValueError: an optimizer keeps its state in a form of its own, and its parameters come in another order.
+            ValueError: the state of an optimizer has an unknown format, and its parameters are in another order.
         """
         if "" in self._parts:
             return _reordered(state, self._parts[""])
@@ -138,7 +139,7 @@ class Binding:
 
     @property
     def groups(self) -> list[int]:
-        """For each parameter group, counted through all optimizers, the number of the saved one."""
+        """For each parameter group, numbered across all optimizers, the number of the saved group."""
         found: list[int] = []
         for part in self._parts.values():
             found += [len(found) + number for number in part.groups]
@@ -171,21 +172,21 @@ def _of_step(state: dict[str, Any], part: _Part) -> dict[str, Any]:
 def bind(
     model: nn.Module, optimizer: Any, beginning: Beginning, saved: Mapping[str, Any] | None, state: Mapping[str, Any]
 ) -> Binding:
-    """Bind the saved state of an optimizer to the own parameters of the same names.
-
-    What the saved run trained later than from its start is trained from here on: its parameters get gradients, and
-    enter the optimizer in the groups in which they were.
+    """Bind the saved state of an optimizer to the parameters of this run with the same names. Parameters that the saved
+    run unfroze after its start are trained from here on: they get gradients and are added to the optimizer in the same
+    groups.
 
     Args:
-        model: holds the parameters.
-        optimizer: as it was built.
-        beginning: of this optimizer.
-        saved: the result of `record`; None for a checkpoint without: then positions count, and shapes are compared if
-            the state contains them.
-        state: of the optimizer.
+        model: the model with the parameters.
+        optimizer: the newly built optimizer.
+        beginning: the beginning of this optimizer.
+        saved: the result of `record`; None for a checkpoint without it; positions are then used, and shapes are
+            compared if the state contains them.
+        state: the state of the optimizer.
 
     Raises:
-        ValueError: parameters, shapes, dtypes or groups are not those of the checkpoint; the message names both sides.
+        ValueError: parameters, shapes, dtypes or groups differ from those of the checkpoint; the message names both
+            sides.
     """
     own = optimizers_of(optimizer)
     theirs = saved["groups"] if saved is not None else state.get("optimizers", {"": state})
@@ -244,7 +245,8 @@ def _by_name(model: nn.Module, optimizer: Any, saved: Groups, at_start: Sequence
 def _add_later(
     model: nn.Module, optimizer: Any, saved: Groups, at_start: Sequence[int], numbers: Sequence[int]
 ) -> Sequence[int]:
-    """Add to an optimizer what the saved one was given later; return the numbers of the groups that are new."""
+    """Add to an optimizer the parameters that were later added to the saved one; return the numbers of the new
+    groups."""
     grown = [(own, saved[number][at_start[number] :]) for own, number in enumerate(numbers)]
     later = list(chain.from_iterable([*(more for _, more in grown), *saved[len(at_start) :]]))
     if later and not hasattr(optimizer, "add_param_group"):

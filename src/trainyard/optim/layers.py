@@ -14,16 +14,16 @@ from trainyard.models.patterns import fits_within
 def layer_numbers(model: nn.Module, layers: Sequence[str] | None) -> tuple[dict[str, int], int]:
     """Return for each parameter's name the number of its layer, and the number of the last one.
 
-    What stands before the layers in the model (embeddings) is layer 0; what follows (the last norm, the head) is one
-    layer more than they are.
+    Modules before the layers (embeddings) are layer 0; modules after them (the last norm, the head) have the number of
+    the last layer plus one.
 
     Args:
         model: the model; the order is that of its `named_parameters`.
         layers: globs for the layers' modules, in order; None: the elements of the `ModuleList` or `Sequential` of
-            several modules that holds the most parameters, as the blocks of a transformer are.
+            several modules that contains the most parameters, such as the blocks of a transformer.
 
     Raises:
-        ConfigError: a glob that matches no parameter, or a model without such a list.
+        ConfigError: a glob matches no parameter, or the model has no such list.
     """
     names = [name for name, _ in model.named_parameters()]
     found: dict[str, int] = {}
@@ -37,7 +37,7 @@ def layer_numbers(model: nn.Module, layers: Sequence[str] | None) -> tuple[dict[
 
 
 def _matchers(model: nn.Module, names: Sequence[str], layers: Sequence[str] | None) -> list[Callable[[str], bool]]:
-    """Return for each layer whether a parameter of a name lies in it."""
+    """Return, for each layer, a function that tells whether it contains the parameter with a name."""
     if layers is None:
         stack = _stack(model)
         children = model.get_submodule(stack).named_children()
@@ -53,7 +53,7 @@ def _begins(beginning: str, name: str) -> bool:
 
 
 def _stack(model: nn.Module) -> str:
-    """Return the name of the list of modules that holds the most parameters."""
+    """Return the name of the list of modules that contains the most parameters."""
     sizes = {
         name: sum(parameter.numel() for parameter in module.parameters())
         for name, module in model.named_modules()

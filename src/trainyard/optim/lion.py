@@ -80,7 +80,7 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step; `closure`, if given, is called first and its loss returned."""
+        """Make one step; `closure`, if given, is called first, and its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

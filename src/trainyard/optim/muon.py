@@ -24,7 +24,7 @@ class Muon(Optimizer):
     Args:
         params: parameters, or parameter groups.
         lr: the learning rate.
-        weight_decay: decoupled, for both.
+        weight_decay: the decoupled weight decay of both.
         momentum: the momentum of Muon.
         betas: the betas of AdamW.
 
@@ -75,7 +75,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step; `closure`, if given, is called first and its loss returned."""
+        """Make one step; `closure`, if given, is called first, and its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

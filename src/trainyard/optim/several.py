@@ -33,7 +33,7 @@ class OptimizerDict(Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """Groups of all, in the order of the names."""
+        """Groups of all optimizers, in the order of their names."""
         return list(chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers.values()))
 
     @property
@@ -42,7 +42,7 @@ class OptimizerDict(Optimizer):
         return {key: value for optimizer in self.optimizers.values() for key, value in optimizer.state.items()}
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make a step of each."""
+        """Make a step of each optimizer."""
         loss = None if closure is None else closure()
         for optimizer in self.optimizers.values():
             optimizer.step()
@@ -83,12 +83,12 @@ def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDic
     """Build an optimizer for each entry of the model's `optimizer_groups`.
 
     Args:
-        partials: by name, as `build` takes them.
+        partials: the partials by name, as for `build`.
         model: its `optimizer_groups` maps each name to a submodule's name (`generator`), a glob for the names of
-            parameters (`*.embedding.*`), or a list of those.
+            parameters (`*.embedding.*`), or a list of these.
 
     Raises:
-        ConfigError: the names are not those of the model, or an optimizer rejects a number; `key` begins with the name.
+        ConfigError: the names are not those of the model, or an optimizer rejects a number; `key` starts with the name.
         ValueError: a trained parameter belongs to no entry, or to several.
     """
     groups: Mapping[str, Any] | None = getattr(model, "optimizer_groups", None)
@@ -119,7 +119,7 @@ def owner(model: nn.Module, path: str) -> str:
     """Return the entry of the model's `optimizer_groups` to which the parameter of this name belongs.
 
     Raises:
-        ValueError: there is none, or there are several.
+        ValueError: there is no such entry, or there are several.
     """
     groups: Mapping[str, Any] = getattr(model, "optimizer_groups", {})
     owners = [name for name, patterns in groups.items() if _belongs(path, patterns)]
@@ -144,7 +144,7 @@ def schedules_of(schedules: Mapping[str, Any]) -> ScheduleDict:
     """Return the schedules of several optimizers as one.
 
     Raises:
-        ConfigError: under `schedule`.
+        ConfigError: (under `schedule`) a schedule is invalid.
     """
     try:
         return ScheduleDict(schedules)

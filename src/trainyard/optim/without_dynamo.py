@@ -1,8 +1,9 @@
 """Optimizers of torch without the import of `torch._dynamo`, which takes a second.
 
 The methods of `torch.optim.Optimizer` are wrapped, for `torch.compile` and for profilers, in functions that import
-dynamo when they are first called. `functools.wraps` lets `inspect.unwrap` reach the wrapped functions; a training that
-compiles no optimizer calls those. It also saves the wrappers' time, a seventh of a step of a small model.
+dynamo when they are first called. `functools.wraps` lets `inspect.unwrap` access the wrapped functions, which a
+training that compiles no optimizer calls directly. This also saves the time of the wrappers, a seventh of the step time
+of a small model.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def constructing() -> Iterator[None]:
 
 
 def method(optimizer: Optimizer, name: str) -> Callable[..., Any]:
-    """Return `optimizer.<name>` without its wrappers if the class is one of torch's or ours, else unchanged.
+    """Return `optimizer.<name>` without its wrappers if the class belongs to torch or Trainyard; otherwise, return it
+    unchanged.
 
     Other classes may have wrapped their methods for a purpose.
     """
@@ -44,9 +46,9 @@ def method(optimizer: Optimizer, name: str) -> Callable[..., Any]:
 
 
 class UnwrappedStep:
-    """The method `optimizer.step()` without its wrappers; call it where gradients are off.
+    """The method `optimizer.step()` without its wrappers; call it with gradients disabled.
 
-    The wrappers call the hooks registered on the optimizer itself. They are used again once there is a hook.
+    The wrappers call the hooks registered on the optimizer itself. They are used again when there is a hook.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:

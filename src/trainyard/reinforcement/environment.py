@@ -12,9 +12,9 @@ from torch import Tensor
 class Episodes:
     """Steps through episodes one after another.
 
-    The state of an environment cannot be saved in a checkpoint. The state here is the number of the episode and the
-    actions since it began. If the environment is deterministic for a given seed, repeating the actions restores its
-    state.
+    The state of an environment cannot be saved in a checkpoint. Therefore, the saved state is the number of the episode
+    and the actions since its start. If the environment is deterministic for a given seed, repeating the actions
+    restores its state.
 
     Args:
         environment: an environment with `reset(seed=)` and `step(action)` of `gymnasium.Env`.

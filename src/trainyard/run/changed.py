@@ -1,4 +1,4 @@
-"""What a clone of a sweep's job may have otherwise than the job, whose checkpoint it goes on from."""
+"""Keys that may differ between a job of a sweep and its clone, which continues from the checkpoint of the job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from trainyard.errors import ConfigError, TrainyardError
 
 OVERRIDDEN = ("optim", "data.batch_size")
-"""Values that a checkpoint has too, and that the config's replace if `resume_override` names them."""
+"""Keys that are also in a checkpoint, and whose values in the config apply if `resume_override` names them."""
 FREE = ("seed", "loop", "schedule", "hook", "clip_grad_norm", "clip_grad_value", "objective", "direction")
 """Values that a resumed run takes from its config."""
 NOT_COMPARED = ("work_dir", "name", "tracker", "resume", "resume_override", "env")
@@ -18,15 +18,15 @@ _ABSENT = object()
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any], *, ended: bool) -> Sequence[str]:
-    """Return the keys that differ and that `resume_override` has to name.
+    """Return the differing keys that `resume_override` must name.
 
     Args:
-        before: the config of the job, resolved.
-        after: that of the clone.
-        ended: whether the job has come to its end.
+        before: the resolved config of the job.
+        after: the config of the clone.
+        ended: whether the job has reached its end.
 
     Raises:
-        TrainyardError: a key differs that belongs to a training from its beginning; or nothing is left to train.
+        TrainyardError: a differing key cannot be changed after the start of a training, or nothing is left to train.
     """
     differing = [
         (key, new) for key, old, new in _differences(before, after) if key.partition(".")[0] not in NOT_COMPARED
@@ -57,7 +57,7 @@ def _is_below(key: str, places: Sequence[str]) -> bool:
 
 
 def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield each place where two configs differ, with both values."""
+    """Yield each key at which two configs differ, with both values."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in {**before, **after}:
             own = f"{key}.{name}" if key else str(name)

@@ -25,8 +25,8 @@ def export(work_dir: Path, file: Path, folder: Path, card: str) -> list[Path]:
 
     Args:
         work_dir: the run's directory, with its config.
-        file: the checkpoint. The weights that it was evaluated with are taken: those of EMA, where that is used.
-        folder: is made; it must be empty.
+        file: the checkpoint, whose evaluated weights are used: with EMA, the averaged weights.
+        folder: the output folder, which is created; it must be empty.
         card: the text of the model card.
 
     Returns:
@@ -53,5 +53,5 @@ def export(work_dir: Path, file: Path, folder: Path, card: str) -> list[Path]:
 
 
 def _unshared(weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return tensors of which no two share memory, as the format wants: tied weights are written twice."""
+    """Return tensors that do not share memory, as the format requires; tied weights are written twice."""
     return {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}

@@ -18,7 +18,7 @@ _TRAINED = 4  # values of a point of the training: loss, learning rate, time, ti
 
 
 def estimate(parts: Parts, names: Sequence[str], tracker: Any) -> JobSize | None:
-    """Return what a training will leave; None if that is not known.
+    """Return the size of the results of a training; None if unknown.
 
     Args:
         parts: the parts of the training, built; the model may be on the meta device.
@@ -33,9 +33,8 @@ def estimate(parts: Parts, names: Sequence[str], tracker: Any) -> JobSize | None
 
 
 def job_size(parts: Parts, names: Sequence[str], *, tracked: bool) -> JobSize | None:
-    """Return what a training will leave; None if its length is not known.
-
-    A checkpoint holds the model and the state of the optimizer: as many numbers again for each of its moments.
+    """Return the size of the results of a training; None if its length is unknown. A checkpoint contains the model and
+    the state of the optimizer, which has the size of the model for each moment.
 
     Args:
         parts: the parts of the training, built; the model may be on the meta device.

@@ -1,4 +1,4 @@
-"""What a run returns: its best objective, or what its sweep wants to know of it."""
+"""Results of a run: its best objective, or the numbers that its sweep requests."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from trainyard.track.sweep_position import PARAMETERS, Returned
 
 
 def returned(member: Member, metrics: Sequence[str] = ()) -> Returned:
-    """Return the best objective of a member, or several numbers of it.
-
-    The numbers are those of one model: each is the value at the validation of the best objective, whose checkpoint is
-    kept. A metric that was not measured there (of the test, say) has its last value.
+    """Return the best objective of a member, or several of its numbers. The numbers belong to one model: each is the
+    value at the validation with the best objective, whose checkpoint is kept. A metric that was not measured there (for
+    example, of the test) has its last value.
 
     Args:
         member: a member whose training has ended.
@@ -28,12 +27,12 @@ def returned(member: Member, metrics: Sequence[str] = ()) -> Returned:
 
 
 def parameters(member: Member) -> int:
-    """Return the number of the parameters of a member's model."""
+    """Return the number of parameters of a member's model."""
     return sum(weight.numel() for weight in member.model.parameters())
 
 
 def _recorded_at(member: Member) -> dict[str, float]:
-    """Return what the journal has of the iteration of the best objective."""
+    """Return the values in the journal at the iteration of the best objective."""
     found: dict[str, float] = {}
     if member.best is not None and member.journal.path is not None:
         for record, _ in journal.read(member.journal.path):

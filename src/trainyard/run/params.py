@@ -1,4 +1,4 @@
-"""Params of a run in MLflow: what the user has chosen, and what differs from the defaults."""
+"""Params of a run in MLflow: settings that the user selected or that differ from the defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainyard.config.build import is_node, locate
 from trainyard.errors import ConfigError
 
 ALWAYS = ("seed", "optim.lr", "data.batch_size", "loop.max_epochs", "loop.max_iters")
-"""Settings that are params also where they are defaults."""
+"""Settings that are params even if they have their default values."""
 _UNSET: tuple[Any, ...] = (None, {}, [], "auto", "auto_or_null")
 
 
@@ -29,16 +29,14 @@ def below(key: str, keys: Iterable[str]) -> bool:
 
 
 def chosen(values: Mapping[str, Any], overridden: Iterable[str], defaults: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings that are a run's params, flat.
-
-    Those are what the command line names, `ALWAYS`, and every setting that differs from its default: that of the
-    argument of the class or function whose `_target_` stands beside it. Left out are those that are null,
-    empty, `auto` or `_…_`.
+    """Return the settings that are params of a run, flat. These are the keys on the command line, `ALWAYS`, and every
+    setting that differs from the default of its argument in the class or function of the `_target_`. Settings that are
+    null, empty, `auto` or `_…_` are omitted.
 
     Args:
         values: the resolved config.
         overridden: the keys that the command line names.
-        defaults: of the settings at the top of the config.
+        defaults: the defaults of the top-level settings.
 
     Example:
         >>> optim = {"_target_": "torch.optim.SGD", "lr": 0.001, "momentum": 0.9, "nesterov": False}

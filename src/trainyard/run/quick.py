@@ -1,4 +1,4 @@
-"""Quick check of a training, `quick=true`: two batches of each set, one checkpoint and its resume, nothing tracked."""
+"""Quick check of a training, `quick=true`: two batches of each split, one checkpoint, resuming from it, no tracking."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INTERVALS = {"val_begin": 1, "val_interval": 1, "dynamic_intervals": None, "wor
 
 
 def quickly(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of a quick check: no tracker, few batches, a validation after them. Schedules stay as they are.
+    """Return the config of a quick check: no tracker, few batches, a validation after them. Schedules are not changed.
 
     Args:
         values: the resolved config of the run.
@@ -31,7 +31,7 @@ class EndEarly(Hook):
     """Ends a training after its first validation, or after its first batches if there is none.
 
     Args:
-        resumes: whether the run goes on afterwards: it is then interrupted, as by a signal, and else stops.
+        resumes: whether the run is resumed afterwards: it is then interrupted, as by a signal; otherwise, it stops.
     """
 
     priority = "LOWEST"

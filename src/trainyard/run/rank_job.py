@@ -39,7 +39,7 @@ class RankJob:
 
     Args:
         config: the config, with its `hydra` node.
-        function: called with the config as Hydra gives it to its task function, the rank, and `position`.
+        function: called with the config that Hydra passes to a task function, the rank, and `position`.
         position: the run's position in its sweep; None for a single run.
     """
 
@@ -90,7 +90,7 @@ def _run(job: RankJob, own: World) -> Returned | JobPaused:
 
 
 def _keep_quiet(config: DictConfig, rank: int) -> None:
-    """Redirect prints and logs of every rank but the first to files of its own: `train.rank1.log` for `train.log`."""
+    """Redirect output and logs of every rank except the first to separate files: `train.rank1.log` for `train.log`."""
     folder = Path(config.hydra.runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     file = os.open(folder / f"{config.hydra.job.name}.rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -113,14 +113,15 @@ def _keep_quiet(config: DictConfig, rank: int) -> None:
 
 
 def _note(text: str) -> None:
-    """Write what ended this rank into its file. The process that started the ranks shows it on the terminal, once."""
+    """Write the error that ended this rank into its file. The process that started the ranks shows it on the terminal
+    once."""
     for handler in logging.root.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text.rstrip(), (), None))
 
 
 def where(frames: Sequence[FrameType]) -> str:
-    """Return the hook that a call stack is in, and its stage; empty if it is in none."""
+    """Return the hook in a call stack, and its stage; empty if there is none."""
     from trainyard.runner.dispatch import STAGES
 
     for frame in frames:
@@ -135,23 +136,22 @@ def where(frames: Sequence[FrameType]) -> str:
 
 
 def lead(job: RankJob, own: World, timeout: float) -> None:
-    """Send the job from the first rank to the others, so that its times and directories hold for all ranks."""
+    """Send the job from the first rank to the others, so that all ranks use the same times and directories."""
     from trainyard.distributed import world
 
     world.meeting(own, timeout).set(_CONFIG, pickle.dumps(job))  # type: ignore[arg-type] # it takes bytes, too
 
 
 def follow(config_dir: str, config_name: str) -> int | None:
-    """Run the job of a rank after the first, if a launcher has started this process as one.
-
-    Such a process makes no directory and prints nothing; the first rank does.
+    """Run the job of a rank other than the first, if a launcher has started this process as such a rank. Only the first
+    rank creates directories and prints.
 
     Args:
         config_dir: the folder of the configs.
         config_name: the primary config in it.
 
     Returns:
-        The exit status; None if this process is no such rank.
+        The exit status; None if this process is not such a rank.
     """
     if not any(os.environ.get(name, "0") not in ("", "0") for name in _NUMBERS):
         return None
@@ -175,7 +175,7 @@ def follow(config_dir: str, config_name: str) -> int | None:
 
 
 def _composed(config_dir: str, config_name: str) -> DictConfig | None:
-    """Return the config of this command; None if there is none, or several."""
+    """Return the config of this command; None if there is none or more than one."""
     arguments, _ = get_args_parser().parse_known_args()
     more = [f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]"] if arguments.config_dir else []
     if arguments.multirun:

@@ -43,7 +43,7 @@ class InterruptedRunError(TrainyardError):
 
 
 class RankFailedError(TrainyardError):
-    """A rank of a run has failed, or was killed, which has ended the run."""
+    """A rank of a run has failed or was killed, which ended the run."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
@@ -55,9 +55,9 @@ class Spread:
     """Spread of a run over devices.
 
     Args:
-        devices: number of ranks that this process is to start; 1 if it trains by itself.
+        devices: the number of ranks that this process must start; 1 if it trains itself.
         world: the rank of this process, if it was started as one.
-        strategy: the run's strategy, if that is for several devices.
+        strategy: the strategy of the run, if it is for several devices.
     """
 
     devices: int = 1
@@ -69,8 +69,8 @@ def spread(values: Mapping[str, Any], room: int = 0) -> Spread:
     """Return the spread of a run, from its config and the environment.
 
     Args:
-        values: the config, resolved.
-        room: the number of devices that it may have on several machines, if those are more than here.
+        values: the resolved config.
+        room: the number of devices that it may use on several machines, if this is more than on this machine.
 
     Raises:
         ConfigError: there are too few devices; a launcher has not started this process, or has started more
@@ -140,14 +140,14 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> Retur
         job: the job of each rank.
         work_dir: the run's directory.
         over: the number of ranks.
-        tracker: follows the journal of the first rank.
+        tracker: the tracker, which follows the journal of the first rank.
 
     Returns:
-        What the first rank returns.
+        The result of the first rank.
 
     Raises:
         TrainyardError: a rank failed, or all were interrupted.
-        JobPaused: it has paused, for its sweep.
+        JobPaused: the job has paused for its sweep.
     """
     from trainyard.distributed.launch import launch
 
@@ -188,7 +188,7 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> Retur
 
 
 def assist() -> None:
-    """Start the ranks of this node, which is not the first of its job's, and wait for them.
+    """Start the ranks of this node, which is not the first node of its job, and wait for them.
 
     Raises:
         TrainyardError: a rank failed, or all were interrupted.
@@ -222,7 +222,7 @@ def _told(outcome: Outcome, following: _Following, further: str) -> Returned:
 
 
 class _Following:
-    """Makes the tracker follow a run that another process writes."""
+    """Makes the tracker follow a run whose journal another process writes."""
 
     def __init__(self, tracker: Tracker, work_dir: Path) -> None:
         self._tracker = tracker
@@ -231,7 +231,7 @@ class _Following:
         self._begun = False
 
     def look(self) -> None:
-        """Follow the run, once it has begun."""
+        """Follow the run when it has begun."""
         if not self._begun:
             with suppress(FileNotFoundError):
                 self._begun = (self._work_dir / FILE).stat().st_mtime >= self._since
@@ -239,14 +239,14 @@ class _Following:
                 self._tracker.follow(self._work_dir)
 
     def note(self, status: Status, message: str) -> None:
-        """Write how the run ended, if its ranks could not know."""
+        """Record how the run ended, if its ranks could not."""
         if self._begun:
             with suppress(TrainyardError, OSError), Journal(self._work_dir) as journal:
                 journal.status(status, message)
 
 
 def _resumed(job: RankJob, work_dir: Path) -> RankJob:
-    """Return the same job, resumed from its latest checkpoint; if it has none, from the one that it began with."""
+    """Return the same job, resumed from its latest checkpoint; if it has none, from the one with which it started."""
     config = job.config.copy()
     if _has_checkpoint(work_dir) or not isinstance(config.resume, str):
         with read_write(config), open_dict(config):
@@ -275,5 +275,5 @@ def go_on(work_dir: Path) -> str:
 
 
 def shown(path: Path) -> str:
-    """Return a path as people would write it here."""
+    """Return a path as a user would write it here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""Record of a run besides its numbers: its config, the state of its code, its model."""
+"""Record of a run in addition to its numbers: its config, the state of its code, its model."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ _MOST_SECTIONS = 512
 _sections: dict[tuple[str, str], str] = {}  # parts of configs as YAML, by key and value
 _WORK_DIR = "${hydra:runtime.output_dir}"  # so that a training from this config gets a directory of its own
 NOT_PARAMS = ("name", "work_dir", "resume", "tracker")
-"""Settings of where a run is kept and how it is named and continued, not of what it does."""
+"""Settings for the place, name and continuation of a run, which do not affect its results."""
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Runner.__init__).parameters.items()} | {
     "mode": "train",
     "quick": False,
 }
-"""Defaults of the settings at the top of the config."""
+"""Defaults of the top-level settings."""
 
 
 def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: SweepPosition | None = None) -> RunInfo:
-    """Return the record of a run, with the option chosen of each group and the chosen settings as params.
+    """Return the record of a run, with the selected option of each group and the selected settings as params.
 
     Args:
         values: the resolved config of the job that Hydra's config describes.
         facts: the facts of the machine and the code (`trainyard.track.facts`).
-        position: the job's position in its sweep; None for a run by itself.
+        position: the job's position in its sweep; None for a single run.
     """
     job = HydraConfig.get()
     values = redacted(values)
@@ -100,13 +100,13 @@ def write_files(
     members: Sequence[Member],
     example: np.ndarray[Any, Any] | None,
 ) -> None:
-    """Write into each member's directory what `load_model` and a later reader need: config and model input.
+    """Write the config and the model input, for `load_model` and later readers, into each member's directory.
 
     Args:
         runner: the prepared Runner.
-        configs: the members' configs, resolved.
+        configs: the resolved configs of the members.
         members: the members.
-        example: what `example` has returned.
+        example: the result of `example`.
     """
     model = runner.model_config
     for member, values in zip(members, configs, strict=True):
@@ -123,7 +123,7 @@ def write_files(
 
 
 def _section(key: str, value: Any) -> str:
-    """Return a top-level entry as YAML; an entry that many members share, now or later, is made once."""
+    """Return a top-level entry as YAML; an entry that several members share, now or later, is created once."""
     known, name = _sections, (key, repr(value))
     found = known.pop(name, None)
     if found is None:
@@ -135,7 +135,7 @@ def _section(key: str, value: Any) -> str:
 
 
 def example(runner: Runner) -> np.ndarray[Any, Any] | None:
-    """Return one input of the model; None if it takes anything but one tensor."""
+    """Return one input of the model; None if the input is not a single tensor."""
     split = next((split for split in ("val", "test", "train") if runner.has_split(split)), None)
     if split is None:
         return None
@@ -152,7 +152,7 @@ def example(runner: Runner) -> np.ndarray[Any, Any] | None:
 
 
 def tell_tested(runner: Runner) -> None:
-    """Record which checkpoint the numbers of the test are of."""
+    """Record the checkpoint to which the numbers of the test belong."""
     for member in runner.members:
         if member.evaluated is not None and member.best is not None:
             best = member.best
@@ -161,7 +161,7 @@ def tell_tested(runner: Runner) -> None:
 
 
 def begin_inputs(runner: Runner, config: Mapping[str, Any]) -> Callable[[], list[dict[str, Any]]]:
-    """Begin to compute the digests of the data, in a thread; return the function that waits for them.
+    """Start to compute the digests of the data in a thread; return a function that waits for them.
 
     It returns the data sets for `Journal.inputs`.
     """
@@ -196,12 +196,12 @@ def begin_inputs(runner: Runner, config: Mapping[str, Any]) -> Callable[[], list
 
 
 def name_artifacts(runner: Runner, members: Sequence[Member], inputs: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Name in the journal the files that belong to the run, its data, and the checkpoints that are its models.
+    """Record in the journal the files of the run, its data, and the checkpoints that are its models.
 
     Args:
         runner: the Runner.
         members: members whose runs have ended.
-        inputs: the data sets, as `begin_inputs` gives them.
+        inputs: the data sets from `begin_inputs`.
     """
     for member in members:
         if member.paused:
@@ -227,7 +227,8 @@ def name_artifacts(runner: Runner, members: Sequence[Member], inputs: Sequence[M
 
 
 def _name_models(member: Member, tracker: Tracker, history: Sequence[str]) -> None:
-    """Name the checkpoints that are models in MLflow: the best one, or else the last; all that are kept, if asked."""
+    """Record the checkpoints that are models in MLflow: the best one, otherwise the last; or all that are kept, if
+    requested."""
     steps: dict[str, tuple[Path, int]] = {}
     best = member.checkpoints / BEST.name
     if best.exists() and member.best is not None:
@@ -252,7 +253,7 @@ def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, A
         file: the checkpoint, or the file of safetensors that `trainyard export` wrote.
 
     Returns:
-        The model, and one input for it (None if none was kept).
+        The model, and one input for it (None if none was saved).
     """
     # libyaml, and only the keys needed: OmegaConf's own reading of the file would take longer than all the rest.
     config = yaml.load((work_dir / CONFIG).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -267,10 +268,10 @@ def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, A
 
 
 def predict(model: nn.Module, inputs: Any) -> Any:
-    """Return a model's predictions as they are evaluated: its `data_preprocessor`, then its forward in `predict` mode.
+    """Return a model's predictions as in an evaluation: `data_preprocessor`, then its forward in `predict` mode.
 
     Args:
-        model: in eval mode.
+        model: a model in eval mode.
         inputs: a batch without its target, on the model's device.
     """
     preprocess = getattr(model, "preprocess", None)

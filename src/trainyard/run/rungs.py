@@ -1,4 +1,5 @@
-"""Reports of a sweep's job: at its rungs it saves a checkpoint, reports to its sweep, and pauses at the last one."""
+"""Reports of a job of a sweep: at each rung, it saves a checkpoint and reports to its sweep; at the last one, it
+pauses."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ Wake = Callable[[int], None]
 
 
 class RungReports(Hook):
-    """Tells the sweep when a member has reached a rung, once its checkpoint is renamed and its journal is written.
+    """Notifies the sweep that a member has reached a rung, after its checkpoint and its journal have been written.
 
     With several ranks, all of them pause, and the main rank, which has written both, reports.
 
     Args:
-        positions: of the members, in order. Members that join have theirs with them.
+        positions: the positions of the members, in order. Members that join bring their own.
     """
 
     priority = "LOW"  # before Checkpoint, which then saves
@@ -58,13 +59,13 @@ class RungReports(Hook):
         self._report_again(runner, members)
 
     def refill(self, runner: Runner, members: Mapping[int, Hook | None]) -> None:
-        """Do nothing: `after_join` has the positions."""
+        """Do nothing: `after_join` receives the positions."""
 
     def copy_lane(self, source: int, target: int) -> None:
         """Do nothing: a position is that of the member."""
 
     def _report_again(self, runner: Runner, members: Sequence[Member]) -> None:
-        """Report for members at a rung: they may have been ended between the checkpoint there and its report."""
+        """Report for members at a rung, because they may have ended between the checkpoint and its report."""
         for member in members:
             rungs, at = self._rungs(member), self._place(runner, member)
             if rungs is not None and at in rungs.at:
@@ -111,7 +112,7 @@ class RungReports(Hook):
         """Return the hook that saves checkpoints.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no such hook.
         """
         if (found := checkpoint_hook(runner)) is not None:
             return found
@@ -127,6 +128,7 @@ def checkpoint_hook(runner: Runner) -> Checkpoint | None:
 
 
 def reporting(positions: Sequence[SweepPosition], *, joinable: bool = False) -> Mapping[str, Any]:
-    """Return the hooks that jobs at these positions need to report: none if nobody asks, and nobody can join."""
+    """Return the hooks with which jobs at these positions report: none if no reports are requested and no member can
+    join."""
     asked = joinable or any(each.rungs is not None for each in positions)
     return {"rungs": RungReports(positions)} if asked else {}

@@ -42,14 +42,14 @@ class RunFailedError(TrainyardError):
 
 
 def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
-    """Train (or evaluate) the run that a composed config describes, in a job of Hydra's.
+    """Train (or evaluate) the run that a composed config describes, in a Hydra job.
 
     Args:
-        cfg: the config, as Hydra gives it to a task function.
+        cfg: the config that Hydra passes to a task function.
         position: the job's position in its sweep, which has checked its config; None for a single run.
 
     Returns:
-        The best objective, None if the run has none; or what its sweep asks for (`SweepPosition.metrics`).
+        The best objective (None if the run has none), or the numbers that its sweep requests (`SweepPosition.metrics`).
 
     Raises:
         TrainyardError: the run failed; the error has the exit status of the command.
@@ -90,7 +90,7 @@ def _tried(
     position: SweepPosition | None,
     world: World | None,
 ) -> Returned:
-    """Make the quick check of a run: see `trainyard.run.quick`."""
+    """Perform the quick check of a run: see `trainyard.run.quick`."""
     from trainyard.run.measured import returned
     from trainyard.run.quick import EndEarly, quickly
 
@@ -111,13 +111,13 @@ def _rank_job(cfg: DictConfig, position: SweepPosition | None) -> RankJob:
 
 
 def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> Returned | JobPaused:
-    """Train as one of several ranks, like `train`; the first rank journals, and another process ships.
+    """Train as one of several ranks, like `train`; the first rank writes the journal, and another process uploads it.
 
     A job that pauses has not failed: it returns how it paused, and does not raise it.
 
     Args:
-        cfg: the config, checked.
-        own: the rank.
+        cfg: the checked config.
+        own: this rank.
         position: as for `train`.
     """
     temporary.for_multiprocessing()
@@ -172,10 +172,10 @@ def _trained(runner: Runner, values: Mapping[str, Any], position: SweepPosition 
 
 @dataclass(frozen=True)
 class Record:
-    """Data that is recorded for every run in addition to metrics, and is the same for all members of a Runner.
+    """Data that is recorded for every run in addition to metrics and is the same for all members of a Runner.
 
     Attributes:
-        example: one input of the model; None if it takes anything but one tensor.
+        example: one input of the model; None if the input is not a single tensor.
         inputs: waits for the digests of the data, and returns the data sets.
     """
 
@@ -188,15 +188,15 @@ def conduct(
     configs: Sequence[Mapping[str, Any]],
     begun: Callable[[Record], object] | None = None,
 ) -> list[int]:
-    """Train or evaluate, as the mode says, and write the files of the run.
+    """Train or evaluate, according to the mode, and write the files of the run.
 
     Args:
         runner: the prepared Runner.
         configs: the members' configs, resolved.
-        begun: called before the training with what members that join have recorded, too.
+        begun: called before the training with the records, including those of members that join.
 
     Returns:
-        The signals that ended it early.
+        The signals that ended the run early.
     """
     from trainyard.run import record
 
@@ -217,12 +217,12 @@ def conduct(
 
 
 def conclude(runner: Runner, members: Sequence[Member], own: Record) -> None:
-    """Test members that have ended before the others, and name what belongs to their runs; then they are closed.
+    """Test members that have ended before the others, record the files of their runs, and close them.
 
     Args:
-        runner: holds them for the evaluation.
+        runner: the Runner that evaluates them.
         members: members that have not failed.
-        own: what is recorded.
+        own: the data to record.
     """
     from trainyard.run import record
 
@@ -299,7 +299,7 @@ def _summarize(member: Member) -> None:
 
 
 def _ship(tracker: Tracker) -> Shipment:
-    """Wait for the rest to be shipped; log a notice if that takes long."""
+    """Wait until the remaining records are uploaded; log a notice if this takes long."""
     notice = threading.Timer(
         3.0, log.info, ["Uploading to MLflow. Press Ctrl-C to continue the upload in the background."]
     )
@@ -312,7 +312,7 @@ def _ship(tracker: Tracker) -> Shipment:
 
 
 def _report(shipment: Shipment) -> None:
-    """Log where the run can be viewed, and what has not been shipped yet."""
+    """Log where the run can be viewed, and which records have not been uploaded yet."""
     if shipment.arrived:
         log.info("MLflow: %s", shipment.arrived)
     if str(shipment):
@@ -333,10 +333,11 @@ def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:
 
 @contextmanager
 def _interruptible(runner: Runner) -> Iterator[list[int]]:
-    """End the run with a checkpoint on the first SIGINT or SIGTERM, at once on the second. Yields the signals caught.
+    """End the run with a checkpoint on the first SIGINT or SIGTERM, and immediately on the second. Yield the caught
+    signals.
 
-    The process that started the ranks of a run passes signals on, and kills ranks that do not end: a rank that gets
-    Ctrl-C twice must not end at once.
+    The process that started the ranks of a run passes signals on, and kills ranks that do not end: a rank that receives
+    Ctrl-C twice must not end immediately.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -368,7 +369,7 @@ def _interruptible(runner: Runner) -> Iterator[list[int]]:
 
 @contextmanager
 def _nothing_left_behind(directory: Path) -> Iterator[None]:
-    """Remove the files that Hydra made for the run (config, log), if the run ends before it has a journal.
+    """Remove the files that Hydra created for the run (config, log) if the run ends before it has a journal.
 
     Raises:
         InterruptedRunError: SIGINT or SIGTERM ended the block.

@@ -1,11 +1,10 @@
 """Trial of a sweep's jobs: their parts are built, without training, so that a wrong value is found before a job starts.
 
-Each distinct part is built once: the data, which has the facts for `auto`; the model, on the meta device, and if it is
-small on the CPU; metrics, loops, hooks, the optimizer and the schedule. A batch goes through the model and its metrics,
-through a large model on the meta device, and the metrics that the config names are compared with those that there are.
-
-What may fail here alone (a model that the meta device cannot hold, a metric that refuses made-up outputs) is tried as
-in a single run, and only that counts.
+Each distinct part is built once: the data, which has the values for `auto`; the model, on the meta device and, if it is
+small, on the CPU; metrics, loops, hooks, the optimizer and the schedule. A batch is passed through the model and its
+metrics (on the meta device for a large model), and the metrics that the config names are compared with the existing
+ones. A failure that may only occur in this trial (a model that the meta device does not support, a metric that rejects
+artificial outputs) is checked as in a single run, and only that result counts.
 """
 
 from __future__ import annotations
@@ -51,13 +50,14 @@ from trainyard.step.precision import make_precision
 log = logging.getLogger(__name__)
 
 LIMIT = 30.0
-"""Seconds after which the jobs that are left are not tried."""
+"""Seconds after which the remaining jobs are not tried."""
 SMALL = 2**22
-"""Parameters of a model that is built on the CPU as well: a batch then goes through it as in a single run."""
+"""Maximum number of parameters of a model that is also built on the CPU, so that a batch passes through it as in a
+single run."""
 ENV = "hydra.job.env_set"
-"""Key under which the environment variables of a job stand among its values."""
+"""Key of the environment variables of a job among its values."""
 METRICS = "hydra.sweeper.objective"
-"""Key under which the metrics stand that a job is to return."""
+"""Key of the metrics that a job must return."""
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 Values = dict[str, Any]
@@ -79,7 +79,7 @@ def try_jobs(configs: DistinctConfigs) -> TrialResult:
     """Try these jobs, for at most `LIMIT` seconds.
 
     Args:
-        configs: as `trainyard.config.schema.check_settings` returns them.
+        configs: the configs from `trainyard.config.schema.check_settings`.
     """
     began = perf_counter()
     found = TrialResult([None] * len(configs.jobs), sizes=[None] * len(configs.jobs))
@@ -98,18 +98,18 @@ def try_jobs(configs: DistinctConfigs) -> TrialResult:
 
 @dataclass
 class _Known:
-    """Results of steps, by what they depend on.
+    """Results of steps, by the values on which they depend.
 
     Attributes:
         errors: why a step fails; None if it does not.
-        built: the parts that it has built.
+        built: the parts that a step has built.
     """
 
     errors: dict[Key, str | None] = field(default_factory=dict)
     built: dict[Key, Values] = field(default_factory=dict)
 
     def keep(self, key: Key, parts: _Parts) -> None:
-        """Keep the parts that a step has built; only the last model, which a step may have rebuilt."""
+        """Keep the parts that a step has built; of models, only the last one, which a step may have rebuilt."""
         if key[0] == "_model":
             self.built = {other: built for other, built in self.built.items() if other[0] != "_model"}
         self.built[key] = {}
@@ -118,7 +118,7 @@ class _Known:
                 built |= {name: vars(parts)[name] for name in _BUILT.get(other[0], ()) if name in vars(parts)}
 
     def give(self, key: Key, parts: _Parts) -> None:
-        """Give a job the parts that are kept."""
+        """Give a job the kept parts."""
         vars(parts).update(self.built.get(key, {}))
 
 
@@ -135,9 +135,8 @@ _BUILT = {
 
 
 class _WithoutNumbers(TorchFunctionMode):
-    """Mode that leaves out, on the meta device, what draws initial numbers.
-
-    torch would import its compiler for normal numbers there, which takes a second.
+    """Mode that skips operations that draw initial numbers on the meta device. For normal numbers, torch would import
+    its compiler there, which takes a second.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -162,7 +161,7 @@ class _Parts(Parts):
 
     @property
     def evaluated(self) -> tuple[str, ...]:
-        """The sets that are evaluated: those of the validation in a training."""
+        """The evaluated sets: those of the validation in a training."""
         return self.sets("val" if self.mode == "train" else self.mode)
 
     @property
@@ -198,7 +197,7 @@ Step = Callable[[_Parts], None]
 
 
 def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
-    """Yield the steps of a trial in order, each with the keys it depends on, and what else it depends on."""
+    """Yield the steps of a trial in order, each with the keys and other values on which it depends."""
     trains = values["mode"] == "train"
     yield _process, ("device", "precision", "capture", "direction", "tracker", "env", "strategy"), ""
     yield _load_from, ("load_from",), ""
@@ -224,7 +223,7 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
 def _tried(
     values: Values, job: Mapping[str, int], known: _Known, metrics: Sequence[str] = ()
 ) -> tuple[str | None, JobSize | None]:
-    """Return what is wrong with a job, None if nothing is, and what it will leave, if that is known."""
+    """Return the error of a job (None if there is none), and the size of its results, if known."""
     try:
         check_nodes(values)
         if "launcher" in (values.get("strategy") or {}):  # checked where all devices are in sight
@@ -266,7 +265,7 @@ def _attempt(step: Step, parts: _Parts, values: Values) -> str | None:
 
 
 def _error_of_single_run(values: Values) -> str | None:
-    """Prepare a single run, which ends with a batch through the validation; return the error."""
+    """Prepare a single run, which ends with the validation of one batch; return the error."""
     try:
         Runner.from_cfg(values | _BARE).prepare(values["mode"])
     except TrainyardError as error:
@@ -346,10 +345,10 @@ def _schedule(parts: _Parts) -> None:
 
 
 def _validation(parts: _Parts) -> None:
-    """Put a batch of each set through the model and the metrics, which get zeros if there are no numbers.
+    """Pass a batch of each set through the model and the metrics, which receive zeros if there are no numbers.
 
     Raises:
-        _DoubtError: that fails. Only real outputs show whether a value is wrong.
+        _DoubtError: this fails. Only real outputs show whether a value is invalid.
     """
     try:
         parts.names = [name for split in parts.evaluated for name in _results(parts, split)]
@@ -376,7 +375,7 @@ def _results(parts: _Parts, split: str) -> list[str]:
 
 
 def _step(parts: _Parts) -> None:
-    """Make one step with a batch of the training data, if the model is small and trains on the CPU."""
+    """Perform one step with a batch of the training data, if the model is small and trains on the CPU."""
     check_last_batch(parts, META if parts.meta else CPU)
     if parts.meta or find_device(parts.settings["device"]) != CPU or hasattr(parts.model, "train_steps"):
         return
@@ -386,10 +385,10 @@ def _step(parts: _Parts) -> None:
 
 
 def _names(parts: _Parts) -> None:
-    """Compare the metrics that the config names with those that there are.
+    """Compare the metrics that the config names with the existing ones.
 
     Raises:
-        _DoubtError: one is not among them.
+        _DoubtError: a metric does not exist.
     """
     further = [getattr(hook, "metric_names", lambda _: ())(parts.names) for hook in parts.dispatch.hooks.values()]
     known = [*parts.names, *(name for more in further for name in more)]
@@ -403,7 +402,7 @@ def _names(parts: _Parts) -> None:
 
 
 def _shape(value: Any) -> str:
-    """Return a value as text, with a mark in place of each number."""
+    """Return a value as text, with a placeholder for each number."""
     if isinstance(value, Mapping):
         return repr({key: _shape(entry) for key, entry in value.items()})
     if isinstance(value, list | tuple):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trainyard.runner.runner import Runner
 
 INTERVAL = 10
-"""Iterations between two checks whether a rank was asked to end; each is a collective of all ranks."""
+"""Iterations between two checks whether a rank was asked to end; each check is a collective operation of all ranks."""
 
 
 def hooks_of_rank(hooks: Mapping[str, HookLike], strategy: Strategy) -> dict[str, HookLike]:

@@ -17,7 +17,7 @@ _GROUPS = {"hook": "hooks", "metric": "metrics"}
 
 
 def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
-    """Return the entries of a composed config that are arguments of the Runner, under their names, and resolved.
+    """Return the resolved entries of a composed config that are arguments of the Runner, under their names.
 
     Raises:
         ConfigError: an interpolation does not resolve.
@@ -48,7 +48,7 @@ def directory(given: object) -> Path | None:
     """Return the directory of a run; None for a run that writes nothing.
 
     Raises:
-        ConfigError: no path.
+        ConfigError: the value is not a path.
     """
     if given is None:
         return None
@@ -58,7 +58,7 @@ def directory(given: object) -> Path | None:
 
 
 def as_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments under the Runner's names; groups are taken by theirs.
+    """Return arguments under the names of the Runner; names of groups are also accepted.
 
     Raises:
         ConfigError: the Runner has no such argument.

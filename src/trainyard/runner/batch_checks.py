@@ -1,4 +1,4 @@
-"""Checks of the data against the model before the training: targets that are no class, a batch of one sample."""
+"""Checks of the data against the model before the training: targets that are not classes, a batch of one sample."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trainyard.runner.parts import Parts
 
 _AS_THEY_ARE = (TensorLoader, ImageLoader)
-"""Loaders whose batches hold the last of their tensors as it is."""
+"""Loaders whose batches contain the last of their tensors unchanged."""
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -33,11 +33,11 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def in_range(parts: Parts, split: str) -> Iterator[None]:
     """Check the classes and indices of a batch of `split` in the block, on CUDA.
 
-    There an index out of range is an assertion on the device, after which the process cannot use it; elsewhere torch
-    raises an error that names it.
+    On CUDA, an index out of range is an assertion on the device, after which the process can no longer use it; on other
+    devices, torch raises an error that names the index.
 
     Raises:
-        TrainyardError: a target is no class, or an Embedding does not have an index.
+        TrainyardError: a target is not a class, or an index is out of range for an Embedding.
     """
     if parts.device.type != "cuda" or compile_arguments(parts.settings["compile"]) is not None:
         yield
@@ -50,7 +50,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 class IndexRanges(TorchFunctionMode):
-    """Mode in which losses by class and embeddings check their indices before they run."""
+    """Mode in which classification losses and embeddings check their indices before they run."""
 
     def __init__(self, parts: Parts, split: str) -> None:
         super().__init__()
@@ -77,14 +77,14 @@ def check_targets(parts: Parts, split: str, target: Tensor, classes: int, ignore
     """Check that targets are classes.
 
     Args:
-        parts: those of the run.
-        split: for the message.
-        target: of any shape; fractions of classes (floats) are not checked.
-        classes: how many there are.
-        ignored: a target that is left out.
+        parts: the parts of the run.
+        split: the split, for the message.
+        target: a target of any shape; class probabilities (floats) are not checked.
+        classes: the number of classes.
+        ignored: a target that is ignored.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: a target is not a class.
     """
     if target.dtype not in _INTEGERS or not target.numel():
         return
@@ -94,14 +94,14 @@ def check_targets(parts: Parts, split: str, target: Tensor, classes: int, ignore
 
 
 def check_resident_targets(parts: Parts, outputs: Any) -> None:
-    """Check all targets of sets that lie in memory, for a `Supervised` model with a loss by class.
+    """Check all targets of sets in memory, for a `Supervised` model with a classification loss.
 
     Args:
-        parts: those of the run, for one member.
+        parts: the parts of the run, for one member.
         outputs: predictions for a batch.
 
     Raises:
-        ConfigError: a target is no class.
+        ConfigError: a target is not a class.
     """
     model = parts.model
     loss = model.loss if isinstance(model, Supervised) else None
@@ -120,16 +120,15 @@ def check_resident_targets(parts: Parts, outputs: Any) -> None:
 
 
 def check_last_batch(parts: Parts, device: torch.device) -> None:
-    """Check that no training batch has one sample, where a BatchNorm would have one value of each channel.
-
-    It is known before the training where the loader orders the samples itself.
+    """Check that no training batch has only one sample, for which a BatchNorm would have one value per channel. This is
+    known before the training if the loader orders the samples itself.
 
     Args:
-        parts: those of the run, for one member.
-        device: where the model lies.
+        parts: the parts of the run, for one member.
+        device: the device of the model.
 
     Raises:
-        ConfigError: one has.
+        ConfigError: a batch has one sample.
     """
     loader = parts.loader("train")
     samples, size = samples_hint(loader), loader.batch_size

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 LAST = "last.json"
 NOT_PLAIN = (pickle.PickleError, AttributeError, TypeError)
-"""What writing or reading raises for objects other than tensors and plain values."""
+"""Errors of writing or reading objects other than tensors and plain values."""
 
 
 VERSION = 1
@@ -34,7 +34,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("model", "optimizer", "schedule", "step", "loop", "member", "hooks"), dict),
     **dict.fromkeys(("epoch", "iter", "seed"), int),
 }
-"""What each checkpoint has."""
+"""Entries of each checkpoint."""
 
 
 class DamagedCheckpointError(TrainyardError):
@@ -44,7 +44,8 @@ class DamagedCheckpointError(TrainyardError):
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint under a temporary name, flush it to the disk, and rename it.
 
-    The file is torch's, a zip archive, with a checksum of the whole file as its comment, which `read` verifies.
+    The file has torch's format, a zip archive, with a checksum of the complete file as its comment, which `read`
+    verifies.
 
     Raises:
         DirectoryGoneError: the folder above that of the file does not exist.
@@ -142,7 +143,7 @@ def read(path: Path) -> Any:
 
 
 def _verify(path: Path) -> None:
-    """Verify the checksum of a file of torch; for one that Trainyard did not write, those of its records.
+    """Verify the checksum of a torch file; for a file that Trainyard did not write, the checksums of its records.
 
     Raises:
         DamagedCheckpointError: it does not match.
@@ -171,7 +172,7 @@ def _said(error: BaseException) -> str:
 
 
 def misfit(value: Any, place: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Any] | None:
-    """Return the first object in a nest of dicts, lists and tuples that a checkpoint cannot hold, and its place."""
+    """Return the first object in a nest of dicts, lists and tuples that a checkpoint cannot contain, and its place."""
     if isinstance(value, dict | list | tuple):
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         found = (misfit(entry, (*place, str(key))) for key, entry in entries)
@@ -189,7 +190,7 @@ def misfit(value: Any, place: tuple[str, ...] = ()) -> tuple[tuple[str, ...], An
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a checkpoint a second name, replacing any file of that name, without writing the data twice."""
+    """Give a checkpoint a second name, replacing any file with this name, without writing the data twice."""
     # A name other than the temporary one of `save`: if a run is killed here, the next `save` must not write into the
     # source.
     temporary = target.with_name(f".{target.name}.link")
@@ -210,7 +211,7 @@ def _link_file(source: str | Path, target: str | Path) -> None:
 
 
 def write_last(directory: Path, history: list[str]) -> None:
-    """Record the regular checkpoints of a directory, oldest first; a resume begins from the last one."""
+    """Record the regular checkpoints of a directory, oldest first; a resumed run starts from the last one."""
     temporary = directory / f".{LAST}.tmp"
     record = {"last": history[-1] if history else None, "history": history}
 
@@ -292,9 +293,8 @@ def given(
 
 
 class Writer:
-    """Thread that writes checkpoints while training continues; a save waits for the one before it.
-
-    What is submitted must not change afterwards: pass copies of live tensors.
+    """Thread that writes checkpoints while training continues; a save waits for the previous one. Submitted data must
+    not change afterwards: pass copies of live tensors.
     """
 
     def __init__(self) -> None:
@@ -302,12 +302,12 @@ class Writer:
         self._pending: Future[None] | None = None
 
     def submit(self, jobs: Iterable[Callable[[], None]]) -> None:
-        """Run these jobs in order, after the ones submitted before."""
+        """Run these jobs in order, after those submitted before."""
         self.wait()
         self._pending = self._pool.submit(_do, jobs)
 
     def wait(self) -> None:
-        """Wait until nothing is left to write; raise the error of the last write."""
+        """Wait until all writes have finished; raise the error of the last write."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()

@@ -10,8 +10,8 @@ from trainyard.errors import ConfigError
 class Loop(Protocol):
     """Training loop, as the Runner and the hooks see it. A custom loop has all of these attributes and methods.
 
-    Two more are optional: `stages`, a class attribute with the names of the stages that it calls besides the standard
-    ones; and `sanity_check(runner)`, which tests before the training what only this loop does.
+    Two more are optional: `stages`, a class attribute with the names of the stages that it calls in addition to the
+    standard ones; and `sanity_check(runner)`, which tests the special features of this loop before the training.
 
     Attributes:
         unit: "epoch" or "iter": the unit of hooks that do not set one.
@@ -22,19 +22,19 @@ class Loop(Protocol):
     val_due: bool
 
     def max_epochs(self, runner: Any) -> int | None:
-        """Return the number of epochs in the whole run, the last of which can be incomplete; None if it is unknown."""
+        """Return the number of epochs in the entire run, the last of which can be incomplete; None if it is unknown."""
 
     def max_iters(self, runner: Any) -> int | None:
-        """Return the number of iterations in the whole run; None if it is unknown."""
+        """Return the number of iterations in the entire run; None if it is unknown."""
 
     def run(self, runner: Any) -> None:
         """Train from the runner's position to the end, and update `runner.iter` and then `runner.epoch`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to continue, including `val_due`: plain values and tensors."""
+        """Return the state that a resumed run needs to continue, including `val_due`: plain values and tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore a result of `state_dict`."""
 
 
 def checked(key: str, loop: Any, kind: type) -> Any:
@@ -57,7 +57,7 @@ def checked(key: str, loop: Any, kind: type) -> Any:
 
 
 class EvalLoop(Protocol):
-    """Evaluation loop, as the Runner and the training loops see it. Derive custom ones from `ValLoop` where possible.
+    """Evaluation loop, as the Runner and the training loops see it. Derive custom loops from `ValLoop` if possible.
 
     Attributes:
         current: the set that is being evaluated, such as `val` or `val/easy`; hooks read it.
@@ -69,4 +69,4 @@ class EvalLoop(Protocol):
         """Evaluate, and return for each member the results by name."""
 
     def sanity_check(self, runner: Any) -> list[str]:
-        """Run it on little data, and return the names that the results will have."""
+        """Run the loop on little data, and return the names of the results."""

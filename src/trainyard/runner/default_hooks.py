@@ -1,4 +1,4 @@
-"""Default hooks: the hooks of a Runner that gets none."""
+"""Default hooks: the hooks of a Runner without given hooks."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def build_hook(value: Any, name: str) -> Any:
 
 
 def stages_of(loops: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the stages of loops, or of the classes in their configs, besides the standard ones.
+    """Return the stages of loops, or of the classes in their configs, except the standard ones.
 
     Raises:
         ConfigError: a name does not begin with `before_` or `after_`, the prefixes that mark a hook's methods.
@@ -128,13 +128,13 @@ def _method(hook: HookLike, stage: str) -> Callable[..., None]:
 
 
 class Dispatch:
-    """One call list per stage, made once: a hook has no cost at the stages that it does not define.
+    """One call list per stage, created once: a hook has no cost at stages that it does not define.
 
     Hooks of equal priority are called in the order in which they were given.
 
     Args:
         hooks: the hooks by name.
-        own: stages of the run's loops besides the standard ones.
+        own: stages of the run's loops in addition to the standard ones.
 
     Raises:
         ConfigError: a hook has a method for a stage that does not exist, has an unknown priority, or is not a hook.

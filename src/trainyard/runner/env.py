@@ -16,7 +16,7 @@ from trainyard.host_memory import keep_freed_memory
 log = logging.getLogger(__name__)
 
 MOST_THREADS = 4096
-"""Threads that a process may ask for; torch makes as many at once."""
+"""Maximum number of threads of a process; torch creates all of them immediately."""
 
 
 class Env:
@@ -27,19 +27,21 @@ class Env:
     Args:
         threads: threads for CPU kernels; None leaves torch's choice (or `OMP_NUM_THREADS`).
         interop_threads: threads on which torch runs independent operations, such as those of `torch.jit.fork`. A
-            process can set them only once, before their first use; later a log line says that they are unchanged.
+            process can set them only once, before their first use; later, a log line reports that they are unchanged.
         omp_num_threads: the environment variable `OMP_NUM_THREADS`, for processes that this one starts: data workers
-            (under `spawn` or `forkserver`) and what they call. This process has read it already and follows `threads`.
+            (under `spawn` or `forkserver`) and the libraries that they use. This process has already read it and uses
+            `threads`.
         mkl_num_threads: the same for `MKL_NUM_THREADS`.
         start_method: how the workers of a DataLoader start: `fork`, `forkserver` or `spawn`. None: Python's default.
         deterministic: use only kernels that give the same bits on every run; slower on CUDA. An operation without such
             a kernel raises an error that names it.
         cudnn_benchmark: let cuDNN time its algorithms for each input shape; ignored if `deterministic`.
-        keep_memory: the process keeps host memory that a step frees, instead of returning it to the system and faulting
-            it in again page by page. It holds for the rest of the process.
-        fast_paths: use private functions of torch where they are faster, and private functions of Hydra to compose
-            the config of a run once, and those of a sweep's jobs faster. False: use public functions only. The results
-            are the same, but slower; for a stack, and for a step captured into a CUDA graph, the same up to rounding.
+        keep_memory: the process keeps host memory that a step frees, instead of returning it to the system and
+            requesting it again page by page. This applies to the rest of the process.
+        fast_paths: use private functions of torch where they are faster, and private functions of Hydra to compose the
+            config of a run only once and the configs of a sweep's jobs faster. False: use public functions only. The
+            results are the same, but slower; for a stack, and for a step captured into a CUDA graph, the same up to
+            rounding.
 
     Raises:
         ConfigError: a value is invalid.

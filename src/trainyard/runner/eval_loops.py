@@ -28,7 +28,7 @@ class ValLoop:
 
     Attributes:
         split: "val" or "test"; part of the names of the hooks' stages.
-        stages: further stages, which a custom loop calls by `runner.call`.
+        stages: additional stages, which a custom loop calls with `runner.call`.
         current: the set that is being evaluated: `val`, or `val/easy` if there are several.
     """
 
@@ -71,7 +71,7 @@ class ValLoop:
         """Run every batch of one set through the model, and pass the predictions to the metrics.
 
         Raises:
-            TrainyardError: there is none, or the ranks have read different data.
+            TrainyardError: there is no batch, or the ranks have read different data.
         """
         split = self.split
         before_iter, after_iter = runner.stage(f"before_{split}_iter"), runner.stage(f"after_{split}_iter")
@@ -136,12 +136,12 @@ class ValLoop:
         return names
 
     def measure(self, runner: Runner, name: str, batches: Iterable[Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Evaluate batches of any data; return by name the results that are one number per member, and the others.
+        """Evaluate batches of any data; return, by name, the results that are one number per member, and the others.
 
         Args:
             runner: the Runner, whose metrics are reset.
-            name: the set, with which the names of the results begin.
-            batches: shared by all members.
+            name: the name of the set, with which the names of the results start.
+            batches: batches that all members share.
         """
         predict = self.predictor(runner, name)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Evaluation of batches: predictions, and what the metrics gather of them."""
+"""Evaluation of batches: predictions, and the accumulation of metrics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Prediction:
         model: the model.
         split: "val" or "test".
         step: the model's own function.
-        precision: how it is run.
+        precision: the precision in which it runs.
     """
 
     model: nn.Module
@@ -45,14 +45,14 @@ class Evaluation(Protocol):
     """Interface of a pass over a set."""
 
     def __call__(self, batch: Any) -> Any:
-        """Predict a batch and let the metrics process it; return the predictions if other code is to see them."""
+        """Predict a batch and let the metrics process it; return the predictions if other code needs them."""
 
     def end(self) -> None:
-        """End the pass: the metrics hold what they gathered."""
+        """End the pass: the metrics contain the accumulated values."""
 
 
 class PlainEvaluation:
-    """Evaluation by the model and the metrics as they are.
+    """Evaluation by the model and the metrics, without a CUDA graph.
 
     Args:
         predict: the function from a batch to predictions.
@@ -70,18 +70,18 @@ class PlainEvaluation:
         return outputs
 
     def end(self) -> None:
-        """Do nothing: the metrics hold what they gathered."""
+        """Do nothing: the metrics already contain the accumulated values."""
 
 
 class Evaluator:
     """Evaluates sets for a Runner, as CUDA graphs if the run captures its steps.
 
-    Graphs stay from one validation to the next. At any time an evaluator evaluates one set.
+    Graphs are kept between validations. An evaluator evaluates one set at a time.
 
     Args:
         runner: the Runner.
-        make_graph: makes what captures and replays; None evaluates plainly.
-        told: what was logged about it.
+        make_graph: creates the object that captures and replays; None evaluates without graphs.
+        told: messages that were already logged.
     """
 
     def __init__(self, runner: Runner, make_graph: Callable[[], Graph] | None, told: set[str] | None = None) -> None:

@@ -1,7 +1,5 @@
-"""Checksum of a complete zip archive, in its comment: readers of zip archives pass over it.
-
-An archive has a checksum of each record, but none of what says where records are, how they are called and how long
-they are.
+"""Checksum of a complete zip archive in its comment, which readers of zip archives ignore. An archive has a checksum of
+each record, but not of the positions, names and lengths of the records.
 """
 
 from __future__ import annotations
@@ -13,14 +11,14 @@ from typing import BinaryIO
 
 _END = b"PK\x05\x06"
 _END_SIZE = 22
-"""Size of the last part of an archive; its last two bytes are the length of the comment, which follows."""
+"""Size of the last part of an archive; its last two bytes are the length of the comment that follows."""
 _MARK = b"trainyard crc32 "
 _SIZE = len(_MARK) + 8
 _BLOCK = 1 << 22
 
 
 class SummedWriter:
-    """File to which an archive is written from its first byte to its last, and which computes its checksum.
+    """File to which an archive is written sequentially, and which computes its checksum.
 
     Args:
         file: an empty file; call `end` when the archive is complete.
@@ -32,7 +30,7 @@ class SummedWriter:
         self._last = b""
 
     def write(self, data: bytes) -> int:
-        """Write bytes after those before."""
+        """Append bytes."""
         view = memoryview(data).cast("B")
         if len(view) < 2:
             self._last += bytes(view)
@@ -44,11 +42,11 @@ class SummedWriter:
         return len(view)
 
     def flush(self) -> None:
-        """Pass what was written on to the system."""
+        """Pass the written data to the system."""
         self._file.flush()
 
     def end(self) -> None:
-        """Write the comment with the checksum of all before it."""
+        """Write the comment with the checksum of all previous data."""
         length = struct.pack("<H", _SIZE)
         self._file.seek(-2, 2)
         self._file.write(length)
@@ -56,9 +54,8 @@ class SummedWriter:
 
 
 def holds(path: Path) -> bool | None:
-    """Return whether a file has the checksum that its comment states; None for an archive without a comment.
-
-    A file that ends in any other way does not hold.
+    """Return whether a file has the checksum in its comment; None for an archive without a comment. For a file with any
+    other ending, the result is False.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

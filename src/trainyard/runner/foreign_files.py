@@ -18,11 +18,12 @@ log = logging.getLogger(__name__)
 
 SAFE = ".safetensors"
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
-"""Files of weights in a folder that `save_pretrained` wrote; each may be in several, which an index lists."""
+"""Files of weights in a folder that `save_pretrained` wrote; each can be split into several files, which an index
+lists."""
 
 
 class Skipped:
-    """Stand-in for an object in a file. The class of the object is not imported, and none of its code runs."""
+    """Placeholder for an object in a file. The class of the object is not imported, and none of its code runs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -35,7 +36,7 @@ def read(path: Path) -> Any:
     """Return the content of a file, or the tensors of the files of a folder, by name.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DamagedCheckpointError: a file is truncated or modified, or contains objects that cannot be skipped.
         ConfigError: it is a safetensors file, and safetensors is not installed.
     """
@@ -74,7 +75,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 
 def _without_objects(path: Path, refusal: DamagedCheckpointError) -> Any:
-    """Read a file of torch with stand-ins for the objects in it that are neither tensors nor plain values."""
+    """Read a torch file with placeholders for objects that are neither tensors nor plain values."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError):  # a file of torch before 1.6

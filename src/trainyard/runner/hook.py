@@ -31,9 +31,9 @@ class Hook:
     | `before_leave` | `runner, leaving`: numbers of the members that end before the others of their stack |
     | `after_join` | `runner, joined`: numbers of the members that have joined the stack, and are restored |
 
-    A custom loop may have further stages. `runner.iter` and `runner.epoch` count finished iterations and epochs: in
-    `after_train_iter` they include the iteration that has just ended. `after_run` is called however the run ended. A
-    hook that writes does so for each of `runner.members`.
+    A custom loop may have additional stages. `runner.iter` and `runner.epoch` count finished iterations and epochs: in
+    `after_train_iter` they include the iteration that has just ended. `after_run` is called regardless of how the run
+    ended. A hook that writes files does so for each of `runner.members`.
 
     A hook that supports several members sets `stackable = True`; a sweep does not stack a job that has any other hook.
     Such a hook gets the losses of K members as `[K]` and the predictions as `[K, ...]`, in the order of
@@ -44,20 +44,20 @@ class Hook:
     names of metrics to the argument that gave each). If no metric of such a name is computed, the sanity check raises
     an error before the training.
 
-    The members of a stack may stand at different epochs, and a lane may be given to another member while the others
-    go on. A hook that supports that sets `own_places = True`: it reads `member.iter` and `member.epoch`, skips members
-    that are not `due` at a validation, and discards the state of a lane in `refill`. Where a hook does not, the members
-    of a stack stand at one place.
+    The members of a stack may be at different epochs, and a lane may be given to another member while the others
+    continue. A hook that supports this sets `own_places = True`: it reads `member.iter` and `member.epoch`, skips
+    members that are not `due` at a validation, and discards the state of a lane in `refill`. If a hook does not support
+    it, all members of a stack are at the same position.
 
-    In a loop by iterations the members' epochs of the data may end at different iterations. `after_train_epoch` is then
-    called whenever the epoch of any member has ended: of those with `member.batches_done == 0`. `before_train_epoch` is
-    called as the stack's own epochs begin. A hook with one of these methods sets `own_epochs = True` if it supports
-    that. Where a hook does not, members join only where an epoch of the data ends for all.
+    In an iteration loop, the data epochs of the members may end at different iterations. `after_train_epoch` is then
+    called whenever the epoch of any member has ended (members with `member.batches_done == 0`). `before_train_epoch` is
+    called when the epochs of the stack begin. A hook with one of these methods sets `own_epochs = True` if it supports
+    this. If a hook does not support it, members join only when an epoch of the data ends for all.
 
     Attributes:
-        stackable: the hook supports several members at once.
-        own_places: the hook supports members at different places of the training.
-        own_epochs: it supports members whose epochs end at different iterations.
+        stackable: whether the hook supports several members.
+        own_places: whether the hook supports members at different positions in the training.
+        own_epochs: whether the hook supports members whose epochs end at different iterations.
         ranks: where the hook runs if a run has several devices: on `all` ranks or on the `main` one only; `one` if the
             hook supports a single device only.
         priority: 0 (first) to 100, or HIGHEST, VERY_HIGH, HIGH, ABOVE_NORMAL, NORMAL, BELOW_NORMAL, LOW, VERY_LOW,
@@ -71,28 +71,31 @@ class Hook:
     ranks: str = "all"
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
-        """Return what a resumed run needs to continue, for one member: plain values and tensors."""
+        """Return the state that a resumed run needs to continue, for one member: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
-        """Restore what `state_dict` returned, for one member."""
+        """Restore a result of `state_dict`, for one member."""
 
     def sanity_check(self, runner: Any) -> None:
-        """Test before the training what only this hook needs, such as its patterns; raise `ConfigError` if it fails."""
+        """Check the special requirements of this hook, such as its patterns, before the training; raise `ConfigError`
+        if the check fails."""
 
     def metric_names(self, names: Sequence[str]) -> Sequence[str]:
-        """Return the names of what this hook itself records at a validation, given those of the metrics' results."""
+        """Return the names of the values that this hook records at a validation, from the names of the results of the
+        metrics."""
         return ()
 
     def stack(self, hooks: Sequence[Hook]) -> None:
-        """Take over what differs between the members' own hooks, each of which was made from its member's config."""
+        """Read the settings that differ between the hooks of the members, each of which was created from its member's
+        config."""
 
     def refill(self, runner: Any, members: Mapping[int, Hook | None]) -> None:
-        """Forget what was kept for lanes that other members, or none, have now.
+        """Forget the state of lanes that were given to other members or are free now.
 
         Args:
             runner: the Runner; its lanes hold the new members.
-            members: by lane, the new member's own hook, made from its config; None for a free lane.
+            members: by lane, the hook of the new member, created from its config; None for a free lane.
         """
 
     def copy_lane(self, source: int, target: int) -> None:

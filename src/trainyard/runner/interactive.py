@@ -1,4 +1,4 @@
-"""What a script or a notebook asks of a Runner between and beside its trainings."""
+"""Methods of a Runner for scripts and notebooks, between and after trainings."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Interactive(Parts):
     """Methods of a Runner for scripts and notebooks."""
 
     _returned = False
-    """Whether a training has ended, so that the next one goes on after it."""
+    """Whether a training has ended, so that the next one continues after it."""
 
     def register_hook(self: Any, hook: Any, name: str | None = None, *, at: int | str | None = None) -> None:
-        """Add a hook, as `hooks={name: hook}` of the Runner does; within a training it acts from the next epoch on.
+        """Add a hook, like `hooks={name: hook}` of the Runner; during a training, it is active from the next epoch on.
 
         Args:
             hook: a `trainyard.hooks.Hook`.
-            name: by default that of its class; checkpoints have its state under it.
-            at: its priority, by number or name; None: its own.
+            name: its name, under which checkpoints contain its state; by default, the name of its class.
+            at: its priority, as a number or a name; None: the priority of the hook.
 
         Raises:
-            ConfigError: there is a hook of this name, or it is no hook.
+            ConfigError: a hook with this name exists, or the object is not a hook.
         """
         name = type(hook).__name__ if name is None else name
         if name in self.dispatch.hooks:
@@ -50,7 +50,7 @@ class Interactive(Parts):
         self.added_hooks[name] = hook
 
     def save_checkpoint(self: Any, path: str | Path) -> Path:
-        """Write the whole state of the run, from which `resume=<path>` and `load_checkpoint` go on.
+        """Write the complete state of the run, from which `resume=<path>` and `load_checkpoint` continue.
 
         Raises:
             ConfigError: the run is on several devices, or the file cannot be written.
@@ -70,10 +70,10 @@ class Interactive(Parts):
         return file
 
     def load_checkpoint(self: Any, path: str | Path) -> None:
-        """Go on from a checkpoint: weights, optimizer, schedule, hooks, position and random generators are its own.
+        """Continue from a checkpoint: restore weights, optimizer, schedule, hooks, position and random generators.
 
         Raises:
-            ConfigError: there is none, it is damaged, or of another training.
+            ConfigError: the checkpoint does not exist, is damaged, or belongs to another training.
         """
         self.prepare()
         restore(self.members[0], Start("resume", *checkpoint.given("resume", str(path))))
@@ -82,11 +82,11 @@ class Interactive(Parts):
         """Return the evaluated model's predictions for all batches of a loader, joined, on the CPU.
 
         Args:
-            loader: batches as those of the data, with or without targets; or the name of a set of the run's data.
+            loader: batches like those of the data, with or without targets; or the name of a set of the run's data.
             split: "val" or "test": whether `val_step` or `test_step` predicts.
 
         Raises:
-            ConfigError: it has no batches.
+            ConfigError: the loader has no batches.
         """
         self.prepare(loader if isinstance(loader, str) else self._any_split())
         batches = self.loader(loader).batches() if isinstance(loader, str) else iter(loader)
@@ -122,9 +122,8 @@ class Interactive(Parts):
 
     @contextmanager
     def interruptible(self: Any) -> Iterator[None]:
-        """End the training with a checkpoint on the first Ctrl-C in the block, at once on the second.
-
-        It applies where Ctrl-C would raise `KeyboardInterrupt`: in the main thread of a script or a notebook.
+        """End the training with a checkpoint on the first Ctrl-C in the block, and immediately on the second. This
+        applies if Ctrl-C would raise `KeyboardInterrupt`: in the main thread of a script or a notebook.
         """
         own = threading.current_thread() is threading.main_thread() and self.strategy.world_size == 1
         if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

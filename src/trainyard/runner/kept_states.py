@@ -1,4 +1,4 @@
-"""Kept states: those of paused members, as the checkpoints hold them that were written last."""
+"""Kept states: the states of paused members in the most recently written checkpoints."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import torch
 _Identity = tuple[int, int, int, int]
 
 MOST = 2**28
-"""Bytes that are kept; the oldest states are forgotten first."""
+"""Maximum number of bytes to keep; the oldest states are dropped first."""
 
 
 class KeptStates:
-    """States in memory of checkpoints that were just written: a member that goes on from one need not read the file.
-
-    A file is known by what it is, not by its name: the checkpoint that a member inherits is a second name of another
-    member's. Used by the thread that trains and the one that writes.
+    """States of recently written checkpoints in memory, so that a member that continues from one of them does not read
+    the file. A file is identified by its identity, not by its name, because the checkpoint that a member inherits is a
+    hard link to the file of another member. Used by the training thread and the writing thread.
 
     Args:
-        most: bytes to keep.
+        most: the maximum number of bytes to keep.
     """
 
     def __init__(self, most: int = MOST) -> None:
@@ -32,11 +31,11 @@ class KeptStates:
         self._lock = Lock()
 
     def keep(self, path: Path, state: dict[str, Any]) -> None:
-        """Keep the state that a file holds.
+        """Keep the state in a file.
 
         Args:
-            path: the file, written by now.
-            state: it is not changed any more.
+            path: the file, which has already been written.
+            state: the state, which no longer changes.
         """
         identity, size = _identity(path), _size(state)
         if identity is None:
@@ -49,7 +48,7 @@ class KeptStates:
                 self._bytes -= size
 
     def state(self, path: Path) -> dict[str, Any] | None:
-        """Return a copy of the state that a file holds; None if it is not kept."""
+        """Return a copy of the state in a file; None if it is not kept."""
         identity = _identity(path)
         with self._lock:
             found = None if identity is None else self._states.get(identity)

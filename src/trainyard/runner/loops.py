@@ -36,7 +36,7 @@ def _pairs(key: str, given: Intervals) -> list[tuple[int, int]]:
 
 
 class TrainLoop(ABC):
-    """Base class of both training loops: counting, one iteration, and the times of validations.
+    """Base class of both training loops: counting, iterations, and the times of validations.
 
     Args:
         length: the length of the run, in the loop's unit.
@@ -48,9 +48,10 @@ class TrainLoop(ABC):
     Attributes:
         unit: "epoch" or "iter": what `length`, `val_begin`, `val_interval` and the turns of the workflow count.
         ends: the counts after which a member's training ends, the last of which is `length`.
-        stages: further stages, which a custom loop calls by `runner.call`; hooks may have methods of these names.
-        val_due: validation runs before the next training iteration. It is part of a checkpoint, so that a run that
-            ended before its validation had finished begins with it.
+        stages: additional stages, which a custom loop calls with `runner.call`; hooks may have methods with these
+            names.
+        val_due: whether validation runs before the next training iteration. It is part of a checkpoint, so that a run
+            that ended before its validation had finished starts with this validation.
     """
 
     unit: str
@@ -76,11 +77,11 @@ class TrainLoop(ABC):
 
     @abstractmethod
     def max_epochs(self, runner: Parts) -> int | None:
-        """Return the number of epochs in the whole run, the last of which can be incomplete; see `max_iters`."""
+        """Return the number of epochs in the entire run, the last of which can be incomplete; see `max_iters`."""
 
     @abstractmethod
     def max_iters(self, runner: Parts) -> int | None:
-        """Return the number of iterations in the whole run.
+        """Return the number of iterations in the entire run.
 
         In the unit of the loop, it is exact. In the other unit, it is derived from the length of the training data: it
         can be an estimate, and is None if the data has no length.
@@ -118,10 +119,10 @@ class TrainLoop(ABC):
                 self._turned = count
 
     def sanity_check(self, runner: Runner) -> None:
-        """Check everything that is specific to this loop, besides training and validation.
+        """Check everything that is specific to this loop, except training and validation.
 
         Raises:
-            ConfigError: it fails.
+            ConfigError: the check fails.
         """
         if self.workflow:
             turns.sanity_check(runner, self.workflow.entries)
@@ -144,7 +145,7 @@ class EpochBasedTrainLoop(TrainLoop):
         val_begin: no validation before this epoch, counted from 1.
         val_interval: epochs between validations; the last epoch is always followed by one.
         dynamic_intervals: pairs `(milestone, interval)`: the interval that applies from that epoch on.
-        workflow: for example `[["train", 2], ["val", 1]]`: after every two epochs one of validation by losses.
+        workflow: for example `[["train", 2], ["val", 1]]`: one epoch of validation by losses after every two epochs.
     """
 
     unit = "epoch"
@@ -215,8 +216,8 @@ class IterBasedTrainLoop(TrainLoop):
         val_begin: no validation before this iteration, counted from 1.
         val_interval: iterations between validations; the last iteration is always followed by one.
         dynamic_intervals: pairs `(milestone, interval)`: the interval that applies from that iteration on.
-        workflow: for example `[["train", 100], ["val", 5]]`: after every 100 iterations the losses of 5 validation
-            batches.
+        workflow: for example `[["train", 100], ["val", 5]]`: the losses of 5 validation batches after every 100
+            iterations.
     """
 
     unit = "iter"
@@ -276,7 +277,7 @@ class IterBasedTrainLoop(TrainLoop):
         self.end_epoch(runner, ended=True)
 
     def end_epoch(self, runner: Runner, *, ended: bool = False) -> None:
-        """Count the epoch of the underlying loader if it has `ended`, or has no more batches.
+        """Count the epoch of the underlying loader if it has `ended` or has no more batches.
 
         Raises:
             TrainyardError: it had no batch.

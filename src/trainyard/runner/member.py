@@ -65,7 +65,7 @@ class Member:
     """One run inside a Runner: its parts, its progress, its directory, journal and checkpoints.
 
     The Runner of a single run has one member, whose parts are the Runner's. The members of a stack have their own
-    parts, which are views of the stack's tensors.
+    parts, which are views of the tensors of the stack.
 
     Attributes:
         seed: every random choice of the run is derived from it.
@@ -134,7 +134,7 @@ class Member:
 
     @property
     def beginning(self) -> Beginning:
-        """What was trained when the optimizer was built."""
+        """The parameters that were trained when the optimizer was built."""
         return self.runner.beginning
 
     @property
@@ -186,23 +186,24 @@ class Member:
         return self.runner.step.state_dict()
 
     def load_step_state(self, state: dict[str, Any]) -> None:
-        """Restore what `step_state` returned."""
+        """Restore a result of `step_state`."""
         self.runner.step.load_state_dict(state)
 
     def hook_states(self) -> dict[str, dict[str, Any]]:
-        """Return the states that the hooks hold for this member, by hook name."""
+        """Return the states of the hooks for this member, by hook name."""
         return self.runner.dispatch.state_dict()
 
     def load_hook_states(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Restore what `hook_states` returned."""
+        """Restore a result of `hook_states`."""
         self.runner.dispatch.load_state_dict(states)
 
     def random_state(self, process: dict[str, Any]) -> dict[str, Any]:
-        """Return the state of the member's random generators; `process` is that of the process's."""
+        """Return the state of the member's random generators; `process` is the state of the generators of the
+        process."""
         return process
 
     def load_random_state(self, state: dict[str, Any]) -> None:
-        """Restore what `random_state` returned."""
+        """Restore a result of `random_state`."""
         rng_state.restore(state)
 
     # -- its directory, journal and results --------------------------------------------------------------------------
@@ -256,7 +257,7 @@ class Member:
             self.notes.clear()
 
     def _tell_gap(self) -> None:
-        """Warn if the journal lacks points that the checkpoint knows of."""
+        """Warn if the journal lacks points that are recorded in the checkpoint."""
         journal, best = self.journal, self.best
         lost = [name for name in self.metrics if journal.lacks(name)]
         if best is not None and self.objective.name not in lost and journal.lacks(self.objective.name, best.iter):
@@ -321,7 +322,7 @@ class Member:
         """Return the latest value of a metric that the config names under `key`.
 
         Raises:
-            ConfigError: no metric of that name is computed.
+            ConfigError: no metric with this name is computed.
         """
         metrics = self.metrics
         if name not in metrics:
@@ -336,7 +337,7 @@ class Member:
             self.best = Best(value, epoch, step)
 
     def is_best(self, step: int) -> bool:
-        """Return whether the best objective is the one seen at iteration `step`."""
+        """Return whether the best objective is that of iteration `step`."""
         return self.best is not None and self.best.iter == step
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""Explanations of errors that torch raises where model, data, loss and optimizer do not fit together.
-
-The scene of an error is read from its traceback: the innermost module that was called, what it was given, the metric
-and the line of the user's own code. An error that is none of these kinds keeps its traceback.
+"""Explanations of errors that torch raises if model, data, loss and optimizer do not fit together. The context of an
+error is read from its traceback: the innermost module that was called, its arguments, the metric and the line of the
+user's code. Errors of other kinds keep their traceback.
 """
 
 from __future__ import annotations
@@ -39,20 +38,19 @@ _OF_INDEX = re.compile(r"[Tt]arget (-?\d+) is out of bounds|index out of range i
 _OF_NORM = "Expected more than 1 value per channel"
 _NO_GRAPH = "does not require grad and does not have a grad_fn"
 _SIZES = ("num_classes", "vocab_size", "out_features")
-"""Facts about the data that are numbers of classes."""
+"""Properties of the data that are numbers of classes."""
 
 
 @contextmanager
 def explained(parts: Parts) -> Iterator[None]:
-    """Explain what torch raises in the block because model, data, loss and optimizer do not fit together.
-
-    The error of a stack stays as it is: its members are tried alone.
+    """Explain errors that torch raises in the block because model, data, loss and optimizer do not fit together. The
+    error of a stack is not changed, because its members are tried alone.
 
     Args:
         parts: those of the run.
 
     Raises:
-        TrainyardError: the explanation: the key of the config, or the layer with its name and what it was given.
+        TrainyardError: the explanation, with the key of the config, or the name and the inputs of the layer.
     """
     try:
         yield
@@ -73,16 +71,16 @@ class Scene:
 
     Attributes:
         text: the first line of the message.
-        module: the innermost module that was called; None outside of all.
+        module: the innermost module that was called; None outside all modules.
         given: its arguments.
-        measured: outputs and target of the metric that was processing, in words; empty where there is none.
+        measured: description of outputs and target of the metric that was processing; empty if there is none.
         name: its name, for messages.
         layer: its name and its settings.
         part: the key of the metric that was processing, or of the hook that was called, or None.
-        logits, target: those of a loss by class, or None.
+        logits, target: the arguments of a classification loss, or None.
         split: the set that was evaluated, or "train".
-        place: the innermost line of code that is neither torch's nor ours.
-        by_torch: whether code of torch raised the error.
+        place: the innermost line of code outside torch and Trainyard.
+        by_torch: whether torch raised the error.
         clipping: whether gradients were clipped.
         stepping: whether the optimizer stepped.
     """
@@ -139,7 +137,7 @@ class Scene:
 
     @property
     def where(self) -> str:
-        """The layer, what it was given, and torch's words."""
+        """The layer, its inputs, and the message of torch."""
         whose = self.layer or self.part or "the model"
         given = f" was given {_shown(self.given)}" if self.module is not None and self.given else self.measured
         place = f" ({self.place})" if self.place else ""
@@ -180,7 +178,7 @@ def _shapes(scene: Scene, parts: Parts) -> TrainyardError:
 
 
 def _types(scene: Scene) -> str:
-    """Return what to do about a type, as a further sentence; nothing if types are not the cause."""
+    """Return advice about a type, as an additional sentence; empty if types are not the cause."""
     if not re.search(r"dtype|scalar type|not implemented for|same type|type \(", scene.text, re.I):
         return ""
     if scene.part is not None or isinstance(scene.module, nn.CrossEntropyLoss | nn.NLLLoss):
@@ -214,13 +212,13 @@ def _out_of_range(scene: Scene, parts: Parts) -> TrainyardError:
 
 
 def no_class(parts: Parts, split: str, target: int, classes: int) -> ConfigError:
-    """Return the error for a target that is no class of the loss.
+    """Return the error for a target that is not a class of the loss.
 
     Args:
         parts: those of the run.
-        split: of the batch.
+        split: the split of the batch.
         target: the number.
-        classes: outputs of the model.
+        classes: the number of outputs of the model.
     """
     if (wrong := _wrong_count(parts, classes)) is not None:
         return wrong
@@ -233,7 +231,7 @@ def no_class(parts: Parts, split: str, target: int, classes: int) -> ConfigError
 
 
 def _wrong_count(parts: Parts, count: int) -> ConfigError | None:
-    """Return the error for a number of classes in the model's config that is less than the data have."""
+    """Return the error for a number of classes in the model's config that is less than that of the data."""
     for key, given, fact in _suspects(parts):
         if key.rpartition(".")[2] in _SIZES and given == count and given < fact:
             return ConfigError(key, given, f"auto, or {fact}, as in the data")
@@ -241,12 +239,12 @@ def _wrong_count(parts: Parts, count: int) -> ConfigError | None:
 
 
 def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigError:
-    """Return the error for a training batch of one sample, of which BatchNorm has no variance.
+    """Return the error for a training batch of one sample, for which BatchNorm cannot compute a variance.
 
     Args:
         parts: those of the run.
         layer: the BatchNorm, for the message.
-        samples: of an epoch, if they are known.
+        samples: the number of samples in an epoch, if known.
     """
     node = parts.settings["data"]
     names = node if isinstance(node, Mapping) else {}
@@ -276,7 +274,7 @@ def _without_graph() -> TrainyardError:
 
 
 def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
-    """Explain sparse gradients that clipping or the optimizer does not take."""
+    """Explain sparse gradients that clipping or the optimizer does not support."""
     names = [name for name, p in parts.model.named_parameters() if p.grad is not None and p.grad.is_sparse]
     whose = f"The gradient of {names[0]} is sparse" if names else "A gradient is sparse"
     dense = "an Embedding without sparse=True has dense gradients"
@@ -300,10 +298,10 @@ def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
 
 
 def _suspects(parts: Parts) -> list[tuple[str, int, int]]:
-    """Return the arguments of the model that have the name of a fact about the data and another value.
+    """Return the arguments of the model with the name of a property of the data but another value.
 
     Returns:
-        For each its key, its value, and the fact.
+        For each argument, its key, its value, and the property.
     """
     facts = _facts(parts)
 

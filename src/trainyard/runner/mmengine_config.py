@@ -13,11 +13,11 @@ _OF_MMENGINE = (
     *("train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "val_evaluator", "test_evaluator"),
     *("optim_wrapper", "param_scheduler", "default_hooks", "custom_hooks", "default_scope", "model_wrapper_cfg"),
 )
-"""Keys of MMEngine's configs that a config here does not have."""
+"""Keys of MMEngine configs that a Trainyard config does not have."""
 
 
 def check_not_mmengine(cfg: Any) -> None:
-    """Raise a `ConfigError` for a config of MMEngine; what is no config at all is not looked at."""
+    """Raise a `ConfigError` for an MMEngine config; values that are not configs are ignored."""
     if not isinstance(cfg, Mapping | DictConfig):
         return
     model = cfg.get("model")

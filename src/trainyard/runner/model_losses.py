@@ -1,4 +1,4 @@
-"""Losses of the model as its validation, where a run has no metric."""
+"""Validation by the losses of the model, for a run without metrics."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from trainyard.step.group import items_of
 from trainyard.step.step import Step
 
 NAME = "loss"
-"""Name of the metric `ModelLosses` among those of a run."""
+"""Name of the metric `ModelLosses` among the metrics of a run."""
 
 
 class ModelLosses(Metric):
-    """Means of what a model returns in `mode="loss"`: `loss`, the sum, and each of its parts.
-
-    A batch weighs the `num_items` that the model returns beside its losses, or else its samples. The outputs that are
-    processed are the losses; None, for a batch without a target, is left out.
+    """Means of the losses of a model in `mode="loss"`: `loss`, the sum, and each of its parts. A batch is weighted by
+    the `num_items` that the model returns in addition to its losses, otherwise by its number of samples. The processed
+    outputs are the losses; None, for a batch without a target, is ignored.
     """
 
     stackable = True
@@ -49,7 +48,7 @@ class ModelLosses(Metric):
 
 
 def evaluates_itself(model: nn.Module) -> bool:
-    """Return whether the class of a model has a validation of its own: `val_step`, `test_step`, or no single loss."""
+    """Return whether the class of a model defines its own validation: `val_step`, `test_step`, or no single loss."""
     inner: Any = getattr(model, "code", None) or getattr(model, "module", model)  # of a stack; of a wrapper of ranks
     kind = type(inner)
     own = [getattr(kind, name, None) for name in ("val_step", "test_step")]
@@ -58,7 +57,7 @@ def evaluates_itself(model: nn.Module) -> bool:
 
 
 def loss_step(model: Any) -> Callable[[Any], Any]:
-    """Return the function from a batch to a model's losses; to None if the batch has no target."""
+    """Return the function from a batch to the losses of a model, or to None if the batch has no target."""
     own: Callable[[Any], Any] = getattr(model, "loss_step", None) or partial(call, model, mode="loss")
 
     def losses(batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a resumed run takes from its config instead of its checkpoint: the setting `resume_override`."""
+"""Values that a resumed run takes from its config instead of its checkpoint: the setting `resume_override`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 KEY = "resume_override"
 BATCH_SIZE = "data.batch_size"
 FLAGS = ("foreach", "fused", "capturable", "differentiable")
-"""Options of an optimizer that say how it computes, not what."""
+"""Options of an optimizer that affect how it computes, not what."""
 
 Options = dict[str, list[Any]]
 """The options of an optimizer by their keys in the config, each with its value in every parameter group."""
@@ -32,7 +32,7 @@ def parse(given: Any) -> tuple[str, ...]:
     """Return the keys that the setting names.
 
     Raises:
-        ConfigError: it is no list of keys that can be overridden.
+        ConfigError: the value is not a list of keys that can be overridden.
     """
     keys = [] if given is None else given
     accepted = f"a list of keys of optim and {BATCH_SIZE}, such as [optim.lr, {BATCH_SIZE}]"
@@ -45,7 +45,7 @@ def parse(given: Any) -> tuple[str, ...]:
 
 
 def options_of(optimizer: Any) -> Options:
-    """Return the options that an optimizer was built with, or has by now."""
+    """Return the options with which an optimizer was built, or its current ones."""
     found: Options = {}
     for name, part in optimizers_of(optimizer).items():
         place = ".".join(word for word in ("optim", name) if word)
@@ -60,9 +60,9 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
     """Give the optimizer, whose state was loaded, the options that the config overrides; log the others.
 
     Args:
-        member: resumed, its schedule too.
-        config: the options of the optimizer as the config has built it.
-        base: the groups from which the saved schedule began; none if that is not known.
+        member: the resumed member, including its schedule.
+        config: the options of the optimizer in the config.
+        base: the groups with which the saved schedule started; empty if unknown.
     """
     asked = [key for key in parse(member.settings[KEY]) if key != BATCH_SIZE]
     saved = options_of(member.optimizer)
@@ -104,11 +104,11 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
 def position(member: Member, reading: dict[str, Any], done: int) -> tuple[dict[str, Any], int, bool]:
     """Return the state of the reader and the number of batches done in the epoch, for the config's batch size.
 
-    Within an epoch as many samples as before are done, rounded down to complete batches and groups of batches. The last
-    value says whether the size has changed.
+    Within an epoch, the number of completed samples is kept, rounded down to complete batches and groups of batches.
+    The last value tells whether the size has changed.
 
     Raises:
-        ValueError: it changes within an epoch of a stream, whose position is known in its own batches only.
+        ValueError: the size changes within an epoch of a stream, whose position is known only in its own batches.
     """
     own, saved = member.runner.reader.loader.batch_size, reading.get("batch_size")
     if BATCH_SIZE not in parse(member.settings[KEY]) or saved in (None, own):
@@ -125,7 +125,7 @@ def position(member: Member, reading: dict[str, Any], done: int) -> tuple[dict[s
 
 
 def note(member: Member, key: str, old: str, new: str) -> None:
-    """Tell of a value that the config overrides, and record it with the run."""
+    """Log a value that the config overrides, and record it with the run."""
     log.warning(
         "%s is now %s instead of %s.",
         *(key, new, old),
@@ -135,7 +135,7 @@ def note(member: Member, key: str, old: str, new: str) -> None:
 
 
 def without_pending(step: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of a step without the gradients of a group of batches that was begun."""
+    """Return the state of a step without the gradients of an incomplete group of batches."""
     group = step.get("group")
     return step | {"gradients": None, "group": group and group | {"samples": None, "items": None}}
 

@@ -60,7 +60,7 @@ class Parts:
         members: the members that train with these parts.
 
     Attributes:
-        added_hooks: further hooks by name, besides those of the settings.
+        added_hooks: additional hooks by name.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Parts:
         self.added_hooks: dict[str, Any] = {}
 
     lanes_differ = False
-    """Whether the members of a stack stand at different places of the training, or end at different ones."""
+    """Whether the members of a stack are at different positions in the training, or end at different ones."""
 
     @property
     def seed(self) -> int:
@@ -97,7 +97,7 @@ class Parts:
     def model_config(self) -> Any:
         """The config of the model with every `auto` filled in; the model itself if it was given as an object.
 
-        What the data measured for the model stands before its own `data_preprocessor`.
+        The preprocessor of the data is placed before the model's own `data_preprocessor`.
         """
         config = fill_auto(self.settings["model"], "model", self.data.spec if self.data else None)
         return config if self.data is None else with_preprocessor(config, self.data.preprocessor)
@@ -146,7 +146,7 @@ class Parts:
 
     @cached_property
     def beginning(self) -> Beginning:
-        """What was trained when the optimizer was built."""
+        """The parameters that were trained when the optimizer was built."""
         return Beginning.of(self.model, self.optimizer)
 
     @cached_property
@@ -201,7 +201,8 @@ class Parts:
 
     @cached_property
     def validates_by_loss(self) -> bool:
-        """Whether the losses of the model are its validation: there is no metric, and no `val_step` of the model's."""
+        """Whether the losses of the model are its validation: there is no metric, and the model does not define
+        `val_step`."""
         given = self.settings["metrics"] or {}
         return not any(metric is not None for metric in given.values()) and not evaluates_itself(self.model)
 
@@ -239,7 +240,8 @@ class Parts:
         return self.captured(step, self.model)
 
     def captured(self, step: Step, code: nn.Module) -> Step:
-        """Return `step` as a CUDA graph, if the run has a CUDA device and asks for it; `code` is what the step runs."""
+        """Return `step` as a CUDA graph, if the run has a CUDA device and requests it; `code` is the code that the step
+        runs."""
         if self.device.type != "cuda" or self.settings["capture"] is False:
             return step
         from trainyard.step.cuda_graph import captured_step  # imported here because only CUDA needs it
@@ -262,11 +264,11 @@ class Parts:
 
     @cached_property
     def loaders(self) -> dict[str, Loader]:
-        """The loaders that are built so far, by set."""
+        """The loaders built so far, by set."""
         return {}
 
     def loader(self, split: str) -> Loader:
-        """Return the loader of a split; if the split has several sets, that of the first."""
+        """Return the loader of a split; if the split has several sets, the loader of the first one."""
         split = next(iter(self.sets(split)), split)
         if split not in self.loaders:
             if split == "train" and self.data is None and not needs_data(self.train_loop):
@@ -276,7 +278,7 @@ class Parts:
         return self.loaders[split]
 
     def _loader(self, split: str) -> Loader:
-        """Return a new loader of what this rank reads of a set, under `limit` and `overfit`."""
+        """Return a new loader of this rank's part of a set, with `limit` and `overfit` applied."""
         limit = limits.parse(self.settings["limit"]).get(split.partition("/")[0])
         overfit = limits.batches_to_overfit(self.settings["overfit"])
 
@@ -305,7 +307,7 @@ class Parts:
             raise error.under("data") from None
 
     def metainfo(self, split: str) -> Any:
-        """Return what the dataset of a split states as its `metainfo`; None if it states nothing."""
+        """Return the `metainfo` of the dataset of a split; None if it has none."""
         return None if self.data is None else self.data.metainfo(split)
 
     def has_split(self, split: str) -> bool:

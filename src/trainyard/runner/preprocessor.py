@@ -1,4 +1,4 @@
-"""Preprocessor of the data, put before that of the model."""
+"""Preprocessor of the data, placed before the preprocessor of the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainyard.models import BaseModel
 from trainyard.models.base import as_module
 
 NAME = "data"
-"""Its name where the model's own preprocessors have names."""
+"""Its name if the preprocessors of the model have names."""
 
 
 def with_preprocessor(model: Any, fitted: Mapping[str, Any] | None) -> Any:
@@ -19,7 +19,7 @@ def with_preprocessor(model: Any, fitted: Mapping[str, Any] | None) -> Any:
 
     Args:
         model: a config with every `auto` filled in, or a module, which is changed in place.
-        fitted: the config of the preprocessor; None leaves the model as it is.
+        fitted: the config of the preprocessor; None does not change the model.
 
     Raises:
         ConfigError: the model has no `data_preprocessor`.

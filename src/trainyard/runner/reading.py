@@ -19,16 +19,15 @@ HINT = " (resume_override=[data.batch_size] continues with another batch size)"
 
 
 class TrainingReader:
-    """Reads the training data for a loop, and knows what a resumed run needs to read on.
-
-    The number of batches in an epoch is often known only once it has ended. A step that accumulates gradients weighs
-    each batch by the size of its group, so the batches of a group are then read before the first of them is trained on.
-    What reading draws from the random generators is part of that: a run that is resumed within a group reads the whole
-    group again, under the generators as they were before it.
+    """Reads the training data for a loop, and provides the state from which a resumed run continues reading. The number
+    of batches in an epoch is often known only at its end. A step that accumulates gradients weights each batch by the
+    size of its group, so all batches of a group are read before the first of them is used. Reading draws from the
+    random generators: a run that is resumed within a group therefore reads the entire group again, with the state of
+    the generators before it.
 
     Args:
-        loader: of the training data.
-        strategy: ends the epoch of all ranks together.
+        loader: the loader of the training data.
+        strategy: the strategy, which ends the epoch of all ranks together.
 
     Attributes:
         total: the number of batches in the epoch, as far as the step needs it: it is exact if the group of the current
@@ -44,13 +43,12 @@ class TrainingReader:
         self._ahead: _OpenedAhead | None = None
 
     def look_ahead(self) -> Batch:
-        """Return the first batch of the first epoch, which `batches` yields all the same.
-
-        A stream without a state is opened once: what is begun here is what `batches` reads on. Call this under the
-        generators with which the training begins.
+        """Return the first batch of the first epoch, which `batches` still yields. A stream without a state is opened
+        only once: `batches` continues the iteration that is started here. Call this with the generators with which the
+        training starts.
 
         Raises:
-            TrainyardError: there is none.
+            TrainyardError: there is no batch.
         """
         if self._ahead is not None:
             return self._ahead.first
@@ -69,9 +67,9 @@ class TrainingReader:
 
         Args:
             epoch: the epoch, from 0.
-            start: the number of batches that are done in it.
-            group: batches to a step of the optimizer, if groups end with the epoch.
-            step: the step that trains on them, and may take them as it wants (`Step.batches_of`).
+            start: the number of completed batches of the epoch.
+            group: batches per optimizer step, if groups end with the epoch.
+            step: the step that trains on them, which can choose their form (`Step.batches_of`).
         """
         resumed, self._resumed, self._group = self._resumed, None, None
         if resumed is not None and resumed["place"][0] != epoch:
@@ -89,7 +87,8 @@ class TrainingReader:
         return self._in_groups(epoch, start, group, resumed)
 
     def state_dict(self, epoch: int, done: int) -> dict[str, Any]:
-        """Return what a resumed run needs to read on from the position (`epoch`, `done`): tensors and plain values."""
+        """Return the state that a resumed run needs to continue reading at the position (`epoch`, `done`): tensors and
+        plain values."""
         state = {"batches": exact_length(self.loader), "batch_size": self.loader.batch_size}
         if state["batches"] is not None:
             return state
@@ -100,10 +99,10 @@ class TrainingReader:
         return state | {"place": [epoch, done], "random": None, "stream": self._stream_state()}
 
     def load_state_dict(self, state: dict[str, Any], done: int) -> None:
-        """Let the next `batches` read on from a state that `state_dict` returned; `done` is that of its position.
+        """Let the next `batches` continue reading from a result of `state_dict`; `done` is the value of its position.
 
         Raises:
-            ValueError: the data come in other batches now.
+            ValueError: the batches of the data have changed.
         """
         length, size = exact_length(self.loader), self.loader.batch_size
         if None not in (state["batches"], length) and state["batches"] != length:
@@ -171,14 +170,14 @@ class TrainingReader:
 
 @dataclass(frozen=True)
 class _OpenedAhead:
-    """Epoch of a loader of which the first batch has been read before the training.
+    """Epoch of a loader whose first batch was read before the training.
 
     Attributes:
         loader: the loader.
         rest: the batches after the first.
         first: the first batch.
         before, after: the generators of the CPU before and after it was read.
-        turn: how many iterations of the loader had begun then, if it serves one at a time.
+        turn: the number of iterations of the loader that had been started then, if it serves one at a time.
         state: the state of the stream before it was read; None if it has none.
     """
 
@@ -191,17 +190,17 @@ class _OpenedAhead:
     state: Any
 
     def batches(self) -> Iterator[Batch]:
-        """Return all batches of the epoch; what reading the first one drew is drawn when it is asked for."""
+        """Return all batches of the epoch; the random numbers for reading the first one are drawn when it is
+        requested."""
         if self.state is not None:
             batches: Iterator[Batch] = self.loader.batches(0, 0, self.state)
             return batches
         return self._continued()
 
     def _continued(self) -> Iterator[Batch]:
-        """Yield the first batch and the rest.
-
-        The epoch is started again if that is not possible: other code has iterated since then what serves one iteration
-        at a time, or reading draws random numbers, and would draw other ones now.
+        """Yield the first batch and the rest. The epoch is restarted if this is not possible because other code has
+        since iterated a loader that serves one iteration at a time, or because reading draws random numbers and would
+        now draw other ones.
         """
         drew = not rng_state.same(self.before, self.after)
         if _turn(self.loader) != self.turn or (drew and not rng_state.same(rng_state.cpu_states(), self.before)):

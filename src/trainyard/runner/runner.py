@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 _LEAVES = attrgetter("leaves")
 _CHANGES = ("before_train_epoch", "after_train_epoch")
-"""Stages after whose hooks the optimizer is given parameters that were unfrozen."""
+"""Stages after which unfrozen parameters are added to the optimizer."""
 
 
 class Runner(Interactive):
@@ -174,7 +174,7 @@ class Runner(Interactive):
         self._eval_model: nn.Module | None = None
 
     def make_members(self) -> Sequence[Member]:
-        """Return the members that the Runner begins with."""
+        """Return the initial members of the Runner."""
         member = Member(**member_arguments(self.settings))
         member.join(self)
         return [member]
@@ -248,7 +248,7 @@ class Runner(Interactive):
         self.interrupted = self.strategy.world_size == 1  # several ranks have to agree on the iteration
 
     def snapshot(self) -> Snapshot:
-        """Return the values of all that a step changes."""
+        """Return the values of all objects that a step changes."""
         return Snapshot(self.model, self.step)
 
     def stage(self, name: str) -> list[Callable[..., None]]:
@@ -326,7 +326,7 @@ class Runner(Interactive):
     # -- running -------------------------------------------------------------------------------------------------------
 
     def prepare(self, mode: str = "train") -> None:
-        """Build all that `train`, `val` or `test` needs, and load what it starts from.
+        """Build all parts that `train`, `val` or `test` needs, and load the checkpoint or weights from which it starts.
 
         Raises:
             TrainyardError: the config is invalid. Nothing has been written.

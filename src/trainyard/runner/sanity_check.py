@@ -19,17 +19,16 @@ log = logging.getLogger(__name__)
 
 
 def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
-    """Run one batch through validation, and one step of the training, so that errors appear before it.
-
-    Nothing of the run changes, and nothing is written that stays.
+    """Run one batch through validation, and one step of the training, so that errors appear before the training. The
+    run is not changed, and no files remain.
 
     Args:
         runner: a Runner that is ready to train.
-        resumes: whether it goes on from a checkpoint.
+        resumes: whether it continues from a checkpoint.
 
     Raises:
-        ConfigError: no metric gives the objective, or the value that a schedule or a hook monitors or keeps the best
-            of; a part has a state that a checkpoint cannot hold.
+        ConfigError: no metric computes the objective, or a value that a schedule or a hook monitors; or a part has a
+            state that a checkpoint cannot contain.
     """
     names, none = list[str](), "no validation metrics: the data has no validation set"
     known = names
@@ -65,7 +64,7 @@ def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
 
 
 def watched(runner: Parts) -> Iterator[tuple[str, str]]:
-    """Yield the required metrics, each with the key of the config that names it."""
+    """Yield the required metrics, each with its key in the config."""
     objective = runner.members[0].objective.name
     yield "objective", objective
     parts: dict[str, Any] = {f"hook.{name}": hook for name, hook in runner.dispatch.hooks.items()}

@@ -22,7 +22,7 @@ def session(runner: Runner) -> Iterator[None]:
     """Open every member's journal, call the hooks, and record how each run ended.
 
     Raises:
-        TrainyardError: a directory already holds a run, or another process trains in it.
+        TrainyardError: a directory already contains a run, or another process trains in it.
     """
     status: Status = "FAILED"
     message = ""

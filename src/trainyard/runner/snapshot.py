@@ -1,4 +1,4 @@
-"""Snapshot: the values of a training's parts, which can be put back in place."""
+"""Snapshot: the values of the parts of a training, which can be restored in place."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ from trainyard.step.precision import Precision
 from trainyard.step.step import Step
 
 _OPENED = (nn.Module, Optimizer, Step, Precision, NoClip, GroupWeights, torch.amp.GradScaler)
-"""Objects whose attributes are taken in."""
+"""Objects whose attributes are included."""
 
 
 class Snapshot:
-    """Values of parts and of all that they hold: tensors, gradients, numbers, containers, generators.
-
-    `restore` puts them back in place: tensors and containers stay the objects that they are, at their addresses. What
-    other objects than those of torch and of Trainyard's steps hold is not taken in. Values on a GPU are kept in main
-    memory.
+    """Values of parts and of everything that they contain: tensors, gradients, numbers, containers, generators.
+    `restore` restores them in place: tensors and containers stay the same objects at the same addresses. Only the
+    attributes of objects of torch and of Trainyard's steps are included. Values on a GPU are kept in main memory.
 
     Args:
         *parts: modules, optimizers, steps, or containers of them.
@@ -45,13 +43,13 @@ class Snapshot:
             waiting += self._take(value)
 
     def restore(self) -> None:
-        """Put back all values."""
+        """Restore all values."""
         with torch.no_grad():
             for undo in self._undo:
                 undo()
 
     def _take(self, value: Any) -> list[Any]:
-        """Note how to put a value back, and return what it holds."""
+        """Record how to restore a value, and return its contents."""
         if isinstance(value, Tensor):
             return self._take_tensor(value)
         if isinstance(value, dict):
@@ -95,7 +93,7 @@ class Snapshot:
 
 
 def _overlaps(tensor: Tensor) -> bool:
-    """Return whether several numbers lie at one place: torch writes to none of them."""
+    """Return whether several elements share memory, to which torch does not write."""
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 

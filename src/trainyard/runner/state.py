@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Checkpoint that a run begins with: its complete state for `resume`, only its weights for `load_from`.
+    """Checkpoint with which a run starts: its complete state for `resume`, only its weights for `load_from`.
 
     Attributes:
-        key: the setting that names it.
+        key: the setting that names the checkpoint.
         path: the file.
         state: its contents; for `load_from` the weights by name.
     """
@@ -48,7 +48,7 @@ def starting_point(member: Member) -> Start | None:
     """Return the checkpoint that `resume` or `load_from` names.
 
     Raises:
-        ConfigError: it is absent or damaged, or the directory already holds a run and `resume` is off.
+        ConfigError: the checkpoint is missing or damaged, or the directory already contains a run and `resume` is off.
     """
     if member.resume is True:
         if member.work_dir is None:
@@ -76,7 +76,7 @@ def starting_point(member: Member) -> Start | None:
 
 
 def _kept(member: Member, paths: Sequence[Path]) -> tuple[Path, dict[str, Any]] | None:
-    """Return the first of these checkpoints whose state is in memory, with that; None if none is."""
+    """Return the first of these checkpoints whose state is in memory, with this state; None if there is none."""
     if (kept := member.runner.kept_states) is not None:
         for path in paths:
             if (state := kept.state(path)) is not None:
@@ -91,13 +91,13 @@ def _holds_another_run(member: Member) -> bool:
 def capture(
     member: Member, generators: dict[str, Any], reading: dict[str, Any], hooks: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the state of a member, as its checkpoint holds it; its tensors are the live ones.
+    """Return the state of a member, as in its checkpoint; the tensors are not copies.
 
     Args:
         member: a member of any Runner; the checkpoint is that of a single run.
-        generators: the state of the random generators of its single run.
-        reading: that of the `TrainingReader`.
-        hooks: states of the hooks; by default those that they have now.
+        generators: the state of the random generators in its single run.
+        reading: the state of the `TrainingReader`.
+        hooks: the states of the hooks; by default, the current ones.
     """
     runner = member.runner
     state = {
@@ -173,10 +173,10 @@ def restore(member: Member, start: Start | None, *, weights_only: bool = False) 
 
 @contextmanager
 def _of_this_training(start: Start) -> Iterator[None]:
-    """Name the checkpoint in an error of restoring it: what is not of the kind that it should be raises anything.
+    """Name the checkpoint in an error of restoring it; a state of another kind can cause any error.
 
     Raises:
-        ConfigError: it cannot be restored.
+        ConfigError: the checkpoint cannot be restored.
     """
     try:
         yield
@@ -216,7 +216,7 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
 
 
 def _reading(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return the state of the reader, and the number of batches that are done in the epoch.
+    """Return the state of the reader, and the number of completed batches in the epoch.
 
     Versions before this one counted the same number of batches, `len()` of the loader, in every epoch.
     """
@@ -226,7 +226,7 @@ def _reading(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def position_of(state: dict[str, Any]) -> tuple[int, int]:
-    """Return the position of a checkpoint: the epoch, and the batches that are done in it."""
+    """Return the position of a checkpoint: the epoch, and the number of completed batches in it."""
     return state["epoch"], _reading(state)[1]
 
 

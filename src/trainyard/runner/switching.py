@@ -1,4 +1,5 @@
-"""Optimizers that train other weights than those to evaluate, such as schedule-free ones: `train()` and `eval()`."""
+"""Optimizers whose trained weights differ from the weights to evaluate, such as schedule-free ones: `train()` and
+`eval()`."""
 
 from __future__ import annotations
 
@@ -18,16 +19,15 @@ def switches(optimizer: Any) -> bool:
 
 
 def end_training(optimizer: Any) -> None:
-    """Leave the parameters at their values for evaluation, if the optimizer switches."""
+    """Set the parameters to their values for evaluation, if the optimizer switches."""
     if switches(optimizer):
         optimizer.eval()
 
 
 @contextmanager
 def evaluated(optimizer: Any) -> Iterator[None]:
-    """Give the parameters their values for evaluation inside the block, if the optimizer switches; then those before.
-
-    `train()` would bring them back up to rounding; a copy does so to the bit.
+    """Inside the block, give the parameters their values for evaluation, if the optimizer switches; then restore the
+    previous values. `train()` would restore them only up to rounding; a copy restores them bit for bit.
     """
     if not switches(optimizer):
         yield
@@ -46,7 +46,7 @@ def evaluated(optimizer: Any) -> Iterator[None]:
 
 @contextmanager
 def evaluated_in_training(runner: Runner) -> Iterator[None]:
-    """Do the same for a validation in the course of a training; the model alone may be what is evaluated."""
+    """Do the same for a validation during a training; only the model itself may be evaluated."""
     if not runner.training or runner.stacked:
         yield
         return

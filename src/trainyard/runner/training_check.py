@@ -1,4 +1,4 @@
-"""Check of the training before it begins: one step, and one checkpoint written and read."""
+"""Check of the training before it starts: one step, and one checkpoint that is written and read."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def check(runner: Runner, *, resumes: bool) -> None:
-    """Make one step of the optimizer on the first batch, write and read a checkpoint, and restore everything.
+    """Perform one optimizer step on the first batch, write and read a checkpoint, and restore everything.
 
     Args:
         runner: a Runner that is ready to train.
-        resumes: whether it goes on from a checkpoint.
+        resumes: whether it continues from a checkpoint.
 
     Raises:
-        ConfigError: something in a checkpoint would be neither a tensor nor a plain value.
+        ConfigError: a checkpoint would contain an object that is neither a tensor nor a plain value.
     """
     if not _can_be_tried(runner, resumes):
         return
@@ -60,11 +60,9 @@ def writes_checkpoints(runner: Runner) -> bool:
 
 
 def _can_be_tried(runner: Runner, resumes: bool) -> bool:
-    """Return whether a step of the training can be made that leaves no trace.
-
-    The ranks of several devices would begin their training with other groups of gradients, a stream that is resumed is
-    not read from its beginning, a loop of the user's own may call its step in another way, and parameters without a
-    shape would get their first values.
+    """Return whether a training step can be performed without side effects. The ranks of several devices would start
+    their training with other groups of gradients; a resumed stream is not read from its beginning; a custom loop may
+    call its step in another way; and parameters without a shape would get their initial values.
     """
     kind = type(runner.train_loop)
     usual = any(
@@ -76,10 +74,10 @@ def _can_be_tried(runner: Runner, resumes: bool) -> bool:
 
 
 def _try_checkpoint(runner: Runner) -> None:
-    """Write a checkpoint into a file without a name on the disk of the run, and read it.
+    """Write a checkpoint into an unnamed file on the disk of the run, and read it.
 
     Raises:
-        ConfigError: something in it is neither a tensor nor a plain value.
+        ConfigError: it contains an object that is neither a tensor nor a plain value.
     """
     if runner.work_dir is None:
         return
@@ -108,7 +106,7 @@ def _hook_states(runner: Runner) -> dict[str, Any]:
 
 
 def _not_plain(state: dict[str, Any]) -> ConfigError | None:
-    """Return the error for a state that a checkpoint cannot hold; None if each of its values alone is plain."""
+    """Return the error for a state that a checkpoint cannot contain; None if each single value is plain."""
     found = checkpoint.misfit(state)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Parameters that a run begins to train later than at its start."""
+"""Parameters that a run starts to train after its start."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def unfreeze(runner: Runner, patterns: Sequence[str], key: str = "unfreeze") -> 
 
 
 def notice(runner: Runner) -> None:
-    """Have parameters `join` that a hook has given gradients without `Runner.unfreeze`."""
+    """Call `join` for parameters to which a hook has given gradients without `Runner.unfreeze`."""
     if any(parameter.requires_grad for parameter in runner.beginning.frozen.values()):
         join(runner)
 
 
 def join(runner: Runner) -> None:
-    """Give the optimizer the parameters that have gradients by now, and were frozen or absent when it was built.
+    """Add to the optimizer the parameters that have gradients now, and were frozen or absent when it was built.
 
     Raises:
         TrainyardError: they cannot be trained: the run is on several devices, or it is a stack.
@@ -59,7 +59,7 @@ def join(runner: Runner) -> None:
 
 
 def check_none_missed(runner: Runner) -> None:
-    """Warn of parameters that were never trained: `notice` looks for unfrozen ones between two epochs."""
+    """Warn of parameters that were never trained; `notice` searches for unfrozen ones between two epochs."""
     if new := _new(runner):
         log.warning(
             "These parameters have gradients, but are not trained by any optimizer: %s. Use Runner.unfreeze "
@@ -69,7 +69,7 @@ def check_none_missed(runner: Runner) -> None:
 
 
 def _new(runner: Runner) -> dict[str, Parameter]:
-    """Return the parameters that have gradients, and that neither the optimizer nor its maker knew of."""
+    """Return the parameters that have gradients but were unknown to the optimizer and its builder."""
     left_out, held = set(runner.beginning.left_out), held_by(runner.optimizer)
     return {
         name: parameter
@@ -85,7 +85,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _schedule(runner: Runner) -> None:
-    """Write the present row of the schedule into the new groups, if a hook does so for the others."""
+    """Write the current row of the schedule into the new groups, if a hook does so for the others."""
     schedule = runner.schedule
     if schedule is None or "param_schedule" not in runner.dispatch.hooks:
         return

@@ -21,7 +21,7 @@ from trainyard.runner import checkpoint, foreign_files
 KEY = "load_from"
 SHOWN = 3  # names in a message
 PARTS = ("eval_model", "model", "state_dict", "model_state_dict")
-"""Entries that may hold a file's weights, in order of preference: those of Trainyard, MMEngine, Lightning, …"""
+"""Entries that can contain the weights of a file, in order of preference: those of Trainyard, MMEngine, Lightning, …"""
 
 Weights = Mapping[str, Any]
 
@@ -32,12 +32,12 @@ class LoadFrom:
 
     Args:
         path: a checkpoint of Trainyard; or a file that `torch.save` wrote, with tensors by name, or with a dict that
-            holds them under `model`, `state_dict` or `model_state_dict`.
-        strict: the file must hold every tensor of the model, in its shape, and no other. False: matching tensors are
-            loaded, and the log lists the others.
-        revise_keys: how names in the file are changed before they are compared: a mapping of prefixes (the first that
-            matches is replaced), or a list of pairs `[pattern, replacement]` for `re.sub`, applied in order.
-        include: patterns; only matching tensors of the model are loaded, and `strict` applies to these only.
+            contains them under `model`, `state_dict` or `model_state_dict`.
+        strict: whether the file must contain every tensor of the model, with its shape, and no others. False: matching
+            tensors are loaded, and the log lists the others.
+        revise_keys: changes of names in the file before they are compared: a mapping from prefixes to replacements (the
+            first match is replaced), or a list of pairs `[pattern, replacement]` for `re.sub`, applied in order.
+        include: patterns; only matching tensors of the model are loaded, and `strict` applies only to these.
         exclude: patterns; matching tensors of the model are not loaded, and `strict` does not apply to them.
 
     A pattern of `include` or `exclude` is a glob for the full name of a tensor, or of a module that contains it.
@@ -62,7 +62,7 @@ def load_from(given: Any) -> LoadFrom | None:
     """Parse the setting `load_from`: None, a path, or a mapping of the arguments of `LoadFrom`.
 
     Raises:
-        ConfigError: anything else; an unknown or invalid argument.
+        ConfigError: the value is something else, or an argument is unknown or invalid.
     """
     given = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
     if given is None or isinstance(given, LoadFrom):
@@ -109,11 +109,11 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
     Args:
         model: changed in place.
         weights: tensors by their names in the file.
-        asked: which of them to load, and under which names.
+        asked: the tensors to load, and their names.
         key: the setting, for messages.
 
     Returns:
-        A text for the log: what was loaded and what was not.
+        A summary for the log: the tensors that were loaded, and those that were not.
 
     Raises:
         ConfigError: with `asked.strict`, names are missing, unknown or of another shape; a pattern matches nothing; or
@@ -170,7 +170,7 @@ def _checked_keys(given: Any) -> list[tuple[str, str]]:
 
 
 def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
-    """Rename the weights as `revise_keys` asks.
+    """Rename the weights according to `revise_keys`.
 
     Raises:
         ConfigError: two tensors get the same name, or an entry changes no name.
@@ -204,9 +204,8 @@ def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
 
 
 def _within(weights: Weights, own: Weights) -> str:
-    """Return what stands before the names of the file's tensors in the model: `net.`, where the file is of the network.
-
-    That is the part of the model in which a name of the file is found; nothing where one is found in the model itself.
+    """Return the prefix of the file's tensors in the model, such as `net.` if the file contains only the network. This
+    is the part of the model in which a name of the file is found; empty if a name is found in the model itself.
     """
     if any(name in own for name in weights):
         return ""
@@ -215,7 +214,7 @@ def _within(weights: Weights, own: Weights) -> str:
 
 
 def _filter(asked: LoadFrom, names: Iterable[str], key: str) -> Callable[[str], bool]:
-    """Return a predicate on names: whether the tensor of that name is loaded."""
+    """Return a predicate on names: whether the tensor with this name is loaded."""
     names = sorted(names)
     for kind in ("include", "exclude"):
         for pattern in getattr(asked, kind):

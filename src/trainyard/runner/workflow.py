@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 Entries = Sequence[Sequence[Any]]
 Places = dict[str, tuple[int, int]]
-"""By validation set, the position in its data: the epoch, and the batches that are done in it."""
+"""The position in the data of each validation set: the epoch, and the number of completed batches in it."""
 
 
 class Workflow:
-    """A cycle of turns: `[["train", 2], ["val", 1]]` is two epochs (or iterations) of training, then one of validation.
+    """A cycle of turns: `[["train", 2], ["val", 1]]` means two epochs (or iterations) of training, then one of
+    validation.
 
     A validation turn does not count towards the length of a run. If the run ends within a cycle, the rest of the
     cycle's validation still follows, as in MMCV.
@@ -39,7 +40,7 @@ class Workflow:
         entries: pairs of "train" or "val" and a number of epochs (or iterations).
 
     Raises:
-        ConfigError: anything else, or no training turn.
+        ConfigError: the value is something else, or there is no training turn.
     """
 
     def __init__(self, entries: Entries) -> None:
@@ -92,15 +93,15 @@ def val_losses(runner: Runner, unit: str, first: int, units: int, places: Places
     """Run validation data through the trained model in evaluation mode, and record the means of its losses.
 
     The weights are those of the training, not their average. Each loss is recorded as `val_loss/<key>`, for a set
-    `val/easy` as `val_loss/easy/<key>`: the mean over batches, weighted by the `num_items` that the model returns
-    beside its losses, or else by their number of samples.
+    `val/easy` as `val_loss/easy/<key>`: the mean over batches, weighted by the `num_items` that the model returns in
+    addition to its losses, otherwise by their number of samples.
 
     Args:
         runner: the Runner of a training.
         unit: "epoch" for passes over every set; "iter" for batches of every set, which starts again after its last one.
         first: the number of units before this turn, which continues where the last one ended.
         units: the number of units of this turn.
-        places: where the turn before has ended, in units of batches; set to where this one ends once it has finished.
+        places: the position at which the previous turn ended, in batches; updated when this turn has finished.
 
     Returns:
         Whether the turn has finished; False if the run was interrupted.
@@ -194,12 +195,12 @@ def _of_all_ranks(runner: Runner, *numbers: dict[str, Tensor]) -> Sequence[dict[
 
 
 def _stated_place(loader: Loader, first: int) -> tuple[int, int]:
-    """Return the place after `first` batches by the stated length, which is how earlier versions counted it."""
+    """Return the position after `first` batches from the stated length, as counted by earlier versions."""
     return divmod(first, length_hint(loader) or sys.maxsize)
 
 
 def _batches(runner: Runner, name: str, units: int, place: tuple[int, int], ends: Places) -> Iterator[Batch]:
-    """Yield this rank's of the `units` batches from `place` on, and put the place after them into `ends`.
+    """Yield this rank's part of the `units` batches from `place` on, and store the position after them in `ends`.
 
     Raises:
         TrainyardError: the set has no batch.

@@ -25,7 +25,7 @@ DURATIONS = ("T_max", "T_0", "total_iters", "total_steps", "step_size", "step_si
 """Arguments of torch's schedulers that count in the unit: an integer, a fraction of the run in (0, 1), or "auto"."""
 
 OWN_LR = ("max_lr", "base_lr")
-"""Arguments of torch's schedulers that are learning rates: "auto" is the group's own."""
+"""Arguments of torch's schedulers that are learning rates: "auto" is the learning rate of the group."""
 
 _MILESTONES = "integers or fractions of the run in (0, 1), each larger than the one before"
 
@@ -49,7 +49,7 @@ class Part:
         """Check everything that does not depend on the run's length, and return the part.
 
         Raises:
-            ConfigError: not a scheduler, an argument that it does not take, or a number that it cannot use.
+            ConfigError: it is not a scheduler, does not accept an argument, or cannot use a number.
         """
         make, keywords = (given.func, given.keywords) if isinstance(given, functools.partial) else (given, {})
         if isinstance(make, type) and issubclass(make, ReduceLROnPlateau):
@@ -70,7 +70,7 @@ class Part:
 
     @property
     def _torchs(self) -> bool:
-        """True if the scheduler is one of torch's own, or of those with a floor: their arguments are known by name."""
+        """True if the scheduler is one of torch's, or one with a floor; their arguments are known by name."""
         return getattr(self.make, "__module__", "") in (LRScheduler.__module__, floors.__name__)
 
     def _check(self) -> None:
@@ -120,9 +120,8 @@ class Part:
         return replace(self, keywords=keywords)
 
     def last_step(self, length: float) -> float:
-        """Return the number of the last step that makes sense, where a run may be longer than `length`, an estimate.
-
-        There is one for a scheduler whose arguments follow from the length, and for `OneCycleLR`; else it is infinite.
+        """Return the number of the last meaningful step if a run may be longer than the estimate `length`. It is finite
+        for a scheduler whose arguments depend on the length, and for `OneCycleLR`; otherwise, it is infinite.
         """
         given = {name: value for name, value in self.keywords.items() if name not in (*OWN_LR, "cycle_momentum")}
         places = given.get("milestones", ()) if self._torchs else ()
@@ -135,7 +134,7 @@ class Part:
         return total - 1
 
     def _blamed(self, optimizer: StandIn, keywords: Mapping[str, Any]) -> str | None:
-        """Return the argument without which torch's scheduler takes the others; None if there is none."""
+        """Return the argument without which torch's scheduler accepts the others; None if there is none."""
         for name in keywords:
             try:
                 self.make(optimizer, **{other: value for other, value in keywords.items() if other != name})
@@ -145,11 +144,11 @@ class Part:
         return None
 
     def build(self, optimizer: StandIn, length: float, *, certain: bool = True) -> LRScheduler:
-        """Build the scheduler on `optimizer`; `length` is how long it will run, infinite if that is unknown.
+        """Build the scheduler on `optimizer`; `length` is its number of steps, infinite if unknown.
 
         Raises:
-            ConfigError: torch's scheduler refuses its arguments, or would end before a `length` that is `certain`; or
-                an argument follows from the length, which is unknown.
+            ConfigError: torch's scheduler rejects its arguments, or would end before a `length` that is `certain`; or
+                an argument depends on the length, which is unknown.
         """
         keywords = {name: self._resolve(name, value, optimizer, length) for name, value in self.keywords.items()}
         if certain:
@@ -213,7 +212,7 @@ def is_share(value: Any) -> bool:
 def check_position(key: str, value: Any, *, at_least: int, other: str = "") -> None:
     """Raise a `ConfigError` unless `value` counts in the unit or is a fraction of the run.
 
-    `other` is what else the caller accepts and has handled, for the message.
+    `other` describes other values that the caller accepts and has already handled, for the message.
     """
     if not (is_share(value) or is_count(value, at_least)):
         kinds = [f"an integer of at least {at_least}", "a fraction of the run in (0, 1)", *filter(None, [other])]
@@ -226,7 +225,7 @@ def _tell_once(key: str, end: int, length: float) -> None:
 
 
 def known(key: str, value: Any, length: float) -> int:
-    """Return the length of a run, from which `value` follows.
+    """Return the length of a run, on which `value` depends.
 
     Raises:
         ConfigError: it is unknown (infinite).
@@ -238,7 +237,8 @@ def known(key: str, value: Any, length: float) -> int:
 
 
 def positions(key: str, given: Sequence[float], length: float) -> list[int]:
-    """Return milestones as positions in a run of `length`; shares are rounded to the nearest before its end.
+    """Return milestones as positions in a run of `length`; fractions are rounded to the nearest position before its
+    end.
 
     Raises:
         ConfigError: there is a fraction, and the length is unknown.
@@ -252,7 +252,7 @@ def positions(key: str, given: Sequence[float], length: float) -> list[int]:
 def check_milestones(key: str, given: Any, *, least: int, length: float | None = None) -> None:
     """Raise a `ConfigError` unless `given` are milestones in increasing order.
 
-    Integers and fractions of the run can be compared only once its `length` is known.
+    Integers and fractions of the run can be compared only when its `length` is known.
     """
     if not isinstance(given, (list, tuple)) or not all(is_share(value) or is_count(value, least) for value in given):
         raise ConfigError(key, given, _MILESTONES)

@@ -1,4 +1,4 @@
-"""Plateau schedule, which lowers the learning rate (say) when a metric stops improving."""
+"""Plateau schedule, which lowers the learning rate (or another number) when a metric stops improving."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def in_group_order(state: dict[str, Any], groups: Sequence[int]) -> dict[str, An
     """Return the state of a schedule with its values, if it has one for each parameter group, in another order.
 
     Args:
-        state: of any schedule.
-        groups: for each group the number that it has in `state`.
+        state: the state of any schedule.
+        groups: for each group, its number in `state`.
     """
     return {**state, "values": [state["values"][number] for number in groups]} if "values" in state else state
 
@@ -53,7 +53,7 @@ class Plateau:
         by: the unit of the warm-up: "epoch", "iter", or None for the unit of the training loop.
 
     Raises:
-        ConfigError: an invalid value.
+        ConfigError: a value is invalid.
 
     Attributes:
         warmed: the epoch or iteration in which the warm-up ends; 0 without a warm-up.
@@ -121,8 +121,8 @@ class Plateau:
 
         Args:
             optimizer: the learning rates of its groups are the initial values. It is only read.
-            length: the length of the whole run, in this schedule's unit; None if it is unknown. It is required if the
-                warm-up is a fraction.
+            length: the length of the entire run, in the unit of this schedule; None if it is unknown. It is required if
+                the warm-up is a fraction.
             unit, epoch_length, certain: unused; `Schedule` has the same signature.
             direction: the direction of the run's objective, which is used if `mode` is None.
 

@@ -19,7 +19,8 @@ from trainyard.schedules.standin import PARAMS, entry, groups_of, joined_entry, 
 from trainyard.schedules.window import ScheduleSpec, ScheduleWindow, Unit
 
 BLOCK = 1024
-"""Rows grown at a time, over all groups: milliseconds of work, and the rows that a resume steps through again."""
+"""Number of rows computed at a time, over all groups: this takes milliseconds, and a resumed run repeats these
+steps."""
 
 Row = list[dict[str, Any]]
 Scheduler = Callable[..., LRScheduler]
@@ -34,18 +35,18 @@ class Schedule:
     Args:
         scheduler: a `torch.optim.lr_scheduler` class as a partial (`_partial_: true`), a list of them, or None for a
             constant learning rate. With `milestones`, the schedulers of a list run one after the other
-            (`SequentialLR`); without, all of them run at once (`ChainedScheduler`).
+            (`SequentialLR`); without, all of them run at the same time (`ChainedScheduler`).
         milestones: the starts of the second, third, … scheduler of the list: integers in the schedule's unit, or
             fractions of the run in (0, 1).
         warmup: the length of a linear warm-up before the rest, as an integer or a fraction of the run.
         warmup_factor: the fraction of the learning rate at which the warm-up starts, in (0, 1].
         param: the scheduled value: "lr", "momentum" (for Adam and similar optimizers, the first of the betas) or
-            "weight_decay". For the last two, "learning rate" below stands for this value.
-        begin: the start of the schedule, in its unit or as a fraction of the run. The value is constant before. At the
+            "weight_decay". For the last two, "learning rate" below refers to this value.
+        begin: the start of the schedule, in its unit or as a fraction of the run. Before, the value is constant. At the
             start, the scheduler is created with the current value, as if training started there.
         end: the end of the schedule: the last step of the scheduler is at this epoch or iteration, and the value is
-            constant after. None for the end of the run. Milestones and the warm-up count from `begin`, and fractions
-            refer to the window from `begin` to `end`.
+            constant afterwards. None for the end of the run. Milestones and the warm-up count from `begin`, and
+            fractions refer to the window from `begin` to `end`.
         by: the unit of a row: "epoch", "iter", or None for the unit of the training loop.
         convert_to_iter_based: lengths are given in epochs (or as fractions); the scheduler is stepped every iteration.
             Each length in epochs is multiplied by the length of an epoch, and the `gamma` of `ExponentialLR` and
@@ -57,11 +58,11 @@ class Schedule:
     warm-up, the length of the scheduler's part, counted from its start.) Arguments of torch's schedulers that count in
     the unit (`T_max`, `step_size`, `milestones`, …) can also be fractions of that length.
 
-    A point beyond the end of the run (a milestone of `MultiStepLR`, a longer `T_max`) is allowed and never
-    reached; a schedule, or a part of a sequence, that would never begin is an error.
+    A point beyond the end of the run (a milestone of `MultiStepLR`, a longer `T_max`) is allowed and never reached. A
+    schedule, or a part of a sequence, that would never start is an error.
 
     Raises:
-        ConfigError: an invalid value; `bind` checks values that depend on the run's length.
+        ConfigError: a value is invalid; `bind` checks values that depend on the length of the run.
 
     Example:
         >>> from functools import partial
@@ -151,7 +152,7 @@ class Schedule:
 
         Args:
             optimizer: its groups and values are the initial ones. It is only read.
-            length: the length of the whole run, in this schedule's unit; None if it is unknown.
+            length: the length of the entire run, in the unit of this schedule; None if it is unknown.
             direction: unused; `Plateau` has the same signature.
             unit: the unit of the training loop, for a schedule without a unit.
             epoch_length: iterations in an epoch; used if a row is an iteration and a length is in epochs.
@@ -275,7 +276,8 @@ class Schedule:
         return self._rows[index - first]
 
     def _tried(self, window: ScheduleWindow) -> LRScheduler:
-        """Build the scheduler of a window on its own, so that errors show at once, however late it begins."""
+        """Build the scheduler of a window separately, so that errors appear immediately, even if the window starts
+        late."""
         standin = standin_of(self._groups, self._defaults, window.param)
         scheduler = window.build(standin)
         cycled = standin.written & {"momentum", "betas"} if window.param == "lr" else None
@@ -287,7 +289,7 @@ class Schedule:
         return scheduler
 
     def _fingerprint(self, schedulers: Sequence[LRScheduler]) -> dict[str, Any] | None:
-        """Return the inputs of the table as plain data; None where a scheduler's state is not plain."""
+        """Return the inputs of the table as plain data; None if the state of a scheduler is not plain."""
         windows = [(window.param, window.first, window.last, window.stride) for window in self._windows]
         try:
             states = [plain(scheduler.state_dict()) for scheduler in schedulers]
@@ -296,7 +298,7 @@ class Schedule:
         return {"length": self._length, "windows": windows, "schedulers": states, "groups": plain(self._groups)}
 
     def _restart(self) -> None:
-        """Make fresh stand-ins, at row 0."""
+        """Create new stand-ins at row 0."""
         self._standins = {param: standin_of(self._groups, self._defaults, param) for param in self._written}
         self._schedulers: list[LRScheduler | None] = [None] * len(self._windows)
         self._make_those_of(0)
@@ -312,20 +314,20 @@ class Schedule:
         return scheduler
 
     def _make_those_of(self, row: int) -> None:
-        """Make the schedulers whose windows begin at this row."""
+        """Create the schedulers whose windows begin at this row."""
         for index, window in enumerate(self._windows):
             if window.first == row:
                 self._make(index)
 
     def _begin(self, first: int) -> None:
-        """Begin a new block of rows; the stand-ins hold its first."""
+        """Begin a new block of rows; the stand-ins have the values of its first row."""
         self._at = self._first = first
         self._rows = []
         self._count = 0
         self._at_first = self._snapshot()
 
     def _step(self) -> bool:
-        """Go to the next row; return whether it may differ from the one before."""
+        """Go to the next row; return whether it may differ from the previous one."""
         self._at += 1
         changed = False
         for window, scheduler in zip(self._windows, self._schedulers, strict=True):

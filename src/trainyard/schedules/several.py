@@ -15,7 +15,7 @@ class Several(Schedule):
     Each is created at its start, with the current value. If several schedule one value at the same time, they are
     stepped one after the other, as in torch's `ChainedScheduler`: factors (a warm-up, steps, a cosine) are multiplied,
     and a scheduler that computes its value from the optimizer's own (`LambdaLR`, `OneCycleLR`, a sequence, …) replaces
-    the result of those before it.
+    the result of the previous ones.
 
     If the units differ, a row is an iteration, and schedules by epoch are stepped at the start of each epoch.
 

@@ -1,4 +1,4 @@
-"""Stand-in optimizer that a scheduler is run against in place of the real one."""
+"""Stand-in optimizer, which a scheduler changes instead of the real one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainyard._torch_internals import unwrapped
 from trainyard.errors import ConfigError
 
 PARAMS = ("lr", "momentum", "weight_decay")
-"""The numbers of a parameter group that a schedule may drive."""
+"""The numbers of a parameter group that a schedule can change."""
 
 
 class _Group(dict[str, Any]):
@@ -33,7 +33,7 @@ class _Group(dict[str, Any]):
 
 
 class StandIn(Optimizer):
-    """An optimizer with another's groups and numbers and nothing to optimize, for a scheduler to write into.
+    """An optimizer with the groups and numbers of another one but no parameters, into which a scheduler writes.
 
     Args:
         groups: the numbers of each parameter group (see `groups_of`).
@@ -57,11 +57,11 @@ class StandIn(Optimizer):
 
 
 def standin_of(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any], param: str = "lr") -> StandIn:
-    """Return a stand-in for a scheduler to drive one number of an optimizer: its `lr` is that number.
+    """Return a stand-in with which a scheduler changes one number of an optimizer: its `lr` is this number.
 
     Args:
-        groups: the optimizer's, as `groups_of` gives them.
-        defaults: the optimizer's, as `numbers` gives them.
+        groups: the groups of the optimizer, from `groups_of`.
+        defaults: the defaults of the optimizer, from `numbers`.
         param: one of `PARAMS`.
 
     Raises:
@@ -86,7 +86,7 @@ def entry(group: Mapping[str, Any], param: str, value: Any) -> dict[str, Any]:
 
 
 def _place(group: Mapping[str, Any], param: str) -> str | None:
-    """Return the key that holds the number: the momentum of Adam and its like is the first of the betas."""
+    """Return the key of the number: the momentum of Adam and similar optimizers is the first of the betas."""
     keys = ("momentum", "betas") if param == "momentum" else (param,)
     return next((key for key in keys if key in group), None)
 
@@ -94,22 +94,22 @@ def _place(group: Mapping[str, Any], param: str) -> str | None:
 def groups_of(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Return the numbers of each parameter group.
 
-    A group that has an `initial_lr` was scheduled before: a schedule begins there, not at its current `lr`.
+    A group with an `initial_lr` was scheduled before; a schedule starts at this value, not at the current `lr`.
     """
     groups = [numbers(group) for group in optimizer.param_groups]
     return [{**group, "lr": group.get("initial_lr", group["lr"])} for group in groups]
 
 
 def joined_entry(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a schedule's state holds of the parameter groups that joined after `bind`; nothing if none did."""
+    """Return the part of a schedule's state about the parameter groups that joined after `bind`; empty if there are
+    none."""
     return {"joined": plain(groups)} if groups else {}
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `values` that a schedule can depend on: numbers, tuples of numbers and names.
-
-    Tensors of one element become floats. Switches (`fused`, `foreach`) are left out: they may differ between the
-    machine on which a run began and the one on which it is resumed.
+    """Return those of `values` on which a schedule can depend: numbers, tuples of numbers, and names. Tensors of one
+    element become floats. Switches (`fused`, `foreach`) are omitted, because they may differ between the machine on
+    which a run started and the one on which it is resumed.
     """
     found = {}
     for key, value in values.items():
@@ -125,7 +125,7 @@ def plain(value: Any) -> Any:
     """Copy `value` in types that `torch.load(weights_only=True)` opens and `==` compares.
 
     Raises:
-        TypeError: `value` holds anything else (a function, a tensor).
+        TypeError: `value` contains anything else (a function, a tensor).
     """
     if value is None or type(value) in (bool, str):
         return value

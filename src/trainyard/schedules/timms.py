@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 def is_timms(make: Any) -> bool:
-    """Return whether this is a class of `timm.scheduler`, known by its methods."""
+    """Return whether this is a class of `timm.scheduler`, which is recognized by its methods."""
     return isinstance(make, type) and all(hasattr(make, name) for name in ("step", "step_update", "update_groups"))
 
 

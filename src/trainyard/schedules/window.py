@@ -1,4 +1,4 @@
-"""Window of a schedule: the part of a run in which it drives a number."""
+"""Window of a schedule: the part of a run in which it changes a number."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class SchedulerSpan:
 
 @dataclass(frozen=True)
 class ScheduleWindow:
-    """The rows of a table during which one number is driven.
+    """The rows of a table during which one number is scheduled.
 
     Attributes:
         param: the number.
-        first: the row at which the scheduler is made; it holds the scheduler's first value.
-        last: the last row that the scheduler may step into; None for the end of the run.
+        first: the row at which the scheduler is created, with the first value of the scheduler.
+        last: the last row to which the scheduler may step; None for the end of the run.
         stride: rows from one step to the next.
         turns: the schedulers, one after the other.
-        together: whether they all run at once instead.
-        certain: whether the length of the run is; else it is an estimate, or unknown.
+        together: whether they all run at the same time instead.
+        certain: whether the length of the run is exact; otherwise, it is an estimate or unknown.
     """
 
     param: str
@@ -49,15 +49,15 @@ class ScheduleWindow:
     certain: bool = True
 
     def steps_into(self, row: int) -> bool:
-        """Return whether the scheduler is stepped between the row before and this one."""
+        """Return whether the scheduler is stepped between the previous row and this one."""
         since = row - self.first
         return since > 0 and since % self.stride == 0 and (self.last is None or row <= self.last)
 
     def build(self, standin: StandIn) -> LRScheduler:
-        """Build the scheduler on the stand-in: one, several at once, or several in turn.
+        """Build the scheduler on the stand-in: one, several at the same time, or several in sequence.
 
         Raises:
-            ConfigError: torch's scheduler refuses its arguments.
+            ConfigError: torch's scheduler rejects its arguments.
         """
         within = 0 if self.certain else len(self.turns) if self.together else 1
         ends = len(self.turns) - within  # those that end before the run, whatever its length
@@ -74,7 +74,7 @@ class ScheduleWindow:
 
 @dataclass(frozen=True)
 class ScheduleSpec:
-    """One schedule, checked as far as it can be before the run is known. See `trainyard.schedules.Schedule`.
+    """One schedule, checked as far as possible before the run is known. See `trainyard.schedules.Schedule`.
 
     Attributes:
         key: its key among several, for messages.
@@ -94,7 +94,7 @@ class ScheduleSpec:
 
     @property
     def clock(self) -> Unit | None:
-        """Unit in which its number may change; None for that of the loop."""
+        """Unit in which its number may change; None for the unit of the loop."""
         return "iter" if self.convert else self.by
 
     @property
@@ -104,17 +104,17 @@ class ScheduleSpec:
     def window(
         self, rows: float, *, clock: Unit, unit: Unit, epoch_length: int | None, certain: bool = True
     ) -> ScheduleWindow | None:
-        """Return its window in a table of `rows` rows; None where nothing ever changes.
+        """Return its window in a table of `rows` rows; None if nothing ever changes.
 
         Args:
             rows: the length of the run; infinite if it is unknown.
             clock: the unit of a row.
-            unit: the loop's own.
+            unit: the unit of the loop.
             epoch_length: iterations in an epoch.
-            certain: whether the run has that length; else it is an estimate.
+            certain: whether the run has this length; otherwise, it is an estimate.
 
         Raises:
-            ConfigError: it does not fit a run of this length, or follows from a length that is unknown.
+            ConfigError: it does not fit a run of this length, or depends on a length that is unknown.
         """
         stride = scale = 1
         if clock == "iter" and (self.by or unit) == "epoch":
@@ -160,7 +160,8 @@ class ScheduleSpec:
         )
 
     def _turns(self, length: float, scale: int) -> list[SchedulerSpan]:
-        """Return the schedulers' spans in a window of `length`, where the config's unit is `scale` of the window's."""
+        """Return the spans of the schedulers in a window of `length`; one unit of the config is `scale` units of the
+        window."""
         parts = [part.scaled(scale) for part in self.parts]
         if self.together:
             return [SchedulerSpan(part, 0, length) for part in parts]

@@ -19,7 +19,7 @@ class NoClip:
 
 
 class ClipGradNorm(NoClip):
-    """Scales the gradients down to a total 2-norm of at most `max_norm`; the norm before that is logged."""
+    """Scales the gradients down to a total 2-norm of at most `max_norm`; the norm before clipping is logged."""
 
     def __init__(self, max_norm: float) -> None:
         self.max_norm = _limit("clip_grad_norm", max_norm)
@@ -29,7 +29,7 @@ class ClipGradNorm(NoClip):
 
 
 class ClipGradValue(NoClip):
-    """Limits every number of the gradients to at most `limit` in size; their total 2-norm before that is logged."""
+    """Limits the absolute value of every gradient element to `limit`; the total 2-norm before clipping is logged."""
 
     def __init__(self, limit: float) -> None:
         self.limit = _limit("clip_grad_value", limit)
@@ -46,7 +46,7 @@ def make_clip(norm: float | None, value: float | None) -> NoClip:
     """Return clipping by the total norm, by value, or none.
 
     Raises:
-        ConfigError: a limit that is not above 0, or both of them.
+        ConfigError: a limit is not above 0, or both are set.
     """
     if norm is not None and value is not None:
         raise ConfigError("clip_grad_value", value, "null, because clip_grad_norm is set")
@@ -56,5 +56,5 @@ def make_clip(norm: float | None, value: float | None) -> NoClip:
 
 
 def _limit(key: str, value: float) -> float:
-    """Return a checked limit of clipping; an infinite one clips nothing, and the norm is logged."""
+    """Return a checked clipping limit; an infinite limit does not clip, but the norm is logged."""
     return number(key, value, above=0, finite=False, other="null for no clipping")

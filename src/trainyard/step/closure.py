@@ -1,4 +1,4 @@
-"""Step of an optimizer that evaluates the loss itself, as often as it needs to: LBFGS, SAM."""
+"""Step of an optimizer that evaluates the loss itself, possibly several times: LBFGS, SAM."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class ClosureStep(Step):
 
 
 def check_closure(optimizer: Optimizer, precision: Any, accumulate: int) -> None:
-    """Check that what the run asks for goes with an optimizer that needs a closure.
+    """Check that the settings of the run are compatible with an optimizer that needs a closure.
 
     Raises:
-        ConfigError: it accumulates gradients, or scales them.
+        ConfigError: the run accumulates or scales gradients.
     """
     name = type(optimizer).__name__
     if accumulate > 1:

@@ -1,4 +1,4 @@
-"""Groups of batches to one step of the optimizer, and the weights of their batches."""
+"""Groups of batches for one optimizer step, and the weights of their batches."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from trainyard.batch import ITEMS
 from trainyard.distributed.shares import local
 
 BY = ("items", "batches")
-"""What a batch of a group weighs: its items (`num_items`, or else its samples), or one, as every other."""
+"""Weight of a batch in a group: its items (`num_items`, otherwise its samples), or 1 for every batch."""
 
 Weight = float | Tensor | None
-"""A factor; None stands for 1, which is no operation."""
+"""A factor; None means 1, which needs no operation."""
 
 
 class GroupPosition(NamedTuple):
     """Position of a batch in its group of `size` batches, after which the optimizer steps.
 
     Attributes:
-        weight: of the batch, in relation to that of the group's first.
-        correction: factor of the gradients after the last batch.
+        weight: the weight of the batch relative to that of the first batch in the group.
+        correction: the factor of the gradients after the last batch.
     """
 
     first: bool
@@ -41,16 +41,16 @@ class GroupPosition(NamedTuple):
 class GroupWeights:
     """Weights of the batches of a group, whose gradients become their weighted mean.
 
-    The gradients of a batch are added up with the factor `weight / size`, `weight` being its items over those of the
-    group's first batch and `size` the number of batches that the group is expected to have. After the last batch they
-    are multiplied by what this mean lacks, once the number of items is known. In a group of the expected size, of
-    batches that weigh the same, both are 1.
+    The gradients of a batch are added with the factor `weight / size`, where `weight` is its number of items divided by
+    that of the first batch, and `size` is the expected number of batches in the group. After the last batch, when the
+    number of items is known, the gradients are multiplied by a correction. In a group of the expected size with batches
+    of equal weight, both are 1.
 
-    Items are numbers, or tensors on the device: `[]`, or `[K]` for a stack. Tensors are kept in place, so that a
-    captured step adds to them.
+    The numbers of items are plain numbers, or tensors on the device: `[]`, or `[K]` for a stack. Tensors are updated in
+    place, so that a captured step can add to them.
 
     Attributes:
-        size: expected when the group began.
+        size: the expected size at the start of the group.
     """
 
     def __init__(self) -> None:
@@ -61,12 +61,12 @@ class GroupWeights:
     def add(self, items: float | Tensor, within: int, size: int) -> Weight:
         """Add a batch and return its weight.
 
-        A group of which the first batches are not known weighs them as this batch.
+        If the first batches of a group are unknown, they get the weight of this batch.
 
         Args:
-            items: of the batch.
+            items: the number of items of the batch.
             within: its number within the group, from 0.
-            size: batches that the group is expected to have.
+            size: the expected number of batches in the group.
         """
         begins = within == 0 or self._unit is None
         if begins:
@@ -107,7 +107,7 @@ class GroupWeights:
             self._unit, self._sum = self._unit.index_select(0, rows), self._sum.index_select(0, rows)
 
     def state_dict(self, member: int | None = None) -> dict[str, Any] | None:
-        """Return the state, in a stack that of a member; None if no batch was added yet."""
+        """Return the state (in a stack, of a member); None if no batch has been added yet."""
         if self._unit is None:
             return None
         state = {"size": self.size, "unit": self._unit, "sum": self._sum}
@@ -119,9 +119,9 @@ class GroupWeights:
         """Load the result of `state_dict`.
 
         Args:
-            state: as `state_dict` returned it.
+            state: the result of `state_dict`.
             device: of the parameters.
-            member, members: whose it is, and of how many, in a stack.
+            member, members: in a stack, the index of the member and the number of members.
         """
         if state is None:
             return
@@ -145,10 +145,10 @@ def _of(value: Any, member: int | None) -> Any:
 
 
 def items_of(losses: Any, loss: Tensor) -> Tensor | None:
-    """Return the `num_items` that a model returned beside its losses, for each loss; None if there are none.
+    """Return the `num_items` that a model returned in addition to its losses, for each loss; None if there are none.
 
     Args:
-        losses: what the model returned.
+        losses: the result of the model.
         loss: their sum, `[]` or `[K]`.
     """
     items = losses.get(ITEMS)
@@ -161,7 +161,7 @@ def items_of(losses: Any, loss: Tensor) -> Tensor | None:
 
 
 def multiply(gradients: Sequence[Tensor | None], factor: float | Tensor) -> None:
-    """Multiply gradients in place by a factor, or in a stack by that of each member, `[K]`."""
+    """Multiply gradients in place by a factor, or in a stack by the factor of each member, `[K]`."""
     own = [local(gradient) for gradient in gradients if gradient is not None]
     if not own:
         return
@@ -173,14 +173,13 @@ def multiply(gradients: Sequence[Tensor | None], factor: float | Tensor) -> None
 
 
 def means(outputs: Sequence[Mapping[str, Tensor]], weights: Sequence[float | Tensor | None]) -> dict[str, Tensor]:
-    """Return the mean of each number of several steps, over those that have it.
-
-    A number of the model is weighed by its batch, if the batches differ in weight; a gradient norm, which only a step
-    of the optimizer has, is not.
+    """Return the mean of each number over the steps that have it. If the batches differ in weight, a number of the
+    model is weighted by its batch; a gradient norm, which only an optimizer step has, is not weighted.
 
     Args:
-        outputs: of the steps, `[]` or `[K]` each.
-        weights: of their batches, numbers or tensors likewise; if one is None, all are taken as equal.
+        outputs: the outputs of the steps, `[]` or `[K]` each.
+        weights: the weights of their batches, numbers or tensors of the same form; if one is None, all are treated as
+            equal.
     """
     columns: dict[str, list[tuple[Tensor, Any]]] = {}
     for numbers, weight in zip(outputs, weights, strict=True):
@@ -201,7 +200,7 @@ def means(outputs: Sequence[Mapping[str, Tensor]], weights: Sequence[float | Ten
 
 
 def _weighted_mean(values: Tensor, weights: Sequence[float | Tensor]) -> Tensor:
-    """Return the mean of the first axis; what weighs nothing may be no number."""
+    """Return the mean over the first axis; a value with weight 0 may be NaN."""
     if any(isinstance(weight, Tensor) for weight in weights):
         own = torch.stack(
             [torch.as_tensor(weight, device=values.device).expand(values.shape[1:]) for weight in weights]

@@ -16,9 +16,8 @@ Losses = dict[str, Any]
 
 
 class Precision:
-    """Full precision (`fp32`): forward, backward and step as they are.
-
-    `step` is given the optimizer and its `UnwrappedStep`, and uses the one that it can.
+    """Full precision (`fp32`): forward, backward and step are not changed. `step` receives the optimizer and its
+    `UnwrappedStep`, and uses the suitable one.
     """
 
     def __init__(self) -> None:
@@ -38,10 +37,10 @@ class Precision:
         """Compute gradients of a loss.
 
         Args:
-            loss: a scalar, or the members' losses `[K]`, of whose sum the gradients are.
-            inputs: all that gradients are computed for; None: all parameters of the graph.
-            size: batches in the group that the optimizer steps after; the gradients are divided by it.
-            weight: of the batch in its group, `[]` or `[K]`, by which the gradients are multiplied; None: 1.
+            loss: a scalar, or the losses of the members, `[K]`, whose sum is differentiated.
+            inputs: the tensors for which gradients are computed; None: all parameters of the graph.
+            size: the number of batches per optimizer step, by which the gradients are divided.
+            weight: the weight of the batch in its group, `[]` or `[K]`, by which the gradients are multiplied; None: 1.
         """
         seed = self.seed(loss, size, weight)
         if inputs is None:
@@ -52,7 +51,7 @@ class Precision:
     def seed(self, loss: Tensor, size: int, weight: float | Tensor | None = None) -> Tensor:
         """Return the gradient of `loss * weight / size` with respect to `loss`.
 
-        It is made once for each kind of loss, so that neither a division nor a tensor of ones is a kernel of a step.
+        It is created once for each kind of loss, so that a step needs no kernels for a division or a tensor of ones.
         """
         kind = (size, loss.shape, loss.dtype, loss.device)
         seed = self._seeds.get(kind)

@@ -26,14 +26,14 @@ OptimizerTurn = tuple[str, Losses]
 class SeveralStep(Step):
     """Step of several optimizers, in turn on one batch.
 
-    The model's `train_steps(batch)` is a generator that yields `(name, losses)`: these losses are back-propagated to
-    the parameters of that optimizer alone, which are clipped and stepped before the generator continues. Each optimizer
+    The model's `train_steps(batch)` is a generator that yields `(name, losses)`: these losses are back-propagated only
+    to the parameters of this optimizer, which are clipped and stepped before the generator continues. Each optimizer
     has its own gradient scaler under `fp16`.
 
     Args:
-        train_steps: the model's.
-        steps: of each optimizer, by name.
-        optimizer: them all.
+        train_steps: the method of the model.
+        steps: the step of each optimizer, by name.
+        optimizer: the object for all optimizers.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class SeveralStep(Step):
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The parameters that the optimizers hold now."""
+        """The current parameters of the optimizers."""
         return [parameter for step in self.steps.values() for parameter in step.parameters]
 
     @property
@@ -68,14 +68,15 @@ class SeveralStep(Step):
             step.clip = clip
 
     def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
-        """Step each optimizer whose turn comes; see `Step`.
+        """Step the optimizers in turn; see `Step`.
 
         Returns:
-            Each turn's `loss` and other numbers as `<optimizer>/<key>`, the last if there are several turns; and
-            `loss`, the sum of all.
+            `loss` and the other numbers of each turn as `<optimizer>/<key>` (of the last turn if there are several),
+            and `loss`, the sum of all.
 
         Raises:
-            TrainyardError: the model yields something else, or a second turn of an optimizer that accumulates.
+            TrainyardError: the model yields something else, or a second turn of an optimizer while gradients are
+                accumulated.
         """
         outputs: dict[str, Tensor] = {}
         losses: list[Tensor] = []
@@ -130,13 +131,14 @@ def step_of(
     """Return the step of a model with one optimizer or several.
 
     Args:
-        model: with `train_steps` for several optimizers; else its `train_step`, or its forward pass, gives the losses.
-        precision: makes one for each optimizer.
+        model: a model with `train_steps` for several optimizers; otherwise, its `train_step` or its forward pass
+            returns the losses.
+        precision: creates the precision for each optimizer.
         accumulate, by: see `AccumulatedStep`.
-        strategy: on which devices.
+        strategy: the strategy for the devices.
 
     Raises:
-        ConfigError: `accumulate` below 1; several optimizers on several devices.
+        ConfigError: `accumulate` is below 1, or several optimizers are used on several devices.
     """
     if not isinstance(optimizer, OptimizerDict):
         train_step = getattr(model, "train_step", partial(call, model, mode="loss"))

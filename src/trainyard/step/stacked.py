@@ -34,7 +34,7 @@ class StackedClipGradNorm(NoClip):
 
     @torch.no_grad()
     def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Scale the gradients in place; return the norms before that, `[K]`."""
+        """Scale the gradients in place; return the norms before clipping, `[K]`."""
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not grads:
             return {"grad_norm": torch.zeros(len(self.max_norms))}
@@ -50,7 +50,7 @@ class StackedClipGradNorm(NoClip):
         self.max_norms = self.max_norms.index_select(0, index.to(self.max_norms.device))
 
     def put(self, k: int, other: NoClip) -> None:
-        """Give a lane to a member that clips as `other` does, the clipping of a stack of one."""
+        """Give a lane to a member that clips like `other`, the clipping of a stack with one member."""
         self.max_norms[k] = vars(other)["max_norms"][0]
 
     def copy_row(self, k: int, source: int) -> None:
@@ -73,7 +73,7 @@ class StackedClipGradValue(NoClip):
 
     @torch.no_grad()
     def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Limit the gradients in place; return their norms before that, `[K]`."""
+        """Limit the gradients in place; return the norms before clipping, `[K]`."""
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not grads:
             return {"grad_norm": torch.zeros(len(self.limits))}
@@ -90,7 +90,7 @@ class StackedClipGradValue(NoClip):
         self.limits = self.limits.index_select(0, index.to(self.limits.device))
 
     def put(self, k: int, other: NoClip) -> None:
-        """Give a lane to a member that clips as `other` does, the clipping of a stack of one."""
+        """Give a lane to a member that clips like `other`, the clipping of a stack with one member."""
         self.limits[k] = vars(other)["limits"][0]
 
     def copy_row(self, k: int, source: int) -> None:
@@ -106,7 +106,7 @@ def stack_clips(norms: Sequence[float | None], values: Sequence[float | None]) -
 
     Raises:
         Unfusable: they do not clip in the same way.
-        ConfigError: an invalid limit.
+        ConfigError: a limit is invalid.
     """
     kinds = {type(make_clip(norm, value)) for norm, value in zip(norms, values, strict=True)}
     if kinds == {NoClip}:
@@ -122,11 +122,11 @@ def stack_clips(norms: Sequence[float | None], values: Sequence[float | None]) -
 class StackedScaledAutocast(Autocast):
     """Mixed precision in float16 (`fp16`), with a `torch.amp.GradScaler` for each member.
 
-    Each member has a scale of its own, and only its own gradients lower it and skip its step. A member's state is that
-    of its single run's `GradScaler`: either loads the other's.
+    Each member has its own scale, and only its own gradients lower the scale and skip its step. The state of a member
+    is that of the `GradScaler` of its single run, so that each can load the state of the other.
 
     Args:
-        device: of the parameters.
+        device: the device of the parameters.
         members: K.
     """
 
@@ -151,7 +151,7 @@ class StackedScaledAutocast(Autocast):
         size: int = 1,
         weight: float | Tensor | None = None,
     ) -> None:
-        """Back-propagate the losses `[K]`, each under its member's scale."""
+        """Back-propagate the losses `[K]`, each with the scale of its member."""
         scale = self._state["scale"]
         seed = scale if size == 1 else scale / size
         seed = seed if weight is None else seed * weight
@@ -159,10 +159,10 @@ class StackedScaledAutocast(Autocast):
 
     @torch.no_grad()
     def unscale(self, optimizer: Optimizer) -> None:
-        """Unscale the gradients, and record which members' are not finite; once for each step.
+        """Unscale the gradients, and record the members whose gradients are not finite; once per step.
 
         Raises:
-            ValueError: gradients in float16, which cannot hold the unscaled values.
+            ValueError: the gradients are float16, which cannot represent the unscaled values.
         """
         if self._overflowed is not None:
             return
@@ -197,7 +197,7 @@ class StackedScaledAutocast(Autocast):
                 values[k] = state[key]
 
     def reset_member(self, k: int) -> None:
-        """Give a lane to a member that begins: in place, so that a captured step sees it."""
+        """Give a lane to a new member, in place, so that a captured step uses it."""
         for key, values in StackedScaledAutocast(self._state["scale"].device, 1)._state.items():
             self._state[key][k] = values[0]
 
@@ -206,7 +206,7 @@ class StackedScaledAutocast(Autocast):
         self._state = {key: values.index_select(0, index.to(values.device)) for key, values in self._state.items()}
 
     def _update(self) -> None:
-        """Apply `torch.amp.GradScaler.update` to all members, in place, so that a captured step sees it."""
+        """Apply `torch.amp.GradScaler.update` to all members, in place, so that a captured step uses it."""
         overflowed, self._overflowed = self._overflowed, None
         assert overflowed is not None
         scale, tracker = self._state["scale"], self._state["_growth_tracker"]

@@ -28,18 +28,18 @@ class Step:
     """Forward, backward, clip, optimizer, for one batch.
 
     Args:
-        train_step: a batch in, a dict of losses out; every loss whose key contains `loss` is summed.
-        optimizer: already on the device of the parameters.
-        precision: how forward, backward and step are run.
+        train_step: a function from a batch to a dict of losses; every loss whose key contains `loss` is summed.
+        optimizer: the optimizer, already on the device of the parameters.
+        precision: the precision of forward, backward and step.
         clip: called with the parameters when their gradients are complete.
-        by: what a batch weighs in a mean over several: "items" (`num_items` that the model returns, or else its
-            samples), or "batches", each the same.
+        by: the weight of a batch in a mean over several batches: "items" (`num_items` that the model returns, otherwise
+            its samples), or "batches" (equal weights).
         samples: returns the number of samples of a batch, of all ranks together.
         stacked: whether the losses are those of a stack, `[K]`.
 
     Attributes:
-        accumulate: batches to one step of the optimizer.
-        warm_up: number of steps of the optimizer after which steps take as long as they will.
+        accumulate: batches per optimizer step.
+        warm_up: the number of optimizer steps after which the time of a step is constant.
     """
 
     accumulate: int = 1
@@ -67,7 +67,7 @@ class Step:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The parameters that the optimizer holds now. A hook may add some, so they are read again for every step."""
+        """The current parameters of the optimizer. A hook may add some, so they are read again for every step."""
         groups = self.optimizer.param_groups
         if len(groups) == 1:
             own: list[Tensor] = groups[0]["params"]
@@ -80,7 +80,7 @@ class Step:
         Args:
             batch: a batch of the loader.
             position: the number of this batch within its epoch (or run, in an iteration loop), from 0.
-            total: how many batches that epoch (or run) has.
+            total: the number of batches in this epoch (or run).
 
         Returns:
             `loss` (the sum) and the model's other losses, detached, on the device, without synchronization.
@@ -92,15 +92,16 @@ class Step:
         return Step.__call__(self, batch, position, total)
 
     def batches_of(self, loader: Loader, epoch: int, start: int) -> Iterator[Batch]:
-        """Return the batches of `loader`, as this step takes them."""
+        """Return the batches of `loader` in the form that this step needs."""
         return loader.batches(epoch, start)
 
     def samples(self, batch: Any) -> int:
-        """Return what a batch weighs, unless the model returns `num_items`."""
+        """Return the weight of a batch, unless the model returns `num_items`."""
         return 1 if self.by == "batches" else self.samples_of(batch)
 
     def weight(self, batch: Any, outputs: Mapping[str, Tensor]) -> int | Tensor:
-        """Return what the outputs of a batch weigh in a mean over several; samples count where they do in a step."""
+        """Return the weight of the outputs of a batch in a mean over several batches; samples count if they count in a
+        step."""
         items = None if self.by == "batches" else outputs.get(ITEMS)
         if items is not None:
             return items
@@ -117,10 +118,10 @@ class Step:
         """Run what follows the forward pass.
 
         Args:
-            losses: what the model returned.
+            losses: the result of the model.
             position, total: as for a step.
-            inputs: all that gradients are computed for; None: all parameters.
-            samples: what `samples(batch)` is.
+            inputs: the tensors for which gradients are computed; None: all parameters.
+            samples: the result of `samples(batch)`.
         """
         loss = total_loss(losses, stacked=self.stacked)
         self.precision.backward(loss, inputs)
@@ -163,11 +164,12 @@ class Step:
 class AccumulatedStep(Step):
     """Step of the optimizer every `accumulate` batches; the last group of an epoch (or run) may be shorter.
 
-    A group gives the gradients of the mean over all of its items, as if it were one batch: each batch weighs as many
-    items as the model returns under `num_items`, or else its samples. By `batches` each weighs the same.
+    The gradients of a group are those of the mean over all of its items, as if it were one batch: each batch is
+    weighted by the number of items that the model returns under `num_items`, otherwise by its samples. With `batches`,
+    all weights are equal.
 
     Args:
-        accumulate: batches to a group.
+        accumulate: batches per group.
         by, samples, stacked: see `Step`.
         no_sync: a context for forward and backward of the batches of a group before its last.
     """
@@ -195,7 +197,7 @@ class AccumulatedStep(Step):
         return AccumulatedStep.__call__(self, batch, position, total)
 
     def group(self, position: int, total: int) -> tuple[int, int]:
-        """Return the number of a batch within its group, from 0, and how many batches that group has."""
+        """Return the number of a batch within its group, from 0, and the number of batches in this group."""
         within = position % self.accumulate
         return within, min(self.accumulate, total - (position - within))
 
@@ -225,7 +227,8 @@ class AccumulatedStep(Step):
     def backward(
         self, losses: Losses, place: GroupPosition, inputs: Sequence[Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Add the gradients of a batch to those of its group; after the last they are those of the group's mean."""
+        """Add the gradients of a batch to those of its group; after the last batch, they are those of the mean over the
+        group."""
         loss = total_loss(losses, stacked=self.stacked)
         weight: Tensor | float | None = place.weight
         correction: Tensor | float | None = place.correction
@@ -244,7 +247,7 @@ class AccumulatedStep(Step):
         self.by_items.keep(index)
 
     def group_state(self, pending: bool, member: int | None = None) -> dict[str, Any]:
-        """Return how batches are weighed, and the state of the group, if one is pending; in a stack a member's."""
+        """Return how batches are weighted, and the state of the group, if one is pending (in a stack, of a member)."""
         return {
             "by": self.by,
             "samples": self.by_samples.state_dict() if pending else None,
@@ -252,10 +255,10 @@ class AccumulatedStep(Step):
         }
 
     def load_group_state(self, state: dict[str, Any], member: int | None = None, members: int = 1) -> None:
-        """Load the result of `group_state` from the state of a step, which has none if it was of another kind.
+        """Load the result of `group_state` from the state of a step; a step of another kind has no such state.
 
         A group that was started with another weight continues as if its batches so far had the weight of the next one.
-        A run that began when all batches weighed the same goes on so.
+        A run that started with equal weights of all batches continues with equal weights.
         """
         group = state.get("group")
         if group is not None and group["by"] == self.by:
@@ -293,7 +296,7 @@ def make_step(
     """Return the step for these settings; see `AccumulatedStep`.
 
     Raises:
-        ConfigError: `accumulate` is no integer of at least 1, or `by` neither "items" nor "batches".
+        ConfigError: `accumulate` is not an integer of at least 1, or `by` is neither "items" nor "batches".
     """
     accumulate = integer("accumulate", accumulate, at_least=1)
     choice("accumulate_by", by, BY)

@@ -55,25 +55,25 @@ class AgentSettings(SweepSettings):
     @property
     @abstractmethod
     def listens_at(self) -> str | None:
-        """The address that the head listens at; None for that of its machine's name."""
+        """The address on which the head listens; None for the address of its host name."""
 
     @abstractmethod
     def pool(self, directory: Path, most: int, files: HeadFiles) -> Pool:
-        """Return what places agents.
+        """Return the pool that places agents.
 
         Args:
             directory: the sweep's directory.
             most: the maximum number of agents at a time.
-            files: what becomes of the files of jobs.
+            files: the handling of the files of jobs.
         """
 
     def files(self, directory: Path) -> HeadFiles:
-        """Return what becomes of the files of jobs: nothing, where all nodes see the sweep's directory."""
+        """Return the handling of the files of jobs; nothing is copied if all nodes see the directory of the sweep."""
         return HeadFiles(directory)
 
     @property
     def slots_per_agent(self) -> int:
-        """Slots that each agent brings."""
+        """Number of slots of each agent."""
         if self.agent_gpus:
             return self.agent_gpus * (1 if self.jobs_per_gpu == "auto" else self.jobs_per_gpu)
         return max(1, self.agent_cpus // (1 if self.threads_per_job == "auto" else self.threads_per_job))
@@ -145,5 +145,5 @@ class AgentSettings(SweepSettings):
 
 
 def tell(line: str) -> None:
-    """Show what happens to agents."""
+    """Show a message about agents."""
     print(f"agents   {line}", flush=True)

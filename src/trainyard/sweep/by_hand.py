@@ -1,4 +1,4 @@
-"""Commands that people give a sweep while it runs, carried out by its head."""
+"""Commands of users for a running sweep, executed by its head."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ TOLD = {
     "pause": "pauses at its next checkpoint",
     "resume": "resumes when a slot is free",
 }
-"""What becomes of a job by a command, for people; of a clone, the answer says its number."""
+"""Effect of a command on a job, for users; for a clone, the answer contains its number."""
 
 Clone = Callable[[int, Sequence[str]], tuple[Job, Proposed]]
 """Makes a clone of a job, with some overrides that are different."""
 
 
 class CommandedHead(Protocol):
-    """What the head does by commands."""
+    """Actions of the head for commands."""
 
     def apply(self, *events: Event) -> None:
         """Log events, pass them on, and act."""
 
     def queue(self, units: Sequence[Unit], why: str = "") -> None:
-        """Let units run from now on."""
+        """Queue units to run from now on."""
 
     def ask_for(self, num: int, wish: Wish, why: str) -> None:
-        """Let a job end at its next checkpoint."""
+        """Ask a job to end at its next checkpoint."""
 
     def resume(self, num: int) -> None:
-        """Let a paused job go on."""
+        """Resume a paused job."""
 
 
 class ByHand:
-    """Carries out commands.
+    """Executes commands.
 
     Args:
         head: the head.
@@ -54,7 +54,7 @@ class ByHand:
         units: knows the jobs.
         progress: shows what happens.
         clone: makes clones.
-        adopt: takes in a clone that is recorded.
+        adopt: adds a recorded clone.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class ByHand:
         self._acknowledged: Record | None = None
 
     def answer(self) -> Record | None:
-        """Return the answer to the command that is being carried out, once: it is written with the next events."""
+        """Return the answer to the command that is being executed, once; it is written with the next events."""
         answer, self._acknowledged = self._acknowledged, None
         return answer
 
     def obey(self) -> None:
-        """Carry out the commands that are not answered yet. The answer and the event are written at once."""
+        """Execute the commands that are not answered yet. The answer and the event are written together."""
         for command in self._commands.pending(self._manifest.answered):
             if command.job in self._manifest.entries and command.job not in self._units.jobs:
                 continue  # it is of a later batch
@@ -103,7 +103,7 @@ class ByHand:
         """Execute a permitted command, and return its effect on the job.
 
         Raises:
-            TrainyardError: there can be no such clone.
+            TrainyardError: the clone is not possible.
         """
         if command.action == "clone":
             return self._cloned(command)
@@ -119,7 +119,7 @@ class ByHand:
         """Start a clone of a job, and return a message about it.
 
         Raises:
-            TrainyardError: it cannot be.
+            TrainyardError: the clone is not possible.
         """
         job, proposed = self._clone(command.job, command.overrides)
         assert proposed.origin is not None
@@ -130,7 +130,7 @@ class ByHand:
         return told
 
     def _refusal(self, command: Command) -> str:
-        """Return why a command cannot be carried out; empty if it can."""
+        """Return why a command cannot be executed; empty if it can."""
         num, state = command.job, self._scheduler.state(command.job)
         if num not in self._units.jobs or state is None:
             return f"this sweep has no job #{num}"

@@ -1,9 +1,8 @@
-"""Clones: jobs that begin from the newest checkpoint of another job, with other values.
+"""Clones: jobs that start from the newest checkpoint of another job, with other values.
 
-A clone is a job of the sweep: it has a number, a directory, a line in the plan and the ranking. Its number is of a
-series of its own, so that no job that a proposer, or a later batch of Hydra's, has yet to name can have it, and the
-same command takes it up when the sweep is continued. It does not belong to a proposer, and the proposer does not
-receive its events.
+A clone is a job of the sweep: it has a number, a directory, a line in the plan and the ranking. Its number is from a
+separate series, so that no later job of a proposer or of a Hydra batch can have it, and the same command resumes it
+when the sweep is continued. It does not belong to a proposer, and the proposer does not receive its events.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.sweepable import Sweepable
 
 START = "start"
-"""Folder of a clone's directory for the checkpoint that it begins from."""
+"""Folder in a clone's directory for the checkpoint from which it starts."""
 _TRIES = 20  # a running job may remove an old checkpoint at the moment at which it is looked at
 
 
@@ -40,14 +39,14 @@ def of_proposer(event: Event) -> Event | None:
 
 
 def tell(proposer: Proposer, event: Event) -> None:
-    """Tell a proposer of an event, as far as it is about jobs of its own."""
+    """Notify a proposer of an event, if it concerns jobs of the proposer."""
     own = of_proposer(event)
     if own is not None:
         proposer.told(own)
 
 
 def recorded_jobs(manifest: Manifest, scheduler: Scheduler, *, clones_alone: bool) -> list[NewJob]:
-    """Return the recorded jobs: those that have neither ended nor paused are to run, all are ranked."""
+    """Return the recorded jobs: those that have neither ended nor paused will run, and all are ranked."""
     return [
         NewJob(tuple(entry.overrides), num, scheduler.rungs.get(num))
         for num, entry in manifest.entries.items()
@@ -60,8 +59,8 @@ class Clones:
 
     Args:
         application: the jobs' application.
-        configs: makes their configs.
-        manifest: of the sweep.
+        configs: composes their configs.
+        manifest: the manifest of the sweep.
         directory: the sweep's directory.
     """
 
@@ -72,10 +71,9 @@ class Clones:
         self._directory = directory
 
     def make(self, source: Job, changes: Sequence[str]) -> tuple[Job, Proposed]:
-        """Return a clone, whose checkpoint is in its directory by now, and the event to log.
-
-        The checkpoint is kept there under a second name of the same file, since the source may remove its own. A clone
-        that was not logged leaves nothing that counts: the next one of this number replaces it.
+        """Return a clone, whose checkpoint is already in its directory, and the event to log. The checkpoint is a hard
+        link, because the source may remove its own. A clone that was not logged has no effect: the next one with this
+        number replaces it.
 
         Args:
             source: the job to clone.
@@ -98,7 +96,7 @@ class Clones:
         return replace(job, origin=origin), Proposed(num, overrides, subdir=job.subdir, origin=origin)
 
     def _check_place(self, source: Job, job: Job) -> None:
-        """Check that a clone writes elsewhere than its source.
+        """Check that a clone and its source write to different directories.
 
         Raises:
             ConfigError: both write to the directory that the config names.
@@ -112,7 +110,7 @@ def newest_linked(source: Job, folder: Path) -> str:
     """Put the newest checkpoint of a job into a folder, and return its name.
 
     Raises:
-        TrainyardError: there is none.
+        TrainyardError: there is no checkpoint.
     """
     remove(folder)
     for _ in range(_TRIES):
@@ -129,7 +127,7 @@ def newest_linked(source: Job, folder: Path) -> str:
 
 
 def start_of(job: Job) -> bool | str:
-    """Return what a clone resumes: its own newest checkpoint (true), or the one of its source."""
+    """Return the checkpoint that a clone resumes: its own newest one (true), or that of its source."""
     assert job.origin is not None
     if (writes_to(job) / "checkpoints" / "last.json").exists():
         return True
@@ -142,7 +140,8 @@ def writes_to(job: Job) -> Path:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file, or the files of a folder, a second name; copy them where the file system has no such."""
+    """Create a hard link to a file, or to the files of a folder; copy them if the file system does not support
+    links."""
     if source.is_dir():  # a checkpoint in shards
         target.mkdir()
         for file in sorted(source.iterdir()):

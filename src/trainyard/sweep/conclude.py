@@ -27,7 +27,7 @@ WARM_UP_AFTER = 1.0
 
 
 def warm_up_later(proposer: Proposer) -> None:
-    """Let a thread import what the end of a sweep needs, which takes a second or two, while the jobs run."""
+    """Import the modules for the end of a sweep in a thread while the jobs run, which takes one to two seconds."""
     thread = threading.Timer(WARM_UP_AFTER, _warm_up, (_is_search(proposer),))
     thread.daemon = True
     thread.start()
@@ -59,8 +59,8 @@ def conclude(
         plan: the plan of all jobs so far.
         tracking: the sweep's tracking.
         named: whether the config names the `objective` and its `direction`. If not, lower is better.
-        proposer: what has chosen the jobs.
-        interrupted: whether a signal has ended it: its run is then KILLED, like those of its jobs.
+        proposer: the proposer that chose the jobs.
+        interrupted: whether a signal has ended the sweep; its run is then KILLED, like those of its jobs.
     """
     from trainyard.sweep.report import html, journals, result_files
 
@@ -110,7 +110,8 @@ def conclude(
 
 @contextmanager
 def _reported(what: str) -> Iterator[None]:
-    """Report an error in one line: what cannot be shown of a sweep (a full disk) does not fail it."""
+    """Report an error in one line; an error in the output of a sweep (such as a full disk) does not make the sweep
+    fail."""
     try:
         yield
     except Exception as error:

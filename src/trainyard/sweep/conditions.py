@@ -1,4 +1,5 @@
-"""Conditional keys of a sweep (`hydra.sweeper.when`): a key whose condition does not hold is no parameter of a job."""
+"""Conditional keys of a sweep (`hydra.sweeper.when`): a key whose condition does not hold is not a parameter of a
+job."""
 
 from __future__ import annotations
 
@@ -20,11 +21,12 @@ _Condition = tuple[str, tuple[str, ...]]  # a key, and the texts of the values o
 
 
 class Conditions:
-    """Decides which overrides of a job are parameters of it.
+    """Decides which overrides of a job are its parameters.
 
     A condition `model=mlp,cnn` on a key holds if the job chooses one of these options: by an override, through another
     option (`experiment`), or because it is the default. It may also name a value: `optim.nesterov=true`. A condition on
-    a key that is conditional itself holds only if that key is a parameter. Keys below a conditional key are too.
+    a key that is conditional itself holds only if that key is a parameter. Keys below a conditional key are also
+    conditional.
 
     Args:
         when: by key, the conditions that must all hold.
@@ -66,7 +68,7 @@ class Conditions:
         return [line for line in job if (own := self._owner(self._key(line))) is None or self._applies(own, job, known)]
 
     def depth(self, key: str) -> int:
-        """Return how many conditions follow from one another before it is known whether a key is a parameter."""
+        """Return the number of nested conditions that decide whether a key is a parameter."""
         owner = self._owner(key)
         return 0 if owner is None else 1 + max(self.depth(name) for name, _ in self._conditions[owner])
 
@@ -133,7 +135,7 @@ class Conditions:
         """Return a condition in its parts.
 
         Raises:
-            ConfigError: it cannot be read, or names no option of a group.
+            ConfigError: the condition cannot be parsed, or does not name an option of a group.
         """
         place = f"{WHEN}.{key}"
         try:
@@ -163,7 +165,7 @@ class Conditions:
         """Check that a conditional key, and the keys of its conditions, exist in the configs where it is a parameter.
 
         Raises:
-            ConfigError: one does not.
+            ConfigError: a key does not exist.
         """
         before = [*shared, *self._premises(key)]
         for name, _ in self._conditions[key]:
@@ -183,7 +185,7 @@ class Conditions:
         raise _unknown(WHEN, key, configs, keys)
 
     def _premises(self, key: str) -> list[str]:
-        """Return overrides with which the conditions of a key have their own keys."""
+        """Return overrides with which the keys of the conditions of a key are parameters."""
         found: list[str] = []
         for name, _ in self._conditions[key]:
             owner = self._owner(name)
@@ -193,7 +195,7 @@ class Conditions:
 
 
 def _is_open(value: Any) -> bool:
-    """Return whether the rest of a config decides on what a value is."""
+    """Return whether a value depends on the rest of the config."""
     return isinstance(value, dict) or "${" in str(value)
 
 

@@ -1,7 +1,7 @@
-"""Continuation of a sweep: its command is run again, in the same folder and with the same overrides.
+"""Continuation of a sweep: its command is repeated in the same folder with the same overrides.
 
-The manifest in the sweep's directory names the application that is run: the script or module that began the sweep.
-Finished jobs are kept, interrupted jobs resume from their checkpoints, the others are run, all as recorded in the
+The manifest in the sweep's directory names the application that is run: the script or module that started the sweep.
+Finished jobs are kept, interrupted jobs resume from their checkpoints, and the others are run, all as recorded in the
 manifest: results are bit-identical with the recorded decisions on the same kind of CPU; otherwise, they are equal up to
 rounding.
 """
@@ -22,14 +22,15 @@ from trainyard.sweep.manifest import Manifest
 
 
 def go_on(directory: Path, application: Path | None = None) -> int:
-    """Run the command of a sweep again, and return its exit status.
+    """Repeat the command of a sweep, and return its exit status.
 
     Args:
-        directory: the sweep's.
-        application: the application's script, where it is not found: it was moved, say.
+        directory: the directory of the sweep.
+        application: the script of the application, if it is not found, for example because it was moved.
 
     Raises:
-        TrainyardError: this is no sweep's directory; its application, or the folder that it was started in, is gone.
+        TrainyardError: this is not the directory of a sweep, or its application or the folder in which it was started
+            no longer exists.
     """
     record = directory.resolve() / "multirun.yaml"
     if not record.is_file():
@@ -46,7 +47,7 @@ def go_on(directory: Path, application: Path | None = None) -> int:
 
 
 def arguments(hydra: Any) -> list[str]:
-    """Return the arguments of a sweep's command, but for its directory.
+    """Return the arguments of a sweep's command, without its directory.
 
     Args:
         hydra: the node `hydra` of the sweep's multirun.yaml.
@@ -61,7 +62,7 @@ def _application(directory: Path, given: Path | None) -> StartedAs:
     """Return how the sweep's application is started.
 
     Raises:
-        TrainyardError: it cannot be found, or the given one is another.
+        TrainyardError: the application cannot be found, or the given one differs.
     """
     recorded = Manifest.open(directory).application
     if given is not None:

@@ -1,5 +1,5 @@
-"""Decisions of a sweep that can change numbers. Each is recorded in the manifest before it is acted on, and followed
-when the sweep is continued.
+"""Decisions of a sweep that can change numbers. Each decision is recorded in the manifest before it takes effect, and
+followed when the sweep is continued.
 
 The promise: results are bit-identical with the recorded decisions on the same kind of CPU; otherwise, they are
 equal up to rounding.
@@ -34,7 +34,7 @@ class Decision:
         threads: threads of the task; of each process, if it trains on several devices.
         slots: the number of slots that it takes.
         cpu: the kind of CPU.
-        note: the reason, for people.
+        note: the reason, for users.
         lanes: the lane of each job; empty if these are all lanes, in order.
         width: the number of lanes; 0 if that is the number of jobs.
         epochs: the epoch of each job from which it has trained in its lane at this width; empty if that is not known.
@@ -63,13 +63,13 @@ class Decision:
         return tuple(lanes[num] for num in nums)
 
     def part(self, nums: Sequence[int]) -> Decision:
-        """Return the decision that some of the jobs go on in their lanes, while those of the others are free."""
+        """Return the decision that some of the jobs continue in their lanes, while the lanes of the others are free."""
         epochs, iters = self._of(self.epochs, nums), self._of(self.iters, nums)
         lanes = self.places(nums)
         return replace(self, nums=tuple(nums), lanes=lanes, width=self.all_lanes, epochs=epochs, iters=iters)
 
     def _of(self, values: tuple[int, ...], nums: Sequence[int]) -> tuple[int, ...]:
-        """Return the values, one for each job, of some of the jobs; nothing if there are none."""
+        """Return the values of some of the jobs; empty if there are no values."""
         by_num = dict(zip(self.nums, values, strict=True)) if values else {}
         return tuple(by_num[num] for num in nums) if by_num else ()
 
@@ -92,15 +92,16 @@ class Decision:
             nums: the jobs, in the order of lanes.
             slot: a slot of this machine.
             slots: the number of slots that they take.
-            note: the reason, for people.
+            note: the reason, for users.
         """
         return cls(tuple(nums), slot.device.partition(":")[0], slot.threads, slots, cpu_model(), note)
 
     def followed(self, here: Decision, room: int) -> tuple[Decision, str]:
-        """Return this decision as far as it can be followed for the jobs of another, and what cannot be; else empty.
+        """Return this decision as far as it can be followed for the jobs of another one, and the parts that cannot be
+        followed.
 
         Args:
-            here: the decision that this machine suggests for those jobs that are left.
+            here: the decision that this machine suggests for the remaining jobs.
             room: the number of threads that a slot has room for.
         """
         own = self.part(here.nums) if self.width else here
@@ -117,10 +118,10 @@ class KnownFit:
 
     Attributes:
         width: jobs in a stack; 1 if they run one by one.
-        reason: why they do; else empty.
-        note: what was measured, for people.
+        reason: why they run one by one; otherwise empty.
+        note: the measurement, for users.
         tried: the number of jobs of the kind.
-        seconds: of slot time that a job takes so, without validation; None if unknown.
+        seconds: the slot time of a job in this way, without validation; None if unknown.
     """
 
     width: int
@@ -136,10 +137,10 @@ def room(slot: Slot) -> int:
 
 
 def tasks(left: Iterable[int], recorded: Mapping[int, Decision]) -> list[tuple[int, ...]]:
-    """Return the recorded tasks of jobs, without jobs that are not left, each in the recorded order.
+    """Return the recorded tasks of the remaining jobs, each in the recorded order.
 
     Args:
-        left: the numbers of the jobs that are left.
+        left: the numbers of the remaining jobs.
         recorded: the last decision on each job that has one.
     """
     numbers = sorted(left)

@@ -1,4 +1,4 @@
-"""Sweep whose head is a job of Slurm too: submitted, watched and ended from a terminal."""
+"""Sweep whose head is also a Slurm job: submitted, watched and ended from a terminal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
         directory: the sweep's directory.
 
     Raises:
-        TrainyardError: this process was not started with a file, or Slurm refuses the job.
+        TrainyardError: this process was not started with a file, or Slurm rejects the job.
     """
     started = StartedAs.now()
     if started is None:
@@ -89,7 +89,7 @@ def is_detached(directory: Path) -> bool:
 
 
 def attach(directory: Path) -> None:
-    """Print what the head of a sweep prints, from the beginning, until it has ended.
+    """Print the output of the head of a sweep, from the beginning, until it has ended.
 
     Raises:
         TrainyardError: no head was submitted, or it has ended without having run all jobs.
@@ -148,7 +148,7 @@ def _number(directory: Path) -> str:
 
 
 def _left(directory: Path) -> str:
-    """Return how many jobs are in which state, for people; empty if all are done."""
+    """Return the number of jobs in each state, for users; empty if all are done."""
     try:
         states = Counter(SweepState.read(directory).states.values())
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Directories of a sweep's jobs: each has one of its own, inside its sweep's."""
+"""Directories of the jobs of a sweep: each job has its own directory inside that of the sweep."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from trainyard.sweep.plan import Job
 
 SUBDIR = "hydra.sweep.subdir"
 LONGEST = 255
-"""Bytes of the longest name of a file that common file systems allow."""
+"""Maximum number of bytes in a file name on common file systems."""
 
 
 def job_directory(config: DictConfig, sweep: Path, subdir: str | None = None) -> Path:
     """Return the directory of a job.
 
     Args:
-        config: the job's config, which is the current one of Hydra's.
+        config: the config of the job, which is Hydra's current one.
         sweep: the sweep's directory.
-        subdir: its `hydra.sweep.subdir`, resolved, if that is known.
+        subdir: its resolved `hydra.sweep.subdir`, if known.
 
     Raises:
-        ConfigError: it is not inside the sweep's directory.
+        ConfigError: the directory is not inside that of the sweep.
     """
     base = os.path.abspath(_own_sweep_directory(config) or sweep)  # noqa: PTH100 - called for each job, as is join
     own = str(config.hydra.sweep.subdir) if subdir is None else subdir
@@ -72,7 +72,7 @@ class Places:
         """Add jobs, and return those that would write to the directory of another job, each with the error to report.
 
         Args:
-            jobs: some jobs of the sweep; those of before are not looked at again.
+            jobs: new jobs of the sweep; earlier ones are not checked again.
         """
         found = []
         error: ConfigError | None = None  # of the first two, which is reported once for all

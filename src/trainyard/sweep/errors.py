@@ -9,7 +9,8 @@ from trainyard.sweep.plan import SHOWN
 
 
 class SweepFailedError(TrainyardError):
-    """A job of a sweep failed, or several did. The message is made when it is read, from all jobs known by then."""
+    """A job of a sweep failed, or several did. The message is created when it is read, from all jobs known at that
+    time."""
 
     status = 1
 

@@ -14,10 +14,11 @@ from trainyard.track.sweep_position import Rungs
 JobState = Literal[
     "waiting", "running", "paused", "done", "failed", "interrupted", "timeout", "lost", "stopped", "pruned"
 ]
-"""State of a job. `done`, `stopped` and `pruned` are for good. Others are tried again when the sweep is continued."""
+"""State of a job. `done`, `stopped` and `pruned` are final. Jobs in other states are retried when the sweep is
+continued."""
 
 Wish = Literal["pause", "stop", "prune"]
-"""What a running job can be asked to do: end at a checkpoint, to be resumed or for good."""
+"""Requests to a running job: end at a checkpoint, to be resumed later or permanently."""
 
 FIRST_CLONE = 1_000_000
 """Number of a sweep's first clone; its other jobs have lower ones."""
@@ -25,21 +26,21 @@ FIRST_CLONE = 1_000_000
 FINAL: frozenset[str] = frozenset({"done", "stopped", "pruned"})
 
 END_OF_WISH: Mapping[Wish, JobState] = {"pause": "paused", "stop": "stopped", "prune": "pruned"}
-"""The state of a job that has done what it was asked."""
+"""The state of a job after a request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What runs on a slot, or on several: one job, or a stack of jobs.
+    """One job, or a stack of jobs, that runs on one or several slots.
 
     Attributes:
         nums: the jobs, in the order of lanes.
-        slots: the number of slots that it takes at once.
-        attempts: attempts begun before.
-        expected: the seconds that it is expected to take; None if unknown.
-        alone_on: the devices that it needs for itself, because memory was too small for it beside others.
-        rungs: where its jobs report; None if nobody asks.
-        own_rungs: where jobs report that do so elsewhere, by number.
+        slots: the number of slots that it needs.
+        attempts: the number of earlier attempts.
+        expected: its expected duration in seconds; None if unknown.
+        alone_on: the devices that it needs exclusively, because memory was too small for several units.
+        rungs: the rungs at which its jobs report; None for no reports.
+        own_rungs: the rungs of jobs that report at other places, by number.
         fed: whether other jobs join it while it runs, for lanes that become free.
     """
 
@@ -53,37 +54,37 @@ class Unit:
     fed: bool = False
 
     def rungs_of(self, num: int) -> Rungs | None:
-        """Return where a job reports; None if nobody asks."""
+        """Return the rungs at which a job reports; None for no reports."""
         return dict(self.own_rungs).get(num, self.rungs)
 
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """A head has started: nothing runs any more, and there are no slots yet."""
+    """A head has started: nothing is running, and there are no slots yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotsGained:
-    """There are further slots, each with its index and its device."""
+    """There are additional slots, each with its index and its device."""
 
     slots: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SlotsLost:
-    """Slots are gone, with what ran on them."""
+    """Slots were lost, with the units that ran on them."""
 
     indices: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a clone begins from.
+    """Origin of a clone.
 
     Attributes:
         job: the number of the job that was cloned.
-        number: the `hydra.job.num` of its config, which the clone's has too: values may depend on it.
-        keys: the keys of what its config has otherwise than the checkpoint.
+        number: the `hydra.job.num` of its config, which is also used for the clone, because values may depend on it.
+        keys: the keys whose values in its config differ from the checkpoint.
         checkpoint: the name of the checkpoint.
     """
 
@@ -95,14 +96,14 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """There is a job.
+    """A new job exists.
 
     Attributes:
         num: its number.
         overrides: its overrides.
-        rungs: where it reports; None if nobody asks.
+        rungs: the rungs at which it reports; None for no reports.
         subdir: its directory below the sweep's; None if it is not known.
-        origin: what it begins from, if it is a clone.
+        origin: its origin, if it is a clone.
         note: data that its proposer receives again with the event (`trainyard.sweep.proposers.NewJob`).
     """
 
@@ -116,11 +117,11 @@ class Proposed:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Units are to run from now on; their jobs leave the units that they were in.
+    """Units are queued; their jobs leave their previous units.
 
     Attributes:
-        why: empty for units that are new; else why their jobs wait again, such as `again` or `promoted`. Units that run
-            `again` wait behind the new ones.
+        why: empty for new units; otherwise, the reason why their jobs wait again, such as `again` or `promoted`. Units
+            that run `again` wait behind the new ones.
     """
 
     units: tuple[Unit, ...]
@@ -137,7 +138,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Jobs that waited take free lanes of a stack that runs.
+    """Waiting jobs take free lanes of a running stack.
 
     Attributes:
         unit: the number of the stack's unit.
@@ -157,13 +158,14 @@ class Emptied:
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """A paused job continues from another job: from its checkpoint, with its overrides, of which some are changed.
+    """A paused job continues from the checkpoint of another job, with the overrides of that job, some of which are
+    changed.
 
     Attributes:
         num: the job, which keeps its directory.
         source: the job that it continues from.
         at: the epoch, or iteration, at which both have paused.
-        overrides: those that it has from here on.
+        overrides: its overrides from here on.
         keys: the keys of its config that differ from those of the checkpoint.
         checkpoint: the name of the checkpoint.
     """
@@ -178,7 +180,7 @@ class Inherited:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """A job has reported the value of its objective at a rung, and what its sweep bounds, by name, as far as known."""
+    """A job has reported the value of its objective at a rung, and the known values of bounded metrics by name."""
 
     num: int
     at: int
@@ -197,7 +199,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """A job has no process any more, and one checkpoint from which it can be resumed."""
+    """A job no longer has a process, and has one checkpoint from which it can be resumed."""
 
     num: int
     seconds: float = 0.0
@@ -206,7 +208,7 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job has ended, and there is no further attempt at it.
+    """A job has ended and will not be retried.
 
     Attributes:
         seconds: the duration of its last attempt: of its stack's, if it ran in one.
@@ -223,7 +225,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """No further unit is to start, and those that run are to end."""
+    """No more units will start, and running units must end."""
 
     why: str
 
@@ -251,7 +253,7 @@ class Start:
     """Start a unit on these slots.
 
     Attributes:
-        number: the unit's number. No other unit has it, not even the next attempt at the same jobs.
+        number: the unit's number. It is unique, even for the next attempt at the same jobs.
     """
 
     number: int
@@ -268,7 +270,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Ask the process of a unit that jobs join to let those go of which something is wished; the others train on."""
+    """Ask the process of a fed stack to release the jobs with pending requests; the others continue."""
 
     number: int
 

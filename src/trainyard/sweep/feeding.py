@@ -1,4 +1,4 @@
-"""Feeding of stacks: a head gives jobs that wait to stacks with free lanes, and takes back what leaves these.
+"""Feeding of stacks: a head gives waiting jobs to stacks with free lanes, and receives the jobs that leave them.
 
 Messages of a stack are described in `trainyard.sweep.lane_source`.
 """
@@ -26,42 +26,42 @@ from trainyard.sweep.units import UnitTasks
 from trainyard.sweep.worker_tasks import JobDone
 
 PATIENCE = 2
-"""Times that a stack may ask in vain, while a proposer may still learn, before its free lanes are cut out."""
+"""Number of unsuccessful requests of a stack, while a proposer may still learn, before its free lanes are cut out."""
 
 
 class FeedingHead(Protocol):
-    """What the head does for its stacks."""
+    """Actions of the head for its stacks."""
 
     def apply(self, *events: Event) -> None:
         """Log events, pass them on, and act."""
 
     def propose(self) -> Sequence[Proposal]:
-        """Ask the proposer for what one free slot would run, take it in, and return it."""
+        """Ask the proposer for the work of one free slot, add it, and return it."""
 
     def seated(self, nums: Sequence[int], stack: str) -> None:
-        """Take notice of jobs that join a stack."""
+        """Record jobs that join a stack."""
 
     def job_left(self, running: RunningUnit, outcome: TaskOutcome) -> None:
-        """Conclude a job that has left a stack that trains on."""
+        """Conclude a job that has left a stack that continues."""
 
     def job_refused(self, running: RunningUnit, num: int, reason: str) -> None:
-        """Let a job run by itself that cannot train in a stack."""
+        """Run a job that cannot train in a stack alone."""
 
 
 @dataclass
 class _Stack:
-    """Stack that runs.
+    """Running stack.
 
     Attributes:
-        name: its first jobs, for people.
+        name: its first jobs, for users.
         lanes: the job in each lane, and the epoch and the iteration from which it trains there at this width.
         width: its lanes.
         joined: the time at which each of its jobs came.
-        in_vain: how often in succession it has asked in vain.
-        wants: the lanes for which it waits for an answer: all that are free; 0 if it trains.
+        in_vain: the number of consecutive unsuccessful requests.
+        wants: the number of free lanes for which it waits for an answer; 0 if it trains.
         idle: whether all its lanes are free.
-        released: the jobs that it was asked to let go.
-        unfed: whether it has said that no job joins or leaves it.
+        released: the jobs that it was asked to release.
+        unfed: whether it has reported that no jobs join or leave it.
     """
 
     name: str
@@ -82,10 +82,10 @@ class Feeding:
         head: the head.
         executor: sends answers to stacks.
         scheduler: knows what waits.
-        manifest: in which lanes are recorded.
-        units: makes what stacks are given.
+        manifest: the manifest, in which lanes are recorded.
+        units: creates the data for stacks.
         planner: knows the kinds of jobs.
-        proposer: is asked where too little waits.
+        proposer: is asked if too few jobs wait.
         enabled: whether stacks are fed at all.
     """
 
@@ -121,12 +121,12 @@ class Feeding:
         return replace(unit, fed=feeds)
 
     def began(self, number: int, unit: Unit) -> None:
-        """Take notice of a unit that starts."""
+        """Record a unit that starts."""
         if unit.fed:
             self._stacks[number] = _Stack(spans(unit.nums), joined=dict.fromkeys(unit.nums, time.monotonic()))
 
     def said(self, running: RunningUnit, number: int, message: Mapping[str, Any]) -> None:
-        """Take in a message of a stack."""
+        """Handle a message of a stack."""
         stack = self._stacks[number]
         match message:
             case {"want": count, "wait": waits}:
@@ -151,11 +151,11 @@ class Feeding:
                     self._head.job_refused(running, num, reason)
 
     def release(self, number: int, grace: float | None = None) -> None:
-        """Ask a stack to let the jobs go of which something is wished, once it can.
+        """Ask a stack to release the jobs with pending requests as soon as it can.
 
         Args:
-            number: of its unit.
-            grace: the seconds after which a stack that cannot, and therefore ends, is killed; None: never.
+            number: the number of its unit.
+            grace: the seconds after which a stack that cannot release them, and therefore ends, is killed; None: never.
         """
         stack, running = self._stacks.get(number), self._scheduler.running.get(number)
         if stack is None or running is None or not (stack.width or stack.unfed):
@@ -171,7 +171,7 @@ class Feeding:
             self._executor.answer(number, cloudpickle.dumps(leave))
 
     def serve(self) -> None:
-        """Answer the stacks that wait for jobs, where there are some, or none will come, or others need the slot."""
+        """Give jobs to the stacks that wait for some; end stacks if no jobs will come, or if others need the slot."""
         for number, stack in list(self._stacks.items()):
             if number not in self._scheduler.running:
                 del self._stacks[number]
@@ -198,13 +198,13 @@ class Feeding:
 
     @property
     def _come_back(self) -> bool:
-        """Whether jobs that train will pause, and go on after that: all lanes will be needed again."""
+        """Whether training jobs will pause and continue afterwards, so that all lanes will be needed again."""
         left = (num for running in self._scheduler.running.values() for num in running.left)
         return self._returns and any(num in self._scheduler.rungs for num in left)
 
     @property
     def _may_come(self) -> bool:
-        """Whether a job may come for a stack without any: others still run, and no unit waits for its slot."""
+        """Whether a job may come for an empty stack: others still run, and no unit waits for its slot."""
         runs = any(running.left for running in self._scheduler.running.values())
         return runs and not self._scheduler.stopping and next(self._scheduler.waiting(), None) is None
 

@@ -17,7 +17,7 @@ _CONSTRAINT = re.compile(r"\s*(\S+?)\s*(<=|>=)\s*(\S+)\s*")
 
 @dataclass(frozen=True)
 class Constraint:
-    """Bound of a metric.
+    """Bound on a metric.
 
     Attributes:
         metric: its name.
@@ -34,7 +34,7 @@ class Constraint:
         """Return the constraint of a text, such as `model/parameters <= 1e5`.
 
         Raises:
-            ConfigError: it has another form.
+            ConfigError: the text has another form.
         """
         found = _CONSTRAINT.fullmatch(text) if isinstance(text, str) else None
         try:
@@ -46,7 +46,8 @@ class Constraint:
         return cls(found[1], found[2], bound)  # type: ignore[arg-type]
 
     def violation(self, value: float | None) -> float:
-        """Return by how much a value is on the wrong side of the bound: 0 or less if it is not; infinity for none."""
+        """Return the distance of a value to the bound on the wrong side: at most 0 if the bound is kept; infinity
+        without a value."""
         if value is None or math.isnan(value):
             return math.inf
         return value - self.bound if self.relation == "<=" else self.bound - value
@@ -57,12 +58,12 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Goals:
-    """What the jobs of a search are compared by, where that is more than the one objective that a job returns.
+    """Goals by which the jobs of a search are compared, if these are more than a single objective.
 
     Attributes:
-        names: of the objectives.
-        directions: whether more or less of each is better.
-        constraints: what a job has to keep, too.
+        names: the names of the objectives.
+        directions: the direction of each objective.
+        constraints: the constraints on jobs.
     """
 
     names: tuple[str, ...]
@@ -92,7 +93,8 @@ class Goals:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What a job returns, in this order or by name: the objectives, and what is bounded beside them."""
+        """Names of the values that a job returns, in this order or by name: the objectives, and the other bounded
+        metrics."""
         return tuple(dict.fromkeys([*self.names, *self.bounded]))
 
     @property
@@ -102,11 +104,11 @@ class Goals:
 
     @property
     def signs(self) -> tuple[float, ...]:
-        """For each objective 1 where less of it is better, -1 where more is."""
+        """For each objective: 1 if less is better, -1 if more is better."""
         return tuple(1.0 if each == "minimize" else -1.0 for each in self.directions)
 
     def measured(self, value: Any) -> dict[str, float]:
-        """Return what a job has returned by name, as far as it is there: of a mapping, a list, or a single number."""
+        """Return the available results of a job by name, from a mapping, a list, or a single number."""
         pairs: Any = {self.names[0]: value}
         if isinstance(value, Mapping):
             pairs = {name: value.get(name) for name in self.metrics}
@@ -120,20 +122,20 @@ class Goals:
         return [name for name in self.metrics if name not in found]
 
     def losses(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
-        """Return the objectives as numbers of which less is better; infinity for none and for NaN."""
+        """Return the objectives as numbers to minimize; infinity for missing values and NaN."""
         values = [metrics.get(name, math.nan) for name in self.names]
         return tuple(math.inf if math.isnan(v) else sign * v for v, sign in zip(values, self.signs, strict=True))
 
     def violations(self, metrics: Mapping[str, float]) -> list[float]:
-        """Return by how much each constraint is violated: 0 or less where it is kept."""
+        """Return the violation of each constraint: at most 0 if it is kept."""
         return [each.violation(metrics.get(each.metric)) for each in self.constraints]
 
     def known_violations(self, metrics: Mapping[str, float]) -> list[float]:
-        """Return the violations at a rung: 0 for a constraint on what is not measured there."""
+        """Return the violations at a rung: 0 for a constraint on a metric that is not measured there."""
         return [each.violation(metrics[each.metric]) if each.metric in metrics else 0.0 for each in self.constraints]
 
     def violation(self, metrics: Mapping[str, float]) -> float:
-        """Return by how much the constraints are violated altogether; 0 if all are kept."""
+        """Return the total violation of the constraints; 0 if all are kept."""
         return math.fsum(max(0.0, each) for each in self.violations(metrics))
 
     def best(self, value: Any) -> float | None:
@@ -143,18 +145,18 @@ class Goals:
 
 
 def as_number(value: Any) -> float | None:
-    """Return a number as a float; None if it is none."""
+    """Return a number as a float; None if it is not a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def fronts(losses: Sequence[Sequence[float]]) -> list[int]:
     """Return the number of the Pareto front of each point, from 1: no other point dominates one in front 1.
 
-    Front k + 1 is the Pareto front of what is left without the fronts up to k: the ranks of a non-dominated sort (Deb
-    et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", 2002).
+    Front k + 1 is the Pareto front of the points that are not in the fronts up to k: the ranks of a non-dominated sort
+    (Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", 2002).
 
     Args:
-        losses: the points, of which less is better in each coordinate.
+        losses: the points, whose coordinates are minimized.
 
     Example:
         >>> fronts([(1, 2), (2, 1), (2, 2), (3, 3)])

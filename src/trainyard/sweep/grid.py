@@ -1,4 +1,4 @@
-"""Grid of a sweep: the overrides of each job, made of those of the command line and of `hydra.sweeper`."""
+"""Grid of a sweep: the overrides of each job, from the command line and `hydra.sweeper`."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def grid_jobs(
 ) -> list[list[str]]:
     """Return the overrides of every job of a sweep.
 
-    These are the combinations of what the overrides list, once for each block, with the overrides of the block behind
-    those of the command. Each of them is combined with each row of the file. Overrides that `when` excludes are left
-    out; jobs of several blocks, or jobs that are equal without these overrides, are one job.
+    These are the combinations of the listed values, once for each block, with the overrides of the block after those of
+    the command. Each combination is combined with each row of the file. Overrides that `when` excludes are omitted;
+    equal jobs of several blocks, or jobs that are equal without these overrides, become one job.
 
     Args:
         lines: the overrides of the command line, and of the config (`hydra.sweeper.params`), in order.
-        settings: those of the sweeper.
+        settings: the settings of the sweeper.
         loader: Hydra's loader.
-        master: the config of the whole sweep.
+        master: the config of the entire sweep.
 
     Raises:
         ConfigError: a setting, a pattern or the file is invalid.
-        HydraException: an override cannot be read.
+        HydraException: an override cannot be parsed.
     """
     parser = OverridesParser.create(config_loader=loader)
 
@@ -72,14 +72,14 @@ def combinations(
 ) -> list[list[str]]:
     """Return the overrides of every job: each combination of the values that the overrides list.
 
-    Several overrides of one key have the effect that they have in a single run: mappings are merged, also into the
-    option that is chosen for a group; of other values the last one counts, so that the ones before it are left out.
+    Several overrides of one key have the same effect as in a single run: mappings are merged, also into the selected
+    option of a group; of other values, only the last one counts.
 
     Args:
-        overrides: those of the command line, in order.
+        overrides: the overrides of the command line, in order.
         is_group: whether a key is a config group.
-        zipped: keys whose values are not combined but taken together, the first of each, then the second.
-        rows: overrides that are taken together, one row of them in each job, behind the others.
+        zipped: keys whose values are paired (the first of each, then the second) instead of combined.
+        rows: overrides that belong together, one row for each job, after the others.
 
     Raises:
         ConfigError: a pattern (`glob(adm*)`) fits no option, zipped keys have different numbers of values, or an
@@ -95,7 +95,7 @@ def combinations(
 
 
 def effective(overrides: Sequence[Override], is_group: Callable[[str], bool]) -> list[Override]:
-    """Return the overrides that count: mappings, and of the others the last one of each key.
+    """Return the effective overrides: mappings, and the last of the other overrides of each key.
 
     Raises:
         ConfigError: a pattern fits no option.
@@ -150,7 +150,7 @@ def _check_zip(zipped: Sequence[Sequence[str]], blocks: Sequence[Sequence[Overri
     """Check that the keys of each group are swept, and in a block either all of them or none.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: the check fails.
     """
     swept = [[key_of(each) for each in block if len(_values_or_none(each)) > 1] for block in blocks]
     options = list(dict.fromkeys(key for block in swept for key in block))

@@ -1,4 +1,4 @@
-"""Settings of a grid: which values go together, several grids in one sweep, jobs from a file, conditional keys."""
+"""Settings of a grid: paired values, several grids in one sweep, jobs from a file, conditional keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GridSettings:
     """Settings of a grid, with their forms checked.
 
     Attributes:
-        zip: groups of keys whose values are taken together.
+        zip: groups of keys whose values are paired.
         blocks: the overrides of each block.
         file: the path of the file of jobs; None for none.
         when: by key, the conditions (`model=mlp`, `model=mlp,cnn`) that must all hold for it to be a parameter.
@@ -37,7 +37,7 @@ class GridSettings:
         """Return the settings in `hydra.sweeper`.
 
         Raises:
-            ConfigError: one of them has another form.
+            ConfigError: a setting has another form.
         """
         if file is not None and not (isinstance(file, str) and file):
             raise ConfigError(FILE, file, "the path of a CSV file, or null")
@@ -82,7 +82,7 @@ def _lines(block: Any, form: str) -> tuple[str, ...]:
 
 
 def text_of(value: Any) -> str:
-    """Return a value of a config as the text that the command line would have; a text may list several values."""
+    """Return a value of a config as text for the command line; a string may list several values."""
     if value is None:
         return "null"
     if isinstance(value, list):

@@ -43,36 +43,36 @@ from trainyard.track.sweep_position import Rungs
 
 FAILED = ("failed", "timeout", "lost")
 Inherit = Callable[[Job, Job, int, Sequence[str]], tuple[Job, Inherited]]
-"""Makes a job go on as another one that has paused at the same place, with these overrides."""
+"""Lets a job continue as another job that has paused at the same position, with these overrides."""
 Admit = Callable[[Sequence[NewJob]], Sequence[Unit]]
-"""Composes, checks and records new jobs, and returns the units of those that are to run."""
+"""Composes, checks and records new jobs, and returns the units of jobs to run."""
 
 
 class Head(Loop):
-    """Runs what a proposer proposes, until that is nothing more.
+    """Runs the jobs that a proposer proposes, until there are no more.
 
     Each event is written to the manifest, then passed to the scheduler and the proposer; only then does it take effect.
 
     Args:
-        executor: started.
-        scheduler: of the whole sweep.
-        policy: what follows failures.
-        manifest: of the sweep.
+        executor: the started executor.
+        scheduler: the scheduler of the entire sweep.
+        policy: the policy for failures.
+        manifest: the manifest of the sweep.
         units: makes the tasks of units.
         tracking: follows the jobs.
         progress: shows what happens.
-        proposer: what is to run.
-        admit: takes in its new jobs.
+        proposer: proposes jobs.
+        admit: adds new jobs.
         clone: makes clones.
-        adopt: takes in a clone that is recorded.
-        reports: reads what jobs report.
-        commands: what people ask for.
+        adopt: adds a recorded clone.
+        reports: reads the reports of jobs.
+        commands: the commands of users.
         planner: knows which jobs may share a stack.
         inherit: makes heirs.
-        replace_job: takes in a job whose overrides are others now.
+        replace_job: updates a job whose overrides have changed.
 
     Attributes:
-        results: what the jobs that are done returned, by number.
+        results: the results of finished jobs, by number.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class Head(Loop):
         self._feeding = Feeding(self, executor, scheduler, manifest, units, planner, proposer, feeds)
 
     def queue(self, units: Sequence[Unit], why: str = "") -> None:
-        """Let units run from now on."""
+        """Queue units to run from now on."""
         if units:
             self.apply(Queued(tuple(map(self._feeding.fed, units)), why))
 
     def ask_for(self, num: int, wish: Wish, why: str) -> None:
-        """Let a job end at its next checkpoint, or not start if it waits."""
+        """Ask a job to end at its next checkpoint, or not to start if it waits."""
         if self._scheduler.unit_of(num) is not None:
             self._grace = None if wish == "pause" else self._policy.grace
             self.apply(Asked(num, wish, why))
@@ -130,11 +130,11 @@ class Head(Loop):
             self.apply(Paused(num) if wish == "pause" else Ended(num, "stopped", error=why or None))
 
     def obey(self) -> None:
-        """Carry out the commands that are not answered yet."""
+        """Execute the commands that are not answered yet."""
         self._by_hand.obey()
 
     def resume(self, num: int) -> None:
-        """Let a paused job go on, beyond the rung at which it paused."""
+        """Resume a paused job beyond the rung at which it paused."""
         rungs = self._scheduler.rungs.get(num)
         if rungs is not None and rungs.until is not None and self._reports.is_known(num, rungs.until):
             rungs = None
@@ -151,18 +151,19 @@ class Head(Loop):
         return self._scheduler.busy
 
     def propose(self) -> Sequence[Proposal]:
-        """Ask the proposer for what one free slot would run, take it in, and return it."""
+        """Ask the proposer for the work of one free slot, add it, and return it."""
         proposals = self._proposer.ask(1)
         self.take_in(proposals)
         return proposals
 
     def _vacant(self) -> int:
-        """Return for how many slots the proposer is asked. If there are none, for one: they come when there is work."""
+        """Return the number of slots for which the proposer is asked; if there are none, 1, because slots come when
+        there is work."""
         idle = not self._scheduler.busy and not self._scheduler.stopping and not self._scheduler.slots
         return max(self._scheduler.vacant, idle)
 
     def take_in(self, proposals: Sequence[Proposal]) -> None:
-        """Let what was proposed run, and what is pruned end."""
+        """Run proposed jobs, and end pruned ones."""
         for each in proposals:
             if isinstance(each, Prune):
                 self.ask_for(each.num, "prune", each.why)
@@ -205,7 +206,7 @@ class Head(Loop):
         return Unit((num,), self._units.jobs[num].slots)
 
     def _decide(self, groups: Iterable[Sequence[int]], note: str) -> None:
-        """Record that jobs go on in these groups, otherwise as before."""
+        """Record that jobs continue in these groups, otherwise as before."""
         decided = []
         for nums in map(tuple, groups):
             before = self._decision(nums[0])
@@ -283,17 +284,17 @@ class Head(Loop):
         self._feeding.release(number, self._grace)
 
     def seated(self, nums: Sequence[int], stack: str) -> None:
-        """Take notice of jobs that join a stack."""
+        """Record jobs that join a stack."""
         self._expect(nums)
         for job in self._units.of(nums):
             self._progress.joined(job, stack)
 
     def job_left(self, running: RunningUnit, outcome: TaskOutcome) -> None:
-        """Conclude a job that has left a stack that trains on."""
+        """Conclude a job that has left a stack that continues."""
         self._settle(running, {outcome.num: outcome}, in_stack=True)
 
     def job_refused(self, running: RunningUnit, num: int, reason: str) -> None:
-        """Let a job run by itself that cannot train in a stack."""
+        """Run a job that cannot train in a stack alone."""
         self._decide([[num]], reason)
         self._progress.stack_split(self._stack([num]), reason, None)
         self.queue([Unit((num,), rungs=self._scheduler.rungs.get(num))], "again")
@@ -325,7 +326,7 @@ class Head(Loop):
         *,
         in_stack: bool,
     ) -> None:
-        """Conclude jobs that have left a unit, but those that stay together."""
+        """Conclude jobs that have left a unit, except those that stay together."""
         unit = running.unit
         again: list[int] = []
         if in_stack and running.attempt <= self._policy.retries:
@@ -346,13 +347,14 @@ class Head(Loop):
     def _interrupted_for_others(
         self, running: RunningUnit, outcome: TaskOutcome, outcomes: Mapping[int, TaskOutcome]
     ) -> list[int]:
-        """Return the jobs that ended because another job of their stack was asked to, or their slot is taken away."""
+        """Return the jobs that ended because another job of their stack was asked to end, or because their slot is
+        taken away."""
         if not (running.wishes or outcome.moved) or self._scheduler.stopping:
             return []
         return [num for num, own in outcomes.items() if own.state == "interrupted" and num not in running.wishes]
 
     def _end(self, unit: Unit, outcomes: Mapping[int, TaskOutcome], wishes: Mapping[int, Wish]) -> None:
-        """Note how jobs ended, at once: for good or paused; or that they have not begun, and wait."""
+        """Record together how jobs ended (finally or paused), or that they have not started and wait."""
         events: dict[int, Ended | Paused] = {}
         for num, outcome in outcomes.items():
             if outcome.state == "interrupted" and not outcome.attempts and num not in wishes:
@@ -379,7 +381,7 @@ class Head(Loop):
             self._progress.ended(job, event.state, outcome, log, width=event.width)
 
     def _pruned(self, num: int) -> None:
-        """Do what follows from the end of a job that is pruned."""
+        """Perform the actions after the end of a pruned job."""
         job, (at, value) = self._units.jobs[num], self._reports.last.get(num, (0, None))
         remove_regular(job.directory)
         self._tracking.pruned(job, at)

@@ -1,8 +1,8 @@
 """Inheritance: a paused job continues from the checkpoint of another job, with some values changed.
 
-The checkpoint of the other job lies in the heir's directory before this is recorded, under a second name of the same
-file; the heir's own checkpoints are moved away after that. Both can be repeated, so that a kill at any moment leaves
-either the job as it was, or the heir.
+Before this is recorded, the checkpoint of the other job is linked into the heir's directory; afterwards, the heir's own
+checkpoints are moved away. Both operations can be repeated, so that a kill at any moment leaves either the unchanged
+job or the heir.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from trainyard.sweep.plan import Job
 from trainyard.sweep.sweepable import Sweepable
 
 FOLDER = "inherited"
-"""Folder of an heir's directory, with a folder for each place at which it has inherited."""
+"""Folder in an heir's directory, with a subfolder for each position at which it has inherited."""
 OWN = "own"
 CONFIGS = "lineage"
-"""Folder of an heir's directory with the configs of before: those with which it trained until it inherited."""
+"""Folder in an heir's directory with its earlier configs, with which it trained until it inherited."""
 
 
 def config_until(directory: Path, at: int) -> Path:
@@ -32,7 +32,7 @@ def config_until(directory: Path, at: int) -> Path:
 
 
 class Inheritance:
-    """Makes heirs.
+    """Creates heirs.
 
     Args:
         application: the jobs' application.
@@ -44,16 +44,16 @@ class Inheritance:
         self._configs = configs
 
     def make(self, job: Job, source: Job, at: int, overrides: Sequence[str]) -> tuple[Job, Inherited]:
-        """Return the heir, whose checkpoint is in its directory by now, and the event to log.
+        """Return the heir, whose checkpoint is already in its directory, and the event to log.
 
         Args:
             job: the paused job.
-            source: the job as which it goes on.
-            at: the place at which both have paused.
-            overrides: those that it has from here on.
+            source: the job from which it continues.
+            at: the position at which both have paused.
+            overrides: its overrides from here on.
 
         Raises:
-            TrainyardError: a value cannot be changed in the course of a training, or there is no checkpoint.
+            TrainyardError: a value cannot be changed during a training, or there is no checkpoint.
         """
         ((heir, error),) = self._configs.checked([overrides], [job.num], {job.num: job.subdir})
         if error is not None:
@@ -64,9 +64,8 @@ class Inheritance:
 
 
 def begin(job: Job, inherited: Inherited) -> bool | str:
-    """Return what an heir resumes: its own newest checkpoint (true), or the one that it has inherited.
-
-    Its checkpoints of before are removed the first time.
+    """Return the checkpoint that an heir resumes: its own newest one (true), or the inherited one. Its earlier
+    checkpoints are removed the first time.
     """
     place = job.directory / FOLDER / str(inherited.at)
     checkpoints = writes_to(job) / "checkpoints"
@@ -84,7 +83,7 @@ def begin(job: Job, inherited: Inherited) -> bool | str:
 
 
 def _keep_config(directory: Path, at: int) -> None:
-    """Keep the config of a job, which is to have another one; done again, this changes nothing."""
+    """Keep the config of a job that will have another one; repeated calls have no effect."""
     kept = config_until(directory, at)
     if (directory / "config.yaml").is_file() and not kept.exists():
         kept.parent.mkdir(exist_ok=True)

@@ -30,7 +30,7 @@ NUMBER = "${hydra.job.num}"  # the default of hydra.sweep.subdir
 
 @dataclass(frozen=True)
 class JobPlace:
-    """What a job's config says about its number and its directory."""
+    """Number and directory of a job in its config."""
 
     number: int
     directory: Path
@@ -50,7 +50,7 @@ class JobPlace:
 
 @dataclass(frozen=True)
 class JobRecipe:
-    """What makes the config of a job in another process."""
+    """Recipe from which another process creates the config of a job."""
 
     recipe: Recipe
     place: JobPlace
@@ -62,17 +62,16 @@ class JobRecipe:
 
 
 class JobConfigs:
-    """Makes the jobs of a sweep from their overrides.
-
-    Of a job remains what the plan needs. Parts of configs that are equal in several jobs are kept once.
+    """Creates the jobs of a sweep from their overrides. Only the data that the plan needs is kept. Parts of configs
+    that are equal in several jobs are kept once.
 
     Args:
         composer: composes configs.
         application: checks them.
-        sweep: the config of the whole sweep.
+        sweep: the config of the entire sweep.
         directory: the sweep's directory.
         capacity: the number of slots that a job can take.
-        limit: why it is no more, in a sentence; empty where there are no more slots.
+        limit: a sentence with the reason for this limit; empty if there are no more slots.
         here: whether jobs run on this machine.
     """
 
@@ -102,13 +101,13 @@ class JobConfigs:
         subdirs: Mapping[int, str | None],
         origins: Mapping[int, Origin] = MappingProxyType({}),
     ) -> Iterator[tuple[Job, Exception | None]]:
-        """Yield each job, composed and checked, with the error in its config; None if it is right.
+        """Yield each job, composed and checked, with the error in its config; None if it is valid.
 
         Args:
             overrides: the overrides of each job.
             numbers: their numbers.
             subdirs: the recorded directories of jobs, which they keep.
-            origins: of the jobs that are clones.
+            origins: the origins of clones.
         """
         composed = self._composer.attempt_each(overrides)
         for num, own, config in zip(numbers, overrides, composed, strict=True):

@@ -1,4 +1,4 @@
-"""What a LightningModule may define, and what is refused by name."""
+"""Checks of a LightningModule: what it may define, and which methods are rejected."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ REFUSED = {
     "validation_epoch_end": "Lightning 2 replaced this method by on_validation_epoch_end",
     "test_epoch_end": "Lightning 2 replaced this method by on_test_epoch_end",
 }
-"""Methods that a LightningModule may override and that are never called here, each with what to do."""
+"""Methods that a LightningModule may override but that Trainyard never calls, each with the alternative."""
 INDEX = "batch_idx"
 LIBRARIES = ("lightning", "pytorch_lightning", "lightning_fabric", "torch")
 NEEDED = ("training_step", "configure_optimizers", "log", "automatic_optimization")
@@ -59,7 +59,7 @@ def check_module(module: Any) -> nn.Module:
     """Return the module, after a check that it is a LightningModule that can be trained here.
 
     Raises:
-        ConfigError: it is none, optimizes manually, or overrides a method that is never called.
+        ConfigError: it is not a LightningModule, optimizes manually, or overrides a method that is never called.
     """
     if not isinstance(module, nn.Module) or not all(hasattr(module, name) for name in NEEDED):
         accepted = "a LightningModule, or the `_target_` that builds one"
@@ -92,9 +92,9 @@ def overridden(module: nn.Module, method: str) -> bool:
 
 
 def accepted_arguments(method: Any, given: dict[str, Any], first: Sequence[Any] = ()) -> dict[str, Any]:
-    """Return those of the arguments `given` that a method takes after its positional ones, `first`.
+    """Return those of the arguments `given` that a method accepts after its positional arguments `first`.
 
-    As in Lightning, the index of the batch is recognized by its place: its parameter can have any name.
+    As in Lightning, the index of the batch is recognized by its position, so its parameter can have any name.
     """
     parameters = inspect.signature(method).parameters
     own = list(parameters.values())[len(first) :]

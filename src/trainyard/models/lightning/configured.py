@@ -26,7 +26,7 @@ class Scheduled:
     Attributes:
         scheduler: the object, which writes into its optimizer.
         interval: "epoch" or "step", of the optimizer.
-        frequency: how many of them pass between two steps.
+        frequency: the number of intervals between two steps.
         monitor: the name of the result that a step reads; None if it reads none.
     """
 
@@ -45,10 +45,10 @@ class Configured:
 
 
 def parsed(given: Any) -> Configured:
-    """Return what `configure_optimizers` made, in any of the forms that Lightning takes.
+    """Parse the result of `configure_optimizers`, in any of the forms that Lightning accepts.
 
     Raises:
-        ConfigError: it is of none of these forms.
+        ConfigError: it has none of these forms.
     """
     if isinstance(given, Optimizer):
         return Configured([given], [])

@@ -30,7 +30,7 @@ OF_LOGGERS = (
     "log_text",
     "save_dir",
 )
-"""What modules read of a logger of Lightning."""
+"""Attributes of a Lightning logger that modules read."""
 TURN = "optimizer_idx"
 """Argument of a `training_step` that is called once for each of several optimizers."""
 
@@ -38,7 +38,7 @@ TURN = "optimizer_idx"
 class Lightning(BaseModel):
     """Trains a `LightningModule` without changes: its steps, `configure_optimizers`, logged values and hooks.
 
-    `optim=model` takes the optimizers and schedulers of `configure_optimizers`, `metric=logged` the values that
+    `optim=model` uses the optimizers and schedulers of `configure_optimizers`; `metric=logged` uses the values that
     `validation_step` and `test_step` log. Mode "predict" is the module's `forward`, on a batch without its target.
 
     Args:
@@ -48,7 +48,7 @@ class Lightning(BaseModel):
     Attributes:
         batch_idx, dataloader_idx: those of the batch of the next step.
         facts: the properties of the run that the module can read.
-        schedulers: those that `configure_optimizers` made; empty before it is called.
+        schedulers: the schedulers from `configure_optimizers`; empty before it is called.
 
     Raises:
         ConfigError: it is not a LightningModule, optimizes manually, or overrides a method that is never called here.
@@ -66,7 +66,7 @@ class Lightning(BaseModel):
         self.call_hook("setup", stage="fit")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is copied and pickled: not the run."""
+        """Return the state for copying and pickling, without the run."""
         return {key: value for key, value in self.__dict__.items() if key != "facts"} | {"schedulers": []}
 
     def attach(self, parts: Any) -> None:
@@ -85,7 +85,7 @@ class Lightning(BaseModel):
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def train_step(self, batch: Any) -> dict[str, Any]:
-        """Return the loss of `training_step`, and under `logged` what it logged."""
+        """Return the loss of `training_step`, and its logged values under `logged`."""
         return self._train(self.preprocess(batch))
 
     @property
@@ -100,11 +100,11 @@ class Lightning(BaseModel):
         return bool(accepted_arguments(self.module.training_step, {TURN: 0}))
 
     def val_step(self, batch: Any) -> Evaluated:
-        """Return what `validation_step` logged."""
+        """Return the values that `validation_step` logged."""
         return self._evaluate("val", "validation", self.preprocess(batch))
 
     def test_step(self, batch: Any) -> Evaluated:
-        """Return what `test_step` logged."""
+        """Return the values that `test_step` logged."""
         return self._evaluate("test", "test", self.preprocess(batch))
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
@@ -152,10 +152,10 @@ class Lightning(BaseModel):
     # -- the module and its run ----------------------------------------------------------------------------------------
 
     def configured_optimizers(self) -> dict[str, Optimizer]:
-        """Return the optimizers that `configure_optimizers` makes, by name; `schedulers` are then their own.
+        """Return the optimizers from `configure_optimizers`, by name; `schedulers` then contains their schedulers.
 
         Raises:
-            ConfigError: it makes none, or several for a `training_step` without `optimizer_idx`.
+            ConfigError: it returns no optimizers, or several for a `training_step` without `optimizer_idx`.
         """
         with self.running("train"):
             made: Configured = parsed(self.module.configure_optimizers())  # type: ignore[operator]
@@ -171,7 +171,7 @@ class Lightning(BaseModel):
 
     @contextmanager
     def running(self, split: str, batch: Any = None) -> Iterator[Recorder]:
-        """Give the module a `trainer`, and `log` and `log_dict` that record, for as long as the block runs."""
+        """Inside the block, give the module a `trainer`, and `log` and `log_dict` that record values."""
         recorder = Recorder(split, batch, self._device() or torch.device("cpu"))
         replaced = {"log": recorder.log, "log_dict": recorder.log_dict, "_trainer": self.facts}
         modules = [each.__dict__ for each in self.module.modules() if hasattr(each, "automatic_optimization")]
@@ -194,13 +194,13 @@ class Lightning(BaseModel):
                 own.update(held)
 
     def call_hook(self, name: str, *args: Any, split: str = "train", **kwargs: Any) -> Recorder:
-        """Call a hook that the module overrides, and return what it logged."""
+        """Call a hook that the module overrides, and return the logged values."""
         with self.running(split) as recorder:
             self.call_own(name, *args, **kwargs)
         return recorder
 
     def call_own(self, name: str, *args: Any, **kwargs: Any) -> None:
-        """Call a method that the module overrides, with those of the arguments by name that it takes."""
+        """Call a method that the module overrides, with the named arguments that it accepts."""
         if overridden(self.module, name):
             method: Any = getattr(self.module, name)
             if method(*args, **accepted_arguments(method, kwargs, first=args)) == -1:
@@ -209,7 +209,7 @@ class Lightning(BaseModel):
                 )
 
     def finish(self, split: str) -> Recorder:
-        """Call what ends an epoch of evaluation, and return what it logged."""
+        """Call the methods at the end of an evaluation epoch, and return the logged values."""
         return self.call_hook(f"on_{'validation' if split == 'val' else split}_epoch_end", split=split)
 
 

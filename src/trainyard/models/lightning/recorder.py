@@ -1,4 +1,4 @@
-"""What a LightningModule logs: `self.log` and `self.log_dict`, while one of its steps runs."""
+"""Recorder of the values that a LightningModule logs with `self.log` and `self.log_dict` in its steps."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PREFIXES = {
     "val": ("val_", "val/", "valid_", "valid/", "validation_", "validation/"),
     "test": ("test_", "test/"),
 }
-"""Beginnings of names that say what the set in front of them says again."""
+"""Prefixes of names that repeat the name of the set."""
 
 
 def name_in(split: str, name: str) -> str:
-    """Return a logged name without the set that it is of: `val_loss` is `loss` of `val`."""
+    """Return a logged name without its set: `val_loss` is `loss` of `val`."""
     return next((name.removeprefix(each) for each in PREFIXES[split] if name.startswith(each)), name)
 
 
@@ -32,8 +32,8 @@ class Entry:
 
     Attributes:
         value: a scalar, or a metric of torchmetrics, which is computed at the end.
-        weight: the samples that it is of.
-        reduction: what is made of the values of several batches: `mean`, `sum`, `max` or `min`.
+        weight: the number of its samples.
+        reduction: the reduction over several batches: `mean`, `sum`, `max` or `min`.
     """
 
     value: Any
@@ -43,10 +43,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Output of a validation or test step: what it logged.
+    """Output of a validation or test step: its logged values.
 
     Attributes:
-        model: the `Lightning` whose step it is.
+        model: the `Lightning` model of the step.
         split: "val" or "test".
         logged: entries by name.
     """
@@ -57,12 +57,12 @@ class Evaluated:
 
 
 class Recorder:
-    """Takes what a step logs.
+    """Records the values that a step logs.
 
     Args:
         split: "train", "val" or "test".
-        batch: of the step; None between two batches.
-        device: of the model.
+        batch: the batch of the step; None between two batches.
+        device: the device of the model.
     """
 
     def __init__(self, split: str, batch: Any, device: torch.device) -> None:
@@ -74,10 +74,10 @@ class Recorder:
     def log(
         self, name: str, value: Any, *_: Any, reduce_fx: Any = "mean", batch_size: int | None = None, **__: Any
     ) -> None:
-        """Record a value, as `LightningModule.log` does; arguments about progress bars and devices say nothing here.
+        """Record a value, as `LightningModule.log` does; arguments about progress bars and devices are ignored.
 
         Raises:
-            TrainyardError: the value is no number, or is to be reduced by a function.
+            TrainyardError: the value is not a number, or `reduce_fx` is a function.
         """
         reduction = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "")
         reduction = {"amax": "max", "amin": "min"}.get(reduction, reduction)
@@ -115,5 +115,5 @@ class Recorder:
 
 
 def is_metric(value: Any) -> bool:
-    """Return whether a value is a metric of torchmetrics, known by its methods."""
+    """Return whether a value is a metric of torchmetrics, which is recognized by its methods."""
     return not isinstance(value, Tensor) and all(hasattr(value, name) for name in ("update", "compute", "reset"))

@@ -1,4 +1,4 @@
-"""Stand-in for Lightning's Trainer: the facts about a run that a LightningModule reads."""
+"""Substitute for Lightning's Trainer: the properties of a run that a LightningModule reads."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from trainyard.errors import TrainyardError
 
 
 class TrainerFacts:
-    """What `self.trainer` of a LightningModule gives.
+    """Properties of a run that a LightningModule reads from `self.trainer`.
 
     Args:
-        runner: a Runner, or its parts before it exists; None where there is no run.
+        runner: a Runner, or its parts before it exists; None without a run.
 
     Attributes:
-        epoch_of_batches: the epoch of the latest batches, which Lightning counts only after its validation; None where
-            there were none.
+        epoch_of_batches: the epoch of the latest batches, which Lightning counts only after its validation; None if
+            there were no batches.
     """
 
     def __init__(self, runner: Any = None) -> None:
@@ -35,7 +35,7 @@ class TrainerFacts:
 
     @property
     def global_step(self) -> int:
-        """Number of steps of the optimizer."""
+        """Number of completed steps of the optimizer."""
         return int(getattr(self._runner, "iter", 0)) // self.accumulate_grad_batches
 
     @property
@@ -53,7 +53,7 @@ class TrainerFacts:
 
     @property
     def estimated_stepping_batches(self) -> int:
-        """Steps of the optimizer in the whole run.
+        """Number of steps of the optimizer in the entire run.
 
         Raises:
             TrainyardError: the length of the run is unknown.

@@ -1,4 +1,4 @@
-"""Limits of capture: how many shapes of batches, and how many captures in a row that have not paid off."""
+"""Limits of capture: the number of batch shapes, and the number of consecutive captures that have not paid off."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ SHAPES = 8
 FEW = 20
 """Number of replays below which a capture has not paid off."""
 HASTY = 3
-"""Number of captures in a row that have not paid off, after which there are no more."""
+"""Number of consecutive captures that have not paid off after which capturing stops."""
 
 
 class CaptureLimits:
-    """Counts of what one kind of work has captured.
+    """Counts of the captures of one kind of work.
 
     Attributes:
-        replays: since the graphs were last dropped for a change.
+        replays: the number of replays since the graphs were last dropped because of a change.
     """
 
     def __init__(self) -> None:
@@ -32,15 +32,16 @@ class CaptureLimits:
         return f"the batches have more than {SHAPES} shapes" if len(self._shapes) > SHAPES else None
 
     def forget_shapes(self) -> None:
-        """Allow as many shapes again."""
+        """Reset the number of captured shapes."""
         self._shapes.clear()
 
     def dropped(self) -> bool:
-        """Count a drop of the graphs for a change; return whether that was too often before they had paid off."""
+        """Count a drop of the graphs because of a change; return whether this has happened too often before they had
+        paid off."""
         self._hasty = self._hasty + 1 if self.replays < FEW else 0
         self.replays = 0
         return self._hasty >= HASTY
 
     def pardon(self) -> None:
-        """Forget the captures that have not paid off, after what changed was left out of the graphs."""
+        """Forget the captures that have not paid off, after the changing part was removed from the graphs."""
         self._hasty = 0

@@ -1,4 +1,4 @@
-"""Captured evaluation of a batch: predictions and metric sums as one CUDA graph for each shape of batch."""
+"""Captured evaluation of a batch: predictions and metric sums as one CUDA graph for each batch shape."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from trainyard.step.cuda_graph.guards import PLAIN, ModuleGuards
 from trainyard.step.cuda_graph.static_inputs import signature_of, with_tensors
 
 WARM_UP = 2
-"""Number of batches of each shape that are evaluated before capture: the first may set something up."""
+"""Number of batches of each shape that are evaluated before capture, because the first may initialize something."""
 NOTHING = -0.0
-"""The number to which any other is added without a change, not even of the sign of a zero."""
+"""The number to which any other number can be added without changing it, including the sign of a zero."""
 
 Predict = Callable[[Any], Any]
 Sums = dict[str, Tensor]
@@ -29,21 +29,21 @@ Sums = dict[str, Tensor]
 class CapturedEvaluation:
     """Evaluation of batches that is captured once for each shape and then replayed.
 
-    The first batches of each shape are evaluated normally. Then the prediction is captured, together with what
-    `process` of each metric adds to its state. The sums of a pass over a set are in tensors that the graphs share; they
-    become the metrics' state when the pass ends, or when other code is to see it. They have the bits that the metrics'
-    own sums would have.
+    The first batches of each shape are evaluated normally. Then, the prediction is captured, together with the sums
+    that `process` of each metric adds to its state. The sums of a pass over a set are in tensors that the graphs share;
+    they become the state of the metrics when the pass ends, or when other code needs it. They are bit-identical to the
+    sums of the metrics.
 
-    A metric that a graph cannot hold is processed after the replay. If the prediction cannot be captured, or captures
-    would not pay, batches are evaluated normally from then on (`refusal`). Either is logged, with its reason.
+    A metric that cannot be captured is processed after the replay. If the prediction cannot be captured, or captures
+    would not pay off, batches are evaluated normally from then on (`refusal`). Both cases are logged with the reason.
 
     Args:
         graph: captures and replays.
-        device: of the model.
+        device: the device of the model.
         tell: logs a message.
 
     Attributes:
-        refusal: why nothing is captured; None if batches are, or will be.
+        refusal: the reason why nothing is captured; None if batches are, or will be, captured.
         left_out: the names of the metrics that are processed outside of the graphs.
     """
 
@@ -66,9 +66,9 @@ class CapturedEvaluation:
         """Begin a pass over a set; the metrics have been reset.
 
         Args:
-            predict: the function from a batch to predictions; as long as the modules are the same, it does the same.
+            predict: the function from a batch to predictions, which depends only on the modules.
             metrics: by name.
-            modules: by name, all whose code `predict` runs.
+            modules: by name, all modules whose code `predict` runs.
             watched: whether other code sees predictions, or the metrics, between two batches.
         """
         self._predict = predict
@@ -86,7 +86,7 @@ class CapturedEvaluation:
         """Evaluate a batch.
 
         Returns:
-            The predictions, which no later batch changes; None if nothing outside needs them.
+            The predictions, which later batches do not change; None if no other code needs them.
         """
         tensors: list[Tensor] = []
         shape: Hashable | None = None
@@ -111,7 +111,7 @@ class CapturedEvaluation:
     # -- what may be captured ------------------------------------------------------------------------------------------
 
     def _look(self, shape: Hashable | None) -> None:
-        """Drop what was captured if something has changed that a graph cannot follow."""
+        """Drop the graphs if something has changed that a graph cannot follow."""
         if (reason := self._limits.refusal(shape)) is not None:
             self._refuse(reason)
             return
@@ -123,7 +123,7 @@ class CapturedEvaluation:
             self._settings = self._read_settings()
 
     def _follow_changes(self) -> None:
-        """Drop the graphs where something is not as it was; give up what has changed too often."""
+        """Drop the graphs of changed parts; stop capturing parts that have changed too often."""
         of_model = self._guards.changed()
         settings = self._read_settings()
         if of_model is None and settings == self._settings:
@@ -141,7 +141,7 @@ class CapturedEvaluation:
                     self._leave_out(name, f"{_differing(found, self._settings[name])} keeps changing")
 
     def _read_settings(self) -> dict[str, dict[str, Any]]:
-        """Return what the code of each captured metric reads besides the contents of tensors."""
+        """Return the values, other than the contents of tensors, that the code of each captured metric reads."""
         return {name: _settings_of(metric) for name, metric in self._metrics.items() if name not in self.left_out}
 
     def _forget(self) -> None:
@@ -176,7 +176,7 @@ class CapturedEvaluation:
         return outputs
 
     def _warm_up(self, batch: Any, *, judge: bool) -> Any:
-        """Evaluate a batch before the capture; the last of them decides what can be captured."""
+        """Evaluate a batch before the capture; the last of these batches decides what can be captured."""
         self._store()
         drawn = rng_state.drawn() if judge else None
         outputs, reason = self._graph.warm_up(lambda: self._predict(batch))
@@ -246,7 +246,7 @@ class CapturedEvaluation:
     # -- the sums ------------------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        """Put the metrics' state where the graphs add to it, if it is not there."""
+        """Move the state of the metrics to the tensors to which the graphs add, if necessary."""
         if self._ahead:
             return
         self._ahead = True
@@ -259,7 +259,7 @@ class CapturedEvaluation:
                     total.fill_(NOTHING)
 
     def _store(self) -> None:
-        """Give the metrics copies of their sums, which no later batch changes."""
+        """Give the metrics copies of their sums, which later batches do not change."""
         if self._ahead:
             self._ahead = False
             for name, totals in self._sums.items():
@@ -271,8 +271,8 @@ class _Captured:
     """A captured evaluation of one shape of batch.
 
     Attributes:
-        inputs: the tensors of the batch, where the graph reads them.
-        replay: does the work.
+        inputs: the tensors of the batch that the graph reads.
+        replay: the function that does the work.
         outputs: the predictions, in memory that the next replay overwrites.
         leaves: the tensors among them.
     """
@@ -284,7 +284,7 @@ class _Captured:
 
 
 def _sums_of(metric: Metric, batch: Any, outputs: Any) -> Sums:
-    """Return what `process` adds to a metric's state, without adding it."""
+    """Return the sums that `process` would add to the state of a metric, without adding them."""
     held, metric.state = metric.state, {}
     try:
         metric.process(batch, outputs)
@@ -307,7 +307,7 @@ def _settings_of(metric: Metric) -> dict[str, Any]:
 
 
 def _are_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two mappings hold the same objects under the same names."""
+    """Return whether two mappings contain the same objects under the same names."""
     return one.keys() == other.keys() and all(value is other[name] for name, value in one.items())
 
 

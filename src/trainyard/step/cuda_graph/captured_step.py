@@ -1,4 +1,4 @@
-"""Captured optimization step: one launch of a CUDA graph in place of one for each kernel."""
+"""Captured optimization step: one launch of a CUDA graph instead of one launch per kernel."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ class CapturedStep(AccumulatedStep):
     """Step that is captured once for each shape of batch and then replayed; it has the interface of `step`.
 
     The first steps of each kind are run normally. Then forward, backward, clipping and the optimizer are captured. From
-    then on a step copies its batch to where the graph reads it, copies the numbers that have changed to the device,
-    and launches the graph. A batch of resident rows at which nothing has looked is not copied: the graph gathers it.
-    The captured step does the same arithmetic by the same kernels.
+    then on, a step copies its batch to the inputs of the graph, copies changed numbers to the device, and launches the
+    graph. A batch of resident rows that was not accessed is not copied, but gathered by the graph. The captured step
+    performs the same arithmetic with the same kernels.
 
-    If the optimizer's step cannot be captured, forward and backward are, and it runs after them. If nothing can
-    be, or captures would not pay, the step is run normally from then on (`refusal`). Either is logged once, with its
-    reason. A batch for which a hook replaces `clip` is run normally.
+    If the step of the optimizer cannot be captured, only forward and backward are captured, and it runs after them. If
+    nothing can be captured, or captures would not pay off, the step is run normally from then on (`refusal`). Both
+    cases are logged once with the reason. A batch for which a hook replaces `clip` is run normally.
 
     Args:
-        step: the step to be captured; do not call it otherwise.
+        step: the step to capture; do not call it directly.
         graph: captures and replays.
-        modules: by name, all whose code `step` runs.
+        modules: by name, all modules whose code `step` runs.
 
     Attributes:
-        refusal: why nothing is captured; None if steps are, or will be.
+        refusal: the reason why nothing is captured; None if steps are, or will be, captured.
     """
 
     warm_up = WARM_UP + 1  # every batch of a group is captured in the group after these
@@ -106,7 +106,7 @@ class CapturedStep(AccumulatedStep):
         return outputs
 
     def _run(self, batch: Any, tensors: list[Tensor], shape: Hashable, position: int, total: int) -> dict[str, Tensor]:
-        """Run a step that is captured, or will be."""
+        """Run a step that is captured or will be captured."""
         place = self.place(self.samples(batch), position, total)
         captured = self._captured.get((shape, place))
         if captured is None:
@@ -132,7 +132,7 @@ class CapturedStep(AccumulatedStep):
         return super().samples(batch)
 
     def foresee(self, foresight: Foresight) -> None:
-        """Take the learning rates from a table on the device, which `foresight` fills ahead."""
+        """Read the learning rates from a table on the device, which `foresight` fills in advance."""
         self._foresight = foresight
         self._release_hyperparameters()
         self._forget()
@@ -142,7 +142,7 @@ class CapturedStep(AccumulatedStep):
         self._forget()
 
     def keep(self, index: Tensor) -> None:
-        """Drop the graphs and the known shapes, which are those of all members; only those at `index` continue."""
+        """Drop the graphs and the known shapes, which apply to all members; only the members at `index` continue."""
         super().keep(index)
         self._limits.forget_shapes()
         self._release_hyperparameters()
@@ -151,7 +151,7 @@ class CapturedStep(AccumulatedStep):
     # -- what may be captured ------------------------------------------------------------------------------------------
 
     def _look(self, shape: Hashable | None) -> None:
-        """Drop what was captured if something has changed that a graph cannot follow."""
+        """Drop the graphs if something has changed that a graph cannot follow."""
         if (reason := self._limits.refusal(shape)) is not None:
             self._refuse(reason)
             return
@@ -175,7 +175,7 @@ class CapturedStep(AccumulatedStep):
             self._begin()
 
     def _begin(self) -> None:
-        """Record the current state: what is captured from here on is valid as long as it is unchanged."""
+        """Record the current state: graphs captured from here on are valid as long as it does not change."""
         self._begun = True
         self._sizes = [len(group["params"]) for group in self.optimizer.param_groups]
         self._guards.take()
@@ -221,7 +221,7 @@ class CapturedStep(AccumulatedStep):
             self._hyperparameters = None
 
     def _is_measured(self) -> bool:
-        """Return whether a temporary `clip` is in place, for this batch alone; one seen twice is permanent."""
+        """Return whether `clip` was replaced only for this batch; a replacement that is seen twice is permanent."""
         if self.clip is self._own_clip:
             return False
         stays, self._other_clip = self.clip is self._other_clip, self.clip
@@ -243,16 +243,16 @@ class CapturedStep(AccumulatedStep):
         return outputs
 
     def _advance(self) -> None:
-        """Put the numbers of this step where the optimizer reads them."""
+        """Move the numbers of this step to the tensors that the optimizer reads."""
         if self._hyperparameters is not None:
             self._hyperparameters.advance()
 
     def _placed(self) -> AbstractContextManager[None]:
-        """Return a context in which the optimizer steps as it does in a graph, if its step is captured."""
+        """Return a context in which the optimizer steps as in a graph, if its step is captured."""
         return nullcontext() if self._hyperparameters is None else self._hyperparameters.placed()
 
     def _warm_up(self, batch: Any, place: GroupPosition, *, judge: bool) -> dict[str, Tensor]:
-        """Run a warm-up step before the capture; the last of them decides whether there can be one."""
+        """Run a warm-up step before the capture; the last of these steps decides whether a capture is possible."""
         drawn = rng_state.drawn() if judge else None
         outputs, reason = self._graph.warm_up(lambda: self._work(batch, place))
         if place.last and self._hyperparameters is None:
@@ -322,12 +322,12 @@ class CapturedStep(AccumulatedStep):
         return outputs
 
     def _elsewhere(self, outputs: Mapping[str, Tensor]) -> str | None:
-        """Return why outputs that are not on the device cannot be captured: replays leave them as they were."""
+        """Return why outputs that are not on the device cannot be captured: replays do not update them."""
         names = [name for name, value in outputs.items() if value.device != self._device]
         return f"the output {names[0]!r} is on {outputs[names[0]].device}, not on {self._device}" if names else None
 
     def _gather_gradients(self, place: GroupPosition) -> None:
-        """Make the parameters' gradients those that the graphs of a group of batches add to."""
+        """Set the gradients of the parameters to the tensors to which the graphs of a group of batches add."""
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
             if gradient is not None and parameter.grad is not gradient:
                 if parameter.grad is not None:
@@ -346,10 +346,10 @@ class _Captured:
     """A captured step of one kind.
 
     Attributes:
-        inputs: the tensors of the batch, where the graph reads them; none if it gathers them.
-        replay: does the work.
+        inputs: the tensors of the batch that the graph reads; none if the graph gathers them.
+        replay: the function that does the work.
         outputs: results of the step.
-        gradients: of each parameter, after the graph.
+        gradients: the gradient of each parameter after the graph.
     """
 
     inputs: list[Tensor]
@@ -359,17 +359,17 @@ class _Captured:
 
 
 def _plain(batch: Any) -> Any:
-    """Return a batch that a model can be given."""
+    """Return a batch that can be passed to a model."""
     return batch.gathered() if isinstance(batch, LazyBatch) else batch
 
 
 def captured(step: Step, modules: Mapping[str, nn.Module], device: torch.device, refusal: str | None) -> Step:
-    """Return `step`, captured if possible; else log why not.
+    """Return `step`, captured if possible; otherwise, log the reason.
 
     Args:
-        modules: by name, all whose code `step` runs.
+        modules: by name, all modules whose code `step` runs.
         device: a CUDA device.
-        refusal: why it cannot be captured, if there is a reason outside of it.
+        refusal: the reason why it cannot be captured, if there is one outside the step.
     """
     if refusal is None and isinstance(step, ClosureStep):
         refusal = "the optimizer evaluates the loss itself"

@@ -23,14 +23,14 @@ PROTOTYPE = "Synchronization debug mode is a prototype"
 
 
 class Uncapturable(TrainyardError):  # noqa: N818 - a finding, not an error: the step is run normally
-    """The work cannot be recorded, and none of it was done; the message gives the reason."""
+    """The work cannot be recorded and was not done; the message gives the reason."""
 
 
 class Graph(Protocol):
     """Interface that records work on a device.
 
-    What is recorded reads and writes the same memory at every replay; numbers that are not in tensors on the device
-    keep their values. Everything that persists between two replays must have been made outside of `capture`.
+    Recorded work reads and writes the same memory at every replay; numbers that are not in tensors on the device keep
+    their values. Everything that persists between two replays must be created outside `capture`.
     """
 
     def warm_up(self, function: Callable[[], T]) -> tuple[T, str | None]:
@@ -44,21 +44,22 @@ class Graph(Protocol):
         """Record the work of `function` without doing it.
 
         Returns:
-            A function that does the work; and the result of `function`, whose tensors hold those of the latest replay.
+            A function that does the work, and the result of `function`, whose tensors contain the values of the latest
+            replay.
 
         Raises:
             Uncapturable: it cannot be recorded.
         """
 
     def forget(self) -> None:
-        """Stop replaying what was recorded: its memory is freed with the last of its tensors."""
+        """Stop replaying the recorded work; its memory is freed with the last of its tensors."""
 
 
 class CudaGraph:
-    """CUDA graphs on one device; they share a pool of memory, and are recorded on a stream of their own.
-
-    As torch's notes on CUDA graphs ask, work is run on that stream before it is recorded there: what is made lazily
-    (cuBLAS's workspaces, the choice of algorithms, the state of an optimizer) is made then, and in no graph's memory.
+    """CUDA graphs on one device, which share a memory pool and are recorded on a separate stream. As torch's notes on
+    CUDA graphs require, work is run on this stream before it is recorded, so that objects that are created lazily
+    (cuBLAS's workspaces, the choice of algorithms, the state of an optimizer) are created then, outside the memory of
+    graphs.
 
     Args:
         device: a CUDA device.
@@ -143,6 +144,6 @@ def _drawn_on_cpu() -> list[bytes]:
 def _capture_stream(index: int) -> torch.cuda.Stream:
     """Return the stream on which graphs of a device are recorded.
 
-    There is one a device: torch's allocator keeps the freed blocks of each stream apart.
+    There is one stream per device, because torch's allocator keeps the freed blocks of each stream separate.
     """
     return torch.cuda.Stream(index)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Hyperparameters of an optimizer on the device, where a captured step reads them."""
+"""Hyperparameters of an optimizer on the device, from which a captured step reads them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from trainyard.optim import Lion, fused_steps
 from trainyard.step.cuda_graph.rate_table import Foresight, RateTable
 
 CAPTURABLE = (Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Lion)
-"""Classes that, all parameters at once (`foreach` or `fused`), read their learning rate and steps from the device."""
+"""Classes that, with `foreach` or `fused`, read their learning rate and steps from the device."""
 CAPTURABLE_FUSED = (SGD, Adagrad, fused_steps.SGD, fused_steps.Adagrad)
-"""Classes that do so with `fused=true` alone."""
+"""Classes that do so only with `fused=true`."""
 COUNTS = ("step", "mu_product")
 """States of a parameter that torch keeps on the CPU unless the optimizer is `capturable`."""
 
@@ -29,43 +29,43 @@ class GraphHyperparameters(Protocol):
         """Copy the numbers that have changed to the device; called before every step."""
 
     def take(self) -> None:
-        """Record the numbers as they are, for `changed` to compare with."""
+        """Record the current numbers, for the comparison in `changed`."""
 
     def changed(self) -> str | None:
         """Return the name of a changed number that a captured step cannot follow; None if there is none."""
 
     def advance(self) -> None:
-        """Take the numbers of this step, on the device, in every step; a captured step repeats it."""
+        """Read the numbers of this step on the device, in every step; a captured step repeats this."""
 
     def stepped(self) -> None:
         """Mark the step for which `refresh` was called, and its `advance`, as complete."""
 
     def placed(self) -> AbstractContextManager[None]:
-        """Return a context in which the optimizer steps by the numbers on the device."""
+        """Return a context in which the optimizer uses the numbers on the device."""
 
     def release(self) -> None:
-        """Release what was prepared: no step will be captured any more."""
+        """Release the prepared state, because no more steps will be captured."""
 
 
 @runtime_checkable
 class OnDevice(Protocol):
-    """Protocol of an optimizer whose step reads all hyperparameters from the device, so it can be captured as it is."""
+    """Protocol of an optimizer whose step reads all hyperparameters from the device and can be captured directly."""
 
     def graph_hyperparameters(self, foresight: Foresight | None) -> GraphHyperparameters:
-        """Return those hyperparameters; `foresight` gives those of the coming steps."""
+        """Return these hyperparameters; `foresight` returns those of the next steps."""
 
 
 class TorchGraphHyperparameters:
     """Hyperparameters of one of torch's optimizers, or of `Lion`.
 
-    In the parameter groups they are plain numbers, which schedules write and checkpoints hold. Only while
-    the optimizer steps is the learning rate a tensor of no dimension, and `capturable` on. It is filled before the step
-    if the rate has changed; or, if the coming rates are known, by the step itself from a table.
+    In the parameter groups, they are plain numbers, which schedules write and checkpoints contain. Only while the
+    optimizer steps, the learning rate is a zero-dimensional tensor and `capturable` is on. The tensor is filled before
+    the step if the rate has changed; or, if the next rates are known, by the step itself from a table.
 
     Args:
-        optimizer: one for which `uncaptured_update` returns None.
-        device: of the parameters.
-        foresight: of a schedule that changes the learning rate with every step.
+        optimizer: an optimizer for which `uncaptured_update` returns None.
+        device: the device of the parameters.
+        foresight: the function of a schedule that changes the learning rate with every step.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device, foresight: Foresight | None = None) -> None:
@@ -131,7 +131,7 @@ class TorchGraphHyperparameters:
         self._state = None
 
     def _adopt(self) -> None:
-        """Take the groups and the state as they are now: the counts of steps are moved to the device."""
+        """Use the current groups and state; the step counts are moved to the device."""
         groups = self._optimizer.param_groups
         self._state = self._optimizer.state
         self._keys = [(group, key) for group in groups for key in group if key not in ("params", "lr")]

@@ -1,4 +1,4 @@
-"""Order of an epoch on the device, by which captured steps gather their batches."""
+"""Order of an epoch on the device, with which captured steps gather their batches."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from trainyard.step.cuda_graph.take_rows import RowTable, take_rows
 class GraphOrder:
     """Table of the rows of each batch of an epoch, and a counter that every captured step advances.
 
-    A step transfers and copies nothing: the graph takes the rows of the batch at the counter and advances it. The table
-    is written once an epoch. The counter is written where the next batch is not the one after the last that a graph has
-    gathered: at the beginning of an epoch, after a resume, and after steps that ran without a graph.
+    A step transfers and copies nothing: the graph reads the rows of the batch at the counter and advances the counter.
+    The table is written once per epoch. The counter is written if the next batch does not follow the last one that a
+    graph has gathered: at the start of an epoch, after a resume, and after steps without a graph.
 
     Args:
-        epoch: one of the epochs that will be gathered; they differ in order alone.
+        epoch: one of the epochs that will be gathered, which differ only in order.
     """
 
     def __init__(self, epoch: ResidentEpoch) -> None:
         self._table = RowTable.of(epoch.empty_table())
         self._epoch: ResidentEpoch | None = None
-        """What the table holds."""
+        """The current content of the table."""
         self._at: int | None = None
         """Value of the counter; None if unknown."""
 
     def warm_up(self, batch: LazyBatch) -> None:
-        """Gather a batch outside of a graph: a kernel is compiled then, and not within a capture."""
+        """Gather a batch outside a graph, so that a kernel is compiled before a capture."""
         self.refresh(batch)
         self.gather(batch)
         self._table.counter.fill_(batch.number)

@@ -1,4 +1,4 @@
-"""Guards of a captured step: checks of what its code reads besides the contents of tensors."""
+"""Guards of a captured step: checks of the values, other than the contents of tensors, that its code reads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PLAIN = (bool, int, float, str)
 class ModuleGuards:
     """Guards of the plain values of a model's modules (`training` among them) and of its tensors' addresses.
 
-    A graph holds them as they were at capture. So they are compared before every step: a captured step leaves
-    the processor enough time for that. A number that an attribute holds as a CPU tensor is a plain value as well.
+    A graph contains their values at the capture. Therefore, they are compared before every step; a captured step leaves
+    the CPU enough time for this. A number in a CPU tensor is also a plain value.
 
     Args:
         modules: by name.
-        device: of the graph.
+        device: the device of the graph.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
@@ -30,7 +30,7 @@ class ModuleGuards:
         self.take()
 
     def take(self) -> None:
-        """Record the current values, for `changed` to compare with."""
+        """Record the current values, for the comparison in `changed`."""
         self._values: list[tuple[dict[str, Any], str]] = []
         self._numbers: list[tuple[dict[str, Any], str]] = []
         self._tensors: list[tuple[Mapping[str, Any], str]] = []

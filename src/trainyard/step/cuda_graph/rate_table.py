@@ -1,4 +1,4 @@
-"""Table on the device of the learning rates that captured steps take."""
+"""Table on the device of the learning rates of captured steps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ Foresight: TypeAlias = Callable[[], Sequence[Sequence[dict[str, Any]]]]
 
 
 class RateTable:
-    """Table of the rates of the steps ahead, and a counter that every step advances: a step transfers no rate.
-
-    The schedule is only used as long as the parameter groups agree: `refresh` compares them with the row that the
-    step will read. If they differ (a resume, a rate set by hand), the table is written again, from the schedule if the
-    values agree with it again; else with the groups' own rates in every row.
+    """Table of the rates of the next steps, and a counter that every step advances, so that steps do not transfer
+    rates. The schedule is used only as long as it agrees with the parameter groups: `refresh` compares them with the
+    row that the step will read. If they differ (after a resume, or if a rate was set manually), the table is rewritten:
+    from the schedule if the values agree with it again, otherwise with the rates of the groups in every row.
 
     Args:
-        dtypes: of the rates, one a parameter group.
-        device: where the table is.
-        foresight: asked when the rows are used up, or wrong.
+        dtypes: the dtypes of the rates, one per parameter group.
+        device: the device of the table.
+        foresight: called when the rows are used up or wrong.
 
     Attributes:
         rates: of each parameter group, a tensor of no dimension: the rate of the latest step.
@@ -46,14 +45,14 @@ class RateTable:
         self._next: int | None = None
 
     def refresh(self, rates: Rates) -> None:
-        """Make sure that the row that the next step reads is `rates`."""
+        """Ensure that the next step reads `rates`."""
         at, self._at = self._at, None  # until the step is through
         if at is None or at == len(self._ahead) or self._ahead[at] != rates:
             at = self._write(rates, at)
         self._next = at
 
     def advance(self) -> None:
-        """Take the row and advance the counter; this is the work of a step on the device."""
+        """Read the row and advance the counter; this is the work of a step on the device."""
         for table, row in zip(self._tables, self._rows, strict=True):
             torch.index_select(table, 0, self._counter, out=row)
         self._counter.add_(1)
@@ -63,7 +62,7 @@ class RateTable:
         self._at = None if self._next is None else self._next + 1
 
     def _write(self, rates: Rates, at: int | None) -> int:
-        """Copy `rates` and what follows them to the device; return the counter's position."""
+        """Copy `rates` and the following rows to the device; return the position of the counter."""
         rows = self._foresight()[:ROWS]
         if rows and _rates(rows[0], rates) == rates:
             self._ahead = [_rates(row, rates) for row in rows]
@@ -83,5 +82,5 @@ class RateTable:
 
 
 def _rates(row: Sequence[dict[str, Any]], present: Rates) -> Rates:
-    """Return the rates of a row; a group whose rate the schedule leaves alone keeps the present one."""
+    """Return the rates of a row; a group whose rate is not scheduled keeps its current rate."""
     return [numbers.get("lr", rate) for numbers, rate in zip(row, present, strict=True)]

@@ -1,4 +1,4 @@
-"""Static inputs of a captured step: batches whose tensors stay where the graph reads them."""
+"""Static inputs of a captured step: batches whose tensors stay at the addresses that the graph reads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def signature_of(batch: Any, tensors: list[Tensor], device: torch.device) -> Hashable | None:
-    """Return what two batches for one graph must have in common: structure, shapes, strides and dtypes.
+    """Return the properties that batches for the same graph must share: structure, shapes, strides and dtypes.
 
     Args:
         batch: tensors, in tuples, lists and dicts of any depth.
-        tensors: filled with them.
-        device: where they must be.
+        tensors: a list that is filled with the tensors.
+        device: the required device of the tensors.
 
     Returns:
         None if no graph accepts this batch.

@@ -1,4 +1,4 @@
-"""Static outputs of a captured step: numbers that stay where the graph writes them."""
+"""Static outputs of a captured step: numbers that stay at the addresses to which the graph writes."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ class StaticOutputs:
 
 
 def _stack(values: list[Tensor]) -> Tensor:
-    """Return `torch.stack(values)`; of one it is a view."""
+    """Return `torch.stack(values)`; a view for a single value."""
     return torch.stack(values) if len(values) > 1 else values[0].unsqueeze(0)

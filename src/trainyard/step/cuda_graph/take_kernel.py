@@ -1,7 +1,7 @@
 """Triton kernel: takes the rows of the next batch from several tensors, and counts the batch, in one launch.
 
-Rows are copied as words of 8 bytes, or of less where a row is no multiple of it. All programs read the counter before
-they arrive; the last to arrive moves it on.
+Rows are copied as words of 8 bytes, or of fewer bytes if the size of a row is not a multiple of 8. All programs read
+the counter before they arrive; the last one to arrive advances it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def _take(
 ) -> None:
     """Copy `width` words of a tensor's rows.
 
-    `sources` and the tuples after it hold, for each tensor, where it lies, where its rows go, the words in a row, and
-    the first of its programs.
+    `sources` and the following tuples contain, for each tensor, its address, the address for its rows, the number of
+    words in a row, and its first program.
     """
     program = tl.program_id(0)
     batch = tl.load(counter).to(tl.int64)
@@ -58,7 +58,7 @@ def _take(
 
 
 def take(tensors: Sequence[Tensor], table: RowTable, count: int) -> tuple[Tensor, ...]:
-    """Do what `take_rows` does; by torch's functions, where the rows of a tensor do not lie one after another."""
+    """Do the same as `take_rows`; use torch's functions if the rows of a tensor are not contiguous."""
     if not all(tensor.is_contiguous() and tensor.numel() for tensor in tensors):
         return take_by_torch(tensors, table, count)
     taken = tuple(tensor.new_empty(count, *tensor.shape[1:]) for tensor in tensors)
@@ -80,7 +80,7 @@ def _words(tensor: Tensor, word: int) -> Tensor:
 
 
 def works_on(device: torch.device) -> bool:
-    """Return whether two batches of two tensors are what torch takes; waits for the device."""
+    """Return whether the kernel and torch return the same two batches of two tensors; waits for the device."""
     tensors = torch.arange(3.0 * 4000, device=device).view(4000, 3), torch.arange(4000, device=device)
     order = torch.arange(4000, device=device).flip(0).view(2, 2000)
     table, other = RowTable.of(order), RowTable.of(order)

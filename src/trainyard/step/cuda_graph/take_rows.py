@@ -1,4 +1,4 @@
-"""Taking of the next rows of an epoch: by a kernel of its own where there is one, else by torch's functions."""
+"""Reading of the next rows of an epoch: with a custom kernel if available, otherwise with torch's functions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ DEVICES = ("cuda",)
 
 @dataclass(frozen=True)
 class RowTable:
-    """Rows of the batches of an epoch, and which batch is next.
+    """Rows of the batches of an epoch, and the number of the next batch.
 
     Attributes:
         rows: `[batches, n]`, of the dtype of the loader's orders (int64).
-        counter: `[1]` likewise, the number of the next batch.
+        counter: `[1]`, of the same dtype, the number of the next batch.
         arrived: int32 `[1]`, 0 except while the kernel runs.
     """
 
@@ -42,17 +42,16 @@ Take = Callable[[Sequence[Tensor], RowTable, int], tuple[Tensor, ...]]
 
 
 def take_rows(tensors: Sequence[Tensor], table: RowTable, count: int) -> tuple[Tensor, ...]:
-    """Return the first `count` rows of the next batch from each of `tensors`, and move the counter on.
-
-    Nothing synchronizes with the device, and all numbers are read there: a captured CUDA graph takes the batch that is
-    next at its replay. The kernel is one launch; torch's functions are two and one for each tensor.
+    """Return the first `count` rows of the next batch from each of `tensors`, and advance the counter. Nothing
+    synchronizes with the device, and all numbers are read on the device, so that a captured CUDA graph reads the next
+    batch at each replay. The kernel needs one launch; torch's functions need two, plus one for each tensor.
     """
     take = _kernel(table.rows.device)
     return take_by_torch(tensors, table, count) if take is None else take(tensors, table, count)
 
 
 def take_by_torch(tensors: Sequence[Tensor], table: RowTable, count: int) -> tuple[Tensor, ...]:
-    """Do what `take_rows` does, by torch's functions."""
+    """Do the same as `take_rows` with torch's functions."""
     indices = table.rows.index_select(0, table.counter)[0, :count]
     table.counter.add_(1)
     return tuple(tensor.index_select(0, indices) for tensor in tensors)
@@ -64,7 +63,8 @@ def _kernel(device: torch.device) -> Take | None:
 
 @cache
 def _working(device: torch.device) -> Take | None:
-    """Return the function that launches the kernel, if it does on `device` what torch's functions do; else say why."""
+    """Return the function that launches the kernel, if its results on `device` equal those of torch; otherwise, log the
+    reason."""
     try:
         from trainyard.step.cuda_graph import take_kernel
     except ImportError as error:

@@ -1,8 +1,8 @@
 """Fast composition of the configs of a sweep's jobs, equal to Hydra's.
 
-Hydra composes each job from scratch: it reads the files, builds the defaults list, merges. All of that depends on the
-group choices only. So jobs with the same choices share one composition, made by Hydra; each takes a copy, and Hydra's
-own function applies the other values. A job for which the result is not certain to be the same is composed by Hydra.
+Hydra composes each job from scratch: it reads the files, builds the defaults list, merges. All of this depends only on
+the group choices. Therefore, jobs with the same choices share one composition by Hydra; each job uses a copy, and
+Hydra's own function applies the other values. If the result is not certain to be the same, a job is composed by Hydra.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Composer:
 
     Args:
         config_loader: the loader of Hydra's context.
-        master: the config of the whole sweep, as a launcher has it.
+        master: the config of the entire sweep, as in a launcher.
 
     Example:
         In a launcher, after `setup`::
@@ -115,9 +115,10 @@ class Composer:
             return [self.compose(point) for point in points]
 
     def recipe(self, overrides: Sequence[str]) -> tuple[Recipe, Shared] | None:
-        """Return what makes the config of a job in another process, as `compose` makes it.
+        """Return a recipe that composes the config of a job in another process, like `compose`.
 
-        It takes a hundredth of the time of `compose`. None where another process is not certain to get the same.
+        It takes a hundredth of the time of `compose`. None if it is not certain that another process gets the same
+        result.
         """
         try:
             parts = self._parts(list(overrides))
@@ -138,7 +139,7 @@ class Composer:
             return [self._attempt(list(point)) for point in points]
 
     def attempt_each(self, points: Iterable[Sequence[str]]) -> Iterator[DictConfig | Exception]:
-        """Compose one job after the other, like `attempt_all`, for whoever needs each config for a moment only.
+        """Compose one job after the other, like `attempt_all`, for callers that need each config only briefly.
 
         A config is valid until the next is asked for, which may be the same object with other values: read it. Of
         Hydra's node, what belongs to the job's number and place may be written: `hydra.job.id`, `hydra.job.num` and
@@ -249,8 +250,8 @@ class Composer:
 class SweepLoader(ConfigLoaderImpl):
     """Config loader for the sweepers of one sweep, which composes through a `Composer`.
 
-    Sweepers check each job with `load_sweep_config` before they launch it. A process that this loader is sent to gets
-    Hydra's own loader.
+    Sweepers check each job with `load_sweep_config` before they launch it. In another process, this loader is unpickled
+    as Hydra's own loader.
 
     Args:
         loader: Hydra's own.
@@ -273,9 +274,8 @@ class SweepLoader(ConfigLoaderImpl):
 
 
 def _form(common: Sequence[Override], own: Sequence[Override]) -> _Form | None:
-    """Return what is equal in jobs of which the config of one becomes that of another by its overrides alone.
-
-    These replace all that the overrides of the other have changed. None: they may read an old value.
+    """Return a value that is equal for jobs whose configs can be converted into each other by applying the overrides,
+    which replace everything that the overrides of the other job have changed. None: they may read an old value.
     """
     for override in own:
         if not internals.reads_no_value(override) or "${" in str(override.value()):
@@ -292,7 +292,7 @@ def _keeps_to_itself(cfg: DictConfig, override: Override) -> bool:
     """Return whether applying an override reads and writes only what its key names.
 
     The copy that it is applied to is more complete than Hydra's config at that moment: it has Hydra's node. This would
-    show only through an interpolation that is resolved on the way.
+    matter only for an interpolation that is resolved in the process.
     """
     if override.is_sweep_override() or not override.key_or_group or not internals.is_simple(override):
         return False
@@ -331,7 +331,7 @@ def _finishes_alone(cfg: DictConfig) -> bool:
 class _Copier:
     """Copies a config exactly: from a pickle, in a fifth of the time of `copy.deepcopy`.
 
-    Another process gets the config itself, whose paths may be others there, and which only one job uses.
+    Another process receives the config itself, because its paths may differ there and only one job uses it.
     """
 
     def __init__(self, cfg: DictConfig) -> None:

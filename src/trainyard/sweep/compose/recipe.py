@@ -1,4 +1,4 @@
-"""Recipe of a job's config: what makes it in another process, from a composition that many jobs share."""
+"""Recipe of a job's config, from which another process creates it with a composition that many jobs share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def internals() -> Any:
     """Return the private functions of this version of Hydra.
 
     Raises:
-        ImportError: it has others.
+        ImportError: this version has other functions.
     """
     return import_module(f"trainyard.sweep.compose.{'hydra14' if IS_14 else 'hydra13'}")
 
@@ -40,12 +40,12 @@ class Shared:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a job adds to the composition that it shares.
+    """Changes of a job to the shared composition.
 
     Attributes:
         own: the overrides that are applied to a copy of it.
         task: the overrides of the task, in order, for the record in Hydra's node.
-        cache: what interpolations gave that are followed once (`${now:…}`).
+        cache: results of interpolations that are resolved once (`${now:…}`).
     """
 
     own: Sequence[Override]
@@ -63,7 +63,7 @@ class Recipe:
 
 
 def record(config: DictConfig, overrides: Sequence[Override], num_tasks: int) -> None:
-    """Write the task's overrides where Hydra writes them."""
+    """Write the overrides of the task to the place where Hydra writes them."""
     tasks = config.hydra.overrides.task
     lines = [override.input_line for override in overrides]
     if len(tasks) == num_tasks + len(lines):

@@ -1,4 +1,4 @@
-"""Port of executors: slots that come and go, and processes on them."""
+"""Interface of executors: slots that come and go, and processes on them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from trainyard.sweep.executor.task import Task, TaskState
 
 @dataclass(frozen=True)
 class Gained:
-    """There are further slots."""
+    """There are additional slots."""
 
     slots: tuple[Slot, ...]
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Slots are gone. The tasks on them have ended before."""
+    """Slots were lost. The tasks on them have already ended."""
 
     slots: tuple[Slot, ...]
 
@@ -37,7 +37,7 @@ class Launched:
 
 @dataclass(frozen=True)
 class Woken:
-    """A task has something to report: its job of this index has reached a place of its training."""
+    """A task has a report: its job with this index has reached a position in its training."""
 
     number: int
     index: int
@@ -46,7 +46,7 @@ class Woken:
 
 @dataclass(frozen=True)
 class Said:
-    """A task has said something on its line: plain data."""
+    """A task has sent a message of plain data."""
 
     number: int
     message: Any
@@ -54,7 +54,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Finished:
-    """A task's process is gone.
+    """The process of a task has ended.
 
     Attributes:
         state: how the attempt ended: see `TaskOutcome`.
@@ -62,10 +62,10 @@ class Finished:
         error: the reason, on one line; None when done.
         traceback: the exception's traceback.
         seconds: its duration.
-        began: False if there never was a process, since the task cannot be sent to one.
+        began: False if there was no process, because the task could not be sent to one.
         out_of_memory: `device` or `host` if that memory was too small.
-        peak: the bytes that it had at most; 0 if unknown.
-        moved: whether its slots are about to be lost, for which it was asked to end.
+        peak: its peak memory in bytes; 0 if unknown.
+        moved: whether it was asked to end because its slots are about to be lost.
     """
 
     number: int
@@ -90,16 +90,16 @@ class Executor(ABC):
     """
 
     slots: tuple[Slot, ...]
-    """All slots that can exist at once. Plans use them, even if they are not available yet."""
+    """All slots that can exist at the same time. Plans use them even if they are not available yet."""
 
     @property
     @abstractmethod
     def started(self) -> bool:
-        """Whether `start` was called, and `close` was not called since."""
+        """Whether `start` was called and `close` has not been called since."""
 
     @property
     def room(self) -> int:
-        """Number of slots that one task can take at once."""
+        """Number of slots that one task can use."""
         return capacity(self.slots)
 
     @property
@@ -121,7 +121,7 @@ class Executor(ABC):
         """The slots that are available now."""
 
     def expect(self, slots: int) -> None:  # noqa: B027 (slots of a machine are all there)
-        """Set the number of slots for which there are tasks: running and waiting ones."""
+        """Set the number of slots that running and waiting tasks need."""
 
     @abstractmethod
     def launch(self, number: int, task: Task, slots: Sequence[int], policy: Policy) -> None:

@@ -1,4 +1,4 @@
-"""Executor over machines: agents that a pool places bring slots, and take them along when they go."""
+"""Executor for several machines: agents that a pool places provide slots until they leave."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from trainyard.sweep.executor.worker import one_line
 from trainyard.sweep.executor.workers import Workers
 
 LOSSES = 5
-"""So often a task may lose its agent before it counts as what ends them."""
+"""Number of agents that a task may lose before it counts as the cause."""
 _MOVED = ("done", "failed", "paused", "timeout")
-"""How a task can end whose agent leaves; otherwise it goes on elsewhere, where its slots are lost."""
+"""Ways in which a task whose agent leaves can end; otherwise, it continues elsewhere, because its slots are lost."""
 _LOOK = 0.5  # seconds between two looks at the pool and at silent agents
 _SILENCE = 3 * BEAT  # seconds of silence after which the pool is asked what has become of an agent
 _MARGIN = 5.0  # seconds that an agent may take for noticing that its head is lost
@@ -54,21 +54,21 @@ _MARGIN = 5.0  # seconds that an agent may take for noticing that its head is lo
 class ClusterExecutor(Executor):
     """Runs tasks on the slots of agents, which come and go while it runs.
 
-    A task whose agent is lost, or leaves, ends without an event of its own: the slots are lost, and what ran on them is
-    the scheduler's to start again.
+    A task whose agent is lost, or leaves, ends without a separate event: the slots are lost, and the scheduler restarts
+    the units that ran on them.
 
     Args:
-        slots: what a whole pool brings: as many slots as there may be at once, each like every other.
+        slots: the maximum set of slots of the pool, which are all alike.
         pool: places the agents.
         directory: the sweep's directory, which all machines see.
         preload: modules to import before workers are forked.
         grace: seconds that workers have to end when their head is lost.
         settings: how agents find and lose their head.
-        files: what becomes of tasks' files; None where all machines see the directory.
+        files: the handling of the files of tasks; None if all machines see the directory.
         tell: called with messages about agents.
 
     Raises:
-        ConfigError: from `wait`, this machine has no such address.
+        ConfigError: (from `wait`) this machine has no such address.
         TrainyardError: from `start` and `wait`, no agent can be placed; from `wait`, another process runs this sweep.
     """
 
@@ -131,7 +131,8 @@ class ClusterExecutor(Executor):
         return self._files.shared
 
     def start(self) -> None:
-        """Check that agents can be placed. The first `wait` makes files, so that a mistake in a config leaves none."""
+        """Check that agents can be placed. Files are created by the first `wait`, so that an invalid config leaves
+        none."""
         if not self._started:
             self._pool.check()
             assert self._files.version  # the code is that of now, whatever becomes of it
@@ -253,7 +254,7 @@ class ClusterExecutor(Executor):
     # -- agents come and go --------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Look for agents that are gone, and for those that are needed or not."""
+        """Check for agents that are gone, and for agents that are needed or no longer needed."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK

@@ -18,8 +18,8 @@ class CodeVersion:
     """Version of Trainyard and of the project in a folder.
 
     Attributes:
-        told: their versions for people: commits where there are.
-        digest: of their Python files as they are on disk; of a project outside git only Trainyard's count.
+        told: their versions for users: commits, if available.
+        digest: the digest of their Python files on disk; for a project outside git, only of Trainyard's files.
     """
 
     told: str
@@ -27,13 +27,13 @@ class CodeVersion:
 
     @classmethod
     def now(cls) -> CodeVersion:
-        """Return that of the code on disk, with the project in the current folder."""
+        """Return the version of the code on disk, with the project in the current folder."""
         return cls(_told(), _digest())
 
     def matches(self, other: CodeVersion) -> bool:
         """Return whether the code is the same: its commits, or after a commit the files in them.
 
-        Changes that are not committed are not seen where the commits are the same.
+        Uncommitted changes are not detected if the commits are the same.
         """
         return self.told == other.told or self.digest == other.digest
 
@@ -64,19 +64,19 @@ def _found(folder: Path) -> Iterator[str]:
 
 
 def _listed(folder: Path) -> list[str]:
-    """Return the Python files in a folder that git knows or does not ignore; none where there is no git."""
+    """Return the Python files in a folder that git knows or does not ignore; none without git."""
     names = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.py")
     return [name for name in (names or "").split("\0") if name]
 
 
 def _commit(folder: Path) -> str | None:
-    """Return the commit of the repository that a folder is in; None if it is in none."""
+    """Return the commit of the repository of a folder; None if there is none."""
     told = _git(folder, "rev-parse", "--short=12", "HEAD")
     return None if told is None else told.strip()
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints; None where it fails."""
+    """Return what git prints; None if it fails."""
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
             ["git", *arguments],

@@ -1,4 +1,4 @@
-"""Lease of a sweep's head: one process at a time places agents, on whichever machine it is."""
+"""Lease of a sweep's head: only one process at a time, on any machine, places agents."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ WATCHED = 6.0
 class HeadLease:
     """Lease of a sweep's directory. A thread shows that its holder lives, and sees whether another has taken over.
 
-    On one machine, and over file systems that have locks, a lock decides. Elsewhere a sign of life does: whether it
-    changes is observed for some seconds of this machine's time, whatever the clocks of the machines say. A head that
-    was held up for so long that another one has taken over finds a higher fencing number than its own.
+    On one machine, and over file systems that have locks, a lock decides. Otherwise, a sign of life decides: whether it
+    changes is observed for some seconds on the clock of this machine, regardless of the clocks of other machines. A
+    head that was delayed for so long that another one has taken over finds a higher fencing number than its own.
 
     Args:
         directory: the sweep's directory.
@@ -65,11 +65,11 @@ class HeadLease:
         self._thread.start()
 
     def fenced(self, fence: int) -> None:
-        """Take note of the fencing number of this head."""
+        """Record the fencing number of this head."""
         self._fence = fence
 
     def release(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()

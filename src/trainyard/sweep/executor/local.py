@@ -24,10 +24,10 @@ class LocalExecutor(Executor):
     """Runs tasks on the slots of this machine, each in a separate process. Linux only.
 
     When a task's process ends, the rest of its process group is killed. When this process is killed, its tasks are
-    killed too. When the agent is killed, it is started again; its tasks are lost.
+    killed too. When the agent is killed, it is restarted; its tasks are lost.
 
     Args:
-        slots: the slots that tasks run on, one at a time on each.
+        slots: the slots for tasks, one task at a time on each.
         preload: modules to import before workers are forked. They must not touch CUDA or start threads on import.
 
     Raises:
@@ -167,7 +167,7 @@ class LocalExecutor(Executor):
                 raise ConfigError("preload", module, "modules that can be imported before CUDA is used", hint=error)
 
     def _restart_agent(self) -> None:
-        """Restart the agent after it was killed, and with it all workers: each task has lost an attempt."""
+        """Restart the agent after it and all workers were killed; each task has lost an attempt."""
         assert self._agent is not None
         how = self._agent.restart()
         for worker in list(self._reports):

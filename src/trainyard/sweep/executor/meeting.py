@@ -1,4 +1,4 @@
-"""Where agents find their head: files in `agents/` of the sweep's directory.
+"""Files in `agents/` of the sweep's directory, through which agents find their head.
 
     token       what both have to know, 32 bytes at random in hexadecimal; mode 600
     head.json   how to reach the head, and its fencing number: each head of a sweep has the next one
@@ -39,9 +39,9 @@ class HeadAddress:
     """How agents reach a head.
 
     Attributes:
-        fence: its number: of two heads of a sweep, the later one has the higher number.
-        kind: over which transport.
-        host, port: where it listens, over TCP.
+        fence: its number; the later of two heads of a sweep has the higher number.
+        kind: the transport.
+        host, port: its address over TCP.
     """
 
     fence: int
@@ -51,11 +51,11 @@ class HeadAddress:
 
 
 def open_head(directory: Path, kind: Literal["tcp", "files"], address: str | None) -> tuple[Transport, HeadAddress]:
-    """Open the head's end of its links, and write down how to reach it.
+    """Open the head's end of its links, and publish its address.
 
     Args:
         directory: the sweep's directory.
-        kind: over which transport.
+        kind: the transport.
         address: the address to listen at; None for that of this machine's name.
 
     Raises:
@@ -115,7 +115,7 @@ def read_head(directory: Path) -> HeadAddress:
 
 
 def read_token(directory: Path) -> str:
-    """Return what the head of a sweep and its agents have to know.
+    """Return the token that the head of a sweep and its agents share.
 
     Raises:
         OSError: it cannot be read.
@@ -124,7 +124,7 @@ def read_token(directory: Path) -> str:
 
 
 def write_meeting(directory: Path, address: HeadAddress, token: str) -> None:
-    """Write down how to reach a head, for an agent on a machine that does not see the head's own directory."""
+    """Write the address of a head, for an agent on a machine that does not see the head's directory."""
     for each in (directory / FOLDER, directory / FOLDER / _ALIVE):
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
     _replace(directory / FOLDER / _HEAD, json.dumps(asdict(address)))
@@ -174,7 +174,7 @@ def left_agents(directory: Path) -> dict[str, str]:
 
 
 def forget_agent(directory: Path, name: str) -> None:
-    """Remove the sign of life of an agent that has none any more."""
+    """Remove the sign of life of an agent that is no longer alive."""
     AliveFile(directory, name).remove()
 
 
@@ -192,7 +192,7 @@ def _new_token(folder: Path) -> bytes:
 
 
 def _replace(path: Path, content: str) -> None:
-    """Write a file that only its owner can read, in the place of the one before."""
+    """Write a file that only its owner can read, replacing the previous one."""
     writing = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(writing, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w") as file:

@@ -1,4 +1,4 @@
-"""Processes that the system kills for want of memory."""
+"""Processes that the system kills because it is out of memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ VMSTAT = Path("/proc/vmstat")
 
 
 def kills() -> int:
-    """Return how many processes the system has killed because of memory since it started; 0 if this is unknown.
+    """Return the number of processes that the system has killed because of memory since its start; 0 if unknown.
 
     The count is that of the whole machine, control groups included (`oom_kill` in proc_vmstat(5)).
     """
@@ -23,9 +23,9 @@ def kills() -> int:
 
 
 def killed_for_memory(peak: int) -> str:
-    """Return what happened to a process, in words.
+    """Describe how a process ended.
 
     Args:
-        peak: the memory that it had at most, in bytes.
+        peak: its peak memory in bytes.
     """
     return f"killed by the system: out of memory (it used {peak / 2**30:.1f} GiB)"

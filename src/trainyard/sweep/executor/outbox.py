@@ -1,4 +1,5 @@
-"""What the head of a sweep sends to its agents: tasks when their files are available, and signals after their tasks."""
+"""Messages from the head of a sweep to its agents: tasks when their files are available, and signals after their
+tasks."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class Outbox:
         self._transport.send(name, message, payload)
 
     def send_common(self, agent: Remote, task: Task) -> None:
-        """Send an agent what a task has in common with others, if it does not have it."""
+        """Send an agent the data that a task shares with others, if the agent does not have it."""
         if task.common is not None and task.common.key not in agent.commons:
             self.send(agent.name, ["common", task.common.key], task.common.pickled(self._files.folders))
             agent.commons.add(task.common.key)
@@ -46,7 +47,7 @@ class Outbox:
         """Send a task for a worker when its files are available.
 
         Args:
-            worker: the worker that is to run it.
+            worker: the worker that will run it.
             told: the message about it for its agent, in addition to the call.
             call: the call, pickled.
         """
@@ -71,5 +72,5 @@ class Outbox:
             self.send(name, ["signal", numbers, signum])
 
     def clear(self) -> None:
-        """Forget what was not sent."""
+        """Drop unsent messages."""
         self._unsent.clear()

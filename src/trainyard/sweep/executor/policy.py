@@ -13,8 +13,8 @@ class Policy:
 
     Attributes:
         retries: additional attempts for a task that fails or is lost.
-        timeout: the maximum number of seconds of an attempt. It then receives SIGTERM, after `grace` SIGKILL, and is
-            not retried.
+        timeout: the maximum number of seconds of an attempt. Then, it receives SIGTERM, and SIGKILL after `grace`, and
+            is not retried.
         fail_fast: when a task has failed finally, stop the others: SIGTERM, and SIGKILL after `grace`.
         grace: seconds from SIGTERM to SIGKILL.
 

@@ -1,4 +1,4 @@
-"""Port of what places agents: a queue of jobs on a cluster, or processes on this machine."""
+"""Interface for placing agents: a queue of jobs on a cluster, or processes on this machine."""
 
 from __future__ import annotations
 
@@ -7,44 +7,43 @@ from collections.abc import Sequence
 
 
 class Pool(ABC):
-    """Places agents, each of which brings the slots of a node, or of a part of one.
-
-    A place is what the pool knows an agent by: the number of a job in a queue. The agent has it from its environment.
+    """Places agents, each of which provides the slots of a node, or of a part of one. A place identifies an agent in
+    the pool, such as the number of a job in a queue. The agent reads it from its environment.
     """
 
     def check(self) -> None:  # noqa: B027 (not every pool has something to check)
         """Check that agents can be placed, before anything starts.
 
         Raises:
-            TrainyardError: they never can.
+            TrainyardError: no agent can ever be placed.
         """
 
     @abstractmethod
     def start(self, command: Sequence[str]) -> bool:
-        """Take the command that starts an agent on its node, and end the agents of a head before this one.
+        """Set the command that starts an agent on its node, and end the agents of an earlier head.
 
         Returns:
-            Whether these are certainly gone.
+            Whether these have certainly ended.
         """
 
     @abstractmethod
     def want(self, count: int) -> None:
-        """Say how many agents there should be: more are placed, and those that have not begun may be taken back."""
+        """Set the number of wanted agents: more are placed, and those that have not started may be withdrawn."""
 
     @abstractmethod
     def gone(self) -> dict[str, str]:
-        """Return the places that have ended since the last call, each with the reason for people.
+        """Return the places that have ended since the last call, each with the reason, for users.
 
         Raises:
-            TrainyardError: no agent can be placed any more.
+            TrainyardError: agents can no longer be placed.
         """
 
     @abstractmethod
     def arrived(self, place: str) -> None:
-        """Take note that the agent of a place works."""
+        """Record that the agent of a place works."""
 
     def look(self) -> None:  # noqa: B027 (not every pool has to ask for it)
-        """Look soon which places have ended: an agent is silent, or is gone."""
+        """Check soon which places have ended, because an agent is silent or gone."""
 
     @abstractmethod
     def close(self) -> None:

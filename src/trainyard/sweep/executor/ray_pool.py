@@ -26,7 +26,7 @@ from trainyard.sweep.executor.shipping.node import CODE as NODE
 
 FOLDER = "ray"
 FAILURES = 3
-"""So many agents in a row may end before they reach the head."""
+"""Number of consecutive agents that may end before they reach the head."""
 _SLOW = 10.0  # seconds after which agents that wait for a node are reported
 _IMPORT, _START = 120.0, 90.0  # seconds to import Ray, and to start a cluster here
 REACH = 60.0
@@ -37,11 +37,11 @@ ADDRESSES = "the address of a running cluster (auto, HOST:PORT or ray://HOST:POR
 
 @dataclass(frozen=True)
 class Request:
-    """What an agent asks a Ray cluster for: the options of its actors.
+    """Request of an agent to a Ray cluster: the options of its actors.
 
     Args:
         num_cpus, num_gpus: CPUs and GPUs of an agent.
-        resources: amounts of the cluster's own resources by their names.
+        resources: amounts of custom resources of the cluster, by name.
     """
 
     num_cpus: int = 1
@@ -56,21 +56,21 @@ class Request:
         }
 
     def fits(self, node: Mapping[str, float]) -> bool:
-        """Return whether a node could ever have it."""
+        """Return whether a node could ever satisfy the request."""
         return all(node.get(name, 0) >= amount for name, amount in self.amounts.items())
 
 
 class RayPool(Pool):
-    """Keeps as many actors as are wanted. A process of its own talks to Ray.
+    """Keeps the wanted number of actors. A separate process communicates with Ray.
 
     Args:
-        directory: the sweep's directory; what agents print is in `ray/` of it.
-        address: of the cluster.
-        request: what each agent asks for.
+        directory: the sweep's directory; the output of agents is in its folder `ray/`.
+        address: the address of the cluster.
+        request: the request of each agent.
         most: the maximum number of agents at a time.
         autoscaling: whether the cluster adds nodes.
-        patience: seconds within which agents end whose head is gone.
-        files: sends the code to nodes that do not see it; None where they do.
+        patience: the seconds within which agents without a head end.
+        files: sends the code to nodes that do not see it; None if they do.
         tell: called with messages about agents.
     """
 
@@ -202,7 +202,7 @@ class RayPool(Pool):
             self._send("take", place)
 
     def _tell_of_waiting(self) -> None:
-        """Tell once that agents wait, when they have done so for a while: for a node that is free or will be added."""
+        """Report once that agents have been waiting for a while for a node that is free or will be added."""
         waiting = len(self._places - self._on_nodes - self._taken_back)
         if not waiting or self._told_waiting:
             self._waits_since = None

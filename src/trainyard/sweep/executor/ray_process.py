@@ -1,7 +1,7 @@
 """Process that holds the connection to a Ray cluster: one actor for each agent, which starts it as a process on a node.
 
-A process of its own, since Ray starts threads and handles signals in the process that uses it, and ends that process
-when its cluster is lost. Messages are JSON lists, one a line. In, on stdin:
+It is a separate process, because Ray starts threads and handles signals in the process that uses it, and ends this
+process when its cluster is lost. Messages are JSON lists, one per line. In, on stdin:
 
     ["place", place, {command, cwd, log, environ, told}]    start an agent
     ["take", place]                                         end one
@@ -10,7 +10,7 @@ when its cluster is lost. Messages are JSON lists, one a line. In, on stdin:
 Out, on stdout: `["imported"]`, then `["connected", nodes]` with the resources of each node, or `["failed", why]`; then
 for each agent `["placed", place]` when it has a node, and `["ended", place, why, said]`, with what it printed.
 
-When its head is gone without a word, this process stays while agents do: they end at a checkpoint.
+If its head disappears, this process stays as long as the agents, which end at a checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CODE = (
     "import sys; sys.path[:] = sys.argv[5:]; "
     "from trainyard.sweep.executor.ray_process import main; main(*sys.argv[1:5])"
 )
-"""What starts this process with the arguments ADDRESS, OPTIONS, LINGER, CODE and the entries of `sys.path`."""
+"""Code that starts this process with the arguments ADDRESS, OPTIONS, LINGER, CODE and the entries of `sys.path`."""
 _PROBE = 10.0  # seconds to wait for a connection
 _EVERY = 0.3  # seconds between two looks at the actors
 _LAST = 8.0  # seconds that agents have to end when this process closes
@@ -50,18 +50,18 @@ class AgentActor:
     def run(
         self, command: Sequence[str], cwd: str, log: str, environ: Mapping[str, str], told: str | None, gpus: int
     ) -> tuple[str, int, str]:
-        """Run an agent to its end, and return its host, its status and what it has printed.
+        """Run an agent to its end, and return its host, its status and its output.
 
         Ray ends the process of an actor with SIGKILL. The agent ends with it, and its workers with the agent.
 
         Args:
             command: starts an agent. Its interpreter is that of the head.
-            cwd: the folder that it starts in.
+            cwd: the folder in which it starts.
             log: the file for its output.
             environ: its environment, which is the head's.
-            told: what the agent reads on stdin. This node sees no folder of the head then: its own interpreter,
-                environment and folders are used.
-            gpus: those that it has.
+            told: the input of the agent on stdin. In this case, the node does not see the folders of the head: its own
+                interpreter, environment and folders are used.
+            gpus: its GPUs.
         """
         import ray
 
@@ -98,10 +98,10 @@ class AgentActor:
         return host, status, said
 
     def placed(self) -> None:
-        """Return once the actor has a node."""
+        """Return when the actor has a node."""
 
     def wait(self) -> tuple[str, int, str]:
-        """Return after `run`, whose own result was lost on its way."""
+        """Return after `run`, whose own result was lost in transit."""
         return socket.gethostname(), 0, ""
 
 
@@ -130,7 +130,7 @@ class Placer:
         self._head = os.getppid()
 
     def serve(self) -> None:
-        """Serve the head until it closes this process, or is gone."""
+        """Serve the head until it closes this process or disappears."""
         rest = b""
         stdin = select.poll()
         stdin.register(0, select.POLLIN)
@@ -218,7 +218,8 @@ def probe(address: str) -> None:
 def connect(address: str, **options: Any) -> None:
     """Connect to a cluster.
 
-    The server of Ray's client starts a process for each client. Now and then it ends at once: then it is asked again.
+    The server of Ray's client starts a process for each client. Sometimes, this process ends immediately; the
+    connection is then retried.
     """
     import ray
 
@@ -232,7 +233,7 @@ def connect(address: str, **options: Any) -> None:
 
 
 def failure(error: Exception, answers: bool) -> str:
-    """Return why a cluster cannot be used, in one line for people.
+    """Return why a cluster cannot be used, in one line for users.
 
     Args:
         error: what Ray raised.

@@ -18,8 +18,8 @@ It dials the head of the sweep in a directory. Messages, each a JSON list:
     ["leaving", why]
     ["gone", why]
 
-It leaves when it receives a signal (SIGTERM, SIGUSR2: its node is reclaimed), and when its head is lost: it asks its
-workers to end, which they do at a checkpoint, and ends after them.
+It leaves when it receives a signal (SIGTERM, SIGUSR2: its node is reclaimed), or when its head is lost. It then asks
+its workers to end at a checkpoint, and ends after them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CODE = (
     "import sys; directory, *sys.path = sys.argv[1:]; sys.argv[1:] = [directory]; "
     "from trainyard.sweep.executor.remote_agent import main; sys.exit(main())"
 )
-"""What starts an agent with the arguments DIRECTORY and the entries of `sys.path`."""
+"""Code that starts an agent with the arguments DIRECTORY and the entries of `sys.path`."""
 PLACE = "TRAINYARD_PLACE"
 """Variable of the environment with the agent's place, for pools that set it."""
 _OF_A_STEP = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
@@ -67,14 +67,14 @@ _WELCOME = 120.0  # seconds to wait for the head's answer
 
 
 class RemoteAgent:
-    """The agent's process beside its fork server: passes messages on between it and the head.
+    """The process of the agent next to its fork server, which relays messages between the fork server and the head.
 
     Args:
         directory: the sweep's directory.
-        files: what becomes of the files of tasks; None where they are where they belong.
+        files: the handling of the files of tasks; None if they are already at their destination.
 
     Attributes:
-        name: the agent's own.
+        name: the name of the agent.
 
     Raises:
         TrainyardError: the directory or its head cannot be seen from here.
@@ -146,7 +146,7 @@ class RemoteAgent:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Look for signals, and whether there is a head."""
+        """Check for signals, and whether there is a head."""
         self._alive.tick()
         self._fork_held()
         self._obey_signal()
@@ -176,7 +176,7 @@ class RemoteAgent:
         self._leave(why)
 
     def _leave(self, why: str, ask: bool = True) -> None:
-        """Take no more tasks, and ask those that run to end, unless they know."""
+        """Accept no more tasks, and ask running ones to end, unless this was already done."""
         if not self._why:
             self._why = why
             self._say("leaving", why)
@@ -256,7 +256,8 @@ class RemoteAgent:
         self._fork_held()
 
     def _fork_held(self) -> None:
-        """Fork the requested workers if the sweep's directory is available: else another would be made."""
+        """Fork the requested workers if the sweep's directory is available; otherwise, a new directory would be
+        created."""
         while self._held and (self._why or self._directory.exists()):
             self._fork(*self._held.pop(0))
 
@@ -306,8 +307,8 @@ def own_slots(cores: int | None = None, **settings: Any) -> list[Slot]:
     """Return the slots of this agent.
 
     Args:
-        cores: the number of cores that the queue has given it. Where it may use more, tasks are not bound to cores:
-            those of other agents on this machine would be bound to the same.
+        cores: the number of cores that the queue assigned to it. If it can use more, tasks are not bound to cores,
+            because those of other agents on this machine would be bound to the same cores.
         **settings: the arguments of `find_slots`.
     """
     slots = find_slots(**settings)

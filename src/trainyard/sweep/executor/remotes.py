@@ -1,4 +1,4 @@
-"""Agents on other machines, as their head knows them, and how they find and lose each other."""
+"""Agents on other machines, as known to their head, and how they find and lose each other."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ClusterSettings:
 
     Args:
         transport: over TCP, or as files in the sweep's directory.
-        address: the address that the head listens at; None for that of its machine's name.
-        patience: seconds of silence after which an agent gives its head up; the head waits so long and `grace` more.
-        idle: seconds after which an agent ends for which there is no task.
+        address: the address on which the head listens; None for the address of its host name.
+        patience: seconds of silence after which an agent gives up its head; the head waits for this time plus `grace`.
+        idle: seconds after which an agent without tasks ends.
         slots: the arguments of `find_slots` on each node.
     """
 
@@ -37,16 +37,16 @@ class ClusterSettings:
 
 @dataclass
 class Remote:
-    """Agent, as the head knows it.
+    """Agent, as known to the head.
 
     Attributes:
         slots: the agent's own number of each of its slots, by index.
         busy: the slots of each of its workers.
         tasks: the task's own number of each of its workers.
-        leaving: why it takes no more tasks; empty while it does.
+        leaving: why it accepts no more tasks; empty while it does.
         coming_home: the workers that have ended and whose files are on their way.
         afterwards: called when they are available.
-        commons: the keys of what tasks have in common that it has.
+        commons: the keys of shared task data that it has.
         idle_since: when its last worker ended, by `time.monotonic`; None while it has one.
     """
 
@@ -68,15 +68,15 @@ class Remote:
         return {index for indices in self.busy.values() for index in indices}
 
     def idle(self) -> float:
-        """Return for how many seconds it has had no worker; -1 while it has one."""
+        """Return the number of seconds for which it has had no worker; -1 while it has one."""
         return -1.0 if self.idle_since is None else time.monotonic() - self.idle_since
 
 
 class RemoteSlots:
-    """Slots of agents, by index: each agent has its own, which no other one gets later.
+    """Slots of agents, by index, which are unique and not reused for other agents.
 
     Attributes:
-        of: the agent of each.
+        of: the agent of each slot.
     """
 
     def __init__(self) -> None:
@@ -86,11 +86,11 @@ class RemoteSlots:
 
     @property
     def ready(self) -> tuple[Slot, ...]:
-        """Those of agents that stay."""
+        """Slots of agents that stay."""
         return tuple(self._devices[index] for index, agent in self.of.items() if not agent.leaving)
 
     def gain(self, agent: Remote, slots: Sequence[tuple[str, int]]) -> Gained:
-        """Take note of the slots of an agent: of each its device and its threads."""
+        """Record the slots of an agent, each with its device and its threads."""
         gained = []
         for own, (device, threads) in enumerate(slots):
             index = next(self._indices)
@@ -102,7 +102,7 @@ class RemoteSlots:
         return Gained(tuple(gained))
 
     def lose(self, agent: Remote, indices: Sequence[int]) -> Lost | None:
-        """Take note that an agent has some of its slots no longer; None if they were lost before."""
+        """Record that an agent no longer has some of its slots; None if they were already lost."""
         lost = tuple(self._devices.pop(index) for index in indices if agent.slots.pop(index, None) is not None)
         for slot in lost:
             del self.of[slot.index]
@@ -147,9 +147,9 @@ def task_message(
 
     Args:
         task: the task.
-        slots: those that it gets, by the agent's own numbers.
+        slots: its slots, by the agent's own numbers.
         roots: its folders and files, relative to the sweep's directory.
-        part: which part of a task on several agents it is; 0 for the first one or the only one.
+        part: the index of this part of a task on several agents; 0 for the first or only one.
         nodes: the message about the nodes of a task on several agents; None for a task on one agent.
     """
     log = task.log if task.log is None or not part else task.log.with_stem(f"{task.log.stem}.node{part}")

@@ -1,4 +1,4 @@
-"""Slots: the shares of this machine, and the environment that limits a task to its share."""
+"""Slots: the parts of this machine, and the environment that limits a task to its part."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainyard.nvml import gpu_uuids
 
 @dataclass(frozen=True)
 class Slot:
-    """Share of the machine, on which one task runs at a time.
+    """Part of the machine, on which one task runs at a time.
 
     Attributes:
         index: its number; no two slots of an executor share one.
         device: `cpu`, or `cuda:0`, `cuda:1`, … as this process counts its devices. The task sees its own as `cuda:0`.
-        cpus: the cores that the task is bound to; None for all.
+        cpus: the cores to which the task is bound; None for all.
         threads: threads that torch, OpenMP and MKL use in the task.
     """
 
@@ -30,7 +30,7 @@ class Slot:
 
 
 def capacity(slots: Sequence[Slot]) -> int:
-    """Return how many of these slots a task can take at once: all on the CPU, one on each CUDA device."""
+    """Return the number of these slots that one task can use: all on the CPU, one on each CUDA device."""
     return len({slot.index if slot.device == "cpu" else slot.device for slot in slots})
 
 

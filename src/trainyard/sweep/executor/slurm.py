@@ -20,7 +20,7 @@ from trainyard.sweep.executor.slurm_commands import QueuedJob, SlurmError
 
 FOLDER = "slurm"
 FAILURES = 3
-"""So many agents in a row may end before they reach the head."""
+"""Number of consecutive agents that may end before they reach the head."""
 _SHORTEST, _LONGEST = 1.0, 15.0  # seconds between two looks at the queue: the longer nothing changes, the longer
 _ENDING = 90.0  # seconds to wait for the agents of an earlier head to leave the queue
 _USUAL = ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Dependency", "")
@@ -28,17 +28,17 @@ _USUAL = ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "De
 
 @dataclass(frozen=True)
 class Resources:
-    """What an agent asks Slurm for: the options of `sbatch`, under submitit's names.
+    """Request of an agent to Slurm: the options of `sbatch`, under submitit's names.
 
     Args:
-        partition, account, qos, constraint: of `sbatch`.
+        partition, account, qos, constraint: options of `sbatch`.
         gpus_per_node: GPUs of an agent.
         cpus_per_task: CPUs of an agent.
         mem_gb: its memory in GB.
-        timeout_min: minutes after which Slurm ends it. Its jobs go on in another one from their checkpoints.
-        signal_delay_s: seconds before that at which it is told.
+        timeout_min: minutes after which Slurm ends it. Its jobs continue in another agent from their checkpoints.
+        signal_delay_s: seconds before this limit at which it receives a signal.
         setup: lines of the script that run before the agent.
-        additional_parameters: further options of `sbatch` by their names, with `_` for `-`: `{exclude: node7}`.
+        additional_parameters: additional options of `sbatch` by name, with `_` for `-`: `{exclude: node7}`.
     """
 
     partition: str | None = None
@@ -71,7 +71,7 @@ class Resources:
 
 
 def script(command: Sequence[str], options: Mapping[str, Any], setup: Sequence[str] = ()) -> str:
-    """Return a script of `sbatch` that runs a command as a step of its own, which gets the signals of the job."""
+    """Return a script for `sbatch` that runs a command as a separate step, which receives the signals of the job."""
     lines = ["#!/bin/bash"]
     for name, value in options.items():
         if value is not False:
@@ -86,11 +86,11 @@ def name_of(directory: Path) -> str:
 
 
 class SlurmPool(Pool):
-    """Keeps as many agents in the queue as are wanted. A thread of its own talks to Slurm.
+    """Keeps the wanted number of agents in the queue. A separate thread communicates with Slurm.
 
     Args:
-        directory: the sweep's directory; scripts and what agents print are in `slurm/` of it.
-        resources: what each agent asks for.
+        directory: the sweep's directory; scripts and the output of agents are in its folder `slurm/`.
+        resources: the request of each agent.
         most: the maximum number of agents at a time.
         tell: called with messages about agents.
     """
@@ -232,7 +232,7 @@ class SlurmPool(Pool):
             self._news.clear()
 
     def _look(self) -> bool:
-        """Compare the queue with what was there, and place or take back agents; return whether something changed."""
+        """Compare the queue with its previous state, and place or withdraw agents; return whether something changed."""
         jobs = {job.place: job for job in self._queue()}
         changed = self._compare(jobs)
         wanted = self._wanted
@@ -271,7 +271,7 @@ class SlurmPool(Pool):
         return changed
 
     def _left(self, place: str) -> None:
-        """Take note that a job has left the queue."""
+        """Record that a job has left the queue."""
         del self._places[place]
         self._gone[place] = f"its job {place} has left the queue"
         if place in self._arrived or place in self._taken_back:
@@ -284,7 +284,8 @@ class SlurmPool(Pool):
             )
 
     def _last_words(self, place: str) -> str:
-        """Return what is known about the end of a job: its output, or else the information of Slurm and the disk."""
+        """Return the available information about the end of a job: its output, otherwise the information of Slurm and
+        the disk."""
         path = self._folder / f"{place}.out"
         lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
         said = next((line for line in reversed(lines) if line and not line.startswith("srun:")), "")

@@ -19,10 +19,10 @@ _AGAIN = re.compile(r"Unable to contact|Socket timed out|try again|temporarily",
 
 
 class SlurmError(TrainyardError):
-    """A command of Slurm failed; the message is Slurm's own sentence.
+    """A Slurm command failed; the message is that of Slurm.
 
     Attributes:
-        passes: whether it may work later: the controller did not answer.
+        passes: whether it may work later, because the controller did not respond.
     """
 
     status = 1
@@ -39,7 +39,7 @@ class QueuedJob:
     Attributes:
         place: its number: `12`, or `12_3` in an array.
         state: `PENDING`, `RUNNING`, …
-        node: where it runs.
+        node: its node.
         reason: why it waits.
     """
 
@@ -50,10 +50,10 @@ class QueuedJob:
 
 
 def check_installed() -> None:
-    """Check that there are Slurm's commands.
+    """Check that Slurm's commands are installed.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: they are not installed.
     """
     if shutil.which("sbatch") is None:
         hint = "sbatch is not on the PATH. Start the sweep on a machine of the cluster, or use hydra/launcher=local."
@@ -64,25 +64,25 @@ def submit(script: Path, *options: str) -> str:
     """Submit a script, and return the number of the job.
 
     Raises:
-        SlurmError: Slurm refuses it.
+        SlurmError: Slurm rejects it.
     """
     return _run(["sbatch", "--parsable", *options, str(script)]).strip().partition(";")[0]
 
 
 def check_script(script: Path) -> None:
-    """Check that a job could run at some time.
+    """Check that a job could run at all.
 
     Raises:
-        SlurmError: it never can.
+        SlurmError: the job can never run.
     """
     _run(["sbatch", "--test-only", str(script)])
 
 
 def queue(name: str) -> list[QueuedJob]:
-    """Return the jobs of a name that wait or run, each of an array by itself.
+    """Return the waiting and running jobs with a name; jobs of an array are listed separately.
 
     Raises:
-        SlurmError: the controller does not answer.
+        SlurmError: the controller does not respond.
     """
     found = []
     for line in _run(["squeue", "-h", "-r", f"--name={name}", "-o", "%i|%T|%N|%r"]).splitlines():
@@ -92,7 +92,7 @@ def queue(name: str) -> list[QueuedJob]:
 
 
 def ending(place: str) -> str:
-    """Return how a job has ended, for people: ` as FAILED (NonZeroExitCode), exit code 1:0`; empty if Slurm forgot it.
+    """Return how a job has ended, for users: ` as FAILED (NonZeroExitCode), exit code 1:0`; empty if Slurm forgot it.
 
     An exit code is the job's status and the signal that ended it.
     """
@@ -106,10 +106,10 @@ def ending(place: str) -> str:
 
 
 def cancel(places: Sequence[str], *options: str) -> None:
-    """Cancel jobs; those that have ended are left alone.
+    """Cancel jobs; jobs that have ended are ignored.
 
     Raises:
-        SlurmError: the controller does not answer.
+        SlurmError: the controller does not respond.
     """
     if not places:
         return
@@ -121,7 +121,7 @@ def cancel(places: Sequence[str], *options: str) -> None:
 
 
 def resources() -> str:
-    """Return what nodes the partitions have, for people."""
+    """Describe the nodes of the partitions, for users."""
     lines = _run(["sinfo", "-h", "-o", "%P|%D|%c|%m|%G|%l"]).splitlines()
     told = []
     for line in lines:
@@ -154,9 +154,8 @@ def _run(command: Sequence[str]) -> str:
 
 
 def clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what Slurm has set for the job that this process is in.
-
-    A job that is submitted from within another one would take over its limits.
+    """Return an environment without the variables that Slurm has set for the job of this process. Otherwise, a job that
+    is submitted from another one would inherit its limits.
     """
     return {
         name: value

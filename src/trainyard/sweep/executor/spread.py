@@ -1,4 +1,4 @@
-"""Tasks on several agents, each of which has a part: they begin, end and are lost together."""
+"""Tasks on several agents, each of which runs a part: the parts start, end and are lost together."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class _Spread:
     Attributes:
         num: the task's own number.
         parts: in the order of nodes.
-        meeting: the file in which the first one says where it listens.
-        left: those of them that have not ended.
-        ended: how the others ended, in that order.
-        over: it has lost an agent, and nothing more is reported for it.
+        meeting: the file with the address of the first one.
+        left: the parts that have not ended.
+        ended: how the others ended, in this order.
+        over: whether it has lost an agent, so that nothing more is reported for it.
     """
 
     num: int
@@ -42,9 +42,8 @@ class _Spread:
     over: bool = False
 
     def outcome(self) -> Finished:
-        """Return how the task ended, of which all parts have: as the first node says, or as the first part that failed.
-
-        When a rank fails, the others lose their connections to it: what they say is a consequence.
+        """Return how a task ended whose parts have all ended: the report of the first node, or of the first part that
+        failed. When a rank fails, the others lose their connections to it, so their reports are consequences.
         """
         wrong = [each for each in self.ended.values() if each.state != "done"]
         if not wrong:
@@ -55,8 +54,8 @@ class _Spread:
 class SpreadTasks:
     """Tasks on several agents that run, by their numbers.
 
-    When a part is lost, the others are killed, and the task goes on elsewhere when they have ended: until then, what is
-    launched on their slots, and the task itself, is held back.
+    When a part is lost, the others are killed, and the task continues elsewhere when they have ended. Until then,
+    launches on their slots, and of the task itself, are held back.
 
     Args:
         directory: the sweep's directory.
@@ -77,7 +76,7 @@ class SpreadTasks:
         return number in self._spread
 
     def begin(self, number: int, num: int, parts: Sequence[Part], fence: int) -> Path:
-        """Take note of a task that is launched, and return the file in which its parts meet.
+        """Record a launched task, and return the file through which its parts connect.
 
         Args:
             number: of the launch.
@@ -90,12 +89,12 @@ class SpreadTasks:
         return meeting
 
     def tells_start(self, number: int, part: Part) -> bool:
-        """Return whether the start of a worker is that of its task."""
+        """Return whether the start of a worker counts as the start of its task."""
         spread = self._spread.get(number)
         return spread is None or (part == spread.parts[0] and not spread.over)
 
     def lose(self, part: Part) -> None:
-        """Take note that a part is lost, if it is one, and kill the others of its task."""
+        """Record that a part is lost, if it is one, and kill the other parts of its task."""
         for number, spread in list(self._spread.items()):
             if part in spread.left:
                 spread.over = True
@@ -105,14 +104,13 @@ class SpreadTasks:
                     self._drop(number)
 
     def lose_agent(self, name: str) -> None:
-        """Take note that an agent is gone: tasks with a part on it report nothing more."""
+        """Record that an agent is gone: tasks with a part on it report nothing more."""
         for spread in self._spread.values():
             spread.over |= any(agent == name for agent, _ in spread.parts)
 
     def part_ended(self, part: Part, finished: Finished, leaving: bool) -> Finished | None:
-        """Take note of the end of a part, and return how its task ended with the last one.
-
-        Parts cannot go on without another.
+        """Record the end of a part, and return how its task ended with the last one. Parts cannot continue without the
+        others.
 
         Args:
             part: the part.
@@ -137,11 +135,11 @@ class SpreadTasks:
     # -- what waits ----------------------------------------------------------------------------------------------------
 
     def hold(self, launch: Launch, agents: Iterable[Remote]) -> bool:
-        """Hold a launch back while a part of what is over still runs on its slots, or is of the same task.
+        """Hold a launch back while a part of a lost task still runs on its slots, or belongs to the same task.
 
         Args:
             launch: the launch.
-            agents: all that there are.
+            agents: all agents.
 
         Returns:
             Whether it is held back.
@@ -159,7 +157,7 @@ class SpreadTasks:
         return held
 
     def take_back(self, numbers: Set[int]) -> list[int]:
-        """Forget those of some launches that are held back, and return their numbers."""
+        """Drop those of some launches that are held back, and return their numbers."""
         taken = [number for number, *_ in self._held if number in numbers]
         self._held = [each for each in self._held if each[0] not in numbers]
         return taken

@@ -1,4 +1,4 @@
-"""Task of an executor (a job, a stack or a probe, run in a process of its own), and its outcome."""
+"""Task of an executor (a job, a stack or a probe, run in a separate process), and its outcome."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ EventKind = Literal["started", "retried", "ended", "failed", "interrupted"]
 
 
 class Common:
-    """Value that many tasks have in common: it is pickled once, and sent to each machine once.
+    """Value that many tasks share: it is pickled once, and sent to each machine once.
 
     Attributes:
-        key: its number; no two of a process share one.
+        key: its number, which is unique in a process.
     """
 
     _keys = itertools.count()
@@ -33,7 +33,7 @@ class Common:
         """Return the value, pickled on a machine with these folders.
 
         Raises:
-            Exception: it cannot be pickled; the pickling's own error.
+            Exception: it cannot be pickled; the error of pickle.
         """
         if self._pickled is None or self._pickled[0] != folders:
             self._pickled = folders, portable.dumps(self._value, folders)
@@ -42,21 +42,21 @@ class Common:
 
 @dataclass(frozen=True)
 class Task:
-    """Call `function(argument)`, or `function(argument, common)`, made once in a process of its own.
+    """Call `function(argument)`, or `function(argument, common)`, once in a separate process.
 
     Attributes:
         num: its number.
         function: the function. It and its argument are sent by cloudpickle, so lambdas and functions of a script work.
         argument: its argument.
         expected_seconds: its duration, if known: longer tasks are started first.
-        log: the file that the task's output is appended to; None discards the output.
+        log: the file to which the task's output is appended; None discards the output.
         name: its name in messages; if empty, its number is used.
-        attempts: attempts made before, in another form.
-        slots: number of slots that it takes at once; on CUDA, each on a device of its own.
-        threads: threads that it uses; None for those of its slot.
-        folders: what it reads and writes.
+        attempts: earlier attempts in another form.
+        slots: the number of slots that it needs; on CUDA, each on a separate device.
+        threads: the number of its threads; None for that of its slot.
+        folders: the folders that it reads and writes.
         common: the function's second argument; None if it has none.
-        importable: whether all classes and functions of the call can be imported: then it is sent by pickle.
+        importable: whether all classes and functions of the call can be imported, so that pickle is sufficient.
     """
 
     num: int
@@ -73,13 +73,13 @@ class Task:
     importable: bool = False
 
     def call(self, folders: Folders = Folders()) -> bytes:  # noqa: B008 - it is frozen
-        """Return the call as `write_task` takes it.
+        """Return the call for `write_task`.
 
         Args:
-            folders: those of this machine that are elsewhere where the call is made.
+            folders: folders of this machine that have another place on the executing machine.
 
         Raises:
-            Exception: the function or its argument cannot be pickled; the pickling's own error.
+            Exception: the function or its argument cannot be pickled; the error of pickle.
         """
         return portable.dumps((self.function, self.argument), folders, importable=self.importable)
 
@@ -98,15 +98,15 @@ class TaskOutcome:
               or it had not started when that happened;
             - `timeout`: it was stopped because it took too long;
             - `lost`: its process ended without a report: killed, crashed, `os._exit`;
-            - `paused`: it ended at a checkpoint from which it is to go on later (`trainyard.errors.JobPaused`).
+            - `paused`: it ended at a checkpoint from which it will continue later (`trainyard.errors.JobPaused`).
         value: the function's result; None unless the state is `done`.
         error: the reason, on one line; None when done.
-        traceback: the exception's traceback; None if there was no exception, or its message explains it in full.
+        traceback: the exception's traceback; None if there was no exception, or if its message is sufficient.
         seconds: the duration of the last attempt.
-        attempts: attempts begun, including those before this run; 0 for a task that never began. One that ran out of
-            CUDA memory beside others is not counted.
-        slot: the index of the last attempt's slot, or the first of several; -1 for a task that never began.
-        moved: whether it was asked to end because its slots are taken away: what is left of it goes on elsewhere.
+        attempts: started attempts, including those before this run; 0 for a task that never started. An attempt that
+            ran out of CUDA memory next to others is not counted.
+        slot: the index of the last attempt's slot, or the first of several; -1 for a task that never started.
+        moved: whether it was asked to end because its slots are taken away, so that it continues elsewhere.
     """
 
     num: int
@@ -128,10 +128,10 @@ class TaskEvent:
         kind: `started`; `retried` (an attempt failed and there will be another); and last of all, once for each
             task, with its outcome: `ended` (done), `failed` (failed, timeout or lost) or `interrupted` (or paused).
         num: the task's number.
-        slot: the slot's index, or the first of several; -1 for a task that never began.
-        attempt: the attempt's number, from 1; 0 for a task that never began.
+        slot: the slot's index, or the first of several; -1 for a task that never started.
+        attempt: the attempt's number, from 1; 0 for a task that never started.
         time: seconds since the epoch.
-        pid: the task's process; None for a task that never began.
+        pid: the process of the task; None for a task that never started.
         error: the error, on one line.
         traceback: the exception's traceback.
         outcome: the task's outcome, with its last event.

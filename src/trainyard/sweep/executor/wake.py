@@ -1,4 +1,4 @@
-"""Ways between a worker and the owner of its agent: wake-up calls, and a line for messages both ways.
+"""Connections between a worker and the owner of its agent: wake-up calls, and a line for messages in both directions.
 
 A wake-up call is a number through a pipe of the agent's, which the agent passes on to its owner. The ranks of a wide
 job are processes that its worker spawns. They inherit the pipe: `Wake` is pickled with its file.
@@ -23,7 +23,7 @@ class Wake:
     """Worker's end of the pipe.
 
     Attributes:
-        of_process: that of this process; None if it is not a worker.
+        of_process: the object of this process; None if it is not a worker.
     """
 
     fd: int
@@ -35,9 +35,8 @@ class Wake:
         return _inherited, (reduction.DupFd(self.fd), self.worker)
 
     def __call__(self, index: int, at: int) -> None:
-        """Tell that a job of this worker's task has reached a place of its training.
-
-        What there is to read about it has been written before.
+        """Report that a job of this worker's task has reached a position in its training. The files about it have
+        already been written.
 
         Args:
             index: the job's index in the task.
@@ -54,10 +53,10 @@ class Line:
     """Worker's end of a line to the owner of its agent. Messages come in order, each once.
 
     Args:
-        end: a socket of packets, whose other end the agent has.
+        end: a packet socket, whose other end belongs to the agent.
 
     Attributes:
-        of_process: that of this process; None if it is not a worker.
+        of_process: the object of this process; None if it is not a worker.
     """
 
     of_process: ClassVar[Line | None] = None
@@ -70,14 +69,14 @@ class Line:
         self._end.send(json.dumps(message).encode())
 
     def is_ready(self) -> bool:
-        """Return whether there is an answer, or none will come any more."""
+        """Return whether there is an answer, or no more answers will come."""
         return bool(connection.wait([self._end], 0))
 
     def hear(self, timeout: float) -> bytes | None:
         """Return the next answer; None if there is none within `timeout` seconds.
 
         Raises:
-            LineClosedError: there will be none any more.
+            LineClosedError: no more answers will come.
         """
         if not connection.wait([self._end], timeout):
             return None
@@ -94,5 +93,5 @@ def _inherited(file: Any, worker: int) -> Wake:
 
 
 def read_wakes(fd: int) -> Iterator[tuple[int, int, int]]:
-    """Yield what there is in the pipe: worker, index, place."""
+    """Yield the content of the pipe: worker, index, place."""
     yield from _FORM.iter_unpack(os.read(fd, _FORM.size * 256))

@@ -27,7 +27,7 @@ _MAGIC = b"trainyard report"
 
 @dataclass(frozen=True)
 class WorkerSetting:
-    """Settings that a worker takes over from the process that created the task."""
+    """Settings that a worker inherits from the process that created the task."""
 
     environ: dict[str, str]
     cwd: str
@@ -41,7 +41,7 @@ class WorkerSetting:
 
 @dataclass(frozen=True)
 class Place:
-    """What a process that creates tasks passes on to workers: its folder, `sys.path` and `sys.argv`."""
+    """Data that a process that creates tasks passes to workers: its folder, `sys.path` and `sys.argv`."""
 
     cwd: str
     path: Sequence[object]
@@ -60,9 +60,9 @@ def worker_setting(
     Args:
         slots: the slots.
         threads: the threads that it uses; None for those of its slot.
-        log: the file that its output is appended to.
+        log: the file to which its output is appended.
         place: where the task was created.
-        folders: of this machine, that stand for those of the head.
+        folders: the folders of this machine that correspond to those of the head.
     """
     if threads is not None:
         slots = [replace(slot, threads=threads) for slot in slots]
@@ -77,8 +77,8 @@ class TaskReport:
     """Report of a worker on how its task ended.
 
     Attributes:
-        kind: it returned; it raised; it raised because it was asked to end (`KeyboardInterrupt`, or status 130 or 143),
-            or because it is to pause.
+        kind: it returned; it raised an error; it raised an error because it was asked to end (`KeyboardInterrupt`, or
+            status 130 or 143), or because it must pause.
         value: the value that it returned, pickled.
         out_of_memory: whether a CUDA device was out of memory.
     """
@@ -91,7 +91,7 @@ class TaskReport:
 
 
 def write_task(file: BinaryIO, setting: WorkerSetting, call: bytes, common: bytes = b"") -> None:
-    """Write what `work` reads: settings, the call, and what it has in common with others, pickled."""
+    """Write the input of `work`: settings, the call, and the shared data, pickled."""
     pickle.dump(setting, file)
     file.write(call)
     file.write(common)

@@ -30,7 +30,7 @@ class Worker:
         number: the task's number.
         policy: its `timeout` and `grace`.
         begun: its start, by `time.monotonic`.
-        ending: why it was asked to end.
+        ending: the reason why it was asked to end.
         kill_at: the time at which it is killed if it still runs, by `time.monotonic`.
     """
 
@@ -52,7 +52,7 @@ class Worker:
 
 
 class Workers:
-    """Workers that run now, by the name that their agent knows them by.
+    """Running workers, by their name at their agent.
 
     Args:
         send_signal: sends a signal to workers.
@@ -70,7 +70,7 @@ class Workers:
         return iter(list(self._workers))
 
     def begin(self, name: Hashable, number: int, policy: Policy) -> None:
-        """Take in a worker that an agent was asked for."""
+        """Add a worker that was requested from an agent."""
         self._workers[name] = Worker(number, policy, time.monotonic())
         self._earliest = min(self._earliest, self._workers[name].due)
 
@@ -89,7 +89,7 @@ class Workers:
         self._ask_to_end(found, "interrupted", grace)
 
     def end_late(self) -> None:
-        """Ask workers to end whose time is over, and kill those that do not."""
+        """Ask workers whose time is over to end, and kill those that do not."""
         now = time.monotonic()
         if now < self._earliest:
             return
@@ -116,7 +116,7 @@ class Workers:
         return Woken(self._workers[name].number, index, at) if name in self._workers else None
 
     def said(self, name: Hashable, text: str) -> Said | None:
-        """Return the event of what a worker has said; None if the worker is gone."""
+        """Return the event of a message from a worker; None if the worker is gone."""
         return Said(self._workers[name].number, json.loads(text)) if name in self._workers else None
 
     def named(self, number: int) -> Hashable | None:
@@ -136,11 +136,11 @@ class Workers:
 
         Args:
             name: the worker.
-            how: what to say if it left no report.
-            content: its report, as it wrote it.
+            how: the message if it left no report.
+            content: its unparsed report.
             status: its exit status.
-            peak: the memory that it had at most, in bytes.
-            killed: whether the system has killed a process for want of memory meanwhile.
+            peak: its peak memory in bytes.
+            killed: whether the system has killed a process because of memory in the meantime.
         """
         worker = self._workers.pop(name)
         seconds = time.monotonic() - worker.begun
@@ -165,7 +165,7 @@ class Workers:
         return Finished(worker.number, state, value, error, trace, seconds, out_of_memory=memory, peak=peak)
 
     def _ask_to_end(self, names: list[Hashable], why: Literal["interrupted", "timeout"], grace: float | None) -> None:
-        """Send SIGTERM. Without a grace, the deadline that applies anyway stays."""
+        """Send SIGTERM. Without a grace period, the existing deadline is kept."""
         if not names:
             return
         for name in names:

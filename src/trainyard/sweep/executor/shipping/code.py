@@ -1,4 +1,4 @@
-"""Code that a sweep needs on nodes that do not have it: the folders of `sys.path` that are no part of Python's."""
+"""Code that a sweep needs on nodes that do not have it: the folders of `sys.path` that do not belong to Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from trainyard.errors import ConfigError
 
 LIMIT = 200 << 20
-"""Bytes that code has at most, before it is packed."""
+"""Maximum number of bytes of code, before it is packed."""
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same code makes the same archive, which Ray sends once
 _NO_CODE = ("__pycache__", "multirun", "outputs")
 _PACKAGES = ("site-packages", "dist-packages")
@@ -34,15 +34,16 @@ def code_folders(path: Sequence[str] | None = None) -> list[str]:
 def pack(folders: Sequence[str], archive: Path, without: Iterable[Path] = ()) -> None:
     """Write an archive with the code in some folders, each below its number.
 
-    In a git repository that is what git knows or would add, elsewhere all files but hidden ones and environments.
+    In a git repository, these are the files that git knows or would add; elsewhere, all files except hidden ones and
+    environments.
 
     Args:
         folders: the folders.
         archive: the archive's path.
-        without: folders that are left out.
+        without: folders to omit.
 
     Raises:
-        ConfigError: it is too much.
+        ConfigError: there is too much code.
     """
     left_out, total = [each.absolute() for each in without], 0
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:

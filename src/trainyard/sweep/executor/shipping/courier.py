@@ -13,7 +13,7 @@ from contextlib import suppress
 from trainyard.sweep.executor.shipping.storage import StorageError
 
 EVERY = 2.0
-"""Seconds between two looks, or longer: looking takes a tenth of the time at most."""
+"""Minimum seconds between two checks, which take at most a tenth of the time."""
 _SHORTEST, _LONGEST = 0.5, 10.0  # seconds between two tries while the storage fails
 Action = Callable[[], object]
 
@@ -26,13 +26,13 @@ class Arrivals:
         self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def put(self, action: Action) -> None:
-        """Have the owner do something."""
+        """Let the owner call a function."""
         self._actions.append(action)
         with suppress(OSError):  # closed: its owner has ended
             os.eventfd_write(self._signal, 1)
 
     def handle(self) -> None:
-        """Do what is to be done."""
+        """Call the pending functions."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._signal)
         while self._actions:
@@ -43,11 +43,11 @@ class Arrivals:
         return self._signal
 
     def clear(self) -> None:
-        """Forget what is to be done."""
+        """Drop the pending functions."""
         self._actions.clear()
 
     def close(self) -> None:
-        """Do nothing more."""
+        """Stop calling functions."""
         self.clear()
         os.close(self._signal)
 
@@ -55,14 +55,14 @@ class Arrivals:
 class Courier:
     """Thread that carries the files of a task.
 
-    A storage that fails is tried again for as long as it does. `end` waits for what was asked for, `abandon` does not.
+    A storage that fails is retried until it works. `end` waits for pending transfers; `abandon` does not.
 
     Args:
-        begin: carries what is to be there before the task begins.
-        carry: carries what has changed.
+        begin: transfers the files that must be available before the task starts.
+        carry: transfers changed files.
         arrivals: where its owner waits.
         tell: called with messages about failures.
-        before: the couriers of the same files before this one.
+        before: earlier couriers of the same files.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Courier:
         self._thread.start()
 
     def ask(self, then: Action) -> None:
-        """Carry what there is now, and have the owner do something after that; one after another."""
+        """Transfer the current files, then let the owner call a function; requests are handled in order."""
         self._asked.put((self._carry, then))
 
     def tell_begun(self, then: Action) -> None:
@@ -95,12 +95,12 @@ class Courier:
         self._asked.put((lambda: None, then))
 
     def end(self, then: Action) -> None:
-        """Carry what there is now for the last time, and have the owner do something after that."""
+        """Transfer the current files for the last time, then let the owner call a function."""
         self._ending = True
         self._asked.put((self._carry, then))
 
     def abandon(self) -> None:
-        """Carry nothing more; return at once."""
+        """Stop transferring; return immediately."""
         self._abandoned.set()
         self._asked.put((lambda: None, None))
 

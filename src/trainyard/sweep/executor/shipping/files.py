@@ -1,4 +1,4 @@
-"""Files of tasks on a disk that all machines share: they are where they belong, and nothing is carried."""
+"""Files of tasks on a disk that all machines share: nothing is transferred."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LOOK = 0.25  # seconds between two looks at the agents of an earlier head
 
 
 class TaskFiles:
-    """What is done with a task's files before it begins, while it runs, and after it.
+    """Handling of a task's files before it starts, while it runs, and after it.
 
     Args:
         directory: the sweep's directory.
 
     Attributes:
-        folders: of this machine, that stand for the head's.
-        arrivals: what is to be done in the thread of the owner.
+        folders: the folders of this machine that correspond to those of the head.
+        arrivals: functions to call in the thread of the owner.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -42,7 +42,7 @@ class TaskFiles:
         Args:
             key: the task.
             roots: its folders and files, relative to the sweep's directory.
-            then: what is done.
+            then: the function to call.
         """
         then()
 
@@ -56,11 +56,11 @@ class TaskFiles:
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to carry yet."""
+        """Whether there are pending transfers."""
         return False
 
     def close(self) -> None:
-        """Carry nothing more."""
+        """Stop transferring."""
         self.arrivals.close()
 
 
@@ -72,14 +72,14 @@ class HeadFiles(TaskFiles):
 
     @cached_property
     def version(self) -> CodeVersion:
-        """That of the code that agents have to run: what is on disk when it is asked for first."""
+        """Version of the code that agents must run: the code on disk when it is first accessed."""
         return CodeVersion.now()
 
     def prepare(self) -> None:
-        """Find what heads before this one have left."""
+        """Find the files that earlier heads have left."""
 
     def open(self, fence: int) -> None:
-        """Begin, as the head of this number."""
+        """Start as the head with this number."""
 
     def put_away(self, whole: bool) -> None:
         """End, whether all tasks have ended or not."""
@@ -89,18 +89,18 @@ class HeadFiles(TaskFiles):
         return left_agents(self.directory)
 
     def forget_agent(self, name: str) -> None:
-        """Remove the sign of life of an agent that has none any more."""
+        """Remove the sign of life of an agent that is no longer alive."""
         forget_agent(self.directory, name)
 
     def lose(self, key: Hashable) -> None:
-        """Take note that the agent of a task is lost."""
+        """Record that the agent of a task is lost."""
 
 
 class AgentFiles(TaskFiles):
     """The same, at an agent."""
 
     version: CodeVersion | None = None
-    """That of the agent's code, where it came from its head."""
+    """Version of the agent's code, if it came from its head."""
 
     def place(self, task: Any) -> Place:
         """Return where a task runs on this machine."""
@@ -111,12 +111,12 @@ class AgentFiles(TaskFiles):
 
 
 def outlive(files: HeadFiles, before: Mapping[str, str], patience: float) -> None:
-    """Wait for the agents of an earlier head to end: what they run must not be started twice.
+    """Wait for the agents of an earlier head to end, because their tasks must not be started twice.
 
     Args:
         files: of the head.
         before: their last signs of life.
-        patience: seconds without another one after which an agent is taken for dead.
+        patience: seconds without another sign of life after which an agent is considered dead.
     """
     before = dict(before)
     seen = dict.fromkeys(before, time.monotonic())

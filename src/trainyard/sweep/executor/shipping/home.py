@@ -30,11 +30,12 @@ ALIVE = "alive"
 class HomeFiles(HeadFiles):
     """Files that are copied to the head through a storage, in which the sweep has a folder.
 
-    In `storage/` of the sweep's directory is the name of that folder, and what of each job is the same here and there:
-    a head that is started again fetches what came meanwhile, and sends what was trained elsewhere.
+    `storage/` in the sweep's directory contains the name of this folder, and the state of the files of each job that
+    are equal on both sides. A restarted head fetches the files that were written in the meantime, and sends the results
+    of other agents.
 
     Args:
-        storage: of all sweeps.
+        storage: the storage of all sweeps.
         directory: the sweep's directory.
         tell: called with messages about failures.
     """
@@ -55,7 +56,7 @@ class HomeFiles(HeadFiles):
         """Check that the storage can be written.
 
         Raises:
-            ConfigError: it cannot.
+            ConfigError: the storage cannot be written.
         """
         self._all.check()
 
@@ -153,7 +154,7 @@ class HomeFiles(HeadFiles):
         courier.end(ended)
 
     def lose(self, key: Hashable) -> None:
-        """Fetch what the task has left in the storage, and no more: it goes on elsewhere."""
+        """Fetch the files that the task has left in the storage, for the last time, because it continues elsewhere."""
         self.end(key, lambda: None)
 
     def put_away(self, whole: bool) -> None:

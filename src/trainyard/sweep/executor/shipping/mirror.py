@@ -1,4 +1,4 @@
-"""Files of a task here and in a storage, carried in both directions: what has changed since it was carried last."""
+"""Files of a task here and in a storage: changes since the last transfer are transferred in both directions."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from trainyard.sweep.executor.shipping.storage import Storage
 from trainyard.track import journal
 
 State = dict[str, tuple[tuple[int, ...], str]]
-"""Files that are the same here and there: by name, each with what changes with its content, here and there."""
+"""Files that are equal on both sides: by name, each with a value that changes with its content on each side."""
 _LAST = ("last.json", "run.json")
-"""Files that name others, or say that there is something: they are carried after these."""
+"""Files that refer to others, and are therefore transferred after them."""
 _RECORDS = "hydra.yaml"
-"""Hydra's record of where a job ran."""
+"""Hydra's record of the place in which a job ran."""
 
 
 class Mirror:
-    """A folder of a sweep's directory, or a file, and that of the same name in a storage.
+    """A folder or file in a sweep's directory, and its counterpart with the same name in a storage.
 
     Journals only grow: if a part of a journal is here, only the rest is fetched. Only complete lines are transferred.
 
@@ -27,7 +27,7 @@ class Mirror:
         storage: of the sweep.
         directory: the sweep's directory here.
         root: the folder or the file, relative to it.
-        state: what is the same already; it is kept up to date.
+        state: the files that are already equal; it is kept up to date.
         renamed: paths in Hydra's records that have another name there, by their name here.
     """
 
@@ -46,10 +46,10 @@ class Mirror:
         self._renamed = dict(renamed or {})
 
     def push(self) -> None:
-        """Carry what has changed here to the storage, and remove there what was removed here.
+        """Transfer local changes to the storage, including removals.
 
         Raises:
-            Exception: the storage's own; nothing is half-carried.
+            Exception: the error of the storage; no file is transferred in part.
         """
         here = self._here()
         changed = [name for name, own in here.items() if name not in self._state or self._state[name][0] != own]
@@ -67,10 +67,10 @@ class Mirror:
             del self._state[name]
 
     def pull(self) -> None:
-        """Carry what has changed in the storage here, and remove here what was removed there.
+        """Transfer changes from the storage, including removals.
 
         Raises:
-            Exception: the storage's own; nothing is half-carried.
+            Exception: the error of the storage; no file is transferred in part.
         """
         there = self._storage.files(self._root)
         for name in sorted(there, key=_order):
@@ -84,7 +84,7 @@ class Mirror:
             del self._state[name]
 
     def meet(self) -> None:
-        """Carry what has changed on one side to the other; of a file that has on both sides, this one's is kept."""
+        """Transfer changes in both directions; if a file has changed on both sides, the local one is kept."""
         here = self._here()
         for name, own in here.items():
             if name in self._state and self._state[name][0] != own:

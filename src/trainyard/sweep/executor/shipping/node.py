@@ -1,4 +1,4 @@
-"""Agent on a node that shares no disk with its head: it works in a folder of its own, and a storage has its files.
+"""Agent on a node that shares no disk with its head: it works in a separate folder, and its files are in a storage.
 
 It starts in the folder with the unpacked code; the head's data for its nodes is read from stdin, as JSON.
 """
@@ -35,17 +35,17 @@ CODE = (
     "sys.path[:1] = own; os.environ['PYTHONPATH'] = os.pathsep.join(own); "
     "from trainyard.sweep.executor.shipping.node import main; sys.exit(main())"
 )
-"""What starts it with the entries of `sys.path` in the unpacked code as arguments."""
+"""Code that starts it with the entries of `sys.path` in the unpacked code as arguments."""
 _ALIVE_EVERY = 5.0  # seconds between two signs of life in the storage
 _LOCK = "lock"
 
 
 class NodeFiles(AgentFiles):
-    """Files that go from a node's own folder to the storage, and come from there.
+    """Files that are transferred between the folder of a node and the storage.
 
     Args:
-        folder: of this agent alone.
-        told: what the head tells its nodes.
+        folder: the folder of this agent only.
+        told: the data of the head for its nodes.
         code: the folder with the unpacked code.
 
     Raises:
@@ -76,7 +76,7 @@ class NodeFiles(AgentFiles):
         self._alive: _Alive | None = None
 
     def _project(self, cwd: Path) -> list[Path]:
-        """Return what has come of the folder that the head works in."""
+        """Return the received copy of the working folder of the head."""
         here = self.folders.located(str(cwd))
         return sorted(Path(here).iterdir()) if here != str(cwd) else []
 
@@ -168,7 +168,7 @@ def _tell(line: str) -> None:
 
 
 def own_folder() -> tuple[Path, int]:
-    """Make a folder of this process alone, remove those of processes that were killed, and return it with its lock."""
+    """Create a folder for this process only, remove the folders of killed processes, and return it with its lock."""
     base = Path(tempfile.gettempdir()) / f"trainyard-{os.getuid()}"
     base.mkdir(mode=0o700, exist_ok=True)
     one_at_a_time = os.open(base / f".{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

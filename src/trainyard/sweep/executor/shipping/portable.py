@@ -1,7 +1,7 @@
 """Calls whose paths mean the same on machines that keep a sweep in different folders.
 
-A path at or below a folder that has another place on each machine is pickled as that of the head; whoever opens it puts
-its own in. That holds for all strings and paths in a call, wherever they are.
+A path at or below a folder with a different place on each machine is pickled as that of the head; the receiving machine
+replaces it with its own. This applies to all strings and paths in a call.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import cloudpickle  # type: ignore[import-untyped]
 
 @dataclass(frozen=True)
 class Folders:
-    """Folders of this machine that stand for the head's.
+    """Folders of this machine that correspond to those of the head.
 
     Attributes:
         sweep: the head's directory of the sweep, and this machine's.
-        code: the head's folders with code, each with that of this machine. They stand for what is in them here: data
-            that the head has among its code is looked for at its own place.
+        code: the head's folders with code, each with that of this machine. They correspond only to their contents here;
+            data among the code of the head is searched at its original place.
     """
 
     sweep: tuple[str, str] = ("", "")
     code: Mapping[str, str] = field(default_factory=dict)
 
     def located(self, path: str) -> str:
-        """Return what stands for a path of the head; the path itself if nothing does."""
+        """Return the local counterpart of a path of the head; the path itself if there is none."""
         name, own = self.sweep
         if name and _is_in(path, name):
             return own + path[len(name) :]
@@ -41,7 +41,7 @@ class Folders:
         return path
 
     def named(self, path: str) -> str:
-        """Return the path of the head that a path stands for; the path itself if it stands for none."""
+        """Return the path of the head that corresponds to a path; the path itself if there is none."""
         for name, own in sorted((self.sweep, *self.code.items()), key=lambda it: -len(it[1])):
             if own and _is_in(path, own):
                 return name + path[len(own) :]
@@ -78,7 +78,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def dumps(value: Any, folders: Folders, importable: bool = False) -> bytes:
-    """Pickle a value on a machine with these folders. At the head they stand for themselves.
+    """Pickle a value on a machine with these folders. On the head, they correspond to themselves.
 
     Args:
         value: the value.

@@ -28,17 +28,17 @@ _VERSIONS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modifi
 
 
 class StorageError(Exception):
-    """The storage does not have what it had: a bucket or a disk that is not there for a while."""
+    """The storage no longer contains its files, for example because a bucket or a disk is temporarily unavailable."""
 
 
 class Storage:
     """Files under a URL, which appear only when complete: outside object storages, they are renamed at the end.
 
     Args:
-        url: of the folder.
+        url: the URL of the folder.
 
     Raises:
-        ConfigError: its protocol is unknown, or what opens it is not installed.
+        ConfigError: its protocol is unknown, or the package that opens it is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -54,7 +54,7 @@ class Storage:
         """Write and remove a small file.
 
         Raises:
-            ConfigError: that fails.
+            ConfigError: this fails.
         """
         name = f".trainyard-{secrets.token_hex(8)}"
         try:
@@ -69,14 +69,14 @@ class Storage:
             ) from error
 
     def mark(self, told: dict[str, Any]) -> None:
-        """Write what shows to others that they see this storage."""
+        """Write a file that shows other machines that they see this storage."""
         self.write(_MARK, json.dumps(told).encode())
 
     def marked(self) -> dict[str, Any]:
-        """Return what `mark` has written.
+        """Return the data that `mark` has written.
 
         Raises:
-            StorageError: it is not there.
+            StorageError: it does not exist.
         """
         try:
             told: dict[str, Any] = json.loads(self.read(_MARK))
@@ -85,7 +85,8 @@ class Storage:
         return told
 
     def files(self, folder: str) -> dict[str, str]:
-        """Return the files in a folder, or the one of that name: by name, each with what changes with its content."""
+        """Return the files in a folder, or the file with this name: by name, each with a value that changes with its
+        content."""
         path = self._path(folder)
         try:
             found = self._fs.find(path, detail=True)
@@ -94,7 +95,7 @@ class Storage:
         return {self._name(each): _version(told) for each, told in found.items() if not each.endswith(_PART)}
 
     def version(self, name: str) -> str:
-        """Return what changes with the content of a file."""
+        """Return a value that changes with the content of a file."""
         return _version(self._fs.info(self._path(name)))
 
     def read(self, name: str, begin: int = 0) -> bytes:

@@ -1,4 +1,4 @@
-"""Port of transports: messages between the head of a sweep and its agents."""
+"""Interface of transports: messages between the head of a sweep and its agents."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 HEAD = "head"
-"""Name of the head, as its agents know it."""
+"""Name of the head for its agents."""
 BEAT = 1.0
-"""Seconds after which an end that has nothing to say shows that it lives."""
+"""Seconds without messages after which an end sends a sign of life."""
 
 
 class TransportError(Exception):
@@ -41,8 +41,8 @@ class Received:
 class Transport(ABC):
     """One end of the links between a head and its agents. A head has many peers, an agent has one: `HEAD`.
 
-    Messages arrive in the order in which they were sent, each once, regardless of failures of connections or of the
-    directory. An end that is started again has another name: it is another peer.
+    Messages arrive once and in the order in which they were sent, regardless of failures of connections or of the
+    directory. A restarted end has another name and is another peer.
 
     Each end runs in a separate thread, so that it sends heartbeats even if the process is busy.
     """

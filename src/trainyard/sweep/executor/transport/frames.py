@@ -1,9 +1,10 @@
-"""Frames on a connection: proof of the token at both ends, then messages that carry a code of it.
+"""Frames on a connection: both ends prove that they know the token, then exchange messages with authentication codes.
 
 Nothing is decoded before both ends have proved that they know the token, and no message is unpickled here: a message is
-JSON, with bytes that go along. As in `multiprocessing.connection`, the proof is an answer to a random challenge; unlike
+JSON with attached bytes. As in `multiprocessing.connection`, the proof is an answer to a random challenge; unlike
 there, every frame after it is authenticated too (HMAC-SHA256 of a key of the connection, the direction, the frame's
-number and all its content), so that nobody between the ends can put in, repeat or change one. They can read it.
+number and all its content), so that nobody between the ends can insert, repeat or change frames. They can, however,
+read them.
 
     head:   MAGIC, challenge                                32 bytes at random
     agent:  MAGIC, challenge, proof                         HMAC(token, "agent", both challenges)
@@ -30,7 +31,7 @@ _LARGEST = 1 << 36  # bytes of a payload
 
 
 class RefusedError(Exception):
-    """The other end does not know the token, or is no Trainyard."""
+    """The other end does not know the token, or is not Trainyard."""
 
 
 class Frames:
@@ -70,7 +71,7 @@ class Frames:
         """Read a frame: the message's number, what is acknowledged, and the content.
 
         Raises:
-            RefusedError: the frame is not of the other end.
+            RefusedError: the frame is not from the other end.
             asyncio.IncompleteReadError: the connection has ended.
         """
         header = await self._reader.readexactly(_HEADER.size)
@@ -96,10 +97,10 @@ class Frames:
 
 
 async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: bytes) -> Frames:
-    """Prove the token to an agent that has connected, and have it prove it first.
+    """Verify that a connected agent knows the token, then prove the same to the agent.
 
     Raises:
-        RefusedError: it does not know the token, or is no agent.
+        RefusedError: it does not know the token, or is not an agent.
     """
     mine = secrets.token_bytes(_CHALLENGE)
     writer.write(MAGIC + mine)
@@ -117,10 +118,10 @@ async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, t
 
 
 async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: bytes) -> Frames:
-    """Prove the token to a head, and have it prove it.
+    """Prove to a head that this agent knows the token, and verify that the head knows it.
 
     Raises:
-        RefusedError: it does not know the token, or is no head.
+        RefusedError: it does not know the token, or is not a head.
     """
     magic, theirs = await _read(reader, len(MAGIC), _CHALLENGE)
     if magic != MAGIC:
@@ -143,7 +144,7 @@ def packed(message: list[Any], payload: bytes) -> bytes:
 
 
 def unpacked(content: bytes) -> tuple[list[Any], bytes]:
-    """Return the message and the payload of what `packed` returned."""
+    """Return the message and the payload from a result of `packed`."""
     end = 4 + int.from_bytes(content[:4], "big")
     message: list[Any] = json.loads(content[4:end])
     return message, content[end:]

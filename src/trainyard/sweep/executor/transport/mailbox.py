@@ -1,12 +1,12 @@
-"""Links as files in a directory that the head and its agents share, for networks that allow no port.
+"""Links as files in a directory that the head and its agents share, for networks without open ports.
 
     FOLDER/AGENT/to_head/000000000001      one file for each message, renamed to its final name when it is complete
     FOLDER/AGENT/to_agent/000000000001     removed by its reader
     FOLDER/AGENT/head, FOLDER/AGENT/agent  a number that grows while that end lives
 
-Who may write to the folder may send: it is made for its owner only (mode 700). Nothing of a message depends on the
-time or on the order in which a file system shows names: messages are numbered, and read by their numbers. While the
-directory cannot be reached, both ends keep what they have to say.
+Everybody with write access to the folder can send messages, so only its owner has access (mode 700). Messages do not
+depend on the time or on the order in which a file system lists names: they are numbered, and read by number. While the
+directory cannot be reached, both ends keep their messages.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Mailbox(Transport):
 
     @staticmethod
     def _new(box: _Box) -> _Box:
-        """Make an agent's folders; its own name is the last to appear."""
+        """Create the folders of an agent; its name appears last."""
         making = box.folder.with_name(f".{box.folder.name}")
         for each in (making, making / "to_head", making / "to_agent"):
             each.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Session between two ends: numbers messages, so that each arrives once and in order over connections that break."""
+"""Session between two ends: numbers messages, so that each arrives once and in order even if connections break."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Session:
     Attributes:
         received: the number of the last message that has arrived; they count from 1.
         waiting: the numbers and contents of messages that are not acknowledged, in order.
-        sent: how many of them are on their way on the present connection.
+        sent: the number of them that were sent on the current connection.
     """
 
     received: int = 0
@@ -22,7 +22,7 @@ class Session:
     _last: int = 0
 
     def put(self, content: bytes) -> None:
-        """Take in a message to send."""
+        """Add a message to send."""
         self._last += 1
         self.waiting.append((self._last, content))
 
@@ -34,7 +34,7 @@ class Session:
         return self.waiting[self.sent - 1]
 
     def acknowledged(self, upto: int) -> None:
-        """Take note that the other end has all messages up to a number."""
+        """Record that the other end has all messages up to a number."""
         while self.waiting and self.waiting[0][0] <= upto:
             self.waiting.popleft()
             self.sent = max(0, self.sent - 1)
@@ -45,7 +45,7 @@ class Session:
         self.sent = 0
 
     def take(self, number: int) -> bool:
-        """Return whether a message that arrives is the next one; one that has arrived before is not.
+        """Return whether an arriving message is the next one; a message that has already arrived is not.
 
         Raises:
             ValueError: messages before it have not arrived.

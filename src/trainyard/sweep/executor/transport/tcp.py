@@ -15,11 +15,11 @@ from trainyard.sweep.executor.transport.frames import Frames, RefusedError, acce
 from trainyard.sweep.executor.transport.session import Session
 
 HANDSHAKE = 10.0
-"""Seconds that a connection has to prove that it knows the token."""
+"""Seconds within which a connection must prove that it knows the token."""
 SILENT = 15.0
-"""Seconds of silence after which a connection is given up, and an agent dials again."""
+"""Seconds of silence after which a connection is given up and an agent reconnects."""
 _ACKNOWLEDGES = 0.02
-"""Seconds within which a message is acknowledged: with the next one that goes there, or else by itself."""
+"""Seconds within which a message is acknowledged: with the next message, or separately."""
 _PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0)  # seconds between two attempts to connect
 
 
@@ -35,7 +35,7 @@ class _Link:
 
 
 class _Tcp(Transport):
-    """What both ends have in common: an event loop in a thread, and how frames of a connection are exchanged."""
+    """Base of both ends: an event loop in a thread, and the exchange of frames on a connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,16 +143,16 @@ class TcpHead(_Tcp):
     """The head's end.
 
     Args:
-        host: the address to listen at; other addresses of this machine do not answer.
-        token: what agents have to know.
+        host: the address on which to listen; other addresses of this machine do not respond.
+        token: the token that agents must know.
         port: the port; 0 for a free one.
 
     Attributes:
-        port: the port that it listens at.
+        port: the port on which it listens.
         refused: why connections were refused, each reason once.
 
     Raises:
-        OSError: it cannot listen there.
+        OSError: it cannot listen on this address.
     """
 
     def __init__(self, host: str, token: bytes, port: int = 0) -> None:
@@ -201,14 +201,13 @@ class TcpHead(_Tcp):
 
 
 class TcpAgent(_Tcp):
-    """An agent's end: it dials until there is a connection, and again when one breaks.
-
-    `receive` raises TransportError once the head refuses it: another token, or a head that does not know it any more.
+    """An agent's end: it connects to the head, and reconnects when a connection breaks. `receive` raises TransportError
+    when the head refuses it because of another token, or because the head no longer knows it.
 
     Args:
         name: the agent's name, which no other agent has had.
-        host, port: where the head listens.
-        token: the head's.
+        host, port: the address of the head.
+        token: the token of the head.
     """
 
     def __init__(self, name: str, host: str, port: int, token: bytes) -> None:
