@@ -89,7 +89,8 @@ def composed() -> Any:
 def test_a_composed_config_outside_an_application_of_hydras(composed: Any, tmp_path: Path) -> None:
     """`work_dir` is an interpolation of Hydra's there; a keyword takes its place before it is resolved."""
     cfg = composed("name=in-${work_dir}")
-    with pytest.raises(ConfigError, match=r"^work_dir: .* the directory of the run\. Pass a directory with Runner\.from_cfg\(cfg, work_dir="):
+    told = r"^work_dir: .* the directory of the run\. Pass a directory with Runner\.from_cfg\(cfg, work_dir="
+    with pytest.raises(ConfigError, match=told):
         Runner.from_cfg(cfg)
     runner = Runner.from_cfg(cfg, work_dir=str(tmp_path / "run"))
     assert runner.members[0].info.name == f"in-{tmp_path}/run"
@@ -115,7 +116,7 @@ def test_keywords_take_the_place_of_what_others_refer_to(composed: Any) -> None:
         ("model.hidden=[${absent}]", r"^model\.hidden.*: '\$\{absent\}' is invalid. .* can be resolved\. .*'absent'"),
         (
             "name=${own:1}",
-            r"name: .* is invalid. .*Unsupported interpolation type own\. Register the resolver with .*register_new_resolver",
+            r"name: .* is invalid. .*Unsupported interpolation type own. Register .*register_new_resolver",
         ),
         ("name=${hydra:job.name}", r"name: .* is invalid. .*: \$\{hydra:…\} has a value only in a Hydra application"),
     ],
