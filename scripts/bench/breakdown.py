@@ -215,7 +215,7 @@ def sweep(rounds: int) -> None:
         seconds: dict[str, list[float]] = defaultdict(list)
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
-                command = Sweep(32, fuse, []).command(f"sqlite:///{folder}/mlflow.db")
+                command = Sweep(32, fuse).command(f"sqlite:///{folder}/mlflow.db")
                 begin = time.perf_counter()
                 process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 spent: dict[int, tuple[str, float]] = {}
