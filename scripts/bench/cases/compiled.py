@@ -3,8 +3,8 @@
 The models are those of `models`, on resident data and with the default hooks, without MLflow. `torch.compile` has its
 defaults in Trainyard and in the plain loop, which has the fused Adam. The time of an iteration is the median over those
 after the first tenth. The time to the first step begins when the training does, and torch is already imported; it
-contains the compilation of the forward and the backward pass. The compiler's cache is empty. "Once more" is a new
-process that finds the cache of the one before.
+contains the compilation of the forward and the backward pass. In the first round, the compiler's cache is empty. "Once
+more" is a new process that finds the cache filled.
 """
 
 from __future__ import annotations
@@ -21,43 +21,59 @@ from time import perf_counter
 from measure import Comparison, Session, Table, in_a_process, several_figures
 from work import RATE, Work
 
-EAGER, COMPILED, AGAIN = "trainyard", "trainyard, compile=true", "trainyard, compile=true, once more"
+Side = Callable[[Work, bool], list[float]]
+EAGER, COMPILED = "trainyard", "trainyard, compile=true"
 PLAIN, PLAIN_COMPILED = "plain PyTorch", "plain PyTorch, torch.compile"
+AGAIN = "{}, once more"
 
 
 def tables(session: Session) -> Iterator[Table]:
-    for kind, model in (("images", "a small ResNet"), ("text", "a small transformer")):
+    models = {"images": "a small ResNet", "text": "a small transformer"}
+    for kind in ["text"] if session.quick else models:
         work = Work(kind, session.size(1600, 320), 32, 1)
         sides = {
-            EAGER: partial(cold, session.folder, trainyard, work, False),
-            COMPILED: partial(cold, session.folder, trainyard, work, True),
-            PLAIN: partial(cold, session.folder, plain, work, False),
-            PLAIN_COMPILED: partial(cold, session.folder, plain, work, True),
+            EAGER: partial(eager, trainyard, work),
+            COMPILED: partial(compiled, trainyard, work, session.folder / f"{kind}_trainyard"),
         }
+        pairs = [(COMPILED, EAGER)]
+        if not session.quick:
+            sides[PLAIN] = partial(eager, plain, work)
+            sides[PLAIN_COMPILED] = partial(compiled, plain, work, session.folder / f"{kind}_plain")
+            pairs += [(PLAIN_COMPILED, PLAIN), (COMPILED, PLAIN_COMPILED)]
         figures, failed = several_figures(session.fewer(), sides)
-        comparisons = [Comparison(COMPILED, EAGER), Comparison(PLAIN_COMPILED, PLAIN)]
-        comparisons += [Comparison(COMPILED, PLAIN_COMPILED)]
-        steps = figures.get("step", {})
-        yield Table(f"Step of {model}, compiled", "µs per iteration", steps, failed, comparisons)
-        first, again = figures.get("first", {}), figures.get("again", {})
-        first |= {AGAIN: again[COMPILED]} if COMPILED in again else {}
-        comparisons = [Comparison(name, EAGER, None, "difference") for name in (COMPILED, AGAIN)]
-        comparisons += [Comparison(PLAIN_COMPILED, PLAIN, None, "difference")]
-        yield Table(f"Start of {model}, compiled", "s to the first step", first, failed, comparisons)
+        comparisons = [Comparison(*pair) for pair in pairs]
+        step = figures.get("step", {})
+        yield Table(f"Step of {models[kind]}, compiled", "µs per iteration", step, failed, comparisons)
+        first = figures.get("first", {})
+        first |= {AGAIN.format(name): values for name, values in figures.get("again", {}).items()}
+        comparisons = [
+            Comparison(form.format(name), other, None, "difference")
+            for name, other in pairs[:2]
+            for form in ("{}", AGAIN)
+        ]
+        yield Table(f"Start of {models[kind]}, compiled", "s to the first step", first, failed, comparisons)
 
 
-def cold(folder: Path, side: Callable[..., list[float]], work: Work, compiled: bool) -> Mapping[str, float]:
-    """Run a side in a new process with an empty cache; ours, if compiled, once more with the cache filled."""
-    with tempfile.TemporaryDirectory(dir=folder) as cache:
-        found = dict(in_a_process(timed, side, work, compiled, cache))
-        if compiled and side is trainyard:
-            found["again"] = in_a_process(timed, side, work, compiled, cache)["first"]
-    return found
+def eager(side: Side, work: Work) -> Mapping[str, float]:
+    """Run a side without compilation in a new process."""
+    return in_a_process(timed, side, work, False, "")
 
 
-def timed(side: Callable[..., list[float]], work: Work, compiled: bool, cache: str) -> Mapping[str, float]:
+def compiled(side: Side, work: Work, cache: Path) -> Mapping[str, float]:
+    """Run a side with compilation in a new process, with the cache filled; in the first round, fill it before."""
+    first = {}
+    if not cache.exists():
+        first["first"] = in_a_process(timed, side, work, True, str(cache))["first"]
+        if not cache.exists():
+            raise RuntimeError("the compiler has written no cache")
+    again = in_a_process(timed, side, work, True, str(cache))
+    return {"step": again["step"], "again": again["first"], **first}
+
+
+def timed(side: Side, work: Work, compiled: bool, cache: str) -> Mapping[str, float]:
     """Return the time of an iteration in µs, and the seconds to the end of the first one."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    if compiled:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     begin, *ends = side(work, compiled)
     took = [end - start for start, end in pairwise(ends[work.iterations // 10 :])]
     return {"step": 1e6 * statistics.median(took), "first": ends[0] - begin}
