@@ -16,11 +16,11 @@ from torch import Tensor
 
 from trainyard._fast_paths import Internal, register, usable, works
 
-DispatchMode: Any = object  # where torch has none, `sees_operations` says so
+_TorchMode: Any = object  # where torch has none, `sees_operations` says so
 with suppress(ImportError):
     from torch.utils import _python_dispatch
 
-    DispatchMode = getattr(_python_dispatch, "TorchDispatchMode", object)
+    _TorchMode = getattr(_python_dispatch, "TorchDispatchMode", object)
 
 _MODE = "torch.utils._python_dispatch.TorchDispatchMode"
 _OF_DISTRIBUTIONS = ("_standard_gamma", "_sample_dirichlet", "_is_all_true")
@@ -28,6 +28,15 @@ _NAME = "torch._functorch.pyfunctorch.temporarily_pop_interpreter_stack"
 _HEADS = "torch.nn.functional._in_projection_packed"
 _LEVEL = 1
 """Number of the outermost transform of `torch.func`."""
+
+
+class DispatchMode(_TorchMode):  # type: ignore[misc]
+    """Mode that sees the operations of all members."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: else the first operation in the mode imports `torch._dynamo`, which takes a second."""
+        return False
 
 
 class VmapExit:
