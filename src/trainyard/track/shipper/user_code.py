@@ -6,9 +6,10 @@ import ast
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:  # most shippers log no model, and torch takes a second to import
+    from torch import nn
 
 OURS = ("trainyard", "hydra_plugins")
 """Top-level modules that the requirement on this package brings."""
