@@ -5,7 +5,6 @@ They are listed and switched in `_fast_paths`, like those of `_torch_internals`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FunctionType
@@ -17,11 +16,11 @@ from torch import Tensor
 
 from trainyard._fast_paths import Internal, register, usable, works
 
-TorchMode: Any = object  # where torch has none, `sees_operations` says so
+_TorchMode: Any = object  # where torch has none, `sees_operations` says so
 with suppress(ImportError):
     from torch.utils import _python_dispatch
 
-    TorchMode = getattr(_python_dispatch, "TorchDispatchMode", object)
+    _TorchMode = getattr(_python_dispatch, "TorchDispatchMode", object)
 
 _MODE = "torch.utils._python_dispatch.TorchDispatchMode"
 _OF_DISTRIBUTIONS = ("_standard_gamma", "_sample_dirichlet", "_is_all_true")
@@ -31,16 +30,13 @@ _LEVEL = 1
 """Number of the outermost transform of `torch.func`."""
 
 
-class DispatchMode(TorchMode):  # type: ignore[misc]
-    """Base of modes that see each operation, as `torch.utils._python_dispatch.TorchDispatchMode` is.
+class DispatchMode(_TorchMode):  # type: ignore[misc]
+    """Base of modes that receive each operation, as `torch.utils._python_dispatch.TorchDispatchMode` does."""
 
-    Of their methods torch's wrapper is taken off, which imports `torch._dynamo`: that takes a second.
-    """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__torch_dispatch__" in vars(cls):
-            cls.__torch_dispatch__ = inspect.unwrap(cls.__torch_dispatch__)
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False. With True, the first operation in the mode imports `torch._dynamo`, which takes a second."""
+        return False
 
 
 class VmapExit:

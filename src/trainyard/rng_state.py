@@ -46,7 +46,10 @@ def seed_all(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators (every CUDA device too)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.accelerator.current_accelerator() is None:  # a build of torch for the CPU alone
+        torch.default_generator.manual_seed(seed)  # see `seed_cpu`
+    else:
+        torch.manual_seed(seed)
 
 
 def seed_cpu(seed: int) -> None:

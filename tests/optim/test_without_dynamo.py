@@ -99,7 +99,28 @@ assert "torch._dynamo" not in sys.modules, "imported"
 """
 
 
-def test_a_whole_training_does_not_import_dynamo() -> None:
+STACK = """
+import sys
+from trainyard.fused.runner import FusedRunner
+configs = [
+    {
+        "model": {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "hidden": [8], "dropout": 0.1},
+        "data": {"_target_": "trainyard.data.Rings", "num_samples": 200},
+        "optim": {"_target_": "torch.optim.Adam", "_partial_": True, "fused": True, "lr": rate},
+        "metric": {"loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
+        "loop": {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 2},
+        "device": "cpu",
+    }
+    for rate in (0.1, 0.01)
+]
+FusedRunner(configs).train()
+assert "torch._dynamo" not in sys.modules, "imported"
+assert "torch.fx.experimental.symbolic_shapes" not in sys.modules, "imported"
+"""
+
+
+@pytest.mark.parametrize("program", [TRAINING, STACK], ids=["alone", "stack"])
+def test_a_whole_training_does_not_import_dynamo(program: str) -> None:
     environment = os.environ | {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = forked.run([sys.executable, "-c", TRAINING], env=environment)
+    done = forked.run([sys.executable, "-c", program], env=environment)
     assert done.returncode == 0, done.stderr

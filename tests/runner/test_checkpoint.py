@@ -4,6 +4,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -216,3 +217,13 @@ def test_what_the_writer_failed_at_is_told() -> None:
     with pytest.raises(ZeroDivisionError):
         writer.wait()
     writer.wait()
+
+
+def test_sequences_of_writes_keep_their_order() -> None:
+    done: dict[int, list[int]] = {number: [] for number in range(50)}
+    jobs = [[partial(done[number].append, index) for index in range(20)] for number in done]
+    checkpoint.at_once(jobs)
+    assert all(found == list(range(20)) for found in done.values())
+    checkpoint.at_once([])
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.at_once([*jobs, [lambda: 1 / 0]])

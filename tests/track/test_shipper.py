@@ -399,3 +399,13 @@ def test_waiting_has_an_end(uri: str, tmp_path: Path) -> None:
     assert tracker._process is not None
     assert tracker._process.wait(LIMIT) == 0
     assert Shipped.load(work_dir, uri).sent_status == "FINISHED"
+
+
+def test_a_shipper_that_logs_no_model_does_not_import_torch() -> None:
+    program = (
+        "import sys; from trainyard.track.shipper.fleet import Fleet; from trainyard.track.shipper.store import warm; "
+        "warm('sqlite:///mlflow.db'); assert 'torch' not in sys.modules, 'imported'"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,8 @@ from typing import Any
 
 import hydra.core.utils
 import hydra.utils
-from omegaconf import OmegaConf
+import hydra.version
+from omegaconf import DictConfig, OmegaConf
 
 _whitelist: Callable[..., AbstractContextManager[object]] | None = getattr(hydra.utils, "execution_whitelist", None)
 _is_tuple: Callable[[Any], bool] | None = getattr(OmegaConf, "is_tuple", None)
@@ -58,6 +59,13 @@ def configure_log(settings: Any, verbose: Any = False) -> None:
     """Set up Python's logging from the node `hydra.job_logging`."""
     with any_target():
         hydra.core.utils.configure_log(settings, verbose)
+
+
+def changes_directory(config: DictConfig) -> bool:
+    """Return whether Hydra changes to a job's directory before it runs the job."""
+    chdir = config.hydra.job.chdir
+    # An application that asks for the behaviour of Hydra 1.1 changes to it by default.
+    return not IS_14 and not hydra.version.base_at_least("1.2") if chdir is None else bool(chdir)
 
 
 def is_tuple(node: object) -> bool:

@@ -52,8 +52,8 @@ NOT_COMPARED = ("work_dir", "name", "resume")
 LANES = True
 """Whether jobs join and leave a stack while it trains."""
 
-PRELOAD = ("torch.fx.experimental.symbolic_shapes",)
-"""Module that takes half a second to import, at the first loss under vmap."""
+PRELOAD = ()
+"""No further module: what a stack imports, single runs import as well."""
 
 Values = dict[str, Any]
 

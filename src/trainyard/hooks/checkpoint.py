@@ -26,6 +26,10 @@ BEST = "best.pt"
 _WORTH_RESERVING = 1 << 20
 
 
+_Write = tuple[Path, Callable[[], None]]
+"""Function that writes a checkpoint, with the directory of the checkpoint."""
+
+
 @dataclass
 class _Held:
     """A best state held in memory until the next write, and the names of its files."""
@@ -156,7 +160,7 @@ class Checkpoint(Hook):
         last = self._unsaved(runner, range(len(runner.members)), since_begin=True)
         if (self.save_last or runner.interrupted) and last:
             self._save(runner, last, at_end=True)
-        self._submit([])
+        self._submit()
         if not runner.interrupted:
             self._publish(runner.members)
         self._writer.wait()
@@ -178,11 +182,11 @@ class Checkpoint(Hook):
 
     def then(self, *then: Callable[[], None]) -> None:
         """Call functions from the writing thread, after all pending writes."""
-        self._submit([*then])
+        self._submit(then=then)
 
     def wait(self) -> None:
         """Wait for all pending writes."""
-        self._submit([])
+        self._submit()
         self._writer.wait()
 
     def after_run(self, runner: Runner) -> None:
@@ -263,7 +267,7 @@ class Checkpoint(Hook):
             for index in (range(len(runner.members)) if only is None else only)
             if runner.members[index].work_dir is not None and (best[index] or (index in regular and not later))
         ]
-        jobs: list[Callable[[], None]] = []
+        writes: list[_Write] = []
         records: list[Callable[[], None]] = []  # after the files of all members: see `trainyard.fused.places`
         for index, state in zip(chosen, runner.checkpoint([runner.members[index] for index in chosen]), strict=True):
             member = runner.members[index]
@@ -282,13 +286,13 @@ class Checkpoint(Hook):
             else:
                 names = [*sorted(best[index]), *([name] if counts else [])]
                 kept = runner.kept_states if counts and member.paused else None
-                jobs.append(partial(self._save_as, member.checkpoints, copy, names, kept))
+                writes.append((member.checkpoints, partial(self._save_as, member.checkpoints, copy, names, kept)))
                 if counts and runner.strategy.is_main:
                     records.append(partial(self._record, member.checkpoints, name))
         if later:
             return
         then, self._then = self._then, []
-        self._submit([*jobs, *records, *then])
+        self._submit(writes, [*records, *then])
         for index in regular:
             member = runner.members[index]
             self._saved_at[id(member)] = _place(member)
@@ -301,14 +305,21 @@ class Checkpoint(Hook):
                 held.copy.release()
         self._held[member.checkpoints] = [held for held in self._held.get(member.checkpoints, []) if held.files]
 
-    def _submit(self, jobs: list[Callable[[], None]]) -> None:
-        """Submit the held states, then these jobs: no checkpoint is written before the best states it refers to."""
-        older: list[Callable[[], None]] = [
-            partial(self._save_best, directory, held) for directory, states in self._held.items() for held in states
-        ]
+    def _submit(self, writes: Sequence[_Write] = (), then: Sequence[Callable[[], None]] = ()) -> None:
+        """Submit the held states and these, several directories at once, and then what follows from all of them.
+
+        In a directory no checkpoint is written before the best states that it refers to.
+        """
+        jobs: dict[Path, list[Callable[[], None]]] = {
+            directory: [partial(self._save_best, directory, held) for held in states]
+            for directory, states in self._held.items()
+            if states
+        }
         self._held = {}
-        if older or jobs:
-            self._writer.submit([*older, *jobs])
+        for directory, write in writes:
+            jobs.setdefault(directory, []).append(write)
+        if jobs or then:
+            self._writer.submit([partial(checkpoint.at_once, [*jobs.values()]), *then])
             self._written_at = monotonic()
 
     def _record(self, directory: Path, name: str) -> None:
@@ -327,7 +338,7 @@ class Checkpoint(Hook):
         """Write only the weights of these members' best states, after all pending writes."""
         if self.published and self._strategy.is_main:
             wanted = [each for each in members if each.work_dir is not None and not (each.failed or each.paused)]
-            self._submit([partial(self._publish_best, member) for member in wanted])
+            self._submit([(member.checkpoints, partial(self._publish_best, member)) for member in wanted])
 
     def _publish_best(self, member: Member) -> None:
         directory = member.checkpoints

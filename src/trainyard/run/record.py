@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard.batch import split_target
+from trainyard.config.yaml_text import yaml_text
 from trainyard.data.digest import digests
 from trainyard.files import writing
 from trainyard.models import call
@@ -127,7 +128,7 @@ def _section(key: str, value: Any) -> str:
     known, name = _sections, (key, repr(value))
     found = known.pop(name, None)
     if found is None:
-        found = OmegaConf.to_yaml(OmegaConf.create({key: value}))
+        found = yaml_text({key: value})
         if len(known) >= _MOST_SECTIONS:
             del known[next(iter(known))]
     known[name] = found  # as the one that was used last

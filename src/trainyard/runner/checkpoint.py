@@ -10,7 +10,7 @@ import pickle
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from trainyard.runner.file_sum import SummedWriter, holds
 log = logging.getLogger(__name__)
 
 LAST = "last.json"
+AT_ONCE = 8
+"""Checkpoints of a stack that are written at the same time. A small one mostly waits for the disk."""
 NOT_PLAIN = (pickle.PickleError, AttributeError, TypeError)
 """Errors of writing or reading objects other than tensors and plain values."""
 
@@ -311,6 +313,17 @@ class Writer:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
+
+
+def at_once(sequences: Sequence[Sequence[Callable[[], None]]]) -> None:
+    """Run several sequences of jobs at the same time, each in its order; raise the error of the first that fails."""
+    if len(sequences) < 2:
+        for jobs in sequences:
+            _do(jobs)
+        return
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="checkpoint") as pool:
+        for _ in pool.map(_do, sequences):
+            pass
 
 
 def _do(jobs: Iterable[Callable[[], None]]) -> None:

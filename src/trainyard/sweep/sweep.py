@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,11 +42,12 @@ from trainyard.sweep.settings import SweepSettings
 from trainyard.sweep.stacks import StackPlanner, decide
 from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.sweepable import as_sweepable
-from trainyard.sweep.tracking import MULTIRUN, SweepTracking
+from trainyard.sweep.tracking import MULTIRUN, SweepTracking, started_tracker
 from trainyard.sweep.trial import Trials
 from trainyard.sweep.units import UnitTasks, preloaded, units_of
 from trainyard.sweep.varying import VaryingKeys, varying
 from trainyard.sweep.worker_tasks import JobDone
+from trainyard.track import Tracker
 
 
 class Sweep:
@@ -109,6 +110,7 @@ class Sweep:
         self._places = Places()
         self._keys = VaryingKeys(self._command)
         self._tracking: SweepTracking | None = None
+        self._tracker: Tracker | None = None  # until there is a run to track
         self._progress: SweepProgress | None = None
         self._from_proposer = False  # whether the recorded jobs determine the next decision of the proposer
         self._interrupted = False
@@ -172,7 +174,8 @@ class Sweep:
         self._take_over(plan)
         if self._tracking is None:
             config = plan.jobs[0].config if self.application.resumes else None
-            self._tracking = SweepTracking(self.directory, config, self._whole, proposer.goals)
+            tracker, self._tracker = self._tracker, None
+            self._tracking = SweepTracking(self.directory, config, self._whole, proposer.goals, tracker)
             self._tracking.write_plan(self._whole)
         self._tracking.count(len(self._whole.jobs))
         self._units.parent, self._units.experiment = self._tracking.parent, self._tracking.experiment
@@ -225,6 +228,8 @@ class Sweep:
     def close(self) -> None:
         """Rank and report the jobs of all launches, wait for the shipper, and end the process that jobs fork from."""
         with self._open:
+            if self._tracker is not None:
+                self._tracker.finish()  # it has no run
             plan, tracking = self._plan, self._tracking
             self._plan = self._tracking = None
             if plan is not None and tracking is not None:
@@ -404,6 +409,8 @@ class Sweep:
                 wrong.append((job, error))
         refused = {job.num for job, _ in wrong}
         wrong += self._places.take([job for job in jobs if job.num not in refused])
+        if tried and not wrong:
+            self._start_tracker(jobs[0])
         if tried:
             wrong += self._trials.errors([job for job in jobs if job.num not in refused and not self._is_done(job)])
         wrong.sort(key=lambda each: each[0].num)
@@ -412,6 +419,12 @@ class Sweep:
             what = "Nothing was started." if self._plan is None else "None of these jobs was started."
             raise TrainyardError("\n".join([what, *told(wrong, plan, self.application.resumes)])) from wrong[0][1]
         return jobs
+
+    def _start_tracker(self, job: Job) -> None:
+        """Start the tracker of the sweep, whose process loads MLflow while the fork server loads torch."""
+        if self._tracking is None and self._tracker is None and self.application.resumes and not self.settings.dry_run:
+            with suppress(Exception):  # the trial of the jobs reports what is wrong with its config
+                self._tracker = started_tracker(job.config)
 
     @property
     def _command(self) -> list[str]:

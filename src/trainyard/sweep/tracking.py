@@ -32,6 +32,20 @@ CONFIGURATIONS = ".configurations"
 """Folder of a sweep with a run for each configuration that was repeated; hidden, as these train nothing."""
 
 
+def started_tracker(config: DictConfig | None) -> Tracker | None:
+    """Return the tracker of a sweep, started: its process loads MLflow from now on. None if nothing is tracked.
+
+    Args:
+        config: the config of one job, since all share a tracker; None for the jobs of another application.
+    """
+    node = None if config is None else OmegaConf.select(config, "tracker")
+    if config is None or not is_node(node) or OmegaConf.select(config, "quick"):
+        return None
+    tracker: Tracker = build(node, "tracker")
+    tracker.start()
+    return tracker
+
+
 class SweepTracking:
     """Ships the journals of all jobs of a sweep, if its config has a tracker.
 
@@ -40,26 +54,30 @@ class SweepTracking:
         config: the config of one job, since all share a tracker; None for the jobs of another application.
         plan: the plan of the first jobs.
         goals: what jobs are compared by, where that is more than the objective of each.
+        tracker: the tracker, if it is started already (`started_tracker`).
 
     Attributes:
         parent: the id of the sweep's own run; None if nothing is tracked.
         experiment: its MLflow experiment, if it has one of its own.
     """
 
-    def __init__(self, directory: Path, config: DictConfig | None, plan: SweepPlan, goals: Goals | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: DictConfig | None,
+        plan: SweepPlan,
+        goals: Goals | None = None,
+        tracker: Tracker | None = None,
+    ) -> None:
         self.directory = directory
         self._goals = goals
         self.parent: str | None = None
         self.experiment: str | None = None
         self._expected: dict[int, Path] = {}
         self._began = 0.0
-        self._tracker: Tracker | None = None
-        node = None if config is None else OmegaConf.select(config, "tracker")
-        if config is None or not is_node(node) or OmegaConf.select(config, "quick"):
+        self._tracker = tracker or started_tracker(config)
+        if config is None or self._tracker is None:
             return
-        self._tracker = build(node, "tracker")
-        assert self._tracker is not None
-        self._tracker.start()
         collected = facts.begin(Path.cwd())
         self._journal = Journal(directory)
         title = f"{directory.parent.name} {directory.name}"

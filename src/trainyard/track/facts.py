@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from trainyard.redaction import redact
@@ -53,7 +54,7 @@ def begin(cwd: str | Path, timeout: float = 10.0) -> Callable[[], dict[str, str]
     thread.start()
 
     def result() -> dict[str, str]:
-        rest = _versions() | _machine() | _cuda()
+        rest = versions() | _machine() | _cuda()
         thread.join()
         return code | rest | {"environment": _text(code | rest, *nvcc)}
 
@@ -109,7 +110,9 @@ def _output(process: subprocess.Popen[str], timeout: float) -> str | None:
     return text if process.returncode == 0 else None
 
 
-def _versions() -> dict[str, str]:
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of packages."""
     facts = {"version.python": platform.python_version()}
     for package in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from trainyard import temporary
@@ -130,7 +131,7 @@ class Tracker(ABC):
             user=info.user or _user(),
             source=info.source or Path(sys.argv[0]).name or None,
             program=info.program or _program(),
-            python_path=info.python_path or _python_path(),
+            python_path=info.python_path or [*_python_path(tuple(sys.path), Path.cwd())],
         )
 
     def _track(self, work_dir: Path) -> None:  # noqa: B027 (a tracker may have nothing to do)
@@ -379,14 +380,20 @@ def _program() -> list[str]:
     return started.command
 
 
-def _python_path() -> list[str]:
-    """Return the folders that this process imports from, besides the interpreter's own and the installed packages."""
+@cache
+def _python_path(search_path: tuple[str, ...], here: Path) -> tuple[str, ...]:
+    """Return the folders of a search path besides the interpreter's own and the installed packages.
+
+    Args:
+        search_path: the folders.
+        here: the current folder, which relative ones start from.
+    """
     library = Path(os.__file__).resolve().parent
-    folders = (Path(folder).resolve() for folder in sys.path)
-    return [
+    folders = ((here / folder).resolve() for folder in search_path)
+    return tuple(
         str(folder)
         for folder in folders
         if folder.is_dir()
         and not folder.is_relative_to(library)
         and not {"site-packages", "dist-packages"}.intersection(folder.parts)
-    ]
+    )

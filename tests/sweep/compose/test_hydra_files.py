@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainyard.config.plain import plain
+from trainyard.config.yaml_text import yaml_text
 from trainyard.sweep import member_log
 from trainyard.sweep.compose.composer import Composer
-from trainyard.sweep.compose.hydra_files import HydraFiles, _dump
+from trainyard.sweep.compose.hydra_files import HydraFiles
 from trainyard.sweep.compose.plain import assign
 from trainyard.sweep.worker_tasks import LazyJobReturn
 
@@ -96,7 +97,7 @@ def test_any_values_load_as_they_were(points: Any) -> None:
     files = HydraFiles()
     for values in points:
         text = files._text(values)
-        assert repr(yaml.safe_load(text)) == repr(yaml.safe_load(_dump(values)))
+        assert repr(yaml.safe_load(text)) == repr(yaml.safe_load(yaml_text(values)))
 
 
 def test_a_config_becomes_another(configs: Any) -> None:

@@ -86,7 +86,8 @@ class Composer:
         self._off = OmegaConf.select(master, FAST_PATHS, default=True) is False
         self._shared: dict[tuple[str, ...], Shared | Exception] = {}
         self._certain: set[_Form] = set()  # of which one was composed the fast way
-        self._last: tuple[_Form, DictConfig] | None = None  # the config that the next job may get with other values
+        # The config that the next job may get with other values, and the overrides whose values it has.
+        self._last: tuple[_Form, DictConfig, list[Override]] | None = None
         self._parse = cache(self._parse_line)
         self._chooses = cache(self._find_choice)
 
@@ -187,14 +188,17 @@ class Composer:
         form = _form(parts.common, parts.own)
         last, self._last = self._last, None
         again = reuse and form is not None and last is not None and form == last[0]
-        cfg = last[1] if again and last is not None else parts.shared.copy()
-        for override in parts.own:
+        if again and last is not None:
+            cfg, known = last[1], _alike(parts.own, last[2])
+        else:
+            cfg, known = parts.shared.copy(), 0
+        for override in parts.own[known:]:
             if not again and not _keeps_to_itself(cfg, override):
                 raise _UncertainError(f"{override.input_line} may follow an interpolation into Hydra's own node")
             ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
         recipe.record(cfg, parts.of_task, parts.shared.num_tasks)
         OmegaConf.copy_cache(from_config=self._master, to_config=cfg)
-        self._last = (form, cfg) if reuse and form is not None else None
+        self._last = (form, cfg, parts.own) if reuse and form is not None else None
         if form is not None:
             self._certain.add(form)
         return cfg
@@ -282,6 +286,12 @@ def _form(common: Sequence[Override], own: Sequence[Override]) -> _Form | None:
             return None
     lines = tuple(str(override.input_line) for override in common)
     return lines, tuple((str(override.get_key_element()), type(override.value())) for override in own)
+
+
+def _alike(own: Sequence[Override], others: Sequence[Override]) -> int:
+    """Return how many of a job's overrides, from the first, are those of another job."""
+    pairs = zip(own, others, strict=True)
+    return next((index for index, (one, other) in enumerate(pairs) if one is not other), len(own))
 
 
 def _is_of_hydra(override: Override) -> bool:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped,unused-ignore]
-from omegaconf._utils import get_omega_conf_dumper
+from trainyard.config.yaml_text import yaml_text
 
 _DEEP = 3  # depth below which sections are not compared part by part
 
@@ -36,11 +34,11 @@ class HydraFiles:
         own = {key: value for key, value in values.items() if key != "hydra"}
         (folder / "config.yaml").write_text(self._text(own), encoding="utf-8")
         (folder / "hydra.yaml").write_text(self._text({"hydra": values["hydra"]}), encoding="utf-8")
-        (folder / "overrides.yaml").write_text(_dump(values["hydra"]["overrides"]["task"]), encoding="utf-8")
+        (folder / "overrides.yaml").write_text(yaml_text(values["hydra"]["overrides"]["task"]), encoding="utf-8")
 
     def _text(self, values: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
         if not values:
-            return _dump({})
+            return yaml_text({})
         return "".join(self._section((*path, key), value) for key, value in values.items())
 
     def _section(self, path: tuple[Any, ...], value: Any) -> str:
@@ -57,8 +55,17 @@ class HydraFiles:
 
     def _head(self, path: tuple[Any, ...]) -> str:
         if path not in self._heads:
-            self._heads[path] = f"{'  ' * (len(path) - 1)}{_dump({path[-1]: None}).rpartition(':')[0]}:\n"
+            self._heads[path] = f"{'  ' * (len(path) - 1)}{yaml_text({path[-1]: None}).rpartition(':')[0]}:\n"
         return self._heads[path]
+
+
+def write_alone(values: Mapping[str, Any], folder: Path) -> None:
+    """Write the files of one job by itself: see `HydraFiles.write`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {key: value for key, value in values.items() if key != "hydra"}
+    (folder / "config.yaml").write_text(yaml_text(own), encoding="utf-8")
+    (folder / "hydra.yaml").write_text(yaml_text({"hydra": values["hydra"]}), encoding="utf-8")
+    (folder / "overrides.yaml").write_text(yaml_text(values["hydra"]["overrides"]["task"]), encoding="utf-8")
 
 
 def _is_simple(path: tuple[Any, ...]) -> bool:
@@ -71,33 +78,5 @@ def _below(path: tuple[Any, ...], value: Any) -> str:
     nested = value
     for key in reversed(path):
         nested = {key: nested}
-    lines = _dump(nested).splitlines(keepends=True)
+    lines = yaml_text(nested).splitlines(keepends=True)
     return "".join(lines[len(path) - 1 :])
-
-
-def _dump(value: Any) -> str:
-    text: str = yaml.dump(_named(value), default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=_DUMPER)
-    return text
-
-
-def _named(value: Any) -> Any:
-    """Replace each enum by its name, as Hydra does."""
-    if isinstance(value, dict):
-        return {key: _named(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_named(entry) for entry in value]
-    return value.name if isinstance(value, Enum) else value
-
-
-def _dumper() -> Any:
-    """Return OmegaConf's dumper, on libyaml if that is available."""
-    slow = get_omega_conf_dumper()
-    if not hasattr(yaml, "CDumper"):
-        return slow
-    fast = type("Dumper", (yaml.CDumper,), {})
-    fast.yaml_representers = slow.yaml_representers  # type: ignore[attr-defined]
-    fast.yaml_multi_representers = slow.yaml_multi_representers  # type: ignore[attr-defined]
-    return fast
-
-
-_DUMPER = _dumper()

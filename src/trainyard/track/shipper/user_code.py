@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # most shippers log no model, and importing torch takes a second
     from torch import nn
 
 OURS = ("trainyard", "hydra_plugins")
