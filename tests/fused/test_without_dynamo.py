@@ -1,4 +1,4 @@
-"""A stack trains without `torch._dynamo`, whose import takes a second in each process."""
+"""A stack trains, and jobs join it, without `torch._dynamo`, whose import takes a second in each process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from waiting import LIMIT
 
 TRAINING = """
 import sys
+from trainyard.fused.feed import LaneQueue
 from trainyard.fused.runner import FusedRunner
 
 CONFIG = {
@@ -20,7 +21,9 @@ CONFIG = {
     "hook": {},
     "device": "cpu",
 }
-FusedRunner([CONFIG | {"seed": seed} for seed in range(3)]).train()
+queue = LaneQueue([CONFIG | {"seed": 3}])
+FusedRunner([CONFIG | {"seed": seed} for seed in range(3)], feed=queue).train()
+assert len(queue.spans) > 3, "one has joined"
 assert "torch._dynamo" not in sys.modules
 """
 

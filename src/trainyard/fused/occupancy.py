@@ -17,6 +17,7 @@ from trainyard.fused.feed import Feed, LaneJob, Span
 from trainyard.fused.lanes import Lane
 from trainyard.fused.member import StackMember
 from trainyard.fused.model import StackedModel
+from trainyard.optim import without_dynamo
 from trainyard.rng import derive
 from trainyard.runner import override
 from trainyard.runner.arguments import arguments
@@ -246,7 +247,7 @@ class Occupancy:
         runner.stack.put(k, model)
         if runner.average is not None:
             runner.average.copy_row(k, runner.stack, k)
-        runner.optimizer.load_member_state_dict(k, optimizer.state_dict())
+        runner.optimizer.load_member_state_dict(k, without_dynamo.method(optimizer, "state_dict")())
         schedule: Any = member.parts.make_schedule()
         if (schedule is None) != (runner.schedule is None):
             raise Unfusable("some members have a schedule and some do not")
