@@ -137,12 +137,12 @@ def solo(upto: int) -> Iterator[Turn]:
 @contextmanager
 def group(width: int, upto: int) -> Iterator[Turn]:
     """Yield steps of K members of the MLP 64-64-64-10 on digits, with the first parts of FUSED; K = 1 is one job."""
-    from cases.fused import _config
+    from cases.fused import config
 
     from trainyard.fused.runner import FusedRunner
     from trainyard.runner import Runner
 
-    configs = [_config("MLP", member) for member in range(width)]
+    configs = [config("MLP", member) for member in range(width)]
     runner = FusedRunner(configs) if width > 1 else Runner.from_cfg(configs[0])
     _ = runner.train_loop, runner.model, runner.optimizer, runner.step
     yield partial(pieces, runner, upto, 10)

@@ -67,7 +67,7 @@ def _cost(model: str, jobs: int, epochs: int) -> Iterator[Turn]:
         from trainyard.fused.train import widest
 
         fit, seconds = _tried(_configs(model, min(jobs, widest("cpu")), epochs), jobs)
-        return seconds / (seconds + jobs * fit.seconds)
+        return float(seconds / (seconds + jobs * fit.seconds))
 
     yield turn
 

@@ -51,17 +51,17 @@ from trainyard.track import Tracker
 
 
 class Sweep:
-    """Launches the jobs of a sweeper, batch by batch. `close` ends the sweep, with the ranking of all.
+    """Launches the jobs of a sweeper, batch by batch. `close` ends the sweep, with the ranking of all jobs.
 
     Args:
         context: Hydra's context.
-        function: the task function. It may be a `trainyard.sweep.sweepable.Sweepable`, which supports more features.
-        config: the config of the whole sweep.
+        function: the task function. It may be a `trainyard.sweep.sweepable.Sweepable`, which supports further features.
+        config: the config of the entire sweep.
         settings: the sweep's settings.
 
     Raises:
-        ConfigError: a setting cannot work here.
-        TrainyardError: the task function has only a part of that protocol, which would be ignored.
+        ConfigError: a setting is invalid here.
+        TrainyardError: the task function has only a part of the protocol, which would be ignored.
     """
 
     def __init__(
@@ -118,17 +118,17 @@ class Sweep:
         self._open.callback(self._executor.close)
 
     def launch(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-        """Run the jobs of a batch that are not done yet: the interface of Hydra's sweepers.
+        """Run the jobs of a batch that are not done yet. This is the interface for Hydra's sweepers.
 
         Args:
             overrides: the overrides of each job.
             first: the number of the first job.
 
         Returns:
-            In order, each job's return value, or the error that ended it.
+            The return value of each job, or the error that ended the job, in order.
 
         Raises:
-            TrainyardError: a config is wrong (none of these jobs has started then), or the sweep was interrupted.
+            TrainyardError: a config is invalid (then none of these jobs has started), or the sweep was interrupted.
             SweepFailedError: with `fail_fast`, a job of an earlier launch has failed.
         """
         before = self._plan.jobs if self._plan is not None else ()
@@ -141,17 +141,17 @@ class Sweep:
         return [returned(self._units.jobs[num], results.get(num), self._manifest) for num in nums]
 
     def run(self, proposer: Proposer, *, recorded: bool = True) -> dict[int, JobDone] | None:
-        """Run what a proposer proposes, until that is nothing more.
+        """Run the jobs of a proposer until it proposes no more.
 
         Args:
-            proposer: it first receives the events in the manifest.
-            recorded: whether the jobs in the manifest belong to the sweep, though they are not proposed again.
+            proposer: the proposer, which first receives the events in the manifest.
+            recorded: whether the jobs in the manifest belong to the sweep, although they are not proposed again.
 
         Returns:
-            What the jobs that ended now returned, by number; None for a dry run.
+            The results of the jobs that ended now, by number; None for a dry run.
 
         Raises:
-            TrainyardError: a config is wrong, or the sweep was interrupted.
+            TrainyardError: a config is invalid, or the sweep was interrupted.
         """
         setup_globals()
         self._executor.start()  # starts while this process composes
@@ -226,7 +226,8 @@ class Sweep:
         return head.results
 
     def close(self) -> None:
-        """Rank and report the jobs of all launches, wait for the shipper, and end the process that jobs fork from."""
+        """Rank and report the jobs of all launches, wait for the shipper, and end the process from which jobs are
+        forked."""
         with self._open:
             if self._tracker is not None:
                 self._tracker.finish()  # it has no run
@@ -236,10 +237,10 @@ class Sweep:
                 conclude(plan, tracking, self.application.resumes, self._proposer, self._interrupted)
 
     def raise_if_failed(self) -> None:
-        """Raise for the status of the command.
+        """Raise an error if a job failed, so that the command ends with an error status.
 
         Raises:
-            SweepFailedError: a job has not come to its end.
+            SweepFailedError: a job did not finish.
         """
         if not self.settings.dry_run and any(entry.has_failed for entry in self._manifest.entries.values()):
             raise SweepFailedError(self._manifest)
@@ -254,7 +255,7 @@ class Sweep:
         self._reports.told(event)
 
     def _admit(self, new: Sequence[NewJob]) -> Sequence[Unit]:
-        """Take in jobs that are proposed while others run, in the time of these jobs, however many there are."""
+        """Admit jobs that are proposed while others run; the time depends only on the number of the new jobs."""
         if not new:
             return []
         plan, units = self._admitted(new, at_rest=False)
@@ -266,13 +267,13 @@ class Sweep:
         return units
 
     def _replaced(self, job: Job) -> None:
-        """Take in a job whose overrides are others now."""
+        """Admit a job whose overrides have changed."""
         self._whole.replace(job)
         self._stacks.forget(job)
         self._units.jobs[job.num] = job
 
     def _adopted(self, job: Job) -> Unit:
-        """Take in a clone that is recorded, and return its unit."""
+        """Admit a clone that is recorded, and return its unit."""
         assert job.origin is not None
         assert self._tracking is not None
         assert self._progress is not None
@@ -288,16 +289,16 @@ class Sweep:
         return Unit((job.num,), job.slots)
 
     def _admitted(self, new: Sequence[NewJob], *, at_rest: bool) -> tuple[SweepPlan, list[Unit]]:
-        """Return the plan of new jobs, composed and checked, and the units of those that are to run.
+        """Return the plan of new jobs, composed and checked, and the units of the jobs to run.
 
         Nothing is recorded for a dry run.
 
         Args:
             new: the jobs.
-            at_rest: whether nothing runs: then a worker tries them, and measures the widths of stacks.
+            at_rest: whether no job runs; if so, a worker tries the new jobs, and measures the widths of stacks.
 
         Raises:
-            TrainyardError: a config is wrong.
+            TrainyardError: a config is invalid.
         """
         manifest = self._manifest
         given = [each.num for each in new if each.num is not None and each.num < FIRST_CLONE]
@@ -344,7 +345,7 @@ class Sweep:
         return replace(plan, entries=manifest.entries), units_of(left, stacking.stacks, entries, rungs)
 
     def _take_over(self, plan: SweepPlan) -> None:
-        """Add a plan to those of before."""
+        """Add a plan to the earlier ones."""
         if self._plan is None:
             self._plan = self._units.plan = replace(plan, jobs=list(plan.jobs))
         else:
@@ -375,7 +376,7 @@ class Sweep:
         return at_start and self._manifest.is_done(nums)
 
     def _entries(self, jobs: Sequence[Job]) -> dict[int, Entry]:
-        """Return the manifest's entries of these jobs, before anything is written to it.
+        """Return the entries of these jobs for the manifest, before anything is written to it.
 
         Raises:
             TrainyardError: a number belongs to another job, or the manifest to another application.
@@ -388,12 +389,12 @@ class Sweep:
         return {job.num: self._manifest.entry(job.num, job.overrides) for job in jobs}
 
     def _checked(self, overrides: Sequence[Sequence[str]], numbers: Sequence[int], *, tried: bool) -> list[Job]:
-        """Return the jobs of these overrides and numbers, composed and checked.
+        """Return the jobs with these overrides and numbers, composed and checked.
 
         Args:
-            overrides: the overrides of each.
-            numbers: the number of each.
-            tried: whether a worker builds their parts.
+            overrides: the overrides of each job.
+            numbers: the number of each job.
+            tried: whether a worker builds the parts of the jobs.
 
         Raises:
             TrainyardError: all errors in their configs.

@@ -1,4 +1,4 @@
-"""Settings of Hydra's that hold for a whole sweep, and that no job can have otherwise."""
+"""Settings of Hydra that apply to an entire sweep, so that no job can have other values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trainyard.config.plain import plain
 from trainyard.errors import ConfigError
 
 SWEEP_WIDE = ("launcher", "sweeper", "sweep.dir", "callbacks")
-"""Places in Hydra's node that are read once, from the config of the sweep."""
+"""Places in the `hydra` node that are read once, from the config of the sweep."""
 
 
 def check_sweep_wide(config: DictConfig, sweep: DictConfig) -> None:
-    """Check that a job's config has the settings of its sweep, which are in effect whatever the job's config says.
+    """Check that a job's config agrees with the settings of its sweep, which apply to all jobs.
 
-    They differ where a file sets them that is chosen for some jobs alone: an experiment that is swept over.
+    They differ if a file that only some jobs select sets them, such as an experiment that is swept over.
 
     Args:
         config: the job's config.
@@ -52,7 +52,7 @@ def _raw(config: DictConfig) -> Any:
 
 
 def _differences(own: Any, common: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield each place where two nodes differ, with both values."""
+    """Yield each place at which two nodes differ, with both values."""
     if isinstance(own, Mapping) and isinstance(common, Mapping):
         for name in {**own, **common}:
             if own.get(name) != common.get(name):

@@ -1,7 +1,7 @@
 """The protocol `Sweepable`, which an application implements for sweeps.
 
-Sweeps run any task function of Hydra's. The jobs of one that is a `Sweepable` object are checked before any of them
-starts, resumed, and trained as stacks.
+Sweeps run any task function for Hydra. If the task function is a `Sweepable` object, its jobs can also be checked
+before any of them starts, resumed, and trained as stacks.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class StackFit(Protocol):
     """Width at which a stack is fastest.
 
     Attributes:
-        width: jobs in a stack; 1 if they run one by one.
-        reason: why they run one by one; None if they are stacked.
-        note: what was measured, for the plan. A width of 1 with a note means that a stack is possible but not faster.
-        seconds: of slot time that a job takes so; None if that is unknown.
+        width: the number of jobs in a stack; 1 if they run one by one.
+        reason: the reason why the jobs run one by one; None if they are stacked.
+        note: the measurement, for the plan. A width of 1 with a note means that a stack is possible but not faster.
+        seconds: the slot time of a job at this width; None if it is unknown.
     """
 
     @property
@@ -41,9 +41,9 @@ class JobResult(Protocol):
     """Result of one job of a stack.
 
     Attributes:
-        state: how it ended.
-        value: its objective, None if it has none; or several numbers by name (`SweepPosition.metrics`).
-        error: why it failed, on one line.
+        state: the final state of the job.
+        value: the objective, None if there is none; or several numbers by name (`SweepPosition.metrics`).
+        error: the reason for a failure, on one line.
     """
 
     @property
@@ -55,17 +55,17 @@ class JobResult(Protocol):
 
 
 class StackTrainer(Protocol):
-    """Trains several jobs as one program. The module `trainyard.fused.train` has these names.
+    """Trains several jobs as one program. The module `trainyard.fused.train` implements this protocol.
 
     Attributes:
         ALLOWED: the places of a config (`optim`, `hook.ema.decay`) at or below which numbers may differ in a stack;
-            `model.**.dropout`: at a key at any depth.
-        FIXED_WITH: those of them at which numbers may differ only where another place holds nothing, with that place.
+            `**` stands for any depth (`model.**.dropout`).
+        FIXED_WITH: those of these places at which numbers may differ only if another place is empty, with that place.
         NOT_COMPARED: the places that may differ in any way.
-        PRELOAD: modules that only stacks import.
+        PRELOAD: the modules that only stacks import.
 
-    With an attribute `LANES` that is true, `train_stack` takes the further arguments of
-    `trainyard.fused.train.train_stack`: jobs then join and leave a stack while it trains.
+    If the attribute `LANES` is true, `train_stack` accepts the further arguments of
+    `trainyard.fused.train.train_stack`, so that jobs can join and leave a stack while it trains.
     """
 
     @property
@@ -84,8 +84,8 @@ class StackTrainer(Protocol):
         """Measure, in a worker process, the width at which a stack of these jobs is fastest.
 
         Args:
-            configs: as Hydra composed them, each with its `hydra` node.
-            of: the number of jobs of this kind.
+            configs: the configs as composed by Hydra, each with its `hydra` node.
+            of: the number of all jobs of this kind.
         """
 
     def train_stack(
@@ -94,29 +94,30 @@ class StackTrainer(Protocol):
         """Train jobs as one program, in a worker process.
 
         Args:
-            configs: as Hydra composed them, each with its `hydra` node.
+            configs: the configs as composed by Hydra, each with its `hydra` node.
             positions: the jobs' positions in the sweep.
 
         Returns:
-            A result for each job, in order; with `LANES`, none for jobs that were reported to its source.
+            A result for each job, in order; with `LANES`, without the jobs that were already reported to the source.
 
         Raises:
-            Unfusable: the jobs cannot train as one program; they run one by one, from their checkpoints.
-            StackDivided: they go on in several stacks, from their checkpoints.
+            Unfusable: the jobs cannot train as one program. They then run one by one, from their checkpoints.
+            StackDivided: the jobs continue in several stacks, from their checkpoints.
         """
 
 
 @runtime_checkable
 class Sweepable(Protocol):
-    """An application with support for sweeps: an object that is called with a config, like a task function.
+    """An application that supports sweeps: an object that is called with a config, like a task function.
 
     Attributes:
-        resumes: a job resumes from the checkpoint in its directory if its config says `resume: true`. Its config then
-            has the keys of a training: `objective` and `direction` rank the sweep, `tracker` tracks it.
-        preload: modules that its jobs import; imported once, in the process that jobs are forked from. They must not
-            touch CUDA or start threads on import.
-        tries: `try_jobs` finds errors that `check` does not.
-        fuse: trains jobs that differ only in numbers as one program; None if jobs run one by one.
+        resumes: whether a job resumes from the checkpoint in its directory if its config contains `resume: true`. Its
+            config then has the keys of a training: `objective` and `direction` rank the sweep, and `tracker` tracks it.
+        preload: the modules that jobs import. They are imported once, in the process from which jobs are forked. They
+            must not use CUDA or start threads on import.
+        tries: whether `try_jobs` finds errors that `check` does not find.
+        fuse: the trainer of stacks, which trains jobs that differ only in numbers as one program; None if jobs run one
+            by one.
     """
 
     @property
@@ -132,52 +133,54 @@ class Sweepable(Protocol):
         """Run a job and return its objective."""
 
     def check(self, config: DictConfig) -> dict[str, Any] | None:
-        """Check a job before any is started, quickly, since this is called for each of thousands of jobs.
+        """Check a job before any job is started. This must be fast, because it is called for thousands of jobs.
 
         Args:
-            config: as Hydra composed it, with its `hydra` node, in which the job's number and directory are set. It is
-                read only, and valid until this returns: the next job may get the same object with other values.
+            config: the config as composed by Hydra, with its `hydra` node, in which the job's number and directory are
+                set. It is read-only, and valid only until this method returns: the next job may receive the same object
+                with other values.
 
         Returns:
             The config in plain Python, resolved, without its `hydra` node; None if it was not needed. It is not changed
-            later: several jobs share what is equal.
+            later, because several jobs share equal parts.
 
         Raises:
-            TrainyardError: the config cannot work.
+            TrainyardError: the config is invalid.
         """
 
     def try_jobs(self, configs: DistinctConfigs) -> TrialResult:
-        """Try jobs before any is started, in a worker process: build their parts, say.
+        """Try jobs before any job is started, in a worker process, for example by building their parts.
 
         Args:
-            configs: what `check` returned, of all jobs that differ in more than their seed and their place. A value
-                under `hydra.job.env_set` has the environment variables that Hydra sets for the job.
+            configs: the results of `check` for all jobs that differ in more than their seed and their directory. A
+                value under `hydra.job.env_set` contains the environment variables that Hydra sets for the job.
         """
 
     def slots(self, values: dict[str, Any] | None, room: int) -> int:
         """Return how many slots a job takes.
 
         Args:
-            values: what `check` returned.
-            room: the number of slots that a job can take, on several machines together.
+            values: the result of `check`.
+            room: the number of slots that are available to one job, on several machines together.
         """
 
     def assist(self) -> None:
-        """Take part in a job of several nodes, in a worker on a node after the first (`trainyard.nodes.Nodes`)."""
+        """Take part in a job of several nodes, in a worker on one of the nodes after the first
+        (`trainyard.nodes.Nodes`)."""
 
     def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
-        """Return the keys of a clone's config that differ from its job's, and that the checkpoint has too.
+        """Return the keys of a clone's config that differ from the config of its job, and that the checkpoint also has.
 
-        A clone begins from the newest checkpoint of its job: its config has the path of that file as `resume`, and
+        A clone starts from the newest checkpoint of its job: its config has the path of that file as `resume`, and
         these keys as `resume_override`.
 
         Args:
-            before: what `check` returned of the job.
-            after: what `check` returned of the clone.
-            ended: whether the job has come to its end.
+            before: the result of `check` for the job.
+            after: the result of `check` for the clone.
+            ended: whether the job has finished.
 
         Raises:
-            TrainyardError: a value cannot be changed in the course of a job, or the application cannot clone jobs.
+            TrainyardError: a value cannot be changed during a job, or the application cannot clone jobs.
         """
 
     def at(self, position: SweepPosition) -> TaskFunction:
@@ -185,7 +188,7 @@ class Sweepable(Protocol):
 
 
 class SweepableTask:
-    """Base for `Sweepable` objects with the behavior of a plain function. Override what is different.
+    """Base class for `Sweepable` objects, with the behavior of a plain function. Override what differs.
 
     Example:
         >>> class App(SweepableTask):
@@ -213,7 +216,7 @@ class SweepableTask:
 
     @property
     def __wrapped__(self) -> Any:
-        """Function of the class; Hydra looks for a relative `config_path` beside its file."""
+        """Function of the class. Hydra resolves a relative `config_path` against the folder of its file."""
         return type(self).__call__
 
     def check(self, config: DictConfig) -> dict[str, Any] | None:
@@ -236,7 +239,7 @@ class SweepableTask:
 
 
 class PlainTask(SweepableTask):
-    """Task function without anything of the protocol."""
+    """Task function that implements nothing of the protocol."""
 
     def __init__(self, function: TaskFunction) -> None:
         self.function = function
@@ -249,7 +252,7 @@ class PlainTask(SweepableTask):
 
 
 def as_sweepable(function: TaskFunction) -> Sweepable:
-    """Return the task function that Hydra was given as a `Sweepable`.
+    """Return the task function that was passed to Hydra, as a `Sweepable`.
 
     Raises:
         TrainyardError: the function has only a part of the protocol, which would be ignored.

@@ -1,4 +1,4 @@
-"""Tracking of a sweep in MLflow: a run for the sweep, the runs of its jobs below it, one shipper for all."""
+"""Tracking of a sweep in MLflow: a run for the sweep, the runs of its jobs below it, and one shipper for all."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from trainyard.track.uri import DEFAULT_EXPERIMENT
 PLAN = "plan.txt"
 RANKING = "ranking.txt"
 LISTED = 1000
-"""Number of jobs in the ranking of the sweep's run, best first; `results.csv` has all of them."""
+"""Number of jobs in the ranking in the sweep's run, best first; `results.csv` contains all jobs."""
 MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
 CONFIGURATIONS = ".configurations"
-"""Folder of a sweep with a run for each configuration that was repeated; hidden, as these train nothing."""
+"""Folder of a sweep with a run for each configuration that was repeated. It is hidden, because these runs train
+nothing."""
 
 
 def started_tracker(config: DictConfig | None) -> Tracker | None:
     """Return the tracker of a sweep, started: its process loads MLflow from now on. None if nothing is tracked.
 
     Args:
-        config: the config of one job, since all share a tracker; None for the jobs of another application.
+        config: the config of one job, because all jobs share a tracker; None for the jobs of another application.
     """
     node = None if config is None else OmegaConf.select(config, "tracker")
     if config is None or not is_node(node) or OmegaConf.select(config, "quick"):
@@ -50,15 +51,15 @@ class SweepTracking:
     """Ships the journals of all jobs of a sweep, if its config has a tracker.
 
     Args:
-        directory: the sweep's directory.
-        config: the config of one job, since all share a tracker; None for the jobs of another application.
+        directory: the directory of the sweep.
+        config: the config of one job, because all jobs share a tracker; None for the jobs of another application.
         plan: the plan of the first jobs.
-        goals: what jobs are compared by, where that is more than the objective of each.
+        goals: the metrics by which jobs are compared, if they are more than the objective.
         tracker: the tracker, if it is started already (`started_tracker`).
 
     Attributes:
-        parent: the id of the sweep's own run; None if nothing is tracked.
-        experiment: its MLflow experiment, if it has one of its own.
+        parent: the ID of the run of the sweep; None if nothing is tracked.
+        experiment: the MLflow experiment of the sweep, if it has a separate one.
     """
 
     def __init__(
@@ -106,22 +107,22 @@ class SweepTracking:
             (self.directory / PLAN).write_text(f"{plan.text()}\n")
 
     def count(self, jobs: int) -> None:
-        """Note the number of jobs so far."""
+        """Record the number of jobs so far."""
         if self._tracker is not None:
             self._journal.tags({"jobs": jobs})  # a param could not grow
 
     def expect(self, jobs: Iterable[Job]) -> None:
-        """Add jobs that are about to run: each is followed once it has written its `run.json`."""
+        """Add jobs that are about to run. Each is followed once it has written its `run.json`."""
         self._began = self._began or time.time()
         self._expected.update({job.num: job.directory for job in jobs})
 
     def look(self) -> None:
-        """Follow the jobs that have begun since the last look."""
+        """Follow the jobs that have started since the last call."""
         for num in list(self._expected):
             self._look_for(num)
 
     def _look_for(self, num: int) -> None:
-        """Follow a job if it has begun since the last look."""
+        """Follow a job if it has started since the last call."""
         if self._tracker is not None and (directory := self._expected.get(num)) is not None:
             path = directory / FILE
             if path.exists() and path.stat().st_mtime >= self._began:
@@ -129,11 +130,12 @@ class SweepTracking:
                 del self._expected[num]
 
     def ended(self, job: Job, value: Any = None) -> None:
-        """Stop following a job that has ended, whose directory has no writer any more.
+        """Stop following a job that has ended, so that no process writes to its directory any more.
 
         Args:
             job: the job.
-            value: its objective, if it is done. The best so far is recorded over the number of jobs that are done.
+            value: the objective of the job, if it is done. The best value so far is recorded at the number of finished
+                jobs.
         """
         if self._tracker is None:
             return
@@ -144,28 +146,29 @@ class SweepTracking:
             self._journal.metrics(self._best.count, {f"best/{self._objective}": self._best.value})
 
     def _known(self, value: Any) -> Any:
-        """Return the objective in what a job has returned; None if it has several, or violates constraints."""
+        """Return the objective from the result of a job; None if it has several, or violates constraints."""
         return value if self._goals is None else self._goals.best(value)
 
     def paused(self, job: Job) -> None:
-        """Follow a job on that is paused: its run goes on, whatever the job said when it was asked to end."""
+        """Continue to follow a job that is paused: its run continues, regardless of the status that the job
+        recorded."""
         if self._tracker is not None:
             self._look_for(job.num)
             _note(job.directory, "RUNNING")
 
     def inherited(self, job: Job, lineage: Sequence[Inherited]) -> None:
-        """Tag the run of a job that continues from another job with that job and the position."""
+        """Tag the run of a job that continues from another job with the number of the other job and the position."""
         if self._tracker is not None:
             self._look_for(job.num)
             told = ", ".join(f"#{each.source} at {each.at}" for each in lineage)
             _note(job.directory, "RUNNING", tags={"lineage": told, "varies": " ".join(job.overrides)})
 
     def pruned(self, job: Job, at: int) -> None:
-        """Mark the run of a job that will not go on: it has not failed.
+        """Mark the run of a job that will not continue as pruned, not as failed.
 
         Args:
             job: the job.
-            at: the place at which it has reported last.
+            at: the position of its last report.
         """
         if self._tracker is not None:
             self._look_for(job.num)
@@ -173,20 +176,20 @@ class SweepTracking:
             self.ended(job)
 
     def abort(self) -> Shipment:
-        """End shipping at once, and report what is left."""
+        """End shipping immediately, and report what is not shipped."""
         if self._tracker is None:
             return Shipment()
         self._journal.close()
         return self._tracker.abort()
 
     def summarize(self, plan: SweepPlan, rows: Sequence[JobRow], objective: str | None, direction: Direction) -> None:
-        """Record in the sweep's own run which job is the best, and the ranking; write the runs of configurations.
+        """Record the best job and the ranking in the run of the sweep, and write the runs of configurations.
 
         Args:
             plan: the plan of all jobs.
             rows: the jobs.
-            objective: the name of what ranks them; None if it has none.
-            direction: whether more of it is better.
+            objective: the name of the metric that ranks the jobs; None if there is none.
+            direction: whether higher or lower values are better.
         """
         if self._tracker is None or self.parent is None:
             return
@@ -206,7 +209,8 @@ class SweepTracking:
                 self._record_configuration(each, objective or "objective")
 
     def _record_configuration(self, found: Configuration, objective: str) -> None:
-        """Write the run of a configuration, with the mean of its repeats: a run of MLflow beside those of its jobs."""
+        """Write the run of a configuration, with the mean of its repeats. It is an MLflow run next to those of its
+        jobs."""
         assert self._tracker is not None
         folder = self.directory / CONFIGURATIONS / str(found.rows[0].num)
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,12 +231,12 @@ class SweepTracking:
         self._tracker.close(folder)
 
     def finish(self, files: Sequence[Path], status: Status, *, paused: Iterable[Path] = ()) -> Shipment:
-        """Name the files that belong to the sweep's own run, end that run with a status, and wait for the shipper.
+        """Record the files of the sweep's run, end that run with a status, and wait for the shipper.
 
         Args:
             files: the files.
             status: the status.
-            paused: the directories of jobs that stay paused: their runs are neither failed nor killed.
+            paused: the directories of jobs that remain paused, whose runs are neither failed nor killed.
         """
         if self._tracker is None:
             return Shipment()

@@ -1,4 +1,4 @@
-"""Trial of jobs before the first of them starts, in a worker, which has torch imported."""
+"""Trial of jobs before the first of them starts, in a worker, which has imported torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POLICY = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)
 ENV = "hydra.job.env_set"
 METRICS = "hydra.sweeper.objective"
 AGAIN = 1.0
-"""Seconds that the last trial may have taken for the jobs of a later batch to be tried, too."""
+"""Maximum duration of the last trial, in seconds, up to which the jobs of a later batch are also tried."""
 
 
 class Trials:
@@ -29,11 +29,11 @@ class Trials:
 
     Args:
         application: the jobs' application.
-        executor: whose worker tries them.
+        executor: the executor whose worker tries the jobs.
 
     Attributes:
-        sizes: what jobs will leave, by number, as far as it is known.
-        metrics: what jobs are to return by name; empty for their objective alone.
+        sizes: the sizes of the results of jobs, by number, as far as they are known.
+        metrics: the metrics that jobs return, by name; empty for their objective only.
     """
 
     def __init__(self, application: Sweepable, executor: Executor) -> None:
