@@ -104,7 +104,7 @@ import sys
 from trainyard.fused.runner import FusedRunner
 configs = [
     {
-        "model": {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "hidden": [8], "dropout": 0.1},
+        "model": {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "hidden": [8], "dropout": .5},
         "data": {"_target_": "trainyard.data.Rings", "num_samples": 200},
         "optim": {"_target_": "torch.optim.Adam", "_partial_": True, "fused": True, "lr": rate},
         "metric": {"loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
