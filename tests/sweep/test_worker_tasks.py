@@ -52,7 +52,9 @@ def make(tmp_path: Path) -> Iterator[Any]:
     def made(folder: str) -> tuple[HydraContext, Seen, DictConfig, DictConfig]:
         configs = []
         for _ in range(2):
-            config = composer.compose(["optim.lr=0.5", "seed=3", "+hydra.job.env_set={TOLD: yes}"])
+            config = composer.compose(
+                ["optim.lr=0.5", "seed=3", "hydra.job.chdir=false", "+hydra.job.env_set={TOLD: yes}"]
+            )
             config.hydra.job.num, config.hydra.job.id = 7, "7"
             config.hydra.sweep.dir, config.hydra.sweep.subdir = str(tmp_path / folder), "7"
             configs.append(config)

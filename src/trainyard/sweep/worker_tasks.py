@@ -232,8 +232,9 @@ def run_one(work: JobWork, common: JobCommon) -> JobDone:
     _take_over(function, common.singletons)
     with collected_never():
         config = work.composed(common.shared)
-    if common.shared is not None and not changes_directory(config):
-        return run_here(function, config, work.composed(common.shared), common.context)
+        own = None if common.shared is None or changes_directory(config) else work.composed(common.shared)
+    if own is not None:
+        return run_here(function, config, own, common.context)
     result = run_job(
         hydra_context=common.context,
         task_function=function,
