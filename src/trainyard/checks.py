@@ -40,6 +40,7 @@ def is_number(
     finite: bool = True,
 ) -> TypeGuard[float]:
     """Return whether `value` is an integer or a float, of Python or NumPy, within the bounds. NaN is not a number.
+
     Unless `finite` is false, infinity and integers that are too large for a float are not numbers either.
     """
     if isinstance(value, bool) or not isinstance(value, Real):

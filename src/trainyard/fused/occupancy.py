@@ -1,5 +1,6 @@
-"""Occupancy of the lanes of a stack: members leave, join and are copied row by row, in place. No tensor changes its
-address or shape, so that a captured step stays valid.
+"""Occupancy of the lanes of a stack: members leave, join and are copied row by row, in place.
+
+No tensor changes its address or shape, so that a captured step stays valid.
 """
 
 from __future__ import annotations

@@ -295,8 +295,9 @@ def given(
 
 
 class Writer:
-    """Thread that writes checkpoints while training continues; a save waits for the previous one. Submitted data must
-    not change afterwards: pass copies of live tensors.
+    """Thread that writes checkpoints while training continues; a save waits for the previous one.
+
+    Submitted data must not change afterwards: pass copies of live tensors.
     """
 
     def __init__(self) -> None:

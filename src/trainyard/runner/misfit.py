@@ -1,6 +1,7 @@
-"""Explanations of errors that torch raises if model, data, loss and optimizer do not fit together. The context of an
-error is read from its traceback: the innermost module that was called, its arguments, the metric and the line of the
-user's code. Errors of other kinds keep their traceback.
+"""Explanations of errors that torch raises if model, data, loss and optimizer do not fit together.
+
+The context of an error is read from its traceback: the innermost module that was called, its arguments, the metric and
+the line of the user's code. Errors of other kinds keep their traceback.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ _SIZES = ("num_classes", "vocab_size", "out_features")
 
 @contextmanager
 def explained(parts: Parts) -> Iterator[None]:
-    """Explain errors that torch raises in the block because model, data, loss and optimizer do not fit together. The
-    error of a stack is not changed, because its members are tried alone.
+    """Explain errors that torch raises in the block because model, data, loss and optimizer do not fit together.
+
+    The error of a stack is not changed, because its members are tried alone.
 
     Args:
         parts: those of the run.

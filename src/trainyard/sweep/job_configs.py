@@ -62,8 +62,9 @@ class JobRecipe:
 
 
 class JobConfigs:
-    """Creates the jobs of a sweep from their overrides. Only the data that the plan needs is kept. Parts of configs
-    that are equal in several jobs are kept once.
+    """Creates the jobs of a sweep from their overrides.
+
+    Only the data that the plan needs is kept. Parts of configs that are equal in several jobs are kept once.
 
     Args:
         composer: composes configs.

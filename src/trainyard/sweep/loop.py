@@ -37,9 +37,10 @@ TICK = 0.2  # seconds
 
 
 class Loop(ABC):
-    """Runs the units of a scheduler until none are left. A unit whose process fails is retried according to the policy.
-    A unit that runs out of CUDA memory, or that the system kills because of memory, is retried once, uncounted, with
-    exclusive use of its device (or machine).
+    """Runs the units of a scheduler until none are left.
+
+    A unit whose process fails is retried according to the policy. A unit that runs out of CUDA memory, or that the
+    system kills because of memory, is retried once, uncounted, with exclusive use of its device (or machine).
 
     The first SIGINT or SIGTERM to this process, if this is its main thread, passes SIGTERM on to every unit, so that it
     can save a checkpoint, and starts no more. The second raises KeyboardInterrupt.

@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def tell_worst_for_nan(returns: Sequence[JobReturn], config: DictConfig) -> None:
-    """Replace NaN in the results of jobs with infinity of the worse sign. Optuna, for example, does not accept NaN, and
-    its sweeper would end. The manifest and the ranking keep the NaN.
+    """Replace NaN in the results of jobs with infinity of the worse sign.
+
+    Optuna, for example, does not accept NaN, and its sweeper would end. The manifest and the ranking keep the NaN.
 
     Args:
         returns: the results of the jobs; changed in place.

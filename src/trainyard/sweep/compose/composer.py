@@ -278,8 +278,9 @@ class SweepLoader(ConfigLoaderImpl):
 
 
 def _form(common: Sequence[Override], own: Sequence[Override]) -> _Form | None:
-    """Return a value that is equal for jobs whose configs can be converted into each other by applying the overrides,
-    which replace everything that the overrides of the other job have changed. None: they may read an old value.
+    """Return a value that is equal for jobs whose configs can be converted into each other by applying overrides.
+
+    The overrides of a job then replace everything that those of another have changed. None: they may read an old value.
     """
     for override in own:
         if not internals.reads_no_value(override) or "${" in str(override.value()):

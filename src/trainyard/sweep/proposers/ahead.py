@@ -24,8 +24,9 @@ class _Prepared:
 
 
 class AheadSource(Source):
-    """Requests the next trials from another source in advance. Prepared trials are a function of the events so far,
-    regardless of the time that they take.
+    """Requests the next trials from another source in advance.
+
+    Prepared trials are a function of the events so far, regardless of the time that they take.
 
     Args:
         source: the source of the trials.

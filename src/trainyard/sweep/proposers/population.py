@@ -97,9 +97,11 @@ def within(parameter: Parameter, value: float) -> Any:
 
 
 class PopulationProposer(Proposer):
-    """Trains a population in generations: all members train to the next position, at which the worst continue as copies
-    of the best. A generation is decided when all members have reported and paused, so the decision does not depend on
-    their order, and a killed sweep continues identically. A failed member no longer belongs to the population.
+    """Trains a population in generations.
+
+    All members train to the next position, at which the worst continue as copies of the best. A generation is decided
+    when all members have reported and paused, so the decision does not depend on their order, and a killed sweep
+    continues identically. A failed member no longer belongs to the population.
 
     Args:
         exploration: the initial values, and their changes.

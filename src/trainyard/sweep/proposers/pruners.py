@@ -1,5 +1,6 @@
-"""Pruners, which decide which trials continue beyond a rung. Each receives the outcomes in the order in which the
-search processes them, and decides only from these.
+"""Pruners, which decide which trials continue beyond a rung.
+
+Each receives the outcomes in the order in which the search processes them, and decides only from these.
 """
 
 from __future__ import annotations
@@ -186,8 +187,9 @@ class Asha(Pruner):
 
 
 class Hyperband(Asha):
-    """Asynchronous Hyperband: several brackets of successive halving run in parallel, each with a later first rung. The
-    number of trials of a bracket follows from its share of Hyperband's budget, and trials are distributed to the
+    """Asynchronous Hyperband: several brackets of successive halving run in parallel, each with a later first rung.
+
+    The number of trials of a bracket follows from its share of Hyperband's budget, and trials are distributed to the
     brackets in turn. (Li et al., "Hyperband", JMLR 2018; asynchronous as in MLSys 2020.)
 
     Args:

@@ -31,9 +31,11 @@ STUDY, TRIAL = "study", "trial"  # in a note: what a sampler has stored with the
 
 
 class SamplerSource(Source):
-    """Uses a new sampler for each trial, with a seed derived from `(seed, number of the trial)`. The sampler sees a
-    study that is recreated each time, so that a suggestion is a function of the recorded trials. Data that a sampler
-    stores for later (a generation, the state of CMA-ES) is in the note of the trial at which it was stored.
+    """Uses a new sampler for each trial, with a seed derived from `(seed, number of the trial)`.
+
+    The sampler sees a study that is recreated each time, so that a suggestion is a function of the recorded trials.
+    Data that a sampler stores for later (a generation, the state of CMA-ES) is in the note of the trial at which it was
+    stored.
 
     Args:
         space: the space of the search.

@@ -48,8 +48,10 @@ class Limits:
 
 
 class SearchProposer(Proposer):
-    """Requests trials from a source, and asks a pruner which of them continue beyond a rung. A decision is a new trial
-    or a promotion; each runs a segment of a job. The results on which a decision depends are defined by `order`:
+    """Requests trials from a source, and asks a pruner which of them continue beyond a rung.
+
+    A decision is a new trial or a promotion; each runs a segment of a job. The results on which a decision depends are
+    defined by `order`:
 
     - `any`: all results that were received before.
     - `job`: results are processed in the order of the decisions, regardless of the order of arrival, and decision k
@@ -241,8 +243,9 @@ class SearchProposer(Proposer):
         return found
 
     def _prepare(self) -> None:
-        """Let the source prepare the trial for the next free slot, if it can already be known. With one slot, each
-        trial uses the result of the previous one, so that a killed search continues identically.
+        """Let the source prepare the trial for the next free slot, if it can already be known.
+
+        With one slot, each trial uses the result of the previous one, so that a killed search continues identically.
         """
         if self._began is None or not (self._in_order or self._slots > 1) or self._choice() != "new":
             return

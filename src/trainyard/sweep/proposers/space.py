@@ -104,8 +104,9 @@ class Space:
         return {key.lstrip("+"): text for key, _, text in lines}
 
     def ask(self, ask: Ask) -> tuple[str, ...]:
-        """Return the overrides of a trial, requesting the value of each of its parameters. A parameter whose condition
-        names another one is requested after it.
+        """Return the overrides of a trial, requesting the value of each of its parameters.
+
+        A parameter whose condition names another one is requested after it.
         """
         values: dict[str, Any] = {}
         for name in self._order:

@@ -27,8 +27,9 @@ def drawable(value: float | None) -> bool:
 
 
 def fences(values: Iterable[float | None]) -> tuple[float, float]:
-    """Return the bounds beyond which a number is an outlier (a diverged job), which an axis omits. The bounds are ten
-    interquartile ranges outside the quartiles, and infinite for fewer than eight numbers.
+    """Return the bounds beyond which a number is an outlier (a diverged job), which an axis omits.
+
+    The bounds are ten interquartile ranges outside the quartiles, and infinite for fewer than eight numbers.
     """
     numbers = [value for value in values if value is not None and drawable(value)]
     if len(numbers) < 8:

@@ -103,8 +103,9 @@ def tuned(rows: Sequence[JobRow]) -> list[str]:
 
 
 def configurations(rows: Sequence[JobRow], direction: Direction) -> list[Configuration]:
-    """Return the configurations, best mean first; empty if no two jobs are repeats of each other. Configurations with
-    fewer finished jobs than others come last. With several objectives there are none.
+    """Return the configurations, best mean first; empty if no two jobs are repeats of each other.
+
+    Configurations with fewer finished jobs than others come last. With several objectives there are none.
 
     Args:
         rows: the jobs, in any order.
