@@ -98,7 +98,7 @@ class LaneQueue:
         jobs: configs, or `LaneJob`s.
 
     Attributes:
-        spans: of the members, in order.
+        spans: the spans of the members, in order.
         refusals: the jobs that could not train in the stack, with the reasons.
     """
 

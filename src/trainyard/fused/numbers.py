@@ -36,7 +36,7 @@ class MemberNumbers:
         device: the device of the tensors.
 
     Attributes:
-        stacks: by place, float64 `[K]`.
+        stacks: the tensors by place, float64 `[K]`.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ class Fit:
     Attributes:
         width: members per stack; 1: they train one by one.
         reason: why they train one by one; None if they are stacked.
-        note: what was measured, for the plan.
+        note: the measurement, for the plan.
         seconds: slot time per member for building and training at this width, without validation; None if unknown.
     """
 

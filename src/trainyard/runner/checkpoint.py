@@ -276,7 +276,7 @@ def given(
 
     Args:
         key: the setting that names it.
-        path: as the user wrote it.
+        path: the path, as written by the user.
         reader: the function that reads it: `load`, or one that raises the same errors.
 
     Raises:

@@ -120,7 +120,7 @@ class GroupWeights:
 
         Args:
             state: the result of `state_dict`.
-            device: of the parameters.
+            device: the device of the parameters.
             member, members: in a stack, the index of the member and the number of members.
         """
         if state is None:

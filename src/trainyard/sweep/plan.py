@@ -150,7 +150,7 @@ class SweepPlan:
     """Jobs of a sweep, which of them will run, and their slots. It grows with the sweep.
 
     Args:
-        jobs: in the order of their numbers.
+        jobs: the jobs, in the order of their numbers.
         entries: the manifest's entry of each, by number, with the decision on how it trains.
         slots: the slots of this machine.
         keys: the keys of the overrides that distinguish the jobs.

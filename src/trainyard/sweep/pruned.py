@@ -37,8 +37,8 @@ def fulfilled(wishes: Mapping[int, Wish], last: Last, why: str) -> list[Ended | 
     """Return the ends of jobs that had been asked to end when the head was killed, as fulfilled requests.
 
     Args:
-        wishes: what they were asked, by number.
-        last: what jobs have reported last.
+        wishes: the requests to jobs, by number.
+        last: the last reports of jobs.
         why: the reason of those that people have stopped.
     """
     found: list[Ended | Paused] = []

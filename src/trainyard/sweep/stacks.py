@@ -38,9 +38,9 @@ class Stacking:
 
     Attributes:
         stacks: the stacks, in the order of their first jobs.
-        alone: by number, the reason why other jobs are in none.
+        alone: the reasons why other jobs are in no stack, by number.
         followed: the numbers of the jobs that train together as recorded.
-        seconds: by number, the slot time of jobs that a probe has measured.
+        seconds: the slot times, by number, of jobs that a probe has measured.
     """
 
     stacks: list[Stack]

@@ -46,7 +46,7 @@ class Command:
             from the newest checkpoint of this one.
         job: the number of the job.
         overrides: the changes of a clone.
-        time: when it was given, in seconds since 1970.
+        time: the time of the request, in Unix seconds.
     """
 
     id: str

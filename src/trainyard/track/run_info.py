@@ -36,7 +36,7 @@ class RunInfo:
         id: the unique ID of the run, created once; MLflow's run has it as the tag `trainyard.run_id`.
         experiment, uri: where the run is tracked, set by the tracker; None if it is not tracked.
         experiment_id: the MLflow ID of the experiment, if it is selected by ID instead of by name.
-        start_time: in Unix seconds.
+        start_time: the start time, in Unix seconds.
         user, source: the user, and the program that was started.
         program: the Python arguments that start this program (`-m trainyard.train`); empty if it has no file, or if
             another process started the run.

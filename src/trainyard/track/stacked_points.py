@@ -17,12 +17,12 @@ class StackedPoints:
     The common part of the members is formatted once; the rest of a member's lines takes one operation.
 
     Args:
-        names: of the metrics.
+        names: the names of the metrics.
         places: the step, epoch and time (Unix seconds) of each point; step and epoch are lists of K if they differ.
         values: for each point, a value for each name: one number for all members, or a list or an array of K.
 
     Attributes:
-        names: of the metrics.
+        names: the names of the metrics.
     """
 
     def __init__(

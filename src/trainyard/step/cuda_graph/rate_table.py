@@ -29,7 +29,7 @@ class RateTable:
         foresight: called when the rows are used up or wrong.
 
     Attributes:
-        rates: of each parameter group, a tensor of no dimension: the rate of the latest step.
+        rates: for each parameter group, a zero-dimensional tensor with the rate of the latest step.
     """
 
     def __init__(self, dtypes: Sequence[torch.dtype], device: torch.device, foresight: Foresight) -> None:

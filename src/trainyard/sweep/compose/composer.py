@@ -142,9 +142,9 @@ class Composer:
     def attempt_each(self, points: Iterable[Sequence[str]]) -> Iterator[DictConfig | Exception]:
         """Compose one job after the other, like `attempt_all`, for callers that need each config only briefly.
 
-        A config is valid until the next is asked for, which may be the same object with other values: read it. Of
-        Hydra's node, what belongs to the job's number and place may be written: `hydra.job.id`, `hydra.job.num` and
-        `hydra.runtime.output_dir` keep what was written into an earlier config.
+        A config is valid until the next one is requested, which may be the same object with other values. Do not change
+        it. Of Hydra's node, what belongs to the job's number and place may be written: `hydra.job.id`, `hydra.job.num`
+        and `hydra.runtime.output_dir` keep what was written into an earlier config.
         """
         for point in points:
             yield self._attempt(list(point), reuse=True)
@@ -259,7 +259,7 @@ class SweepLoader(ConfigLoaderImpl):
 
     Args:
         loader: Hydra's own.
-        master: the config of the whole sweep.
+        master: the config of the entire sweep.
     """
 
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:

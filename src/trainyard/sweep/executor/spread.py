@@ -27,7 +27,7 @@ class _Spread:
 
     Attributes:
         num: the task's own number.
-        parts: in the order of nodes.
+        parts: the parts, in the order of the nodes.
         meeting: the file with the address of the first one.
         left: the parts that have not ended.
         ended: how the others ended, in this order.
@@ -81,9 +81,9 @@ class SpreadTasks:
         """Record a launched task, and return the file through which its parts connect.
 
         Args:
-            number: of the launch.
+            number: the number of the launch.
             num: the task's own.
-            parts: in the order of nodes.
+            parts: the parts, in the order of the nodes.
             fence: the head's.
         """
         meeting = self._directory.absolute() / FOLDER / MEETINGS / f"{fence}-{number}"

@@ -84,7 +84,7 @@ class Earlier:
         Args:
             given: the directory of a sweep, the name of an MLflow experiment, or the name or the ID of a run.
             space: the space of this search.
-            config: the config of the whole sweep, which names the store and the objective.
+            config: the config of the entire sweep, which names the store and the objective.
             goals: the goals of this search, if it has more than one objective.
 
         Raises:

@@ -52,7 +52,7 @@ def mapping_of(name: str, value: Any, form: str) -> Mapping[str, Any]:
 
     Args:
         name: the name of the setting.
-        value: what was given.
+        value: the given value.
         form: the accepted form, for the message.
 
     Raises:
@@ -82,7 +82,7 @@ def first_seed(fixed: Mapping[str, Any], config: DictConfig) -> int | None:
 
     Args:
         fixed: the keys with a single value, from the space.
-        config: the config of the whole sweep.
+        config: the config of the entire sweep.
 
     Raises:
         ConfigError: it is not a seed.

@@ -31,7 +31,7 @@ def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
 
     Args:
         values: the settings in `hydra.sweeper`, in plain Python.
-        config: the config of the whole sweep.
+        config: the config of the entire sweep.
 
     Raises:
         ConfigError: a setting has another form, or the number of directions differs from that of the objectives.

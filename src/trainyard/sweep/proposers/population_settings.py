@@ -57,7 +57,7 @@ class PopulationSettings:
 
         Args:
             given: the settings.
-            config: the config of the whole sweep.
+            config: the config of the entire sweep.
 
         Raises:
             ConfigError: a setting is unknown, has another form, or is incompatible with the loop.
@@ -85,7 +85,7 @@ class PopulationSettings:
         Args:
             arguments: the overrides of the command line.
             loader: Hydra's loader.
-            config: the config of the whole sweep.
+            config: the config of the entire sweep.
 
         Raises:
             ConfigError: an override is invalid, or `explore` names a key that does not vary.

@@ -54,7 +54,7 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
 
     Args:
         value: the node; None for no pruner.
-        config: the config of the whole sweep.
+        config: the config of the entire sweep.
 
     Raises:
         ConfigError: it is not a node, or the loop does not validate at its rungs.

@@ -102,7 +102,7 @@ class _Rung:
 
     Attributes:
         ranked: all of them, best first.
-        waiting: those that are paused there, best first.
+        waiting: the trials that are paused there, best first.
         at: the place.
     """
 

@@ -64,7 +64,7 @@ class SearchProposer(Proposer):
         sign: 1 if a lower objective is better, -1 if a higher one is.
         goals: several objectives (`sign` is that of the first), or constraints; None for a single objective without
             constraints.
-        limits: when the search ends.
+        limits: the conditions for the end of the search.
         order: `any` or `job`.
         together: the number of new trials that are requested together for each free slot, such as the width of a stack.
         width: the number of concurrent segments that `job` allows; None for the number of slots at the start.

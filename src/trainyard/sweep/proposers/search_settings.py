@@ -57,7 +57,7 @@ class SearchSettings:
         pruner: node of the pruner; None for none.
         direction: `minimize` or `maximize`: of the first of several objectives.
         goals: several objectives, or constraints; None for a single objective without constraints.
-        limits: when the search ends.
+        limits: the conditions for the end of the search.
         order: `any` or `job`.
         n_jobs: the number of concurrent trials that `order=job` allows; None for the number of slots.
         params: overrides in the config.
@@ -91,7 +91,7 @@ class SearchSettings:
 
         Args:
             given: the settings.
-            config: the config of the whole sweep.
+            config: the config of the entire sweep.
 
         Raises:
             ConfigError: a setting is unknown or has another form, or Optuna is not installed.
@@ -162,7 +162,7 @@ class SearchSettings:
         Args:
             arguments: the overrides of the command line.
             loader: Hydra's loader.
-            config: the config of the whole sweep.
+            config: the config of the entire sweep.
 
         Raises:
             ConfigError: an override, the sampler or the pruner is invalid.
@@ -286,8 +286,8 @@ def grid_proposer(
     Args:
         jobs: the overrides of each job.
         pruner: the node of the pruner, from `pruner_node`.
-        direction, order: as in `hydra.sweeper`.
-        config: the config of the whole sweep.
+        direction, order: see `hydra.sweeper`.
+        config: the config of the entire sweep.
 
     Raises:
         ConfigError: a setting has another form.

@@ -61,7 +61,7 @@ class Space:
         lines: the overrides of the config (`hydra.sweeper.params`) and of the command line, in order.
         when: by key, the conditions under which it is a parameter (`trainyard.sweep.conditions.Conditions`).
         loader: Hydra's loader.
-        master: the config of the whole sweep.
+        master: the config of the entire sweep.
 
     Raises:
         ConfigError: no key varies, or a range is empty.

@@ -56,7 +56,7 @@ def read_numbers(
     Args:
         directory: the job's directory.
         names: the metrics whose curves are kept, including `RUNG`.
-        objective, direction: as for `read_all`.
+        objective, direction: see `read_all`.
     """
     curves: dict[str, Curve] = {name: [] for name in names}
     last: dict[str, float] = {}

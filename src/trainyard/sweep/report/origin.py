@@ -27,7 +27,7 @@ class Origin:
     """Origin of a sweep's numbers; unknown values are empty.
 
     Attributes:
-        started: when the sweep was first started, in unix seconds.
+        started: the time of the first start, in Unix seconds.
         commit: the commit, and whether there were uncommitted changes.
         command: the command, without credentials.
         page: the address of the sweep's run in MLflow.

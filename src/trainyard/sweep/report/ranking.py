@@ -50,7 +50,7 @@ def places(ranking: Sequence[JobRow], direction: Direction) -> Iterator[int | No
 
     Args:
         ranking: the result of `rank`.
-        direction: as for `rank`.
+        direction: see `rank`.
     """
     if front := front_of(ranking):
         yield from (front.get(row.num) for row in ranking)
