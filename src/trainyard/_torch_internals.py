@@ -1,7 +1,8 @@
 """Private parts of torch, each with a public replacement.
 
-Only this file, and `_torch_vmap` for those that leave `torch.vmap`, name them. `trainyard._fast_paths` lists and
-switches the parts; each has a test with its name.
+Only this file, and `_torch_vmap` for those that leave `torch.vmap`, name them.
+
+`trainyard._fast_paths` lists and switches the parts; each has a test with its name.
 
 Parts that are used once, when a part of a run is built, are functions here. Parts that every step calls are attributes
 of `foreach`, which holds torch's function or its replacement, so that a call costs the same as without this module.

@@ -53,9 +53,9 @@ class VmapExit:
         self._outside = temporarily_pop_interpreter_stack
 
     def takes(self, tensor: Tensor) -> bool:
-        """Return whether each member has its own `tensor`, and no transform of `torch.func` other than the `vmap` is
-        active. Inside another transform, such as a `torch.func.grad` in the model, the code must be written for one
-        member.
+        """Return whether each member has its own `tensor`, and only the `vmap` is active of torch's transforms.
+
+        Inside another transform, such as a `torch.func.grad` in the model, the code must be written for one member.
         """
         return self._current_level() == _LEVEL and bool(self._is_batched(tensor))
 
@@ -143,8 +143,9 @@ def _rebound(function: Any, names: dict[str, Any]) -> Any:
 
 
 def private_functions() -> dict[str, Any]:
-    """Return the functions that `torch.distributions` calls under private names, by name, if torch has them. Two of
-    them draw random numbers, and one checks the arguments of a distribution.
+    """Return the functions that `torch.distributions` calls under private names, by name, if torch has them.
+
+    Two of them draw random numbers, and one checks the arguments of a distribution.
     """
     return {name: getattr(torch, name) for name in _OF_DISTRIBUTIONS if hasattr(torch, name)}
 

@@ -148,7 +148,7 @@ class Application(SweepableTask):
         """Return how many slots of a sweep a job takes: one for each device that it trains on.
 
         Args:
-            values: what `check` returned.
+            values: the result of `check`.
             room: the number of slots that a job can take.
 
         Raises:

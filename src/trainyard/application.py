@@ -38,8 +38,9 @@ class StartedAs:
         return ["-m", self.module] if self.module else [self.file]
 
     def is_same(self, other: StartedAs) -> bool:
-        """Return whether both are the same application. If one of the files does not exist here, for example after a
-        project was moved, the names are compared.
+        """Return whether both are the same application.
+
+        If one of the files does not exist here, for example after a project was moved, the names are compared.
         """
         mine, theirs = Path(self.file), Path(other.file)
         if mine.exists() and theirs.exists():

@@ -97,8 +97,9 @@ def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequenc
 
 
 def aligned(target: Any, output: Any) -> Any:
-    """Return a floating-point target in the shape of the output if they differ only in a last axis of size 1. `[B]` and
-    `[B, 1]` contain the same numbers, but a comparison would broadcast them to `[B, B]`.
+    """Return a floating-point target in the shape of the output if they differ only in a last axis of size 1.
+
+    `[B]` and `[B, 1]` contain the same numbers, but a comparison would broadcast them to `[B, B]`.
     """
     if not isinstance(target, Tensor) or not isinstance(output, Tensor) or not target.is_floating_point():
         return target

@@ -40,6 +40,7 @@ def is_number(
     finite: bool = True,
 ) -> TypeGuard[float]:
     """Return whether `value` is an integer or a float, of Python or NumPy, within the bounds. NaN is not a number.
+
     Unless `finite` is false, infinity and integers that are too large for a float are not numbers either.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -62,7 +63,7 @@ def integer(
 
     Args:
         key: the key of the value.
-        value: what was given.
+        value: the given value.
         at_least: the smallest integer that is accepted; None for no limit.
         at_most: the largest.
         other: other values that the caller accepts and has already handled, such as "null to keep all"; for the
@@ -124,7 +125,7 @@ def number(
 
     Args:
         key: the key of the value.
-        value: what was given.
+        value: the given value.
         above, below: exclusive bounds; None for no limit.
         at_least, at_most: inclusive bounds; None for no limit.
         finite: reject infinity. NaN is always rejected.
@@ -147,7 +148,7 @@ def boolean(key: str, value: object, *, other: str = "") -> bool:
 
     Args:
         key: the key of the value.
-        value: what was given.
+        value: the given value.
         other: other values that the caller accepts and has already handled; for the message.
 
     Raises:
@@ -163,7 +164,7 @@ def choice(key: str, value: object, options: Collection[str], *, other: str = ""
 
     Args:
         key: the key of the value.
-        value: what was given.
+        value: the given value.
         options: the accepted names, or a mapping whose keys are the accepted names.
         other: other values that the caller accepts and has already handled; for the message.
 
@@ -180,7 +181,7 @@ def text(key: str, value: object, *, at_most: int) -> str:
 
     Args:
         key: the key of the value.
-        value: what was given.
+        value: the given value.
         at_most: the maximum number of characters.
 
     Raises:

@@ -34,7 +34,7 @@ class ConfigError(TrainyardError):
     Args:
         key: its place in the config. A part names its own argument (`batch_size`); the builder of the
             part prefixes the group's name (`data.batch_size`).
-        given: what was given.
+        given: the given value.
         accepted: what would be accepted, as the end of the sentence "Expected …".
         hint: an additional sentence.
         options: accepted names; the message offers the nearest to `given`.

@@ -28,7 +28,7 @@ class DiskFullError(TrainyardError):
     Args:
         path: the file, or its folder.
         cause: the error of the system.
-        then: what can be done once there is space.
+        then: the next step for the user once there is space.
     """
 
     status = 1
@@ -115,9 +115,9 @@ def append_whole(fd: int, lines: bytes, path: Path, then: str = _RESUME) -> None
 
     Args:
         fd: the file, open for appending.
-        lines: what is written.
+        lines: the lines to write.
         path: the file's path, for the error.
-        then: what can be done once there is space.
+        then: the next step for the user once there is space.
 
     Raises:
         DiskFullError: no space is left.

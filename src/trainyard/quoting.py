@@ -12,8 +12,10 @@ _BACKSLASHES = re.compile(r'(\\*)("|$)')
 
 
 def override(key: str, value: str | Path) -> str:
-    """Return the override that sets a key to this text. In Hydra's quoted strings, `\\` is an escape character only
-    before `"` and at the end (https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values).
+    """Return the override that sets a key to this text.
+
+    In Hydra's quoted strings, `\\` is an escape character only before `"` and at the end
+    (https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values).
 
         >>> override("hydra.run.dir", "outputs/mine")
         'hydra.run.dir=outputs/mine'

@@ -35,8 +35,9 @@ PLACE = (
 
 
 def redact(text: str) -> str:
-    """Return the text with `***` for each password, token and key in a URI; repeated calls do not change it. In the
-    part of a URI before `@`, a name before a password is kept: `http://bob:***@host`.
+    """Return the text with `***` for each password, token and key in a URI; repeated calls do not change it.
+
+    In the part of a URI before `@`, a name before a password is kept: `http://bob:***@host`.
     """
     if "://" not in text:
         return text

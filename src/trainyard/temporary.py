@@ -1,7 +1,7 @@
-"""Temporary files that are named after their process, so that a later one can remove what a killed process left.
+"""Temporary files that are named after their process, so that a later process can remove the files of a killed one.
 
-A name ends in `HOST-PID-START`: a mark of the system (its boot and its space of process numbers, or its name), the
-process's number, and the time at which it started in ticks since boot, 0 if it is unknown. Files of another system are
+A name ends in `HOST-PID-START`: an identifier of the system (from its boot and its PID namespace, or its name), the
+number of the process, and its start time in ticks since boot, or 0 if that is unknown. Files of another system are
 never removed, because it is unknown whether their process is alive.
 """
 
@@ -24,14 +24,14 @@ _MAX_PATH = 66  # characters; a socket in it, whose path has 108 at most, adds p
 
 
 def marked(prefix: str) -> str:
-    """Return a name that no other living process gives with this prefix."""
+    """Return a name with this prefix that no other living process uses."""
     return f"{prefix}{_host()}-{os.getpid()}-{_start(os.getpid())}"
 
 
 def remove_left(folder: Path, prefix: str) -> None:
-    """Remove the entries of a folder that dead processes of this system have named by `marked(prefix)`.
+    """Remove the entries of a folder that dead processes of this system named with `marked(prefix)`.
 
-    What cannot be removed stays.
+    Entries that cannot be removed remain.
     """
     with suppress(OSError):
         for entry in folder.iterdir():
@@ -41,9 +41,10 @@ def remove_left(folder: Path, prefix: str) -> None:
 
 
 def own_folder() -> Path:
-    """Return a new folder of this process's among the system's temporary files.
+    """Return a new folder for this process among the system's temporary files.
 
-    It is removed when the process ends; if that is killed, by the next process that asks for a folder.
+    The folder is removed when the process ends. If the process is killed, the next process that asks for a folder
+    removes it.
     """
     parent = Path(tempfile.gettempdir(), f"{_OURS}-{os.getuid()}")
     parent.mkdir(mode=0o700, exist_ok=True)
@@ -58,10 +59,10 @@ def own_folder() -> Path:
 
 
 def use_own_folder() -> Path | None:
-    """Let `tempfile` put the files of this process into a folder of its own.
+    """Make `tempfile` write the files of this process into a separate folder.
 
     Returns:
-        The folder; None where none can be made: the files go where they went.
+        The folder; None if no folder can be created: the location of temporary files does not change.
     """
     try:
         folder = own_folder()
@@ -72,7 +73,7 @@ def use_own_folder() -> Path | None:
 
 
 def for_multiprocessing() -> None:
-    """Let `multiprocessing` put the sockets of this process and of those that it forks into a folder of its own."""
+    """Make `multiprocessing` create the sockets of this process and its forks in a separate folder."""
     config = getattr(process.current_process(), "_config", None)
     if not isinstance(config, dict) or config.get("tempdir") is not None:
         return
@@ -91,7 +92,7 @@ def _host() -> str:
 
 
 def _start(pid: int) -> int:
-    """Return when a process started, in ticks since boot; 0 if it is unknown."""
+    """Return the start time of a process, in ticks since boot; 0 if it is unknown."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     return 0

@@ -56,7 +56,7 @@ def check_trust(run: StoredRun, place: str, trust: bool) -> None:
 
     Args:
         run: the run.
-        place: where it was found, for the message.
+        place: the place at which it was found, for the message.
         trust: whether the user trusts it.
 
     Raises:

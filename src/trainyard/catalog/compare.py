@@ -9,7 +9,7 @@ from typing import Any
 from trainyard.catalog.stored_run import StoredRun
 
 Rows = dict[str, list[Any]]
-"""Values by name, one for each run; None where a run has none."""
+"""Values by name, one for each run; None if a run has none."""
 
 # Settings of where a run is stored, not of what it does.
 _ELSEWHERE = ("work_dir", "tracker.uri")

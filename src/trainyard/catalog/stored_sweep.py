@@ -34,7 +34,7 @@ class SweepJob:
         seconds: how long it took.
         width: the number of jobs that trained with it in one program.
         error: why it failed.
-        began: when its last attempt began, in unix seconds.
+        began: the time at which the last attempt started, in Unix seconds.
     """
 
     num: int
@@ -62,7 +62,7 @@ class StoredSweep:
 
     Attributes:
         jobs: the jobs by number, as of the last `read_on`.
-        started: when it was first started, in unix seconds.
+        started: the time of the first start, in Unix seconds.
         searched: whether a search chooses the jobs.
         goals: the goals by which the search compares the jobs, if these are more than the objective.
     """

@@ -1,4 +1,5 @@
 """The `trainyard` command: lists, compares, follows and removes runs, starts trainings, and checks the installation.
+
 Each subcommand has its own file, which is imported when it is called, so that the command starts without torch and
 MLflow.
 """

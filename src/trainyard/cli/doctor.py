@@ -37,7 +37,7 @@ class Finding:
     """What one check found.
 
     Attributes:
-        name: what was checked.
+        name: the name of the check.
         ok: whether it can be used.
         text: the result, or what to do.
     """

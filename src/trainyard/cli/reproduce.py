@@ -66,10 +66,10 @@ def stored(run: str, uri: str | None, trust: bool, folders: ExitStack) -> Stored
     """Return a run by its directory, ID or name; if there is none, download it from MLflow into a temporary folder.
 
     Args:
-        run: as the user gave it.
+        run: the run, as named by the user.
         uri: the store; None for that of the environment.
         trust: accept a run from elsewhere.
-        folders: holds the temporary folder.
+        folders: the exit stack that holds the temporary folder.
 
     Raises:
         TrainyardError: the run is not found, or is from elsewhere.

@@ -15,7 +15,7 @@ class DistinctConfigs:
     """Configs that differ in more than `WHERE`.
 
     Attributes:
-        nodes: by top-level key, the distinct values.
+        nodes: the distinct values, by top-level key.
         jobs: for each config, the number of its value under each key; missing keys are omitted.
     """
 

@@ -55,7 +55,7 @@ def of_group(name: str, named: Iterable[str], tell: Callable[[str], object] = pr
     """Return the schema of the option files of a group.
 
     Args:
-        name: of the group.
+        name: the name of the group.
         named: the targets that its options name, as dotted paths.
         tell: called with a message for each target that cannot be imported and is therefore not checked.
     """
@@ -73,7 +73,7 @@ def of_whole(named: Iterable[str], comments: Mapping[str, str], tell: Callable[[
     Args:
         named: the targets of all groups.
         comments: the description of each setting at the top level.
-        tell: as for `of_group`.
+        tell: see `of_group`.
     """
     hints = typing.get_type_hints(Settings)
     properties: Schema = {"defaults": {"type": "array"}, "hydra": {"type": "object"}}

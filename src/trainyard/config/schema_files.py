@@ -18,7 +18,7 @@ def schemas(folders: list[Path], tell: Callable[[str], object] = print) -> dict[
     """Return the schema of each group in some folders of configs, and that of complete configs, by name.
 
     Args:
-        folders: of configs; all of them name the targets of a group.
+        folders: the folders of configs; all of them name the targets of a group.
         tell: called with a message for each target that cannot be imported.
     """
     named: dict[str, set[str]] = {WHOLE: set()}

@@ -32,7 +32,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     """Images that are decoded on demand.
 
     Args:
-        files: of one split.
+        files: the files of one split.
         colour, size, decoder: see `ImageFolder`.
         transforms: applied in order.
     """

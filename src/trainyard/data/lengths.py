@@ -22,8 +22,9 @@ def exact_length(loader: Loader) -> int | None:
 
 
 def length_hint(loader: Loader) -> int | None:
-    """Return the number of batches in an epoch that a loader states; None if it states none. Only progress bars, and
-    schedules that need a length, may depend on it.
+    """Return the number of batches in an epoch that a loader states; None if it states none.
+
+    Only progress bars, and schedules that need a length, may depend on it.
     """
     sized: Any = loader
     try:

@@ -189,7 +189,7 @@ class SeededStream(IterableDataset[Any]):
 class WorkerInit:
     """The `worker_init_fn` of a loader whose data set is wrapped: the user's function sees the user's data set.
 
-    The worker ignores SIGINT: Ctrl-C signals the whole process group, and the trainer, which ends its run
+    The worker ignores SIGINT: Ctrl-C signals the entire process group, and the trainer, which ends its run
     cleanly, needs its workers until then. It does not ignore SIGTERM, with which the trainer ends it.
 
     A worker whose trainer was killed while the worker started ends immediately. Otherwise, torch, which later checks

@@ -29,7 +29,7 @@ class Table(NamedTuple):
         x: float32 `[N, ...]`, finite or NaN; the columns of `texts` are NaN.
         y: `[N]` or `[N, D]`: integers, floats or strings, all finite.
         texts: the strings `[N]` of each column of categories, by the index of the column; None for a missing value.
-        names: of the columns; None for an array.
+        names: the names of the columns; None for an array.
         groups: `[N]`, the group of each row; None if no column of groups was requested.
     """
 

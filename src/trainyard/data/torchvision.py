@@ -20,8 +20,9 @@ from trainyard.errors import ConfigError
 
 
 class Torchvision(ArrayData):
-    """A classification data set of `torchvision.datasets`, with its own test part. The validation set is drawn from the
-    training part.
+    """A classification data set of `torchvision.datasets`, with its own test part.
+
+    The validation set is drawn from the training part.
 
     A batch is `(x, y)`: x float32 `[B, C, H, W]` in [0, 1], y int64 `[B]`. A data set with its images in one array
     (`.data`, with `.targets` or `.labels`: MNIST, CIFAR10, SVHN, ...) is served from memory, as bytes on the training

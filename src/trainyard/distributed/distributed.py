@@ -163,6 +163,7 @@ class Distributed(Strategy):
 
     def weighted(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return `step` with its losses scaled so that their mean over the ranks is the mean over the complete batch.
+
         Gradients are averaged over the ranks, whose parts of a batch may differ in size. If the model returns
         `num_items`, a rank is weighted by its number of items, and `num_items` becomes the number of items of the
         complete batch.

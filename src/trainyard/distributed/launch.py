@@ -46,7 +46,7 @@ class Outcome:
 
     Args:
         state: `done`, `failed` (at least one rank) or `interrupted`.
-        value: what the function returned on rank 0.
+        value: the return value of the function on rank 0.
         error: the error that ended the ranks, reported once.
         trace: the traceback of a rank's error, if the error alone does not explain it.
         status: the exit status that a command should have.

@@ -108,7 +108,7 @@ class _OfRank:
 
     @property
     def exact_length(self) -> int | None:
-        """Number of batches in every epoch, of all ranks together; None where the loader is not certain of it."""
+        """Number of batches in every epoch, of all ranks together; None if the loader is not certain of it."""
         return exact_length(self.loader)
 
     def __len__(self) -> int:

@@ -39,7 +39,7 @@ class Report:
     Args:
         state: the state; `killed` for a rank that could not report.
         time: the time, on the machine's monotonic clock.
-        value: what the function returned.
+        value: the return value of the function.
         kind: the class of the raised error.
         error: its message.
         trace: its traceback; None if the message is sufficient.

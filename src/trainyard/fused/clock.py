@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class LaneClock:
-    """Synchronizes loop, schedule and data with lanes at different positions in the training. The loop counts for the
-    entire stack: `runner.iter` and `runner.epoch`. Each member is a constant number of iterations and batches ahead of
-    these counts (or behind, if negative) as long as it keeps its lane.
+    """Synchronizes loop, schedule and data with lanes at different positions in the training.
+
+    The loop counts for the entire stack: `runner.iter` and `runner.epoch`. Each member is a constant number of
+    iterations and batches ahead of these counts (or behind, if negative) as long as it keeps its lane.
 
     Args:
         runner: the Runner of the stack.
@@ -134,10 +135,12 @@ class LaneClock:
 
     @property
     def open(self) -> bool:
-        """Whether members may join now, and free lanes may be removed. In an iteration loop, this is possible at
-        multiples of `val_interval`, so that members are validated together. If this interval is longer than a training,
-        or if members cannot be at different batches of their epochs, it is possible when an epoch ends for all. In an
-        epoch loop, it is possible when an epoch ends. Groups of batches are shared by all members.
+        """Whether members may join now, and free lanes may be removed.
+
+        In an iteration loop, this is possible at multiples of `val_interval`, so that members are validated together.
+        If this interval is longer than a training, or if members cannot be at different batches of their epochs, it is
+        possible when an epoch ends for all. In an epoch loop, it is possible when an epoch ends. Groups of batches are
+        shared by all members.
         """
         runner, loop = self._runner, self._runner.train_loop
         if loop.val_due or (loop.unit == "iter" and runner.iter % runner.settings["accumulate"]):

@@ -82,8 +82,9 @@ class Feed(Protocol):
         written."""
 
     def asked(self) -> Sequence[tuple[int, bool]]:
-        """Return the numbers of members that must leave, each once, and whether each pauses. It is called after every
-        iteration.
+        """Return the numbers of members that must leave, each once, and whether each pauses.
+
+        It is called after every iteration.
         """
 
     def refused(self, job: LaneJob, error: TrainyardError) -> None:
@@ -97,7 +98,7 @@ class LaneQueue:
         jobs: configs, or `LaneJob`s.
 
     Attributes:
-        spans: of the members, in order.
+        spans: the spans of the members, in order.
         refusals: the jobs that could not train in the stack, with the reasons.
     """
 

@@ -34,10 +34,10 @@ class Lane:
         self._origin: int | Mapping[str, Any] | None = None  # a seed, a saved state, or the process's generators
 
     def begin(self, origin: int | Mapping[str, Any] | None) -> None:
-        """Start as a process does.
+        """Start with the state of a new process.
 
         Args:
-            origin: a seed, for `trainyard.rng_state.seed_all`; or a state that `trainyard.rng_state.state` gave. None
+            origin: a seed, for `trainyard.rng_state.seed_all`; or a result of `trainyard.rng_state.state`. None
                 continues with the numbers of the process's generators.
         """
         self._origin = origin

@@ -159,8 +159,9 @@ class StackedModel(nn.Module):
         self._point(range(self.size))
 
     def vacate(self, k: int) -> nn.Module:
-        """Free a lane: return its model, which keeps its values as separate tensors. A copy occupies the row until
-        `put` gives the lane to another model.
+        """Free a lane: return its model, which keeps its values as separate tensors.
+
+        A copy occupies the row until `put` gives the lane to another model.
         """
         model = self.models[k]
         for tensor in (*model.parameters(), *model.buffers()):

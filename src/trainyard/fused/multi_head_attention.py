@@ -18,8 +18,8 @@ def multi_head_attention(
     this.
 
     Args:
-        linear: as `torch.nn.functional.linear`.
-        attend: as `torch.nn.functional.scaled_dot_product_attention`; its probability may be a tensor.
+        linear: see `torch.nn.functional.linear`.
+        attend: see `torch.nn.functional.scaled_dot_product_attention`; its probability may be a tensor.
         dropout: from features and a probability, which may be a tensor.
     """
 

@@ -24,8 +24,10 @@ _NAMES = ("dropout", "label_smoothing")
 
 
 class MemberNumbers:
-    """The numbers of the modules of a stack that differ between members. Inside the forward pass, an attribute is a
-    zero-dimensional tensor, which is the value of the member under `torch.vmap`.
+    """The numbers of the modules of a stack that differ between members.
+
+    Inside the forward pass, an attribute is a zero-dimensional tensor, which is the value of the member under
+    `torch.vmap`.
 
     Args:
         places: the places of the numbers.
@@ -34,7 +36,7 @@ class MemberNumbers:
         device: the device of the tensors.
 
     Attributes:
-        stacks: by place, float64 `[K]`.
+        stacks: the tensors by place, float64 `[K]`.
     """
 
     def __init__(

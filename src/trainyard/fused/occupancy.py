@@ -1,5 +1,6 @@
-"""Occupancy of the lanes of a stack: members leave, join and are copied row by row, in place. No tensor changes its
-address or shape, so that a captured step stays valid.
+"""Occupancy of the lanes of a stack: members leave, join and are copied row by row, in place.
+
+No tensor changes its address or shape, so that a captured step stays valid.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Occupancy:
 
     Args:
         runner: the stack's.
-        feed: None where no member joins.
+        feed: the feed; None if no member joins.
     """
 
     def __init__(self, runner: FusedRunner, feed: Feed | None) -> None:
@@ -126,7 +127,7 @@ class Occupancy:
         return filled
 
     def _join(self, jobs: Mapping[int, LaneJob]) -> list[int]:
-        """Let jobs begin, or go on, in free lanes, and tell of it; return the lanes of those that could."""
+        """Let jobs start or continue in free lanes, report this, and return the lanes of the jobs that could."""
         runner, joined = self._runner, self._admit(jobs)
         if joined:
             runner.call("after_join", joined=joined)
@@ -299,7 +300,7 @@ def vacancy(runner: FusedRunner, index: int, settings: Mapping[str, Any]) -> Sta
     Args:
         runner: the stack's.
         index: the lane.
-        settings: those of any member.
+        settings: the settings of any member.
     """
     nothing = {"work_dir": None, "resume": False, "resume_override": None, "load_from": None}
     member = StackMember(runner, index, {**settings, **nothing, "info": RunInfo("a free lane")})
@@ -309,6 +310,6 @@ def vacancy(runner: FusedRunner, index: int, settings: Mapping[str, Any]) -> Sta
 
 
 def models_of(stacked: nn.Module | None) -> StackedModel | None:
-    """Return the stack of the evaluated models; None where the trained ones are evaluated."""
+    """Return the stack of the evaluated models; None if the trained ones are evaluated."""
     assert stacked is None or isinstance(stacked, StackedModel)
     return stacked

@@ -72,7 +72,7 @@ class Fit:
     Attributes:
         width: members per stack; 1: they train one by one.
         reason: why they train one by one; None if they are stacked.
-        note: what was measured, for the plan.
+        note: the measurement, for the plan.
         seconds: slot time per member for building and training at this width, without validation; None if unknown.
     """
 
@@ -83,9 +83,10 @@ class Fit:
 
 
 def probe(configs: Sequence[Values], of: int) -> Fit:
-    """Try a stack with one training step and one validation step, then measure increasing widths. The measurement ends
-    if a wider stack is not faster, if the next width would not fit into memory, or after 2 % of the stack's training
-    time. The result is the width with the least time per member. No files remain.
+    """Try a stack with one training step and one validation step, then measure increasing widths.
+
+    The measurement ends if a wider stack is not faster, if the next width would not fit into memory, or after 2 % of
+    the stack's training time. The result is the width with the least time per member. No files remain.
 
     Args:
         configs: the resolved configs of some members; no stack will have more members.

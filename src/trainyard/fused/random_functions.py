@@ -149,8 +149,9 @@ def _multi_head_attention(draws: Draws, func: Any, args: Arguments, kwargs: Name
 
 
 def plain_attention(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context in which attention calls a separate dropout function. On CUDA, the other kernels draw
-    internally, and again in the backward pass, from one generator for all lanes.
+    """Return a context in which attention calls a separate dropout function.
+
+    On CUDA, the other kernels draw internally, and again in the backward pass, from one generator for all lanes.
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
 

@@ -285,6 +285,7 @@ class FusedRunner(Runner):
 
     def cut(self) -> None:
         """Remove the members that have stopped, pause or are at their end from the stacks, unless this applies to all.
+
         With a feed, other members take their lanes; free lanes are removed when the feed is closed.
         """
         self.occupancy.obey()

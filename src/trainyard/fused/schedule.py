@@ -105,8 +105,8 @@ class StackedSchedule:
         """Give places in the stack to other members, from the next row on; the rows of the others are not changed.
 
         Args:
-            schedules: by place, bound.
-            ahead: by place, the number of rows by which each is ahead of the stack.
+            schedules: the bound schedules, by place.
+            ahead: for each place, the number of rows by which each is ahead of the stack.
 
         Raises:
             Unfusable: they differ from the stack's in unit or in the number of parameter groups.

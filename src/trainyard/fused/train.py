@@ -152,7 +152,7 @@ def _train(
         tracker: the tracker.
         positions: their positions in the sweep.
         feed: the source of further members.
-        rows: by lane, the index of its member; None for a free lane.
+        rows: for each lane, the index of its member; None for a free lane.
         source: the source of further jobs, which is notified if the stack cannot accept any. None: there are no further
             jobs.
     """

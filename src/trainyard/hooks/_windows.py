@@ -75,7 +75,7 @@ class LastN(LogWindow):
 
 @dataclass(frozen=True)
 class Since(LogWindow):
-    """Mean of all values of the current epoch, or of the whole run (`whole`)."""
+    """Mean of all values of the current epoch, or of the entire run (`whole`)."""
 
     whole: bool = False
 

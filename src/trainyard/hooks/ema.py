@@ -41,6 +41,7 @@ class EMA(Hook):
 
     The first update copies the weights; before it, the model itself is evaluated. A copy of the model holds the
     average. A checkpoint contains both: a resumed run continues from the weights, and `load_from` loads the average.
+
     The number of updates is on the host. An update neither reads from the device nor copies to it.
 
     Args:

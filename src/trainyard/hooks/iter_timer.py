@@ -11,6 +11,7 @@ from trainyard.runner.hook import Hook
 
 class IterTimer(Hook):
     """Records the mean seconds per iteration (`time`) and of waiting for its batch (`data_time`), since the last log.
+
     On CUDA, the time is that of the host: kernels may still run afterwards.
     """
 

@@ -69,6 +69,7 @@ class Norms(Hook):
 
 class _Measure(NoClip):
     """Measures the norms immediately before clipping, for one iteration, because only then are the gradients complete.
+
     With several optimizers, it is called for each of them, with its parameters.
     """
 

@@ -21,6 +21,7 @@ class Augment(nn.Module):
     The transforms are functions from a tensor to a tensor, such as those of `torchvision.transforms.v2`. They run on
     the batch's device, which is where the data is if it is kept in memory. The input is the first element of a tuple or
     list, the first key of a mapping that is not a target, or the single tensor itself; other entries are not changed.
+
     Transforms draw their random numbers on the host. Therefore, a step with them is not captured into a CUDA graph, and
     runs with different seeds train one by one, not as a stack.
 

@@ -87,7 +87,7 @@ def unfreeze(model: nn.Module, patterns: Sequence[str], key: str = "unfreeze") -
 
     Args:
         model: changed in place.
-        patterns: as for `freeze`.
+        patterns: see `freeze`.
         key: the key of the patterns, for errors.
 
     Returns:

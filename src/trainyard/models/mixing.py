@@ -144,6 +144,7 @@ class CutMix(BatchMix):
 
 class RandomChoice(nn.Module):
     """Applies one of several preprocessors, drawn for each training batch; in evaluation mode, batches are unchanged.
+
     All of them are computed and one result is used, so that the choice needs no synchronization. They must return
     tensors of the same shapes.
 

@@ -107,8 +107,10 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 def attention_of_any_mask(transformers: Any) -> None:
     """Register the attention `sdpa` of transformers under `ATTENTION`, with masks that are created regardless of their
-    values. `sdpa` omits a mask in which nothing is masked, for which it reads the mask on the host. With
-    `torch.func.vmap` this is impossible if each member has its own mask, and on CUDA the host would wait.
+    values.
+
+    `sdpa` omits a mask in which nothing is masked, for which it reads the mask on the host. With `torch.func.vmap` this
+    is impossible if each member has its own mask, and on CUDA the host would wait.
     """
     make_mask = transformers.masking_utils.sdpa_mask
 

@@ -172,9 +172,10 @@ def _of_step(state: dict[str, Any], part: _Part) -> dict[str, Any]:
 def bind(
     model: nn.Module, optimizer: Any, beginning: Beginning, saved: Mapping[str, Any] | None, state: Mapping[str, Any]
 ) -> Binding:
-    """Bind the saved state of an optimizer to the parameters of this run with the same names. Parameters that the saved
-    run unfroze after its start are trained from here on: they get gradients and are added to the optimizer in the same
-    groups.
+    """Bind the saved state of an optimizer to the parameters of this run with the same names.
+
+    Parameters that the saved run unfroze after its start are trained from here on: they get gradients and are added to
+    the optimizer in the same groups.
 
     Args:
         model: the model with the parameters.

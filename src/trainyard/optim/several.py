@@ -23,7 +23,7 @@ class OptimizerDict(Optimizer):
         optimizers: each with its own parameters.
 
     Attributes:
-        optimizers: by name.
+        optimizers: the optimizers, by name.
     """
 
     def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
@@ -156,7 +156,7 @@ class ScheduleDict(Schedule):
     """Schedules of several optimizers, with the interface of one; a row has the groups of all.
 
     Args:
-        schedules: by the optimizer's name; an optimizer without a schedule keeps its values.
+        schedules: the schedules, by the name of the optimizer; an optimizer without a schedule keeps its values.
 
     Raises:
         ConfigError: a schedule is not a table (`plateau` reads a metric, and applies to all optimizers together), or

@@ -33,8 +33,9 @@ def estimate(parts: Parts, names: Sequence[str], tracker: Any) -> JobSize | None
 
 
 def job_size(parts: Parts, names: Sequence[str], *, tracked: bool) -> JobSize | None:
-    """Return the size of the results of a training; None if its length is unknown. A checkpoint contains the model and
-    the state of the optimizer, which has the size of the model for each moment.
+    """Return the size of the results of a training; None if its length is unknown.
+
+    A checkpoint contains the model and the state of the optimizer, which has the size of the model for each moment.
 
     Args:
         parts: the parts of the training, built; the model may be on the meta device.

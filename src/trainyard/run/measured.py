@@ -10,9 +10,10 @@ from trainyard.track.sweep_position import PARAMETERS, Returned
 
 
 def returned(member: Member, metrics: Sequence[str] = ()) -> Returned:
-    """Return the best objective of a member, or several of its numbers. The numbers belong to one model: each is the
-    value at the validation with the best objective, whose checkpoint is kept. A metric that was not measured there (for
-    example, of the test) has its last value.
+    """Return the best objective of a member, or several of its numbers.
+
+    The numbers belong to one model: each is the value at the validation with the best objective, whose checkpoint is
+    kept. A metric that was not measured there (for example, of the test) has its last value.
 
     Args:
         member: a member whose training has ended.

@@ -29,9 +29,10 @@ def below(key: str, keys: Iterable[str]) -> bool:
 
 
 def chosen(values: Mapping[str, Any], overridden: Iterable[str], defaults: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings that are params of a run, flat. These are the keys on the command line, `ALWAYS`, and every
-    setting that differs from the default of its argument in the class or function of the `_target_`. Settings that are
-    null, empty, `auto` or `_…_` are omitted.
+    """Return the settings that are params of a run, flat.
+
+    These are the keys on the command line, `ALWAYS`, and every setting that differs from the default of its argument in
+    the class or function of the `_target_`. Settings that are null, empty, `auto` or `_…_` are omitted.
 
     Args:
         values: the resolved config.

@@ -143,8 +143,9 @@ def lead(job: RankJob, own: World, timeout: float) -> None:
 
 
 def follow(config_dir: str, config_name: str) -> int | None:
-    """Run the job of a rank other than the first, if a launcher has started this process as such a rank. Only the first
-    rank creates directories and prints.
+    """Run the job of a rank other than the first, if a launcher has started this process as such a rank.
+
+    Only the first rank creates directories and prints.
 
     Args:
         config_dir: the folder of the configs.

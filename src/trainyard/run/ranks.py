@@ -231,7 +231,7 @@ class _Following:
         self._begun = False
 
     def look(self) -> None:
-        """Follow the run when it has begun."""
+        """Follow the run once it has started."""
         if not self._begun:
             with suppress(FileNotFoundError):
                 self._begun = (self._work_dir / FILE).stat().st_mtime >= self._since

@@ -118,7 +118,7 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> R
     Args:
         cfg: the checked config.
         own: this rank.
-        position: as for `train`.
+        position: see `train`.
     """
     temporary.for_multiprocessing()
     tracked = own.is_main and not cfg.get("quick")

@@ -3,7 +3,9 @@
 Each distinct part is built once: the data, which has the values for `auto`; the model, on the meta device and, if it is
 small, on the CPU; metrics, loops, hooks, the optimizer and the schedule. A batch is passed through the model and its
 metrics (on the meta device for a large model), and the metrics that the config names are compared with the existing
-ones. A failure that may only occur in this trial (a model that the meta device does not support, a metric that rejects
+ones.
+
+A failure that may only occur in this trial (a model that the meta device does not support, a metric that rejects
 artificial outputs) is checked as in a single run, and only that result counts.
 """
 
@@ -135,8 +137,9 @@ _BUILT = {
 
 
 class _WithoutNumbers(TorchFunctionMode):
-    """Mode that skips operations that draw initial numbers on the meta device. For normal numbers, torch would import
-    its compiler there, which takes a second.
+    """Mode that skips operations that draw initial numbers on the meta device.
+
+    For normal numbers, torch would import its compiler there, which takes a second.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

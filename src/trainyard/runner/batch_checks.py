@@ -120,8 +120,9 @@ def check_resident_targets(parts: Parts, outputs: Any) -> None:
 
 
 def check_last_batch(parts: Parts, device: torch.device) -> None:
-    """Check that no training batch has only one sample, for which a BatchNorm would have one value per channel. This is
-    known before the training if the loader orders the samples itself.
+    """Check that no training batch has only one sample, for which a BatchNorm would have one value per channel.
+
+    This is known before the training if the loader orders the samples itself.
 
     Args:
         parts: the parts of the run, for one member.

@@ -276,7 +276,7 @@ def given(
 
     Args:
         key: the setting that names it.
-        path: as the user wrote it.
+        path: the path, as written by the user.
         reader: the function that reads it: `load`, or one that raises the same errors.
 
     Raises:
@@ -295,8 +295,9 @@ def given(
 
 
 class Writer:
-    """Thread that writes checkpoints while training continues; a save waits for the previous one. Submitted data must
-    not change afterwards: pass copies of live tensors.
+    """Thread that writes checkpoints while training continues; a save waits for the previous one.
+
+    Submitted data must not change afterwards: pass copies of live tensors.
     """
 
     def __init__(self) -> None:

@@ -56,7 +56,7 @@ class PlainEvaluation:
 
     Args:
         predict: the function from a batch to predictions.
-        metrics: by name.
+        metrics: the metrics, by name.
     """
 
     def __init__(self, predict: Callable[[Any], Any], metrics: Mapping[str, Metric]) -> None:
@@ -111,7 +111,7 @@ class Evaluator:
 
         Args:
             predict: the function from a batch to predictions.
-            metrics: by name.
+            metrics: the metrics, by name.
             watched: whether other code sees the predictions, or the metrics, between two batches.
         """
         if self.make_graph is None:

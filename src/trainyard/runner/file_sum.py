@@ -1,5 +1,6 @@
-"""Checksum of a complete zip archive in its comment, which readers of zip archives ignore. An archive has a checksum of
-each record, but not of the positions, names and lengths of the records.
+"""Checksum of a complete zip archive in its comment, which readers of zip archives ignore.
+
+An archive has a checksum of each record, but not of the positions, names and lengths of the records.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ class SummedWriter:
 
 
 def holds(path: Path) -> bool | None:
-    """Return whether a file has the checksum in its comment; None for an archive without a comment. For a file with any
-    other ending, the result is False.
+    """Return whether a file has the checksum in its comment; None for an archive without a comment.
+
+    For a file with any other ending, the result is False.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

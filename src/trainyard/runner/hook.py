@@ -95,7 +95,7 @@ class Hook:
 
         Args:
             runner: the Runner; its lanes hold the new members.
-            members: by lane, the hook of the new member, created from its config; None for a free lane.
+            members: for each lane, the hook of the new member, created from its config; None for a free lane.
         """
 
     def copy_lane(self, source: int, target: int) -> None:

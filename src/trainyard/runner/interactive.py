@@ -122,8 +122,9 @@ class Interactive(Parts):
 
     @contextmanager
     def interruptible(self: Any) -> Iterator[None]:
-        """End the training with a checkpoint on the first Ctrl-C in the block, and immediately on the second. This
-        applies if Ctrl-C would raise `KeyboardInterrupt`: in the main thread of a script or a notebook.
+        """End the training with a checkpoint on the first Ctrl-C in the block, and immediately on the second.
+
+        This applies if Ctrl-C would raise `KeyboardInterrupt`: in the main thread of a script or a notebook.
         """
         own = threading.current_thread() is threading.main_thread() and self.strategy.world_size == 1
         if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

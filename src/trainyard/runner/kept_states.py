@@ -16,9 +16,10 @@ MOST = 2**28
 
 
 class KeptStates:
-    """States of recently written checkpoints in memory, so that a member that continues from one of them does not read
-    the file. A file is identified by its identity, not by its name, because the checkpoint that a member inherits is a
-    hard link to the file of another member. Used by the training thread and the writing thread.
+    """States of recently written checkpoints in memory: a member that continues from one need not read the file.
+
+    A file is identified by its identity, not by its name, because the checkpoint that a member inherits is a hard link
+    to the file of another member. Used by the training thread and the writing thread.
 
     Args:
         most: the maximum number of bytes to keep.

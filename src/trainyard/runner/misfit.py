@@ -1,6 +1,7 @@
-"""Explanations of errors that torch raises if model, data, loss and optimizer do not fit together. The context of an
-error is read from its traceback: the innermost module that was called, its arguments, the metric and the line of the
-user's code. Errors of other kinds keep their traceback.
+"""Explanations of errors that torch raises if model, data, loss and optimizer do not fit together.
+
+The context of an error is read from its traceback: the innermost module that was called, its arguments, the metric and
+the line of the user's code. Errors of other kinds keep their traceback.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ _SIZES = ("num_classes", "vocab_size", "out_features")
 
 @contextmanager
 def explained(parts: Parts) -> Iterator[None]:
-    """Explain errors that torch raises in the block because model, data, loss and optimizer do not fit together. The
-    error of a stack is not changed, because its members are tried alone.
+    """Explain errors that torch raises in the block because model, data, loss and optimizer do not fit together.
+
+    The error of a stack is not changed, because its members are tried alone.
 
     Args:
-        parts: those of the run.
+        parts: the parts of the run.
 
     Raises:
         TrainyardError: the explanation, with the key of the config, or the name and the inputs of the layer.
@@ -215,7 +217,7 @@ def no_class(parts: Parts, split: str, target: int, classes: int) -> ConfigError
     """Return the error for a target that is not a class of the loss.
 
     Args:
-        parts: those of the run.
+        parts: the parts of the run.
         split: the split of the batch.
         target: the number.
         classes: the number of outputs of the model.
@@ -242,7 +244,7 @@ def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigEr
     """Return the error for a training batch of one sample, for which BatchNorm cannot compute a variance.
 
     Args:
-        parts: those of the run.
+        parts: the parts of the run.
         layer: the BatchNorm, for the message.
         samples: the number of samples in an epoch, if known.
     """

@@ -22,9 +22,10 @@ NAME = "loss"
 
 
 class ModelLosses(Metric):
-    """Means of the losses of a model in `mode="loss"`: `loss`, the sum, and each of its parts. A batch is weighted by
-    the `num_items` that the model returns in addition to its losses, otherwise by its number of samples. The processed
-    outputs are the losses; None, for a batch without a target, is ignored.
+    """Means of the losses of a model in `mode="loss"`: `loss`, the sum, and each of its parts.
+
+    A batch is weighted by the `num_items` that the model returns in addition to its losses, otherwise by its number of
+    samples. The processed outputs are the losses; None, for a batch without a target, is ignored.
     """
 
     stackable = True

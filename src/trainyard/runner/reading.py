@@ -19,11 +19,12 @@ HINT = " (resume_override=[data.batch_size] continues with another batch size)"
 
 
 class TrainingReader:
-    """Reads the training data for a loop, and provides the state from which a resumed run continues reading. The number
-    of batches in an epoch is often known only at its end. A step that accumulates gradients weights each batch by the
-    size of its group, so all batches of a group are read before the first of them is used. Reading draws from the
-    random generators: a run that is resumed within a group therefore reads the entire group again, with the state of
-    the generators before it.
+    """Reads the training data for a loop, and provides the state from which a resumed run continues reading.
+
+    The number of batches in an epoch is often known only at its end. A step that accumulates gradients weights each
+    batch by the size of its group, so all batches of a group are read before the first of them is used. Reading draws
+    from the random generators: a run that is resumed within a group therefore reads the entire group again, with the
+    state of the generators before it.
 
     Args:
         loader: the loader of the training data.
@@ -43,9 +44,10 @@ class TrainingReader:
         self._ahead: _OpenedAhead | None = None
 
     def look_ahead(self) -> Batch:
-        """Return the first batch of the first epoch, which `batches` still yields. A stream without a state is opened
-        only once: `batches` continues the iteration that is started here. Call this with the generators with which the
-        training starts.
+        """Return the first batch of the first epoch, which `batches` still yields.
+
+        A stream without a state is opened only once: `batches` continues the iteration that is started here. Call this
+        with the generators with which the training starts.
 
         Raises:
             TrainyardError: there is no batch.
@@ -198,9 +200,10 @@ class _OpenedAhead:
         return self._continued()
 
     def _continued(self) -> Iterator[Batch]:
-        """Yield the first batch and the rest. The epoch is restarted if this is not possible because other code has
-        since iterated a loader that serves one iteration at a time, or because reading draws random numbers and would
-        now draw other ones.
+        """Yield the first batch and the rest.
+
+        The epoch is restarted if this is not possible because other code has since iterated a loader that serves one
+        iteration at a time, or because reading draws random numbers and would now draw other ones.
         """
         drew = not rng_state.same(self.before, self.after)
         if _turn(self.loader) != self.turn or (drew and not rng_state.same(rng_state.cpu_states(), self.before)):

@@ -268,7 +268,7 @@ class Runner(Interactive):
         Checkpoints record which parameters are trained.
 
         Args:
-            patterns: as for `freeze`: globs for names or classes of modules, or for names of parameters.
+            patterns: see `freeze`: globs for names or classes of modules, or for names of parameters.
 
         Returns:
             The names of the parameters that were frozen before.

@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
-    """Run one batch through validation, and one step of the training, so that errors appear before the training. The
-    run is not changed, and no files remain.
+    """Run one batch through validation, and one step of the training, so that errors appear before the training.
+
+    The run is not changed, and no files remain.
 
     Args:
         runner: a Runner that is ready to train.

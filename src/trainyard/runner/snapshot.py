@@ -24,6 +24,7 @@ _OPENED = (nn.Module, Optimizer, Step, Precision, NoClip, GroupWeights, torch.am
 
 class Snapshot:
     """Values of parts and of everything that they contain: tensors, gradients, numbers, containers, generators.
+
     `restore` restores them in place: tensors and containers stay the same objects at the same addresses. Only the
     attributes of objects of torch and of Trainyard's steps are included. Values on a GPU are kept in main memory.
 

@@ -139,7 +139,7 @@ def copy_tensors(value: Any) -> Any:
 
 
 def restore(member: Member, start: Start | None, *, weights_only: bool = False) -> None:
-    """Restore a checkpoint: the complete state to resume, or the weights that were evaluated to load.
+    """Restore a checkpoint: the complete state for a resume, or only the evaluated weights for loading.
 
     Raises:
         ConfigError: the checkpoint is from another architecture or another kind of training.

@@ -27,7 +27,9 @@ def end_training(optimizer: Any) -> None:
 @contextmanager
 def evaluated(optimizer: Any) -> Iterator[None]:
     """Inside the block, give the parameters their values for evaluation, if the optimizer switches; then restore the
-    previous values. `train()` would restore them only up to rounding; a copy restores them bit for bit.
+    previous values.
+
+    `train()` would restore them only up to rounding; a copy restores them bit for bit.
     """
     if not switches(optimizer):
         yield

@@ -60,9 +60,11 @@ def writes_checkpoints(runner: Runner) -> bool:
 
 
 def _can_be_tried(runner: Runner, resumes: bool) -> bool:
-    """Return whether a training step can be performed without side effects. The ranks of several devices would start
-    their training with other groups of gradients; a resumed stream is not read from its beginning; a custom loop may
-    call its step in another way; and parameters without a shape would get their initial values.
+    """Return whether a training step can be performed without side effects.
+
+    The ranks of several devices would start their training with other groups of gradients; a resumed stream is not read
+    from its beginning; a custom loop may call its step in another way; and parameters without a shape would get their
+    initial values.
     """
     kind = type(runner.train_loop)
     usual = any(

@@ -204,8 +204,9 @@ def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
 
 
 def _within(weights: Weights, own: Weights) -> str:
-    """Return the prefix of the file's tensors in the model, such as `net.` if the file contains only the network. This
-    is the part of the model in which a name of the file is found; empty if a name is found in the model itself.
+    """Return the prefix of the file's tensors in the model, such as `net.` if the file contains only the network.
+
+    This is the part of the model in which a name of the file is found; empty if a name is found in the model itself.
     """
     if any(name in own for name in weights):
         return ""

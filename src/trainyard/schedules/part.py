@@ -120,8 +120,10 @@ class Part:
         return replace(self, keywords=keywords)
 
     def last_step(self, length: float) -> float:
-        """Return the number of the last meaningful step if a run may be longer than the estimate `length`. It is finite
-        for a scheduler whose arguments depend on the length, and for `OneCycleLR`; otherwise, it is infinite.
+        """Return the number of the last meaningful step if a run may be longer than the estimate `length`.
+
+        It is finite for a scheduler whose arguments depend on the length, and for `OneCycleLR`; otherwise, it is
+        infinite.
         """
         given = {name: value for name, value in self.keywords.items() if name not in (*OWN_LR, "cycle_momentum")}
         places = given.get("milestones", ()) if self._torchs else ()

@@ -20,7 +20,7 @@ class Several(Schedule):
     If the units differ, a row is an iteration, and schedules by epoch are stepped at the start of each epoch.
 
     Args:
-        schedules: by name, or as a list; entries that are None are omitted.
+        schedules: the schedules, by name or as a list; entries that are None are omitted.
 
     Raises:
         ConfigError: an entry is not a `Schedule`.

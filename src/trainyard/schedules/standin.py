@@ -107,9 +107,10 @@ def joined_entry(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `values` on which a schedule can depend: numbers, tuples of numbers, and names. Tensors of one
-    element become floats. Switches (`fused`, `foreach`) are omitted, because they may differ between the machine on
-    which a run started and the one on which it is resumed.
+    """Return those of `values` on which a schedule can depend: numbers, tuples of numbers, and names.
+
+    Tensors of one element become floats. Switches (`fused`, `foreach`) are omitted, because they may differ between the
+    machine on which a run started and the one on which it is resumed.
     """
     found = {}
     for key, value in values.items():

@@ -120,7 +120,7 @@ class GroupWeights:
 
         Args:
             state: the result of `state_dict`.
-            device: of the parameters.
+            device: the device of the parameters.
             member, members: in a stack, the index of the member and the number of members.
         """
         if state is None:
@@ -173,8 +173,10 @@ def multiply(gradients: Sequence[Tensor | None], factor: float | Tensor) -> None
 
 
 def means(outputs: Sequence[Mapping[str, Tensor]], weights: Sequence[float | Tensor | None]) -> dict[str, Tensor]:
-    """Return the mean of each number over the steps that have it. If the batches differ in weight, a number of the
-    model is weighted by its batch; a gradient norm, which only an optimizer step has, is not weighted.
+    """Return the mean of each number over the steps that have it.
+
+    If the batches differ in weight, a number of the model is weighted by its batch; a gradient norm, which only an
+    optimizer step has, is not weighted.
 
     Args:
         outputs: the outputs of the steps, `[]` or `[K]` each.

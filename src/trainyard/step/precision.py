@@ -16,8 +16,9 @@ Losses = dict[str, Any]
 
 
 class Precision:
-    """Full precision (`fp32`): forward, backward and step are not changed. `step` receives the optimizer and its
-    `UnwrappedStep`, and uses the suitable one.
+    """Full precision (`fp32`): forward, backward and step are not changed.
+
+    `step` receives the optimizer and its `UnwrappedStep`, and uses the suitable one.
     """
 
     def __init__(self) -> None:

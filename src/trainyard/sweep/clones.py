@@ -71,9 +71,10 @@ class Clones:
         self._directory = directory
 
     def make(self, source: Job, changes: Sequence[str]) -> tuple[Job, Proposed]:
-        """Return a clone, whose checkpoint is already in its directory, and the event to log. The checkpoint is a hard
-        link, because the source may remove its own. A clone that was not logged has no effect: the next one with this
-        number replaces it.
+        """Return a clone, whose checkpoint is already in its directory, and the event to log.
+
+        The checkpoint is a hard link, because the source may remove its own. A clone that was not logged has no effect:
+        the next one with this number replaces it.
 
         Args:
             source: the job to clone.

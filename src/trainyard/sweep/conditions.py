@@ -29,9 +29,9 @@ class Conditions:
     conditional.
 
     Args:
-        when: by key, the conditions that must all hold.
+        when: the conditions for each key, which must all hold.
         loader: Hydra's loader, which gives the options and the composed configs.
-        master: the config of the whole sweep.
+        master: the config of the entire sweep.
         fixed: the overrides that all jobs share.
         keys: the keys of all overrides.
 

@@ -64,8 +64,9 @@ class Inheritance:
 
 
 def begin(job: Job, inherited: Inherited) -> bool | str:
-    """Return the checkpoint that an heir resumes: its own newest one (true), or the inherited one. Its earlier
-    checkpoints are removed the first time.
+    """Return the checkpoint that an heir resumes: its own newest one (true), or the inherited one.
+
+    Its earlier checkpoints are removed the first time.
     """
     place = job.directory / FOLDER / str(inherited.at)
     checkpoints = writes_to(job) / "checkpoints"

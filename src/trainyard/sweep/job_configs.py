@@ -62,8 +62,9 @@ class JobRecipe:
 
 
 class JobConfigs:
-    """Creates the jobs of a sweep from their overrides. Only the data that the plan needs is kept. Parts of configs
-    that are equal in several jobs are kept once.
+    """Creates the jobs of a sweep from their overrides.
+
+    Only the data that the plan needs is kept. Parts of configs that are equal in several jobs are kept once.
 
     Args:
         composer: composes configs.
@@ -130,7 +131,7 @@ class JobConfigs:
         return config
 
     def recipe(self, job: Job) -> tuple[JobRecipe, Shared] | None:
-        """Return what `compose`s the config of a job in another process; None where it has to be composed here."""
+        """Return a recipe that composes the config of a job in another process; None if it must be composed here."""
         found = self._composer.recipe(job.overrides)
         if found is None:
             return None
@@ -142,10 +143,10 @@ class JobConfigs:
     def _checked(
         self, num: int, overrides: Sequence[str], config: DictConfig, recorded: str | None, origin: Origin | None
     ) -> Job:
-        """Return a job whose config is right.
+        """Return a job with a valid config.
 
         Raises:
-            TrainyardError, OmegaConfBaseException: its config is wrong.
+            TrainyardError, OmegaConfBaseException: its config is invalid.
         """
         number = num if origin is None else origin.number
         _set_place(config, number)
@@ -181,7 +182,7 @@ class JobConfigs:
         )
 
     def _part(self, key: str, value: Any) -> Any:
-        """Return a part of a config, or the equal one that is kept already."""
+        """Return a part of a config, or an equal part that is already kept."""
         return self._parts.setdefault((key, repr(value)), value)
 
     def _slots(self, values: dict[str, Any] | None) -> int:

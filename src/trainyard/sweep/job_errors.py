@@ -16,7 +16,7 @@ from trainyard.sweep.plan import Job, SweepPlan
 
 
 def told(wrong: Sequence[tuple[Job, Exception]], plan: SweepPlan, in_own_words: bool) -> list[str]:
-    """Return each distinct error with its job count and first job, in Hydra's words or in `explain`'s."""
+    """Return each distinct error with its job count and first job, with the message of Hydra or of `explain`."""
     jobs: dict[str, list[Job]] = {}
     words: dict[tuple[str, str], str] = {}
     for job, error in wrong:

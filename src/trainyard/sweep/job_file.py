@@ -21,7 +21,7 @@ class JobFile:
     Attributes:
         path: the file.
         keys: the keys of its columns, without the sign that adds one.
-        jobs: the overrides of each row. An empty cell is no override.
+        jobs: the overrides of each row. An empty cell means no override.
     """
 
     path: Path
@@ -37,11 +37,11 @@ class JobFile:
     def read(cls, given: str) -> JobFile:
         """Read a file: UTF-8, with a first row that names the keys (`optim.lr`, `model`, `+new.key`).
 
-        Cells are values in the grammar of Hydra's overrides, so that `1` is an integer and `'1'` a text.
+        Cells are values in the grammar of Hydra's overrides, so that `1` is an integer and `'1'` a string.
 
         Raises:
-            ConfigError: it cannot be read, has no row, a column twice, a row of another length, or what is no key or
-                no single value.
+            ConfigError: the file cannot be read, has no rows, a repeated column, a row of another length, an invalid
+                key, or a cell without a single value.
         """
         path = existing_file(FILE, given)
         try:

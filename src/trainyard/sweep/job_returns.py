@@ -1,4 +1,4 @@
-"""What Hydra's sweepers get of a job."""
+"""Return values of jobs for Hydra's sweepers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trainyard.sweep.worker_tasks import JobDone, LazyJobReturn
 
 
 def returned(job: Job, done: JobDone | None, manifest: Manifest) -> JobReturn:
-    """Return a job's return as Hydra's type.
+    """Return the result of a job as Hydra's type.
 
     Args:
         job: the job.
-        done: what it returned; None if it has not ended now.
-        manifest: of its sweep, from whose entry the return of a job that was done before is made.
+        done: its result; None if it has not ended in this command.
+        manifest: the manifest of its sweep, from which the result of an earlier finished job is created.
     """
     if done is not None:
         return LazyJobReturn(partial(getattr, job, "config"), done.return_value, done.working_dir, done.task_name)

@@ -1,6 +1,6 @@
-"""Kinds of jobs: jobs of a kind may train as one stack.
+"""Kinds of jobs: jobs of the same kind can train as one stack.
 
-Jobs are of one kind if their resolved configs are equal, key for key, except for numbers at the places that their
+Jobs are of one kind if their resolved configs are equal, key for key, except for numbers at the keys that their
 application allows.
 """
 
@@ -15,14 +15,14 @@ from typing import Any
 SHOWN = 3  # maximum number of keys in a reason
 _LONG = 40  # maximum number of characters of a value in a reason
 ANYWHERE = "**"
-"""Part of a place that stands for any keys, or none."""
+"""Part of a key that matches any keys, or none."""
 
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Configs that may train as one program.
+    """Configs that can train as one program.
 
     Attributes:
         key: equal for equal kinds.
@@ -53,11 +53,11 @@ def kinds(
 
     Args:
         configs: plain Python, resolved.
-        allowed: the places (`optim`, `hook.ema.decay`) at or below which numbers may differ: also an int from a
-            float, and lists of one length item by item; but not bool, None or text. `model.**.dropout` is a key at any
+        allowed: the places (`optim`, `hook.ema.decay`) at or below which numbers may differ: also an int and a float,
+            and lists of equal length item by item; but not bool, None or strings. `model.**.dropout` is a key at any
             depth below `model`, at which numbers above 0 may differ: with 0 there may be no such module.
         elsewhere: the places that are not compared at all.
-        fixed_with: for some of `allowed`, a place: in a config that holds something there, numbers may not differ.
+        fixed_with: for some of `allowed`, another key: in a config with a value at this key, numbers may not differ.
     """
     rules_with: dict[tuple[str, ...], dict[str, Any]] = {}
     known: dict[tuple[str, int, tuple[str, ...]], str] = {}  # jobs share most parts of their configs
@@ -176,7 +176,7 @@ def _codes(column: Sequence[str | None]) -> list[int]:
 
 
 def _at(config: Values, place: str) -> Any:
-    """Return what a config holds at a place; None if nothing."""
+    """Return the value of a config at a key; None if there is none."""
     value: Any = config
     for name in place.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None

@@ -11,7 +11,7 @@ Messages to the head, each a JSON object with one of these keys:
 
 The head may send a `Leave` at any time.
 
-A job's number is its place among all that the stack has been given, from 0.
+The number of a job is its index among all jobs that the stack has received, from 0.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Given:
         first: the number of the first job.
         jobs: the values of each job's config, and its directory: `trainyard.sweep.worker_tasks.StackedJob`.
         positions: the position of each in the sweep.
-        closed: whether no further job will come now.
+        closed: whether no more jobs will come.
     """
 
     first: int
@@ -54,11 +54,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Leave:
-    """Wish that a job leaves a stack.
+    """Request that a job leaves a stack.
 
     Attributes:
         index: the number of the job.
-        pauses: it goes on later; else it ends.
+        pauses: whether it continues later; otherwise, it ends.
     """
 
     index: int
@@ -69,8 +69,8 @@ class LaneSource:
     """Jobs that the head gives to a stack: a `trainyard.fused.job_lanes.JobSource`.
 
     Args:
-        line: to the head.
-        begin: makes the config of a job that joins, with its files, and its position.
+        line: the line to the head.
+        begin: creates the config of a joining job, with its files, and its position.
         end: called with the number of a job that has left, and its result.
     """
 
@@ -111,7 +111,7 @@ class LaneSource:
         self.closed = False  # of a stack that was cut other lanes may become free
 
     def asked(self) -> Sequence[tuple[int, bool]]:
-        """Return the numbers of jobs that are to leave, each once, and whether each pauses."""
+        """Return the numbers of jobs that must leave, each once, and whether each pauses."""
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + _LOOK
@@ -126,7 +126,7 @@ class LaneSource:
         self._line.say({"unfed": True})
 
     def _heard(self, timeout: float) -> Any:
-        """Return the next answer, or None if there is none; a wish that comes before it is noted."""
+        """Return the next answer, or None if there is none; a request that arrives before it is recorded."""
         packet = self._line.hear(timeout)
         if not packet:
             return packet

@@ -37,21 +37,21 @@ TICK = 0.2  # seconds
 
 
 class Loop(ABC):
-    """Runs what a scheduler has, until nothing is left.
+    """Runs the units of a scheduler until none are left.
 
-    A unit whose process fails is tried again, as the policy says. One that runs out of CUDA memory, or that the system
-    kills for want of memory, is tried again once, uncounted, with its device (the machine) for itself.
+    A unit whose process fails is retried according to the policy. A unit that runs out of CUDA memory, or that the
+    system kills because of memory, is retried once, uncounted, with exclusive use of its device (or machine).
 
     The first SIGINT or SIGTERM to this process, if this is its main thread, passes SIGTERM on to every unit, so that it
     can save a checkpoint, and starts no more. The second raises KeyboardInterrupt.
 
     Args:
-        executor: started.
-        scheduler: with the units to run.
-        policy: what follows failures.
+        executor: the started executor.
+        scheduler: the scheduler with the units to run.
+        policy: the policy for failures.
 
     Attributes:
-        signum: the first signal that came; None if none did.
+        signum: the first received signal; None if there was none.
     """
 
     def __init__(self, executor: Executor, scheduler: Scheduler, policy: Policy) -> None:
@@ -67,7 +67,7 @@ class Loop(ABC):
         """Run until nothing is left.
 
         Raises:
-            KeyboardInterrupt: at the second signal. What runs is left to the executor's `close`.
+            KeyboardInterrupt: a second signal was received. Running tasks are ended by `close` of the executor.
         """
         with _signals_caught() as caught:
             try:
@@ -81,7 +81,7 @@ class Loop(ABC):
                 self.signum = caught[0] if caught else None
 
     def stop(self, why: str, grace: float | None) -> None:
-        """Start nothing more, and ask what runs to end; it is killed after `grace` seconds, if that is given."""
+        """Start nothing more, and ask running units to end; they are killed after `grace` seconds, if given."""
         if not self._scheduler.stopping:
             self._grace = grace
             self.apply(Stopping(why))
@@ -100,7 +100,7 @@ class Loop(ABC):
 
     @abstractmethod
     def _conclude(self, running: RunningUnit, outcome: TaskOutcome, pid: int | None) -> None:
-        """Apply what follows from the last attempt at a unit: every job of it leaves it.
+        """Apply the consequences of the last attempt at a unit, which all of its jobs leave.
 
         Args:
             running: the unit.
@@ -110,11 +110,11 @@ class Loop(ABC):
 
     @abstractmethod
     def _dropped(self, unit: Unit) -> None:
-        """Take notice of a unit that will not start."""
+        """Record a unit that will not start."""
 
     @abstractmethod
     def _tell(self, event: TaskEvent, unit: Unit) -> None:
-        """Tell people of an event."""
+        """Show an event to users."""
 
     def _log(self, events: Sequence[Event]) -> Sequence[Event]:
         return events
@@ -126,20 +126,20 @@ class Loop(ABC):
         return self._scheduler.busy
 
     def _on_tick(self) -> None:  # noqa: B027 (not every loop has to)
-        """Do what is to be done every 0.2 s."""
+        """Perform the regular work every 0.2 s."""
 
     def _woken(self, running: RunningUnit, index: int, at: int) -> None:  # noqa: B027 (not every loop has to)
-        """Take notice of the report of a job."""
+        """Handle the report of a job."""
 
     def _said(self, running: RunningUnit, number: int, message: Any) -> None:  # noqa: B027 (not every loop has to)
-        """Take notice of what a unit has said on its line."""
+        """Handle a message of a unit on its line."""
 
     def _release(self, number: int) -> None:
-        """Let jobs leave a unit, of which something is wished; here by the end of the unit."""
+        """Let jobs with pending requests leave a unit; here, by ending the unit."""
         self._executor.end([number], self._grace)
 
     def _out_of_host_memory(self, event: Finished) -> None:  # noqa: B027 (not every loop has to)
-        """Take notice of a unit that the system has killed for want of memory."""
+        """Record a unit that the system has killed because of memory."""
 
     # -- events --------------------------------------------------------------------------------------------------------
 
@@ -251,7 +251,7 @@ class Loop(ABC):
 
 @contextmanager
 def _signals_caught() -> Iterator[list[int]]:
-    """Yield a list that SIGINTs and SIGTERMs are appended to; they have no other effect meanwhile."""
+    """Yield a list to which SIGINTs and SIGTERMs are appended; they have no other effect in the meantime."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught

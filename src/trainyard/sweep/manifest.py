@@ -4,7 +4,7 @@ One JSON object per line, appended and never changed. An incomplete last line is
 docs/sweeps.md has the table of the kinds of records. Those of `trainyard.sweep.event_records` are the scheduler's
 events: replaying them restores its state.
 
-Every event and every decision is recorded before it is acted on. The last decision on a job is followed when the sweep
+Every event and every decision is recorded before it takes effect. The last decision on a job is followed when the sweep
 is continued: results are bit-identical with the recorded decisions on the same kind of CPU; otherwise, they are equal
 up to rounding. A sweep whose manifest contains no decisions is planned from the start.
 """
@@ -32,14 +32,14 @@ from trainyard.sweep.steering import KIND, MANIFEST, Command, acknowledgement
 
 FILE = MANIFEST
 FORMAT = 2
-"""Version of the format that is written. Manifests without a version, of before, are read."""
+"""Version of the format that is written. Older manifests without a version can be read."""
 _BLOCK = 1 << 20  # bytes that are parsed at once
 _THEN = "the same command, or `trainyard sweep resume`, continues the sweep"
 
 
 @dataclass
 class Entry:
-    """Entry of a job: overrides, directory, how it trains, last state and result, origin, what it has gone on as."""
+    """Entry of a job: overrides, directory, decision, last state and result, origin, and lineage."""
 
     overrides: list[str]
     subdir: str | None = None
@@ -59,12 +59,12 @@ class Entry:
 
     @property
     def is_left(self) -> bool:
-        """Whether the job is to run when the sweep is continued."""
+        """Whether the job runs when the sweep is continued."""
         return self.state not in FINAL
 
     @property
     def has_failed(self) -> bool:
-        """Whether the job has not come to its end: it is not done, stopped, pruned or paused."""
+        """Whether the job has not reached its end: it is not done, stopped, pruned or paused."""
         return self.state not in (*FINAL, "paused")
 
 
@@ -74,13 +74,13 @@ class Manifest:
 
     Attributes:
         entries: its jobs by number.
-        application: how the sweep was started; None if it was not with a file, or nothing was recorded yet.
+        application: how the sweep was started; None if it was started without a file, or if nothing was recorded yet.
         fits: the measured fits, by kind.
         answered: the ids of the commands that are answered.
         proposer: the identity of the proposer whose jobs these are; None if it has none.
-        next_num: the number after those of all jobs but clones.
+        next_num: the number after those of all jobs except clones.
         next_clone: the number of the next clone.
-        patience: seconds that its directory may be gone for, on a network disk.
+        patience: seconds for which its directory may be missing, on a network disk.
     """
 
     path: Path
@@ -123,7 +123,7 @@ class Manifest:
         return manifest
 
     def begin(self, application: StartedAs | None, proposer: Mapping[str, Any] | None = None) -> None:
-        """Record the version of the format, how this process was started, and what proposes, the first time."""
+        """Record, the first time, the version of the format, how this process was started, and the proposer."""
         if not self.entries and self.application is None:
             self._append({"kind": "manifest", "format": FORMAT})
         if self.application is None and application is not None:
@@ -133,10 +133,10 @@ class Manifest:
             self._append({"kind": "proposer", "identity": dict(proposer)})
 
     def check_proposer(self, identity: Mapping[str, Any]) -> None:
-        """Check that the recorded jobs were proposed by what proposes now. `versions` in it are for people.
+        """Check that the recorded jobs were proposed by the current proposer. `versions` in its identity are for users.
 
         Raises:
-            TrainyardError: they were not, or by another search than this one.
+            TrainyardError: they were proposed by another proposer or search.
         """
         known = (self.proposer or {}) if self.entries else identity
         for key in dict.fromkeys([*known, *identity]):
@@ -151,10 +151,10 @@ class Manifest:
                 )
 
     def check_application(self, application: StartedAs | None) -> None:
-        """Check that this process was started as the sweep was.
+        """Check that this process was started in the same way as the sweep.
 
         Raises:
-            TrainyardError: it is another application's sweep.
+            TrainyardError: the sweep belongs to another application.
         """
         if self.application is not None and application is not None:
             self.application.check(application, self.path.parent)
@@ -168,7 +168,7 @@ class Manifest:
             subdir: its directory below the sweep's.
 
         Raises:
-            TrainyardError: the job of this number was another one.
+            TrainyardError: the recorded job with this number differs.
         """
         self.define_all([Proposed(num, tuple(overrides), subdir=subdir)])
 
@@ -185,7 +185,7 @@ class Manifest:
         """Check that a job is the recorded one, if there is one.
 
         Raises:
-            TrainyardError: the job of this number was another one.
+            TrainyardError: the recorded job with this number differs.
         """
         known = self.entries.get(num)
         if known is not None and known.overrides != list(overrides):
@@ -219,7 +219,7 @@ class Manifest:
         return all(num in self.entries for num in nums) and not any(e.is_left for e in self.entries.values())
 
     def clear(self) -> None:
-        """Remove all that was recorded."""
+        """Remove all records."""
         os.truncate(self.path, 0)
         self.entries.clear()
         self.fits.clear()
@@ -253,7 +253,7 @@ class Manifest:
 
         Args:
             events: the events.
-            answer: the acknowledgement of the command that they follow from, to be written with them, on disk.
+            answer: the acknowledgement of the command that caused them, which is written to disk with them.
         """
         now = time.time()
         records = [to_record(event) for event in events] if answer is None else [answer, *map(to_record, events)]
@@ -261,12 +261,12 @@ class Manifest:
         return _events(lines)
 
     def answer(self, command: Command, *, refusal: str = "", told: str = "") -> None:
-        """Record the answer to a command, on disk: it is acted on after that, and never again.
+        """Record the answer to a command on disk, before the command is executed, so that it is executed only once.
 
         Args:
             command: the command.
             refusal: why it is refused; empty if it is accepted.
-            told: what becomes of the job, for people.
+            told: the effect on the job, for users.
         """
         self._append({**acknowledgement(command, refusal, told), "time": time.time()}, sync=True)
 
@@ -371,7 +371,8 @@ _TAKES: dict[str, Callable[[Manifest, Record], None]] = {
 
 @contextmanager
 def _kept() -> Iterator[None]:
-    """Collect no garbage meanwhile: nearly all that is read is kept, and would be looked at again and again."""
+    """Disable garbage collection inside the block, because nearly all objects are kept and would be visited
+    repeatedly."""
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Log files of jobs that share a process: each job gets the records that it would get alone."""
+"""Log files of jobs that share a process: each job gets the same records as in a single run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MemberHandler(logging.Handler):
 
     Args:
         files: the file of each member, by its `work_dir`.
-        key: where a job's config names the file.
+        key: the key of the file in the config of a job.
         otherwise: the file of a job whose config names none.
     """
 
@@ -73,13 +73,13 @@ def configure(configs: Sequence[DictConfig], work_dirs: Sequence[Path]) -> None:
 
 
 def join(config: DictConfig, work_dir: Path) -> None:
-    """Let a further job have its own copy of each file."""
+    """Add a job with its own copy of each file."""
     for handler in _handlers():
         handler.files[work_dir] = _file(config, handler.key, handler.otherwise)
 
 
 def leave(work_dir: Path) -> None:
-    """Write no more into the files of a job."""
+    """Stop writing to the files of a job."""
     for handler in _handlers():
         handler.files.pop(work_dir, None)
 

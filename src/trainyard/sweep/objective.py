@@ -1,4 +1,4 @@
-"""Objectives as sweepers that learn receive them: a diverged run counts as the worst."""
+"""Objectives for sweepers that learn: a diverged run counts as the worst."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def tell_worst_for_nan(returns: Sequence[JobReturn], config: DictConfig) -> None:
-    """Replace NaN in what jobs returned by infinity, on the worse side.
+    """Replace NaN in the results of jobs with infinity of the worse sign.
 
-    Optuna, for one, takes no NaN, and its sweeper would end. The manifest and the ranking keep the NaN.
+    Optuna, for example, does not accept NaN, and its sweeper would end. The manifest and the ranking keep the NaN.
 
     Args:
-        returns: of the jobs; changed in place.
-        config: of the sweep: `hydra.sweeper.direction`, or else `direction`, says what is worse; a list of directions
-            goes with lists of objectives. Without either, lower is better.
+        returns: the results of the jobs; changed in place.
+        config: the config of the sweep: `hydra.sweeper.direction`, otherwise `direction`, defines what is worse; a list
+            of directions corresponds to lists of objectives. Without either, lower is better.
     """
     given = OmegaConf.select(config, "hydra.sweeper.direction")
     if given is None:

@@ -31,16 +31,17 @@ class Job:
     Attributes:
         num: its number.
         overrides: its overrides.
-        source: its config, or what composes it: a sweep keeps no config of 150 kB for each job.
+        source: its config, or a function that composes it, because a sweep does not keep a config of 150 kB for each
+            job.
         directory: its directory.
         values: its config in plain Python, resolved, without the `hydra` node; None if it was not needed. Equal parts
-            of several jobs are one object, so nothing in it is changed.
+            of several jobs are the same object and must not be changed.
         slots: the number of slots that it takes.
-        work_dir: the directory that its config names for what it writes; None if it names none.
+        work_dir: its output directory in the config; None if the config names none.
         subdir: its `hydra.sweep.subdir`.
-        known_process: its `process`, if that is known.
-        origin: what it begins from, if it is a clone.
-        cache: what interpolations gave in its config that are followed once (`${now:…}`); None for those of the sweep.
+        known_process: its `process`, if known.
+        origin: its origin, if it is a clone.
+        cache: results of interpolations in its config that are resolved once (`${now:…}`); None for those of the sweep.
     """
 
     num: int
@@ -57,21 +58,22 @@ class Job:
 
     @property
     def number(self) -> int:
-        """The `hydra.job.num` of its config: its own number, or that of the job that it is a clone of."""
+        """The `hydra.job.num` of its config: its own number, or that of the cloned job."""
         return self.num if self.origin is None else self.origin.number
 
     @property
     def config(self) -> DictConfig:
-        """Config as Hydra composes it, with its `hydra` node: each time another object, which may be changed."""
+        """Composed config, with its `hydra` node: a new object each time, which may be changed."""
         return self.source(self) if callable(self.source) else self.source
 
     @property
     def process(self) -> Mapping[str, Any]:
-        """What its `hydra` node says about the process that it runs in (`process_of`)."""
+        """Settings for its process in its `hydra` node (`process_of`)."""
         return process_of(self.config) if self.known_process is None else self.known_process
 
     def setting(self, key: str) -> Any:
-        """Return a value of its config; None if it has none. Of most jobs it is known without composing the config."""
+        """Return a value of its config; None if there is none. For most jobs, it is known without composing the
+        config."""
         if self.values is None:
             return OmegaConf.select(self.config, key, throw_on_resolution_failure=False)
         found: Any = self.values
@@ -97,7 +99,8 @@ class Job:
 
 
 def process_of(config: DictConfig) -> dict[str, Any]:
-    """Return what the `hydra` node of a job's config says about its process: logging, environment, names, folder."""
+    """Return the settings for the process in the `hydra` node of a job's config: logging, environment, names,
+    folder."""
     hydra = config.hydra
     own = {key: plain(hydra._get_node(key)) for key in ("job_logging", "verbose", "output_subdir")}
     own["job"] = {key: plain(hydra.job._get_node(key)) for key in ("env_set", "name")}
@@ -112,8 +115,8 @@ class Stack:
     """Jobs that train as one program.
 
     Attributes:
-        jobs: in the order of their lanes.
-        note: the reason for the width, for people.
+        jobs: the jobs, in the order of their lanes.
+        note: the reason for the width, for users.
     """
 
     jobs: tuple[Job, ...]
@@ -144,20 +147,21 @@ def spans(nums: Sequence[int]) -> str:
 
 @dataclass
 class SweepPlan:
-    """Jobs of a sweep, those among them that are to run, and the slots that they run on. It grows with the sweep.
+    """Jobs of a sweep, which of them will run, and their slots. It grows with the sweep.
 
     Args:
-        jobs: in the order of their numbers.
+        jobs: the jobs, in the order of their numbers.
         entries: the manifest's entry of each, by number, with the decision on how it trains.
         slots: the slots of this machine.
         keys: the keys of the overrides that distinguish the jobs.
         directory: the sweep's directory.
         stacks: the jobs to run that train in stacks.
         alone: why other jobs run alone, by number.
-        begun: the numbers of the jobs that an earlier process may have begun, even if it was killed before it noted so.
-        sizes: what jobs will leave, by number, as far as it is known.
-        seconds: of slot time that jobs take without validation, by number, as far as it was measured.
-        fed: whether other jobs take the lanes of stacks that become free.
+        begun: the numbers of the jobs that an earlier process may have started, even if it was killed before it
+            recorded this.
+        sizes: the sizes of the results of jobs, by number, if known.
+        seconds: the measured slot time of jobs without validation, by number.
+        fed: whether other jobs take free lanes of stacks.
     """
 
     jobs: list[Job]
@@ -178,14 +182,14 @@ class SweepPlan:
         return [job for job in self.jobs if self.entries[job.num].is_left]
 
     def extend(self, later: SweepPlan) -> None:
-        """Add a later plan of the same sweep, in the time of its own jobs."""
+        """Add a later plan of the same sweep in time proportional to its jobs."""
         self.jobs += later.jobs
         self.stacks += later.stacks
         self.alone |= later.alone
         self.entries, self.keys, self.begun, self.sizes = later.entries, later.keys, later.begun, later.sizes
 
     def replace(self, job: Job) -> None:
-        """Take in a job whose overrides are others now."""
+        """Update a job whose overrides have changed."""
         self.jobs[next(index for index, each in enumerate(self.jobs) if each.num == job.num)] = job
 
     def name(self, job: Job) -> str:
@@ -220,7 +224,7 @@ class SweepPlan:
         return "\n".join(lines)
 
     def _estimate(self) -> list[str]:
-        """Return a line with the time, the disk space and the rows of MLflow that the jobs to run will take."""
+        """Return a line with the time, the disk space and the rows in MLflow of the jobs to run."""
         left = self.left
         known = [cost for entry in self.entries.values() if entry.state == "done" and (cost := entry.cost) is not None]
         told: list[str] = []

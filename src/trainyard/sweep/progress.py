@@ -42,9 +42,9 @@ class SweepProgress:
     """Shows the events of jobs as they happen.
 
     Args:
-        plan: the plan of the whole sweep, which grows.
+        plan: the plan of the entire sweep, which grows.
         jobs: the jobs to show.
-        goals: what they are compared by, where that is more than the objective of each.
+        goals: the goals by which they are compared, if these are more than the objective.
     """
 
     def __init__(self, plan: SweepPlan, jobs: Sequence[Job], goals: Goals | None = None) -> None:
@@ -65,7 +65,7 @@ class SweepProgress:
         self._live: Live | None = None
 
     def extend(self, jobs: Sequence[Job]) -> None:
-        """Take over further jobs."""
+        """Add jobs."""
         self._jobs.update({job.num: job for job in jobs})
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ class SweepProgress:
             self._live = None
 
     def event(self, event: TaskEvent) -> None:
-        """Show that a job that runs alone has started, or gets another attempt."""
+        """Show that a job that runs alone has started or is retried."""
         job = self._jobs[event.num]
         if event.kind == "started":
             self._started(event, f"#{job.num}", self.plan.name(job), [job])
@@ -98,7 +98,7 @@ class SweepProgress:
         print(f"joined   #{job.num} {self.plan.name(job)}  ({stack})", flush=True)
 
     def stack_again(self, event: TaskEvent, stack: Stack) -> None:
-        """Show that a stack gets another attempt."""
+        """Show that a stack is retried."""
         self._running.pop(event.num, None)
         print(f"retried  {stack}: {event.error}", flush=True)
 
@@ -117,7 +117,7 @@ class SweepProgress:
         self._running.pop(num, None)
 
     def again(self, job: Job, error: str | None, trace: str | None = None) -> None:
-        """Show that a job gets another attempt."""
+        """Show that a job is retried."""
         print(f"retried  #{job.num} {self.plan.name(job)}: {error}", flush=True)
         if trace:
             print(trace, flush=True)
@@ -132,12 +132,13 @@ class SweepProgress:
         print(f"paused   #{job.num} {self.plan.name(job)}", flush=True)
 
     def promoted(self, job: Job) -> None:
-        """Show that a paused job goes on."""
+        """Show that a paused job continues."""
         self._paused.discard(job.num)
         print(f"promoted #{job.num} {self.plan.name(job)}", flush=True)
 
     def inherited(self, job: Job, source: Job, at: int, apart: str = "") -> None:
-        """Show that a job goes on as another one, and in what it differs so that the two cannot share a stack."""
+        """Show that a job continues from another one, and the differences because of which both cannot share a
+        stack."""
         self._jobs[job.num] = job
         why = f" (not in a stack with #{source.num}: it differs in {apart})" if apart else ""
         print(f"inherits #{job.num} from #{source.num} at {at}: {self.plan.name(job)}{why}", flush=True)
@@ -147,12 +148,12 @@ class SweepProgress:
         print(f"keeps    #{job.num}, because it cannot continue from another job: {why}", flush=True)
 
     def pruned(self, job: Job, at: int, value: float | None) -> None:
-        """Show that a job will not go on.
+        """Show that a job will not continue.
 
         Args:
             job: the job.
-            at: the place at which it has reported last.
-            value: what it reported there; None if nothing.
+            at: the position of its last report.
+            value: the reported value; None if there is none.
         """
         self._ended += 1
         self._pruned += 1
@@ -161,15 +162,15 @@ class SweepProgress:
         print(f"pruned   #{job.num} {self.plan.name(job)}{reported}", flush=True)
 
     def commanded(self, command: str, told: str) -> None:
-        """Show a command of people, and the answer."""
+        """Show a command of a user, and the answer."""
         print(f"command  {command}: {told}", flush=True)
 
     def out_of_host_memory(self, peak: int, running: int) -> None:
-        """Show how many jobs at a time the memory is large enough for.
+        """Show the number of concurrent jobs for which the memory is sufficient.
 
         Args:
-            peak: the bytes that a job had when the system killed it.
-            running: the number of jobs that ran then.
+            peak: the memory of a job in bytes when the system killed it.
+            running: the number of jobs that were running.
         """
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         fitting = max(1, min(running - 1, total // peak if peak else running - 1))
@@ -187,7 +188,7 @@ class SweepProgress:
             state: its state.
             outcome: its outcome.
             output: the file of its output; None if it has a log instead.
-            width: the number of jobs that trained with it: it took a fraction of the time.
+            width: the number of jobs that trained together, among which the time is divided.
         """
         self._ended += 1
         title = f"#{job.num} {self.plan.name(job)}"
@@ -216,7 +217,7 @@ class SweepProgress:
             self._live.update(self.table(max(1, self._live.console.size.height - AROUND)), refresh=True)
 
     def table(self, limit: int | None = None) -> Table:
-        """Return the live table: a row for each running job or stack, as far as there is room; others are not read."""
+        """Return the live table: a row for each running job or stack that fits; other jobs are not read."""
         from rich.table import Table
         from rich.text import Text
 
@@ -235,13 +236,13 @@ class SweepProgress:
 
     @property
     def _left(self) -> float:
-        """Seconds that are left, as the jobs took that are done. Of those that run, half is left."""
+        """Remaining seconds, from the times of finished jobs. Running jobs count half."""
         under_way = sum(row.jobs for row in self._running.values())
         waiting = len(self._jobs) - self._ended - under_way
         return self._seconds / max(1, self._timed) * (waiting + under_way / 2) / max(1, self._at_once)
 
     def _tell_time_left(self) -> None:
-        """Tell once, where there is no table, how long a long sweep has to go: with the first job that has ended."""
+        """Without a table, show once the remaining time of a long sweep, when the first job has ended."""
         if self._live is None and self._timed == 1 and self._left >= WORTH_TELLING:
             print(f"left     about {duration(self._left)}, estimated from this job", flush=True)
 
@@ -260,7 +261,7 @@ class SweepProgress:
         return "".join(f", {each}" for each in told)
 
     def _several(self, value: Any) -> str:
-        """Return what a job has returned by name; empty if that is nothing."""
+        """Return the results of a job by name; empty if there are none."""
         found = {} if self._goals is None else self._goals.measured(value)
         return "  " + ", ".join(f"{name} {number(each)}" for name, each in found.items()) if found else ""
 
@@ -289,7 +290,7 @@ class _Row:
 class _Tail:
     """Reader of the ends of running jobs' journals: progress, latest values and time left.
 
-    If there are many jobs, some of them are read at each look, in turn.
+    If there are many jobs, only some of them are read at each update, in turn.
     """
 
     def __init__(self, jobs: Sequence[Job], objective: Any) -> None:
@@ -299,7 +300,7 @@ class _Tail:
         self._first = 0
 
     def begin(self) -> None:
-        """Take note of the epochs that a resumed job finished earlier: they took none of the time from here on."""
+        """Record the epochs that a resumed job finished earlier, which do not count for the time from here on."""
         self._first = max((each.read() or 0 for each in self._journals), default=0)
 
     def look(self) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""What follows when jobs are pruned, or have done what they were asked."""
+"""Actions after jobs are pruned or have fulfilled a request."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from trainyard.sweep.events import END_OF_WISH, Ended, Paused, Wish
 
 Last = Mapping[int, tuple[int, float]]
-"""What each job has reported last: the place, and the value."""
+"""The last report of each job: the position, and the value."""
 
 
 def remove_regular(directory: Path) -> None:
-    """Remove the checkpoints that a job would go on from; those of its best values stay.
+    """Remove the checkpoints from which a job would continue; those of its best values are kept.
 
     Args:
         directory: the job's directory. Nothing happens where it has no checkpoints.
@@ -26,7 +26,7 @@ def remove_regular(directory: Path) -> None:
 
 
 def of_pruned(event: Ended | Paused, last: Last) -> Ended | Paused:
-    """Return an event; the end of a job that is pruned with what it has reported last as its objective."""
+    """Return an event; the end of a pruned job gets its last report as its objective."""
     if not isinstance(event, Ended) or event.state != "pruned":
         return event
     at, value = last.get(event.num, (0, None))
@@ -34,11 +34,11 @@ def of_pruned(event: Ended | Paused, last: Last) -> Ended | Paused:
 
 
 def fulfilled(wishes: Mapping[int, Wish], last: Last, why: str) -> list[Ended | Paused]:
-    """Return the ends of jobs that were asked to end when the head was killed: what they were asked has come true.
+    """Return the ends of jobs that had been asked to end when the head was killed, as fulfilled requests.
 
     Args:
-        wishes: what they were asked, by number.
-        last: what jobs have reported last.
+        wishes: the requests to jobs, by number.
+        last: the last reports of jobs.
         why: the reason of those that people have stopped.
     """
     found: list[Ended | Paused] = []

@@ -25,13 +25,13 @@ class RaySettings(AgentSettings):
     """Settings of a sweep whose jobs run on a Ray cluster: those of a sweep on agents, and those of Ray's actors.
 
     Args:
-        address: of the cluster: `auto` for that of this machine or of `RAY_ADDRESS`, `local` for one on this machine
-            that is started for the sweep, `HOST:PORT`, or `ray://HOST:PORT`.
-        num_gpus, num_cpus, resources: what each agent asks for, as of Ray's actors; `resources` by their names.
-        autoscaling: the cluster adds nodes: what no node has now may come.
-        head_address: the address that the head listens at; None for that of its machine's name.
-        storage: URL of a folder through which files are copied to the head from nodes without a shared disk; None where
-            they do.
+        address: the address of the cluster: `auto` for that of this machine or of `RAY_ADDRESS`, `local` for a cluster
+            on this machine that is started for the sweep, `HOST:PORT`, or `ray://HOST:PORT`.
+        num_gpus, num_cpus, resources: the request of each agent, as for Ray actors; `resources` are given by name.
+        autoscaling: whether the cluster adds nodes, so that resources may become available later.
+        head_address: the address on which the head listens; None for the address of its host name.
+        storage: URL of a folder through which files are copied to the head from nodes without a shared disk; None if
+            all nodes share a disk.
     """
 
     address: str = "auto"

@@ -1,4 +1,4 @@
-"""Reports of jobs, as the head reads them: a job says that it has reached a place, and its journal has the value."""
+"""Reports of jobs for the head: a job signals that it has reached a position, and its journal contains the value."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class _Reader:
     """Reader of one job's journal.
 
     Attributes:
-        metrics: the names of what is reported beside the objective.
-        offset: how far it is read.
-        values: what was found of the objective, by place.
-        latest: what was read last of each of `metrics`.
-        others: what there was of them at a rung, by place.
+        metrics: the names of the values that are reported in addition to the objective.
+        offset: the position up to which it was read.
+        values: the values of the objective, by position.
+        latest: the latest value of each of `metrics`.
+        others: their values at a rung, by position.
     """
 
     path: Path
@@ -56,8 +56,8 @@ class Reports:
     """Values that jobs report, each once.
 
     Attributes:
-        metrics: the names of what is reported beside the objective, as far as it is measured at a rung.
-        last: what each job has reported last: the place, and the value.
+        metrics: the names of the values that are reported in addition to the objective, if measured at a rung.
+        last: the last report of each job: the position, and the value.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Reports:
             self._readers[job.num] = _Reader(job.directory / journal.FILE, name, rungs, self.metrics)
 
     def told(self, event: Event) -> None:
-        """Take notice of a report that is in the manifest, and of a job that reports no more."""
+        """Record a report that is in the manifest, or a job that reports no more."""
         if isinstance(event, Reported):
             self._known.add((event.num, event.at))
             self.last[event.num] = event.at, event.value
@@ -85,7 +85,7 @@ class Reports:
         return (num, at) in self._known
 
     def new(self, num: int, at: int) -> Reported | None:
-        """Return what a job has reported at a place; None if it has reported nothing there, or that is known."""
+        """Return the report of a job at a position; None if there is none, or if it is already known."""
         reader = self._readers.get(num)
         if reader is None or at not in reader.rungs.at or (num, at) in self._known:
             return None

@@ -1,4 +1,4 @@
-"""Some tasks, run to their end on an executor: the trial of jobs, the probe of stacks."""
+"""Running tasks to their end on an executor: the trial of jobs, the probe of stacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainyard.sweep.scheduler import RunningUnit, Scheduler
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What is called while tasks run, in this process. If it raises, the run ends.
+    """Functions that are called in this process while tasks run. If one raises an error, the run ends.
 
     Attributes:
         on_event: called in order with each event of a task.
@@ -34,7 +34,7 @@ class TaskResults:
 
     Attributes:
         outcomes: the outcome of each, in the order of the tasks. A task that fails raises nothing.
-        signum: the first signal that came meanwhile; None if none did.
+        signum: the first signal that was received in the meantime; None if there was none.
     """
 
     outcomes: list[TaskOutcome]
@@ -51,14 +51,14 @@ def run_tasks(
 
     Args:
         executor: closed at the end if it was not started, or after an error.
-        tasks: each with a number of its own.
-        policy: what follows failures.
-        callbacks: what is called meanwhile.
+        tasks: the tasks, with distinct numbers.
+        policy: the policy for failures.
+        callbacks: functions that are called in the meantime.
 
     Raises:
-        ConfigError: tasks share a number or take too many slots, or a preloaded module cannot be imported.
+        ConfigError: tasks share a number or need too many slots, or a preloaded module cannot be imported.
         ExecutorError: the agent cannot be started.
-        KeyboardInterrupt: at the second signal.
+        KeyboardInterrupt: a second signal was received.
     """
     if len({task.num for task in tasks}) < len(tasks):
         raise ConfigError("tasks", [task.num for task in tasks], "tasks with distinct numbers")

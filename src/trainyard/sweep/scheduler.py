@@ -1,7 +1,7 @@
-"""Scheduler: which unit runs when, and on which slots. A pure state machine: no processes, no clock, no files.
+"""Scheduler, which decides when and on which slots units run: a pure state machine without processes, clock and files.
 
 It receives events (`trainyard.sweep.events`), each of which is already in the manifest, and returns actions. The
-same events give the same actions: replayed from a manifest, it stands where the one that wrote it stood.
+same events give the same actions: after a replay of a manifest, it has the state of the scheduler that wrote it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from trainyard.sweep.waiting import Slots, WaitingUnits, device_names
 from trainyard.track.sweep_position import Rungs
 
 _NO_CHANGE = frozenset({Proposed, Started, Reported, Inherited})
-"""Events after which no unit can start that could not before."""
+"""Events that do not allow additional units to start."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class RunningUnit:
     Attributes:
         left: its jobs that have not ended, in the order of lanes.
         slots: the indices of its slots.
-        wishes: what its jobs have been asked for, by number.
+        wishes: the requests to its jobs, by number.
     """
 
     unit: Unit
@@ -69,9 +69,9 @@ class Scheduler:
 
     Attributes:
         running: the units that have a process, by number.
-        stopping: why no further unit starts; empty while units start.
-        rungs: where a job reports, as it was last queued; only of jobs that do.
-        wished: what jobs were asked to do and have not done yet.
+        stopping: the reason why no more units start; empty while units start.
+        rungs: the rungs at which a job reports, as last queued; only for jobs that report.
+        wished: the requests to jobs that are not fulfilled yet.
     """
 
     def __init__(self) -> None:
@@ -102,10 +102,10 @@ class Scheduler:
         }
 
     def handle(self, event: Event) -> list[Action]:
-        """Take an event in, and return what is to be done, in order.
+        """Process an event, and return the actions to execute, in order.
 
         Raises:
-            ValueError: the event cannot be: it is about a job that is unknown, or queues one that is done.
+            ValueError: the event is impossible: its job is unknown, or it queues a finished job.
         """
         actions = list(self._handlers[type(event)](event))
         if type(event) in _NO_CHANGE:
@@ -135,7 +135,7 @@ class Scheduler:
 
     @property
     def demand(self) -> int:
-        """Number of slots that units run on, and of units that wait for some."""
+        """Number of slots of running units, and of units that wait for slots."""
         return sum(len(it.slots) for it in self.running.values()) + self._waiting.demand
 
     @property
@@ -157,16 +157,16 @@ class Scheduler:
         return self._states.get(num)
 
     def unit_of(self, num: int) -> int | None:
-        """Return the number of the unit that a job runs in; None if it does not run."""
+        """Return the number of the unit in which a job runs; None if it does not run."""
         number = self._unit_of.get(num)
         return number if number in self.running else None
 
     def waiting(self) -> Iterator[Unit]:
-        """Yield the units that wait, as they are numbered."""
+        """Yield the waiting units in the order of their numbers."""
         return self._waiting.units()
 
     def rest(self, running: RunningUnit) -> Unit:
-        """Return the unit of the jobs that are left of one that runs."""
+        """Return the unit of the remaining jobs of a running unit."""
         unit = replace(running.unit, nums=tuple(running.left))
         if not unit.fed:
             return unit
@@ -180,7 +180,7 @@ class Scheduler:
 
     @property
     def snapshot(self) -> dict[str, Any]:
-        """All that decides on what comes next, to compare two schedulers by."""
+        """The complete state that determines the next actions, for the comparison of two schedulers."""
         numbers = sorted(set(self._unit_of.values()))
         waiting = {number: self._waiting[number] for number in numbers if number in self._waiting}
         return {
@@ -325,7 +325,8 @@ class Scheduler:
         self._waiting.add(number, unit, behind=behind)
 
     def _leave(self, num: int) -> None:
-        """Take a job out of its unit. With its last job a unit ends, and its slots are free, if no other can join."""
+        """Remove a job from its unit. When its last job leaves, a unit ends and its slots become free, unless other
+        jobs can join."""
         number = self._unit_of.pop(num, None)
         if number is None:
             return

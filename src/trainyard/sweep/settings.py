@@ -24,10 +24,10 @@ class SweepSettings:
         jobs_per_gpu: jobs that share a GPU; `auto` is 1.
         threads_per_job: threads of a job on the CPU; `auto` is 1.
         max_jobs: maximum number of jobs at a time; None for as many as there are slots.
-        retries: further attempts at a job that fails.
+        retries: additional attempts for a failing job.
         timeout: seconds after which a job is ended; None for never.
         fail_fast: stop the other jobs when one has failed.
-        grace: seconds that a job has to end when `timeout` or `fail_fast` ends it; then it is killed.
+        grace: seconds within which a job must end after `timeout` or `fail_fast`; then it is killed.
         fuse: train jobs that differ only in numbers as stacks: `auto` for the fastest width, `off`, or the width.
         dry_run: print the plan and stop.
         debug: run the first job alone, in this process, where a debugger can stop it.
@@ -69,24 +69,24 @@ class SweepSettings:
 
     @property
     def disk_patience(self) -> float:
-        """Seconds that the sweep's directory may be gone for while it runs."""
+        """Seconds for which the sweep's directory may be missing while it runs."""
         return 0.0
 
     def check(self, config: DictConfig) -> None:
-        """Check what a sweep with these settings cannot have.
+        """Check that a sweep is compatible with these settings.
 
         Args:
-            config: the config of the whole sweep.
+            config: the config of the entire sweep.
 
         Raises:
-            ConfigError: it has it.
+            ConfigError: it is not.
         """
 
     def slots(self, continued: bool) -> list[Slot]:
-        """Return the slots that there may be at once.
+        """Return all slots that can exist at the same time.
 
         Args:
-            continued: whether the sweep was begun before, perhaps where there are more cores.
+            continued: whether the sweep was started before, possibly with more cores.
 
         Raises:
             ConfigError: a setting is out of range here.
@@ -100,9 +100,9 @@ class SweepSettings:
         """Return the executor of the jobs.
 
         Args:
-            slots: what `slots` returned.
+            slots: the result of `slots`.
             directory: the sweep's directory.
-            preload: modules that workers have imported when they begin.
+            preload: modules that are imported before workers start.
 
         Raises:
             ConfigError: a setting is out of range here.
@@ -110,11 +110,11 @@ class SweepSettings:
         return LocalExecutor(slots, preload=preload)
 
     def trial_executor(self, executor: Executor, preload: Sequence[str]) -> Executor:
-        """Return the executor that jobs are tried on before the first of them starts.
+        """Return the executor on which jobs are tried before the first of them starts.
 
         Args:
-            executor: that of the jobs.
-            preload: modules that workers have imported when they begin.
+            executor: the executor of the jobs.
+            preload: modules that are imported before workers start.
         """
         return executor
 

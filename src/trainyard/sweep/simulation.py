@@ -32,9 +32,9 @@ class SimulatedJob:
 
     Attributes:
         values: the objective after each epoch.
-        seconds: what an epoch takes.
-        result: what the whole training returns; None for the last value.
-        metrics: what is reported beside the values.
+        seconds: the duration of an epoch.
+        result: the result of the entire training; None for the last value.
+        metrics: the values that are reported in addition.
     """
 
     values: Sequence[float]
@@ -44,18 +44,18 @@ class SimulatedJob:
 
 
 class SimulatedSweep:
-    """Runs what a proposer proposes.
+    """Runs the jobs that a proposer proposes.
 
     Args:
-        make: makes the proposer: at the start, and after each kill.
-        job: returns the job of a number and overrides.
+        make: creates the proposer, at the start and after each kill.
+        job: returns the job for a number and overrides.
         slots: the number of jobs at a time.
 
     Attributes:
-        log: the events, as a manifest would have them.
+        log: the events, as in a manifest.
         now: seconds since the start.
-        epochs: how far each job is trained.
-        spent: the epochs that were trained, by all jobs together.
+        epochs: the number of trained epochs of each job.
+        spent: the total number of trained epochs.
         reports: the time, the job, the epoch and the value of each report and of each end.
     """
 
@@ -80,7 +80,7 @@ class SimulatedSweep:
         return self._scheduler.state(num)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> bool:
-        """Go on until nothing is left, or a condition holds, which is asked after each event of a job.
+        """Continue until nothing is left, or until a condition holds, which is checked after each event of a job.
 
         Returns:
             Whether nothing is left.
@@ -96,7 +96,7 @@ class SimulatedSweep:
                 return False
 
     def kill(self) -> None:
-        """Kill the head with everything that runs, and start again from the log."""
+        """Kill the head and all running tasks, and restart from the log."""
         log, self.log = self.log, []
         self._begin(log)
 

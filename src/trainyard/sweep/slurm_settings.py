@@ -20,8 +20,8 @@ class SlurmSettings(AgentSettings):
     Args:
         partition, account, qos, gpus_per_node, cpus_per_task, mem_gb, timeout_min, constraint, signal_delay_s, setup,
             additional_parameters: see `trainyard.sweep.executor.slurm.Resources`.
-        address: the address that the head listens at; None for that of its machine's name.
-        detach: submit the process that runs the sweep as a job, too, and return.
+        address: the address on which the head listens; None for the address of its host name.
+        detach: also submit the process that runs the sweep as a job, and return.
     """
 
     partition: str | None = None
@@ -51,7 +51,7 @@ class SlurmSettings(AgentSettings):
 
     @property
     def resources(self) -> Resources:
-        """What each agent asks for."""
+        """The request of each agent."""
         return Resources(
             self.partition,
             self.account,

@@ -1,4 +1,4 @@
-"""Task of a worker: a stack of jobs as one program, which further jobs may join."""
+"""Task of a worker: a stack of jobs as one program, which other jobs may join."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from trainyard.track.sweep_position import SweepPosition
 
 
 def run_stack(work: StackWork) -> StackReturn:
-    """Run jobs as one stack, each with the directory and files that it would have alone.
+    """Run jobs as one stack, each with the same directory and files as in a single run.
 
     An error that belongs to no job does not end the sweep: the jobs can still run one by one.
     """
@@ -86,7 +86,7 @@ def _trained(
 
 
 class _Joined:
-    """Jobs that join a stack, with the directory and files that each would have alone."""
+    """Jobs that join a stack, each with the same directory and files as in a single run."""
 
     def __init__(self, work: StackWork, configs: Sequence[DictConfig], files: HydraFiles) -> None:
         self._work = work
@@ -110,11 +110,11 @@ class _Joined:
         return config, awake(position, number)
 
     def end(self, number: int, result: JobResult) -> None:
-        """Take notice that a job has left; called by any thread."""
+        """Record that a job has left; can be called by any thread."""
         self._left.append((number, result))
 
     def call_back(self) -> None:
-        """Do what follows from the end of jobs that have left."""
+        """Perform the actions after the end of jobs that have left."""
         while self._left:
             number, result = self._left.popleft()
             config = self._configs.pop(number)
@@ -122,7 +122,7 @@ class _Joined:
             _call_back(self._work, [config], [StackedJobResult(result.state, result.value, result.error)])
 
     def end_all(self, results: Sequence[StackedJobResult | None]) -> None:
-        """Call Hydra's callbacks for the end of all that are left."""
+        """Call Hydra's callbacks for the end of all remaining jobs."""
         left = [(config, own) for number, config in self._configs.items() if (own := results[number]) is not None]
         _call_back(self._work, [config for config, _ in left], [own for _, own in left])
 

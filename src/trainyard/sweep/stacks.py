@@ -1,4 +1,5 @@
-"""Choice of stacks: which jobs of a plan train as one program: as recorded, else by kind, as wide as a probe found."""
+"""Choice of stacks: jobs of a plan that train as one program, as recorded or by kind, at the width that a probe has
+found."""
 
 from __future__ import annotations
 
@@ -36,10 +37,10 @@ class Stacking:
     """Distribution of jobs to stacks.
 
     Attributes:
-        stacks: in the order of their first jobs.
-        alone: by number, the reason why other jobs are in none.
+        stacks: the stacks, in the order of their first jobs.
+        alone: the reasons why other jobs are in no stack, by number.
         followed: the numbers of the jobs that train together as recorded.
-        seconds: by number, the slot time that jobs take, as a probe has measured.
+        seconds: the slot times, by number, of jobs that a probe has measured.
     """
 
     stacks: list[Stack]
@@ -87,21 +88,21 @@ class StackPlanner:
         return self.active and bool(getattr(self._fuse, "LANES", False))
 
     def kind(self, job: Job) -> str | None:
-        """Return the kind of a job: those of one may share a stack. None if it can be in none."""
+        """Return the kind of a job; jobs of the same kind can share a stack. None if the job cannot be stacked."""
         if job.num not in self._kind_of:
             fit = self.active and not _unstackable([job])
             self._kind_of[job.num] = _key(self._kinds([_compared(job)])[0]) if fit else None
         return self._kind_of[job.num]
 
     def difference(self, job: Job, other: Job) -> str:
-        """Return the places in which two jobs differ so that they cannot share a stack; empty if there are none."""
+        """Return the differences because of which two jobs cannot share a stack; empty if there are none."""
         if not self.active or _unstackable([job, other]):
             return ""
         found = self._kinds([_compared(job), _compared(other)])
         return "" if len(found) < 2 else kinds.difference(*found)
 
     def forget(self, job: Job) -> None:
-        """Forget the kind of a job whose config is another one now."""
+        """Forget the kind of a job whose config has changed."""
         self._kind_of.pop(job.num, None)
 
     @property
@@ -117,13 +118,14 @@ class StackPlanner:
         *,
         probing: bool = True,
     ) -> Stacking:
-        """Put these jobs into stacks, as recorded; others by kind. Kinds without a known fit are probed, on the slots.
+        """Put these jobs into stacks as recorded, and others by kind. Kinds without a known fit are probed on the
+        slots.
 
         Args:
             jobs: the jobs to run, in the order of their numbers, with their values.
-            recorded: the recorded decisions on jobs. One on jobs that can no longer be a stack is not followed.
+            recorded: the recorded decisions on jobs. Decisions on jobs that can no longer be a stack are not followed.
             fits: the recorded fits.
-            probing: whether the slots are free for probes. Else jobs of kinds without a known fit run one by one.
+            probing: whether the slots are free for probes. Otherwise, jobs of kinds without a known fit run one by one.
 
         Raises:
             TrainyardError: jobs cannot be stacked although a width was given, or the probe was interrupted.
@@ -146,7 +148,7 @@ class StackPlanner:
         return Stacking(stacks, kept.alone | chosen.alone, kept.followed, chosen.seconds)
 
     def known(self, jobs: Sequence[Job]) -> Stacking:
-        """Put jobs into stacks by kind, as far as the widths of the kinds are known: nothing is measured."""
+        """Put jobs into stacks by kind if the width of their kind is known, without a measurement."""
         return self._choose(jobs, probing=False)
 
     def _are_stackable(self, jobs: Sequence[Job]) -> bool:
@@ -253,7 +255,7 @@ def chunks(jobs: Sequence[Job], width: int, slots: int, *, exactly: bool = False
     """Yield jobs of a kind in stacks, for a number of slots.
 
     Args:
-        jobs: in the order of their numbers.
+        jobs: the jobs, in the order of their numbers.
         width: the maximum width of a stack.
         slots: the number of slots; all are used if there are enough jobs for stacks of at least two.
         exactly: make stacks of the maximum width, regardless of the slots.
@@ -303,14 +305,14 @@ def _key(kind: kinds.Kind) -> str:
 
 
 def _unstackable(jobs: Sequence[Job]) -> dict[int, str]:
-    """Return the jobs that can be in no stack, by number, each with the reason."""
+    """Return the jobs that cannot be stacked, by number, each with the reason."""
     found = {job.num: "hydra.job.chdir=true" for job in jobs if job.chdir}
     found |= {job.num: f"a clone of #{job.origin.job}" for job in jobs if job.origin is not None}
     return found | {job.num: reason for job in jobs if (reason := _by_strategy(job))}
 
 
 def _by_strategy(job: Job) -> str:
-    """Return why a job that trains or could train on several devices is alone; empty for other jobs."""
+    """Return why a job that trains or could train on several devices runs alone; empty for other jobs."""
     node = (job.values or {}).get("strategy")
     if job.slots < 2 and not (isinstance(node, Mapping) and "launcher" in node):
         return ""

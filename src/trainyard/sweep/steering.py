@@ -1,9 +1,9 @@
-"""Commands that steer a running sweep: files in `commands/` of its directory, which the head of the sweep takes.
+"""Commands that steer a running sweep: files in `commands/` of its directory, which the head of the sweep reads.
 
-Who gives a command writes it under a temporary name, flushes and renames it; the file is never changed. The head reads
-the folder on its regular tick, acts on each command in the order of their numbers, and records an acknowledgement of
-each in the manifest, before it acts: a head that is killed in between finds the acknowledgement, and a head that starts
-later finds the commands that have none.
+A command is written under a temporary name, flushed and renamed; the file is never changed. The head reads the folder
+on its regular tick, executes the commands in the order of their numbers, and records an acknowledgement of each in the
+manifest before it executes the command. If a head is killed in between, the next one finds the acknowledgement, and the
+commands that have none.
 
     head:  for command in folder.pending(acknowledged):
                manifest.append(acknowledgement(command, refusal))    # with fsync
@@ -41,12 +41,12 @@ class Command:
     """Command about one job.
 
     Attributes:
-        id: its identity, which begins with its number: ids are ordered as the commands are.
+        id: its ID, which starts with its number, so that IDs have the order of the commands.
         action: stop for good, pause (a checkpoint and no process), resume a paused job, or clone: a new job that starts
             from the newest checkpoint of this one.
         job: the number of the job.
-        overrides: what is different in a clone.
-        time: when it was given, in seconds since 1970.
+        overrides: the changes of a clone.
+        time: the time of the request, in Unix seconds.
     """
 
     id: str
@@ -56,7 +56,7 @@ class Command:
     time: float = field(default=0.0, compare=False)
 
     def is_same(self, action: Action, job: int, overrides: Sequence[str]) -> bool:
-        """Return whether this command asks for the same."""
+        """Return whether this command makes the same request."""
         return (self.action, self.job, self.overrides) == (action, job, tuple(overrides))
 
     def __str__(self) -> str:
@@ -65,11 +65,11 @@ class Command:
 
 @dataclass(frozen=True)
 class Acknowledgement:
-    """Answer of a head.
+    """Answer of a head to a command.
 
     Attributes:
-        accepted: whether it acts on the command.
-        told: why not, or what becomes of the job, for people.
+        accepted: whether the head executes the command.
+        told: the reason for a refusal, or the effect on the job, for users.
     """
 
     accepted: bool
@@ -82,7 +82,7 @@ def acknowledgement(command: Command, refusal: str = "", told: str = "") -> dict
     Args:
         command: the command.
         refusal: why it is refused; empty if it is accepted.
-        told: what becomes of the job if it is accepted: `is job #12`.
+        told: the effect on the job if it is accepted, such as `#12 pauses at its next checkpoint`.
     """
     return {
         "kind": KIND,
@@ -103,7 +103,7 @@ def acknowledged(record: Mapping[str, Any]) -> tuple[str, Acknowledgement] | Non
 
 
 class CommandFolder:
-    """Folder of the commands to one sweep. Several processes may give commands at once.
+    """Folder of the commands to one sweep. Several processes may give commands concurrently.
 
     Args:
         directory: the sweep's directory.
@@ -116,12 +116,13 @@ class CommandFolder:
     def give(
         self, action: Action, job: int, overrides: Sequence[str], acknowledged: Container[str]
     ) -> tuple[Command, bool]:
-        """Write a command to disk. One that asks for the same as the last command to this job, and waits, is that one.
+        """Write a command to disk. If the last command for this job is pending and makes the same request, return it
+        instead.
 
         Args:
-            action: what is to be done.
-            job: with which job.
-            overrides: what is different in a clone.
+            action: the action.
+            job: the number of the job.
+            overrides: the changes of a clone.
             acknowledged: the ids of the commands that are acknowledged.
 
         Returns:
@@ -149,7 +150,7 @@ class CommandFolder:
     def pending(self, acknowledged: Container[str]) -> list[Command]:
         """Return the commands that are not acknowledged, in the order in which they were given.
 
-        It may be called on each tick: a file is read once, and without commands it is one call of the system.
+        It can be called on each tick: each file is read once, and without commands, it needs only one system call.
         """
         found = []
         for name in self._names():
@@ -158,13 +159,13 @@ class CommandFolder:
         return found
 
     def clear(self) -> None:
-        """Remove all commands: those of a sweep whose manifest is cleared."""
+        """Remove all commands of a sweep whose manifest is cleared."""
         for name in self._names():
             (self._folder / f"{name}.json").unlink(missing_ok=True)
         self._known.clear()
 
     def _names(self) -> list[str]:
-        """Return the ids of the commands in order. Other files are left alone."""
+        """Return the IDs of the commands in order. Other files are ignored."""
         try:
             names = [entry[:-5] for entry in os.listdir(self._folder) if entry.endswith(".json")]  # noqa: PTH208
         except (FileNotFoundError, NotADirectoryError):
@@ -208,7 +209,7 @@ def _sync(folder: Path) -> None:
 
 
 def is_run(directory: Path) -> bool:
-    """Return whether a process runs the sweep in a directory: it holds the lock of the manifest."""
+    """Return whether a process runs the sweep in a directory and therefore holds the lock of the manifest."""
     fd = os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,5 @@
-"""Commands that steer a sweep from another terminal: what `trainyard sweep stop`, `pause`, `resume` and `clone` do.
+"""Commands that steer a sweep from another terminal: implementation of `trainyard sweep stop`, `pause`, `resume` and
+`clone`.
 
 Without a process that runs the sweep, the command waits until the sweep is continued.
 """
@@ -30,18 +31,18 @@ _EVERY = 0.05  # seconds between two looks at the manifest
 
 
 def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = (), wait: float = 10.0) -> str:
-    """Give a command to a sweep and return what became of it, for people.
+    """Give a command to a sweep and return its result, for users.
 
     Args:
         directory: the sweep's directory.
-        action: what is to be done.
+        action: the action.
         job: the number of the job, `3` or `#3`.
-        overrides: what is different in a clone.
+        overrides: the changes of a clone.
         wait: seconds to wait for the answer of the process that runs the sweep, if there is one.
 
     Raises:
-        TrainyardError: there is no such sweep or job, the job's state does not allow it, an override is wrong, or the
-            process that runs the sweep has refused it.
+        TrainyardError: there is no such sweep or job, the state of the job does not allow the action, an override is
+            invalid, or the process that runs the sweep has refused the command.
     """
     state = SweepState.read(directory)
     folder = CommandFolder(directory)
@@ -66,7 +67,7 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
 
 @dataclass
 class SweepState:
-    """State of a sweep as its manifest has it, read while another process writes it.
+    """State of a sweep according to its manifest, which is read while another process writes it.
 
     Attributes:
         states: the state of each job, by number.
@@ -85,7 +86,7 @@ class SweepState:
         """Read the manifest in a directory.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: the directory has no manifest.
         """
         state = cls(directory / FILE)
         if not state.path.is_file():
@@ -95,7 +96,7 @@ class SweepState:
         return state
 
     def read_on(self) -> None:
-        """Read what was appended since; an incomplete last line is left for the next time."""
+        """Read the new records; an incomplete last line is left for the next time."""
         with self.path.open("rb") as file:
             file.seek(self._read_to)
             content = file.read()
@@ -136,7 +137,7 @@ def _number(job: str, state: SweepState) -> int:
 
 
 def _check(action: Action, num: int, state: SweepState, waiting: Sequence[Command]) -> None:
-    """Check that the state of a job, as it is after the commands that wait, allows an action.
+    """Check that the state of a job after pending commands allows an action.
 
     Raises:
         ConfigError: it does not.
@@ -158,10 +159,11 @@ def _check(action: Action, num: int, state: SweepState, waiting: Sequence[Comman
 
 
 def _check_overrides(action: Action, num: int, directory: Path, state: SweepState, overrides: Sequence[str]) -> None:
-    """Check the overrides of a clone by the config of the job, which has begun.
+    """Check the overrides of a clone against the config of the job, which must have started.
 
     Raises:
-        ConfigError: there are none, or for another action; one is wrong; or the job has not begun.
+        ConfigError: there are no overrides, or there are overrides for another action; an override is invalid; or the
+            job has not started.
     """
     if action != "clone":
         if overrides:

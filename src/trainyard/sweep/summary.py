@@ -22,15 +22,15 @@ from trainyard.track.lines import parsed
 from trainyard.track.run_info import RunInfo
 
 SHOWN = 10
-"""Jobs in the description."""
+"""Number of jobs in the description."""
 
 
 class BestSoFar:
-    """Best objective of the jobs that are done.
+    """Best objective of the finished jobs.
 
     Attributes:
-        value: the best; None if none has one.
-        count: the number of jobs that are done.
+        value: the best objective; None if no job has one.
+        count: the number of finished jobs.
     """
 
     def __init__(self, direction: Direction) -> None:
@@ -39,7 +39,7 @@ class BestSoFar:
         self.count = 0
 
     def add(self, value: Any) -> bool:
-        """Take in a job that is done; return whether it counts: it has a number."""
+        """Add a finished job; return whether it counts because it has an objective."""
         if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
             return False
         self.count += 1
@@ -59,14 +59,14 @@ def summary_tags(
 ) -> dict[str, str]:
     """Return the tags of a sweep's own run, in which the best job is linked (`Journal.linked_tags`).
 
-    Where jobs are repeats of one another, it is the best job of the configuration with the best mean.
+    If jobs are repeats, this is the best job of the configuration with the best mean.
 
     Args:
         order: the jobs, best first.
-        objective: the name of what ranks them.
-        direction: whether more of it is better.
+        objective: the name of the metric that ranks them.
+        direction: whether a high or a low objective is better.
         said: the command.
-        directory: the sweep's.
+        directory: the directory of the sweep.
     """
     shown = order[:SHOWN]
     keys, ids = varying(order), {row.num: _id(row.directory) for row in shown}

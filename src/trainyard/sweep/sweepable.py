@@ -60,7 +60,7 @@ class StackTrainer(Protocol):
     Attributes:
         ALLOWED: the places of a config (`optim`, `hook.ema.decay`) at or below which numbers may differ in a stack;
             `**` stands for any depth (`model.**.dropout`).
-        FIXED_WITH: those of these places at which numbers may differ only if another place is empty, with that place.
+        FIXED_WITH: the places among these at which numbers may differ only if another place is empty, with that place.
         NOT_COMPARED: the places that may differ in any way.
         PRELOAD: the modules that only stacks import.
 

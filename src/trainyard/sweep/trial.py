@@ -44,13 +44,13 @@ class Trials:
         self.metrics: Sequence[str] = ()
 
     def errors(self, jobs: Sequence[Job]) -> list[tuple[Job, TrainyardError]]:
-        """Return the jobs of a batch that cannot work, each with the reason.
+        """Return the invalid jobs of a batch, each with the reason.
 
         Args:
-            jobs: jobs that have their values.
+            jobs: the jobs, whose values are set.
 
         Raises:
-            InterruptedSweepError: by a signal.
+            InterruptedSweepError: a signal interrupted the trial.
         """
         # A relative path of a job that changes its directory leads elsewhere from here.
         jobs = [job for job in jobs if not job.chdir]

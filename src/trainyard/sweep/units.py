@@ -1,4 +1,4 @@
-"""Tasks of units: what a worker is given to run a job or a stack, and what it says of each job at the end."""
+"""Tasks of units: the data that a worker needs to run a job or a stack, and its report on each job at the end."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ STACKS = "stacks"  # folder of the output of stacks
 
 
 def preloaded(application: Sweepable, fuse: int | str) -> list[str]:
-    """Return what is imported once, in the process that workers are forked from.
+    """Return the modules to import once, in the process from which workers are forked.
 
     Args:
         application: the jobs' application.
-        fuse: the setting: whether there are stacks.
+        fuse: the setting that determines whether jobs train as stacks.
     """
     stacked = application.fuse.PRELOAD if application.fuse is not None and fuse != "off" else ()
     return [*application.preload, *stacked, stack_tasks.__name__]
 
 
 class UnitTasks:
-    """Makes the tasks of units, when they start: until then a job is no more than its overrides.
+    """Creates the tasks of units when they start. Until then, only the overrides of a job are stored.
 
     Args:
         context: Hydra's context.
         application: the jobs' application.
-        stacks: prepares a stack for a worker.
-        configs: makes the configs of jobs.
-        manifest: knows how each job trains.
-        directory: the sweep's directory.
+        stacks: the object that prepares a stack for a worker.
+        configs: the object that composes the configs of jobs.
+        manifest: the manifest, which records how each job trains.
+        directory: the directory of the sweep.
 
     Attributes:
         jobs: all jobs, by number.
-        begun: the numbers of jobs that have a state to go on from.
+        begun: the numbers of jobs that have a state from which they can continue.
         plan: the plan of all jobs.
-        parent: the id of the sweep's own run in MLflow.
-        experiment: the MLflow experiment of the sweep's runs, if it has one of its own.
-        metrics: what jobs return by name; empty for their objective alone.
+        parent: the ID of the sweep's run in MLflow.
+        experiment: the MLflow experiment of the sweep's runs, if the sweep has a separate one.
+        metrics: the metrics that jobs return, by name; empty for their objective only.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class UnitTasks:
 
     @property
     def resumes(self) -> bool:
-        """Whether jobs go on from their checkpoints."""
+        """Whether jobs continue from their checkpoints."""
         return self._application.resumes
 
     def of(self, nums: Iterable[int]) -> list[Job]:
@@ -93,13 +93,13 @@ class UnitTasks:
         return [self.jobs[num] for num in nums]
 
     def stacks_of(self, nums: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return the jobs among these that train as one program from here on, as far as widths are known."""
+        """Return the jobs among these that train as one program from now on, as far as widths are known."""
         if len(nums) < 2:
             return []
         return [tuple(job.num for job in stack.jobs) for stack in self._stacks.known(self.of(nums)).stacks]
 
     def difference(self, job: Job, other: Job) -> str:
-        """Return the places in which two jobs differ so that they cannot share a stack; empty if there are none."""
+        """Return the places whose difference prevents two jobs from sharing a stack; empty if there are none."""
         return self._stacks.difference(job, other)
 
     def name(self, unit: Unit) -> str:
@@ -152,7 +152,7 @@ class UnitTasks:
         )
 
     def joining(self, num: int, rungs: Rungs | None, stack: str) -> tuple[worker_tasks.StackedJob, SweepPosition]:
-        """Return what a stack that runs is given of a job that joins it."""
+        """Return the data that a running stack receives about a job that joins it."""
         job = self.jobs[num]
         own = worker_tasks.StackedJob(plain(job.config), job.directory)
         if self._application.resumes and num in self.begun:
@@ -163,12 +163,12 @@ class UnitTasks:
         return own, replace(position, stack=stack)
 
     def _resumption(self, job: Job) -> dict[str, Any]:
-        """Return the settings with which a job goes on."""
+        """Return the settings with which a job continues."""
         lineage = self._manifest.entries[job.num].lineage
         return settings_of(job, lineage[-1]) if lineage else {"resume": True}
 
     def _beginning(self, job: Job, resumes: bool) -> tuple[bool | str, tuple[str, ...]]:
-        """Return what a job resumes, and the keys that its config has otherwise than the checkpoint."""
+        """Return the state that a job resumes, and the keys at which its config differs from the checkpoint."""
         if job.origin is not None:
             return start_of(job), job.origin.keys
         lineage = self._manifest.entries[job.num].lineage
@@ -177,7 +177,7 @@ class UnitTasks:
         return begin(job, lineage[-1]), lineage[-1].keys
 
     def _common(self, shared: Shared | None) -> Common:
-        """Return what the tasks of jobs have in common that share a composition."""
+        """Return the common data of the tasks of jobs that share a composition."""
         if shared not in self._commons:
             singletons = Singleton.get_state()
             self._commons[shared] = Common(worker_tasks.JobCommon(self._context, self._application, singletons, shared))
@@ -204,13 +204,13 @@ def folders_of(jobs: Iterable[Job]) -> tuple[str | Path, ...]:
 
 
 def outcomes_of(unit: Unit, left: Iterable[int], outcome: TaskOutcome, timeout: float | None) -> dict[int, TaskOutcome]:
-    """Return the outcome of each job that was left of a unit, as if it had run alone.
+    """Return the outcome of each remaining job of a unit, as if it had run alone.
 
     Args:
         unit: the unit.
-        left: the jobs.
-        outcome: that of its task.
-        timeout: the seconds after which it was asked to end.
+        left: the remaining jobs.
+        outcome: the outcome of the task.
+        timeout: the number of seconds after which the unit was asked to end.
     """
     results = getattr(outcome.value, "results", None)
     if results is None:
@@ -234,13 +234,13 @@ def outcomes_of(unit: Unit, left: Iterable[int], outcome: TaskOutcome, timeout: 
 
 
 def event_of(num: int, outcome: TaskOutcome, width: int, wish: Wish | None) -> Ended | Paused:
-    """Return the event of a job's end.
+    """Return the event for the end of a job.
 
     Args:
-        num: its number.
-        outcome: its outcome.
-        width: the number of jobs of its unit.
-        wish: what it was asked to do.
+        num: the number of the job.
+        outcome: the outcome of the job.
+        width: the number of jobs in the unit.
+        wish: the request that the job received.
     """
     state, asked = outcome.state, outcome.state in ("interrupted", "lost")
     if state == "paused" or (wish == "pause" and asked):
@@ -253,13 +253,13 @@ def event_of(num: int, outcome: TaskOutcome, width: int, wish: Wish | None) -> E
 def units_of(
     jobs: Sequence[Job], stacks: Sequence[Stack], entries: Mapping[int, Entry], rungs: Mapping[int, Rungs | None]
 ) -> list[Unit]:
-    """Return the units of jobs that are to run, in the order in which those of unknown duration start.
+    """Return the units of the jobs to run, in the order in which units of unknown duration start.
 
     Args:
         jobs: the jobs.
         stacks: the stacks among them. They come first, since they take longer than jobs.
-        entries: the manifest's entries, which know what a job took before.
-        rungs: where a job reports.
+        entries: the entries of the manifest, which contain the earlier durations of jobs.
+        rungs: the positions at which a job reports.
     """
     known = [entry.cost for job in jobs if (entry := entries[job.num]).cost is not None]
     typical = statistics.median(known) if known else None

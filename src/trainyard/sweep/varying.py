@@ -1,4 +1,4 @@
-"""Keys of overrides that distinguish the jobs of a sweep, which grow as jobs are added."""
+"""Keys of overrides that distinguish the jobs of a sweep. Their number grows as jobs are added."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from trainyard.sweep.plan import Job
 
 
 class VaryingKeys:
-    """Keys that the sweeper chose, and those whose values differ. A job is added in the time of its own keys.
+    """Keys that the sweeper chose, and keys whose values differ. The time to add a job depends only on its own keys.
 
-    Values that a sweeper chose need not differ between these jobs: it may launch one job at a time.
+    Values that a sweeper chose need not differ between these jobs, because a sweeper may launch one job at a time.
 
     Args:
-        command: the overrides of the command line, in which `optim.lr=0.1` is fixed and `optim.lr=0.1,0.2` is not.
+        command: the overrides of the command line, of which `optim.lr=0.1` is fixed and `optim.lr=0.1,0.2` is not.
     """
 
     def __init__(self, command: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Waiting units and free slots: which unit starts next, and where. An event costs O(log n)."""
+"""Waiting units and free slots, which determine which unit starts next, and where. An event takes O(log n)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ CPU = "cpu"
 
 
 def is_cpu(device: str) -> bool:
-    """Return whether a device is the cores of a machine: `cpu`, or `cpu@MACHINE`."""
+    """Return whether a device consists of the cores of a machine: `cpu`, or `cpu@MACHINE`."""
     return device.partition("@")[0] == CPU
 
 
 def machine(device: str) -> str:
-    """Return the machine of a device, `a` of `cuda:0@a`; empty for this one."""
+    """Return the machine of a device, such as `a` for `cuda:0@a`; empty for this machine."""
     return device.partition("@")[2]
 
 
@@ -27,11 +27,11 @@ class _Device:
     """Slots of one device.
 
     Attributes:
-        slots: the indices of all of them.
-        free: those that run nothing.
-        order: those that were free at some time, the lowest index first.
-        alone: the numbers of units that wait for the whole device.
-        held: a unit runs that has the device for itself.
+        slots: the indices of all slots.
+        free: the slots on which no unit runs.
+        order: the slots that were free at some time, the lowest index first.
+        alone: the numbers of units that wait for the entire device.
+        held: whether a unit runs that occupies the device exclusively.
     """
 
     slots: set[int] = field(default_factory=set)
@@ -46,7 +46,7 @@ class _Device:
 
     @property
     def first(self) -> int | None:
-        """Lowest index of a free slot."""
+        """The lowest index of a free slot."""
         while self.order and self.order[0] not in self.free:
             heappop(self.order)
         return self.order[0] if self.order else None
@@ -64,13 +64,14 @@ class _Device:
 
 
 class Slots:
-    """Slots by device. Units are put on the least busy device first; a wide one takes a CUDA device only once.
+    """Slots by device. Units are placed on the least busy device first; a wide unit takes a CUDA device only once.
 
-    A wide unit gets its slots on one machine if one is large enough, otherwise on machines of which it has all.
+    A wide unit receives its slots on one machine if one is large enough, otherwise on several machines, each of which
+    it occupies completely.
 
     Attributes:
-        devices: the devices by name.
-        capacity: the number of slots that one unit can take at once.
+        devices: the devices, by name.
+        capacity: the number of slots that one unit can take.
     """
 
     def __init__(self) -> None:
@@ -91,7 +92,7 @@ class Slots:
 
     @property
     def vacant(self) -> int:
-        """Number of slots on which a unit of one slot could start."""
+        """The number of slots on which a unit of one slot could start."""
         return sum(len(it.free) for it in self.devices.values() if not it.alone and not it.held)
 
     def device(self, index: int) -> str:
@@ -117,20 +118,20 @@ class Slots:
         self.capacity = sum(_room(name, it.slots) for name, it in self.devices.items())
 
     def free(self, index: int) -> None:
-        """Note that nothing runs on a slot; one that is gone stays so."""
+        """Record that no unit runs on a slot; a lost slot remains lost."""
         if index in self._of:
             name = self._of[index]
             self.devices[name].give_back(index)
             self.show(name)
 
     def show(self, name: str) -> None:
-        """Note that a device has changed."""
+        """Record that a device has changed."""
         device = self.devices[name]
         if not device.alone and not device.held and (first := device.first) is not None:
             heappush(self._open, (_busy(name, device), first, name))
 
     def take(self, count: int) -> tuple[int, ...]:
-        """Take free slots; none if there are too few."""
+        """Take free slots; take none if there are too few."""
         if count > 1:
             return self._take_wide(count)
         while self._open:
@@ -144,7 +145,8 @@ class Slots:
         return ()
 
     def _take_wide(self, count: int) -> tuple[int, ...]:
-        """Take slots on the machine with the fewest free ones that are enough; none is so large: on whole machines."""
+        """Take slots on the machine with the fewest free slots that are enough; if no machine is large enough, on
+        several complete machines."""
         of: dict[str, list[str]] = {}
         for name in self.devices:
             of.setdefault(machine(name), []).append(name)
@@ -168,7 +170,7 @@ class Slots:
         return 0 if device.alone or device.held else _room(name, device.free)
 
     def _take_on(self, names: Sequence[str], count: int) -> tuple[int, ...]:
-        """Take slots on these devices, which have enough of them."""
+        """Take slots on these devices, which have enough free slots."""
         taken: list[int] = []
         for name in sorted(
             filter(self._free, names), key=lambda name: (self.devices[name].busy, self.devices[name].first)
@@ -178,13 +180,13 @@ class Slots:
         return tuple(taken)
 
     def may_hold(self, unit: Unit) -> bool:
-        """Return whether the devices that a unit needs for itself have slots enough for it."""
+        """Return whether the devices that a unit needs exclusively have enough slots for it."""
         own = [(name, self.devices[name].slots) for name in unit.alone_on if name in self.devices]
         room = sum(_room(name, slots) for name, slots in own)
         return not unit.alone_on or (len(own) == len(unit.alone_on) and all(s for _, s in own) and room >= unit.slots)
 
     def take_alone(self, unit: Unit) -> tuple[int, ...]:
-        """Take the slots of a unit that has its devices for itself; these are free."""
+        """Take the slots of a unit that occupies its devices exclusively; they are free."""
         names = sorted(unit.alone_on, key=lambda name: min(self.devices[name].slots))
         found: list[int] = []
         for name in names:
@@ -196,28 +198,29 @@ class Slots:
 
 
 def _room(name: str, slots: Collection[int]) -> int:
-    """Return how many of these slots of a device one unit can take."""
+    """Return how many of these slots of a device a unit can take."""
     return len(slots) if is_cpu(name) else min(1, len(slots))
 
 
 def _busy(name: str, device: _Device) -> int:
-    """Return how busy a device is for the order of devices. All cores are equal."""
+    """Return how busy a device is, for the order of devices. All cores are equal."""
     return 0 if is_cpu(name) else device.busy
 
 
 class WaitingUnits:
     """Units that wait for slots.
 
-    The longest comes first, so that no long unit remains at the end while slots are idle (Graham, 1969, "Bounds on
-    multiprocessing timing anomalies"). A unit of unknown length could be the longest: those come before all others, in
-    the order given. Units that run again wait behind those that have not started yet. No unit overtakes one that waits
-    for several slots, which would wait until the end, unless there are too few slots for it altogether.
+    The longest unit comes first, so that no long unit remains at the end while slots are idle (Graham, 1969, "Bounds on
+    multiprocessing timing anomalies"). A unit of unknown length could be the longest, so such units come before all
+    others, in the given order. Units that run again wait behind units that have not started yet. No unit overtakes one
+    that waits for several slots, which would otherwise wait until the end, unless the total number of slots is too
+    small for it.
 
     Args:
         slots: the slots.
 
     Attributes:
-        demand: the number of slots that all of them take.
+        demand: the total number of slots that the units take.
     """
 
     def __init__(self, slots: Slots) -> None:
@@ -241,7 +244,7 @@ class WaitingUnits:
         return iter([self._units[number] for number in sorted(self._units)])
 
     def add(self, number: int, unit: Unit, *, behind: bool = False) -> None:
-        """Add a unit; `behind` those that have not started yet."""
+        """Add a unit; `behind` the units that have not started yet."""
         if not self._slots.may_hold(unit):
             unit = replace(unit, alone_on=())  # a device is gone
         self._units[number] = unit
@@ -261,7 +264,7 @@ class WaitingUnits:
         return unit
 
     def shrink(self, number: int, num: int) -> None:
-        """Take a job out of a unit of several."""
+        """Remove a job from a unit of several jobs."""
         unit = self._units[number]
         self._units[number] = replace(unit, nums=tuple(each for each in unit.nums if each != num))
 
@@ -279,7 +282,7 @@ class WaitingUnits:
         self._too_wide.clear()
 
     def slots_lost(self) -> None:
-        """Reconsider the units that wait for a device that is gone."""
+        """Reconsider the units that wait for a lost device."""
         alone = dict.fromkeys(number for device in self._slots.devices.values() for number in device.alone)
         for number in alone:
             if not self._slots.may_hold(self._units[number]):
@@ -312,7 +315,7 @@ class WaitingUnits:
         return None
 
     def _may_start_alone(self, number: int, name: str) -> bool:
-        """Return whether a unit is the first for all devices that it needs, and these are free."""
+        """Return whether a unit is the first in line for all devices that it needs, and these are free."""
         unit = self._units[number]
         if name != unit.alone_on[0]:
             return False  # it is looked at once

@@ -1,4 +1,4 @@
-"""Tasks of workers: a job as Hydra runs it, a stack of jobs as one program, the probe of a stack's width."""
+"""Tasks of workers: a job as run by Hydra, a stack of jobs as one program, and the probe of a stack's width."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class JobWork:
     """Data that a worker needs for one job.
 
     Attributes:
-        config: its config, or what makes it.
-        position: its position in the sweep.
-        resume: what it resumes, as the key `resume` says it; False if it begins.
-        keys: of what it has otherwise than the checkpoint, further ones to those of its `resume_override`.
+        config: the config of the job, or the data from which it is composed.
+        position: the position of the job in the sweep.
+        resume: the value of the key `resume` for the job; False if the job starts from the beginning.
+        keys: the keys at which the job differs from the checkpoint, in addition to those of its `resume_override`.
     """
 
     config: DictConfig | JobRecipe
@@ -72,10 +72,10 @@ class JobWork:
 
 @dataclass(frozen=True)
 class JobCommon:
-    """Data that a worker needs for one job, and that it has in common with others.
+    """Data that a worker needs for one job, and that several jobs have in common.
 
     Attributes:
-        shared: what their configs are made from; None if each is sent whole.
+        shared: the data from which the configs of these jobs are composed; None if each config is sent completely.
     """
 
     context: HydraContext
@@ -89,8 +89,8 @@ class StackedJob:
     """Job of a stack.
 
     Attributes:
-        values: its config, unresolved, as `trainyard.config.plain.plain` gives it, with its `hydra` node.
-        directory: the directory that Hydra runs it in.
+        values: the config of the job, unresolved, in the form of `trainyard.config.plain.plain`, with its `hydra` node.
+        directory: the directory in which Hydra runs the job.
     """
 
     values: dict[str, Any]
@@ -102,14 +102,14 @@ class StackWork:
     """Data that a worker needs for a stack.
 
     Attributes:
-        config: the config of one job, from which those of all are made: a config takes forty times as long to send as
-            its values.
-        jobs: in the order of their numbers.
-        positions: the position of each in the sweep; empty for a probe.
+        config: the config of one job, from which the configs of all jobs are created, because sending a config takes
+            forty times as long as sending its values.
+        jobs: the jobs, in the order of their numbers.
+        positions: the position of each job in the sweep; empty for a probe.
         of: the number of jobs of this kind, if these are a sample.
         lanes: the lane of each job; empty for all lanes, in order.
-        width: the number of lanes, the free ones included; 0 for as many as there are jobs.
-        fed: whether further jobs join.
+        width: the number of lanes, including the free ones; 0 for one lane per job.
+        fed: whether further jobs can join.
     """
 
     context: HydraContext
@@ -129,8 +129,8 @@ class TrialWork:
     """Data that a worker needs to try jobs.
 
     Attributes:
-        config: the config of one of the jobs, which is the current one of Hydra's meanwhile.
-        configs: the distinct configs of all.
+        config: the config of one of the jobs, which is Hydra's current config during the trial.
+        configs: the distinct configs of all jobs.
     """
 
     application: Sweepable
@@ -141,7 +141,8 @@ class TrialWork:
 
 @dataclass(frozen=True)
 class JobDone:
-    """Result of a job that is done: of a `JobReturn` what only its process knows; None for the head's own."""
+    """Result of a finished job: the part of a `JobReturn` that only the process of the job knows; None for the values
+    of the head."""
 
     return_value: Any
     working_dir: str | None = None
@@ -162,11 +163,11 @@ class StackReturn:
     """Result of a stack.
 
     Attributes:
-        results: the result of each job, in order; None if they did not train as one program. That of a job is None if
-            it was reported before.
-        reason: the reason for that, on one line.
-        traceback: the traceback of the error that ended the stack; None if the jobs were found not to fit in one.
-        groups: the jobs that go on together, by index; empty if they go on one by one.
+        results: the result of each job, in order; None if the jobs did not train as one program. The result of a job is
+            None if it was already reported.
+        reason: the reason why the jobs did not train as one program, on one line.
+        traceback: the traceback of the error that ended the stack; None if the jobs cannot share a stack.
+        groups: the groups of jobs that continue together, by index; empty if the jobs continue one by one.
     """
 
     results: Sequence[StackedJobResult | None] | None
@@ -176,12 +177,12 @@ class StackReturn:
 
 
 class LazyJobReturn(JobReturn):
-    """Hydra's return value for a job that is done. Its configs are copied only when they are read.
+    """Hydra's return value for a finished job. Its configs are copied only when they are read.
 
     Args:
-        config: the config, or what returns it.
-        value: what the job returned.
-        working_dir, task_name: those of the job; None for those of this process.
+        config: the config, or a function that returns it.
+        value: the return value of the job.
+        working_dir, task_name: the working directory and the task name of the job; None for those of this process.
     """
 
     def __init__(
@@ -205,12 +206,12 @@ class LazyJobReturn(JobReturn):
 
     @cached_property
     def overrides(self) -> Sequence[str]:  # type: ignore[override]
-        """Overrides of the task."""
+        """The overrides of the task."""
         return OmegaConf.to_container(self._whole().hydra.overrides.task)  # type: ignore[return-value]
 
     @cached_property
     def cfg(self) -> DictConfig:  # type: ignore[override]
-        """Config of the task."""
+        """The config of the task."""
         cfg = copy.deepcopy(self._whole())
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
@@ -218,12 +219,12 @@ class LazyJobReturn(JobReturn):
 
     @cached_property
     def hydra_cfg(self) -> DictConfig:  # type: ignore[override]
-        """Config of Hydra's node."""
+        """The config in the `hydra` node."""
         return OmegaConf.masked_copy(self._whole(), "hydra")
 
 
 def run_one(work: JobWork, common: JobCommon) -> JobDone:
-    """Run a job in its directory, or the part of it on a further node; an error of the job is raised here."""
+    """Run a job in its directory, or its part on a further node; an error of the job is raised here."""
     if (nodes := Nodes.find()) is not None and nodes.index:
         stand_in_for_main(common.application)
         common.application.assist()
@@ -285,7 +286,7 @@ def run_here(function: TaskFunction, config: DictConfig, own: DictConfig, contex
 
 
 def all_awake(positions: Sequence[SweepPosition]) -> list[SweepPosition]:
-    """Return the positions of a task's jobs, with the function that sends their reports, if they are requested."""
+    """Return the positions of a task's jobs, with the function that sends their reports if reports are requested."""
     return [awake(position, index) for index, position in enumerate(positions)]
 
 
@@ -295,14 +296,14 @@ def awake(position: SweepPosition, index: int) -> SweepPosition:
 
 
 def try_jobs(work: TrialWork) -> TrialResult:
-    """Try jobs by their application's trial."""
+    """Try jobs with the trial of their application."""
     _take_over(work.application, work.singletons)
     with current_job(work.config):
         return work.application.try_jobs(work.configs)
 
 
 def probe_stack(work: StackWork) -> StackFit:
-    """Measure the width at which a stack of these jobs is fastest, by their application's probe."""
+    """Measure the width at which a stack of these jobs is fastest, with the probe of their application."""
     fuse = stack_trainer(work)
     with collected_never():
         configs = configs_of(work)
@@ -335,7 +336,7 @@ def configs_of(work: StackWork) -> list[DictConfig]:
 
 @contextmanager
 def collected_never() -> Iterator[None]:
-    """Exempt objects that are created here from garbage collection, since they live as long as the process."""
+    """Exempt objects that are created here from garbage collection, because they live as long as the process."""
     gc.disable()
     try:
         yield

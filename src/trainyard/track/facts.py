@@ -1,4 +1,5 @@
-"""Facts about a run: the code's state in git, package versions, the machine, and a readable text of all of it."""
+"""Facts about a run: the state of the code in git, package versions, the machine, and a readable text with all of
+them."""
 
 from __future__ import annotations
 
@@ -22,27 +23,27 @@ PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "numpy"
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 DRIVER = Path("/proc/driver/nvidia")
 FILES = {"git.diff": "git.diff", "environment": "environment.txt"}
-"""Facts that are texts, and the files of a run's directory that they are written to."""
+"""Facts that are texts, and the files in a run's directory to which they are written."""
 MAX_DIFF = 10_000_000  # bytes; a larger one is data that should not be in a diff
 
 
 def collect(cwd: str | Path, timeout: float = 10.0) -> dict[str, str]:
     """Return the facts, by name: `git.commit`, `git.branch`, `git.dirty`, `git.diff`, `version.torch` and more.
 
-    Facts that cannot be found are left out; nothing raises. Two are texts, for the caller to write into files of their
-    own: `git.diff` is that of `git diff HEAD`, and `environment` lists all of this readably, with compilers,
-    how torch was built, and environment variables. torch is queried only if it has been imported, and CUDA is not
-    touched: the driver names the GPUs.
+    Facts that cannot be determined are omitted; no errors are raised. Two facts are texts, which the caller writes into
+    separate files: `git.diff` is the output of `git diff HEAD`, and `environment` lists all facts in readable form,
+    with compilers, the build of torch, and environment variables. torch is queried only if it has been imported, and
+    CUDA is not initialized: the driver names the GPUs.
 
     Args:
         cwd: a folder in the git repository of interest.
-        timeout: seconds to wait for git at most.
+        timeout: the maximum number of seconds to wait for git.
     """
     return begin(cwd, timeout)()
 
 
 def begin(cwd: str | Path, timeout: float = 10.0) -> Callable[[], dict[str, str]]:
-    """Start git in the background, and return the function that waits for it and returns the facts of `collect`."""
+    """Start git in the background, and return a function that waits for git and returns the facts of `collect`."""
     code: dict[str, str] = {}
     nvcc: list[str] = []
 
@@ -62,7 +63,7 @@ def begin(cwd: str | Path, timeout: float = 10.0) -> Callable[[], dict[str, str]
 
 
 def git_facts(cwd: Path, timeout: float = 10.0) -> dict[str, str]:
-    """Return the state of the code: what git says in a folder, or said where the code was sent from."""
+    """Return the state of the code: the report of git in a folder, or on the machine from which the code was sent."""
     if GIT_FACTS in os.environ:
         with suppress(OSError, ValueError):
             sent: dict[str, str] = json.loads(Path(os.environ[GIT_FACTS]).read_bytes())
@@ -145,7 +146,7 @@ def _cuda() -> dict[str, str]:
 
 
 def _nvcc(timeout: float) -> str:
-    """Return the version of CUDA's compiler; empty if there is none, or no GPU."""
+    """Return the version of the CUDA compiler; empty if there is no compiler, or no GPU."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     program = (shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")) if DRIVER.exists() else None
     if program is not None:
@@ -182,7 +183,7 @@ def _machine() -> dict[str, str]:
 
 
 def _slurm(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the job of Slurm that this process is in, as `squeue` shows it (`12`, `12_3`), and the job's node."""
+    """Return the Slurm job of this process in the form of `squeue` (`12`, `12_3`), and the node of the job."""
     if "SLURM_JOB_ID" not in environ:
         return {}
     job = environ["SLURM_JOB_ID"]
@@ -193,12 +194,12 @@ def _slurm(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _ray(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the node of a Ray cluster that the agent of this process is on, by Ray's own name for it."""
+    """Return the name in Ray of the node of a Ray cluster on which the agent of this process runs."""
     return {"ray.node": environ[RAY_NODE]} if RAY_NODE in environ else {}
 
 
 def cpu_model() -> str:
-    """Return the kind of CPU: its model, where the system names it."""
+    """Return the kind of CPU: its model, if the system names it."""
     if sys.platform == "linux":
         with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             for line in file:

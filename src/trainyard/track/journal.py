@@ -1,6 +1,6 @@
 """Journal: the append-only record of a run; the trainer writes it, the shipper and the reports read it.
 
-One JSON object a line, each with its `kind` and `time` (unix seconds). JSON has no NaN and no infinity, so these
+Each line is a JSON object with its `kind` and `time` (Unix seconds). JSON has no NaN and no infinity, so these
 numbers are written as the strings `"NaN"`, `"Infinity"` and `"-Infinity"`; `read` returns them as numbers.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FILE = "metrics.jsonl"
 
 Point = tuple[int, int, float, tuple[str, ...], Sequence[float]]
-"""Step, epoch, time (unix seconds), and the names and values of metrics."""
+"""Step, epoch, time (Unix seconds), and the names and values of metrics."""
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 _BLOCK = 1 << 20
@@ -109,7 +109,7 @@ class Journal:
             step: the step.
             values: the values by name.
             epoch: the epoch.
-            of: the name of the model that was evaluated (see `model`), if it is not that of this step.
+            of: the name of the evaluated model (see `model`), if it is not the model of this step.
         """
         self._flush()
         self._write(self._metrics(time.time(), step, values, epoch, of))
@@ -118,7 +118,7 @@ class Journal:
         """Record many values of metrics at once, as `metrics` does one by one, with one system call.
 
         Args:
-            points: the values are Python's floats.
+            points: the points, whose values are Python floats.
         """
         text = ""
         self._keep_latest(points)
@@ -136,7 +136,7 @@ class Journal:
         self._write(text)
 
     def stacked_points(self, blocks: Sequence[StackedPoints], member: int) -> None:
-        """Record a member's points of a stack, as `points` does."""
+        """Record the points of a member of a stack, as `points` does."""
         text = ""
         for block in blocks:
             self._latest.update(block.latest(member))
@@ -146,7 +146,7 @@ class Journal:
         self._write(text)
 
     def _one_by_one(self, points: Sequence[Point]) -> str:
-        """Return the lines of points with numbers that are not finite, or that are in the file already."""
+        """Return the lines of points with numbers that are not finite, or that are already in the file."""
         lines = [
             self._metrics(at, step, dict(zip(names, values, strict=True)), epoch)
             for step, epoch, at, names, values in points
@@ -217,7 +217,7 @@ class Journal:
         Args:
             name: the name of the registered model.
             alias: the alias of the version, which an earlier version loses.
-            of: the directory of the run whose model it is, relative to this one's; None: this run.
+            of: the directory of the run that has the model, relative to the directory of this run; None: this run.
         """
         self._add("register", name=name, alias=alias, **({} if of is None else {"of": of}))
 
@@ -240,7 +240,7 @@ class Journal:
         self._add("status", status=status, message=message)
 
     def gone(self) -> str | None:
-        """Return why the file that is written is no longer at its path; None if it is."""
+        """Return the reason why the written file is no longer at its path; None if it is."""
         if not self.writes or self.path is None:
             return None
         own = os.fstat(self._fd)
@@ -251,7 +251,7 @@ class Journal:
         return "removed" if own.st_nlink == 0 else "moved"
 
     def lacks(self, name: str, step: int = 0) -> bool:
-        """Return whether the journal has no point under a name at `step` or later."""
+        """Return whether the journal has no point with this name at `step` or later."""
         return self._marks.get(name, -math.inf) < step
 
     def close(self) -> None:
@@ -284,7 +284,7 @@ class Journal:
     def _metrics(
         self, at: float, step: int, values: Mapping[str, float], epoch: int | None, of: str | None = None
     ) -> str:
-        """Return the line of a point, without values that are in the file already; empty if all are."""
+        """Return the line of a point, without values that are already in the file; empty if all are."""
         if step <= self._highest:
             marks = self._marks
             values = {name: value for name, value in values.items() if step > marks.get(name, -math.inf)}
@@ -363,7 +363,7 @@ def read(path: str | Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
 
 
 def being_written(path: str | Path) -> bool:
-    """Return whether another process holds the journal open for writing, so its trainer is alive."""
+    """Return whether another process has the journal open for writing, so that its trainer is alive."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:

@@ -9,12 +9,12 @@ from typing import Any
 Record = dict[str, Any]
 
 LAST_STEP = 2**63 - 1
-"""The last step that MLflow takes."""
+"""The last step that MLflow accepts."""
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def parsed(line: bytes) -> Record | None:
-    """Return the record of a line; None if it is none."""
+    """Return the record of a line; None if the line is not a record."""
     try:
         return _numbers(json.loads(line))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):

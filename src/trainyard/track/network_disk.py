@@ -1,4 +1,4 @@
-"""Network disks: file systems that several machines write to, on which SQLite's locks do not hold."""
+"""Network disks: file systems to which several machines write, and on which the locks of SQLite do not work."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ TYPES = frozenset(
 
 
 def network_disk(path: Path, mounts: Path = MOUNTS) -> str | None:
-    """Return what network disk a file is, or would be, on: `nfs4 at /home`; None if that is none, or not known.
+    """Return the network disk on which a file is, or would be: `nfs4 at /home`; None if there is none, or if it is
+    unknown.
 
     Args:
-        path: the file, absolute.
+        path: the absolute path of the file.
         mounts: the table of mounts, in the form of `fstab(5)`.
     """
     try:

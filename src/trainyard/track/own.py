@@ -1,8 +1,8 @@
-"""Runs of one's own: directories that this user's trainings have made, and not got from elsewhere.
+"""Runs of this user: directories that the user's trainings have created, and that do not come from elsewhere.
 
-A run's `run.json` has a mark, which is computed from its id, from the number that the file system has given to its
-directory, and from a key that lies in the user's home folder. A copy of the directory, an unpacked archive or a
-download has another number, and nobody else has the key.
+The `run.json` of a run has a mark, which is computed from the run's ID, from the inode number of its directory, and
+from a key in the user's home folder. A copy of the directory, an unpacked archive or a download has another inode
+number, and nobody else has the key.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ _LENGTH = 32  # bytes of the key
 
 
 def marked(info: RunInfo, work_dir: Path) -> RunInfo:
-    """Return a run's record with the mark that makes `work_dir` one's own; without one where there can be no key."""
+    """Return the record of a run with the mark that identifies `work_dir` as the user's own; without a mark if there
+    can be no key."""
     key = _key(make=True)
     return replace(info, mark=None if key is None else _mark(key, info.id, work_dir))
 
 
 def is_own(info: RunInfo, work_dir: Path) -> bool:
-    """Return whether this user has made the directory of a run."""
+    """Return whether this user has created the directory of a run."""
     key = _key()
     return key is not None and info.mark is not None and hmac.compare_digest(info.mark, _mark(key, info.id, work_dir))
 
 
 def is_own_directory(work_dir: Path) -> bool:
-    """Return whether this user has made a directory, as that of a run."""
+    """Return whether this user has created a directory as the directory of a run."""
     try:
         return is_own(RunInfo.read(work_dir), work_dir)
     except TrainyardError:
@@ -52,7 +53,7 @@ def _mark(key: bytes, run_id: str, work_dir: Path) -> str:
 
 
 def _key(make: bool = False) -> bytes | None:
-    """Return the user's key; None if there is none, or if none can be made."""
+    """Return the user's key; None if there is none, or if none can be created."""
     with suppress(OSError, RuntimeError):  # no home folder, or one that cannot be written
         state = os.environ.get("XDG_STATE_HOME")
         path = Path(state or Path.home() / ".local" / "state", "trainyard", "key")

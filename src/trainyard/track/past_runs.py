@@ -1,4 +1,5 @@
-"""Runs in MLflow that a search can learn from, read by a process of its own: this one does not import MLflow."""
+"""Runs in MLflow from which a search can learn. A separate process reads them, because this one does not import
+MLflow."""
 
 from __future__ import annotations
 
@@ -20,11 +21,11 @@ class PastRun:
     """A run in MLflow.
 
     Attributes:
-        name: its name.
-        kind: `sweep` or `configuration` of a run that trains nothing; None of others.
+        name: the name of the run.
+        kind: `sweep` or `configuration` for a run that trains nothing; None for other runs.
         state: `finished`, `pruned`, `failed`, `killed` or `running`.
-        params: its params, as texts.
-        metrics: the numbers that were asked for, as far as it has them.
+        params: the params of the run, as texts.
+        metrics: the requested numbers, as far as the run has them.
     """
 
     name: str
@@ -35,18 +36,19 @@ class PastRun:
 
 
 def past_runs(given: str, uri: str | None, metrics: Sequence[str]) -> tuple[str, list[PastRun]]:
-    """Return the runs of an experiment, the jobs of a sweep, or one run, in the order of their start.
+    """Return the runs of an experiment, the jobs of a sweep, or one run, in the order of their start times.
 
     Args:
-        given: the name of an experiment, or the id or the name of a run; that of a sweep's own run stands for its jobs.
-        uri: of the store; None for that of the environment.
-        metrics: the numbers that are wanted: of one alone its best value, of several those at the best checkpoint.
+        given: the name of an experiment, or the ID or the name of a run; the run of a sweep stands for its jobs.
+        uri: the URI of the store; None for the one of the environment.
+        metrics: the requested metrics. For a single metric, its best value is returned; for several, their values at
+            the best checkpoint.
 
     Returns:
-        What these are, for people; and the runs.
+        A description of the runs for users, and the runs.
 
     Raises:
-        TrainyardError: there is no such experiment or run, or MLflow cannot be asked.
+        TrainyardError: there is no such experiment or run, or MLflow cannot be reached.
     """
     store = redact(uris.resolve(uri, uris.launch_folder()))  # a password goes by the environment alone
     database = uris.sqlite_file(store)

@@ -15,7 +15,7 @@ def registered(given: object) -> tuple[str, str]:
     """Return the name and the alias of `NAME` or `NAME@ALIAS`.
 
     Raises:
-        ConfigError: MLflow takes no such name or alias.
+        ConfigError: MLflow does not accept the name or the alias.
     """
     whole = text("register", given, at_most=MAX_RUN_NAME)
     name, at, alias = whole.partition("@")

@@ -1,4 +1,5 @@
-"""Run description: `run.json` in the run's directory; the shipper and `trainyard sync` make the MLflow run from it."""
+"""Description of a run: `run.json` in its directory, from which the shipper and `trainyard sync` create the MLflow
+run."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ class RunInfo:
         id: the unique ID of the run, created once; MLflow's run has it as the tag `trainyard.run_id`.
         experiment, uri: where the run is tracked, set by the tracker; None if it is not tracked.
         experiment_id: the MLflow ID of the experiment, if it is selected by ID instead of by name.
-        start_time: in Unix seconds.
+        start_time: the start time, in Unix seconds.
         user, source: the user, and the program that was started.
         program: the Python arguments that start this program (`-m trainyard.train`); empty if it has no file, or if
             another process started the run.
@@ -73,7 +74,7 @@ class RunInfo:
         Args:
             earlier: the run so far.
             step: the iteration.
-            there: whether it is tracked where `earlier` was, if that was tracked at all.
+            there: whether the run is tracked in the same place as `earlier`, if `earlier` was tracked at all.
         """
         kept = {name: getattr(earlier, name) for name in ("id", "name", "start_time", "parent")}
         if there and earlier.uri is not None:  # else it was not tracked so far, and all of it is now
@@ -91,7 +92,7 @@ class RunInfo:
 
     @classmethod
     def read(cls, work_dir: str | Path) -> Self:
-        """Read the `run.json` of `work_dir`; raise TrainyardError if there is no readable one."""
+        """Read the `run.json` of `work_dir`; raise TrainyardError if it is missing or unreadable."""
         path = Path(work_dir) / FILE
         known = {spec.name for spec in dataclasses.fields(cls)}
         try:
@@ -102,7 +103,7 @@ class RunInfo:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write a small JSON file so that a reader finds the old content or the new, never a part."""
+    """Write a small JSON file so that a reader finds either the old or the new content, never a part."""
     part = path.with_name(temporary.marked(f".{path.name}."))
     with writing(path, part):
         part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -23,32 +23,34 @@ from trainyard.track.stacked_points import StackedPoints
 log = logging.getLogger(__name__)
 
 MOST = 512
-"""Maximum number of points that wait."""
+"""Maximum number of pending points."""
 SECONDS = 0.5
-"""Seconds after the last reading from which on a new point causes the next."""
+"""Number of seconds after the last reading from which a new point causes the next reading."""
 
 Number = float | list[float]
-"""One number for all members, or one for each."""
+"""One number for all members, or one number for each."""
 Place = int | list[int]
-"""A step or an epoch: one for all members, or one for each."""
+"""A step or an epoch: one number for all members, or one number for each."""
 _Waiting = tuple[Place, Place, float, Mapping[str, Tensor], Number, dict[str, Number], tuple[int, ...] | None]
-"""Step, epoch, time, losses, learning rate, gauges, and whose journals have it: None for all."""
+"""Step, epoch, time, losses, learning rate, gauges, and the members whose journals have the point: None for all."""
 _Point = tuple[Any, Any, float, tuple[str, ...], list[Any], tuple[int, ...] | None]
-"""Step, epoch, time, the names and values of metrics (one number for all members, or one for each), and for whom."""
+"""Step, epoch, time, the names and values of metrics (one number for all members, or one for each), and the members."""
 
 
 class ScalarBuffer:
-    """The buffer of one or more journals for the scalars of a training, which stay on the device while they wait.
+    """The buffer of one or more journals for the scalars of a training, which stay on the device while they are
+    pending.
 
-    Adding a point takes a few µs, and nothing waits for the device. All points that wait are read with one
-    synchronization, and written into each journal with one system call. That is done when a point comes half a second
-    after the last reading, when 512 wait, and whenever a journal's `latest` is read or another record is written into
-    it. So a journal is in order, and a checkpoint is never ahead of it.
+    Adding a point takes a few µs, and nothing waits for the device. All pending points are read with one
+    synchronization, and written into each journal with one system call. This is done when a point is added half a
+    second after the last reading, when 512 points are pending, and whenever a journal's `latest` is read or another
+    record is written into the journal. Therefore, a journal is in order, and a checkpoint is never ahead of its
+    journal.
 
-    The points of a stack are read for all members with one transfer, which the training does not wait for. A thread of
-    the buffer waits for it, and formats and writes the lines of each member, while the training continues.
+    The points of a stack are read for all members with one transfer, for which the training does not wait. A thread of
+    the buffer waits for the transfer, and formats and writes the lines of each member, while the training continues.
 
-    The thread that adds is the only one that reads; to others the numbers may be half a second old.
+    Only the thread that adds points reads the device; for other threads, the numbers may be half a second old.
     """
 
     def __init__(self) -> None:
@@ -75,12 +77,12 @@ class ScalarBuffer:
         """Add a point at `step` for each of K journals; its values are recorded under their names, after `train/`.
 
         Args:
-            journals: the same list as long as they are the same.
-            step, epoch: lists of K where they differ.
+            journals: the journals; the same list object as long as the journals are the same.
+            step, epoch: lists of K if they differ.
             losses: tensors `[]`, or `[K]`, on one device. The mapping is kept, not copied.
             rates: K learning rates, recorded as `lr`.
-            gauges: further numbers; one takes the place of a loss of its name.
-            only: the journals that have this point, by their places in `journals`; None for all.
+            gauges: further numbers; a gauge replaces a loss of the same name.
+            only: the indices in `journals` of the journals that have this point; None for all.
         """
         if journals is not self._journals:
             self._take_up(journals)
@@ -95,7 +97,7 @@ class ScalarBuffer:
             self.hand_over()
 
     def hand_over(self) -> None:
-        """Begin to write the points that wait; those of a single run are written when this returns."""
+        """Start to write the pending points; the points of a single run are written when this method returns."""
         if not self._waiting or get_ident() != self._owner:
             return
         self._settle()
@@ -116,13 +118,13 @@ class ScalarBuffer:
         journals[0].points([point[:5] for point in points])
 
     def flush(self) -> None:
-        """Read the points that wait and write them."""
+        """Read the pending points and write them."""
         if get_ident() == self._owner:
             self.hand_over()
             self._settle()
 
     def salvage(self) -> None:
-        """Read what can be read of a run that has failed: its device may not answer any more."""
+        """Read as many points as possible of a failed run, whose device may no longer respond."""
         count = len(self._waiting) + (self._handed if self._writing is not None else 0)
         try:
             self.flush()
@@ -134,17 +136,17 @@ class ScalarBuffer:
         return ThreadPoolExecutor(1, thread_name_prefix="journals of a stack")
 
     def _settle(self) -> None:
-        """Wait until what was handed over is written.
+        """Wait until the points that were handed over are written.
 
         Raises:
-            OSError: it could not be.
+            OSError: the points could not be written.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def _points(self, waiting: Sequence[_Waiting], numbers: list[Any]) -> list[_Point]:
-        """Return the points with the numbers of their losses, and the names that are recorded."""
+        """Return the points with the values of their losses, and the recorded names."""
         points: list[_Point] = []
         names: tuple[str, ...] = ()
         places: list[int] | None = None
@@ -180,7 +182,7 @@ class ScalarBuffer:
             journal.buffer = self
 
     def _kept(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the losses of a point in a form that can wait."""
+        """Return the losses of a point in a form that can be kept."""
         names = tuple(losses)
         self._kind = self._kinds.setdefault(names, _Kind(names))
         if self._kind.new:
@@ -188,7 +190,7 @@ class ScalarBuffer:
         return self._kind.kept(losses)
 
     def _named(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], list[int] | None]:
-        """Return the recorded names, and the indices of their values; None: all."""
+        """Return the recorded names, and the indices of their values; None for all."""
         if names not in self._names:
             last = {f"train/{name}": place for place, name in enumerate(names)}
             self._names[names] = tuple(last), None if len(last) == len(names) else list(last.values())
@@ -196,16 +198,16 @@ class ScalarBuffer:
 
 
 class _Kind:
-    """Kind of point: what the losses of the same names have in common.
+    """Kind of point: the common properties of losses with the same names.
 
-    The tensors of a point wait as they are. That is correct unless their memory is overwritten, as for a model that
-    returns a parameter (a learned temperature) with the losses. So the first two points of each kind are read at once,
-    and what has the same address in both is copied from then on.
+    The tensors of a point are kept without a copy. This is correct unless their memory is overwritten, as for a model
+    that returns a parameter (a learned temperature) with the losses. Therefore, the first two points of each kind are
+    read immediately, and tensors with the same address in both are copied from then on.
 
     Attributes:
-        names: of the losses.
-        new: the next point is one of the first two.
-        careful: `new`, or something must be copied.
+        names: the names of the losses.
+        new: whether the next point is one of the first two.
+        careful: whether `new` is true, or a tensor must be copied.
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -215,7 +217,7 @@ class _Kind:
         self._copied: frozenset[str] = frozenset()
 
     def kept(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the losses, with copies of those that must be copied."""
+        """Return the losses, with copies of the tensors that must be copied."""
         if self.new:
             self._look(losses)
         if not self._copied:
@@ -235,12 +237,12 @@ class _Kind:
 
 
 def _own(value: Number) -> float:
-    """Return the number of a single run."""
+    """Return the value of a single run."""
     return float(value[0] if isinstance(value, list) else value)
 
 
 def _begin_to_read(tensors: list[Tensor], members: int) -> Callable[[], npt.NDArray[np.float64]]:
-    """Begin to read N tensors `[]` or `[K]`: one transfer for all, with as many operations for any K.
+    """Start to read N tensors `[]` or `[K]` with one transfer for all; the number of operations does not depend on K.
 
     Returns:
         A function that waits for the transfer and returns the numbers, `[N, K]`.

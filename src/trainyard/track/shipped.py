@@ -23,11 +23,12 @@ FILE = "shipped.json"
 LOCK = ".shipper.lock"
 LOG = "shipper.log"
 TRAINING = "workflowType=machine_learning"
-"""Query of MLflow's pages that shows runs as trainings, not as those of language models."""
+"""Query of MLflow's pages that shows runs as trainings, not as runs of language models."""
 _UI = "http://127.0.0.1:5000"  # the default address of `mlflow ui`
 _TAIL = 1024  # bytes
 EXIT_STATUS = (0, 3, 4)
-"""Of the shipper: all is shipped, something is not, MLflow kept it waiting for too long; any other is a crash."""
+"""Exit codes of the shipper: all is shipped, something is not shipped, or MLflow did not respond in time; any other
+code is a crash."""
 
 
 @dataclass
@@ -35,16 +36,17 @@ class Shipped:
     """State of one run in one MLflow store.
 
     Args:
-        run_id, experiment_id: MLflow's own.
-        offset: bytes of the journal whose metrics, params and tags the store has.
-        tail: a checksum of the last of these bytes, by which a journal that was cut or replaced is told.
-        uploads: what the journal names up to there and is not uploaded yet: name → offset of its record.
-        status: the last status in the journal up to there.
-        sent_status: the status last sent to the store.
-        time: of the last record up to there, unix seconds.
-        error: why the last attempt failed; None after one that did not.
+        run_id, experiment_id: the IDs in MLflow.
+        offset: the number of bytes of the journal whose metrics, params and tags the store has.
+        tail: a checksum of the last of these bytes, by which a truncated or replaced journal is recognized.
+        uploads: the uploads that the journal names up to this offset, and that are not done yet: name → offset of the
+            record.
+        status: the last status in the journal up to this offset.
+        sent_status: the last status that was sent to the store.
+        time: the time of the last record up to this offset, in Unix seconds.
+        error: the reason why the last attempt failed; None if it succeeded.
         notes: records that were skipped permanently, with the reasons.
-        names: by kind of name, the one in MLflow of each name of the run.
+        names: for each kind of name, the name in MLflow of each name of the run.
     """
 
     run_id: str | None = None
@@ -61,7 +63,8 @@ class Shipped:
 
     @classmethod
     def load(cls, work_dir: Path, uri: str) -> Shipped:
-        """Load from `work_dir`; a store that has nothing of the run yet, or an unreadable file, gives a fresh one."""
+        """Load the state from `work_dir`; return a new state if the store has nothing of the run yet, or if the file is
+        unreadable."""
         try:
             state = cls(**_read(work_dir)[redact(uri)])
         except (KeyError, TypeError):
@@ -70,7 +73,7 @@ class Shipped:
         return state
 
     def check_journal(self, path: Path) -> bool:
-        """Begin again with a journal that is not the one that was shipped; return whether it is the one."""
+        """Start over if the journal is not the one that was shipped; return whether it is the same."""
         if self.offset == 0 or checksum_before(path, self.offset) == self.tail:
             return True
         note = f"{journal.FILE} was cut or replaced after the upload. All records are uploaded again."
@@ -88,7 +91,7 @@ class Shipped:
 
 
 def checksum_before(path: Path, end: int) -> int:
-    """Return a checksum of the bytes of a file before `end`, of a few lines at most; of an absent file 0."""
+    """Return a checksum of the bytes of a file before `end`, of a few lines at most; 0 for a missing file."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(max(0, end - _TAIL))
         return zlib.crc32(file.read(end - file.tell()))
@@ -104,10 +107,10 @@ def _read(work_dir: Path) -> dict[str, Any]:
 
 
 class ShipperLock:
-    """Lock held by the one process that ships a run; it ends with that process.
+    """Lock of the one process that ships a run; it is released when that process ends.
 
     Attributes:
-        first: whether the lock was never held before: its file did not exist.
+        first: whether the lock was never acquired before, so that its file did not exist.
     """
 
     def __init__(self, work_dir: Path) -> None:
@@ -150,10 +153,11 @@ class RunShipment:
     """Result of shipping one run's records.
 
     Args:
-        shipped, unshipped: journal records that the store has, and has not (uploads count as records).
-        error: the reason why the rest is missing.
+        shipped, unshipped: the numbers of journal records that the store has, and does not have (uploads count as
+            records).
+        error: the reason why records are missing.
         notes: records that were skipped permanently, with the reasons.
-        renamed: names that MLflow's rules would make equal to others, and their names in MLflow.
+        renamed: the names that would be equal to others under MLflow's rules, and their names in MLflow.
     """
 
     work_dir: Path
@@ -207,8 +211,8 @@ class Shipment:
     """Result of shipping a command's runs; `str()` of it is a message, empty if there is nothing to report.
 
     Args:
-        runs: one each.
-        running: the shipper continues in the background.
+        runs: the result of each run.
+        running: whether the shipper continues in the background.
         error: a local error: the shipper failed, or a run's directory no longer exists.
     """
 

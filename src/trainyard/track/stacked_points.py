@@ -1,4 +1,4 @@
-"""Points of the members of a stack: the lines of many journals from one table of numbers."""
+"""Points of the members of a stack, which turn one table of numbers into the lines of many journals."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from trainyard.track.journal import Point, to_json
 
 
 class StackedPoints:
-    """Consecutive points of the same names, for K members.
+    """Consecutive points with the same names, for K members.
 
-    What the members have in common is formatted once; the rest of a member's lines takes one operation.
+    The common part of the members is formatted once; the rest of a member's lines takes one operation.
 
     Args:
-        names: of the metrics.
-        places: step, epoch and time (unix seconds) of each point; step and epoch are lists of K where they differ.
-        values: of each point a value for each name: one number for all members, or a list or an array of K.
+        names: the names of the metrics.
+        places: the step, epoch and time (Unix seconds) of each point; step and epoch are lists of K if they differ.
+        values: for each point, a value for each name: one number for all members, or a list or an array of K.
 
     Attributes:
-        names: of the metrics.
+        names: the names of the metrics.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class StackedPoints:
         self._finite: bool | list[bool] = (np.isfinite(table).all(0) & finite).tolist() if own else finite
 
     def first(self, member: int) -> int:
-        """Return a member's least step."""
+        """Return the lowest step of a member."""
         return min(int(_own_of(step, member)) for step, _, _ in self._places)
 
     def text(self, member: int) -> str | None:

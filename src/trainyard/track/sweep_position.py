@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 PARAMETERS = "model/parameters"
-"""Name under which a sweep can ask for the number of the parameters of a model."""
+"""Name under which a sweep can request the number of parameters of a model."""
 RUNG = "rung"
-"""Tag of the rung that a job has reached. In the journal it follows all that was measured there."""
+"""Tag with the rung that a job has reached. In the journal, the tag follows all measurements at the rung."""
 Returned = float | Mapping[str, float | None] | None
-"""What a run returns: its best objective, None if it has none; or the numbers that its sweep asks for, by name."""
+"""Result of a run: its best objective, None if it has none; or the numbers that its sweep requests, by name."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Rungs:
     """Places of a training at which it reports the value of its objective to its sweep.
 
     Attributes:
-        at: the epochs, or iterations, in order. Each is one after which the training validates.
+        at: the epochs or iterations, in order. The training validates after each of them.
         by: `epoch` or `iter`.
-        until: the one of them at which it pauses; None if it goes on to its end.
+        until: the position in `at` at which the training pauses; None if it continues to its end.
     """
 
     at: tuple[int, ...]
@@ -34,15 +34,16 @@ class SweepPosition:
     """Position of a job in its sweep.
 
     Args:
-        parent: the id of the sweep's own run (`RunInfo.id`); None where the sweep is not tracked.
-        varying: the keys that differ between the sweep's jobs: these, and the group choices, are a job's params.
-        name: the run's name, made of the varying keys.
-        experiment: that of the sweep's own run; None: the one of the job's config.
-        stack: the jobs of the stack that it trains in (`0-15`); None if it trains alone.
-        lane: its lane there.
-        rungs: where the job reports; None if nobody asks.
-        metrics: what the job returns by name; empty for its objective alone.
-        wake: informs the sweep, from the job's process, that the job has reached a given position.
+        parent: the ID of the sweep's run (`RunInfo.id`); None if the sweep is not tracked.
+        varying: the keys that differ between the jobs of the sweep. These and the group choices are the params of a
+            job.
+        name: the name of the run, composed of the varying keys.
+        experiment: the experiment of the sweep's run; None for the one in the job's config.
+        stack: the jobs of the stack in which the job trains (`0-15`); None if it trains alone.
+        lane: the lane of the job in the stack.
+        rungs: the positions at which the job reports; None if no reports are requested.
+        metrics: the metrics that the job returns, by name; empty for its objective only.
+        wake: a function that informs the sweep, from the job's process, that the job has reached a given position.
     """
 
     parent: str | None

@@ -1,4 +1,4 @@
-"""Synchronization with MLflow of runs that were not shipped during training."""
+"""Synchronization of runs with MLflow that were not shipped during training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainyard.track.uri import resolve
 
 
 def runs_below(folders: list[Path]) -> tuple[list[tuple[Path, RunInfo]], bool]:
-    """Return the runs in these folders, parents before their children, and whether all could be read."""
+    """Return the runs in these folders, parents before their children, and whether all folders could be read."""
     found = {}
     readable = True
     for folder in folders:
@@ -27,10 +27,10 @@ def runs_below(folders: list[Path]) -> tuple[list[tuple[Path, RunInfo]], bool]:
 
 
 def check_place(work_dir: Path, info: RunInfo, trust: bool) -> None:
-    """Check that a directory from elsewhere does not say where to send its run, and the user's credentials.
+    """Check that a directory from elsewhere does not determine where its run and the user's credentials are sent.
 
     Raises:
-        TrainyardError: it does, and names a store that the environment does not.
+        TrainyardError: the directory names another store than the environment.
     """
     if trust or info.uri is None or own.is_own(info, work_dir) or info.uri == redact(resolve(None, Path.cwd())):
         return
@@ -42,18 +42,19 @@ def check_place(work_dir: Path, info: RunInfo, trust: bool) -> None:
 
 
 def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bool) -> bool:
-    """Ship the runs below some folders, and say of each how much of it MLflow has.
+    """Ship the runs below some folders, and report how much of each run MLflow has.
 
-    Records that MLflow has already are not sent again.
+    Records that MLflow already has are not sent again.
 
     Args:
-        folders: a run's, or one with runs below it.
-        uri: where to; None for the store that each run has recorded.
-        experiment: where to make runs that MLflow does not have; None for the one that each run has recorded.
-        trust: directories from elsewhere are one's own from now on.
+        folders: the directories of runs, or folders with runs below them.
+        uri: the URI of the destination; None for the store that is recorded in each run.
+        experiment: the experiment in which to create runs that MLflow does not have; None for the one that is recorded
+            in each run.
+        trust: whether to mark directories from elsewhere as the user's own.
 
     Returns:
-        Whether everything is shipped.
+        Whether everything was shipped.
     """
     from trainyard.track.shipper.exchange import Exchanges, patience
     from trainyard.track.shipper.fleet import ship_now  # imports mlflow

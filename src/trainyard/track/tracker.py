@@ -1,6 +1,6 @@
 """Trainer's side of tracking: it starts the shipper, sends it run directories, and reports the result.
 
-Nothing here imports mlflow or torch, talks to a server, or can stop a training.
+This module does not import mlflow or torch, does not connect to a server, and cannot stop a training.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ class MLflowTracker(Tracker):
         return self._process is None or self._process.poll() is not None
 
     def _revive(self) -> None:
-        """Start the shipper that was never started, or another one after it died."""
+        """Start the shipper if it was never started, or start it again after it died."""
         self._hang_up()
         self._process = None
         self.start()
@@ -373,7 +373,8 @@ def _user() -> str | None:
 
 
 def _program() -> list[str]:
-    """Return the arguments of Python that start this process's program; empty for a worker of a sweep, and a rank."""
+    """Return the Python arguments that start the program of this process; empty for a worker of a sweep, and for a
+    rank."""
     started = StartedAs.now()
     if started is None or (started.module or "").startswith(("trainyard.sweep.", "trainyard.distributed.")):
         return []
@@ -382,11 +383,11 @@ def _program() -> list[str]:
 
 @cache
 def _python_path(search_path: tuple[str, ...], here: Path) -> tuple[str, ...]:
-    """Return the folders of a search path besides the interpreter's own and the installed packages.
+    """Return the folders of a search path, except for those of the interpreter and the installed packages.
 
     Args:
         search_path: the folders.
-        here: the current folder, which relative ones start from.
+        here: the current folder, against which relative folders are resolved.
     """
     library = Path(os.__file__).resolve().parent
     folders = ((here / folder).resolve() for folder in search_path)

@@ -22,7 +22,8 @@ _ACCEPTED = "sqlite:///FILE.db, http(s)://HOST:PORT, postgresql://â€¦, mysql://â
 
 
 def launch_folder() -> Path:
-    """Return the folder from which the command was started, also after Hydra has changed into the run's own."""
+    """Return the folder from which the command was started, even after Hydra has changed to the directory of the
+    run."""
     hydra_config = sys.modules.get("hydra.core.hydra_config")
     if hydra_config is not None and hydra_config.HydraConfig.initialized():
         return Path(hydra_config.HydraConfig.get().runtime.cwd)
@@ -30,10 +31,11 @@ def launch_folder() -> Path:
 
 
 def resolve(uri: str | None, folder: Path) -> str:
-    """Return the MLflow URI: as given, or MLFLOW_TRACKING_URI, or `mlflow.db` in `folder`, with SQLite paths absolute.
+    """Return the MLflow URI: the given one, MLFLOW_TRACKING_URI, or `mlflow.db` in `folder`. SQLite paths become
+    absolute.
 
     Raises:
-        ConfigError: a kind of store that MLflow does not have (any more).
+        ConfigError: MLflow does not (or no longer) support this kind of store.
     """
     key = "uri" if uri else "MLFLOW_TRACKING_URI"
     given = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
@@ -61,16 +63,18 @@ def resolve(uri: str | None, folder: Path) -> str:
 
 
 def experiment(given: str | float | None, uri: str) -> tuple[str | None, str | None]:
-    """Return the experiment's name and its id, of which one is None.
+    """Return the name and the ID of the experiment, of which one is None.
 
-    The name as given, else MLFLOW_EXPERIMENT_NAME, else the id MLFLOW_EXPERIMENT_ID, else `trainyard`.
+    The result is the given name, otherwise MLFLOW_EXPERIMENT_NAME, otherwise the ID MLFLOW_EXPERIMENT_ID, otherwise
+    `trainyard`.
 
     Args:
         given: the name in the config.
-        uri: of the store, resolved. A database file is asked whether the experiment can be logged to.
+        uri: the resolved URI of the store. A database file is queried for whether the experiment accepts runs.
 
     Raises:
-        ConfigError: MLflow takes no such name or id; a database has it no more, or has it marked as deleted.
+        ConfigError: MLflow does not accept the name or the ID, or the experiment is missing or marked as deleted in a
+            database.
     """
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or None if given is None else given
     number = None if name is not None else os.environ.get("MLFLOW_EXPERIMENT_ID") or None
@@ -93,7 +97,8 @@ def experiment(given: str | float | None, uri: str) -> tuple[str | None, str | N
 
 
 def _state_in_database(uri: str, column: str, value: str) -> str | None:
-    """Return what a database file says of an experiment: active, deleted or missing; None if it cannot be asked."""
+    """Return the state of an experiment in a database file: active, deleted or missing; None if the file cannot be
+    read."""
     file = sqlite_file(uri)
     if file is None or not file.is_file():
         return None
@@ -116,10 +121,10 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def with_password(uri: str) -> str:
-    """Return the URI to connect to; what was redacted is taken from MLFLOW_TRACKING_URI.
+    """Return the URI to which to connect; redacted parts are taken from MLFLOW_TRACKING_URI.
 
     Raises:
-        TrainyardError: that variable does not hold this URI.
+        TrainyardError: MLFLOW_TRACKING_URI does not contain this URI.
     """
     if MASK not in uri:
         return uri

@@ -1,9 +1,9 @@
 """Environment variables that are recorded with a run."""
 
 RAY_NODE = "TRAINYARD_RAY_NODE"
-"""That with the node of a Ray cluster that an agent is on."""
+"""Environment variable with the node of the Ray cluster on which an agent runs."""
 GIT_FACTS = "TRAINYARD_GIT_FACTS"
-"""That with the file of what git says of the code, on a node to which the code was sent."""
+"""Environment variable with the path of a file with the git state of the code, on a node to which the code was sent."""
 VARIABLES = frozenset(
     (
         "CUDA_VISIBLE_DEVICES",
@@ -112,4 +112,5 @@ VARIABLES = frozenset(
         "SLURM_NTASKS",
     )
 )
-"""Full names of those that change how a training runs. No other is recorded: others may hold credentials."""
+"""Full names of the variables that change how a training runs. No other variables are recorded, because they may
+contain credentials."""

@@ -1,4 +1,4 @@
-"""Viewers beside MLflow for which a run's metrics are copied."""
+"""Viewers in addition to MLflow for which the metrics of a run are copied."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from trainyard.errors import ConfigError
 
 
 def copies(tensorboard: object, wandb: object) -> list[str]:
-    """Return the copies that the shipper makes, as a run's record names them.
+    """Return the copies that the shipper creates, in the form of a run's record.
 
     Raises:
-        ConfigError: no such setting, or a viewer that is not installed.
+        ConfigError: an invalid setting, or a viewer that is not installed.
     """
     found = []
     if boolean("tensorboard", tensorboard):

@@ -22,7 +22,7 @@ def create(name: str, parent: Path) -> Path:
     """Write a project that can be trained, tested, built and swept immediately; write all files or none.
 
     Args:
-        name: of the project, its package and its folder.
+        name: the name of the project, its package and its folder.
         parent: the folder in which the project is created.
 
     Returns:

@@ -32,16 +32,18 @@ class Launch(Protocol):
     """Interface of the kernels of one bucket."""
 
     def __call__(self, group: Mapping[str, Any], numbers: StackedHyperparameters, skip: Tensor | None) -> None:
-        """Step the bucket once, except the members `skip` (bool `[K]`). Nothing synchronizes with the device. The flags
-        of `group` are read here, on the CPU. The kernels read numbers and step counts from the device, so that a
-        captured CUDA graph uses their values at the replay.
+        """Step the bucket once, except the members `skip` (bool `[K]`). Nothing synchronizes with the device.
+
+        The flags of `group` are read here, on the CPU. The kernels read numbers and step counts from the device, so
+        that a captured CUDA graph uses their values at the replay.
         """
 
 
 def find(family: Family, device: torch.device) -> Callable[[ParameterBucket], Launch] | None:
-    """Return the function that creates the `Launch` of a bucket. None if arithmetic on lists must be used: on devices
-    other than CUDA, with fast paths off, or if the kernels do not work, which is logged once. Only the first call for a
-    device waits for it.
+    """Return the function that creates the `Launch` of a bucket.
+
+    None if arithmetic on lists must be used: on devices other than CUDA, with fast paths off, or if the kernels do not
+    work, which is logged once. Only the first call for a device waits for it.
     """
     if device.type not in DEVICES or not fast_paths():
         return None

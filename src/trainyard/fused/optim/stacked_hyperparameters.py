@@ -21,8 +21,9 @@ def rows(group: Mapping[str, Any], keys: Sequence[str]) -> Iterator[tuple[str, T
 
 
 class StackedHyperparameters:
-    """Copies of a group's numbers on the device of its parameters, updated if a schedule has set a new tensor. The
-    copies stay the same tensors, so that a captured CUDA graph reads the latest values.
+    """Copies of a group's numbers on the device of its parameters, updated if a schedule has set a new tensor.
+
+    The copies stay the same tensors, so that a captured CUDA graph reads the latest values.
 
     Args:
         group: the parameter group; each number is a float64 tensor `[K]` on the CPU.

@@ -31,7 +31,7 @@ class Shown:
         kind: `classes` (targets `[n]`), `tokens` (`[n, T]`) or `numbers` (`[n, D]`).
         index: int64 `[n]`, the samples' numbers in the split.
         inputs: `[n, ...]`, or None if the input is not a tensor.
-        target: in the shape of `kind`.
+        target: the target, in the shape of `kind`.
         predicted: like `target`.
         loss: `[n]`: negative log-likelihood (for tokens the mean), or squared error.
         confidence: `[n]`, for `classes`: the probability of the predicted class.

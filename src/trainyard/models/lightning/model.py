@@ -46,7 +46,7 @@ class Lightning(BaseModel):
         data_preprocessor: see `BaseModel`.
 
     Attributes:
-        batch_idx, dataloader_idx: those of the batch of the next step.
+        batch_idx, dataloader_idx: the indices of the batch of the next step and of its loader.
         facts: the properties of the run that the module can read.
         schedulers: the schedulers from `configure_optimizers`; empty before it is called.
 

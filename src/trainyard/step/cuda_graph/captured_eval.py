@@ -67,8 +67,8 @@ class CapturedEvaluation:
 
         Args:
             predict: the function from a batch to predictions, which depends only on the modules.
-            metrics: by name.
-            modules: by name, all modules whose code `predict` runs.
+            metrics: the metrics, by name.
+            modules: all modules, by name, whose code `predict` runs.
             watched: whether other code sees predictions, or the metrics, between two batches.
         """
         self._predict = predict

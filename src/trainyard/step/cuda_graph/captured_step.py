@@ -54,7 +54,7 @@ class CapturedStep(AccumulatedStep):
     Args:
         step: the step to capture; do not call it directly.
         graph: captures and replays.
-        modules: by name, all modules whose code `step` runs.
+        modules: all modules, by name, whose code `step` runs.
 
     Attributes:
         refusal: the reason why nothing is captured; None if steps are, or will be, captured.
@@ -367,7 +367,7 @@ def captured(step: Step, modules: Mapping[str, nn.Module], device: torch.device,
     """Return `step`, captured if possible; otherwise, log the reason.
 
     Args:
-        modules: by name, all modules whose code `step` runs.
+        modules: all modules, by name, whose code `step` runs.
         device: a CUDA device.
         refusal: the reason why it cannot be captured, if there is one outside the step.
     """

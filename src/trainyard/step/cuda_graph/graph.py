@@ -56,10 +56,11 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """CUDA graphs on one device, which share a memory pool and are recorded on a separate stream. As torch's notes on
-    CUDA graphs require, work is run on this stream before it is recorded, so that objects that are created lazily
-    (cuBLAS's workspaces, the choice of algorithms, the state of an optimizer) are created then, outside the memory of
-    graphs.
+    """CUDA graphs on one device, which share a memory pool and are recorded on a separate stream.
+
+    As torch's notes on CUDA graphs require, work is run on this stream before it is recorded, so that objects that are
+    created lazily (cuBLAS's workspaces, the choice of algorithms, the state of an optimizer) are created then, outside
+    the memory of graphs.
 
     Args:
         device: a CUDA device.

@@ -20,7 +20,7 @@ class ModuleGuards:
     the CPU enough time for this. A number in a CPU tensor is also a plain value.
 
     Args:
-        modules: by name.
+        modules: the modules, by name.
         device: the device of the graph.
     """
 

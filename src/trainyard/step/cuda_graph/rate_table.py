@@ -16,10 +16,12 @@ Foresight: TypeAlias = Callable[[], Sequence[Sequence[dict[str, Any]]]]
 
 
 class RateTable:
-    """Table of the rates of the next steps, and a counter that every step advances, so that steps do not transfer
-    rates. The schedule is used only as long as it agrees with the parameter groups: `refresh` compares them with the
-    row that the step will read. If they differ (after a resume, or if a rate was set manually), the table is rewritten:
-    from the schedule if the values agree with it again, otherwise with the rates of the groups in every row.
+    """Table of the rates of the next steps, and a counter that every step advances.
+
+    No step transfers rates. The schedule is used only as long as it agrees with the parameter groups: `refresh`
+    compares them with the row that the step will read. If they differ (after a resume, or if a rate was set manually),
+    the table is rewritten: from the schedule if the values agree with it again, otherwise with the rates of the groups
+    in every row.
 
     Args:
         dtypes: the dtypes of the rates, one per parameter group.
@@ -27,7 +29,7 @@ class RateTable:
         foresight: called when the rows are used up or wrong.
 
     Attributes:
-        rates: of each parameter group, a tensor of no dimension: the rate of the latest step.
+        rates: for each parameter group, a zero-dimensional tensor with the rate of the latest step.
     """
 
     def __init__(self, dtypes: Sequence[torch.dtype], device: torch.device, foresight: Foresight) -> None:

@@ -42,9 +42,10 @@ Take = Callable[[Sequence[Tensor], RowTable, int], tuple[Tensor, ...]]
 
 
 def take_rows(tensors: Sequence[Tensor], table: RowTable, count: int) -> tuple[Tensor, ...]:
-    """Return the first `count` rows of the next batch from each of `tensors`, and advance the counter. Nothing
-    synchronizes with the device, and all numbers are read on the device, so that a captured CUDA graph reads the next
-    batch at each replay. The kernel needs one launch; torch's functions need two, plus one for each tensor.
+    """Return the first `count` rows of the next batch from each of `tensors`, and advance the counter.
+
+    Nothing synchronizes with the device, and all numbers are read on the device, so that a captured CUDA graph reads
+    the next batch at each replay. The kernel needs one launch; torch's functions need two, plus one for each tensor.
     """
     take = _kernel(table.rows.device)
     return take_by_torch(tensors, table, count) if take is None else take(tensors, table, count)

@@ -142,9 +142,9 @@ class Composer:
     def attempt_each(self, points: Iterable[Sequence[str]]) -> Iterator[DictConfig | Exception]:
         """Compose one job after the other, like `attempt_all`, for callers that need each config only briefly.
 
-        A config is valid until the next is asked for, which may be the same object with other values: read it. Of
-        Hydra's node, what belongs to the job's number and place may be written: `hydra.job.id`, `hydra.job.num` and
-        `hydra.runtime.output_dir` keep what was written into an earlier config.
+        A config is valid until the next one is requested, which may be the same object with other values. Do not change
+        it. Of Hydra's node, what belongs to the job's number and place may be written: `hydra.job.id`, `hydra.job.num`
+        and `hydra.runtime.output_dir` keep what was written into an earlier config.
         """
         for point in points:
             yield self._attempt(list(point), reuse=True)
@@ -259,7 +259,7 @@ class SweepLoader(ConfigLoaderImpl):
 
     Args:
         loader: Hydra's own.
-        master: the config of the whole sweep.
+        master: the config of the entire sweep.
     """
 
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
@@ -278,8 +278,9 @@ class SweepLoader(ConfigLoaderImpl):
 
 
 def _form(common: Sequence[Override], own: Sequence[Override]) -> _Form | None:
-    """Return a value that is equal for jobs whose configs can be converted into each other by applying the overrides,
-    which replace everything that the overrides of the other job have changed. None: they may read an old value.
+    """Return a value that is equal for jobs whose configs can be converted into each other by applying overrides.
+
+    The overrides of a job then replace everything that those of another have changed. None: they may read an old value.
     """
     for override in own:
         if not internals.reads_no_value(override) or "${" in str(override.value()):

@@ -1,14 +1,14 @@
 """Process of the agent, a fork server: it imports what tasks need, and forks workers on request.
 
 `multiprocessing` has a fork server too. It runs the user's script again in every worker, does not have the caller's
-`sys.path` (before Python 3.14), is shared by the whole process, and does not end its workers when the caller dies.
+`sys.path` (before Python 3.14), is shared by the entire process, and does not end its workers when the caller dies.
 
 Messages are JSON lists, one per packet. In: `["fork", worker]` with two files, the task and the report;
 `["signal", [worker, ...], signum]`; `["answer", worker]` with a file, for the worker's line. Out: `["ready"]` or
 `["failed", module, error]`, once; `["forked", worker, pid]` or `["refused", worker, error]`;
 `["woken", worker, index, at]` when a job of the worker's task has reached a place; `["said", worker, text]` when it has
 said something on its line; `["ended", worker, status, peak, killed]` with its peak of memory in bytes, and whether the
-system has killed a process for want of memory meanwhile. When the other end is gone, all workers are killed.
+system has killed a process for lack of memory meanwhile. When the other end is gone, all workers are killed.
 """
 
 from __future__ import annotations

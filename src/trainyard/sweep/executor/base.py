@@ -58,7 +58,7 @@ class Finished:
 
     Attributes:
         state: how the attempt ended: see `TaskOutcome`.
-        value: what the task returned.
+        value: the return value of the task.
         error: the reason, on one line; None when done.
         traceback: the exception's traceback.
         seconds: its duration.

@@ -16,15 +16,15 @@ from trainyard.sweep.executor.meeting import FOLDER, AliveFile, read_head
 _HOLDER = "of_the_head"
 _LOCK = "lock"
 EVERY = 1.0
-"""Seconds between two signs of life of a head."""
+"""Seconds between two heartbeats of a head."""
 WATCHED = 6.0
-"""Seconds for which the sign of life of another head is watched."""
+"""Seconds for which the heartbeat of another head is watched."""
 
 
 class HeadLease:
     """Lease of a sweep's directory. A thread shows that its holder lives, and sees whether another has taken over.
 
-    On one machine, and over file systems that have locks, a lock decides. Otherwise, a sign of life decides: whether it
+    On one machine, and over file systems that have locks, a lock decides. Otherwise, a heartbeat decides: whether it
     changes is observed for some seconds on the clock of this machine, regardless of the clocks of other machines. A
     head that was delayed for so long that another one has taken over finds a higher fencing number than its own.
 

@@ -31,7 +31,7 @@ FOLDER = "agents"
 MEETINGS = "meetings"
 _HEAD, _TOKEN, _ALIVE, _MAIL = "head.json", "token", "alive", "mail"
 ALIVE_EVERY = 2.0
-"""Seconds between two signs of life of an agent in its file."""
+"""Seconds between two heartbeats of an agent in its file."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class AliveFile:
 
 
 def left_agents(directory: Path) -> dict[str, str]:
-    """Return the agents of earlier heads that have not ended, each with its last sign of life."""
+    """Return the agents of earlier heads that have not ended, each with its last heartbeat."""
     found = {}
     with suppress(OSError):
         for path in (directory / FOLDER / _ALIVE).iterdir():
@@ -174,7 +174,7 @@ def left_agents(directory: Path) -> dict[str, str]:
 
 
 def forget_agent(directory: Path, name: str) -> None:
-    """Remove the sign of life of an agent that is no longer alive."""
+    """Remove the heartbeat of an agent that is no longer alive."""
     AliveFile(directory, name).remove()
 
 

@@ -10,7 +10,7 @@ VMSTAT = Path("/proc/vmstat")
 def kills() -> int:
     """Return the number of processes that the system has killed because of memory since its start; 0 if unknown.
 
-    The count is that of the whole machine, control groups included (`oom_kill` in proc_vmstat(5)).
+    The count is that of the entire machine, control groups included (`oom_kill` in proc_vmstat(5)).
     """
     try:
         for line in VMSTAT.read_text().splitlines():

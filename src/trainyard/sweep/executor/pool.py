@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 
 class Pool(ABC):
-    """Places agents, each of which provides the slots of a node, or of a part of one. A place identifies an agent in
-    the pool, such as the number of a job in a queue. The agent reads it from its environment.
+    """Places agents, each of which provides the slots of a node, or of a part of one.
+
+    A place identifies an agent in the pool, such as the number of a job in a queue. The agent reads it from its
+    environment.
     """
 
     def check(self) -> None:  # noqa: B027 (not every pool has something to check)

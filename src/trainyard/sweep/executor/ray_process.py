@@ -109,7 +109,7 @@ class Placer:
     """Places actors, and reports how they end.
 
     Args:
-        options: of each actor.
+        options: the options of each actor.
         linger: seconds to stay for agents whose head is gone.
         say: sends a message to the head.
     """
@@ -236,7 +236,7 @@ def failure(error: Exception, answers: bool) -> str:
     """Return why a cluster cannot be used, in one line for users.
 
     Args:
-        error: what Ray raised.
+        error: the error that Ray raised.
         answers: whether a server answers at the address: Ray reports a wrong token as if there were no server.
     """
     told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

@@ -154,8 +154,9 @@ def _run(command: Sequence[str]) -> str:
 
 
 def clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the variables that Slurm has set for the job of this process. Otherwise, a job that
-    is submitted from another one would inherit its limits.
+    """Return an environment without the variables that Slurm has set for the job of this process.
+
+    Otherwise, a job that is submitted from another one would inherit its limits.
     """
     return {
         name: value

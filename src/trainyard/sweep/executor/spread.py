@@ -27,7 +27,7 @@ class _Spread:
 
     Attributes:
         num: the task's own number.
-        parts: in the order of nodes.
+        parts: the parts, in the order of the nodes.
         meeting: the file with the address of the first one.
         left: the parts that have not ended.
         ended: how the others ended, in this order.
@@ -42,8 +42,10 @@ class _Spread:
     over: bool = False
 
     def outcome(self) -> Finished:
-        """Return how a task ended whose parts have all ended: the report of the first node, or of the first part that
-        failed. When a rank fails, the others lose their connections to it, so their reports are consequences.
+        """Return how a task ended whose parts have all ended.
+
+        This is the report of the first node, or of the first part that failed. When a rank fails, the others lose their
+        connections to it, so their reports are consequences.
         """
         wrong = [each for each in self.ended.values() if each.state != "done"]
         if not wrong:
@@ -79,9 +81,9 @@ class SpreadTasks:
         """Record a launched task, and return the file through which its parts connect.
 
         Args:
-            number: of the launch.
+            number: the number of the launch.
             num: the task's own.
-            parts: in the order of nodes.
+            parts: the parts, in the order of the nodes.
             fence: the head's.
         """
         meeting = self._directory.absolute() / FOLDER / MEETINGS / f"{fence}-{number}"
@@ -109,8 +111,9 @@ class SpreadTasks:
             spread.over |= any(agent == name for agent, _ in spread.parts)
 
     def part_ended(self, part: Part, finished: Finished, leaving: bool) -> Finished | None:
-        """Record the end of a part, and return how its task ended with the last one. Parts cannot continue without the
-        others.
+        """Record the end of a part, and return how its task ended with the last one.
+
+        Parts cannot continue without the others.
 
         Args:
             part: the part.

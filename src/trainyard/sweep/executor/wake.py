@@ -35,8 +35,9 @@ class Wake:
         return _inherited, (reduction.DupFd(self.fd), self.worker)
 
     def __call__(self, index: int, at: int) -> None:
-        """Report that a job of this worker's task has reached a position in its training. The files about it have
-        already been written.
+        """Report that a job of this worker's task has reached a position in its training.
+
+        The files about it have already been written.
 
         Args:
             index: the job's index in the task.

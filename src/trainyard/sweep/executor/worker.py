@@ -61,7 +61,7 @@ def worker_setting(
         slots: the slots.
         threads: the threads that it uses; None for those of its slot.
         log: the file to which its output is appended.
-        place: where the task was created.
+        place: the place at which the task was created.
         folders: the folders of this machine that correspond to those of the head.
     """
     if threads is not None:

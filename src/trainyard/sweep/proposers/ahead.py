@@ -1,4 +1,4 @@
-"""Trials that are suggested ahead, in a thread, while the slots are busy."""
+"""Trials that are suggested in advance, in a thread, while the slots are busy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trainyard.sweep.proposers.trials import Trial
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A suggestion that is made, or being made.
+    """A suggestion that is finished or in progress.
 
     Attributes:
-        mark: what was known of the trials before it.
+        mark: the known state of the earlier trials.
     """
 
     mark: tuple[Any, ...]
@@ -24,14 +24,14 @@ class _Prepared:
 
 
 class AheadSource(Source):
-    """Asks another source ahead for the next trials.
+    """Requests the next trials from another source in advance.
 
-    What is prepared is a function of the events so far, whatever time it takes.
+    Prepared trials are a function of the events so far, regardless of the time that they take.
 
     Args:
-        source: gives the trials.
-        exact: whether a trial that was prepared is used only if no more is known by now, so that each is what the other
-            source suggests. Else a trial may not know of the results that came after it was prepared.
+        source: the source of the trials.
+        exact: whether a prepared trial is used only if nothing more is known now, so that each trial equals the
+            suggestion of the other source. Otherwise, a trial may ignore results that arrived after it was prepared.
     """
 
     def __init__(self, source: Source, *, exact: bool) -> None:
@@ -83,7 +83,7 @@ _RUNNING: tuple[Any, ...] = ("running", None, (), ())
 
 
 def _mark(trials: Sequence[Trial]) -> tuple[Any, ...]:
-    """Return what a source may learn from: NaN is not equal to itself, and so a text."""
+    """Return the data from which a source may learn, as text because NaN is not equal to itself."""
     return tuple(
         _RUNNING
         if trial.state == "running" and not trial.reports

@@ -1,4 +1,4 @@
-"""Port of proposers: what decides which jobs a sweep runs next."""
+"""Interface of proposers, which decide which jobs a sweep runs next."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainyard.track.sweep_position import Rungs
 
 @dataclass(frozen=True)
 class NewJob:
-    """Job that is to run.
+    """New job to run.
 
     Attributes:
         overrides: its overrides.
         num: its number; None for the next one.
-        rungs: where it reports its objective and pauses; None: it does neither.
+        rungs: the rungs at which it reports its objective and pauses; None for neither.
         note: plain data that is recorded with the job, and passed to the proposer again (`Proposed.note`).
     """
 
@@ -35,7 +35,7 @@ class Promote:
 
     Attributes:
         num: its number.
-        rungs: where it reports and pauses from here on.
+        rungs: the rungs at which it reports and pauses from here on.
         source: another job that has paused at the same position, whose checkpoint it continues from; None for its own.
         overrides: its overrides from here on, if there is a source.
     """
@@ -52,7 +52,7 @@ class Prune:
 
     Attributes:
         num: its number.
-        why: the reason, for people.
+        why: the reason, for users.
     """
 
     num: int
@@ -70,7 +70,7 @@ class Proposer(ABC):
     previous object would have. (A grid, which never learns, only remembers that it was asked: each command proposes all
     of its jobs.)
 
-    Example of a proposer that promotes the better half (`tests/helpers/halving.py` has all of it)::
+    Example of a proposer that promotes the better half (complete in `tests/helpers/halving.py`)::
 
         def ask(self, free):
             if not self.proposed:
@@ -93,7 +93,7 @@ class Proposer(ABC):
 
     @abstractmethod
     def ask(self, free: int) -> Sequence[Proposal]:
-        """Return what to run next. It is called whenever a slot is free.
+        """Return the next jobs to run. It is called whenever a slot is free.
 
         Args:
             free: the number of free slots.

@@ -1,4 +1,4 @@
-"""What a search knows before it begins: points to try first, and the trials of other sweeps, or of MLflow."""
+"""Prior knowledge of a search: points to try first, and trials of other sweeps or from MLflow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def given_points(value: Any, space: Space) -> list[dict[str, Any]]:
     """Return the points of `hydra.sweeper.enqueue`, as values of the parameters.
 
     Raises:
-        ConfigError: a point names something that is not searched, or a value outside of its range.
+        ConfigError: a point names a key that is not searched, or a value outside its range.
     """
     if value is None:
         return []
@@ -54,7 +54,7 @@ def _checked(key: str, given: Any, space: Space) -> Any:
 
 
 def _value(parameter: Parameter, text: str) -> Any:
-    """Return the value that a text stands for; None if it lies outside of the parameter's range."""
+    """Return the value of a text; None if it is outside the range of the parameter."""
     try:
         value = parameter.value(text)
         is_in = parameter.distribution._contains(parameter.distribution.to_internal_repr(value))
@@ -68,9 +68,8 @@ class Earlier:
     """Trials of another sweep, or of runs in MLflow.
 
     Attributes:
-        trials: the values of each that can be learned from, and its objective: of a search with `Goals` what it
-            returned, by name.
-        told: what was taken and what was not, for people.
+        trials: the values of each usable trial, and its objective; in a search with `Goals`, its results by name.
+        told: lines about used and skipped trials, for users.
     """
 
     trials: Sequence[tuple[dict[str, Any], Any]] = ()
@@ -80,12 +79,12 @@ class Earlier:
     def read(cls, given: Any, space: Space, config: DictConfig, goals: Goals | None = None) -> Earlier:
         """Return the trials of `hydra.sweeper.warm_start`: those that are done in a sweep's directory, or in MLflow.
 
-        A search that has begun keeps those that it has begun with.
+        A continued search keeps the trials with which it started.
 
         Args:
-            given: the directory of a sweep, or the name of an experiment of MLflow, or the name or the id of a run.
+            given: the directory of a sweep, the name of an MLflow experiment, or the name or the ID of a run.
             space: the space of this search.
-            config: the config of the whole sweep, which names the store and the objective.
+            config: the config of the entire sweep, which names the store and the objective.
             goals: the goals of this search, if it has more than one objective.
 
         Raises:
@@ -151,7 +150,7 @@ class Earlier:
         return cls(taken, told)
 
     def frozen(self, space: Space, goals: Goals | None = None) -> list[FrozenTrial]:
-        """Return them as trials of Optuna's."""
+        """Return them as Optuna trials."""
         from optuna.trial import create_trial
 
         if goals is not None:
@@ -163,7 +162,8 @@ class Earlier:
 
 
 def _objective(value: Any, goals: Goals | None) -> tuple[Any, str]:
-    """Return what a search can learn from what a job returned, and why it cannot; empty if it can."""
+    """Return the objective that a search can use from the result of a job, and the reason if there is none; otherwise
+    empty."""
     if goals is None:
         number = as_number(next(iter(value.values()), None) if isinstance(value, Mapping) else value)
         return number, "not finished with an objective" if number is None or math.isnan(number) else ""
@@ -177,7 +177,7 @@ def _texts(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _alike(parameter: Parameter, text: str) -> Any:
-    """Return the value that a param of MLflow stands for, a text that Python has made; None if it is out of range.
+    """Return the value of an MLflow param, a text created by Python; None if it is out of range.
 
     `[16, 32]` is the choice `[16,32]` of the grammar, `None` is `null`, `True` is `true`.
     """
@@ -199,7 +199,7 @@ def _listed(names: Sequence[str]) -> str:
 def _values(
     texts: Mapping[str, str], space: Space, value: Callable[[Parameter, str], Any]
 ) -> tuple[dict[str, Any], str]:
-    """Return the values that texts give to the parameters, and why they cannot be taken; empty if they can."""
+    """Return the values of the parameters from texts, and the reason if they cannot be used; otherwise empty."""
     found: dict[str, Any] = {}
     for name, parameter in space.parameters.items():
         if name in texts:

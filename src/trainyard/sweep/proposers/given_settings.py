@@ -24,10 +24,10 @@ def given_settings(
     """Return the settings in plain Python.
 
     Args:
-        given: what `hydra.sweeper` has.
+        given: the content of `hydra.sweeper`.
         option: the option of `hydra/sweeper`.
         known: the names of its settings.
-        elsewhere: names of other sweepers' settings, and what takes their place here.
+        elsewhere: names of settings of other sweepers, and their replacements.
 
     Raises:
         ConfigError: a setting is unknown.
@@ -51,9 +51,9 @@ def mapping_of(name: str, value: Any, form: str) -> Mapping[str, Any]:
     """Return a setting that is a mapping; None is an empty one.
 
     Args:
-        name: the setting's.
-        value: what was given.
-        form: what is accepted, for the message.
+        name: the name of the setting.
+        value: the given value.
+        form: the accepted form, for the message.
 
     Raises:
         ConfigError: it is something else.
@@ -78,14 +78,14 @@ def params_of(value: Any) -> Mapping[str, Any]:
 
 
 def first_seed(fixed: Mapping[str, Any], config: DictConfig) -> int | None:
-    """Return the `seed` that a command line fixes, or else that of the config; None if there is none.
+    """Return the `seed` of the command line, otherwise that of the config; None if there is none.
 
     Args:
-        fixed: the keys with one value, as the space has them.
-        config: the config of the whole sweep.
+        fixed: the keys with a single value, from the space.
+        config: the config of the entire sweep.
 
     Raises:
-        ConfigError: it is no seed.
+        ConfigError: it is not a seed.
     """
     given = fixed.get(SEED)
     if given is None:

@@ -1,4 +1,4 @@
-"""Settings of what a search is for: `objective`, `direction` and `constraints` in `hydra.sweeper`."""
+"""Settings for the goals of a search: `objective`, `direction` and `constraints` in `hydra.sweeper`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIRECTIONS = {"minimize": 1.0, "maximize": -1.0}
 
 
 def direction_of(value: Any, config: DictConfig, key: str = f"{SWEEPER}.direction") -> Any:
-    """Return `hydra.sweeper.direction`; None is the config's own `direction`, and without one `minimize`.
+    """Return `hydra.sweeper.direction`; None means `direction` of the config, or `minimize` without it.
 
     Raises:
         ConfigError: it is neither of the two.
@@ -31,10 +31,10 @@ def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
 
     Args:
         values: the settings in `hydra.sweeper`, in plain Python.
-        config: the config of the whole sweep.
+        config: the config of the entire sweep.
 
     Raises:
-        ConfigError: a setting has another form, or there is not a direction for each objective.
+        ConfigError: a setting has another form, or the number of directions differs from that of the objectives.
     """
     names: Any = values.get("objective")
     directions: Any = values.get("direction")

@@ -1,6 +1,6 @@
 """Proposer of a grid, which never learns: all its jobs are known from the start.
 
-A batch that a sweeper of Hydra's launches is such a grid: `trainyard.sweep.sweep.Sweep.launch`.
+A batch that a Hydra sweeper launches is such a grid: `trainyard.sweep.sweep.Sweep.launch`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from trainyard.sweep.proposers.base import NewJob, Proposal, Proposer
 
 
 class GridProposer(Proposer):
-    """Proposes a known list of jobs at once.
+    """Proposes a known list of jobs in a single batch.
 
     Args:
         overrides: the overrides of each job.

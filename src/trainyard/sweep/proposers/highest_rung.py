@@ -1,4 +1,4 @@
-"""Trials at the highest rung that enough of them have reached: what a sampler learns from in a search with rungs."""
+"""Trials at the highest rung that enough of them have reached, from which a sampler learns in a search with rungs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import replace
 from trainyard.sweep.proposers.trials import Trial
 
 END = math.inf
-"""The rung of those that have trained to their end."""
+"""The rung of trials that have trained to their end."""
 
 
 def at_highest_rung(trials: Sequence[Trial], least: int, whole: int = 0) -> tuple[list[Trial], bool]:
     """Return the trials that have reached a rung, each with its value there as its result, and new ones.
 
-    The rung is the highest one that at least `least` trials have reached; the lowest one, if none has so many. Values
+    The rung is the highest one that at least `least` trials have reached, or the lowest one if there is none. Values
     at different rungs are not compared. (Falkner et al., "BOHB", ICML 2018, section 3.2.)
 
     Args:

@@ -1,4 +1,4 @@
-"""Population-based training: the worst members of a population go on as the best ones, with other values.
+"""Population-based training: the worst members of a population continue as copies of the best ones, with other values.
 
 Jaderberg and others, 2017, "Population based training of neural networks".
 """
@@ -23,13 +23,13 @@ Explore = Literal["perturb", "resample"]
 
 @dataclass(frozen=True)
 class Exploration:
-    """How the values of a member that goes on as another one differ from those of that.
+    """Changes of values when a member continues from another one.
 
     Attributes:
         space: the keys that vary, and their ranges.
-        how: by key; other numbers are perturbed, other choices are drawn anew.
-        factors: a number that is perturbed is multiplied by one of them, and stays in its range; of choices that are
-            perturbed, the one before or after is taken.
+        how: the kind of change, by key; by default, numbers are perturbed and choices are drawn again.
+        factors: a perturbed number is multiplied by one of these and stays in its range; a perturbed choice becomes the
+            previous or the next one.
     """
 
     space: Space
@@ -41,7 +41,7 @@ class Exploration:
         return self.space.ask(lambda name, distribution: drawn(self.space.parameters[name], random))
 
     def next(self, overrides: Sequence[str], random: Random) -> tuple[str, ...]:
-        """Return overrides for a member that goes on as one with these."""
+        """Return overrides for a member that continues from one with these."""
         found = []
         for line in overrides:
             key, _, text = line.partition("=")
@@ -60,7 +60,8 @@ class Exploration:
 
 
 def drawn(parameter: Parameter, random: Random) -> Any:
-    """Return a value of a parameter, each as likely as the others; where it is logarithmic, each order of magnitude."""
+    """Return a random value of a parameter, uniformly distributed (on a logarithmic scale if the parameter is
+    logarithmic)."""
     distribution: Any = parameter.distribution
     choices = getattr(distribution, "choices", None)
     if choices is not None:
@@ -96,21 +97,22 @@ def within(parameter: Parameter, value: float) -> Any:
 
 
 class PopulationProposer(Proposer):
-    """Trains a population in generations: all members to the next place, where the worst go on as the best.
+    """Trains a population in generations.
 
-    A generation is decided when all members have reported and paused: so it depends on no order in which they come, and
-    a sweep that was killed goes on as it would have. A member that has failed is of the population no more.
+    All members train to the next position, at which the worst continue as copies of the best. A generation is decided
+    when all members have reported and paused, so the decision does not depend on their order, and a killed sweep
+    continues identically. A failed member no longer belongs to the population.
 
     Args:
-        exploration: the first values, and those that follow.
+        exploration: the initial values, and their changes.
         population: the number of members.
-        places: the epochs, or iterations, at which generations end; none is the end of the training.
-        by: which of the two.
-        quantile: the share of members that go on as others, and of those as which they do.
-        sign: 1 where less of the objective is better, -1 where more is.
-        seed: of all draws.
-        seeds: the seed of each member's training; empty where the space, or the application, has none of its own.
-        identity: what the sweep is recorded by.
+        places: the epochs, or iterations, at which generations end, without the end of the training.
+        by: the unit: `epoch` or `iter`.
+        quantile: the fraction of members that are replaced, and of those that are copied.
+        sign: 1 if a lower objective is better, -1 if a higher one is.
+        seed: the seed of all random numbers.
+        seeds: the seed of each member's training; empty if the space sets the seed, or if the application has none.
+        identity: the recorded identity of the sweep.
     """
 
     returns = True
@@ -193,13 +195,13 @@ class PopulationProposer(Proposer):
         return self._exploration.next(self._overrides[source], self._random("next", num, at))
 
     def _rungs(self, index: int) -> Rungs | None:
-        """Return where members report and pause after the place of this index."""
+        """Return where members report and pause after the position with this index."""
         if index + 1 >= len(self._places):
             return None
         return Rungs((self._places[index + 1],), self._by, self._places[index + 1])
 
     def _heirs(self, at: int) -> dict[int, int]:
-        """Return the members that go on as others from a place on, each with that one."""
+        """Return the members that continue from others at a position, each with the other one."""
         values = {num: own[at] for num, own in self._values.items() if at in own}
         ranked = sorted(values, key=lambda num: (loss(values[num], self._sign), num))
         count = min(int(len(ranked) * self._quantile), len(ranked) // 2)

@@ -29,15 +29,15 @@ class PopulationSettings:
 
     Attributes:
         population: the number of members.
-        interval: epochs, or iterations, as the loop counts, from one generation to the next.
-        quantile: the share of members that go on as others.
-        explore: by key, how values change: `perturb` or `resample`.
-        factors: by which numbers are perturbed.
+        interval: the length of a generation in epochs or iterations, the unit of the loop.
+        quantile: the fraction of members that are replaced.
+        explore: the change of values by key: `perturb` or `resample`.
+        factors: the factors with which numbers are perturbed.
         direction: `minimize` or `maximize`.
-        seed: of all draws.
-        params: overrides that stand in the config.
+        seed: the seed of all random numbers.
+        params: overrides in the config.
         places: the ends of generations.
-        unit: what the loop counts.
+        unit: the unit of the loop.
     """
 
     population: int
@@ -57,10 +57,10 @@ class PopulationSettings:
 
         Args:
             given: the settings.
-            config: the config of the whole sweep.
+            config: the config of the entire sweep.
 
         Raises:
-            ConfigError: one of them is unknown, has another form, or does not go with the loop.
+            ConfigError: a setting is unknown, has another form, or is incompatible with the loop.
         """
         require_optuna("hydra/sweeper", "pbt")
         values = given_settings(given, "pbt", KNOWN)
@@ -85,10 +85,10 @@ class PopulationSettings:
         Args:
             arguments: the overrides of the command line.
             loader: Hydra's loader.
-            config: the config of the whole sweep.
+            config: the config of the entire sweep.
 
         Raises:
-            ConfigError: an override cannot work, or `explore` names a key that does not vary.
+            ConfigError: an override is invalid, or `explore` names a key that does not vary.
         """
         lines = [*(f"{key}={text_of(value)}" for key, value in self.params.items()), *arguments]
         space = Space(lines, {}, loader, config)
@@ -128,10 +128,11 @@ def check_application(function: TaskFunction) -> None:
 
 
 def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal["epoch", "iter"]]:
-    """Return the ends of generations, and what the loop counts.
+    """Return the ends of generations, and the unit of the loop.
 
     Raises:
-        ConfigError: the loop does not say how long it is, does not validate there, or ends before the first.
+        ConfigError: the length of the loop is unknown, or it does not validate at these positions, or ends before the
+            first one.
     """
     key = f"{SWEEPER}.interval"
     loop: Any = OmegaConf.select(config, "loop", throw_on_resolution_failure=False)

@@ -20,10 +20,10 @@ PRUNER = f"{SWEEPER}.pruner"
 
 
 def check_application(function: TaskFunction, pruner: Mapping[str, Any] | None) -> None:
-    """Check that the jobs of an application can pause, if a pruner lets them.
+    """Check that the jobs of an application can pause, if there is a pruner.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: they cannot pause.
     """
     if pruner is not None and not as_sweepable(function).resumes:
         raise ConfigError(
@@ -38,7 +38,7 @@ def require_optuna(key: str, given: object) -> None:
     """Check that Optuna is installed.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not installed.
     """
     if find_spec("optuna") is None:
         raise ConfigError(
@@ -50,14 +50,14 @@ def require_optuna(key: str, given: object) -> None:
 
 
 def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
-    """Return the node of a pruner with what the loop of the config says in the place of `auto`.
+    """Return the node of a pruner, with the values of the loop for `auto`.
 
     Args:
         value: the node; None for no pruner.
-        config: the config of the whole sweep.
+        config: the config of the entire sweep.
 
     Raises:
-        ConfigError: it is no node, or the loop does not validate at its rungs.
+        ConfigError: it is not a node, or the loop does not validate at its rungs.
     """
     node = plain(value)
     if node is None:

@@ -1,6 +1,6 @@
-"""Pruners: which trials go on beyond a rung.
+"""Pruners, which decide which trials continue beyond a rung.
 
-Each is told what the search takes notice of, in that order, and decides by nothing else.
+Each receives the outcomes in the order in which the search processes them, and decides only from these.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNITS = {"epoch": "epoch", "iter": "iter"}
 
 
 class Pruner(ABC):
-    """Decides which trials go on.
+    """Decides which trials continue.
 
     Attributes:
         places: the first rungs, in order, for checks.
@@ -32,17 +32,17 @@ class Pruner(ABC):
     by: By = "epoch"
 
     def begin(self, sign: float, pauses: bool) -> None:
-        """Take over how the search goes.
+        """Receive the settings of the search.
 
         Args:
-            sign: 1 where less is better, -1 where more is.
-            pauses: whether a trial has to pause at each rung, so that the search decides on it in its own order.
+            sign: 1 if lower is better, -1 if higher is better.
+            pauses: whether a trial must pause at each rung, so that the search decides on it in its own order.
         """
         self.sign = sign
 
     @abstractmethod
     def rungs(self, index: int, reached: int) -> Rungs | None:
-        """Return where a trial reports and pauses next.
+        """Return the next rungs at which a trial reports and pauses.
 
         Args:
             index: the trial's number.
@@ -50,24 +50,24 @@ class Pruner(ABC):
         """
 
     def reported(self, trial: Trial, at: int) -> bool:
-        """Take in the report of a trial; return whether a trial that does not pause goes on."""
+        """Receive the report of a trial; return whether a trial that does not pause continues."""
         return True
 
     def promotable(self) -> Trial | None:
-        """Return the paused trial that is to go on first; None if none is to before more is known."""
+        """Return the paused trial to continue first; None if none can continue before more is known."""
         return None
 
     def left(self, trial: Trial) -> None:  # noqa: B027 (not every pruner has to know)
-        """Take notice that a trial is not paused any more: it was promoted, pruned, or people have resumed it."""
+        """Record that a trial is no longer paused: it was promoted, pruned, or resumed by a user."""
 
     def ended(self, trial: Trial) -> None:  # noqa: B027 (not every pruner has to know)
-        """Take notice of the end of a trial, whose `state` says how."""
+        """Record the end of a trial with this `state`."""
 
     def hopeless(self, coming: float) -> Iterator[Trial]:
-        """Yield each paused trial that will not go on whatever the further trials report.
+        """Yield each paused trial that will not continue, regardless of the reports of other trials.
 
         Args:
-            coming: the number of trials that are running or still to come; infinity if that is unknown.
+            coming: the number of running and future trials; infinity if unknown.
         """
         yield from ()
 
@@ -92,7 +92,7 @@ class _Entry(NamedTuple):
 
     @property
     def is_comparable(self) -> bool:
-        """Whether it has a value that can be the best one."""
+        """Whether its value can be the best one."""
         return max(self.violation, self.loss) < math.inf
 
 
@@ -102,7 +102,7 @@ class _Rung:
 
     Attributes:
         ranked: all of them, best first.
-        waiting: those that are paused there, best first.
+        waiting: the trials that are paused there, best first.
         at: the place.
     """
 
@@ -112,20 +112,20 @@ class _Rung:
 
 
 class Asha(Pruner):
-    """Asynchronous successive halving: the best of each rung go on, as soon as enough have reported there.
+    """Asynchronous successive halving: the best trials of each rung continue as soon as enough have reported there.
 
     Rungs are `first`, `first * eta`, `first * eta**2`, …. Of the n trials that have reported at a rung, the best
-    n // eta are promoted. A trial that does not go on is paused, and can be promoted later, from its checkpoint: no
-    epoch is trained twice. (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020,
+    n // eta are promoted. A trial that does not continue is paused and can be promoted later, from its checkpoint, so
+    no epoch is trained twice. (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020,
     Algorithm 2.)
 
     Args:
         first: the epoch, or iteration, of the first rung.
-        eta: one trial of so many is promoted.
+        eta: one of `eta` trials is promoted.
         by: `epoch` or `iter`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: an argument is out of range.
     """
 
     def __init__(self, first: int = 1, eta: int = 3, by: str = "epoch") -> None:
@@ -137,7 +137,7 @@ class Asha(Pruner):
         self._brackets: dict[int, list[_Rung]] = {}
 
     def bracket(self, index: int) -> int:
-        """Return the bracket of a trial: the number of rungs that it does not pause at."""
+        """Return the bracket of a trial: the number of rungs at which it does not pause."""
         return 0
 
     def rungs(self, index: int, reached: int) -> Rungs | None:
@@ -187,17 +187,17 @@ class Asha(Pruner):
 
 
 class Hyperband(Asha):
-    """Asynchronous Hyperband: brackets of successive halving, each with a later first rung, side by side.
+    """Asynchronous Hyperband: several brackets of successive halving run in parallel, each with a later first rung.
 
-    A bracket has as many trials as its share of Hyperband's budget gives it, and trials go to the brackets in turn.
-    (Li et al., "Hyperband", JMLR 2018; asynchronous as in MLSys 2020.)
+    The number of trials of a bracket follows from its share of Hyperband's budget, and trials are distributed to the
+    brackets in turn. (Li et al., "Hyperband", JMLR 2018; asynchronous as in MLSys 2020.)
 
     Args:
-        last: the length of the whole training; `auto` takes it from the config (`loop.max_epochs`, `loop.max_iters`).
-        first, eta, by: as of `Asha`.
+        last: the length of the entire training; `auto` reads it from the config (`loop.max_epochs`, `loop.max_iters`).
+        first, eta, by: see `Asha`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: an argument is out of range.
     """
 
     def __init__(self, last: int, first: int = 1, eta: int = 3, by: str = "epoch") -> None:

@@ -1,4 +1,4 @@
-"""Optuna without what it says."""
+"""Optuna without its output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ONE_AT_A_TIME = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Optuna from printing a line for each trial, and from warnings of what is experimental in it."""
+    """Suppress Optuna's line for each trial, and its warnings about experimental features."""
     import optuna
 
     with _ONE_AT_A_TIME:

@@ -1,4 +1,4 @@
-"""Repeats: each configuration of a search is trained with several seeds, unless it is raced out before."""
+"""Repeats: each configuration of a search is trained with several seeds, unless it is raced out earlier."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ LEVEL = 0.05
 class RepeatedSource(Source):
     """Trains each configuration of another source with the seeds `seed`, `seed + 1`, ….
 
-    The repeats of a configuration begin in groups of 1, 2, 4, …: each group when the one before it has ended, unless
-    the configuration is raced out by then. (The doubling is that of SMAC's `Intensify`: Hutter et al., "Sequential
+    The repeats of a configuration start in groups of 1, 2, 4, …: each group when the previous one has ended, unless the
+    configuration has been raced out. (The doubling is that of SMAC's `Intensify`: Hutter et al., "Sequential
     Model-Based Optimization for General Algorithm Configuration", LION 2011.) A configuration is raced out when its
     mean is significantly worse than the best mean of all repeats, by a one-sided t test with the pooled variance of the
     better half of the configurations whose repeats have all ended. (A t race: Birattari et al., "A Racing Algorithm for
-    Configuring Metaheuristics", GECCO 2002; the variance is pooled, as a configuration has one value at first.)
+    Configuring Metaheuristics", GECCO 2002; the variance is pooled, because a configuration has only one value at
+    first.)
 
-    The other source sees one trial for each configuration: its objective is the mean of the repeats that are done.
-    A pruner judges the first repeat; the others, which begin when that has come to its end, train to theirs.
+    The other source sees one trial for each configuration: its objective is the mean of the finished repeats. A pruner
+    judges the first repeat; the others start when the first has reached its end, and train to their end.
 
     Args:
-        source: gives the configurations.
-        repeats: the seeds of each.
+        source: the source of the configurations.
+        repeats: the number of seeds of each configuration.
         seed: the first seed.
-        sign: 1 where less of the objective is better, -1 where more is.
+        sign: 1 if a lower objective is better, -1 if a higher one is.
     """
 
     waits = True
@@ -79,7 +80,7 @@ class RepeatedSource(Source):
         return Suggestion(tuple(own), {**found.note, NOTE: [index, repeat]})
 
     def _next(self, found: Sequence[Sequence[Trial]]) -> Sequence[Trial] | None:
-        """Return the first configuration of which a repeat is to begin."""
+        """Return the first configuration of which a repeat can start."""
         best, variance, degrees = None, 0.0, 0
         complete = sorted((own for own in found if self._is_complete(own)), key=self._mean_loss)
         if complete and math.isfinite(self._mean_loss(complete[0])):
@@ -99,7 +100,7 @@ class RepeatedSource(Source):
         return None
 
     def _is_waiting(self, own: Sequence[Trial]) -> bool:
-        """Return whether a further repeat can begin: of a group that has begun, or after one that has ended."""
+        """Return whether another repeat can start: in a group that has started, or after one that has ended."""
         if len(own) >= self._repeats or any(each.state == "pruned" for each in own):
             return False
         before = own[: (1 << (len(own) + 1).bit_length() - 1) - 1]  # the groups that have begun wholly

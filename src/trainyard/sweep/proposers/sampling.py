@@ -1,4 +1,4 @@
-"""Trials from a sampler of Optuna's."""
+"""Trials from an Optuna sampler."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ STUDY, TRIAL = "study", "trial"  # in a note: what a sampler has stored with the
 
 
 class SamplerSource(Source):
-    """Asks a sampler that is new for each trial, with a seed made of `(seed, number of the trial)`.
+    """Uses a new sampler for each trial, with a seed derived from `(seed, number of the trial)`.
 
-    It sees a study that is made anew each time, so that a suggestion is a function of the recorded trials. What a
-    sampler stores for later (a generation, the state of CMA-ES) is in the note of the trial at which it stored it.
+    The sampler sees a study that is recreated each time, so that a suggestion is a function of the recorded trials.
+    Data that a sampler stores for later (a generation, the state of CMA-ES) is in the note of the trial at which it was
+    stored.
 
     Args:
         space: the space of the search.
-        sampler: makes the sampler.
-        seed: seed of the search.
-        sign: 1 where less of the objective is better, -1 where more is.
-        goals: several objectives, or constraints; None for one objective without.
-        one_seed: whether the sampler has one seed for all trials, as one that takes the points of a sequence needs.
-        knows_pruned: whether the sampler makes use of trials that are pruned, as TPE does. To others, what a trial has
-            reported last is its objective.
+        sampler: creates the sampler.
+        seed: the seed of the search.
+        sign: 1 if a lower objective is better, -1 if a higher one is.
+        goals: several objectives, or constraints; None for a single objective without constraints.
+        one_seed: whether the sampler has the same seed for all trials, as needed for the points of a sequence.
+        knows_pruned: whether the sampler uses pruned trials, as TPE does. For other samplers, the last report of a
+            trial is its objective.
         knows_noise: whether the sampler estimates the noise of the objective, as a Gaussian process does: it sees each
-            repeat of a configuration as a trial. To others a configuration is one trial, with the mean.
+            repeat of a configuration as a trial. For other samplers, a configuration is one trial with the mean.
         at_rung: the number of trials that a rung needs for the sampler to see only the values of that rung (see
             `at_highest_rung`); None: it sees every trial, with its last report.
-        given: points to try first, in order: values by name. What a point leaves out is suggested.
-        earlier: trials of other searches, to learn from.
+        given: points to try first, in order: values by name. Missing values are suggested.
+        earlier: trials of other searches, from which to learn.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class SamplerSource(Source):
         return int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0])
 
     def _repeats(self, trial: Trial) -> Iterator[FrozenTrial]:
-        """Yield the repeats of a configuration beside the one that `_frozen` returns."""
+        """Yield the repeats of a configuration except the one that `_frozen` returns."""
         for value in trial.results[1:]:
             yield self._frozen(replace(trial, result=value, results=(), note={}))
 
@@ -152,7 +153,7 @@ class SamplerSource(Source):
         )
 
     def _told(self, value: float | None) -> float:
-        """Return a value for Optuna, which takes no NaN: one that is none is the worst there is."""
+        """Return a value for Optuna, which does not accept NaN: a missing value is the worst possible one."""
         return self._sign * loss(value, self._sign) if value is None or math.isnan(value) else value
 
 
@@ -163,7 +164,7 @@ def complete(
     params: Mapping[str, Any],
     system_attrs: Mapping[str, Any] | None = None,
 ) -> FrozenTrial:
-    """Return a trial of Optuna's that is done, with its objectives and what it violates."""
+    """Return a finished Optuna trial, with its objectives and constraint violations."""
     from optuna.trial import create_trial
 
     attrs = dict(system_attrs or {})

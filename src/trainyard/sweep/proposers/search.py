@@ -1,4 +1,4 @@
-"""Proposer of a search: trials of a source, of which a pruner decides which go on."""
+"""Proposer of a search: trials of a source, among which a pruner decides which continue."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trainyard.sweep.proposers.trials import Outcome, Segment, Trial, loss
 from trainyard.track.sweep_position import Rungs
 
 HOPELESS = 5
-"""A search ends when so many trials have failed, and all were the first ones."""
+"""A search ends when its first trials, this many, have all failed."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Limits:
     """When a search ends.
 
     Attributes:
-        n_trials: the number of trials, where repeats of a configuration are one; None for no limit.
-        timeout: seconds, from the first question of a command, after which nothing more begins; None for no limit.
+        n_trials: the number of trials, where repeats of a configuration count as one; None for no limit.
+        timeout: seconds after the first request of a command after which no more trials start; None for no limit.
         target: the value of the objective at which the search is over; None for none.
     """
 
@@ -48,27 +48,28 @@ class Limits:
 
 
 class SearchProposer(Proposer):
-    """Asks a source for trials, and a pruner which of them go on beyond a rung.
+    """Requests trials from a source, and asks a pruner which of them continue beyond a rung.
 
-    A decision is a new trial or a promotion; each lets a segment of a job run. By which results a decision is made
-    depends on `order`:
+    A decision is a new trial or a promotion; each runs a segment of a job. The results on which a decision depends are
+    defined by `order`:
 
-    - `any`: by all that were told before it.
-    - `job`: results are taken notice of in the order of the decisions, whichever comes first, and decision k waits for
-      those of the decisions up to k - `width`. So all decisions are the same however long each job takes, and whatever
-      is killed meanwhile.
+    - `any`: all results that were received before.
+    - `job`: results are processed in the order of the decisions, regardless of the order of arrival, and decision k
+      waits for the results of the decisions up to k - `width`. Therefore, all decisions are the same regardless of the
+      durations of jobs and of kills.
 
     Args:
-        source: gives the trials.
-        pruner: decides which go on.
-        sign: 1 where less of the objective is better, -1 where more is.
-        goals: several objectives, of which `sign` is that of the first, or constraints; None for one without.
-        limits: when the search ends.
+        source: the source of the trials.
+        pruner: decides which trials continue.
+        sign: 1 if a lower objective is better, -1 if a higher one is.
+        goals: several objectives (`sign` is that of the first), or constraints; None for a single objective without
+            constraints.
+        limits: the conditions for the end of the search.
         order: `any` or `job`.
-        together: the new trials that are asked for together for each free slot, as many as train as one stack.
-        width: the segments at work at a time that `job` allows for; None for the number of slots at the start.
-        identity: what the search is recorded by.
-        clock: seconds, for `timeout`.
+        together: the number of new trials that are requested together for each free slot, such as the width of a stack.
+        width: the number of concurrent segments that `job` allows; None for the number of slots at the start.
+        identity: the recorded identity of the search.
+        clock: returns seconds, for `timeout`.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class SearchProposer(Proposer):
 
     @property
     def trials(self) -> Sequence[Trial]:
-        """All trials, with what the search has taken notice of."""
+        """All trials, with the results that the search has processed."""
         return self._trials
 
     @property
@@ -134,10 +135,10 @@ class SearchProposer(Proposer):
         return self._new(free) if chosen == "new" else []
 
     def _check_objectives(self) -> None:
-        """Check that the trials that are done have an objective to learn from.
+        """Check that finished trials have an objective.
 
         Raises:
-            TrainyardError: one has not.
+            TrainyardError: a trial has no objective.
         """
         if self._without is not None:
             num, value = self._without
@@ -195,7 +196,7 @@ class SearchProposer(Proposer):
     # -- decisions -----------------------------------------------------------------------------------------------------
 
     def _choice(self) -> Trial | Literal["new", "none"]:
-        """Return what is decided next, after taking notice of no more than that needs."""
+        """Return the next decision, after processing only the results that it needs."""
         made = len(self._segments)
         while True:
             if not self._in_order or self._noticed >= self._due(made):
@@ -211,7 +212,7 @@ class SearchProposer(Proposer):
         return "none"
 
     def _has_more(self, pending: Sequence[Trial] = ()) -> bool:
-        """Return whether there is a trial to suggest now: none after the first ones have all failed.
+        """Return whether there is a trial to suggest now; there is none after the first ones have all failed.
 
         Args:
             pending: the trials that are about to be proposed.
@@ -227,7 +228,7 @@ class SearchProposer(Proposer):
         return timeout is not None and self._began is not None and self._clock() - self._began >= timeout
 
     def _new(self, free: int) -> list[Proposal]:
-        """Return new trials for the free slots, as far as nothing has to be noticed between them."""
+        """Return new trials for the free slots, as long as no result must be processed between them."""
         found: list[Proposal] = []
         pending: list[Trial] = []
         made = len(self._segments)
@@ -242,9 +243,9 @@ class SearchProposer(Proposer):
         return found
 
     def _prepare(self) -> None:
-        """Let the source begin with what a slot that becomes free will be given, if that can be known by now.
+        """Let the source prepare the trial for the next free slot, if it can already be known.
 
-        With one slot each trial knows of the result of the one before it, so that a search that is killed is the same.
+        With one slot, each trial uses the result of the previous one, so that a killed search continues identically.
         """
         if self._began is None or not (self._in_order or self._slots > 1) or self._choice() != "new":
             return
@@ -257,14 +258,14 @@ class SearchProposer(Proposer):
             self._source.prepare(count, self._trials)
 
     def _due(self, decision: int) -> int:
-        """Return how many results have to be noticed before a decision, with `order=job`."""
+        """Return the number of results to process before a decision, with `order=job`."""
         return 0 if self._width is None else decision - self._width + 1
 
     def _prunings(self, nothing_else: bool) -> list[Proposal]:
-        """Return the trials that cannot be promoted any more: all that are paused, once the search has come to its end.
+        """Return the trials that can no longer be promoted: all paused ones, when the search has reached its end.
 
         Args:
-            nothing_else: whether there is nothing to begin.
+            nothing_else: whether there is nothing else to start.
         """
         if nothing_else and not self._running:
             left = [trial for trial in self._trials if trial.state == "paused"]
@@ -275,7 +276,7 @@ class SearchProposer(Proposer):
         return [Prune(trial.num, f"pruned at {max(trial.reports)}") for trial in left]
 
     def _go_on(self, nums: Sequence[int], rungs: Rungs | None, is_decision: bool) -> None:
-        """Take notice that paused jobs go on: by a decision of the search, or because people have resumed them."""
+        """Record that paused jobs continue: by a decision of the search, or because a user has resumed them."""
         for num in nums:
             if is_decision:
                 self._choice()
@@ -291,7 +292,7 @@ class SearchProposer(Proposer):
     # -- results -------------------------------------------------------------------------------------------------------
 
     def _notice_next(self) -> bool:
-        """Take notice of the next outcome, in the order of the decisions; return whether there was one."""
+        """Process the next outcome, in the order of the decisions; return whether there was one."""
         if not self._in_order or self._noticed == len(self._segments):
             return False
         segment = self._segments[self._noticed]
@@ -302,7 +303,7 @@ class SearchProposer(Proposer):
         return True
 
     def _done(self, num: int, returned: Any) -> None:
-        """Take in what a job has returned at its end."""
+        """Record the result of a job at its end."""
         if self.goals is None:
             value, metrics, lacks = as_number(returned), dict[str, float](), as_number(returned) is None
         else:
@@ -354,7 +355,7 @@ class SearchProposer(Proposer):
             self._is_over = True
 
     def _out(self, trial: Trial) -> None:
-        """Take notice that a trial will not go on."""
+        """Record that a trial will not continue."""
         if self._latest[trial.num].outcome is None:
             self._latest[trial.num].outcome = Outcome("failed")
         self._leave(trial, "pruned")

@@ -44,7 +44,7 @@ NOT_HERE = {
     "custom_search_space": "Use hydra.sweeper.when for conditional keys.",
     "max_batch_size": "Trials start one by one, as slots become free.",
 }
-"""Settings of Hydra's Optuna plugin, or of the grid, that a search has other means for."""
+"""Settings of Hydra's Optuna plugin, or of the grid, for which a search has alternatives."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class SearchSettings:
         seed: the seed of the search.
         pruner: node of the pruner; None for none.
         direction: `minimize` or `maximize`: of the first of several objectives.
-        goals: several objectives, or constraints; None for one objective without.
-        limits: when the search ends.
+        goals: several objectives, or constraints; None for a single objective without constraints.
+        limits: the conditions for the end of the search.
         order: `any` or `job`.
-        n_jobs: the trials at work at a time that `order=job` allows for; None for the number of slots.
-        params: overrides that stand in the config.
+        n_jobs: the number of concurrent trials that `order=job` allows; None for the number of slots.
+        params: overrides in the config.
         when: conditional keys.
-        together: the trials that are asked for together for each free slot.
+        together: the number of trials that are requested together for each free slot.
         enqueue: points to try first.
-        warm_start: the directory of a sweep, or an experiment or run of MLflow, to learn from.
-        repeats: the seeds of each configuration.
+        warm_start: the directory of a sweep, or an MLflow experiment or run, from which to learn.
+        repeats: the number of seeds of each configuration.
         learn_from: `rung` or `all`: see `SamplerSource.at_rung`.
     """
 
@@ -91,10 +91,10 @@ class SearchSettings:
 
         Args:
             given: the settings.
-            config: the config of the whole sweep.
+            config: the config of the entire sweep.
 
         Raises:
-            ConfigError: one of them is unknown, or has another form; or Optuna is not installed.
+            ConfigError: a setting is unknown or has another form, or Optuna is not installed.
         """
         require_optuna("hydra/sweeper", "search")
         values = given_settings(given, "search", KNOWN, NOT_HERE)
@@ -129,10 +129,11 @@ class SearchSettings:
         )._checked()
 
     def _checked(self) -> SearchSettings:
-        """Return these settings, if they go together.
+        """Return these settings, if they are compatible.
 
         Raises:
-            ConfigError: several objectives, or constraints, are given with what knows one objective only.
+            ConfigError: several objectives, or constraints, are given with settings that support only a single
+                objective.
         """
         if self.goals is None:
             return self
@@ -161,10 +162,10 @@ class SearchSettings:
         Args:
             arguments: the overrides of the command line.
             loader: Hydra's loader.
-            config: the config of the whole sweep.
+            config: the config of the entire sweep.
 
         Raises:
-            ConfigError: an override, the sampler or the pruner cannot work.
+            ConfigError: an override, the sampler or the pruner is invalid.
         """
         space = Space(
             [*(f"{key}={text_of(value)}" for key, value in self.params.items()), *arguments], self.when, loader, config
@@ -220,7 +221,7 @@ class SearchSettings:
         )
 
     def _first_seed(self, space: Space, config: DictConfig) -> int:
-        """Return the seed of the first repeat of a configuration: that of the command line, or else of the config.
+        """Return the seed of the first repeat of a configuration, from the command line or else from the config.
 
         Raises:
             ConfigError: the seed is searched, or there is none.
@@ -255,10 +256,10 @@ KNOWN = (
 def _learn_from(
     value: Any, sampler: Mapping[str, Any], pruner: Mapping[str, Any] | None, goals: Goals | None
 ) -> Literal["rung", "all"]:
-    """Return what the sampler learns from; `auto` is `rung` where that can be.
+    """Return `rung` or `all`, from which the sampler learns; `auto` is `rung` if possible.
 
     Raises:
-        ConfigError: it is something else, or cannot be.
+        ConfigError: the value is something else, or `rung` is not possible.
     """
     given = choice(f"{SWEEPER}.learn_from", value or "auto", ("auto", "rung", "all"))
     can_be = (
@@ -280,13 +281,13 @@ def _violations(trial: FrozenTrial) -> Sequence[float]:
 def grid_proposer(
     jobs: Sequence[Sequence[str]], pruner: Mapping[str, Any], direction: Any, order: Any, config: DictConfig
 ) -> SearchProposer:
-    """Return the proposer of a grid that a pruner takes jobs out of.
+    """Return the proposer of a grid whose jobs a pruner can stop.
 
     Args:
         jobs: the overrides of each job.
-        pruner: the pruner's node, as `pruner_node` returns it.
-        direction, order: as in `hydra.sweeper`.
-        config: the config of the whole sweep.
+        pruner: the node of the pruner, from `pruner_node`.
+        direction, order: see `hydra.sweeper`.
+        config: the config of the entire sweep.
 
     Raises:
         ConfigError: a setting has another form.
@@ -306,7 +307,7 @@ def order_of(value: Any) -> Literal["any", "job"]:
     """Return `hydra.sweeper.order`; None is `any`.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: the value is something else.
     """
     return choice(f"{SWEEPER}.order", value or "any", ORDERS)  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""Port of sources: where the trials of a search come from."""
+"""Interface of sources, from which the trials of a search come."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from trainyard.sweep.proposers.trials import Trial
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Overrides of a trial, and plain data that the source wants to see again with it."""
+    """Overrides of a trial, and plain data that is returned to the source with it."""
 
     overrides: tuple[str, ...]
     note: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Source(ABC):
-    """Where the trials of a search come from.
+    """Source of the trials of a search.
 
     Attributes:
-        waits: whether several trials may wait for one result, so that some come where `has_more` says no.
+        waits: whether several trials may wait for one result, so that trials can follow after `has_more` was false.
     """
 
     waits = False
 
     @abstractmethod
     def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
-        """Return the trial of a number. The same arguments give the same trial.
+        """Return the trial with a number. The same arguments give the same trial.
 
         Args:
             index: the number of the trial.
-            trials: all trials before it, with what the search has taken notice of.
+            trials: all earlier trials, with the results that the search has processed.
         """
 
     def has_more(self, trials: Sequence[Trial], limit: int | None) -> bool:
@@ -46,7 +46,7 @@ class Source(ABC):
         return limit is None or len(trials) < limit
 
     def prepare(self, count: int, trials: Sequence[Trial]) -> None:  # noqa: B027 (most are fast)
-        """Begin with the next trials, which will be asked for when a slot is free.
+        """Prepare the next trials, which will be requested when a slot is free.
 
         Args:
             count: their number.
@@ -54,11 +54,11 @@ class Source(ABC):
         """
 
     def place(self, trial: Trial) -> Trial:
-        """Return a trial that was suggested, with the number under which pruners know it."""
+        """Return a suggested trial, with its number for pruners."""
         return trial
 
     def known(self, trial: Trial, trials: Sequence[Trial]) -> float | None:
-        """Return what is known of the objective of a trial's configuration, for `Limits.target`."""
+        """Return the known objective of a trial's configuration, for `Limits.target`."""
         return trial.value
 
 
@@ -66,7 +66,7 @@ class ListSource(Source):
     """Trials that are known from the start: a grid.
 
     Args:
-        jobs: the overrides of each.
+        jobs: the overrides of each job.
     """
 
     def __init__(self, jobs: Sequence[Sequence[str]]) -> None:

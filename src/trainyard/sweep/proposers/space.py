@@ -29,8 +29,8 @@ class Parameter:
     """A key that is searched.
 
     Attributes:
-        key: as in an override, with the sign that adds it.
-        distribution: Optuna's. The choices of a categorical one are texts of overrides.
+        key: the key as in an override, with the sign that adds it.
+        distribution: the Optuna distribution. The choices of a categorical distribution are texts of overrides.
     """
 
     key: str
@@ -61,11 +61,11 @@ class Space:
         lines: the overrides of the config (`hydra.sweeper.params`) and of the command line, in order.
         when: by key, the conditions under which it is a parameter (`trainyard.sweep.conditions.Conditions`).
         loader: Hydra's loader.
-        master: the config of the whole sweep.
+        master: the config of the entire sweep.
 
     Raises:
-        ConfigError: there is nothing to vary, or a range is empty.
-        HydraException: an override cannot be read.
+        ConfigError: no key varies, or a range is empty.
+        HydraException: an override cannot be parsed.
     """
 
     def __init__(
@@ -104,9 +104,9 @@ class Space:
         return {key.lstrip("+"): text for key, _, text in lines}
 
     def ask(self, ask: Ask) -> tuple[str, ...]:
-        """Return the overrides of a trial, asking for the value of each parameter that it has.
+        """Return the overrides of a trial, requesting the value of each of its parameters.
 
-        A parameter whose condition names another one is asked for after it.
+        A parameter whose condition names another one is requested after it.
         """
         values: dict[str, Any] = {}
         for name in self._order:
@@ -115,7 +115,7 @@ class Space:
         return tuple(self._overrides(values))
 
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """Return the values that overrides give to parameters, by name: those of `ask`, to the bit."""
+        """Return the values of parameters in overrides, by name, bit-identical to those of `ask`."""
         found: dict[str, Any] = {}
         for line in overrides:
             key, _, text = line.partition("=")
@@ -129,7 +129,7 @@ class Space:
         return {name: self.parameters[name].distribution for name in names}
 
     def _applies(self, name: str, values: Mapping[str, Any]) -> bool:
-        """Return whether a parameter is one of a trial with these values of those before it."""
+        """Return whether a parameter belongs to a trial with these values of earlier parameters."""
         if self._conditions is None or not self._conditions.depth(name):
             return True
         parameter = self.parameters[name]
@@ -145,7 +145,7 @@ class Space:
 
 
 def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
-    """Ask a trial of Optuna's for a value."""
+    """Request a value from an Optuna trial."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     match distribution:
@@ -169,7 +169,7 @@ def _any(distribution: BaseDistribution) -> Any:
 
 
 def _read(override: Override) -> str | Parameter:
-    """Return an override as it is, or the parameter that it lists the values of.
+    """Return an override unchanged, or the parameter whose values it lists.
 
     Raises:
         ConfigError: a range is empty, or log needs positive bounds.

@@ -1,4 +1,4 @@
-"""Pruners of Optuna's, which end what is not promising; nothing is promoted later."""
+"""Pruners of Optuna, which end unpromising trials; nothing is promoted later."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 class StoppingPruner(Pruner):
-    """Asks a pruner of Optuna's at every rung. Rungs are `first`, `first + every`, `first + 2 * every`, ….
+    """Asks an Optuna pruner at every rung. Rungs are `first`, `first + every`, `first + 2 * every`, ….
 
-    Where trials need not pause, a trial trains on while it is judged, and is asked to end when it is pruned.
+    If trials need not pause, a trial continues while it is judged, and is asked to end when it is pruned.
 
     Args:
         pruner: the pruner.
-        last: the length of the whole training, beyond which there is no rung.
+        last: the length of the entire training, after which there are no rungs.
         first: the epoch, or iteration, of the first rung.
         every: the distance between rungs.
         by: `epoch` or `iter`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: an argument is out of range.
     """
 
     def __init__(self, pruner: BasePruner, last: int, first: int = 1, every: int = 1, by: str = "epoch") -> None:

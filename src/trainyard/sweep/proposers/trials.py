@@ -1,4 +1,4 @@
-"""Trials of a search: configurations, what is known of each, and what is decided on it next."""
+"""Trials of a search: configurations, their known results, and the decisions about them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ TrialState = Literal["running", "paused", "done", "failed", "pruned"]
 
 @dataclass
 class Trial:
-    """A configuration of a search, as far as the search has taken notice of it.
+    """A configuration of a search, with the results that the search has processed.
 
     Attributes:
         index: its number among the trials, from 0; repeats of a configuration share one.
         num: the number of its job.
         overrides: the overrides of that job.
-        note: what was recorded with it.
-        state: `running` until a result of its last segment is taken notice of; `paused` at a rung.
+        note: the data recorded with it.
+        state: `running` until a result of its last segment is processed; `paused` at a rung.
         reports: the values of the objective, by place.
-        result: the objective of the whole training; None before it ends, and if there is none. Of several, the first.
-        metrics: what the whole training returned, by name: the objective, or several, and what constraints bound. At a
-            rung, what is known of that by then.
-        violation: by how much its last report violates constraints, altogether; 0 for what is not known.
+        result: the objective of the entire training (the first of several); None before it ends, or if there is none.
+        metrics: the results of the entire training, by name: the objectives and the bounded metrics. At a rung, the
+            values known at that time.
+        violation: the total constraint violation of its last report; 0 if unknown.
         rung: the number of rungs that it has reached.
         repeat: its number among the repeats of its configuration, from 0.
-        results: of the repeats of a configuration that is one trial, whose result is their mean.
+        results: the results of the repeats of a configuration, whose mean is the result of the trial.
     """
 
     index: int
@@ -45,7 +45,7 @@ class Trial:
 
     @property
     def value(self) -> float | None:
-        """What is known of its objective: its result, or else the last report."""
+        """The known value of its objective: its result, otherwise its last report."""
         if self.result is not None or not self.reports:
             return self.result
         return self.reports[max(self.reports)]
@@ -58,8 +58,8 @@ class Outcome:
     Attributes:
         state: `paused` at a rung, `done`, or `failed`.
         at: the rung.
-        value: the objective reported there, or that of the whole training.
-        metrics: what the whole training returned, or what was reported beside the value.
+        value: the objective reported at the rung, or that of the entire training.
+        metrics: the results of the entire training, or the values reported in addition to the objective.
     """
 
     state: Literal["paused", "done", "failed"]
@@ -70,11 +70,11 @@ class Outcome:
 
 @dataclass
 class Segment:
-    """A decision of a search: a job is to run from its start, or from a rung.
+    """A decision of a search: a job runs from its start, or from a rung.
 
     Attributes:
         num: the number of the job.
-        until: the rung at which it pauses; None if it goes on to its end.
+        until: the rung at which it pauses; None if it continues to its end.
         outcome: how it ended; None while it has not.
     """
 
@@ -84,10 +84,10 @@ class Segment:
 
 
 def loss(value: float | None, sign: float) -> float:
-    """Return a value of the objective as one of which less is better; infinity for none and for NaN.
+    """Return a value of the objective as a number to minimize; infinity for missing values and NaN.
 
     Args:
         value: the value.
-        sign: 1 where less is better, -1 where more is.
+        sign: 1 if lower is better, -1 if higher is better.
     """
     return math.inf if value is None or math.isnan(value) else sign * value

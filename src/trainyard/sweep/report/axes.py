@@ -22,14 +22,14 @@ class Tick:
 
 
 def drawable(value: float | None) -> bool:
-    """Return whether a number has a place on an axis. Beyond 1e300, differences overflow."""
+    """Return whether a number can be drawn on an axis. Beyond 1e300, differences overflow."""
     return value is not None and math.isfinite(value) and abs(value) < 1e300
 
 
 def fences(values: Iterable[float | None]) -> tuple[float, float]:
-    """Return the bounds beyond which a number is an outlier (a diverged job), which an axis leaves out.
+    """Return the bounds beyond which a number is an outlier (a diverged job), which an axis omits.
 
-    They lie ten interquartile ranges outside the quartiles; infinite for fewer than eight numbers.
+    The bounds are ten interquartile ranges outside the quartiles, and infinite for fewer than eight numbers.
     """
     numbers = [value for value in values if value is not None and drawable(value)]
     if len(numbers) < 8:
@@ -41,7 +41,7 @@ def fences(values: Iterable[float | None]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Scale:
-    """Scale from numbers between `low` and `high` to [0, 1]. On a logarithmic scale both are exponents of ten."""
+    """Scale from numbers between `low` and `high` to [0, 1]. On a logarithmic scale, both are exponents of ten."""
 
     low: float
     high: float
@@ -49,7 +49,7 @@ class Scale:
 
     @classmethod
     def over(cls, values: Iterable[float | None]) -> Scale:
-        """Return the scale that all drawable values fit on; logarithmic if they are positive and span a hundredfold."""
+        """Return the scale for all drawable values; logarithmic if they are positive and span a factor of 100."""
         numbers = [value for value in values if value is not None and drawable(value)]
         low, high = min(numbers, default=0.0), max(numbers, default=1.0)
         if low > 0 and high / LOG_SPAN >= low:
@@ -103,7 +103,7 @@ class Axis:
 
     Attributes:
         label: its name.
-        places: the place of each job or configuration in [0, 1]; None for one that has none.
+        places: the place of each job or configuration in [0, 1]; None if it has none.
         ticks: marks along it.
         scale: its scale; None if it has a place for each value.
     """
@@ -123,7 +123,7 @@ def numeric(label: str, values: Sequence[float | None]) -> Axis:
 
 
 def of_parameter(label: str, texts: Sequence[str | None]) -> Axis:
-    """Return the axis of a parameter: numeric if its values are numbers, else one evenly spaced place per value.
+    """Return the axis of a parameter: numeric if its values are numbers, otherwise one evenly spaced place per value.
 
     A few numbers that neither a linear nor a logarithmic axis would separate (0, 1e-5, 1e-3) get evenly spaced places
     too, in their order.

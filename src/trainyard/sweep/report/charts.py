@@ -17,13 +17,13 @@ from trainyard.sweep.report.svg import Frame, dot, drawing, line, path, spaced, 
 def parallel(items: Sequence[Item], names: Sequence[str], objective: str, shade: Mapping[str, str]) -> str:
     """Draw parallel coordinates: an axis for each parameter and the objective, a line for each item with an objective.
 
-    The lines of items that share a value lie side by side, the best on top.
+    The lines of items that share a value are drawn side by side, the best on top.
 
     Args:
         items: the items, best first; the best are drawn on top.
         names: the parameters.
         objective: the objective's name.
-        shade: the class that colours each item, by its key.
+        shade: the class that colors each item, by its key.
     """
     shown = [item for item in items if item.objective is not None]
     axes = [of_parameter(name, [item.overrides.get(name) for item in shown]) for name in names]
@@ -119,7 +119,7 @@ def history(items: Sequence[Item], objective: str, direction: Direction, shade: 
         items: the jobs, of which at least one finished with an objective.
         objective: the objective's name.
         direction: whether a high or a low objective is better.
-        shade: the class that colours each job, by its key.
+        shade: the class that colors each job, by its key.
     """
     shown = sorted((item for item in items if item.objective is not None), key=lambda item: item.jobs)
     up = objective_axis(shown, objective)
@@ -149,12 +149,12 @@ def history(items: Sequence[Item], objective: str, direction: Direction, shade: 
 def front(
     items: Mapping[str, Sequence[Item]], across: str, up: str, shade: Mapping[str, str], first: frozenset[str]
 ) -> str:
-    """Draw two objectives of the finished jobs against each other; those of the Pareto front are coloured.
+    """Draw two objectives of the finished jobs against each other; jobs of the Pareto front are colored.
 
     Args:
         items: the jobs with each objective, in the same order.
         across, up: the names of the objectives.
-        shade: the class that colours each job, by its key.
+        shade: the class that colors each job, by its key.
         first: the keys of the jobs of the Pareto front.
     """
     axes = [objective_axis(items[name], name) for name in (across, up)]
@@ -170,7 +170,7 @@ def front(
 
 
 def bars(shares: Mapping[str, float | None]) -> str:
-    """Draw a bar in [0, 1] for each parameter, the longest first; parameters without a share come last."""
+    """Draw a bar in [0, 1] for each parameter, the longest first; parameters without a fraction come last."""
     order = sorted(shares, key=lambda name: -1.0 if shares[name] is None else shares[name] or 0.0, reverse=True)
     left, length, step = 190.0, 300.0, 26.0
     parts = []

@@ -1,4 +1,4 @@
-"""Charts of learning curves: a line for each job or, of repeats, their mean with a band."""
+"""Charts of learning curves: a line for each job, or for repeats, their mean with a band."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainyard.sweep.report.samples import Sample
 from trainyard.sweep.report.svg import Frame, band, dot, drawing, line, path, spaced, text
 
 ALL_POINTS = 24_000
-"""Points of all curves of a chart: of more curves, each has fewer."""
+"""Maximum number of points of all curves in a chart; with more curves, each has fewer points."""
 LEAST_POINTS = 40
 BANDS = 6
 """Number of the best configurations whose bands are always visible; those of others appear under the pointer."""
@@ -36,8 +36,8 @@ class Averaged:
 def averaged(curves: Sequence[Curve]) -> Averaged:
     """Return the mean of the curves of repeats, and its spread.
 
-    Each step has the mean of the jobs that have a point there, and needs two of them, so that it shows no single job
-    where others have ended.
+    Each step has the mean of the jobs with a point at this step, of which there must be two, so that the mean never
+    shows a single job after others have ended.
     """
     own = [curve for curve in curves if curve]
     if len(own) < 2:
@@ -61,7 +61,7 @@ def draw(items: Sequence[Item], found: Mapping[int, JobNumbers], metric: str, sh
         items: the jobs or configurations, best first; the best are drawn on top.
         found: the numbers of the jobs, by their number; a dot marks where one was pruned.
         metric: the metric's name.
-        shade: the class that colours each item, by its key.
+        shade: the class that colors each item, by its key.
 
     Returns:
         The picture; an empty string if no job has a point.

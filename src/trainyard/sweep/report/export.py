@@ -44,10 +44,10 @@ class Comparison:
     Attributes:
         names: the parameters.
         metrics: the metrics.
-        over: what the repeats differ in: the seed, the fold.
+        over: the keys in which the repeats differ: the seed, the fold.
         configurations: the configurations.
         samples: the statistics of each metric, one for each configuration.
-        differences: the paired difference of each configuration to the first one, in the first metric; empty where no
+        differences: the paired difference of each configuration from the first one, in the first metric; empty if no
             configuration was repeated.
     """
 
@@ -74,7 +74,7 @@ class Comparison:
             objective: the objective's name, which orders the configurations; None if it has none.
             direction: whether a high or a low objective is better.
             numbers: the numbers of the jobs, by their number.
-            metrics: the metrics; none stands for the objective and all metrics of the test.
+            metrics: the metrics; if empty, the objective and all metrics of the test.
 
         Raises:
             ConfigError: no job has such a metric.
@@ -96,7 +96,7 @@ class Comparison:
 
     @property
     def note(self) -> str:
-        """What the numbers are, in sentences."""
+        """Explanation of the numbers, in sentences."""
         seeds = ", ".join(self.over)
         parts = [
             f"Mean ± standard deviation over {seeds}; n: finished jobs." if seeds else "One job per configuration."
@@ -174,7 +174,7 @@ def as_csv(table: Comparison, objective: str | None) -> str:
 
 
 def as_markdown(table: Comparison) -> str:
-    """Return a table as Markdown, with a sentence that says what the numbers are."""
+    """Return a table as Markdown, with a sentence that explains the numbers."""
     heads, rows = table.cells()
     marks = ["---" if index < len(table.names) else "---:" for index in range(len(heads))]
     lines = [_line(heads), _line(marks), *map(_line, rows)]
@@ -208,7 +208,7 @@ def as_latex(table: Comparison) -> str:
 
 
 def _latex(cell: str) -> str:
-    """Return a cell with what LaTeX would take for commands escaped; numbers with their signs are in math mode."""
+    """Return a cell with escaped special characters of LaTeX; numbers with their signs are in math mode."""
     if " ± " in cell or (cell.startswith(("< ", "-")) and cell != "-"):
         return f"${cell.replace('±', chr(92) + 'pm')}$"
     return "--" if cell == "-" else cell.translate(_LATEX)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURED = 7
-"""Configurations whose curves have a colour and a name, best first; the others are grey."""
+"""Number of configurations whose curves have a color and a name, best first; the others are gray."""
 COMPARED = 20
-"""Configurations whose means are shown, best first."""
+"""Number of configurations whose means are shown, best first."""
 _STYLE = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -33,8 +33,8 @@ def write(table: Comparison, numbers: Mapping[int, JobNumbers], objective: str |
     Args:
         table: the configurations.
         numbers: the numbers of the jobs, by their number.
-        objective: the objective's name; without one, or without curves, the left half is left out.
-        file: where it is written.
+        objective: the objective's name; without one, or without curves, the left half is omitted.
+        file: the output file.
         kind: `pdf` or `svg`.
     """
     import matplotlib
@@ -94,6 +94,6 @@ def write(table: Comparison, numbers: Mapping[int, JobNumbers], objective: str |
 
 
 def _short(names: Sequence[str]) -> dict[str, str]:
-    """Return the last part of each name where that is unique: `lr` of `optim.lr`."""
+    """Return the last part of each name if it is unique: `lr` for `optim.lr`."""
     last = [name.rpartition(".")[2] for name in names]
     return {name: own if last.count(own) == 1 else name for name, own in zip(names, last, strict=True)}

@@ -35,7 +35,7 @@ from trainyard.sweep.report.repeats import Configuration, configurations, repeat
 from trainyard.sweep.report.rows import JobRow, duration, front_of, number, with_spread
 
 SHOWN = 1000
-"""Number of jobs, best first, that the tables and charts have: a page of more is slow to open."""
+"""Number of jobs, best first, in the tables and charts; a page with more jobs is slow to open."""
 
 
 def write(
@@ -52,10 +52,10 @@ def write(
 ) -> Path:
     """Write `report.html`.
 
-    It shows the configurations by their means where jobs are repeats of one another, the jobs, those that did not
-    finish, of several objectives the Pareto front, of a search the optimization history, learning curves, parallel
-    coordinates, each parameter against the objective, and importance. A reader of the file finds the old page or the
-    new one, never a part.
+    It shows the means of configurations (if jobs are repeats), the jobs, unfinished jobs, learning curves, parallel
+    coordinates, each parameter against the objective, and importance. With several objectives, it also shows the Pareto
+    front; for a search, the optimization history. The file is replaced atomically, so a reader never sees an incomplete
+    page.
 
     Args:
         rows: the jobs, in any order.
@@ -64,9 +64,9 @@ def write(
         objective: the name of the metric that ranks; None if the objective is not a metric.
         direction: whether a high or a low objective is better.
         searched: whether the values of later jobs were chosen by the objectives of earlier ones.
-        goals: what a search compares the jobs by, where that is more than the objective of each.
+        goals: the goals by which a search compares the jobs, if these are more than the objective.
         found: the numbers of the jobs, by their number; None reads them from `metrics.jsonl` in their directories.
-        live: the seconds after which the page loads itself again; None for never.
+        live: the seconds after which the page reloads itself; None for never.
 
     Returns:
         The file.
@@ -160,7 +160,7 @@ class _Page:
         return f"<h1>{escape(title)}</h1>\n<dl>{''.join(items)}</dl>{''.join(self._notes(live))}"
 
     def _best(self) -> dict[str, str]:
-        """Return what is best: the Pareto front, a configuration by its mean, or a job."""
+        """Return the best result: the Pareto front, a configuration by its mean, or a job."""
         front = [f"#{num}" for num, place in front_of(self.ranking).items() if place == 1]
         if front:
             return {"Pareto front": ", ".join(front)}

@@ -24,7 +24,7 @@ METHOD_OF_SEARCH = (
     "(Watanabe et al., IJCAI 2023). The bars add up to 1. With few jobs, this is a rough estimate."
 )
 LEAST = 4
-"""Jobs with an objective from which Optuna's evaluator is asked."""
+"""Minimum number of jobs with an objective for Optuna's evaluator."""
 
 
 def importance_in_search(rows: Sequence[JobRow], names: Sequence[str], direction: Direction) -> dict[str, float | None]:
@@ -36,8 +36,8 @@ def importance_in_search(rows: Sequence[JobRow], names: Sequence[str], direction
         direction: whether a high or a low objective is better.
 
     Returns:
-        Numbers that add up to 1; None where there are too few jobs, or a parameter belongs to some of them only and
-        Optuna leaves it out.
+        Numbers that add up to 1; None if there are too few jobs, or if a parameter belongs to only some of them and
+        Optuna omits it.
     """
     ranked = [row for row in rows if row.ranked and drawable(row.objective)]
     none: dict[str, float | None] = dict.fromkeys(names)
@@ -62,7 +62,7 @@ def importance_in_search(rows: Sequence[JobRow], names: Sequence[str], direction
 
 
 def _column(texts: Sequence[str | None]) -> tuple[Sequence[Any], Any]:
-    """Return the values of a parameter, and a distribution of Optuna's over them."""
+    """Return the values of a parameter, and an Optuna distribution over them."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     values = parse(texts)
@@ -74,11 +74,11 @@ def _column(texts: Sequence[str | None]) -> tuple[Sequence[Any], Any]:
 
 
 def importance(rows: Sequence[JobRow], key: str) -> float | None:
-    """Return the fraction of the variance of the objective's ranks that lies between the values of one parameter.
+    """Return the fraction of the variance of the objective's ranks that one parameter explains.
 
     Epsilon squared (Kelley, 1935) of ranks: 1 - (1 - η²)(n - 1)/(n - k) for n jobs with k values, at least 0. It uses
-    ranks so that a diverged job counts as the last one and not as all of the variance. In a full grid the shares of all
-    parameters add up to at most 1.
+    ranks, so that a diverged job counts as the last one and does not dominate the variance. In a full grid, the
+    fractions of all parameters add up to at most 1.
 
     Args:
         rows: the jobs; only those with an objective count.

@@ -1,4 +1,4 @@
-"""What charts draw: jobs or, where jobs are repeats of one another, configurations by their means."""
+"""Items of charts: jobs, or the means of configurations if jobs are repeats."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Item:
     """A job, or a configuration of several jobs.
 
     Attributes:
-        key: what it is called in the page: its marks in all charts and its rows in the tables have it.
-        label: its name for people.
-        overrides: what varies, without the seed and the fold.
+        key: its identifier in the page, which its marks in all charts and its rows in the tables have.
+        label: its name for users.
+        overrides: the varying overrides, without the seed and the fold.
         jobs: the numbers of its jobs.
         objective: the objective, or the mean of the jobs that finished; None if none did.
         margin: half of the width of the mean's 95 % confidence interval; None for a single job.
-        end: why its curve ends early; empty if it does not.
+        end: the reason why its curve ends early; empty if it does not.
     """
 
     key: str
@@ -50,7 +50,7 @@ def of_jobs(ranking: Sequence[JobRow], name: str | None = None) -> list[Item]:
 
     Args:
         ranking: the jobs, best first.
-        name: the objective, where there are several.
+        name: the objective, if there are several.
     """
     return [
         Item(
@@ -85,7 +85,7 @@ def of_configurations(found: Sequence[Configuration]) -> list[Item]:
 
 
 def shades(items: Sequence[Item], direction: Direction) -> dict[str, str]:
-    """Return the class that colours each item, by its key: the place of its objective between worst and best."""
+    """Return the class that colors each item, by its key: the position of its objective between worst and best."""
     if len(items) > CROWD:
         return {item.key: "rest" for item in items} | shades(items[:COLOURED], direction)
     places = objective_axis(items).places
@@ -101,7 +101,7 @@ def objective_axis(items: Sequence[Item], label: str = "", *, margins: bool = Fa
     Args:
         items: the items.
         label: the objective's name.
-        margins: whether the confidence intervals are to fit on it, too.
+        margins: whether the confidence intervals must also fit.
     """
     values = [item.objective for item in items]
     low, high = fences(values)

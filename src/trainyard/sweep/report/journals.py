@@ -26,10 +26,10 @@ class JobNumbers:
     """Numbers of a job.
 
     Attributes:
-        values: one of each metric. Those of the objective's split are of the validation with the best objective, so
-            that they belong together; of all others it is the last one.
-        curves: the points (step, value) of the metrics that were asked for: at most 300 each, evenly spread, including
-            the last one.
+        values: one value of each metric. Values of the objective's split are those of the validation with the best
+            objective, so that they belong together; for other metrics, the last value.
+        curves: the points (step, value) of the requested metrics: at most 300 each, evenly spread, including the last
+            one.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -40,7 +40,7 @@ def read_all(rows: Iterable[JobRow], objective: str | None, direction: Direction
     """Return the numbers of jobs, by their number: with the curves of the objective, the training loss and the rungs.
 
     Args:
-        rows: the jobs. Of one whose directory is missing, or whose journal cannot be read, there are no numbers.
+        rows: the jobs. A job whose directory is missing, or whose journal cannot be read, has no numbers.
         objective: the objective's name; None if it is not a metric.
         direction: whether a high or a low objective is better.
     """
@@ -55,8 +55,8 @@ def read_numbers(
 
     Args:
         directory: the job's directory.
-        names: the metrics whose curves are kept; `RUNG` is one, too.
-        objective, direction: as for `read_all`.
+        names: the metrics whose curves are kept, including `RUNG`.
+        objective, direction: see `read_all`.
     """
     curves: dict[str, Curve] = {name: [] for name in names}
     last: dict[str, float] = {}
@@ -87,7 +87,7 @@ def read_numbers(
 
 
 def metric_names(found: Iterable[Mapping[str, float]], objective: str | None) -> list[str]:
-    """Return the metrics that are columns of a report, beside the objective.
+    """Return the metrics that are columns of a report, in addition to the objective.
 
     Those of the test come first, then those of the validation, then the losses of the training.
 

@@ -1,4 +1,4 @@
-"""Origin of a sweep's numbers: when, from which code and by which command they were made, and where MLflow has them."""
+"""Origin of a sweep's numbers: the time, the code and the command, and the place in MLflow."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _FIRST = 20  # lines of the manifest
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of a sweep's numbers; what is not known is empty.
+    """Origin of a sweep's numbers; unknown values are empty.
 
     Attributes:
-        started: when the sweep was first started, in unix seconds.
-        commit: the commit, and whether there were changes that are not in it.
+        started: the time of the first start, in Unix seconds.
+        commit: the commit, and whether there were uncommitted changes.
         command: the command, without credentials.
         page: the address of the sweep's run in MLflow.
         server: the command that serves that address; empty if it is a server already.
@@ -47,8 +47,8 @@ class Origin:
         """Return the origin of the sweep in a directory.
 
         Args:
-            directory: the sweep's.
-            rows: the jobs whose pages are wanted.
+            directory: the directory of the sweep.
+            rows: the jobs whose pages are requested.
         """
         info = next(_records([directory, *(row.directory for row in rows[:_LOOKED_AT])]), None)
         started, application = _manifest(directory)
@@ -70,7 +70,7 @@ def _records(directories: Iterable[Path]) -> Iterator[RunInfo]:
 
 
 def _manifest(directory: Path) -> tuple[float | None, StartedAs | None]:
-    """Return when the sweep was started, and how, as the first lines of its manifest have it."""
+    """Return when and how the sweep was started, from the first lines of its manifest."""
     started = application = None
     with suppress(OSError), (directory / "manifest.jsonl").open("rb") as file:
         for line in islice(file, _FIRST):
@@ -86,7 +86,7 @@ def _manifest(directory: Path) -> tuple[float | None, StartedAs | None]:
 
 
 def _command(directory: Path, application: StartedAs | None) -> str:
-    """Return the command that began the sweep, as its multirun.yaml has it."""
+    """Return the command that started the sweep, from its multirun.yaml."""
     record = directory / "multirun.yaml"
     if application is None or not record.is_file():
         return ""
@@ -106,6 +106,6 @@ def _command(directory: Path, application: StartedAs | None) -> str:
 
 
 def _short(path: str, folder: str) -> str:
-    """Return a path relative to the folder where the command was given, where it lies there."""
+    """Return a path relative to the folder of the command, if it is inside this folder."""
     near = os.path.relpath(path, folder)
     return path if near.startswith("..") else near

@@ -1,4 +1,4 @@
-"""HTML document of the report: style, script and frame. It loads nothing from elsewhere."""
+"""HTML document of the report: style, script and frame. It loads no other files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 
 
 def document(title: str, body: str, live: float | None = None) -> str:
-    """Return a whole HTML page, which loads nothing.
+    """Return a complete HTML page, which loads no other files.
 
     Args:
         title: the title, as plain text.
         body: the body, as HTML.
-        live: the seconds after which the page loads itself again; None for never.
+        live: the seconds after which the page reloads itself; None for never.
     """
     style = _file("page.css").replace("PALETTE_LIGHT", _palette(_LIGHT)).replace("PALETTE_DARK", _palette(_DARK))
     classes = "".join(f".c{index}{{--c:var(--c{index});background:var(--c)}}" for index in range(SHADES))

@@ -45,12 +45,12 @@ def rank(rows: Sequence[JobRow], direction: Direction) -> list[JobRow]:
 def places(ranking: Sequence[JobRow], direction: Direction) -> Iterator[int | None]:
     """Yield the rank of each row, from 1; None for a job that has none. Equal objectives share a rank.
 
-    Where jobs are repeats of one another it is the rank of the job's configuration (`configuration_places`). With
-    several objectives it is the number of the Pareto front.
+    If jobs are repeats, this is the rank of the job's configuration (`configuration_places`). With several objectives,
+    it is the number of the Pareto front.
 
     Args:
         ranking: the result of `rank`.
-        direction: as for `rank`.
+        direction: see `rank`.
     """
     if front := front_of(ranking):
         yield from (front.get(row.num) for row in ranking)
@@ -76,7 +76,7 @@ def configuration_places(found: Sequence[Configuration]) -> Iterator[int | None]
 
 
 def _shared_places(values: Iterable[float | None]) -> Iterator[int | None]:
-    """Yield the place of each value in their order, from 1; equal neighbours share one, and None has none."""
+    """Yield the place of each value in their order, from 1; equal neighbors share one, and None has none."""
     place: int | None = None
     before: float | None = None
     for index, value in enumerate(values, 1):
@@ -93,7 +93,7 @@ def table(
 ) -> RenderableType:
     """Return the ranking as a rich table: rank, job, what varied, objective, seconds, state.
 
-    With several objectives the rank is the number of the Pareto front, and each has a column.
+    With several objectives, the rank is the number of the Pareto front, and each objective has a column.
 
     If there are repeats, a table of the configurations with their means comes first.
 

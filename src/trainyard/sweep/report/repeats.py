@@ -1,4 +1,4 @@
-"""Repeats: jobs of one configuration that differ in nothing but the seed or the fold of a cross-validation."""
+"""Repeats: jobs of one configuration that differ only in the seed or the fold of a cross-validation."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ KEYS = ("seed", "data.fold")
 
 @dataclass(frozen=True)
 class Configuration:
-    """Jobs that are repeats of one another.
+    """Jobs that are repeats of each other.
 
     Attributes:
-        overrides: those that they share.
+        overrides: the overrides that they share.
         rows: the jobs.
-        most: the number of jobs of the configuration that has most.
+        most: the maximum number of jobs of a configuration.
     """
 
     overrides: dict[str, str]
@@ -31,17 +31,18 @@ class Configuration:
 
     @property
     def is_whole(self) -> bool:
-        """Whether as many jobs finished with an objective as any configuration has; others have no rank."""
+        """Whether the number of jobs that finished with an objective is the maximum; other configurations have no
+        rank."""
         return self.n == max(self.most, len(self.rows))
 
     @property
     def count(self) -> str:
-        """`n` for people: `3`, or `2/3` where jobs failed, or the configuration was raced out before they began."""
+        """`n` for users: `3`, or `2/3` if jobs failed, or if the configuration was raced out before they started."""
         return str(self.n) if self.is_whole else f"{self.n}/{max(self.most, len(self.rows))}"
 
     @property
     def label(self) -> str:
-        """Label such as `optim.lr=0.001 model=mlp`; of jobs that differ in the seed alone `all jobs`."""
+        """Label such as `optim.lr=0.001 model=mlp`; `all jobs` for jobs that differ only in the seed."""
         return " ".join(f"{key}={value}" for key, value in self.overrides.items()) or "all jobs"
 
     @property
@@ -102,10 +103,9 @@ def tuned(rows: Sequence[JobRow]) -> list[str]:
 
 
 def configurations(rows: Sequence[JobRow], direction: Direction) -> list[Configuration]:
-    """Return the configurations, best mean first; empty if no two jobs are repeats of one another.
+    """Return the configurations, best mean first; empty if no two jobs are repeats of each other.
 
-    Those with fewer jobs that finished with an objective than the others have jobs come last. With several objectives
-    there are none.
+    Configurations with fewer finished jobs than others come last. With several objectives there are none.
 
     Args:
         rows: the jobs, in any order.
@@ -118,7 +118,7 @@ def configurations(rows: Sequence[JobRow], direction: Direction) -> list[Configu
 
 
 def grouped(rows: Sequence[JobRow], direction: Direction) -> list[Configuration]:
-    """Return the configurations as `configurations` does; those of one job each, too."""
+    """Return the configurations like `configurations`, including those with a single job."""
     found: dict[tuple[tuple[str, str], ...], Configuration] = {}
     for row in sorted(rows, key=lambda row: row.num):
         shared = {key: value for key, value in row.overrides.items() if key not in KEYS}
@@ -135,11 +135,11 @@ def grouped(rows: Sequence[JobRow], direction: Direction) -> list[Configuration]
 
 
 def compared(found: Sequence[Configuration], values: Mapping[int, float]) -> list[Difference | None]:
-    """Return the paired difference of each configuration to the first one; None for the first itself.
+    """Return the paired difference of each configuration from the first one; None for the first one itself.
 
     Args:
         found: the configurations, best first.
-        values: the metric that is compared, by the job's number.
+        values: the compared metric, by the number of the job.
     """
     if not found:
         return []

@@ -26,12 +26,12 @@ def write(
     Columns: rank (empty without an objective), job, every override, the objective, metrics, seconds, state, error,
     directory (relative to `directory`). The column of the objective `val/accuracy` is `best/val/accuracy`, as in
     MLflow; without a name it is `objective`. The metrics are those of the test and the validation and the losses of the
-    training, by their names. Where jobs are repeats of one another (`repeats`), `mean/…`, `std/…` and `margin/…` of the
+    training, by their names. If jobs are repeats (`repeats`), `mean/…`, `std/…` and `margin/…` of the
     objective (margin: half of the width of the mean's 95 % confidence interval) and n are those of the job's
-    configuration, and rank is that of the configuration. Jobs that are compared by more than their objective have a
-    column for each of these metrics, and feasible; with several objectives, rank is the number of the Pareto front. A
-    column of overrides holds numbers or bools if all its values are such. An override with the name of another column
-    is called `override.<name>`.
+    configuration, and rank is that of the configuration. Jobs that are compared by several metrics have a column for
+    each of them, and the column feasible; with several objectives, rank is the number of the Pareto front. A column of
+    overrides contains numbers or bools if all of its values are numbers or bools. An override with the name of another
+    column is called `override.<name>`.
 
     Args:
         rows: the jobs, in any order.
@@ -79,7 +79,7 @@ def objective_column(objective: str | None) -> str:
 def _measured(
     ranking: Sequence[JobRow], direction: Direction, objective: str | None, found: Mapping[int, JobNumbers]
 ) -> dict[str, list[Any]]:
-    """Return the columns of numbers that were measured."""
+    """Return the columns of measured numbers."""
     several = any(row.metrics for row in ranking)
     named = measures(ranking, None) if several else []
     columns: dict[str, list[Any]] = {name: [row.value(name) for row in ranking] for name in named}
@@ -114,5 +114,5 @@ def _plain(value: Value | None) -> Value | None:
 
 
 def _text(value: str) -> str:
-    """Replace what one of the formats cannot hold: bytes that are not UTF-8, and carriage returns."""
+    """Replace characters that one of the formats does not support: bytes that are not UTF-8, and carriage returns."""
     return value.encode(errors="replace").decode().replace("\r", "\n")

@@ -87,12 +87,12 @@ class JobRow:
 
 
 def measures(rows: Sequence[JobRow], objective: str | None) -> list[str]:
-    """Return the names of the numbers that rows have: the objective, or all that they are compared by."""
+    """Return the names of the numbers of rows: the objective, or all metrics by which they are compared."""
     return list(dict.fromkeys(name for row in rows for name in row.metrics)) or [objective or "objective"]
 
 
 def front_of(rows: Sequence[JobRow]) -> dict[int, int]:
-    """Return the number of the Pareto front of each ranked job, from 1; empty where there is one objective."""
+    """Return the number of the Pareto front of each ranked job, from 1; empty with a single objective."""
     points = [row for row in rows if row.ranked and row.losses]
     found = fronts([row.losses for row in points]) if points else []
     return {row.num: front for row, front in zip(points, found, strict=True)}
@@ -109,7 +109,8 @@ def varying(rows: Sequence[JobRow]) -> list[str]:
 
 
 def parse(texts: Sequence[str | None]) -> list[Value | None]:
-    """Parse a column of overrides as ints, floats or bools if all of them (but None) are such; else as text."""
+    """Parse a column of overrides as ints, floats or bools if all values except None are of this type; otherwise as
+    text."""
     given = [text for text in texts if text is not None]
     convert: type[int] | type[float] | type[str] = str
     if given and all(text.lower() in ("true", "false") for text in given):
@@ -122,7 +123,7 @@ def parse(texts: Sequence[str | None]) -> list[Value | None]:
 
 
 def in_order(texts: Iterable[str | None]) -> list[str]:
-    """Return the distinct values of a parameter in their order: numbers and lists of numbers as such, then all others.
+    """Return the distinct values of a parameter in their order: numbers and lists of numbers by value, then all others.
 
     Example:
         >>> in_order(["[128]", "[16]", "1e-2", "[16,8]", "0.003"])
@@ -132,7 +133,7 @@ def in_order(texts: Iterable[str | None]) -> list[str]:
 
 
 def _order(text: str) -> tuple[int, list[float], str]:
-    """Return what a value is sorted by: numbers, then lists of numbers, then texts by the alphabet."""
+    """Return the sort key of a value: numbers, then lists of numbers, then texts in alphabetical order."""
     inner = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
     parts = [part.strip() for part in inner.split(",")]
     if inner and all(_FLOAT.fullmatch(part) for part in parts):
@@ -150,7 +151,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def shortened(value: str) -> str:
-    """Return the value of an override for a table: a number of more than six significant digits is rounded to six."""
+    """Return the value of an override for a table: a number with more than six significant digits is rounded to six."""
     if _FLOAT.fullmatch(value) is None or _INT.fullmatch(value) or not math.isfinite(float(value)):
         return value
     rounded = number(float(value), 6)
@@ -160,7 +161,7 @@ def shortened(value: str) -> str:
 def with_spread(mean: float | None, spread: float | None) -> tuple[str, str]:
     """Format a mean and its spread, both with the decimals of two digits of the spread: `0.9889`, `0.0056`.
 
-    Without a spread the second is empty.
+    Without a spread, the second is empty.
     """
     if mean is None or spread is None or not (0 < spread < math.inf) or not math.isfinite(mean):
         return number(mean), "" if spread is None or mean is None else number(spread, 2)

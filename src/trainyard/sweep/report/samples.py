@@ -16,7 +16,7 @@ class Sample:
     """Mean and spread of some numbers.
 
     Attributes:
-        n: how many numbers there are.
+        n: the number of values.
         mean: their mean; None if there are none.
         std: their standard deviation, with n - 1; None for fewer than two.
         margin: half of the width of the 95 % confidence interval of the mean, by Student's t; None for fewer than two.
@@ -43,12 +43,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired difference of a configuration to the best one.
+    """Paired difference of a configuration from the best one.
 
     Attributes:
         sample: the differences of the pairs: jobs of both that share the seed and the fold.
         p: the two-sided p-value of the paired t-test; None for fewer than two pairs, or if all differences are equal.
-        corrected: the same with Holm's correction for all comparisons that are made.
+        corrected: the p-value with Holm's correction for all comparisons.
     """
 
     sample: Sample
@@ -59,11 +59,11 @@ class Difference:
 def differences(
     best: Mapping[Sequence[str], float], others: Iterable[Mapping[Sequence[str], float]]
 ) -> list[Difference]:
-    """Return the paired differences of other configurations to the best one: theirs minus its.
+    """Return the paired differences of other configurations from the best one: their values minus those of the best.
 
     Args:
-        best: the values of the best configuration, by what pairs them: the seed, the fold.
-        others: the values of each other one.
+        best: the values of the best configuration, by the seed and the fold that pair them.
+        others: the values of the other configurations.
     """
     samples = [
         Sample.of([own[pair] - best[pair] for pair in own if pair in best and drawable(own[pair] - best[pair])])
@@ -78,7 +78,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Return p-values with the step-down correction of Holm ("A Simple Sequentially Rejective …", 1979).
 
     Args:
-        p_values: the p-value of each comparison; None where there is none, which does not count as a comparison.
+        p_values: the p-value of each comparison; None if there is none, which does not count as a comparison.
     """
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
@@ -90,7 +90,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _sum(values: Sequence[float]) -> float:
-    """Return an exact sum; of numbers that overflow, infinity or NaN."""
+    """Return an exact sum; infinity or NaN if it overflows."""
     try:
         return math.fsum(values)
     except (OverflowError, ValueError):

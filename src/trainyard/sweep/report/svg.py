@@ -1,4 +1,4 @@
-"""SVG building blocks. Colours, strokes and fonts come from the page's style sheet (`page.css`) by class."""
+"""SVG building blocks. Colors, strokes and fonts are defined by class in the style sheet of the page (`page.css`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def line(start: Point, end: Point, kind: str) -> str:
 
 
 def path(points: Sequence[Point], item: Item, kind: str, tip: str) -> str:
-    """Return an item's line through `points`; a dot if there is one point only."""
+    """Return an item's line through `points`; a dot if there is only one point."""
     if len(points) == 1:
         return dot(points[0], item, kind, tip)
     title = f"<title>{escape(tip)}</title>"
@@ -52,12 +52,12 @@ def _points(points: Sequence[Point]) -> str:
 
 
 def drawing(width: float, height: float, parts: Iterable[str], label: str, axes: str = "") -> str:
-    """Return the whole picture; it shrinks with the page but does not grow.
+    """Return the complete picture; it shrinks with the page but does not grow.
 
     Args:
         width, height: pixels.
-        parts: what it shows.
-        label: what it is, for those who do not see it.
+        parts: the elements of the picture.
+        label: its description, for readers who cannot see it.
         axes: the attributes from which the page computes the numbers under the pointer (`Frame.numbers`).
     """
     return (
@@ -67,7 +67,7 @@ def drawing(width: float, height: float, parts: Iterable[str], label: str, axes:
 
 
 def spaced(ticks: Iterable[Tick], length: float, gap: float) -> list[Tick]:
-    """Return the ticks that lie at least `gap` pixels apart on an axis of `length` pixels."""
+    """Return the ticks that are at least `gap` pixels apart on an axis of `length` pixels."""
     kept: list[Tick] = []
     for tick in sorted(ticks, key=lambda tick: tick.place):
         if not kept or (tick.place - kept[-1].place) * length >= gap:
@@ -98,14 +98,14 @@ class Frame:
 
         Args:
             across, up: the scales of the axes.
-            name: of the horizontal one.
+            name: the name of the horizontal axis.
         """
         ends = [(self.x(0), self.x(1), across), (self.y(0), self.y(1), up)]
         told = " ".join(f"{start:.1f} {end:.1f} {own.low!r} {own.high!r} {int(own.log)}" for start, end, own in ends)
         return f' data-axes="{told}" data-across="{escape(name)}"'
 
     def axes(self, x_ticks: Iterable[Tick], y_ticks: Iterable[Tick], x_label: str, y_label: str) -> list[str]:
-        """Return grid, marks and names. Labels that would overlap are left out; long ones are cut."""
+        """Return grid, marks and names. Labels that would overlap are omitted; long ones are truncated."""
         x_ticks, y_ticks = list(x_ticks), list(y_ticks)
         floor, wall = self.height - self.bottom, self.width - self.right
         room = self.x(1) - self.x(0)

@@ -29,7 +29,7 @@ from trainyard.sweep.report.rows import (
 from trainyard.sweep.report.samples import Difference, Sample
 
 METRICS = 10
-"""Metrics that a table shows beside the objective; results.csv has all."""
+"""Maximum number of metrics that a table shows in addition to the objective; results.csv contains all."""
 _UNFINISHED = ("failed", "timeout", "lost", "interrupted")
 
 
@@ -40,7 +40,7 @@ def of_configurations(
     objective: str,
     numbers: Mapping[int, JobNumbers],
 ) -> Iterator[str]:
-    """Yield the section of the configurations: means with their intervals, and differences to the best one.
+    """Yield the section of the configurations: means with their intervals, and differences from the best one.
 
     Args:
         found: the configurations, best first.
@@ -112,11 +112,11 @@ def of_jobs(
         ranking: the jobs, best first.
         objective: the objective's name.
         direction: whether a high or a low objective is better.
-        directory: the sweep's; links are relative to it.
+        directory: the directory of the sweep; links are relative to it.
         numbers: the numbers of the jobs, by their number.
-        key_of: what the marks of each job are called in the charts.
+        key_of: the key of the marks of each job in the charts.
         pages: the addresses of the jobs' runs in MLflow.
-        shown: the number of jobs that the table has, best first.
+        shown: the number of jobs in the table, best first.
     """
     names = varying(ranking) or keys(ranking)
     measured = measures(ranking, objective)
@@ -159,7 +159,7 @@ def of_failures(ranking: Sequence[JobRow], directory: Path) -> Iterator[str]:
 
     Args:
         ranking: the jobs.
-        directory: the sweep's; links are relative to it.
+        directory: the directory of the sweep; links are relative to it.
     """
     reasons: dict[tuple[str, str], list[JobRow]] = defaultdict(list)
     for row in ranking:
@@ -245,7 +245,7 @@ def _difference(found: Difference | None) -> list[str]:
 
 
 def _sortable(value: float | None) -> str:
-    """Return what a cell of a number sorts by: empty, which comes last, if it is none or NaN."""
+    """Return the sort key of a numeric cell: empty, which comes last, if there is no value or it is NaN."""
     return "" if value is None or value != value else repr(value)
 
 

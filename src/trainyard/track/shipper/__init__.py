@@ -1,1 +1,1 @@
-"""Shipper: the process that uploads journals to MLflow; nothing outside this package imports mlflow."""
+"""Shipper: the process that uploads journals to MLflow. No module outside this package imports mlflow."""

@@ -1,12 +1,12 @@
-"""Shipper process: `python -m trainyard.track.shipper`; it reads its orders from standard input, one per line.
+"""Shipper process, `python -m trainyard.track.shipper`, which reads its orders from standard input, one per line.
 
     open DIR     ship the run in DIR, from now on
     close DIR    the run in DIR is no longer written
     end          no run is written any more: ship the rest and end. The end of the input means the same
     stop         end as soon as possible, even with records left
 
-It ends with status 0 if everything is shipped, 3 if something is not, 4 if MLflow kept it waiting for too long after
-the end. Without an `open` it leaves no trace.
+The exit code is 0 if everything is shipped, 3 if something is not shipped, and 4 if MLflow did not respond in time
+after the end. Without an `open`, the process leaves no files.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def configure() -> None:
 
 
 def listen(orders: queue.SimpleQueue[Order], fleet_is_up: threading.Event, at_end: Callable[[], object]) -> None:
-    """Turn standard input into orders; this runs in a thread, so that the trainer never waits for the shipper.
+    """Read orders from standard input, in a thread, so that the trainer never waits for the shipper.
 
     Args:
-        orders: what has been read.
-        fleet_is_up: set once there is somebody to carry them out.
-        at_end: called at the end, whatever this process is waiting for then.
+        orders: the queue of the orders that were read.
+        fleet_is_up: an event that is set once the orders can be executed.
+        at_end: a function that is called at the end, even if this process is waiting for something.
     """
     named = False
     with open(0, "rb", closefd=False) as lines:
@@ -71,7 +71,7 @@ def listen(orders: queue.SimpleQueue[Order], fleet_is_up: threading.Event, at_en
 
 
 def keep_log(work_dir: Path) -> None:
-    """Redirect this process's output into the first run's folder, with the output so far."""
+    """Redirect the output of this process into the directory of the first run, with the output so far."""
     with suppress(OSError):
         fd = os.open(work_dir / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         with suppress(OSError):
@@ -140,7 +140,7 @@ def main() -> int:
 
 
 def _spare_the_collector() -> None:
-    """Exempt loaded objects from garbage collection; scanning them again and again takes a tenth of the time."""
+    """Exempt loaded objects from garbage collection, because repeatedly scanning them takes a tenth of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
@@ -150,7 +150,7 @@ def _spare_the_collector() -> None:
 
 
 def _orders(orders: queue.SimpleQueue[Order], rest: float | None) -> list[Order]:
-    """Return the orders: wait until there is one or `rest` seconds have passed (None: without limit)."""
+    """Return the orders, after waiting until there is one or `rest` seconds have passed (None: no limit)."""
     found = []
     with suppress(queue.Empty):
         found.append(orders.get(timeout=rest))

@@ -8,7 +8,7 @@ PATIENCE = 5.0  # seconds for which a shipper whose trainer is gone keeps retryi
 
 
 class Backoff:
-    """Delays of retries: none after a success; after failures, growing."""
+    """Delays before retries: none after a success, and growing delays after failures."""
 
     def __init__(self) -> None:
         self._limit = 30.0  # seconds
@@ -27,7 +27,7 @@ class Backoff:
 
     @property
     def hopeless(self) -> bool:
-        """True if it has failed for longer than `PATIENCE`, and at least once since `hurry()`."""
+        """True if all attempts have failed for longer than `PATIENCE`, and at least one since `hurry()`."""
         return self.failing and self._tried and time.monotonic() - self._since > PATIENCE
 
     def succeeded(self) -> None:
@@ -42,7 +42,7 @@ class Backoff:
         self._tried = True
 
     def hurry(self) -> None:
-        """Retry now, and often: the trainer is gone, and a user may be waiting."""
+        """Retry now, and often, because the trainer has ended, and a user may be waiting."""
         self._limit = 1.0
         self._due = 0.0
         self._tried = False

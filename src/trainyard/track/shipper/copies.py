@@ -1,4 +1,4 @@
-"""Copies of a run's metrics for other viewers than MLflow, made of the same journal: TensorBoard, Weights & Biases."""
+"""Copies of a run's metrics for viewers other than MLflow, from the same journal: TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FILE = "copies.json"
 
 @dataclass(frozen=True)
 class Position:
-    """How far a copy is.
+    """Position up to which a copy is complete.
 
     Args:
-        offset: bytes of the journal that it has.
-        tail: a checksum of the last of these bytes, by which a journal that was cut or replaced is told.
-        size: bytes of the copy's file, where it is one that grows.
+        offset: the number of bytes of the journal that the copy contains.
+        tail: a checksum of the last of these bytes, by which a truncated or replaced journal is recognized.
+        size: the size of the copy's file in bytes, if the copy is a file that grows.
     """
 
     offset: int = 0
@@ -31,19 +31,19 @@ class Position:
 
 
 Copy = Callable[[Path, RunInfo, Position], Position]
-"""Brings the copy of a run's directory from a position to that of the journal's end, and returns it."""
+"""Updates the copy in a run's directory from a position to the end of the journal, and returns the new position."""
 
 
 class Copies:
-    """The copies that the `run.json` of a run asks for.
+    """The copies that are requested in the `run.json` of a run.
 
-    A copy is brought to the journal's end at each step. Its position is written after it, so what a killed process had
-    begun is done again by the next: a copy makes that change nothing.
+    Each step updates a copy to the end of the journal. The position is written after the copy. Therefore, the next
+    process repeats what a killed process had started, which does not change the result.
 
     Args:
         work_dir: the run's directory.
-        info: its record.
-        log: called with messages about failures.
+        info: the record of the run.
+        log: a function that is called with messages about failures.
     """
 
     def __init__(self, work_dir: Path, info: RunInfo, log: Callable[[str], None]) -> None:
@@ -51,7 +51,7 @@ class Copies:
         self._failed: set[str] = set()
 
     def step(self, ended: bool) -> None:
-        """Bring the copies to the journal's end; `ended`: nobody writes it any more."""
+        """Update the copies to the end of the journal; `ended`: no process writes the journal any more."""
         for name in self.info.copies:
             kind = name.partition("=")[0]
             if name in self._failed or (kind == "wandb" and not ended):
@@ -86,7 +86,7 @@ class Copies:
 
 
 def _copy(kind: str) -> Copy:
-    """Return what makes a copy; its library is imported here and nowhere else."""
+    """Return the function that creates a copy; its library is imported only here."""
     if kind == "tensorboard":
         from trainyard.track.shipper.tensorboard import copy
     else:

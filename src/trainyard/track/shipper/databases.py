@@ -1,4 +1,4 @@
-"""SQLite databases of MLflow: made at once or not at all, and opened so that readers do not wait."""
+"""SQLite databases of MLflow, which are created completely or not at all, and opened so that readers do not wait."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from trainyard import temporary
 
 
 def client(uri: str, database: Path) -> MlflowClient:
-    """Open a database, which is made if it is missing.
+    """Open a database, which is created if it is missing.
 
     Args:
-        uri: of the database, for MLflow.
-        database: its file.
+        uri: the URI of the database, for MLflow.
+        database: the file of the database.
 
     Raises:
-        Exception: whatever SQLite or MLflow raises; trying again later may help.
+        Exception: any error of SQLite or MLflow; a later attempt may succeed.
     """
     database.parent.mkdir(parents=True, exist_ok=True)
     _commit_quickly()
@@ -49,11 +49,11 @@ def execute(database: Path, pragma: str) -> None:
 
 
 def _make(uri: str, database: Path, new: Path) -> None:
-    """Make a database in a folder of its own, and give it its place once it is whole.
+    """Create a database in a separate folder, and move it into place once it is complete.
 
-    MLflow makes its tables in some hundred steps. It cannot go on from one of them: a process that is killed meanwhile,
-    or a full disk, would leave a database that nobody can use. If another program has created the database in the
-    meantime, its database is kept.
+    MLflow creates its tables in about a hundred steps, and cannot continue from one of them: a process that is killed
+    meanwhile, or a full disk, would leave an unusable database. If another program has created the database in the
+    meantime, that database is kept.
     """
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -85,7 +85,8 @@ def _link(made: Path, database: Path) -> None:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Lock the folder against other shippers: MLflow makes the tables of a new database, and two at once collide."""
+    """Lock the folder against other shippers, because two processes cannot create the tables of a new database
+    together."""
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -98,7 +99,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 @functools.cache
 def _commit_quickly() -> None:
-    """Make SQLAlchemy's SQLite connections wait for the disk at checkpoints only, not at commits.
+    """Make SQLAlchemy's SQLite connections wait for the disk only at checkpoints, not at commits.
 
     A commit then survives the end of the process, but perhaps not a power failure.
     """

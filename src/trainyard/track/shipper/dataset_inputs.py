@@ -1,4 +1,4 @@
-"""Data sets of a run as MLflow's inputs."""
+"""Data sets of a run as MLflow inputs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SHAPE = re.compile(r"(\w+) \[(.*)\]")
 
 
 def dataset_input(given: dict[str, Any]) -> DatasetInput:
-    """Return a data set of `Journal.inputs` as MLflow has it.
+    """Return a data set of `Journal.inputs` in the form of MLflow.
 
-    Its source is its part of the config, or the folder or file that this names as `path`.
+    Its source is its part of the config, or the folder or file that this part names as `path`.
     """
     source = given["source"]
     path = source.get("path")
@@ -36,7 +36,7 @@ def dataset_input(given: dict[str, Any]) -> DatasetInput:
 
 
 def _schema(shapes: dict[str, str]) -> str | None:
-    """Return the schema of tensors by name, each such as `float32 [1, 8, 8]`."""
+    """Return the schema of tensors by name, each in the form `float32 [1, 8, 8]`."""
     specs: list[dict[str, Any]] = []
     for name, shape in shapes.items():
         if found := _SHAPE.fullmatch(shape):

@@ -1,4 +1,4 @@
-"""Limit on the time for which a store may keep the shipper waiting."""
+"""Limit on the time for which a store may block the shipper."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RATE = 250_000
-"""Bytes a second that an upload is expected to make, at least."""
+"""Minimum speed that is expected of an upload, in bytes per second."""
 _UPLOADS = ("log_artifact", "log_artifacts", "log_model_artifacts")
 """Methods of the client whose second argument is a file or folder to upload."""
 _LOOK = 0.1  # seconds between two looks of the watch
 
 
 class Exchanges:
-    """Counts the time that exchanges with stores have taken since one last succeeded.
+    """Counts the time that exchanges with stores have taken since the last success.
 
-    The timeouts of HTTP clients are those of single reads: a server that sends a byte now and then keeps them waiting
-    forever. What is counted here is the whole exchange.
+    The timeouts of HTTP clients apply to single reads: a server that occasionally sends a byte can block a client
+    forever. Here, the time of the complete exchange is counted.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ class Exchanges:
 
     @contextmanager
     def one(self, size: int = 0) -> Iterator[None]:
-        """Count what is done inside; one within another counts as a part of it.
+        """Count the time of the block; a nested exchange counts as a part of the outer one.
 
         Args:
-            size: bytes that are uploaded.
+            size: the number of bytes that are uploaded.
         """
         if self._began is not None:
             yield
@@ -58,17 +58,18 @@ class Exchanges:
 
     @property
     def waited(self) -> float:
-        """Seconds that a store keeps us waiting, without those that an upload may take; 0 between exchanges."""
+        """Seconds for which a store has blocked the shipper, without the time that an upload may take; 0 between
+        exchanges."""
         with self._lock:
             if self._began is None:
                 return 0.0
             return self._waited + time.monotonic() - self._began - self._allowed
 
     def watch(self, limit: float, late: Callable[[], None]) -> Callable[[], None]:
-        """From now on call `late`, in a thread, once exchanges have taken `limit` seconds without a success.
+        """Call `late` in a thread once exchanges have taken `limit` seconds without a success.
 
         Returns:
-            The function that ends this.
+            A function that stops the watch.
         """
         ended = threading.Event()
         with self._lock:
@@ -95,7 +96,7 @@ def patience(default: float = PATIENCE) -> float:
 
 
 def counted(client: MlflowClient, exchanges: Exchanges) -> MlflowClient:
-    """Return a client each of whose calls is counted as an exchange."""
+    """Return a client whose calls are each counted as an exchange."""
     return cast("MlflowClient", _Counted(client, exchanges))
 
 
@@ -115,5 +116,5 @@ class _Counted:
 
 
 def _size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
+    """Return the size in bytes of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())

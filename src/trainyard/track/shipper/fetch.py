@@ -1,4 +1,4 @@
-"""Fetching a run from MLflow: its config, code, numbers and checkpoints, as the directory of a run."""
+"""Downloading a run from MLflow: its config, code, metrics and checkpoints, in the form of a run's directory."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _GIT = {"mlflow.source.git.commit": "git.commit", "mlflow.source.git.branch": "g
 
 
 def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
-    """Fetch a run from MLflow into an empty folder, which is then like the directory of the run.
+    """Download a run from MLflow into an empty folder, which then resembles the directory of the run.
 
     Args:
-        run_id: MLflow's id of the run, or the run's own.
-        uri: of the store.
-        folder: for `run.json`, the journal, `config.yaml`, `git.diff` and the checkpoints.
+        run_id: the ID of the run in MLflow, or the run's own ID.
+        uri: the URI of the store.
+        folder: the folder for `run.json`, the journal, `config.yaml`, `git.diff` and the checkpoints.
 
     Raises:
         TrainyardError: the store has no such run, cannot be reached, or its artifacts cannot be read.
@@ -83,7 +83,7 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
 
 
 def _write_inputs(run: Run, journal: Path) -> None:
-    """Append the digests of the data that the run has as inputs."""
+    """Append the digests of the data sets that are inputs of the run."""
     known = [] if run.inputs is None else run.inputs.dataset_inputs
     inputs = [{"name": each.dataset.name, "digest": each.dataset.digest} for each in known]
     if inputs:
@@ -92,7 +92,7 @@ def _write_inputs(run: Run, journal: Path) -> None:
 
 
 def find(client: MlflowClient, run_id: str) -> Run | None:
-    """Return the run with an id of MLflow's, or its own (`RunInfo.id`); None if there is none."""
+    """Return the run with an ID, either MLflow's or the run's own (`RunInfo.id`); None if there is none."""
     try:
         return client.get_run(run_id)
     except MlflowException as error:
@@ -104,7 +104,7 @@ def find(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def _write_journal(client: MlflowClient, run: Run, folder: Path) -> None:
-    """Write the numbers of a run as its journal had them, in the order of their steps."""
+    """Write the metrics of a run in the form of its journal, in the order of their steps."""
     known: dict[int, dict[str, float]] = {}
     for name in run.data.metrics:
         if name == "epoch":  # the shipper's: no journal has it

@@ -24,11 +24,11 @@ class Fleet:
     """Ships several runs in turn; after a failure, a store and all its runs are paused for a while.
 
     Args:
-        exchanges: with the stores.
+        exchanges: the counter of the exchanges with the stores.
 
     Attributes:
         ending: whether `end()` was called.
-        gave_up: whether something stays unshipped, once `finished`.
+        gave_up: whether something remains unshipped, once `finished` is true.
     """
 
     def __init__(self, exchanges: Exchanges | None = None) -> None:
@@ -39,7 +39,7 @@ class Fleet:
         self.ending = False
 
     def open(self, work_dir: Path) -> None:
-        """Add a run, also one that was there before and is resumed."""
+        """Add a run, which may have been added before and is now resumed."""
         self._drop(work_dir)
         try:
             run = self._runs[work_dir] = RunShipper(work_dir, self._stores, trust=not own.can_be_told())
@@ -63,8 +63,8 @@ class Fleet:
     def work(self) -> float:
         """Ship for a short time, and return the seconds to rest until the next call.
 
-        Ended runs come first. Each active run has its turn once a second, or less often if they
-        are so many that this would take more than a tenth of the time.
+        Ended runs come first. Each active run is processed once a second, or less often if this would take more than a
+        tenth of the time.
         """
         begin = time.monotonic()
         for run in [run for run in self._runs.values() if run.gone]:
@@ -85,7 +85,7 @@ class Fleet:
         return rest
 
     def round(self) -> None:
-        """Let each run ship what it has."""
+        """Let each run ship its new records."""
         for run in list(self._runs.values()):
             self._step(run)
 
@@ -125,7 +125,7 @@ class Fleet:
 
     @property
     def finished(self) -> bool:
-        """True if, after `end()`, nothing is left that can be shipped."""
+        """True if nothing is left that can be shipped after `end()`."""
         return self.ending and all(self._hopeless(run) for run in self._runs.values())
 
     @property
@@ -149,16 +149,17 @@ class Fleet:
 def ship_now(
     work_dir: Path, stores: Stores, uri: str | None = None, *, experiment: str | None = None, trust: bool = False
 ) -> RunShipment:
-    """Ship what is left of one run, in one go.
+    """Ship the remaining records of one run in a single pass.
 
     Args:
         uri: the store to ship to; by default the one in `run.json`.
-        experiment: where a run that MLflow does not have is made; by default the one in `run.json`.
-        trust: run its code and follow its links, also if the directory is not the user's own.
+        experiment: the experiment in which a run that MLflow does not have is created; by default the one in
+            `run.json`.
+        trust: run the code and follow the links of the run, even if the directory is not the user's own.
 
     Raises:
         InUseError: another process is shipping it.
-        TrainyardError: there is no run, or its `run.json` does not name where it is tracked.
+        TrainyardError: there is no run, or its `run.json` does not name the store in which it is tracked.
     """
     run = RunShipper(work_dir, stores, uri, experiment=experiment, search=True, trust=trust)
     if not journal.being_written(work_dir / journal.FILE):

@@ -1,4 +1,5 @@
-"""What is not shipped of a run whose directory is from elsewhere: code is not run, and no other file is sent."""
+"""Uploads that are held back because the directory of the run comes from elsewhere: no code is run, and no file outside
+the directory is sent."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ class HeldBack:
         work_dir: the run's directory.
 
     Attributes:
-        names: of the uploads.
+        names: the names of the uploads.
 
     Raises:
         TrainyardError: a file that is read or written in the directory is a link.
@@ -37,7 +38,8 @@ class HeldBack:
                 )
 
     def holds(self, name: str, record: Record) -> bool:
-        """Return whether this upload waits: the code of a model would run, or a path leads out of the directory."""
+        """Return whether an upload waits, because the code of a model would run, or because a path leads out of the
+        directory."""
         match record:
             case {"kind": "model"}:
                 self.names.add(name)
@@ -47,7 +49,7 @@ class HeldBack:
 
     @property
     def told(self) -> str | None:
-        """Message about what waits; None if nothing does."""
+        """Message about the uploads that wait; None if no upload waits."""
         if not self.names:
             return None
         names = sorted(self.names)

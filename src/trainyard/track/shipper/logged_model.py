@@ -36,9 +36,10 @@ class BuiltModel:
 
     Args:
         net: the module, on the CPU, in eval mode.
-        example: one input, an array or the table that it was trained on; None if it takes anything else.
-        predict: `"module:function"` for the predictions that are served; None: `net(inputs)`.
-        code: the files of the user's that it needs, by their places in the folder that they are imported from.
+        example: one input, either an array or the table on which the model was trained; None if the model accepts other
+            inputs.
+        predict: `"module:function"` for the served predictions; None: `net(inputs)`.
+        code: the user's files that the model needs, by their paths relative to the folder from which they are imported.
         form: `pickle` or `export`: see `Journal.model`.
     """
 
@@ -52,17 +53,17 @@ class BuiltModel:
 def build_model(
     work_dir: Path, info: RunInfo, checkpoint: str, loader: str, predict: str | None, *, form: str = "pickle"
 ) -> BuiltModel:
-    """Build the model of a run by its loader, in this process.
+    """Build the model of a run with its loader, in this process.
 
     Args:
         work_dir: the run's directory.
-        info: the run's, with the folders that its modules are imported from.
-        checkpoint: relative to `work_dir`.
+        info: the record of the run, with the folders from which its modules are imported.
+        checkpoint: the path of the checkpoint, relative to `work_dir`.
         loader, predict, form: see `Journal.model`.
 
     Raises:
-        LeftOutError: the run has saved no such checkpoint.
-        Exception: whatever the loader raises.
+        LeftOutError: the run has not saved this checkpoint.
+        Exception: any error of the loader.
     """
     if not (work_dir / checkpoint).exists():
         raise LeftOutError(f"there is no checkpoint {checkpoint}")
@@ -88,7 +89,7 @@ def build_model(
 
 @functools.cache
 def warm_model() -> None:
-    """Load what logging a model will need: the first model takes two seconds, the next ones some 70 ms."""
+    """Load the modules for logging a model in advance: the first model takes two seconds, the next ones about 70 ms."""
     import mlflow.pytorch
     import torch
 
@@ -105,14 +106,15 @@ def warm_model() -> None:
 def log_model(client: MlflowClient, experiment_id: str, run_id: str, planned: PlannedModel) -> str:
     """Log a model of the run, which `mlflow.pytorch.load_model("runs:/<run_id>/<name>")` opens; return its ID.
 
-    It records what `mlflow.pytorch.log_model` does, through the client: that function reads back the whole history
-    of every metric, and would log the model again after a kill between its end and the record of it.
+    The result is the same as with `mlflow.pytorch.log_model`, but the client is used directly: that function reads back
+    the complete history of every metric. After a kill between its end and the record of it, that function would also
+    log the model a second time.
 
     Args:
-        planned: the model, which is not built yet.
+        planned: the model, which has not been built yet.
 
     Raises:
-        LeftOutError: it cannot be built, or this MLflow server does not support models.
+        LeftOutError: the model cannot be built, or this MLflow server does not support models.
     """
     import mlflow.pytorch
     import torch
@@ -176,7 +178,7 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, planned: Pl
 
 
 def _serve(model: str, predict: str) -> None:
-    """Have MLflow serve a saved model by the function that makes the predictions."""
+    """Make MLflow serve a saved model with the function that computes its predictions."""
     from mlflow.models import Model
     from mlflow.pyfunc import FLAVOR_NAME, MAIN
 

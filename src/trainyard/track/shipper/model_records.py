@@ -1,4 +1,4 @@
-"""Records of a journal that are about a model: which checkpoint it is, and which numbers are its."""
+"""Records of a journal about a model, which identify its checkpoint and its metrics."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trainyard.track.run_info import RunInfo
 from trainyard.track.shipper.logged_model import BuiltModel, build_model
 
 EPOCH = "epoch"
-"""Name in MLflow of the metric that has the epoch of each evaluation."""
+"""Name in MLflow of the metric with the epoch of each evaluation."""
 _EVALUATED = ("val", "test")  # sets, after which results are named: `val/accuracy`, `val/easy/accuracy`, `val_raw/loss`
 
 Point = tuple[str, float, float, int]
-"""Name, value, unix seconds, step."""
+"""Name, value, Unix seconds, step."""
 
 
 def of_evaluation(values: Mapping[str, float]) -> bool:
@@ -31,11 +31,11 @@ class PlannedModel:
     """Model that is to be logged.
 
     Args:
-        name: in MLflow.
-        stamp: distinguishes it from others of the same run.
-        step: at which its checkpoint was saved; None if that is not recorded.
-        metrics: its results.
-        build: returns it.
+        name: the name of the model in MLflow.
+        stamp: a text that distinguishes the model from others of the same run.
+        step: the step at which the checkpoint was saved; None if it is not recorded.
+        metrics: the results of the model.
+        build: a function that returns the model.
     """
 
     name: str
@@ -46,7 +46,7 @@ class PlannedModel:
 
 
 def planned_model(work_dir: Path, info: RunInfo, record: Record) -> PlannedModel:
-    """Return the model of a record, with its results from the journal."""
+    """Return the model that a record describes, with its results from the journal."""
     checkpoint, name, step = record["checkpoint"], record.get("name", "model"), record.get("step")
     build = partial(
         build_model,
@@ -62,7 +62,7 @@ def planned_model(work_dir: Path, info: RunInfo, record: Record) -> PlannedModel
 
 
 def _results(path: Path, step: int, name: str) -> Iterator[Point]:
-    """Yield the results of evaluations at a step, and those that were recorded as of a model."""
+    """Yield the results of evaluations at a step, and the results that were recorded for a model."""
     marks = f'"step":{step},'.encode(), f'"of":{json.dumps(name)},'.encode()
     try:
         lines = path.read_bytes().splitlines(keepends=True)

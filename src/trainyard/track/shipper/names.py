@@ -8,18 +8,19 @@ from collections.abc import Callable
 from trainyard.track.shipper.sanitize import MAX_NAME, clean_name
 
 KnownNames = dict[str, dict[str, str]]
-"""By kind (`metric`, `param`, `tag`, `array`) the name in MLflow of each name of a run."""
+"""For each kind (`metric`, `param`, `tag`, `array`), the name in MLflow of each name of a run."""
 
 
 class Names:
-    """Names of one run in MLflow: each is the nearest that MLflow accepts, and no two of a kind become equal.
+    """Names of one run in MLflow: each is the nearest name that MLflow accepts, and no two names of a kind become
+    equal.
 
-    The first name to come keeps the nearest one. A later name that would equal it gets a suffix, which is a hash of
-    that name alone. What was decided is in `known`, and holds from then on.
+    The first name receives the nearest accepted name. A later name that would be equal to it receives a suffix, which
+    is a hash of only the later name. The decisions are stored in `known`, and do not change.
 
     Args:
-        known: the names so far, which is extended.
-        tell: called with a message when a name has got a suffix.
+        known: the names so far; new names are added to this mapping.
+        tell: a function that is called with a message when a name receives a suffix.
     """
 
     def __init__(self, known: KnownNames, tell: Callable[[str], None]) -> None:
@@ -27,7 +28,7 @@ class Names:
         self._tell = tell
 
     def __call__(self, kind: str, name: str) -> str:
-        """Return the name in MLflow."""
+        """Return the name in MLflow of a name of the run."""
         of_kind = self._known.setdefault(kind, {})
         if name not in of_kind:
             of_kind[name] = _free(name, set(of_kind.values()))

@@ -15,15 +15,15 @@ _REFERENCE = re.compile(r"run:([0-9a-f]{32})")
 
 
 class AwaitedError(Exception):
-    """Something of another run is not in MLflow yet."""
+    """A required part of another run is not in MLflow yet."""
 
 
 def linked(store: Store, experiment_id: str, tags: Mapping[str, str]) -> dict[str, str]:
-    """Return tags in which the runs are those of MLflow: see `Journal.linked_tags`.
+    """Return tags in which the IDs of runs are replaced with those in MLflow: see `Journal.linked_tags`.
 
     Args:
-        store: where the runs are.
-        experiment_id: their experiment.
+        store: the store of the runs.
+        experiment_id: the ID of their experiment.
         tags: the tags.
 
     Raises:

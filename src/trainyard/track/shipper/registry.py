@@ -1,4 +1,4 @@
-"""Registration of a run's model in MLflow's model registry."""
+"""Registration of a run's model in the MLflow Model Registry."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _TAG = "trainyard.model_id"
 
 
 def register(store: Store, run: StoredRun, name: str, alias: str, other: Path | None) -> None:
-    """Register the model of a run as the next version of `name`, with an alias. Once registered, it stays one version.
+    """Register the model of a run as the next version of `name`, with an alias. The model is never registered twice.
 
     Args:
-        store: where the run is.
+        store: the store of the run.
         run: the run.
         name, alias: see `Journal.register`.
-        other: the directory of the run whose model it is; None: `run`.
+        other: the directory of the run to which the model belongs; None: `run`.
 
     Raises:
         AwaitedError: the model is not there yet, but will be.
-        LeftOutError: it will not be there, or MLflow refuses the name.
+        LeftOutError: the model will not be there, or MLflow refuses the name.
     """
     run_id = run.run_id if other is None else _shipped_run(store, other)
     client = store.client
@@ -74,7 +74,7 @@ def register(store: Store, run: StoredRun, name: str, alias: str, other: Path | 
 
 @contextmanager
 def _tracked_at(uri: str) -> Iterator[None]:
-    """Make a store MLflow's own for a while: there the client looks for the model that it registers."""
+    """Set the store temporarily as MLflow's tracking URI, where the client looks for the model that it registers."""
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     try:
@@ -84,7 +84,7 @@ def _tracked_at(uri: str) -> Iterator[None]:
 
 
 def _shipped_run(store: Store, work_dir: Path) -> str:
-    """Return the ID of a run whose models are shipped."""
+    """Return the MLflow ID of a run whose models are shipped."""
     try:
         info = RunInfo.read(work_dir)
     except TrainyardError as error:

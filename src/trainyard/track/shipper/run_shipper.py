@@ -1,4 +1,4 @@
-"""Shipping of one run from its journal into its store."""
+"""Shipping of one run from its journal to its store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FINAL = ("FINISHED", "FAILED", "KILLED")
 _MODEL = "model"
 _REGISTER = "register"
 DIGEST_TAG = "data.digest"
-"""Tag of a run with the digest of each set of its data: `train=8fa6… val=e359…`."""
+"""Tag of a run with the digest of each of its data sets: `train=8fa6… val=e359…`."""
 _MAX_RECORDS = 5000  # read into one batch
 _MAX_NOTES = 20
 _SAVE_EVERY = 1.0  # seconds, in a long step
@@ -40,14 +40,14 @@ class InUseError(Exception):
 
 @dataclass
 class _Batch:
-    """Next records of a journal: about as many as one request takes.
+    """The next records of a journal, about as many as fit into one request.
 
     Args:
-        uploads: what is to be uploaded, each with its newest record and the offset at which that starts.
-        status: the last one; None: unchanged.
-        quiet: whether that came without a message.
-        end: the offset at which they end.
-        time: of the last one.
+        uploads: the uploads, each with its newest record and the offset at which the record starts.
+        status: the last status; None if it is unchanged.
+        quiet: whether the status came without a message.
+        end: the offset at which the records end.
+        time: the time of the last record.
     """
 
     metrics: list[tuple[str, float, float, int]] = field(default_factory=list)
@@ -64,27 +64,27 @@ class _Batch:
 class RunShipper:
     """Ships one run, from the position that `shipped.json` records.
 
-    Metrics, params and tags go first, in the journal's order; uploads, which may be slow or fail for reasons of their
-    own, are recorded and follow; the final status comes last. `shipped.json` is written at the end of a step: after a
+    Metrics, params and tags are sent first, in the order of the journal. Uploads, which may be slow or fail separately,
+    are recorded and follow, and the final status comes last. `shipped.json` is written at the end of a step: after a
     kill, some records are sent again, which changes nothing.
 
     Args:
         work_dir: the run's directory, with its `run.json`.
         stores: shared by the runs of a process.
         uri: the store to ship to; by default the one in `run.json`.
-        experiment: the experiment to make the run in; by default the one in `run.json`.
-        search: look for the run in MLflow also if it was never shipped from this directory, which may be a copy.
-        trust: run the code of its model and follow its links, also if the directory is not the user's own.
+        experiment: the experiment in which the run is created; by default the one in `run.json`.
+        search: search for the run in MLflow even if it was never shipped from this directory, which may be a copy.
+        trust: run the code of its model and follow its links, even if the directory is not the user's own.
 
     Attributes:
-        done: the trainer is gone, and everything is shipped.
-        looked: when the last step began, by `time.monotonic`.
-        trying, uploading: when to continue after a failure of this run itself.
-        awaiting: when to look again for another run that this one refers to.
+        done: whether the trainer has ended, and everything is shipped.
+        looked: the time at which the last step started, from `time.monotonic`.
+        trying, uploading: the times at which to retry after a failure of this run.
+        awaiting: the time at which to look again for another run to which this one refers.
 
     Raises:
-        TrainyardError: there is no run here, its `run.json` does not name where it is tracked, or a directory from
-            elsewhere has links in place of its files.
+        TrainyardError: there is no run here, its `run.json` does not name the store in which it is tracked, or a
+            directory from elsewhere contains links instead of files.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class RunShipper:
 
     @property
     def locked(self) -> bool:
-        """True if no other process ships the run now."""
+        """True if no other process is shipping the run."""
         return self._lock.held
 
     @property
@@ -157,12 +157,12 @@ class RunShipper:
             return True
 
     def step(self) -> bool:
-        """Ship what there is; return whether there was anything.
+        """Ship the new records; return whether there were any.
 
         Raises:
-            InUseError: another process ships this run.
+            InUseError: another process is shipping this run.
             RunLostError: the run is missing or deleted in MLflow.
-            Exception: the store, or the disk, failed for now. Earlier progress is kept.
+            Exception: the store or the disk failed temporarily. Earlier progress is kept.
         """
         self.looked = self._saved = time.monotonic()
         if not self._lock.acquire():
@@ -193,7 +193,7 @@ class RunShipper:
         return moved
 
     def failed(self, error: BaseException) -> None:
-        """Record the error for readers and for the log. The next step looks up the run in MLflow again."""
+        """Record the error for readers and for the log. The next step looks the run up in MLflow again."""
         self._connection = None
         text = describe(error)
         with contextlib.suppress(OSError):  # the disk may be the cause
@@ -204,15 +204,15 @@ class RunShipper:
                 self._save()
 
     def copies(self) -> Copies:
-        """Return the copies that the run asks for; a directory from elsewhere has none."""
+        """Return the copies that the run requests; a directory from elsewhere has none."""
         return Copies(self.work_dir, self.info if self._held is None else replace(self.info, copies=[]), self.log)
 
     def release(self) -> None:
-        """Let another process ship the run."""
+        """Release the run so that another process can ship it."""
         self._lock.release()
 
     def note(self, text: str) -> None:
-        """Record and log what is left out permanently."""
+        """Record and log the items that are skipped permanently."""
         if text not in self._state.notes:
             self.log(f"left out: {text}")
             self._state.notes = [*self._state.notes, text][-_MAX_NOTES:]
@@ -224,7 +224,7 @@ class RunShipper:
 
     @property
     def _waiting(self) -> set[str]:
-        """What is to be uploaded, without what is held back."""
+        """The pending uploads, without those that are held back."""
         return self._state.uploads.keys() - (set() if self._held is None else self._held.names)
 
     @property
@@ -232,7 +232,7 @@ class RunShipper:
         return Names(self._state.names, self.log)
 
     def _connect(self, batch: _Batch | None) -> _Batch | None:
-        """Find or create the run; return what is to be shipped first, without the tags that the run has by then."""
+        """Find or create the run; return the records to ship first, without the tags that the run already has."""
         store, state = self._stores.get(self.uri), self._state
         batch = batch or _Batch(end=state.offset, time=state.time or self.info.start_time)
         new = self._lock.first and not self._search and state.run_id is None
@@ -378,7 +378,7 @@ class RunShipper:
                 warm_model()
 
     def _settle(self, store: Store, run: StoredRun) -> bool:
-        """Send the final status, once there is one."""
+        """Send the final status once there is one."""
         status, moved = self._state.status, False
         if status not in _FINAL and self.gone and not journal.being_written(self._path):
             status = "KILLED"  # the trainer vanished
@@ -408,6 +408,7 @@ def _awaits_others(what: str) -> bool:
 
 
 def _order(what: str) -> int:
-    """Return when something is uploaded: a model after all files and only of a finished run, then its registration."""
+    """Return the position of an upload in the order: a model comes after all files, and only for a finished run; its
+    registration comes last."""
     kind = what.partition(" ")[0]
     return 2 if kind == _REGISTER else 1 if kind == _MODEL else 0

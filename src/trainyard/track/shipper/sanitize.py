@@ -26,7 +26,7 @@ def clean_name(name: str) -> str:
 
 
 def clean_text(text: str, limit: int) -> str:
-    """Return `text` without characters that databases refuse, cut to `limit` characters."""
+    """Return `text` without characters that databases refuse, truncated to `limit` characters."""
     text = text.replace("\0", "").encode(errors="replace").decode()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""Loader module of logged models: MLflow imports it to serve one, as it imports `mlflow.pytorch`."""
+"""Loader module of logged models, which MLflow imports to serve a model, as it imports `mlflow.pytorch`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from trainyard.batch import to_device
 from trainyard.models import TableEncoder
 
 PREDICT = "predict"
-"""Key of the model's config under which the function that makes the predictions stands."""
+"""Key of the model's config with the function that computes the predictions."""
 
 Predict = Callable[[nn.Module, Any], Any]
 
 
 class ServedModel:
-    """Model with a `predict` for MLflow, which makes the predictions that the run was evaluated by.
+    """Model with a `predict` for MLflow, which computes the same predictions as the evaluation of the run.
 
     Args:
         net: the model, in eval mode.
-        predict: called with the model and its inputs, tensors on the model's device.
-        device: the model's.
+        predict: a function that is called with the model and its inputs, which are tensors on the device of the model.
+        device: the device of the model.
     """
 
     def __init__(self, net: nn.Module, predict: Predict, device: str = "cpu") -> None:
@@ -43,12 +43,13 @@ class ServedModel:
         """Return predictions.
 
         Args:
-            data: an array `[B, ...]`, a table, or a mapping of arrays by name. A model that encodes the table it was
-                trained on takes its columns by name, texts and gaps among them; any other takes them as they come.
-            params: ignored; MLflow passes None where the signature has none.
+            data: an array `[B, ...]`, a table, or a mapping of arrays by name. A model that encodes its training table
+                uses the columns by name, including texts and missing values; any other model uses the columns in the
+                given order.
+            params: ignored; MLflow passes None if the signature has no params.
 
         Returns:
-            Arrays in the nest of the model's output. For a table and an output that is one array `[B]` or `[B, C]`: a
+            Arrays in the structure of the model's output. For a table and an output of one array `[B]` or `[B, C]`: a
             table with the same index.
         """
         table = isinstance(data, pd.DataFrame)
@@ -61,7 +62,7 @@ class ServedModel:
 
 
 class _Predictions(nn.Module):
-    """Predictions of a model as the forward pass of a module, which `torch.export` can trace."""
+    """The predictions of a model as the forward pass of a module, which `torch.export` can trace."""
 
     def __init__(self, net: nn.Module, predict: Predict) -> None:
         super().__init__()
@@ -75,11 +76,12 @@ class _Predictions(nn.Module):
 def exportable(
     net: nn.Module, example: np.ndarray[Any, Any], predict: str | None
 ) -> tuple[nn.Module, np.ndarray[Any, Any]]:
-    """Return a module whose forward pass gives the predictions of `net`, and inputs to trace it with.
+    """Return a module whose forward pass computes the predictions of `net`, and inputs for tracing it.
 
     Args:
         net: the model.
-        example: its inputs, `[B, ...]`; one row alone comes twice, since torch would take 1 for a fixed batch size.
+        example: the inputs of the model, `[B, ...]`. A single row is duplicated, because torch would treat 1 as a fixed
+            batch size.
         predict: `"module:function"`; None: `net(inputs)`.
     """
     rows = np.concatenate([example, example]) if len(example) == 1 else example
@@ -93,11 +95,12 @@ def function(path: str) -> Any:
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ServedModel:
-    """Load a model for MLflow: the protocol of loader modules.
+    """Load a model for MLflow, according to the protocol of loader modules.
 
     Args:
-        path: of the model's data.
-        model_config: `device`, as for `mlflow.pytorch`, and the function for predictions under `PREDICT`.
+        path: the path of the model's data.
+        model_config: `device`, as for `mlflow.pytorch`, and the function that computes the predictions, under
+            `PREDICT`.
     """
     config = dict(model_config or {})
     predict = function(config.pop(PREDICT))
@@ -106,7 +109,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Serve
 
 
 def as_table(net: nn.Module, example: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | pd.DataFrame:
-    """Return an input of the model as it is served: a table, where the model encodes categories of one."""
+    """Return an input of the model in the form for serving: a table, if the model encodes the categories of a table."""
     encoder = _encoder(net)
     return example if encoder is None or not encoder.categories else encoder.decode_table(example)
 

@@ -39,10 +39,10 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StoredRun:
-    """Run as MLflow has it.
+    """A run in MLflow.
 
     Args:
-        message: whether it has the tag `MESSAGE_TAG`.
+        message: whether the run has the tag `MESSAGE_TAG`.
     """
 
     run_id: str
@@ -53,7 +53,7 @@ class StoredRun:
 
 
 class RunLostError(Exception):
-    """The store no longer has this run, or has it marked as deleted: no record of it can be shipped."""
+    """The store no longer has this run, or the run is marked as deleted: none of its records can be shipped."""
 
     def __init__(self, message: str, *, gone: bool) -> None:
         super().__init__(message)
@@ -61,17 +61,17 @@ class RunLostError(Exception):
 
 
 def warm(uri: str) -> None:
-    """Load what opening `uri` will need, without opening it."""
+    """Load the modules that opening `uri` will need, without opening it."""
     if sqlite_file(uri) is not None:
         with contextlib.suppress(ImportError):
             importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 class Stores:
-    """Stores of a process by URI, each opened once and with its own backoff.
+    """The stores of a process by URI, each opened once and with its own backoff.
 
     Args:
-        exchanges: counts those with all of them, but for SQLite databases.
+        exchanges: the counter of the exchanges with all stores, except for SQLite databases.
     """
 
     def __init__(self, exchanges: Exchanges | None = None) -> None:
@@ -88,7 +88,7 @@ class Stores:
         return self._backoffs.setdefault(uri, Backoff())
 
     def close(self) -> None:
-        """Close every SQLite database into its one file, so that it can be copied."""
+        """Close every SQLite database, so that each consists of one file, which can be copied."""
         for database in filter(None, map(sqlite_file, self._stores)):
             with contextlib.suppress(sqlite3.Error):  # another process may be writing: it will do this
                 databases.execute(database, "PRAGMA wal_checkpoint(TRUNCATE)")
@@ -98,11 +98,11 @@ class Store:
     """One MLflow tracking store.
 
     Args:
-        uri: as `run.json` has it.
-        exchanges: counts what is exchanged with a server.
+        uri: the URI in `run.json`.
+        exchanges: the counter of the exchanges with a server.
 
     Raises:
-        Exception: whatever MLflow raises where the store cannot be reached; trying again later may help.
+        Exception: any error of MLflow if the store cannot be reached; a later attempt may succeed.
     """
 
     def __init__(self, uri: str, exchanges: Exchanges) -> None:
@@ -120,15 +120,15 @@ class Store:
     def run(
         self, info: RunInfo, run_id: str | None, tags: dict[str, str], names: Names, *, new: bool = False
     ) -> StoredRun:
-        """Find or create the MLflow run of `info`, with its tags and these.
+        """Find or create the MLflow run of `info`, with its tags and the given ones.
 
         Args:
-            run_id: MLflow's own, where it is known.
-            names: the run's, in MLflow.
-            new: the run was never shipped before: do not search for it.
+            run_id: the ID in MLflow, if it is known.
+            names: the names of the run in MLflow.
+            new: whether the run was never shipped before, so that no search is needed.
 
         Raises:
-            RunLostError: its id is known, and it is gone or deleted.
+            RunLostError: the ID is known, but the run is missing or deleted.
         """
         tags = self._tags(info) | tags
         if run_id is not None:
@@ -148,7 +148,7 @@ class Store:
         return self._known(info, run)
 
     def check(self, run_id: str) -> Run:
-        """Return the run; raise RunLostError if it is gone or deleted."""
+        """Return the run; raise RunLostError if it is missing or deleted."""
         try:
             run = self._client.get_run(run_id)
         except MlflowException as error:
@@ -171,13 +171,13 @@ class Store:
         tags: dict[str, str] | None = None,
         note: Note = print,
     ) -> None:
-        """Log all of them, in as few requests as MLflow allows; existing values stay unchanged.
+        """Log all values, in as few requests as MLflow allows; existing values do not change.
 
-        Values that MLflow refuses are left out, with a note.
+        Values that MLflow refuses are skipped, with a note.
 
         Args:
-            names: the run's, in MLflow.
-            metrics: name, value, unix seconds, step.
+            names: the names of the run in MLflow.
+            metrics: the name, value, Unix seconds and step of each.
         """
         points = [Metric(names("metric", name), value, int(at * 1000), step) for name, value, at, step in metrics]
         points.reverse()  # the newest first: MLflow then updates its latest value of each less often
@@ -205,13 +205,13 @@ class Store:
 
     @property
     def client(self) -> MlflowClient:
-        """Client of the store."""
+        """The client of the store."""
         return self._client
 
     def model(self, run: StoredRun, planned: PlannedModel, names: Names) -> None:
         """Log a model of the run with its metrics: see `log_model`.
 
-        The run has these points already; MLflow keeps them once, and has them of the model as well.
+        The run already has these points. MLflow stores them once, and assigns them to the model as well.
         """
         model_id = log_model(self._client, run.experiment_id, run.run_id, planned)
         points = [
@@ -237,7 +237,7 @@ class Store:
         return StoredRun(run.info.run_id, str(run.info.experiment_id), run.info.status, artifacts, message)
 
     def _experiment(self, info: RunInfo) -> str:
-        """Return the id of a run's experiment, which is created if it is named and there is none."""
+        """Return the ID of a run's experiment, which is created if it is selected by name and does not exist."""
         key = info.experiment_id, info.experiment or "Default"
         if key not in self._experiments:
             number, name = key
@@ -263,7 +263,7 @@ class Store:
             return found  # another process was faster
 
     def known(self, experiment_id: str, own_id: str) -> str | None:
-        """Return MLflow's ID of a run by its own; None if there is no such run."""
+        """Return the MLflow ID of the run with this ID; None if there is no such run."""
         if own_id not in self._runs:
             found = self._find(experiment_id, own_id)
             if found is None:

@@ -1,4 +1,4 @@
-"""Model of a run, read from MLflow."""
+"""The model of a run, read from MLflow."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _ID = re.compile(r"(runs:/)?[0-9a-f]{32}")
 
 
 def is_run_id(name: str) -> bool:
-    """Return whether a name is the ID of a run in MLflow, or `runs:/` and one."""
+    """Return whether a name is the ID of a run in MLflow, or `runs:/` followed by an ID."""
     return _ID.fullmatch(name) is not None
 
 
 def stored_model(run: str, uri: str | None) -> Any:
-    """Return the module that a run has logged as its model; MLflow unpickles it.
+    """Return the module that a run has logged as its model, which MLflow unpickles.
 
     Args:
-        run: its ID.
-        uri: of MLflow; see `trainyard.track.uri.resolve`.
+        run: the ID of the run.
+        uri: the URI of MLflow; see `trainyard.track.uri.resolve`.
 
     Raises:
         ConfigError: there is no such run, or it has no model.

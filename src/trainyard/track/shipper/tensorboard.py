@@ -1,4 +1,4 @@
-"""Event file of TensorBoard, made of a run's journal."""
+"""Event file of TensorBoard, written from a run's journal."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FOLDER = "tensorboard"
 def copy(work_dir: Path, info: RunInfo, position: Position) -> Position:
     """Append the metrics of the journal after `position` to the event file, with their own steps and times.
 
-    What the file has beyond `position.size`, from a process that was killed before it recorded its position, is cut
-    off.
+    The file is truncated to `position.size`; the rest comes from a process that was killed before it recorded its
+    position.
 
     Returns:
-        The position of the journal's end.
+        The position of the end of the journal.
     """
     folder, path = work_dir / FOLDER, work_dir / journal.FILE
     folder.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
-"""Process that reads from MLflow what a search can learn from: `python -m trainyard.track.shipper.trials`.
+"""Process that reads runs from MLflow for a search: `python -m trainyard.track.shipper.trials`.
 
-It gets its question as JSON on standard input, and answers with JSON: see `trainyard.track.past_runs`.
+It receives its query as JSON on standard input, and answers with JSON: see `trainyard.track.past_runs`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def answer(uri: str, given: str, metrics: Sequence[str]) -> dict[str, Any]:
     """Return the runs of an experiment, of a sweep, or one run.
 
     Args:
-        uri: of the store.
-        given: the name of an experiment, or the id or the name of a run.
-        metrics: the names of the numbers that are wanted: of one alone its best value.
+        uri: the URI of the store.
+        given: the name of an experiment, or the ID or the name of a run.
+        metrics: the names of the requested metrics. For a single metric, its best value is returned.
 
     Raises:
-        TrainyardError: there is no such, or MLflow cannot be asked.
+        TrainyardError: there is no such experiment or run, or MLflow cannot be reached.
     """
     try:
         client = MlflowClient(with_password(uri))
@@ -92,7 +92,8 @@ def _told(client: MlflowClient, run: Run, metrics: Sequence[str]) -> dict[str, A
 
 
 def _value(client: MlflowClient, run: Run, name: str, metrics: Sequence[str]) -> float | None:
-    """Return the best value of the one metric; of several those of one checkpoint, the best one, as far as possible."""
+    """Return the best value of a single metric; for several, their values at the best checkpoint, as far as
+    possible."""
     found, key = run.data.metrics, clean_name(name)
     if name == PARAMETERS and "parameters" in run.data.tags:
         return float(run.data.tags["parameters"])

@@ -23,17 +23,17 @@ _LINKED = ".pt"
 
 
 class LeftOutError(Exception):
-    """An item cannot be shipped, however often it is tried; it is left out, and the message gives the reason."""
+    """An item cannot be shipped, even after retries. It is skipped, and the message gives the reason."""
 
 
 class Artifacts:
     """The artifact folder of one run.
 
-    A folder on this machine is written to directly, which takes a tenth of the time that MLflow's own way there takes;
-    checkpoints become hard links where the file system allows that.
+    A folder on this machine is written directly, in a tenth of the time that MLflow's client takes. Checkpoints become
+    hard links if the file system allows this.
 
     Args:
-        uri: the folder's, as MLflow has it.
+        uri: the URI of the folder in MLflow.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, uri: str) -> None:
@@ -43,7 +43,7 @@ class Artifacts:
         self._folder = Path(local_file_uri_to_path(uri)) if local else None  # type: ignore[no-untyped-call]
 
     def add(self, path: Path, to: str) -> None:
-        """Upload a file or folder; raise LeftOutError if it is gone or refused."""
+        """Upload a file or folder; raise LeftOutError if it is missing or refused."""
         try:
             if not path.exists():
                 raise LeftOutError("the file no longer exists")
@@ -68,7 +68,7 @@ class Artifacts:
             raise
 
     def array(self, name: str, content: dict[str, Any]) -> None:
-        """Write `arrays/<name>.json`; the name must be one that MLflow accepts, and numbers in `content` finite."""
+        """Write `arrays/<name>.json`. MLflow must accept the name, and the numbers in `content` must be finite."""
         text, to = json.dumps(content, allow_nan=False), f"arrays/{name}.json"
         _check(to)
         if self._folder is None:
@@ -102,7 +102,7 @@ def _place(path: Path, folder: Path) -> None:
 
 @contextmanager
 def _written(target: Path) -> Iterator[Path]:
-    """Yield the file to write; a reader of `target` sees the old one or the new one, never a part."""
+    """Yield the file to write; a reader of `target` sees either the old file or the new file, never a part."""
     part = target.with_name(f".{target.name}.part")
     part.unlink(missing_ok=True)  # left by a shipper that was killed; it may be a link, which must not be written to
     yield part

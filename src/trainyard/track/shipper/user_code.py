@@ -1,4 +1,4 @@
-"""Files of the user's own modules, which a logged model needs where it is served."""
+"""Files of the user's own modules, which a logged model needs when it is served."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ if TYPE_CHECKING:  # most shippers log no model, and importing torch takes a sec
     from torch import nn
 
 OURS = ("trainyard", "hydra_plugins")
-"""Top-level modules that the requirement on this package brings."""
+"""Top-level modules that are installed with the requirement on this package."""
 
 
 def modules_of(net: nn.Module, config: Any) -> set[str]:
-    """Return the modules in which a model's classes and the `_target_`s of its config are."""
+    """Return the modules that define a model's classes and the `_target_`s of its config."""
     return {type(module).__module__ for module in net.modules()} | set(_targets(config))
 
 
 def files_of(modules: Iterable[str], folders: Iterable[str | Path]) -> dict[Path, Path]:
-    """Return the files of modules and of all modules that these import, as far as they lie below `folders`.
+    """Return the files of modules and of all modules that they import, as far as the files are below `folders`.
 
-    Imports are read from the source, those within functions too. What lies elsewhere is installed, and left out.
+    Imports are read from the source, including those within functions. Files elsewhere belong to installed packages,
+    and are omitted.
 
     Args:
-        modules: full names. Of a name that goes on within a module (`nets.Net`) the module counts.
-        folders: that modules are imported from, in order.
+        modules: full names. If a name continues within a module (`nets.Net`), the module is used.
+        folders: the folders from which modules are imported, in order.
 
     Returns:
-        By its place relative to the folder, each file.
+        The files, by their paths relative to the folder.
     """
     roots = [Path(folder) for folder in folders]
     found: dict[Path, Path] = {}
@@ -54,7 +55,7 @@ def files_of(modules: Iterable[str], folders: Iterable[str | Path]) -> dict[Path
 
 
 def copy(files: Mapping[Path, Path], folder: Path) -> list[str]:
-    """Copy files to their places below `folder`; return what lies in it then, as MLflow's `code_paths`."""
+    """Copy files to their places below `folder`; return its content, for MLflow's `code_paths`."""
     for place, file in files.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / place)
@@ -62,7 +63,7 @@ def copy(files: Mapping[Path, Path], folder: Path) -> list[str]:
 
 
 def _place(name: str, roots: list[Path]) -> tuple[Path, Path] | None:
-    """Return the folder and the file of a module; None where there is no such file."""
+    """Return the folder and the file of a module; None if there is no such file."""
     if not name:
         return None
     parts = name.split(".")
@@ -74,7 +75,7 @@ def _place(name: str, roots: list[Path]) -> tuple[Path, Path] | None:
 
 
 def _imports(file: Path, package: str) -> Iterator[str]:
-    """Yield what a file imports, by full names; some are those of a module's contents."""
+    """Yield the imports of a file, by full names; some are names of a module's contents."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):

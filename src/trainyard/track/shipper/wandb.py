@@ -1,4 +1,4 @@
-"""Offline run of Weights & Biases, made of a run's journal once nobody writes that any more."""
+"""Offline run of Weights & Biases, written from a run's journal once no process writes the journal any more."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FOLDER = "wandb"
 
 
 def copy(work_dir: Path, info: RunInfo, position: Position) -> Position:
-    """Write the complete run again, as an offline run that `wandb sync` uploads.
+    """Rewrite the complete run as an offline run, which `wandb sync` uploads.
 
-    Its history takes steps in ascending order alone, so values of one step are joined. An earlier folder is removed:
-    the run may have gone on since, or a process was killed while it wrote.
+    The history accepts steps only in ascending order, so values of one step are combined. An earlier folder is removed,
+    because the run may have continued since, or a process was killed while writing.
 
     Returns:
-        The position of the journal's end.
+        The position of the end of the journal.
     """
     os.environ |= {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB_DISABLE_CODE": "true"}
     import wandb

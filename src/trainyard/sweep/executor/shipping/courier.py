@@ -60,7 +60,7 @@ class Courier:
     Args:
         begin: transfers the files that must be available before the task starts.
         carry: transfers changed files.
-        arrivals: where its owner waits.
+        arrivals: the queue on which its owner waits.
         tell: called with messages about failures.
         before: earlier couriers of the same files.
     """

@@ -85,11 +85,11 @@ class HeadFiles(TaskFiles):
         """End, whether all tasks have ended or not."""
 
     def left_agents(self) -> dict[str, str]:
-        """Return the agents of earlier heads that have not ended, each with its last sign of life."""
+        """Return the agents of earlier heads that have not ended, each with its last heartbeat."""
         return left_agents(self.directory)
 
     def forget_agent(self, name: str) -> None:
-        """Remove the sign of life of an agent that is no longer alive."""
+        """Remove the heartbeat of an agent that is no longer alive."""
         forget_agent(self.directory, name)
 
     def lose(self, key: Hashable) -> None:
@@ -114,9 +114,9 @@ def outlive(files: HeadFiles, before: Mapping[str, str], patience: float) -> Non
     """Wait for the agents of an earlier head to end, because their tasks must not be started twice.
 
     Args:
-        files: of the head.
-        before: their last signs of life.
-        patience: seconds without another sign of life after which an agent is considered dead.
+        files: the files of the head.
+        before: their last heartbeats.
+        patience: seconds without another heartbeat after which an agent is considered dead.
     """
     before = dict(before)
     seen = dict.fromkeys(before, time.monotonic())

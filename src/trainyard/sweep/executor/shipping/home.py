@@ -24,7 +24,7 @@ from trainyard.track.facts import git_facts
 FOLDER = "storage"
 _NAME = "name"
 ALIVE = "alive"
-"""Folder of a storage with a sign of life of each agent."""
+"""Folder of a storage with a heartbeat of each agent."""
 
 
 class HomeFiles(HeadFiles):

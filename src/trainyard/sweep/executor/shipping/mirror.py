@@ -24,7 +24,7 @@ class Mirror:
     Journals only grow: if a part of a journal is here, only the rest is fetched. Only complete lines are transferred.
 
     Args:
-        storage: of the sweep.
+        storage: the storage of the sweep.
         directory: the sweep's directory here.
         root: the folder or the file, relative to it.
         state: the files that are already equal; it is kept up to date.

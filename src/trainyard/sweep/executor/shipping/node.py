@@ -36,7 +36,7 @@ CODE = (
     "from trainyard.sweep.executor.shipping.node import main; sys.exit(main())"
 )
 """Code that starts it with the entries of `sys.path` in the unpacked code as arguments."""
-_ALIVE_EVERY = 5.0  # seconds between two signs of life in the storage
+_ALIVE_EVERY = 5.0  # seconds between two heartbeats in the storage
 _LOCK = "lock"
 
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 HEAD = "head"
 """Name of the head for its agents."""
 BEAT = 1.0
-"""Seconds without messages after which an end sends a sign of life."""
+"""Seconds without messages after which an end sends a heartbeat."""
 
 
 class TransportError(Exception):

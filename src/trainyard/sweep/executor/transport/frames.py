@@ -57,7 +57,7 @@ class Frames:
         Args:
             number: the message's number; 0 for none.
             acknowledged: the number of the last message that has arrived.
-            content: what `packed` returned; empty for none.
+            content: the result of `packed`; empty if there is none.
         """
         size = int.from_bytes(content[:4], "big")
         header = _HEADER.pack(number, acknowledged, size, max(0, len(content) - 4 - size))

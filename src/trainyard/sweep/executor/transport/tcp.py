@@ -201,8 +201,10 @@ class TcpHead(_Tcp):
 
 
 class TcpAgent(_Tcp):
-    """An agent's end: it connects to the head, and reconnects when a connection breaks. `receive` raises TransportError
-    when the head refuses it because of another token, or because the head no longer knows it.
+    """An agent's end: it connects to the head, and reconnects when a connection breaks.
+
+    `receive` raises TransportError when the head refuses it because of another token, or because the head no longer
+    knows it.
 
     Args:
         name: the agent's name, which no other agent has had.
