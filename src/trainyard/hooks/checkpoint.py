@@ -173,8 +173,7 @@ class Checkpoint(Hook):
         self._publish([runner.members[index] for index in leaving])
 
     def save_now(self, runner: Runner) -> None:
-        """Save all members that were not saved at their current position, regardless of the interval, and wait until
-        this is done."""
+        """Save all members whose current state is not saved, regardless of the interval, and wait for the result."""
         members = [index for index, member in enumerate(runner.members) if not member.vacant]
         if unsaved := self._unsaved(runner, members):
             self._save(runner, unsaved, at_end=True, only=unsaved)

@@ -15,8 +15,7 @@ log = logging.getLogger("trainyard")
 
 
 class EmptyCache(Hook):
-    """Calls `torch.cuda.empty_cache` at the ends of epochs, for other users of the GPU. The hook does not speed up
-    training.
+    """Calls `torch.cuda.empty_cache` at the ends of epochs, for other GPU users. This does not speed up training.
 
     Validations and tests count as epochs. Other devices have no CUDA cache; the hook then logs one message.
 

@@ -33,8 +33,8 @@ class Logger(Hook):
         interval: iterations between two points in the journal.
         line_every: the minimum number of seconds between two lines of text (the journal has every point).
         window: the window of the means in a point: a number of iterations, `epoch` (the current epoch up to now) or
-            `global` (the run up to now). One window for every value, or a mapping by name; None: the iterations since
-            the last point. `{"loss": 50, "grad_norm": "epoch"}`.
+            `global` (the run up to now). One window for every value, or a mapping by name; such as
+            `{"loss": 50, "grad_norm": "epoch"}`. None: the iterations since the last point.
         smoothing: use an exponentially weighted mean with this decay, above 0 and below 1, instead of an arithmetic
             mean. One decay for every value, or a mapping by name.
         by: the position in a line: `epoch` is the epoch and the iteration within the epoch, `iter` is the iteration of

@@ -87,8 +87,7 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self) -> Result:
-        """Return the result: a scalar, `[K]` for K members, or an array per member; or a mapping from names to
-        results."""
+        """Return the result: a scalar, `[K]` for K members, an array per member, or a mapping of these."""
 
     def reset(self) -> None:
         """Reset to the state before the first batch."""
@@ -147,8 +146,7 @@ class SumMetric(Metric):
         """Return sums over a batch: outputs `[B, ..., C]`, target `[B, ...]` (without a class axis: same shape)."""
 
     def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return sums `[K, ...]` of K members: outputs `[K, B, ..., C]`, target `[K, B, ...]` or (shared)
-        `[B, ...]`."""
+        """Return sums `[K, ...]` of K members: outputs `[K, B, ..., C]`, target `[K, B, ...]` or `[B, ...]`."""
         shared = target.ndim == outputs.ndim - self.class_axis - 1
         sums: dict[str, Tensor] = torch.vmap(self.sums, in_dims=(0, None if shared else 0))(outputs, target)
         return sums

@@ -118,8 +118,7 @@ class StackedOptimizer(Optimizer):
             self._fill(index, buckets)
 
     def graph_hyperparameters(self, foresight: Foresight | None = None) -> StackedGraphHyperparameters:
-        """Return the hyperparameters as a captured step reads them; `foresight` returns the values of the next
-        steps."""
+        """Return the hyperparameters that a captured step reads; `foresight` returns the values of the next steps."""
         return StackedGraphHyperparameters(self, foresight)
 
     def keep(self, index: Tensor) -> None:
