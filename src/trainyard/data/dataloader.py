@@ -73,7 +73,7 @@ class WorkerLoader:
     a data pipe. They are used unchanged. The global generators are seeded for the epoch at their start, but their order
     and random numbers are not controlled further. With `in_order=False`, the order varies by design.
 
-    `len()` of a stream or of a custom sampler is a hint: an epoch has as many batches as the loader yields.
+    `len()` of a stream or of a custom sampler is a hint: an epoch ends when the loader yields no more batches.
 
     Args:
         loader: any DataLoader.

@@ -33,8 +33,8 @@ class EMA(Hook):
     | kind | share |
     |---|---|
     | `exponential` | `1 - decay` |
-    | `swa` | `1 / (updates so far + 1)`, which gives the arithmetic mean | | `annealing` |
-    `max(1 - decay, gamma / (gamma + steps so far))` |
+    | `swa` | `1 / (updates so far + 1)`, which gives the arithmetic mean |
+    | `annealing` | `max(1 - decay, gamma / (gamma + steps so far))` |
 
     Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992); Izmailov et al.,
     "Averaging weights leads to wider optima and better generalization" (2018); MMEngine's `MomentumAnnealingEMA`.

@@ -23,10 +23,10 @@ IGNORED = -100
 class Supervised(BaseModel):
     """Turns an `nn.Module` of any library into a model for the Runner.
 
-    In a tuple, the last element is the target, and the others are passed to the network. In a mapping, the target has
-    the key `target`, `targets`, `label`, `labels` or `y`, and the other entries are passed to the network by name. If
-    there is only one other entry, it is passed as the first argument. For predictions, the target can be missing; a
-    single tensor is an input. Regression targets `[B]` match outputs `[B, 1]` and vice versa.
+    In a tuple, the last element is the target, and the other elements are passed to the network. In a mapping, the
+    target has the key `target`, `targets`, `label`, `labels` or `y`, and the other entries are passed to the network by
+    name. If there is only one other entry, it is passed as the first argument. For predictions, the target can be
+    missing; a single tensor is an input. Regression targets `[B]` match outputs `[B, 1]` and vice versa.
 
     A network that computes its own loss, such as a model of transformers, receives the `labels` of a mapping, unless
     `loss` is given. Its output then has `loss`. If an output has `logits`, the loss and the metrics use the logits.

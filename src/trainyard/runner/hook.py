@@ -21,14 +21,16 @@ class Hook:
     | `before_val_iter`; the same for `test` | `runner, batch_idx, data_batch` |
     | `after_val_iter`; the same for `test` | `runner, batch_idx, data_batch, outputs`: the predictions |
     | `after_val_epoch`; the same for `test` | `runner, metrics`: the results by name |
-    | `before_val_loss` | `runner`: a validation turn of the loop's `workflow` starts | | `before_val_loss_iter`,
-    `after_val_loss_iter` | the same arguments as for a training iteration | | `after_val_loss` | `runner, losses`: the
-    means by name | | `after_idle_iter` | `runner, data_batch`: this rank has no evaluation batch left and others have
-    one. A hook that runs a model after every batch must run it here too, and discard the result | |
-    `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint, member`: the dict that is written, or was
-    read, and its member; `member` may be omitted | | `before_leave` | `runner, leaving`: numbers of the members that
-    end before the others of their stack | | `after_join` | `runner, joined`: numbers of the members that have joined
-    the stack, and are restored |
+    | `before_val_loss` | `runner`: a validation turn of the loop's `workflow` starts |
+    | `before_val_loss_iter`, `after_val_loss_iter` | the same arguments as for a training iteration |
+    | `after_val_loss` | `runner, losses`: the means by name |
+    | `after_idle_iter` | `runner, data_batch`: in an evaluation, only other ranks have more batches |
+    | `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint, member`: a checkpoint and its member |
+    | `before_leave` | `runner, leaving`: numbers of the members that end before other members of their stack |
+    | `after_join` | `runner, joined`: numbers of the members that have joined the stack, and are restored |
+
+    A hook that runs a model on every batch must also run the model in `after_idle_iter`, and discard the result. In the
+    checkpoint stages, `checkpoint` is the dict that will be written or was read; `member` may be omitted.
 
     A custom loop may have additional stages. `runner.iter` and `runner.epoch` count completed iterations and epochs. In
     `after_train_iter`, they include the iteration that has just ended. `after_run` is always called, also after an
