@@ -57,8 +57,8 @@ def config_pages() -> dict[str, str]:
 
 
 _HOW = (
-    "The column *default* is the value in the option's file. *Not set* marks an argument of the class that is missing in "
-    "the file. This argument has the default value of the class. To set the argument, write `+KEY=VALUE`."
+    "The column *default* is the value in the option's file. *Not set* marks an argument of the class that is missing "
+    "in the file. This argument has the default value of the class. To set the argument, write `+KEY=VALUE`."
 )
 
 
