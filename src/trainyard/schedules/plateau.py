@@ -39,7 +39,7 @@ class Plateau:
     Args:
         monitor: the metric's name (`val/loss`); None for the run's objective.
         mode: "min" or "max": the direction of the metric; None for the direction of the run.
-        factor: the factor of a reduction, in (0, 1); the learning rate is multiplied by it.
+        factor: the factor by which a reduction multiplies the learning rate, in (0, 1).
         patience: the number of values without an improvement before a reduction.
         threshold: the minimum improvement.
         threshold_mode: "rel": `threshold` is a fraction of the best value; "abs": `threshold` is an absolute
