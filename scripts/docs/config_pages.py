@@ -122,7 +122,7 @@ def _source(value: Any, lines: list[str]) -> str:
 
 
 def _comment(lines: list[str], key: Any, value: Any) -> str:
-    """Return the comment lines right above a key, and the comment behind its value."""
+    """Return the comment lines directly above a key, and the comment after its value, with its continuation lines."""
     above: list[str] = []
     number = key.start_mark.line - 1
     indent = key.start_mark.column
@@ -135,7 +135,13 @@ def _comment(lines: list[str], key: Any, value: Any) -> str:
         above = []  # the head of the file
     end = value.end_mark
     behind = _COMMENT.search(lines[end.line][end.column :]) if end.line < len(lines) else None
-    return " ".join([*above, *([behind[1].strip()] if behind else [])])
+    after = [behind[1].strip()] if behind else []
+    for line in lines[end.line + 1 :] if behind else []:
+        text = line.lstrip()
+        if not text.startswith("#") or len(line) - len(text) <= indent + len(key.value):
+            break
+        after.append(text.lstrip("# "))
+    return " ".join([*above, *after])
 
 
 def _prefix(text: str, group: str) -> str:
