@@ -18,8 +18,8 @@ class EarlyStopping(Hook):
     """Ends a member's training after `patience` consecutive validations without an improvement by `min_delta`.
 
     Args:
-        monitor: the metric to monitor; None is the run's objective.
-        direction: `maximize` or `minimize`; None is the run's direction.
+        monitor: the monitored metric; None: the objective of the run.
+        direction: `maximize` or `minimize`; None: the direction of the run.
         patience: the number of validations to wait.
         min_delta: the minimum change that counts as an improvement.
         strict: True: an unknown metric causes an error before the training. False: validations without the metric are
