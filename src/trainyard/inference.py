@@ -1,4 +1,4 @@
-"""Predictions by the model of a run: `trainyard.load(run).predict(inputs)`."""
+"""Predictions of the model of a run: `trainyard.load(run).predict(inputs)`."""
 
 from __future__ import annotations
 
