@@ -39,8 +39,8 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         f"{IMAGE}timm": "timm",
     },
     "Sweeps": {
-        "A sweep of 32 points: trainyard / joblib, by hand": "joblib launcher, 32 runs",
-        "A sweep of 256 points: trainyard / joblib, by hand": "joblib launcher, 256 runs",
+        "A sweep of 32 jobs: trainyard / joblib, by hand": "joblib launcher, 32 runs",
+        "A sweep of 256 jobs: trainyard / joblib, by hand": "joblib launcher, 256 runs",
         "A population of 16, 10 epochs: trainyard / Ray Tune": "Ray Tune, population of 16",
     },
 }

@@ -57,8 +57,8 @@ def config_pages() -> dict[str, str]:
 
 
 _HOW = (
-    "The column *default* is the value in the option's file. *Not set* marks an argument of the class that the file "
-    "does not name. It has the default of the class. A plus sign sets it: `+KEY=VALUE`."
+    "The column *default* is the value in the option's file. *Not set* marks an argument of the class that is missing "
+    "in the file. This argument has the default value of the class. To set the argument, write `+KEY=VALUE`."
 )
 
 
@@ -122,7 +122,7 @@ def _source(value: Any, lines: list[str]) -> str:
 
 
 def _comment(lines: list[str], key: Any, value: Any) -> str:
-    """Return the comment lines right above a key, and the comment behind its value."""
+    """Return the comment lines directly above a key, and the comment after its value, with its continuation lines."""
     above: list[str] = []
     number = key.start_mark.line - 1
     indent = key.start_mark.column
@@ -135,7 +135,13 @@ def _comment(lines: list[str], key: Any, value: Any) -> str:
         above = []  # the head of the file
     end = value.end_mark
     behind = _COMMENT.search(lines[end.line][end.column :]) if end.line < len(lines) else None
-    return " ".join([*above, *([behind[1].strip()] if behind else [])])
+    after = [behind[1].strip()] if behind else []
+    for line in lines[end.line + 1 :] if behind else []:
+        text = line.lstrip()
+        if not text.startswith("#") or len(line) - len(text) <= indent + len(key.value):
+            break
+        after.append(text.lstrip("# "))
+    return " ".join([*above, *after])
 
 
 def _prefix(text: str, group: str) -> str:

@@ -149,15 +149,15 @@ def _damage(random: Random, file: Path) -> str:
 
 CHECKPOINTS = Part(
     "checkpoints",
-    "a run whose checkpoints were damaged has exit status 0, 1 or 2 and no traceback when it is resumed; its weights "
-    "and its optimizer are, bit by bit, those of an uninterrupted run",
+    "a resumed run with damaged checkpoints has exit status 0, 1 or 2 and no traceback; its weights and its optimizer "
+    "state are bit-identical to an uninterrupted run",
     usual=20,
     attempt=damage_checkpoints,
 )
 JOURNALS = Part(
     "journals",
-    "a run whose journal was damaged has exit status 0, 1 or 2 and no traceback when it is resumed; its weights and "
-    "its optimizer are, bit by bit, those of an uninterrupted run",
+    "a resumed run with a damaged journal has exit status 0, 1 or 2 and no traceback; its weights and its optimizer "
+    "state are bit-identical to an uninterrupted run",
     usual=20,
     attempt=damage_journals,
 )

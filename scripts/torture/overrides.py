@@ -140,7 +140,8 @@ def _options(group: str) -> list[str]:
 
 PART = Part(
     "overrides",
-    "a command with mutated overrides has exit status 0, 1 or 2 and no traceback, and leaves no file after status 2",
+    "a command with mutated overrides has exit status 0, 1 or 2 and no traceback, and writes no file if the status is "
+    "2",
     usual=100,
     attempt=attempt,
 )

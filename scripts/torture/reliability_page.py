@@ -15,7 +15,7 @@ from trials import Part, Result
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
-HEADER = ("part", "cases", "failures", "compared", "tried")
+HEADER = ("part", "cases", "failures", "compared", "command")
 
 
 @dataclass(frozen=True)

@@ -156,8 +156,8 @@ def _write_text(file: Path, random: Random) -> None:
 
 PART = Part(
     "runs",
-    "every tensor and number of the last checkpoint, the best weights and each point of the journal, bit by bit, with "
-    "those of an uninterrupted run",
+    "all tensors and numbers of the last checkpoint, the best weights and all points of the journal are bit-identical "
+    "to an uninterrupted run",
     usual=4,
     attempt=attempt,
 )

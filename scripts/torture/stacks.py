@@ -266,8 +266,8 @@ def _member_optimizer(random: Random, optim: Config, lr: float) -> Config:
 
 PART = Part(
     "stacks",
-    "the weights, buffers and metrics of each member of a stack with those of its single run, to 1e-10 of the largest, "
-    "in float64",
+    "the weights, buffers and metrics of each member of a stack equal the results of its single run, to 1e-10 of the "
+    "largest value, in float64",
     usual=10,
     attempt=attempt,
 )

@@ -279,9 +279,8 @@ def _tail(folder: Path) -> str:
 
 PART = Part(
     "sweeps",
-    "each job is done once, no process is left, and the last checkpoint, the best weights and the journal of each job "
-    "are, bit by bit, those of an uninterrupted sweep (stacked jobs: with the same "
-    "recorded decisions)",
+    "each job is completed once, and no process remains; the last checkpoint, the best weights and the journal of each"
+    " job are bit-identical to an uninterrupted sweep (stacked jobs: with the same recorded decisions)",
     usual=2,
     attempt=attempt,
 )

@@ -1,4 +1,4 @@
-"""Predictions by the model of a run: `trainyard.load(run).predict(inputs)`."""
+"""Predictions of the model of a run: `trainyard.load(run).predict(inputs)`."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ def load(
 ) -> Predictor:
     """Return the model of a run, ready to predict.
 
-    The model is built from the config in the run's directory, so its classes are imported, from the same folders as in
-    the run. A model in MLflow is unpickled by MLflow. Load only models that you trust.
+    The model is built from the config in the run's directory. Its classes are imported from the same folders as in the
+    run. MLflow unpickles a model in MLflow. Load only models that you trust.
 
     Args:
-        run: the run's directory, or a folder of `trainyard export`; a checkpoint in its `checkpoints/`; or the ID of a
-            run in MLflow, or `runs:/<ID>`.
-        which: for a directory: `best`, the best checkpoint (or the last one if there is no best), or `last`.
+        run: the run's directory, a folder of `trainyard export`, a checkpoint in the run's `checkpoints/`, or the ID of
+            a run in MLflow (also `runs:/<ID>`).
+        which: for a directory: `best`, the best checkpoint (or the last checkpoint if there is no best checkpoint), or
+            `last`.
         device: the device for predictions; `auto` is CUDA if available.
         uri: the MLflow URI; None is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the current folder.
 
     Raises:
-        ConfigError: there is no such run, checkpoint or device.
+        ConfigError: the run, checkpoint or device does not exist.
 
     Example:
         >>> model = load("outputs/mine")  # doctest: +SKIP
@@ -85,8 +86,8 @@ class Predictor:
         """Return the predictions for all samples, on the CPU. `data_preprocessor` is applied to the inputs.
 
         Args:
-            inputs: an array or tensor `[N, ...]`; a mapping of these by name; a list of samples, such as images of
-                different sizes; or a `DataLoader`, whose batches are used unchanged (also with targets).
+            inputs: an array or tensor `[N, ...]`; a mapping from names to arrays or tensors; a list of samples, such as
+                images of different sizes; or a `DataLoader`, whose batches are used unchanged (also with targets).
             batch_size: samples at a time.
 
         Returns:

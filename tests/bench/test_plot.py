@@ -71,7 +71,7 @@ def test_headlines_are_names_of_figures() -> None:
     names = {name for tools in HEADLINES.values() for name in tools}
     missing = names - {goal["name"] for goal in GOALS}
     assert missing <= {
-        "A sweep of 256 points: trainyard / joblib, by hand",
+        "A sweep of 256 jobs: trainyard / joblib, by hand",
         "A population of 16, 10 epochs: trainyard / Ray Tune",
     }
 

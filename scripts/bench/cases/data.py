@@ -54,7 +54,7 @@ def tables(session: Session) -> Iterator[Table]:
 
 def _images(session: Session) -> Table:
     sides = (OURS, *PEERS, DECODED, DECODED_PEER)
-    title, unit = "Images in files, 2 workers", "µs an image"
+    title, unit = "Images in files, 2 workers", "µs per image"
     comparisons = [
         *compared(dict.fromkeys(PEERS), OURS, dict.fromkeys(PEERS, 1.0)),
         Comparison(DECODED, DECODED_PEER, 1.0),
@@ -97,12 +97,12 @@ def _tokens(session: Session) -> Table:
     sides: dict[str, Side] = {
         "data=tokens": partial(tokens, file),
         "numpy, the same windows": partial(windows, file),
-        "copy of as many bytes": partial(copy, file),
+        "copy of the same number of bytes": partial(copy, file),
     }
     values, failed = take_turns(session, sides)
     of, to, floor = sides
     comparisons = [Comparison(of, to, 1.0), Comparison(of, floor, 1.5)]
-    return Table("Tokens in a memory-mapped file", "ns a token", values, failed, comparisons)
+    return Table("Tokens in a memory-mapped file", "ns per token", values, failed, comparisons)
 
 
 @contextmanager

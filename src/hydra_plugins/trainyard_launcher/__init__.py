@@ -203,7 +203,7 @@ class GridSweeper(BasicSweeper):
         max_batch_size: maximum number of jobs per batch passed to the launcher; None for all.
         params: overrides in the config.
         zip, blocks, file, when: the settings that `trainyard.sweep.grid_settings.GridSettings` documents.
-        pruner: node of the pruner that decides which jobs continue; None for no pruner. A pruner needs Trainyard's
+        pruner: the config of the pruner that decides which jobs continue; None: no pruner. A pruner needs Trainyard's
             launcher.
         direction, order: see `trainyard.sweep.proposers.search_settings.grid_proposer`.
         **unknown: unknown settings, which `sweep` rejects.

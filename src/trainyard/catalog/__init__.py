@@ -1,4 +1,4 @@
-"""Catalog: the runs in folders, read from their files. It changes no files, and needs neither torch nor MLflow."""
+"""The catalog of runs in folders, read from their files. The catalog changes no file and needs no torch or MLflow."""
 
 from trainyard.catalog.compare import Comparison, compare
 from trainyard.catalog.find import find, resolve

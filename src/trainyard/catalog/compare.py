@@ -17,13 +17,13 @@ _ELSEWHERE = ("work_dir", "tracker.uri")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences between runs, in their order.
+    """Differences between runs, in the order of the runs.
 
     Attributes:
         settings: the entries of the config.
         code: the commit, branch and changes.
         environment: versions, machine, device.
-        metrics: all metrics, including equal ones: see `StoredRun.metrics`.
+        metrics: all metrics, also equal metrics; see `StoredRun.metrics`.
     """
 
     settings: Rows

@@ -26,9 +26,9 @@ def default_folders() -> list[Path]:
 
 
 def find(folders: Sequence[Path]) -> list[StoredRun]:
-    """Return the runs in these folders and below, in the order in which they were started.
+    """Return the runs in these folders and their subfolders, in the order in which they were started.
 
-    Directories whose `run.json` cannot be read are skipped.
+    Directories whose `run.json` cannot be read are omitted.
     """
     runs = {}
     for folder in folders:
@@ -46,11 +46,11 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
     """Return the run that a directory, name or ID refers to.
 
     Args:
-        text: the run's directory or a file in it, the beginning of its id, its name, or the name of its directory.
+        text: the run's directory or a file in it, the start of its ID, its name, or the name of its directory.
         folders: the folders to search; None for `default_folders`.
 
     Raises:
-        TrainyardError: no run or several runs match.
+        TrainyardError: no run matches, or several runs match.
     """
     path = Path(text)
     if path.exists():

@@ -30,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Best:
-    """Best value of the objective, and where the run reached it."""
+    """Best value of the objective, and its position in the run."""
 
     name: str
     point: Point
@@ -42,11 +42,11 @@ class History:
 
     Attributes:
         status: the last status, as in MLflow; empty if there is none.
-        message: the message with it.
+        message: the message of this status.
         series: the points of each metric, in the order of the journal.
         tags: the tags that the run recorded.
         digests: the digest of each data set, by its name.
-        seconds: the time that the run trained, over all its attempts.
+        seconds: the training time of the run, over all its attempts.
     """
 
     status: str = ""
@@ -58,7 +58,7 @@ class History:
 
     @classmethod
     def read(cls, path: Path) -> History:
-        """Read a journal; an absent one is empty."""
+        """Read a journal; a missing file gives an empty history."""
         history = cls()
         begun = last = None
         for record, _ in journal.read(path):
@@ -82,7 +82,7 @@ class History:
         return history
 
     def best(self, name: str, direction: str) -> Point | None:
-        """Return the first of the best points of a metric; None if the metric has no number."""
+        """Return the best point of a metric (the first of several); None if the metric has no number."""
         points = [point for point in self.series.get(name, ()) if not math.isnan(point.value)]
         if not points:
             return None
@@ -147,8 +147,8 @@ class StoredRun:
     def metrics(self) -> dict[str, float]:
         """One value of each metric.
 
-        For metrics of the objective's split, this is the value at the best validation, so that all of them belong to
-        the same model. For all other metrics, it is the last value.
+        For metrics of the objective's split, the value is taken at the best validation, so that these values belong to
+        one model. For all other metrics, it is the last value.
         """
         best = self.best
         values = {}
@@ -184,7 +184,7 @@ class StoredRun:
         }
 
     def value(self, name: str) -> Any:
-        """Return a property, a metric or a setting; None if the run has nothing with this name."""
+        """Return the property, metric or setting of this name; None if the run has no value of this name."""
         for names in (self.facts, self.metrics, self.settings):
             if name in names:
                 return names[name]

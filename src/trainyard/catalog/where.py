@@ -67,7 +67,7 @@ class Where:
         """Check that each name is known to at least one of the runs.
 
         Raises:
-            ConfigError: a name is unknown to all runs; the message suggests the nearest.
+            ConfigError: a name is unknown to all runs; the message suggests the nearest name.
         """
         known = {name for run in runs for name in run.names}
         for name in self.names:

@@ -23,21 +23,21 @@ Source = Sequence[Tensor] | Mapping[str, Tensor] | Dataset[Any]
 
 
 class ArrayData(Data):
-    """Splits that are tensors in memory, served by a `TensorLoader` from the training device.
+    """Splits of tensors in memory, on the training device; a `TensorLoader` makes the batches.
 
-    Training batches are shuffled each epoch; validation and test batches come in order.
+    Training data is shuffled in each epoch; validation and test data is read in order.
 
     Args:
-        sources: for each existing split ("train", "val", "test", or "val/easy", "val/hard"), its tensors,
-            `[N, ...]` each, the inputs first; or tensors by name, for batches that are dicts; or a map-style torch data
-            set, which is served through a `DataLoader`. Inputs of dtype uint8 are images in 0..255: they are served as
+        sources: for each existing split ("train", "val", "test", or "val/easy", "val/hard"), its tensors, `[N, ...]`
+            each, the inputs first; or tensors by name, for batches that are dicts; or a map-style torch data set, which
+            is read by a `DataLoader`. Inputs of dtype uint8 are images with values 0 to 255; batches contain them as
             float32 in [0, 1].
         spec: see `Data`.
-        batch_size: samples per training batch; at most all samples.
+        batch_size: samples per training batch, at most the number of training samples.
         eval_batch_size: samples per validation or test batch. Default: the larger of `batch_size` and 256.
-        drop_last: drop the last training batch of an epoch if it is incomplete.
-        workers: worker processes that create the batches, at most `MOST_WORKERS`; 0: the training process, which is
-            much faster for tensors.
+        drop_last: drop an incomplete last training batch of an epoch.
+        workers: the number of worker processes that create the batches, at most `MOST_WORKERS`; 0: the training process
+            creates them, which is much faster for tensors.
 
     Raises:
         ConfigError: an invalid value.
@@ -79,7 +79,7 @@ class ArrayData(Data):
         return self.tensor_loader(split, seed=seed, device=device)
 
     def tensor_loader(self, split: str, *, seed: int, device: torch.device) -> TensorLoader:
-        """Return the loader of a split of tensors. Override this method to gather batches differently."""
+        """Return the loader of a split of tensors. Override this method to gather differently."""
         tensors = self.resident(split, device)
         batch_size, shuffle, drop_last = self._batching(split)
         kind = ImageLoader if tensors[0].dtype == torch.uint8 else TensorLoader

@@ -30,21 +30,23 @@ class Arrays(ArrayData):
     Integer and string targets are classes: y int64 `[B]`, numbered in sorted order. Float targets are for regression:
     y float32 `[B]`, or `[B, D]` for D targets.
 
-    In a table, columns of numbers and of strings (categories) are inputs. They are served unchanged. `preprocessor` is
-    the config of a module that the Runner places before the model. This module has the statistics of the training rows
-    (mean and standard deviation, values for missing entries, categories), and they are saved in checkpoints.
+    In a table, columns of numbers and of strings (categories) are inputs. Batches contain them unchanged.
+    `preprocessor` is the config of a module that the Runner places before the model. This module contains the
+    statistics of the training rows (mean and standard deviation, values for missing entries, categories). Checkpoints
+    contain these statistics.
 
     A split with separate data (`x_val` in an `.npz`, `val_path`) is used unchanged. Other splits are drawn from the
     training data by their fractions, stratified by class.
 
     Args:
         path: the file. An `.npz` has `x` and `y`, or `x_train`, `y_train`, `x_val`, ... An `.npy` has the inputs.
-        target: the column to predict, or a list of columns for regression; in an `.npz`, the key instead of `y`; for an
-            `.npy`, the path of the file of targets.
+        target: the column to predict, or a list of columns for regression; in an `.npz`, the key that replaces `y`; for
+            an `.npy`, the path of the file with the targets.
         features: the input columns. Default: all except the target and the group.
-        task: "classification" or "regression", if "auto" does not detect it, for example for integers that are amounts.
-        categories: columns of numbers that are categories (such as a postcode); columns of strings always are. Each
-            category becomes a feature, 0 or 1.
+        task: "classification" or "regression"; "auto" derives the task from the type of the targets. Set "regression"
+            for integer targets of a regression.
+        categories: columns of numbers that are categories (such as a postcode); columns of strings are always
+            categories. Each category becomes a feature with the values 0 and 1.
         max_categories: the maximum number of categories of a column.
         missing: "refuse" (missing values are an error), or fill them with the "mean" or "median" of the training rows;
             each column with missing values gets an additional feature that marks them. A missing category is 0 in all
@@ -52,11 +54,14 @@ class Arrays(ArrayData):
         standardize: shift and scale each feature (images: each channel) to mean 0 and standard deviation 1, as
             measured on the training split.
         val_path, test_path: separate files for validation and test, with the structure of `path` (not `.npy`); or
-            several by name: `{"easy": "easy.csv", "hard": "hard.csv"}` are the splits "val/easy" and "val/hard".
-        val_fraction, test_fraction: fractions of the training data for splits without separate data; 0: no such split.
+            several files with names: `{"easy": "easy.csv", "hard": "hard.csv"}` are the splits "val/easy" and
+            "val/hard".
+        val_fraction, test_fraction: fractions of the training data for splits without separate data; 0: the split does
+            not exist.
         split_seed: the seed of the split, independent of the run's seed, so that runs use the same test samples.
         group: the column (in an `.npz`, the key) of groups, such as patients: all rows of a group are in one split.
-        folds, fold: cross-validation: validate on fold `fold` of `folds`, counted from 0, and train on the other folds.
+        folds, fold: for cross-validation, the number of folds and the fold for validation, counted from 0. The other
+            folds are for training.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Attributes:

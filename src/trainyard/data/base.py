@@ -44,20 +44,21 @@ class Loader(Protocol):
         """Number of samples in a full batch."""
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `epoch` from number `start` on, the same each time; earlier batches are not read."""
+        """Yield the batches of `epoch` from number `start` on, always in the same order, without earlier batches."""
 
 
 class Data(ABC):
     """A data set: its properties, and a loader for each split.
 
     Attributes:
-        spec: the values for `auto` in the config of a model, as far as they apply: `in_features: int`,
-            `input_shape: [C, H, W] | [F]`, `in_channels: int`, `image_size: int`, `num_classes: int`,
-            `out_features: int` and `loss` (regression: the config of a loss), `vocab_size: int`, `context_length: int`.
-        splits: the existing ones of "train", "val" and "test"; several validation or test sets are "val/easy",
+        spec: the values for `auto` in the config of a model; which of them exist depends on the data:
+            `in_features: int`, `input_shape: [C, H, W] | [F]`, `in_channels: int`, `image_size: int`,
+            `num_classes: int`, `out_features: int` and `loss` (regression: the config of a loss), `vocab_size: int`,
+            `context_length: int`.
+        splits: the existing splits: "train", "val" and "test"; several validation or test sets are "val/easy",
             "val/hard".
         preprocessor: the config of a module that converts batches to inputs of a model, with statistics of the training
-            data; None if there is none. The Runner places it before the model's own `data_preprocessor`.
+            data; None if there is no preprocessor. The Runner places it before the model's own `data_preprocessor`.
     """
 
     spec: Mapping[str, Any]
@@ -69,10 +70,9 @@ class Data(ABC):
         """Return the loader of `split`. Its order depends on `seed` and the epoch; its batches are on `device`."""
 
     def metainfo(self, split: str) -> Any:
-        """Return the `metainfo` of the dataset of a split; None if there is none."""
+        """Return the `metainfo` of the data set of a split; None if the data set has no `metainfo`."""
         return None
 
     def baselines(self, split: str) -> dict[str, float]:
-        """Return baseline losses on `split`, by name, which a trained model should improve on; empty if there are
-        none."""
+        """Return baseline losses on `split`, by name; empty if there are no baselines."""
         return {}

@@ -16,7 +16,7 @@ class BytePairs:
     """Byte-pair tokenizer (Sennrich et al., 2016) on bytes, as in GPT-2, trained on texts.
 
     Args:
-        vocab_size: the maximum number of tokens: `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]`, which are 0 to 4, the
+        vocab_size: the maximum number of tokens: `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]` (tokens 0 to 4), the
             256 bytes, and merged tokens.
         lowercase: convert texts to lower case.
 
@@ -37,7 +37,7 @@ class BytePairs:
     def fit(self, texts: Iterable[str]) -> Any:
         """Return a `transformers.PreTrainedTokenizerFast` that is trained on `texts`.
 
-        The same texts give the same tokenizer. A sample begins with `[CLS]`, and each of its texts ends with `[SEP]`.
+        The same texts give the same tokenizer. A sample starts with `[CLS]`, and each of its texts ends with `[SEP]`.
         """
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
         from transformers import PreTrainedTokenizerFast

@@ -55,23 +55,25 @@ class BatchSource(Protocol):
 
 
 class WorkerLoader:
-    """Serves a `DataLoader`'s batches on `device`, in an order that is a function of (seed, epoch).
+    """Yields a `DataLoader`'s batches on `device`, in an order that is a function of (seed, epoch).
 
-    The given loader is not iterated. A similar one is created (same data set, workers, collate function, ...), so that
+    The given loader is not iterated. A loader with the same data set, workers, collate function, ... is created, so
+    that
 
-    - if it shuffles or reads in order, the order is that of an `EpochBatchSampler`. A custom sampler is replayed under
-      a seed for the epoch. In both cases, a start at batch n reads no sample before it;
-    - with workers, the numbers of their global generators are a function of (seed, epoch, batch number). Without
-      workers, samples are read in this process and draw from its global generators, like other code;
+    - if it shuffles or reads in order, an `EpochBatchSampler` defines the order. A custom sampler is replayed with a
+      seed for the epoch. In both cases, a start at batch n reads no earlier sample;
+    - with workers, the random numbers of their global generators are a function of (seed, epoch, batch number). Without
+      workers, samples are read in this process and draw from its global generators, as other code does;
     - the process's global generators are not used otherwise;
-    - on CUDA, batches are copied from pinned memory; with workers, the next batch is copied while one is in use.
+    - on CUDA, batches are copied through pinned memory, and with workers, the next batch is copied while a batch is in
+      use.
 
     An `IterableDataset` cannot start in the middle: a start at batch n reads the first n batches and drops them, unless
     the stream has a state (`stream_state`). The same applies to a loader class with its own `__iter__` or state, and to
-    a data pipe. They are used unchanged, and started under generators seeded for the epoch, without further control of
-    their order and random numbers. With `in_order=False`, the order varies by design.
+    a data pipe. They are used unchanged. The global generators are seeded for the epoch at their start, but their order
+    and random numbers are not controlled further. With `in_order=False`, the order varies by design.
 
-    `len()` of a stream or of a custom sampler is a hint: an epoch has as many batches as the loader yields.
+    `len()` of a stream or of a custom sampler is a hint: an epoch ends when the loader yields no more batches.
 
     Args:
         loader: any DataLoader.
@@ -91,8 +93,8 @@ class WorkerLoader:
 
     Raises:
         ConfigError: an epoch has no batch.
-        RuntimeError: with `persistent_workers`, or a stream with a state, an iteration is continued after a newer one
-            has started.
+        RuntimeError: with `persistent_workers`, or a stream with a state, an iteration is continued after a newer
+            iteration has started.
     """
 
     def __init__(
@@ -123,11 +125,11 @@ class WorkerLoader:
         self.picks_batches = self.picks and loader.batch_sampler is not None
 
     def wrapped(self, wrap: Wrap) -> WorkerLoader:
-        """Return a loader like this one that reads `wrap(sampler)`, if it has a sampler, always in order."""
+        """Return a loader with the same settings that reads `wrap(sampler)`, if there is a sampler, always in order."""
         return WorkerLoader(self._given, seed=self.seed, device=self.device, wrap=wrap, finish=self._finish)
 
     def undrawn(self) -> WorkerLoader:
-        """Return a loader like this one whose data set raises `ReadingDraws` if it draws random numbers."""
+        """Return a loader with the same settings, whose data set raises `ReadingDraws` if it draws random numbers."""
         return WorkerLoader(
             self._given, seed=self.seed, device=self.device, wrap=self._wrap, undrawn=True, finish=self._finish
         )
@@ -148,7 +150,7 @@ class WorkerLoader:
         return self._given.num_workers
 
     def reader(self, dataset: SeededDataset, requests: Iterable[Any]) -> DataLoader[Any]:
-        """Return a loader with the workers of this one: it serves `dataset[request]` for each request, in order."""
+        """Return a loader with the same worker settings that yields `dataset[request]` for each request, in order."""
         options = self._options(self._given) | {"collate_fn": _as_it_is, "in_order": True}
         sampler: Any = requests
         return DataLoader(dataset, batch_size=None, sampler=sampler, **options)
@@ -202,7 +204,7 @@ class WorkerLoader:
         Args:
             epoch: counted from 0.
             start: counted from 0.
-            state: the result of `stream_state` before that batch; without it, a stream is read from its beginning.
+            state: the result of `stream_state` before that batch; without it, a stream is read from its start.
 
         Raises:
             TrainyardError: a stream has fewer than `start` batches.
@@ -238,7 +240,7 @@ class WorkerLoader:
         return isinstance(self._given.dataset, IterableDataset)
 
     def stream_state(self) -> Any:
-        """Return the state of the stream after the batches so far, for `batches`; None if the stream has no state."""
+        """Return the state of the stream after the yielded batches, for `batches`; None if the stream has no state."""
         return self._state.take()
 
     def _skipped(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
@@ -260,7 +262,7 @@ class WorkerLoader:
         return batches
 
     def order(self, epoch: int = 0) -> list[Any] | None:
-        """Return the keys (mostly indices) of the samples of `epoch` in serving order; None if unknown."""
+        """Return the keys (mostly indices) of the samples of `epoch` in the order of the batches; None if unknown."""
         loader = self._loader
         if loader is self._given or isinstance(loader.dataset, IterableDataset):
             return None

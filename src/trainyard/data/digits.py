@@ -17,15 +17,16 @@ from trainyard.errors import ConfigError
 class Digits(ArrayData):
     """Handwritten digits: 1797 images of 8x8 gray pixels, ten classes.
 
-    The test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak, 1998), as scikit-learn ships it.
-    The file is read; scikit-learn itself is not imported.
+    The data is the test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak, 1998), from the file in
+    scikit-learn. scikit-learn itself is not imported.
 
     A batch is `(x, y)`: x float32 `[B, 1, 8, 8]` in [0, 1], y int64 `[B]`.
 
     Args:
-        val_fraction, test_fraction: fractions of the images, stratified by class; 0: no such split.
+        val_fraction, test_fraction: fractions of the images, stratified by class; 0: the split does not exist.
         split_seed: the seed of the split, independent of the run's seed, so that runs use the same test images.
-        folds, fold: cross-validation: validate on fold `fold` of `folds`, counted from 0, and train on the other folds.
+        folds, fold: for cross-validation, the number of folds and the fold for validation, counted from 0. The other
+            folds are for training.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:

@@ -28,7 +28,7 @@ class HuggingFace(ArrayData):
 
     A batch is a dict: the tokenizer's outputs (`input_ids`, `attention_mask`, ...), int64 `[B, T]`, padded or truncated
     to `max_length`; other columns of numbers or of arrays with the same shape, under their names; and the target as
-    `labels`, int64 `[B]` for classes, float32 for regression. All data are in memory, on the training device.
+    `labels`, int64 `[B]` for classes, float32 for regression. All data is in memory, on the training device.
 
     Splits `validation` (or `dev`) and `test` of a `DatasetDict` are used unchanged; missing splits are drawn from
     `train`, stratified by class.
@@ -37,13 +37,12 @@ class HuggingFace(ArrayData):
         path: a folder written by `save_to_disk`, instead of `dataset`.
         dataset: the data set, or a `_target_` that returns it, such as `datasets.load_dataset`; or a mapping of columns
             by name, or of splits to such mappings.
-        text: the column of texts, or two of them (sentence pairs); None if there is none.
-        target: the column to predict; integers and strings are classes, floats are regression targets; None if there is
-            none.
-        columns: additional input columns; None: all columns of numbers; []: none.
+        text: the column of texts, or two columns (sentence pairs); None: no texts.
+        target: the column to predict; integers and strings are classes, floats are regression targets; None: no target.
+        columns: additional input columns; None: all columns of numbers; []: no columns.
         tokenizer: called as `tokenizer(texts, padding="max_length", truncation=True, max_length=...)`, returns lists by
             name: `{_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: ...}`. Or an
-            object whose `fit(texts)` trains one on the training texts: `{_target_: trainyard.data.BytePairs}`.
+            object whose `fit(texts)` trains a tokenizer on the training texts: `{_target_: trainyard.data.BytePairs}`.
         max_length: T, in tokens.
         val_fraction, test_fraction, split_seed, folds, fold: see `Arrays`.
         batch_size, eval_batch_size, drop_last: see `ArrayData`.
@@ -53,8 +52,8 @@ class HuggingFace(ArrayData):
         tokenizer: the tokenizer.
 
     Raises:
-        ConfigError: `datasets` is not installed, no such folder or column, texts without a tokenizer, or another
-            invalid value.
+        ConfigError: `datasets` is not installed, a folder or column does not exist, texts have no tokenizer, or another
+            value is invalid.
     """
 
     def __init__(

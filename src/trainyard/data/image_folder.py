@@ -38,26 +38,27 @@ class ImageFolder(ArrayData):
         path: see above.
         image, target: in a table, the columns of the paths and of the targets.
         colour: "rgb" or "grey"; images are converted.
-        image_size: resize to a square of this many pixels. Required if the images have different sizes and no transform
-            makes them equal.
+        image_size: the side of the square to which images are resized, in pixels. Required if the images have different
+            sizes and no transform gives them equal sizes.
         transform: functions from an image to an image, uint8 `[C, H, W]`, in order, for training, such as those of
-            `torchvision.transforms.v2`. The last one may return floats.
-        eval_transform: the same for validation and test.
+            `torchvision.transforms.v2`. The last transform may return floats.
+        eval_transform: the transforms for validation and test.
         in_memory: decode all images at the start, and keep them as bytes on the training device.
         val_path, test_path: the same as `path` for validation and test.
         val_fraction, test_fraction, split_seed: see `Arrays`.
         group: in a table, the column of groups: all images of a group are in one split.
-        folds, fold: cross-validation: validate on fold `fold` of `folds`, counted from 0, and train on the other folds.
+        folds, fold: for cross-validation, the number of folds and the fold for validation, counted from 0. The other
+            folds are for training.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
-        decoder: the decoder of JPEG files: "pillow", or "torchcodec", which takes three quarters of the time. Other
-            files are decoded by Pillow.
+        decoder: the decoder of JPEG files: "pillow", or "torchcodec", which takes three quarters of the time. Pillow
+            decodes other files.
 
     Attributes:
         classes: the name of each class; empty for regression.
 
     Raises:
-        ConfigError: no such folder or column, a folder without classes or without images, images of different sizes, or
-            another invalid value.
+        ConfigError: a folder or column does not exist, a folder has no classes or no images, images have different
+            sizes, or another value is invalid.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class ImageFolder(ArrayData):
         )
 
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
-        """Return the loader of `split`; images in files come from the workers as bytes."""
+        """Return the loader of `split`; for images in files, the workers return bytes."""
         source = self.sources.get(split)
         if not isinstance(source, Images):
             return super().loader(split, seed=seed, device=device)

@@ -17,7 +17,7 @@ from trainyard.errors import ConfigError
 class Loaders(Data):
     """One loader per split, each a `torch.utils.data.DataLoader` or a `Loader`.
 
-    A DataLoader is served by a `WorkerLoader`: the same batches, in an order that can be replayed, on the training
+    A `WorkerLoader` reads a DataLoader: it yields the same batches, in an order that can be replayed, on the training
     device. A `Loader` is used unchanged, with its own seed and device.
 
         >>> data = Loaders(train=DataLoader(range(10), batch_size=4, shuffle=True))
@@ -25,12 +25,12 @@ class Loaders(Data):
         ('train',)
 
     Args:
-        train, val, test: the loaders; at least one. Several validation (or test) sets by name: `{"easy": ..., "hard":
-            ...}`, whose results are `val/easy/accuracy` and so on.
+        train, val, test: the loaders; at least one is required. Several validation (or test) sets have names:
+            `{"easy": ..., "hard": ...}`, whose results are `val/easy/accuracy` and so on.
         spec: the values for `auto` in model configs, e.g. `{"num_classes": 10}`; see `Data`.
 
     Raises:
-        ConfigError: no loader was given, or an object is not a loader.
+        ConfigError: no loader was given, or a value is neither a DataLoader nor a `Loader`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Loaders(Data):
         return WorkerLoader(loader, seed=seed, device=device) if isinstance(loader, DataLoader) else loader
 
     def metainfo(self, split: str) -> Any:
-        """Return the `metainfo` of the dataset of a DataLoader; None if it has none."""
+        """Return the `metainfo` of the data set of a DataLoader; None if the data set has no `metainfo`."""
         return getattr(getattr(self.loaders[split], "dataset", None), "metainfo", None)
 
 
@@ -73,8 +73,8 @@ def as_data(data: Data | Mapping[str, Any]) -> Data:
     """Return `data` itself, or the `Loaders` of a mapping `{"train": ..., "val": ..., "test": ...}`.
 
     Raises:
-        ConfigError: `data` is neither, or a mapping with other keys. The key of the error is empty, because `data`
-            itself is invalid.
+        ConfigError: `data` is neither of these, or a mapping with other keys. The key of the error is empty, because
+            `data` itself is wrong.
     """
     if isinstance(data, Data):
         return data

@@ -39,7 +39,7 @@ def num_batches(n: int, batch_size: int, drop_last: bool) -> int:
 class EpochBatchSampler(Sampler[list[int]]):
     """A `batch_sampler` for `torch.utils.data.DataLoader` whose order depends only on (seed, epoch).
 
-    It can start at any batch of any epoch without additional time:
+    The sampler can start at any batch of any epoch without additional time:
 
         >>> sampler = EpochBatchSampler(10, 4, shuffle=False)
         >>> sampler.set_position(epoch=0, start=1)
@@ -50,7 +50,7 @@ class EpochBatchSampler(Sampler[list[int]]):
         n: samples in the data set.
         batch_size: samples per batch.
         shuffle: a new order in each epoch; otherwise `0..n-1`.
-        drop_last: drop the last batch if it is incomplete.
+        drop_last: drop an incomplete last batch.
         seed: the seed of the orders of all epochs.
     """
 

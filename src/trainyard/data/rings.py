@@ -12,7 +12,7 @@ from trainyard.rng import generator
 
 
 class Rings(ArrayData):
-    """Points of two rings around the origin, with radius 0.5 (class 0) and 1 (class 1).
+    """Points on two rings around the origin, with radius 0.5 (class 0) and 1 (class 1).
 
     A batch is `(x, y)`: x float32 `[B, 2]`, y int64 `[B]`.
 
@@ -20,7 +20,7 @@ class Rings(ArrayData):
         num_samples: the number of points, half of them in each class.
         noise: standard deviation of the noise on each coordinate. With 0.1, a good model has an accuracy of 0.99.
         data_seed: the seed of the points and of the split, independent of the run's seed.
-        val_fraction, test_fraction: fractions of the points, stratified by class; 0: no such split.
+        val_fraction, test_fraction: fractions of the points, stratified by class; 0: the split does not exist.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:

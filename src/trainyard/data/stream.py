@@ -27,17 +27,17 @@ SUFFIXES = (".npz", ".parquet", ".csv")
 class Stream(Data):
     """Shards that are read one after another: `.npz` with `x` and `y`, `.parquet` or `.csv`.
 
-    A batch is `(x, y)`: x float32 `[B, ...]`; y int64 `[B]`, classes `0..num_classes-1`, or for regression float32. It
-    can contain rows of several shards. In training, the order of the shards is drawn from (seed, epoch), and the order
-    of the rows of each from (seed, epoch, shard). A resumed run continues at its batch, and does not read earlier
-    shards.
+    A batch is `(x, y)`: x float32 `[B, ...]`; y int64 `[B]`, classes `0..num_classes-1`, or for regression float32. A
+    batch can contain rows of several shards. In training, the order of the shards is drawn from (seed, epoch), and the
+    order of the rows of each shard from (seed, epoch, shard). A resumed run continues at its batch, and does not read
+    earlier shards.
 
     Args:
         shards: a pattern such as `train/*.npz`, or a list of files, for training.
-        val_shards, test_shards: the same for validation and test, read in order; None: no such split.
+        val_shards, test_shards: the same for validation and test, read in order; None: the split does not exist.
         target, features: see `Arrays`.
         num_classes: the number of classes. None for regression.
-        shuffle: draw the orders; otherwise training also reads shards and rows in order.
+        shuffle: draw the order of shards and rows in training; otherwise training also reads them in order.
         batch_size, eval_batch_size, drop_last: see `ArrayData`.
 
     Raises:

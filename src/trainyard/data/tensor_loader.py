@@ -23,20 +23,20 @@ BLOCK_BYTES = 1 << 24
 
 
 class TensorLoader:
-    """Serves resident tensors in batches, each a tuple with one `[B, ...]` tensor per tensor of `tensors`, or a dict.
+    """Yields batches of resident tensors: tuples with a `[B, ...]` tensor per tensor of `tensors`, or dicts.
 
-    A shuffled epoch gathers a block of batches at once and yields parts of it. An unshuffled epoch yields slices of the
-    resident tensors, without a copy: do not change them in place.
+    A shuffled epoch gathers a block of batches together and yields parts of the block. An unshuffled epoch yields
+    slices of the resident tensors, without a copy. Do not change these slices in place.
 
     Args:
         tensors: `[N, ...]` each; moved to `device` if necessary.
         batch_size: samples per batch.
         shuffle: a new order in each epoch, a function of (seed, epoch).
-        drop_last: drop the last batch if it is incomplete.
+        drop_last: drop an incomplete last batch.
         seed: the seed of the orders of all epochs.
         device: the device of the tensors and the batches.
         names: names of the tensors, for batches that are dicts `{name: [B, ...]}`; None for tuples.
-        rows: the number of indices in an epoch, for a subclass whose `gather` does not take row `i` for index `i`.
+        rows: the number of indices in an epoch, for a subclass whose `gather` does not use row `i` for index `i`.
             Default: N.
 
     Attributes:
@@ -100,8 +100,8 @@ class TensorLoader:
         """Return the batch of these rows of the tensors, `[n, ...]` each.
 
         An override must compute each row separately, without random numbers and without waiting for the device: a
-        captured step gathers rows itself and computes this within its graph. Numbers that it reads from the loader keep
-        the values that they had at the capture.
+        captured step gathers rows itself and computes this within its graph. Numbers that the override reads from the
+        loader keep their values at the capture.
         """
         return rows
 
@@ -123,7 +123,7 @@ class TensorLoader:
             yield from parts if self.names is None else self.assembled(parts)
 
     def lazy_batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches as `LazyBatch`es if the epoch is shuffled and `gather` is not overridden."""
+        """Yield the batches as `LazyBatch`es, if the epoch is shuffled and `gather` is not overridden."""
         if not self.shuffle or not self.takes_rows:
             return self.batches(epoch, start)
         order = self.placed_order(epoch)
@@ -141,7 +141,7 @@ class TensorLoader:
 
 
 class ImageLoader(TensorLoader):
-    """Serves uint8 images (the first tensor) as float32 in [0, 1]; they need a quarter of the memory of floats."""
+    """Yields uint8 images (the first tensor) as float32 in [0, 1]; uint8 needs a quarter of the memory of floats."""
 
     def from_rows(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         images, *rest = rows

@@ -20,17 +20,18 @@ class Text(ArrayData):
     """Characters of a text file, for next-character prediction.
 
     A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is `tokens` shifted by
-    one character. The text is divided by position: training, then validation, then test. A training epoch divides its
-    part into windows whose starts are `stride` apart, from an offset that differs between epochs, in shuffled order.
-    Validation and test windows do not overlap.
+    one character. The text is divided by position: training, then validation, then test. A training epoch divides the
+    training part into windows that start every `stride` characters, from an offset that differs between epochs. The
+    order of the windows is shuffled. Validation and test windows do not overlap.
 
     Args:
-        path: a UTF-8 file. Default: the help topics that come with Python (`pydoc_data.topics`), about 460,000
-            characters; they differ slightly between versions of Python.
+        path: a UTF-8 file. Default: the help topics of Python (`pydoc_data.topics`), about 460 000 characters, which
+            differ a little between versions of Python.
         context_length: T, in characters.
-        stride: characters from the start of one training window to the next. Default: the context length.
-        val_fraction, test_fraction: fractions of the characters; 0: no such split.
-        batch_size, eval_batch_size, drop_last: see `ArrayData`. The default of `eval_batch_size` here is `batch_size`,
+        stride: the number of characters from the start of one training window to the start of the next. Default: the
+            context length.
+        val_fraction, test_fraction: fractions of the characters; 0: the split does not exist.
+        batch_size, eval_batch_size, drop_last: see `ArrayData`. The default of `eval_batch_size` is `batch_size`,
             because a window contains many tokens.
 
     Attributes:
@@ -116,7 +117,7 @@ class Text(ArrayData):
         return {"bigram_loss": self.bigram_loss(split)}
 
     def bigram_loss(self, split: str) -> float:
-        """Return the cross-entropy, in nats per character, of predicting each character from the previous one only.
+        """Return the cross-entropy, in nats per character, of predictions from only the previous character.
 
         The model is the table of pairs in the training part, with one added to every count (Laplace smoothing). It is
         evaluated on the targets of the loader of `split`; for "train", whose windows differ between epochs, on every
@@ -136,13 +137,13 @@ class Text(ArrayData):
 
 
 class WindowLoader(TensorLoader):
-    """Windows of `length + 1` tokens, served as `(tokens, next_tokens)`, int64 `[B, length]` each.
+    """Windows of `length + 1` tokens; a batch is `(tokens, next_tokens)`, int64 `[B, length]` each.
 
     Args:
         tokens: `[N]` integers.
         length: T, less than N.
-        stride: tokens from the start of one window to the next. A shuffled epoch starts at its own offset in
-            `0..stride-1`, and has the number of windows that fits at every offset.
+        stride: the number of tokens from the start of one window to the start of the next. A shuffled epoch starts at
+            its own offset in `0..stride-1`. The number of windows is the same for every offset.
         batch_size, shuffle, drop_last, seed, device: see `TensorLoader`.
     """
 

@@ -24,23 +24,25 @@ class Tokens(ArrayData):
     """Token IDs in a memory-mapped file; a batch reads only its windows.
 
     A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is `tokens` shifted by
-    one token. A training epoch divides its part into windows whose starts are `stride` apart, from an offset that
-    differs between epochs, in shuffled order. Validation and test windows do not overlap.
+    one token. A training epoch divides the training part into windows that start every `stride` tokens, from an offset
+    that differs between epochs. The order of the windows is shuffled. Validation and test windows do not overlap.
 
     Args:
         path: an `.npy` with one axis of integers, or a file that contains only numbers of `dtype`
             (`array.tofile(path)`).
         dtype: the type of the numbers in a file other than `.npy`.
-        vocab_size: tokens are less than this. None: the largest token plus 1, for which the files are read once.
+        vocab_size: the number of different tokens. None: the largest token plus 1; the files are then read once to find
+            it.
         context_length: T, in tokens.
-        stride: tokens from the start of one training window to the next. Default: the context length.
+        stride: the number of tokens from the start of one training window to the start of the next. Default: the
+            context length.
         val_path, test_path: separate files for validation and test.
         val_fraction, test_fraction: fractions of the tokens for splits without a separate file, taken from the end; 0:
-            no such split.
-        batch_size, eval_batch_size, drop_last: see `ArrayData`. The default of `eval_batch_size` here is `batch_size`.
+            the split does not exist.
+        batch_size, eval_batch_size, drop_last: see `ArrayData`. The default of `eval_batch_size` is `batch_size`.
 
     Raises:
-        ConfigError: the file does not exist or does not contain tokens, or a value is invalid.
+        ConfigError: a file does not exist or does not contain tokens, or a value is invalid.
     """
 
     def __init__(

@@ -11,11 +11,11 @@ SHORTEST = 60
 def help_topics(count: int = 8) -> dict[str, list[str]]:
     """Return paragraphs of the help topics (`pydoc_data.topics`), as columns `text` and `label`.
 
-    A paragraph that occurs in several topics is omitted. The label is the name of the topic. Texts and topics differ
-    slightly between versions of Python.
+    A paragraph that occurs in several topics is omitted. The label is the name of the topic. Texts and topics differ a
+    little between versions of Python.
 
     Args:
-        count: the number of topics, those with the most paragraphs.
+        count: the number of topics; the topics with the most paragraphs are used.
 
     Raises:
         ConfigError: `count` is less than 2.

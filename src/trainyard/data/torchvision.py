@@ -20,21 +20,22 @@ from trainyard.errors import ConfigError
 
 
 class Torchvision(ArrayData):
-    """A classification data set of `torchvision.datasets`, with its own test part.
+    """A classification set of `torchvision.datasets`, with its own test part.
 
-    The validation set is drawn from the training part.
+    Validation samples are drawn from the training part of the set.
 
     A batch is `(x, y)`: x float32 `[B, C, H, W]` in [0, 1], y int64 `[B]`. A data set with its images in one array
-    (`.data`, with `.targets` or `.labels`: MNIST, CIFAR10, SVHN, ...) is served from memory, as bytes on the training
-    device. A data set with one file per image is served by a `DataLoader` with `workers`.
+    (`.data`, with `.targets` or `.labels`: MNIST, CIFAR10, SVHN, ...) is kept in memory, as bytes on the training
+    device. A `DataLoader` with `workers` reads a data set with one file per image.
 
     Args:
         name: a class of `torchvision.datasets` that takes `train` (true, false) or `split` ("train", "test"), or the
             full name (`package.module.Class`) of any class with the same interface.
         root: the folder of the files.
         download: download missing files.
-        image_size: for a data set with one file per image: resize to a square of this many pixels.
-        val_fraction: fraction of the training part, stratified by class if the set lists its labels; 0: none.
+        image_size: for a data set with one file per image, the side of the square to which images are resized, in
+            pixels.
+        val_fraction: fraction of the training part, stratified by class if the set lists its labels; 0: no validation.
         split_seed: the seed of the split.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 

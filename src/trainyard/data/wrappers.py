@@ -43,7 +43,7 @@ class RepeatDataset(_Picked):
 
     Args:
         dataset: a data set with a length.
-        times: how often each sample is used.
+        times: the number of times that each sample is used.
 
     Raises:
         ConfigError: the data set has no length, or `times` is not an integer of at least 1.
@@ -63,8 +63,8 @@ class ClassBalancedDataset(_Picked):
 
     Args:
         dataset: a data set with a length. The classes of a sample are `get_cat_ids(index)`, if the data set has this
-            method; otherwise an entry of its `targets` or `labels`; otherwise the target of the sample, for which every
-            sample is read once.
+            method; otherwise an entry of its `targets` or `labels`; otherwise the target of the sample. In the last
+            case, every sample is read once.
         oversample_thr: classes below this fraction are rare, in (0, 1].
 
     Raises:
@@ -88,7 +88,7 @@ class FirstSamples(_Picked):
 
     Args:
         dataset: a data set with a length.
-        count: the number of samples; all of them if the data set is smaller.
+        count: the number of samples; all samples if the data set is smaller.
 
     Raises:
         ConfigError: the data set has no length, or `count` is not an integer of at least 1.
@@ -109,10 +109,10 @@ def categories(dataset: Any, index: int) -> Iterable[int]:
 
 
 def pseudo_collate(samples: Sequence[Any]) -> Any:
-    """Return a batch of lists: for data whose samples have different sizes.
+    """Return a batch of lists, for data whose samples have different sizes.
 
-    `DataPreprocessor` stacks its images. Tuples become a tuple of lists, mappings a mapping of lists, and other samples
-    one list.
+    `DataPreprocessor` stacks the images of this batch. Tuples become a tuple of lists, mappings become a mapping of
+    lists, and other samples become one list.
 
     Example:
         >>> pseudo_collate([("a", 1), ("b", 2)])

@@ -14,11 +14,10 @@ _KINDS = {"single": "strategy.Strategy", "ddp": "ddp.DDP", "fsdp": "fsdp.FSDP"}
 
 
 def as_strategy(given: Any) -> Strategy:
-    """Return a strategy unchanged, the strategy with a name (`single`, `ddp`, `fsdp`), or, for None, the single-device
-    strategy.
+    """Return a strategy unchanged, or the strategy with a name (`single`, `ddp`, `fsdp`); None is one device.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: the value is not one of these.
     """
     if isinstance(given, Strategy):
         return given

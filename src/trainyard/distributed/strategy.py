@@ -20,8 +20,8 @@ T = TypeVar("T")
 class Strategy:
     """Trains on one device.
 
-    A strategy for several devices (`DDP`, `FSDP`) overrides some methods. Every rank runs the same loops over its part
-    of each batch; the results are those of one device.
+    A strategy for several devices (`DDP`, `FSDP`) overrides some methods. Every rank runs the same loops over its share
+    of each batch, and the results are the same as on one device.
 
     Attributes:
         rank: the number of this process, from 0.
@@ -50,7 +50,7 @@ class Strategy:
         """Disconnect from the other ranks."""
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Return the model in the form in which it is trained, before its optimizer is created."""
+        """Return the model in the form in which it is trained; called before the optimizer is built."""
         return model
 
     def train_step(self, model: nn.Module, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -62,7 +62,7 @@ class Strategy:
         return nullcontext()
 
     def samples(self, batch: Any) -> int:
-        """Return the number of samples of a training batch, of all ranks together."""
+        """Return the number of samples of a training batch over all ranks together."""
         return samples(batch)
 
     def loader(self, loader: Loader, split: str) -> Loader:
@@ -70,7 +70,7 @@ class Strategy:
         return loader
 
     def together(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield training batches, whose number is unknown in advance, as long as every rank has one."""
+        """Yield training batches, whose number is unknown in advance, as long as every rank has a batch."""
         return batches
 
     def check_served(self, loader: Loader, name: str) -> None:
@@ -81,8 +81,7 @@ class Strategy:
         """
 
     def idle(self, loader: Loader) -> Iterator[Any]:
-        """Yield evaluation batches that are not counted, so that all ranks perform the same number of forward
-        passes."""
+        """Yield evaluation batches that are not counted, so that all ranks make the same number of forward passes."""
         return iter(())
 
     def metric(self, metric: Metric) -> Metric:
@@ -105,7 +104,7 @@ class Strategy:
         return flag
 
     def save(self, path: Path, state: dict[str, Any]) -> bool:
-        """Write a checkpoint of which every rank has a part; return false if rank 0 has the complete state."""
+        """Write a checkpoint of which every rank has a part; return false if rank 0 has the complete checkpoint."""
         return False
 
     def gather(self, value: T) -> list[T]:

@@ -109,7 +109,7 @@ class FusedRunner(Runner):
         )
 
     def number(self, numbers: Sequence[int]) -> None:
-        """Assign numbers to the members, in the order of lanes, among all members of the stack."""
+        """Set the numbers of the members, in the order of lanes, among all members of the stack."""
         for member, number in zip(self.all_members, numbers, strict=True):
             member.number = number
         self.all_members = sorted(self.all_members, key=lambda member: member.number)

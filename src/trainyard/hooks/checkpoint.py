@@ -41,12 +41,12 @@ class _Held:
 class Checkpoint(Hook):
     """Saves the complete state of the run to `checkpoints/`, in a separate thread, while training continues.
 
-    A checkpoint that is due together with a validation is saved after it, so that it holds the result. Training waits
-    only for a copy into reusable memory, and on a GPU not even for that.
+    A checkpoint that is due together with a validation is saved after the validation, so that it contains the result.
+    Training waits only for a copy to a reusable buffer. On a GPU, training does not wait for the copy.
 
     Args:
-        interval: epochs (or iterations) between two checkpoints. None is the `val_interval` of the loop; 1 if the loop
-            has none, or uses the other unit.
+        interval: epochs (or iterations) between two checkpoints. None is the `val_interval` of the loop, or 1 if the
+            loop has no `val_interval` or uses the other unit.
         by: "epoch" or "iter"; None is the unit of the loop.
         begin: no regular checkpoint before this epoch (or iteration), from which `interval` is counted: with
             `interval=2` and `begin=3`, checkpoints are saved at 3, 5, 7, … The best state is kept in any case.
@@ -150,7 +150,7 @@ class Checkpoint(Hook):
         self._then.append(then)
 
     def keep_one(self, directory: Path) -> None:
-        """Remove all regular checkpoints of a directory but the newest."""
+        """Remove all regular checkpoints of a directory except the newest checkpoint."""
         history = [entry for entry in checkpoint.read_last(directory) if not self._is_best(entry)]
         checkpoint.write_last(directory, history[-1:])
         for entry in history[:-1]:
@@ -173,8 +173,7 @@ class Checkpoint(Hook):
         self._publish([runner.members[index] for index in leaving])
 
     def save_now(self, runner: Runner) -> None:
-        """Save all members that were not saved at their current position, regardless of the interval, and wait until
-        this is done."""
+        """Save all members whose current state is not saved, regardless of the interval, and wait for the result."""
         members = [index for index, member in enumerate(runner.members) if not member.vacant]
         if unsaved := self._unsaved(runner, members):
             self._save(runner, unsaved, at_end=True, only=unsaved)
@@ -208,7 +207,7 @@ class Checkpoint(Hook):
             self._begin[id(member)] = _place(member)
 
     def copy_lane(self, source: int, target: int) -> None:
-        """Do nothing: the best checkpoints of a member are those in its own directory."""
+        """Do nothing: the best checkpoints of a member are in its own directory."""
 
     def _unsaved(self, runner: Runner, chosen: Iterable[int], *, since_begin: bool = False) -> list[int]:
         """Return those of the `chosen` members that were not saved at their current position and, if requested, did not

@@ -15,17 +15,18 @@ log = logging.getLogger("trainyard")
 
 
 class EarlyStopping(Hook):
-    """Ends a member's training after `patience` validations in a row without an improvement by `min_delta`.
+    """Ends a member's training after `patience` consecutive validations without an improvement by `min_delta`.
 
     Args:
-        monitor: the metric to monitor; None is the run's objective.
-        direction: `maximize` or `minimize`; None is the run's direction.
+        monitor: the monitored metric; None: the objective of the run.
+        direction: `maximize` or `minimize`; None: the direction of the run.
         patience: the number of validations to wait.
         min_delta: the minimum change that counts as an improvement.
-        strict: a metric that is not computed is an error, raised before the training. If False, a validation without it
-            is skipped, with one warning.
-        check_finite: a value that is NaN or infinite ends the member as failed. If False, it counts as no improvement.
-        stopping_threshold: a value at least as good as this ends the training immediately.
+        strict: True: an unknown metric causes an error before the training. False: validations without the metric are
+            skipped, with one warning.
+        check_finite: True: a value of NaN or infinity ends the member as failed. False: this value does not count as an
+            improvement.
+        stopping_threshold: the training ends immediately if the metric reaches this value.
     """
 
     priority = "NORMAL"

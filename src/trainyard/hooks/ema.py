@@ -26,35 +26,37 @@ SHARED = ("kind", "begin", "interval", "by", "update_buffers", "gamma")
 
 
 class EMA(Hook):
-    """Keeps an average of the weights and evaluates it.
+    """Keeps averaged weights, which are evaluated instead of the trained weights.
 
     Each update moves the average towards the weights by a fraction of their distance, `average.lerp_(weights, share)`:
 
     | kind | share |
     |---|---|
     | `exponential` | `1 - decay` |
-    | `swa` | `1 / (updates so far + 1)`, which gives the plain mean |
+    | `swa` | `1 / (updates so far + 1)`, which gives the arithmetic mean |
     | `annealing` | `max(1 - decay, gamma / (gamma + steps so far))` |
 
     Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992); Izmailov et al.,
     "Averaging weights leads to wider optima and better generalization" (2018); MMEngine's `MomentumAnnealingEMA`.
 
-    The first update copies the weights; before it, the model itself is evaluated. A copy of the model holds the
-    average. A checkpoint contains both: a resumed run continues from the weights, and `load_from` loads the average.
+    The first update copies the weights. Before the first update, the trained model is evaluated. A copy of the model
+    contains the averaged weights. A checkpoint contains both: a resumed run continues with the trained weights, and
+    `load_from` loads the averaged weights.
 
-    The number of updates is on the host. An update neither reads from the device nor copies to it.
+    The number of updates is stored on the host. An update does not read from the device or copy to the device.
 
     Args:
         decay: the fraction of the average that an update keeps, at least 0 and below 1.
         momentum: `1 - decay`, as an alternative to `decay`.
         kind: `exponential`, `swa` or `annealing`.
-        begin: no update before this epoch (or iteration, in an iteration loop), counted from 1.
+        begin: no update is made before this epoch (or iteration, in an iteration loop), counted from 1.
         interval: iterations (or epochs) between updates.
-        by: the unit of `interval`, `iter` or `epoch`; with `epoch`, updates happen at the ends of epochs.
-        update_buffers: average floating-point buffers (BatchNorm's statistics) too; otherwise they are the model's.
-        gamma: for `annealing`: the larger it is, the longer the average stays near the mean of all weights.
-        evaluate: `average` evaluates the average instead of the weights; `both` also evaluates the weights in the
-            validations of a training, with results under `val_raw/`.
+        by: the unit of `interval`, `iter` or `epoch`; with `epoch`, updates are made at the end of an epoch.
+        update_buffers: also average floating-point buffers (BatchNorm's statistics); otherwise the buffers of the
+            trained model are used.
+        gamma: for `annealing`: with a larger value, the average is close to the arithmetic mean for more steps.
+        evaluate: `average` evaluates only the averaged weights; `both` also evaluates the trained weights at the
+            validations of a training run, with results under `val_raw/`.
     """
 
     priority = "NORMAL"
@@ -102,12 +104,12 @@ class EMA(Hook):
 
     @property
     def own_places(self) -> bool:  # type: ignore[override]
-        """Whether every iteration, or epoch, has an update, regardless of where a member started."""
+        """Whether every iteration (or epoch) has an update, regardless of the start of a member."""
         return self.begin == 1 and self.interval == 1 and self._raw is None
 
     @property
     def own_epochs(self) -> bool:  # type: ignore[override]
-        """Whether updates follow iterations, not the ends of epochs."""
+        """Whether updates are made after iterations, not at the ends of epochs."""
         return self.by == "iter"
 
     def before_train(self, runner: Runner) -> None:

@@ -15,14 +15,14 @@ log = logging.getLogger("trainyard")
 
 
 class EmptyCache(Hook):
-    """Calls `torch.cuda.empty_cache` at the ends of epochs, for other users of the GPU. It does not speed up training.
+    """Calls `torch.cuda.empty_cache` at the ends of epochs, for other GPU users. This does not speed up training.
 
-    Validations and tests count as epochs. A device other than CUDA has no such cache, which is logged once.
+    Validations and tests count as epochs. Other devices have no CUDA cache; the hook then logs one message.
 
     Args:
-        before_epoch: at the beginning of every epoch.
-        after_epoch: at the end of every epoch.
-        after_iter: after every iteration. Slow, because the released memory is allocated again.
+        before_epoch: release memory at the start of every epoch.
+        after_epoch: release memory at the end of every epoch.
+        after_iter: release memory after every iteration. This is slow, because the released memory is allocated again.
     """
 
     priority = "NORMAL"

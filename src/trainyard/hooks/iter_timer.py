@@ -10,9 +10,9 @@ from trainyard.runner.hook import Hook
 
 
 class IterTimer(Hook):
-    """Records the mean seconds per iteration (`time`) and of waiting for its batch (`data_time`), since the last log.
+    """Records the mean seconds per iteration (`time`) and per wait for a batch (`data_time`) since the last point.
 
-    On CUDA, the time is that of the host: kernels may still run afterwards.
+    On CUDA, the hook measures host time: kernels may still be running at the end of an iteration.
     """
 
     priority = "NORMAL"

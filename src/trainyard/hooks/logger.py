@@ -26,22 +26,22 @@ log = logging.getLogger("trainyard")
 class Logger(Hook):
     """Records the mean of every loss over the last `interval` iterations, the learning rate and the gauges.
 
-    Losses, and the means of a point, stay on the device until the points of half a second are read together, or a value
-    is needed (`trainyard.track.scalars`). Only this reading synchronizes with the device.
+    Losses and the means of a point stay on the device. They are read every half second together, or when code needs a
+    value (`trainyard.track.scalars`). Only these reads synchronize with the device.
 
     Args:
         interval: iterations between two points in the journal.
-        line_every: minimum seconds between two lines of text (the journal has every point).
-        window: the values that the mean of a point includes, instead of those since the last point: a number of
-            iterations, `epoch` (the current epoch so far) or `global` (the run so far). For every value, or a mapping
-            by name: `{"loss": 50, "grad_norm": "epoch"}`.
-        smoothing: an exponentially weighted mean instead of a plain one, with this decay, above 0 and below 1. For
-            every value, or a mapping by name.
-        by: the position in a line: `epoch` shows the epoch and the iteration within it, `iter` the iteration of the
-            run, and None the epoch and the iteration of the run.
-        interval_exp_name: iterations between two lines that name the run; None for no such lines.
-        val_lines: the validations that get a line of text: `all`; `best` (each new best validation, and the last one);
-            or a number of seconds between two lines, in addition to those of `best`.
+        line_every: the minimum number of seconds between two lines of text (the journal has every point).
+        window: the window of the means in a point: a number of iterations, `epoch` (the current epoch up to now) or
+            `global` (the run up to now). One window for every value, or a mapping by name; such as
+            `{"loss": 50, "grad_norm": "epoch"}`. None: the iterations since the last point.
+        smoothing: use an exponentially weighted mean with this decay, above 0 and below 1, instead of an arithmetic
+            mean. One decay for every value, or a mapping by name.
+        by: the position in a line: `epoch` is the epoch and the iteration within the epoch, `iter` is the iteration of
+            the run, None is the epoch and the iteration of the run.
+        interval_exp_name: iterations between two lines with the name of the run; None: no lines with the name.
+        val_lines: the validations with a line of text: `all`; `best`, validations with a new best result and the last
+            validation; a number of seconds, also one validation per interval of this length.
     """
 
     priority = "BELOW_NORMAL"
@@ -82,7 +82,7 @@ class Logger(Hook):
 
     @property
     def own_places(self) -> bool:  # type: ignore[override]
-        """Whether a point depends only on the last iterations of the member."""
+        """Whether a point depends only on the member's iterations since the last point."""
         return not self._kinds
 
     def before_train(self, runner: Runner) -> None:

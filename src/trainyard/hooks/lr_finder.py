@@ -76,17 +76,17 @@ class Curve:
 class LRFinder(Hook):
     """Suggests a learning rate by a range test, and ends the run before training.
 
-    Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3: the rate grows from step to step,
-    in this implementation by a constant factor, while the model trains on its training data. The rate at which the
-    smoothed loss falls fastest is a good choice. Afterwards, weights, optimizer and random state are restored, and the
-    run ends. The hook writes the curve to `lr_finder.json` and `lr_finder.png`, which are artifacts in MLflow, and the
-    suggestion as the metric `lr_finder/suggestion`.
+    Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3: the learning rate grows by a
+    constant factor per step, while the model trains on its training data. The suggestion is the learning rate at which
+    the smoothed loss decreases fastest. After the search, weights, optimizer and random state are restored, and the run
+    ends. The hook writes the curve to `lr_finder.json` and `lr_finder.png`, which are artifacts in MLflow, and records
+    the suggestion as the metric `lr_finder/suggestion`.
 
     Args:
-        start: the first rate, that of the first parameter group; other groups keep their ratio to it.
-        end: the last rate.
+        start: the first learning rate of the first parameter group; other groups keep their ratio to the first group.
+        end: the last learning rate of the first parameter group.
         iterations: the maximum number of optimizer steps.
-        smoothing: the fraction of the mean loss that each step keeps.
+        smoothing: the weight of the previous smoothed loss in each step.
         diverge: the search ends when the smoothed loss exceeds this multiple of its minimum.
 
     Attributes:

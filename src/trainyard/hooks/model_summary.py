@@ -41,15 +41,15 @@ class Row:
 
 
 class ModelSummary(Hook):
-    """Logs a table of the model's modules once, before the training, and writes it to the artifact `summary.txt`.
+    """Logs a table of the model's modules once before the training, and writes it to `summary.txt`, an artifact.
 
     For each module: its type, the shape of its output, its parameters, and the floating-point operations of its forward
-    pass, as `torch.utils.flop_counter` counts them: those of matrix products, convolutions and attention, with an
-    addition and a multiplication as two (one MAC). For shapes and FLOPs, one batch is run through the model: a
-    validation batch, as in a validation, or, without validation data, a training batch.
+    pass, as counted by `torch.utils.flop_counter`. It counts matrix products, convolutions and attention; a
+    multiplication and an addition are two operations (one MAC). To measure shapes and FLOPs, the hook runs the model on
+    one validation batch, or on one training batch if there is no validation data.
 
     Args:
-        depth: the number of module levels below the model to show; null shows all.
+        depth: the number of module levels in the table; None: all levels.
         flops: count FLOPs.
     """
 

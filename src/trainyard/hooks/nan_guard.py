@@ -22,13 +22,13 @@ from trainyard.step.stacked import StackedScaledAutocast
 class NaNGuard(Hook):
     """Ends a member as failed when its loss is NaN or infinite, or skips each step with non-finite gradients.
 
-    Before each checkpoint it checks the weights too, because a finite loss may have non-finite gradients. Therefore no
-    checkpoint contains a NaN weight.
+    Before each checkpoint, the hook also checks the weights, because a finite loss may have non-finite gradients. No
+    checkpoint therefore contains a NaN weight.
 
     Args:
-        interval: iterations between two checks of the loss; each waits for the device.
-        action: `stop`, or `skip`: a step whose gradients are not all finite is skipped, and the training continues;
-            `train/skipped` counts these steps.
+        interval: iterations between two checks of the loss; each check waits for the device.
+        action: `stop`: end the member; `skip`: skip a step whose gradients are not all finite, and continue the
+            training; `train/skipped` counts these steps.
     """
 
     priority = "HIGH"

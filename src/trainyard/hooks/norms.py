@@ -18,13 +18,13 @@ from trainyard.step.clip import NoClip
 class Norms(Hook):
     """Records the 2-norms of all gradients (`norm/grad`) and of all trained weights (`norm/param`) at intervals.
 
-    Gradients are complete: those of all accumulated batches, unscaled, and before clipping. The weights are those to
-    which the gradients belong, before the update. If the due batch does not end in an optimizer step, the next step is
+    Gradients are measured when they are complete: over all accumulated batches, unscaled, and before clipping. Weights
+    are measured before the update. If the iteration of a point does not end with an optimizer step, the next step is
     used.
 
     Args:
-        interval: iterations between two points; each waits for the device.
-        by_module: also the norms of each module, `norm/grad/<module>`, at the first level from the top with several
+        interval: iterations between two points; each point waits for the device.
+        by_module: also record the norms of each module, `norm/grad/<module>`, at the outermost level with several
             modules.
     """
 

@@ -11,7 +11,8 @@ from trainyard.runner.hook import Hook
 class ParamSchedule(Hook):
     """Writes the schedule's row into the optimizer's parameter groups before it is needed.
 
-    A schedule that depends on a metric (`plateau`) gets its value after each validation of the training.
+    A schedule that depends on a metric (`plateau`) receives the value of the metric after each validation of the
+    training.
     """
 
     priority = "HIGH"

@@ -19,22 +19,22 @@ log = logging.getLogger("trainyard")
 
 
 class Profiler(Hook):
-    """Profiles some iterations with `torch.profiler`, on the CPU and, if the run uses it, on CUDA.
+    """Profiles some iterations with `torch.profiler`, on the CPU and, if the run uses CUDA, on the GPU.
 
-    It skips `skip_first` iterations and then repeats cycles of `wait` iterations without profiling, `warmup` iterations
-    whose record is discarded, and `active` recorded ones. Iterations are counted from the start of training in this
-    process. Each cycle writes two files to `profile/`, which are also artifacts of the run in MLflow: a Chrome trace
-    (`.json.gz`; ui.perfetto.dev shows it) and a table of the slowest operators (`.txt`). A cycle that the end of the
-    run cuts short is kept.
+    The hook skips `skip_first` iterations and then repeats cycles. A cycle has `wait` iterations without profiling,
+    `warmup` iterations whose record is discarded, and `active` recorded iterations. Iterations are counted from the
+    start of training in this process. Each cycle writes two files to `profile/`, which are also artifacts of the run in
+    MLflow: a Chrome trace (`.json.gz`; ui.perfetto.dev shows it) and a table of the slowest operators (`.txt`). An
+    incomplete cycle at the end of the run is kept.
 
-    A stack has one trace, of the program that trains all members; it belongs to the first member.
+    A stack has one trace of the program that trains all members. The trace is saved with the first member.
 
     Args:
-        skip_first: iterations to skip at the beginning.
-        wait: iterations without profiling at the beginning of each cycle.
-        warmup: profiled iterations whose record is discarded, because the first ones are slower.
-        active: iterations to record.
-        repeat: the number of cycles; 0 repeats until the end.
+        skip_first: the number of skipped iterations at the start.
+        wait: the number of iterations without profiling at the start of each cycle.
+        warmup: the number of profiled iterations whose record is discarded, because the first iterations are slower.
+        active: the number of recorded iterations.
+        repeat: the number of cycles; 0: cycles until the end of the run.
         record_shapes: record the shapes of the operators' inputs.
         profile_memory: record allocations and deallocations.
         with_stack: record the Python lines that call the operators; slow.

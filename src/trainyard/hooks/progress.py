@@ -30,13 +30,13 @@ NARROWEST, WIDEST = 4, 40
 
 
 class Progress(Hook):
-    """Shows epoch, bar, iterations, loss, learning rate, samples per second and time left (rich).
+    """Shows a bar with epoch, iterations, loss, learning rate, samples per second and the remaining time (rich).
 
-    It fits into 80 columns; `breakpoint()` removes it for the rest of the training. In a notebook, it is a line of
-    text.
+    The bar fits into 80 columns. `breakpoint()` removes the bar for the rest of the training. In a notebook, it is a
+    line of text.
 
     Args:
-        refresh: seconds between two updates; each reads the loss.
+        refresh: seconds between two updates; each update reads the loss.
     """
 
     priority = "LOW"

@@ -15,7 +15,7 @@ log = logging.getLogger("trainyard")
 
 
 class RuntimeInfo(Hook):
-    """Logs the size of the model and the data and the baselines of the data, and tags the run with them."""
+    """Logs the sizes of the model and the data, and the baselines of the data, and adds them to the run as tags."""
 
     priority = "VERY_HIGH"
     stackable = True

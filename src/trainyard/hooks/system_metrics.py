@@ -21,16 +21,18 @@ _PROC = Path("/proc")
 
 
 class SystemMetrics(Hook):
-    """Records the load of the machine from a separate thread, under the names that MLflow shows as system metrics.
+    """Records the utilization of the machine in a separate thread, with the names of MLflow's system metrics.
 
-    Of the machine: `system/cpu_utilization_percentage`, `system/system_memory_usage_megabytes` and `…_percentage`; of
-    this process: `system/process_cpu_utilization_percentage` (100 is one core) and `system/process_memory_megabytes`;
-    of the run's GPU, by its number n: `system/gpu_n_utilization_percentage`, `…_memory_usage_megabytes`,
-    `…_memory_usage_percentage` and `…_power_usage_watts`. CPU utilizations are means since the previous point; the
-    GPU's is the driver's value, over about the last second. The last point is at the end of the run. The step of a
-    point is the run's iteration at that time.
+    The metrics of the machine are `system/cpu_utilization_percentage`, `system/system_memory_usage_megabytes` and
+    `…_percentage`. The metrics of this process are `system/process_cpu_utilization_percentage` (100 is one core) and
+    `system/process_memory_megabytes`. The metrics of the run's GPU with number n are
+    `system/gpu_n_utilization_percentage`, `…_memory_usage_megabytes`, `…_memory_usage_percentage` and
+    `…_power_usage_watts`. CPU utilizations are means since the previous point. The GPU utilization is the driver's
+    value for about the last second. The last point is at the end of the run. The step of a point is the run's iteration
+    at that time.
 
-    Unavailable values are omitted: without `/proc` (outside Linux), all but the process's CPU and the GPU.
+    Unavailable values are omitted. Without `/proc` (outside Linux), only the CPU utilization of the process and the GPU
+    metrics are recorded.
 
     Args:
         every: seconds between two points.

@@ -43,26 +43,27 @@ MERGES = ("mean", "softmax_mean")
 
 
 class TestTimeAugmentation(Hook):
-    """Predicts each test batch unchanged and in transformed copies, and averages the predictions.
+    """Averages the predictions for each test batch and for transformed copies of the batch.
 
-    Metrics and other readers of predictions get the mean. It is suitable for predictions that do not move with the
-    input: a class or a number, but not a mask. The evaluated model is used for the predictions (with an EMA, the
-    average; after a training, the best checkpoint). The hook does not change weights or checkpoints. Each copy is a
-    separate forward pass, so memory is unchanged and time grows with the number of copies.
+    Metrics and other hooks receive the mean. The hook supports predictions that are not positions in the input: a class
+    or a number, but not a mask. Predictions come from the evaluated model (with an EMA, the averaged model; after
+    training, the best checkpoint). The hook does not change weights or checkpoints. Each copy needs a separate forward
+    pass, so the memory use is unchanged, and the time grows with the number of copies.
 
     `softmax_mean` is the mean of the probabilities (as in Krizhevsky et al., "ImageNet classification with deep
-    convolutional neural networks", 2012, section 4.1), returned as its logarithm, from which readers of logits compute
-    the correct probabilities.
+    convolutional neural networks", 2012, section 4.1), returned as its logarithm. Metrics that read logits therefore
+    compute the correct probabilities.
 
     A transform receives the input of the batch from the loader, `[B, ...]`, before the model's `data_preprocessor`, and
-    must not change it in place. A random transform draws the same numbers for a batch at every evaluation, in every
-    run.
+    must not change the input in place. A random transform draws the same numbers for a batch in every evaluation and in
+    every run.
 
     Args:
-        transforms: names (see `NAMED`), or functions or modules of the input, used in addition to the unchanged batch.
-        merge: `mean` of the predictions; `softmax_mean`; or None: `softmax_mean` if targets are classes and predictions
-            `[B, ..., C]` have an additional axis, otherwise `mean`.
-        val: also use it in validations, including those of a training.
+        transforms: names (see `NAMED`), or functions or modules that transform the input. The unchanged batch is always
+            included.
+        merge: `mean`: the mean of the predictions; `softmax_mean`; None: `softmax_mean` if targets are classes and
+            predictions `[B, ..., C]` have one more axis, otherwise `mean`.
+        val: also use the hook in validations, including the validations of a training run.
     """
 
     __test__ = False  # not a test case of pytest, despite the name

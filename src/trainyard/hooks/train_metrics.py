@@ -18,16 +18,16 @@ PREFIX = "train_eval"
 class TrainMetrics(Hook):
     """Evaluates the model on training data before each validation, and records `train_eval/accuracy` and so on.
 
-    They are the metrics of the validation, computed in the same way: with the current weights (with an EMA, the
-    average), in evaluation mode, and without an effect on the training. The difference between them and those of the
-    validation shows overfitting. (`train/loss` is measured while the weights change.)
+    The metrics and the computation are the same as in the validation: with the current weights (with an EMA, the
+    averaged weights), in evaluation mode, and without an effect on the training. The difference from the validation
+    results shows overfitting. (`train/loss` is computed while the weights change.)
 
     Args:
-        batches: the number of batches of the training data, the same samples each time and for every seed. None: all
-            batches.
+        batches: the number of batches of the training data. The samples are the same in every validation and for every
+            seed. None: all batches.
 
     Raises:
-        ConfigError: the training data are a stream, which cannot be read twice.
+        ConfigError: the training data is a stream, which cannot be read twice.
     """
 
     priority = "LOW"  # after what replaces the evaluated weights
@@ -43,7 +43,7 @@ class TrainMetrics(Hook):
             raise ConfigError("data", type(runner.data).__name__, "data that can be read twice, not a stream")
 
     def metric_names(self, names: Sequence[str]) -> Sequence[str]:
-        """Return the names of the results, from those of the validation."""
+        """Return the names of the results, derived from the names of the validation results."""
         # Behind the name of the set, which may be of two parts (val/easy).
         ends = [end for name in names for end in (name.partition("/")[2], name.rpartition("/")[2])]
         return list(dict.fromkeys(f"{PREFIX}/{end}" for end in ends))

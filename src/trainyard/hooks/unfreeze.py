@@ -13,14 +13,14 @@ from trainyard.runner.hook import Hook
 
 
 class Unfreeze(Hook):
-    """Trains, from given epochs (or iterations) on, parameters that `freeze` excludes at the start.
+    """Trains initially frozen parameters (`freeze`) from given epochs (or iterations) on.
 
     Howard and Ruder, "Universal language model fine-tuning for text classification" (2018), section 3.3, call it
-    gradual unfreezing. The parameters are added to the optimizer in separate groups: see `Runner.unfreeze`.
+    gradual unfreezing. The parameters are added to the optimizer in separate groups (`Runner.unfreeze`).
 
     Args:
-        at: by epoch (or iteration), counted from 1, the patterns of the parameters that are trained from then on: a
-            pattern or a list, as for `freeze`.
+        at: a mapping from epochs (or iterations), counted from 1, to the parameters that are trained from then on: a
+            pattern or a list of patterns, as for `freeze`.
         by: the unit of `at`, `epoch` or `iter`; None is the unit of the loop.
     """
 

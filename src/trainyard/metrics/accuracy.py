@@ -16,8 +16,8 @@ class Accuracy(SumMetric):
 
     Outputs `[B, ..., C]` (logits or probabilities), target `[B, ...]`. Among equal outputs, the class with the lower
     index comes first, as in `argmax`. If `k` is at least the number of classes, every sample is correct. NaN ranks
-    above every number, and a NaN for the true class is wrong, so a diverged model has a low accuracy. A target that is
-    neither a class nor `ignore_index` is never correct.
+    above every number, and a NaN for the true class counts as wrong. A diverged model therefore has a low accuracy. A
+    target that is neither a class nor `ignore_index` is never correct.
 
     Args:
         topk: with a number, `compute` returns one value. With a list, it returns `{"accuracy": ..., "top5": ...}`,
@@ -38,11 +38,11 @@ class Accuracy(SumMetric):
         self.largest = max(ks)
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Count the correct samples for each k, and all samples, as int64."""
+        """Return the number of correct samples for each k, and the number of all samples, as int64."""
         return self._sums(outputs, target, None)
 
     def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Count the same for each member, `[K]`."""
+        """Return the same numbers for each member, `[K]`."""
         return self._sums(outputs, target.expand(outputs.shape[:-1]), tuple(range(1, outputs.ndim - 1)))
 
     def _sums(self, outputs: Tensor, target: Tensor, axes: tuple[int, ...] | None) -> dict[str, Tensor]:

@@ -9,9 +9,10 @@ from trainyard.metrics.metric import SumMetric
 
 
 class ConfusionMatrix(SumMetric):
-    """Counts `[C, C]`: rows are the true class, columns the predicted one, the class with the highest output.
+    """Counts `[C, C]`: rows are true classes, columns are predicted classes (the highest output).
 
-    Outputs `[B, ..., C]` give the number of classes; a target outside of them (padding) is ignored.
+    The shape of the outputs, `[B, ..., C]`, defines the number of classes; a target that is not a class (padding) is
+    ignored.
     """
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -19,7 +20,7 @@ class ConfusionMatrix(SumMetric):
         return {"matrix": _counts(outputs.argmax(-1).flatten(), target.flatten(), outputs.shape[-1])}
 
     def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Count the same for each member, `[K, C, C]`."""
+        """Return the same counts for each member, `[K, C, C]`."""
         predicted = outputs.argmax(-1)
         true = target.expand(predicted.shape).flatten(1)
         return {"matrix": _counts(predicted.flatten(1), true, outputs.shape[-1])}

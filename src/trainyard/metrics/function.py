@@ -23,25 +23,27 @@ IGNORED = -100
 
 
 class FunctionMetric(Metric):
-    """Adapter for a function of all targets and predictions of a set, such as those of scikit-learn.
+    """Adapter for a function of all targets and predictions of a set, such as a scikit-learn metric.
 
     Targets and outputs are collected, and the function is called at the end, on the CPU. Its arguments are matched by
     name: `y_true` and `target` are targets, `y_pred` and `preds` are predictions. A function with a parameter whose
-    name begins with `y_` or `labels_` receives NumPy arrays; others receive tensors. If the targets are classes,
+    name starts with `y_` or `labels_` receives NumPy arrays; other functions receive tensors. If the targets are
+    classes,
 
     * `y_pred` is the class with the highest output, if outputs are `[N, ..., C]`;
-    * `y_score` and `y_prob` are probabilities by softmax, `[N, C]`; for two classes, those of the second, `[N]`;
+    * `y_score` and `y_prob` are softmax probabilities, `[N, C]`; for two classes, the probability of the second class,
+      `[N]`;
     * targets of -100 are omitted.
 
-    Not stackable: in a stack, each member has its own metric.
+    The metric is not stackable: in a stack, each member has its own metric.
 
     Args:
-        function: the function, with other arguments bound (`functools.partial`, `_partial_` in a config). It returns a
-            number, an array, or a mapping of these by name.
+        function: the function, with other arguments bound (`functools.partial`, `_partial_` in a config). The function
+            returns a number, an array, or a mapping from names to numbers or arrays.
         prefix: see `Metric`.
 
     Raises:
-        ConfigError: no parameter has a name for targets, or none has a name for predictions.
+        ConfigError: no parameter has a name for targets, or no parameter has a name for predictions.
     """
 
     selects = True
@@ -66,7 +68,7 @@ class FunctionMetric(Metric):
         """Keep the targets and outputs of a batch.
 
         Raises:
-            TrainyardError: they are not tensors, or their shapes do not match.
+            TrainyardError: targets or outputs are not tensors, or their shapes do not match.
         """
         outputs, target = self.read(batch, outputs)
         if not isinstance(outputs, Tensor) or not isinstance(target, Tensor):
@@ -79,10 +81,10 @@ class FunctionMetric(Metric):
         self.kept.append((target.detach().clone(), outputs.detach().to(kind, copy=True)))
 
     def compute(self) -> Result:
-        """Return what the function returns, float64.
+        """Return the result of the function, float64.
 
         Raises:
-            TrainyardError: nothing was processed, or the function raises an error or returns no numbers.
+            TrainyardError: no batch was processed, or the function raises an error or returns no numbers.
         """
         if not self.kept:
             raise TrainyardError(f"{self.title} cannot be computed, because no batch was processed.")
@@ -122,11 +124,11 @@ class FunctionMetric(Metric):
             ) from None
 
     def reset(self) -> None:
-        """Forget the targets and outputs."""
+        """Discard the targets and outputs."""
         self.kept: list[tuple[Tensor, Tensor]] = []
 
     def merge(self, other: Metric) -> None:
-        """Append the other's targets and outputs."""
+        """Append the targets and outputs of another metric."""
         if not isinstance(other, FunctionMetric):
             raise TypeError(f"a {type(other).__name__} cannot be merged into a function's metric")
         self.kept = [*self.kept, *other.kept]

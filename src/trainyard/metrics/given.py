@@ -21,8 +21,8 @@ def configured(config: Mapping[str, Any]) -> dict[str, Metric]:
     """Build metrics from their configs, by name.
 
     Args:
-        config: by name, an object or the config of a metric, with `output` and `target` to select its input. Entries
-            that are None are omitted.
+        config: a mapping from names to metrics or their configs, with `output` and `target` to select the input.
+            Entries that are None are omitted.
 
     Raises:
         ConfigError: an entry cannot be built, or does not support the selection of output and target.
@@ -52,10 +52,10 @@ def without_paths(value: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def as_metric(given: Any) -> Metric:
-    """Return a metric unchanged, or an adapter for a torchmetrics metric, one with MMEngine's methods, or a function.
+    """Return a metric unchanged, or an adapter for a torchmetrics metric, an MMEngine metric, or a function.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: the value is none of these.
     """
     if isinstance(given, Metric):
         return given

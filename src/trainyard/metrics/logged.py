@@ -16,8 +16,8 @@ from trainyard.models.lightning.recorder import Entry, is_metric
 class Logged(Metric):
     """The values that the steps of a `LightningModule` log in an evaluation, named without the prefix of the set.
 
-    A value is the mean over the batches, weighted by their samples, or the reduction `reduce_fx`; a metric of
-    torchmetrics is computed at the end, and reset. Values that are logged at the end of the epoch are included.
+    A value is the mean over the batches, weighted by samples, or the reduction `reduce_fx`. A torchmetrics metric is
+    computed and reset at the end. Values that are logged at the end of the epoch are included.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Logged(Metric):
         self._source, self._entries = None, {}
 
     def process(self, batch: Any, outputs: Any) -> None:
-        """Add what a step logged."""
+        """Add the values that a step logged."""
         if not isinstance(outputs, Evaluated):
             raise self.refusal(outputs, None, "values logged by a LightningModule (model=lightning)")
         self._source = outputs
@@ -53,7 +53,7 @@ class Logged(Metric):
         """Return the results by name.
 
         Raises:
-            TrainyardError: nothing was logged.
+            TrainyardError: no value was logged.
         """
         if self._source is None:
             raise TrainyardError("Logged cannot be computed, because no batch was processed.")

@@ -30,7 +30,7 @@ class CrossEntropy(SumMetric):
         return {"nll": nll, "count": (target != self.ignore_index).count_nonzero()}
 
     def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return the same for each member, `[K]`."""
+        """Return the same sums for each member, `[K]`."""
         target = target.expand(outputs.shape[:-1])
         nll = self._nll(outputs, target).view(target.shape).flatten(1).sum(1, dtype=torch.float64)
         return {"nll": nll, "count": (target != self.ignore_index).flatten(1).count_nonzero(1)}

@@ -27,19 +27,19 @@ class Metric(ABC):
     device of the first sums; `process` must not synchronize with the device (`.item()`, `if tensor`).
 
     Args:
-        prefix: the results are named `<prefix>/<name>`, so that they differ from those of another metric.
+        prefix: the results are named `<prefix>/<name>`, so that their names differ from the names of another metric.
 
     Attributes:
         state: name -> sum. Empty before the first batch.
-        stackable: whether `process` supports the outputs of K members at once, `[K, ...]`. If not, each member of a
+        stackable: whether `process` supports the stacked outputs of K members, `[K, ...]`. If False, each member of a
             stack has its own metric.
         capturable: whether `process` only calls `add` with sums of tensors that are a function of the batch, the
-            outputs and the metric's settings. It then runs within a CUDA graph; other metrics are processed after the
-            graph.
-        selects: whether `process` gets outputs and target from `read`, so that a config can select them.
-        output, target: paths of the results of `read`, in the outputs and in the batch; None for the complete output,
-            and for the target of the batch.
-        name: its name in the config, for messages.
+            outputs and the metric's settings. If True, it runs within a CUDA graph; other metrics are processed after
+            the graph.
+        selects: whether `process` calls `read` for the outputs and the target, so that a config can select them.
+        output, target: the paths of the values that `read` returns, in the outputs and in the batch; None: the complete
+            output, and the target of the batch.
+        name: the name of the metric in the config, for messages.
         members: K if the outputs have a leading axis of K members, otherwise None. The caller that passes stacked
             outputs to a stackable metric sets it.
     """
@@ -65,10 +65,10 @@ class Metric(ABC):
         """Add a batch and the predictions for it to the state."""
 
     def read(self, batch: Any, outputs: Any) -> tuple[Any, Any]:
-        """Return the outputs and the target of the metric: those that `output` and `target` select.
+        """Return the outputs and the target that `output` and `target` select.
 
         Raises:
-            TrainyardError: there is no such output or target.
+            TrainyardError: the output or the target does not exist.
         """
         target = target_of(batch) if self.target is None else select(batch, self.target, "batch")
         return (outputs if self.output is None else select(outputs, self.output, "outputs")), target
@@ -87,14 +87,14 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self) -> Result:
-        """Return the result: a scalar, `[K]` for K members, or an array per member; or several of these by name."""
+        """Return the result: a scalar, `[K]` for K members, an array per member, or a mapping of these."""
 
     def reset(self) -> None:
         """Reset to the state before the first batch."""
         self.state = {}
 
     def describe(self, metainfo: Any) -> None:  # noqa: B027 - few metrics read it
-        """Receive the `metainfo` of the dataset that is evaluated next, if it has one."""
+        """Receive the `metainfo` of the data set that is evaluated next, if it has a `metainfo`."""
 
     def merge(self, other: Metric) -> None:
         """Add the state of another metric of the same kind, on any device."""
@@ -120,7 +120,7 @@ class Metric(ABC):
         """Return the entry of the state under `key`.
 
         Raises:
-            TrainyardError: nothing was processed.
+            TrainyardError: no batch was processed.
         """
         if key not in self.state:
             raise TrainyardError(f"{type(self).__name__} cannot be computed, because no batch was processed.")
@@ -131,8 +131,8 @@ class SumMetric(Metric):
     """Base class of metrics computed from sums, a pure function of one member's outputs and target.
 
     A subclass implements `sums` and `compute`. For the outputs of K members, `[K, ...]`, `torch.vmap` calls `sums` for
-    each member, so a subclass can ignore members; the target is `[K, B]` or shared, `[B]`. If that is too slow, the
-    subclass also implements `stacked_sums`.
+    each member, so a subclass can ignore members. The target is `[K, B]`, or `[B]` if all members share it. If `vmap`
+    is too slow, the subclass also implements `stacked_sums`.
     """
 
     stackable = True
@@ -146,7 +146,7 @@ class SumMetric(Metric):
         """Return sums over a batch: outputs `[B, ..., C]`, target `[B, ...]` (without a class axis: same shape)."""
 
     def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return sums `[K, ...]` of K members: outputs `[K, B, ..., C]`, target `[K, B, ...]` or shared, `[B, ...]`."""
+        """Return sums `[K, ...]` of K members: outputs `[K, B, ..., C]`, target `[K, B, ...]` or `[B, ...]`."""
         shared = target.ndim == outputs.ndim - self.class_axis - 1
         sums: dict[str, Tensor] = torch.vmap(self.sums, in_dims=(0, None if shared else 0))(outputs, target)
         return sums
@@ -162,7 +162,7 @@ class SumMetric(Metric):
             setattr(cls, "stacked_sums", SumMetric.stacked_sums)  # noqa: B010 (a type checker refuses to assign it)
 
     def process(self, batch: Any, outputs: Any) -> None:
-        """Add the sums over a batch; `read` finds outputs and target."""
+        """Add the sums over a batch; `read` returns the outputs and the target."""
         outputs, target = self.read(batch, outputs)
         if not isinstance(outputs, Tensor) or not isinstance(target, Tensor):
             raise self.refusal(outputs, target, "two tensors")

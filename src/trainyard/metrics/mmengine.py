@@ -17,14 +17,14 @@ from trainyard.metrics.selection import select
 class MMEngineMetric(Metric):
     """Adapter for a metric with MMEngine's two methods.
 
-    `process(data_batch, data_samples)` appends the values that it needs from a batch and its predictions to
-    `self.results`; `compute_metrics(results)` computes a dict of numbers (or arrays) from all of them, on the CPU. A
-    class with these two methods is sufficient, such as one that derives from `mmengine.evaluator.BaseMetric`. `results`
-    is stored here, and therefore collected across ranks. If the dataset has a `metainfo`, it is the metric's
-    `dataset_meta`. Not stackable.
+    `process(data_batch, data_samples)` appends values from a batch and its predictions to `self.results`.
+    `compute_metrics(results)` computes a dict of numbers (or arrays) from all results, on the CPU. A class with these
+    two methods is sufficient, for example a class that derives from `mmengine.evaluator.BaseMetric`. The adapter stores
+    `results` and collects them across ranks. If the data set has a `metainfo`, it is the metric's `dataset_meta`. The
+    metric is not stackable.
 
     Args:
-        metric: anything with `process` and `compute_metrics`.
+        metric: an object with `process` and `compute_metrics`.
         prefix: see `Metric`; None: the metric's own prefix, if it has one.
 
     Example:
@@ -48,7 +48,7 @@ class MMEngineMetric(Metric):
         self.reset()
 
     def process(self, batch: Any, outputs: Any) -> None:
-        """Give the metric a batch and its predictions; MMEngine's data elements are passed as dicts."""
+        """Pass a batch and its predictions to the metric; MMEngine's data elements are passed as dicts."""
         if self.output is not None:
             outputs = select(outputs, self.output, "outputs")
         if isinstance(outputs, tuple | list):
@@ -75,7 +75,7 @@ class MMEngineMetric(Metric):
         self.metric.dataset_meta = metainfo
 
     def merge(self, other: Metric) -> None:
-        """Append the other's results to its own."""
+        """Append the results of another metric."""
         if not isinstance(other, MMEngineMetric) or type(other.metric) is not type(self.metric):
             kind = type(getattr(other, "metric", other)).__name__
             raise TypeError(f"a {kind} cannot be merged into a {type(self.metric).__name__}")

@@ -33,7 +33,7 @@ class _MeanError(SumMetric):
 
 
 class MeanSquaredError(_MeanError):
-    """The mean of `(output - target)^2` over all numbers; outputs and target have the same shape, e.g. `[B]`."""
+    """The mean of `(output - target)^2` over all elements; outputs and target have the same shape, such as `[B]`."""
 
     def error(self, difference: Tensor) -> Tensor:
         """Return the square of `difference`."""
@@ -41,7 +41,7 @@ class MeanSquaredError(_MeanError):
 
 
 class MeanAbsoluteError(_MeanError):
-    """The mean of `|output - target|` over all numbers; outputs and target have the same shape, e.g. `[B]`."""
+    """The mean of `|output - target|` over all elements; outputs and target have the same shape, such as `[B]`."""
 
     def error(self, difference: Tensor) -> Tensor:
         """Return the absolute value of `difference`."""

@@ -11,9 +11,9 @@ from trainyard.metrics.metric import Metric
 
 
 def results_of(metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
-    """Compute the metrics by name: a single result has its metric's name, several results have their own.
+    """Compute the metrics by name: a single result has the name of its metric, several results have their own names.
 
-    A metric with a `prefix` has it before the name: `coarse/accuracy`.
+    If a metric has a `prefix`, the names start with this prefix: `coarse/accuracy`.
 
     Raises:
         ConfigError: two metrics return results with the same name.

@@ -21,12 +21,12 @@ FOLDS = ("dim_zero_sum", "dim_zero_max", "dim_zero_min")
 class TorchMetric(Metric):
     """Adapter for a `torchmetrics.Metric` or `MetricCollection`.
 
-    `process` calls `update(outputs, target)`, with tensors or, for detection, lists of dicts of them. The wrapped
-    metric has its own state. If `torch.distributed` is initialized, its `compute` reduces over the ranks: `state` stays
-    empty, and the caller does not reduce anything. Not stackable.
+    `process` calls `update(outputs, target)` with tensors or, for detection, lists of dicts of tensors. The wrapped
+    metric has its own state. If `torch.distributed` is initialized, `compute` of the wrapped metric reduces over the
+    ranks: `state` stays empty, and the caller does not reduce. The metric is not stackable.
 
     Args:
-        metric: anything with `update`, `compute`, `reset` and `to`.
+        metric: an object with `update`, `compute`, `reset` and `to`.
         prefix: see `Metric`.
     """
 
@@ -43,7 +43,7 @@ class TorchMetric(Metric):
         """Update the metric, after moving it to the device of the outputs.
 
         Raises:
-            TrainyardError: the metric rejects them.
+            TrainyardError: the metric rejects the outputs or the target.
         """
         outputs, target = self.read(batch, outputs)
         target = aligned(target, outputs)
@@ -73,10 +73,10 @@ class TorchMetric(Metric):
         self._merged = []
 
     def merge(self, other: Metric) -> None:
-        """Copy the other metric, so that `compute` can reduce all of them at once, as torchmetrics does with ranks.
+        """Copy the other metric, so that `compute` can reduce all metrics in one step, as torchmetrics does with ranks.
 
-        `torchmetrics.Metric.merge_state` merges pairwise, which is wrong for states that are means, and rejects metrics
-        that are not marked for it.
+        `torchmetrics.Metric.merge_state` merges pairwise, which is wrong for states that are means. It also rejects
+        metrics that do not declare support for it.
         """
         if not isinstance(other, TorchMetric) or type(other.metric) is not type(self.metric):
             kind = type(getattr(other, "metric", other)).__name__

@@ -16,22 +16,23 @@ Transform = Callable[[Tensor], Tensor]
 
 
 class Augment(nn.Module):
-    """Applies transforms to the inputs of a training batch; in evaluation mode batches are unchanged.
+    """Applies transforms to the inputs of a training batch; in evaluation mode, batches are unchanged.
 
     The transforms are functions from a tensor to a tensor, such as those of `torchvision.transforms.v2`. They run on
-    the batch's device, which is where the data is if it is kept in memory. The input is the first element of a tuple or
-    list, the first key of a mapping that is not a target, or the single tensor itself; other entries are not changed.
+    the batch's device. Data in memory is already on this device. The input is the first element of a tuple or list, the
+    first key of a mapping that is not a target, or a single tensor. The other parts of the batch are unchanged.
 
-    Transforms draw their random numbers on the host. Therefore, a step with them is not captured into a CUDA graph, and
-    runs with different seeds train one by one, not as a stack.
+    Transforms draw their random numbers on the host. A step with transforms is therefore not captured into a CUDA
+    graph, and runs that differ in seeds train one by one, not as a stack.
 
     Args:
-        transforms: applied in order.
-        each: apply them to each sample separately, `[C, H, W]`, so that it has its own random numbers. Otherwise, they
-            are applied once to the batch `[B, C, H, W]`, which is faster, and all samples have the same random numbers.
+        transforms: the transforms, which are applied in order.
+        each: True: apply the transforms to each sample `[C, H, W]` separately, with separate random numbers. False:
+            apply them once to the batch `[B, C, H, W]`, which is faster; all samples of the batch then have the same
+            random numbers.
 
     Raises:
-        ConfigError: `transforms` is not a function or a list of functions.
+        ConfigError: `transforms` is neither a function nor a list of functions.
 
     Example:
         >>> x, y = Augment([torch.neg])((torch.ones(4, 3, 8, 8), torch.zeros(4)))

@@ -26,21 +26,21 @@ class BaseModel(nn.Module):
 
     A subclass writes `forward(*batch, mode)` (or `forward(**batch, mode)`), where `mode` is
 
-    * `"loss"`: a dict of scalar losses; those whose key contains `loss` are summed and back-propagated. If they are
-      means over something other than the samples (such as tokens that are not ignored), `num_items` is the number of
-      these items, a tensor. `logged` is a mapping of additional numbers, which are recorded but are not part of the
-      loss, whatever their names are;
-    * `"predict"`: the input of the metrics, e.g. logits `[B, num_classes]`;
+    * `"loss"`: a dict of scalar losses. The losses whose key contains `loss` are summed, and `backward` is called on
+      the sum. If the losses are means over items other than the samples (such as tokens that are not ignored),
+      `num_items` is the number of these items, as a tensor. `logged` is a mapping of additional numbers, which are
+      recorded but are not part of the loss, regardless of their names;
+    * `"predict"`: the input of the metrics, such as logits `[B, num_classes]`;
     * `"tensor"`: the raw output of the network.
 
-    A tuple or list is passed as `*batch`, a mapping as `**batch`, anything else as one argument. To be trained as a
+    A tuple or list is passed as `*batch`, a mapping as `**batch`, any other object as one argument. To be trained as a
     member of a stack, `forward` must support `torch.func.vmap`: no `.item()`, and no control flow that depends on the
     data.
 
     Args:
         data_preprocessor: a module that is called on every batch before `forward`, after its tensors were moved to the
-            model's device; or several, in a list or in a mapping by name, called in order. None: batches are only moved
-            to the device.
+            model's device; or a list or mapping of several modules, called in order. None: batches are only moved to
+            the device.
 
     Example:
         >>> class Linear(BaseModel):
@@ -63,11 +63,11 @@ class BaseModel(nn.Module):
         self._anchor: _Anchor | None = None
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
-        """Compute losses, predictions or the raw output, by `mode`; see the class."""
+        """Compute losses, predictions or the raw output, depending on `mode`; see the class."""
         raise NotImplementedError(f"{type(self).__name__} has no forward(*batch, mode)")
 
     def train_step(self, batch: Any) -> dict[str, Tensor]:
-        """Return the losses of a batch: scalars, not yet summed (see `total_loss`), still on the device."""
+        """Return the losses of a batch: scalars on the device, not yet summed (see `total_loss`)."""
         losses: dict[str, Tensor] = call(self, self.preprocess(batch), "loss")
         return losses
 
@@ -77,7 +77,7 @@ class BaseModel(nn.Module):
         return losses
 
     def val_step(self, batch: Any) -> Any:
-        """Return the predictions for a batch of the validation data. The loop sets `eval()` and turns gradients off."""
+        """Return the predictions for a batch of the validation data, in evaluation mode and without gradients."""
         return call(self, self.preprocess(batch), "predict")
 
     def test_step(self, batch: Any) -> Any:
@@ -128,7 +128,7 @@ class _Anchor:
 def call(model: nn.Module, batch: Any, mode: str) -> Any:
     """Call `model.forward` on a batch in one of the modes, for any module whose `forward` takes `mode`.
 
-    A tuple or list is passed as `*batch`, a mapping as `**batch`, anything else as one argument.
+    A tuple or list is passed as `*batch`, a mapping as `**batch`, any other object as one argument.
     """
     if isinstance(batch, (tuple, list)):
         return model(*batch, mode=mode)
@@ -172,8 +172,8 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
     Other entries (such as an accuracy of the training batch) are ignored.
 
     Args:
-        losses: scalars; for a stack of K members `[K]`.
-        stacked: whether they are the losses of a stack.
+        losses: scalars; for a stack of K members, tensors `[K]`.
+        stacked: whether the losses belong to a stack.
 
     Returns:
         A scalar, or `[K]`.

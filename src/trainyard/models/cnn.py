@@ -13,14 +13,14 @@ from trainyard.models.supervised import Supervised
 
 
 class CNN(Supervised):
-    """Stages of 3x3 convolution, batch normalization, ReLU and 2x2 max pooling; the last one averages over the image.
+    """Stages of 3x3 convolution, batch normalization, ReLU and 2x2 max pooling; the last stage averages over the image.
 
     Maps images `[B, in_channels, H, W]` of any size to logits `[B, num_classes]`.
 
     Args:
         in_channels: channels of the image.
         num_classes: logits per image.
-        channels: channels of each stage; every stage except the last halves the image.
+        channels: channels of each stage; every stage except the last stage halves the image.
         dropout: the fraction of the averaged features that is dropped in training, in [0, 1).
         loss: see `Supervised`.
         data_preprocessor: see `BaseModel`.

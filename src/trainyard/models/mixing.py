@@ -95,10 +95,10 @@ class BatchMix(nn.Module, ABC):
 
 
 class Mixup(BatchMix):
-    """Replaces each sample and its target with a weighted mean of itself and the previous sample, with random weights.
+    """Replaces each sample and its target with a randomly weighted mean with the previous sample and its target.
 
-    Source: Zhang, Cissé, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018. The paper's alpha
-    for ImageNet is 0.2, for CIFAR-10 1. Batches are in random order, so adjacent samples are random pairs.
+    Source: Zhang, Cissé, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018. The paper's alpha is
+    0.2 for ImageNet and 1 for CIFAR-10. Batches are in random order, so neighbouring samples are random pairs.
 
     Args: see `BatchMix`. The input `[B, ...]` is floating-point.
 
@@ -119,13 +119,13 @@ class Mixup(BatchMix):
 
 
 class CutMix(BatchMix):
-    """Replaces a rectangle of each image with that of the previous image; targets are mixed by area.
+    """Replaces a rectangle of each image with the same rectangle of the previous image; targets are mixed by area.
 
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", 2019
     (its alpha is 1). The rectangle is the same for all images of a batch; its center is drawn uniformly, and the part
     outside the image is ignored.
 
-    Args: see `BatchMix`. The input is `[B, ..., H, W]`, of any number type.
+    Args: see `BatchMix`. The input is `[B, ..., H, W]` with any numeric dtype.
 
     Example:
         >>> x, y = CutMix(num_classes=3, alpha=1.0)((torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])))
@@ -145,12 +145,12 @@ class CutMix(BatchMix):
 class RandomChoice(nn.Module):
     """Applies one of several preprocessors, drawn for each training batch; in evaluation mode, batches are unchanged.
 
-    All of them are computed and one result is used, so that the choice needs no synchronization. They must return
-    tensors of the same shapes.
+    All preprocessors are computed and one result is kept, so that the choice needs no synchronization. All results must
+    have the same shapes.
 
     Args:
-        choices: modules from a batch to a batch, such as `Mixup` and `CutMix`, in a list or by name.
-        weights: the relative frequency of each choice, in order; None: all equal.
+        choices: modules from a batch to a batch, such as `Mixup` and `CutMix`, as a list or a mapping.
+        weights: the relative frequency of each choice, in order; None: equal frequencies.
 
     Example:
         >>> either = RandomChoice([Mixup(num_classes=3, alpha=0.2), CutMix(num_classes=3)])
@@ -175,7 +175,7 @@ class RandomChoice(nn.Module):
         self.bounds = [upto / sum(given) for upto in accumulate(given)][:-1]
 
     def forward(self, batch: Any) -> Any:
-        """Return the batch, passed through one of the choices in training."""
+        """Return the batch, in training after one of the choices."""
         if not self.training:
             return batch
         made, *others = [choice(batch) for choice in self.choices]

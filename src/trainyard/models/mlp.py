@@ -24,9 +24,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class MLP(Supervised):
-    """Fully connected layers: `[B, ...]`, flattened to `[B, in_features]`, to logits `[B, num_classes]`.
+    """Fully connected layers from `[B, ...]`, flattened to `[B, in_features]`, to logits `[B, num_classes]`.
 
-    Initialized as in He et al., 2015 ("Delving Deep into Rectifiers"): variance 2 / fan-in, biases 0.
+    The initialization is that of He et al., 2015 ("Delving Deep into Rectifiers"): variance 2 / fan-in, biases 0.
 
     Args:
         in_features: numbers per sample.

@@ -15,18 +15,19 @@ from trainyard.errors import ConfigError, TrainyardError
 
 
 class DataPreprocessor(nn.Module):
-    """Normalizes the input of a batch: `(x.float() - mean) / std`. The rest of the batch is not changed.
+    """Normalizes the input of a batch: `(x.float() - mean) / std`. Other parts of the batch are unchanged.
 
     The input is the first element of a tuple or list, the first key of a mapping that is not a target, or the batch
-    itself if it is a tensor. Bytes (`uint8`) can therefore be kept on the device, and are converted to floats here. A
-    list of images `[C, H, W]` of different sizes (`trainyard.data.pseudo_collate`) is padded at the right and the
-    bottom, and stacked: `[B, C, H, W]`.
+    itself if it is a tensor. Bytes (`uint8`) can be kept on the device, and this module converts them to floats. A list
+    of images `[C, H, W]` of different sizes (`trainyard.data.pseudo_collate`) is padded at the right and the bottom,
+    and stacked: `[B, C, H, W]`.
 
     Args:
-        mean: one number, or one per channel of `[B, C, ...]` (per feature of `[B, F]`), in the units of the input.
+        mean: one number, or one number per channel of `[B, C, ...]` (per feature of `[B, F]`), in the units of the
+            input.
         std: the same, above 0.
-        fitted: whether both were measured on the training data. Checkpoints then contain them, and loading a checkpoint
-            restores them.
+        fitted: whether `mean` and `std` were measured on the training data. Checkpoints then contain both values, and
+            loading a checkpoint restores them.
         pad_size_divisor: height and width of images are padded to multiples of this number; 1: only lists are padded.
         pad_value: the value of the padding, after the normalization.
 
@@ -90,7 +91,7 @@ class DataPreprocessor(nn.Module):
         return pad(image, (0, right, 0, below), value=self.pad_value) if right or below else image
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Normalize `x` `[B, C, ...]` of any number type, and return floats."""
+        """Normalize `x` `[B, C, ...]` with any numeric dtype, and return floats."""
         shape = (-1, *[1] * (x.ndim - 2))
         x = x if x.is_floating_point() else x.float()
         return (x - self.mean.view(shape)) / self.std.view(shape)

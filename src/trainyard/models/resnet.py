@@ -17,15 +17,15 @@ from trainyard.models.supervised import Supervised
 class ResNet(Supervised):
     """The CIFAR-10 residual network of He et al., 2015 ("Deep Residual Learning for Image Recognition", section 4.2).
 
-    Three stages of `(depth - 2) / 6` blocks with `width`, `2 * width` and `4 * width` channels, the second and third at
-    half the resolution of the previous one; identity shortcuts without parameters (the paper's option A). Maps images
+    Three stages of `(depth - 2) / 6` blocks with `width`, `2 * width` and `4 * width` channels, where the second and
+    third stage halve the resolution, and identity shortcuts without parameters (the paper's option A). Maps images
     `[B, in_channels, H, W]` of at least 4x4 pixels to logits `[B, num_classes]`.
 
     Args:
         in_channels: channels of the image.
         num_classes: logits per image.
         depth: layers with weights, 6n + 2: 8, 14, 20, 32, 44, 56, 110 ...
-        width: channels of the first stage; the paper's is 16.
+        width: channels of the first stage; 16 in the paper.
         loss: see `Supervised`.
         data_preprocessor: see `BaseModel`.
     """

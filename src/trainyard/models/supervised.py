@@ -23,21 +23,22 @@ IGNORED = -100
 class Supervised(BaseModel):
     """Turns an `nn.Module` of any library into a model for the Runner.
 
-    In a tuple, the last element is the target, and the others are passed to the network. In a mapping, the target has
-    the key `target`, `targets`, `label`, `labels` or `y`, and the others are passed to the network by name, or, if
-    there is only one, as its first argument. For predictions the target can be missing; a single tensor is an input.
-    Regression targets `[B]` match outputs `[B, 1]` and vice versa.
+    In a tuple, the last element is the target, and the other elements are passed to the network. In a mapping, the
+    target has the key `target`, `targets`, `label`, `labels` or `y`, and the other entries are passed to the network by
+    name. If there is only one other entry, it is passed as the first argument. For predictions, the target can be
+    missing; a single tensor is an input. Regression targets `[B]` match outputs `[B, 1]` and vice versa.
 
-    A network that computes its loss itself, such as those of transformers, receives the `labels` of a mapping, unless
-    there is a `loss`; its output then has `loss`. If an output has `logits`, the loss and the metrics use them.
+    A network that computes its own loss, such as a model of transformers, receives the `labels` of a mapping, unless
+    `loss` is given. Its output then has `loss`. If an output has `logits`, the loss and the metrics use the logits.
 
     Args:
         net: the network; the loss and the metrics receive its output.
         loss: `loss(output, target)` -> scalar. None: `torch.nn.CrossEntropyLoss()`, for logits `[B, num_classes]` and
             classes `[B]`.
         data_preprocessor: see `BaseModel`.
-        ignore_index: the target that the loss ignores (padding), as its own `ignore_index`; batches are then weighted
-            by the number of other targets (`num_items`). None: by the number of samples.
+        ignore_index: the target that the loss ignores (padding), equal to the loss's own `ignore_index`. Batches are
+            then weighted by the number of other targets (`num_items`). None: batches are weighted by the number of
+            samples.
 
     Example:
         >>> import torch
@@ -84,10 +85,10 @@ class Supervised(BaseModel):
         return _in_mode(output, mode)
 
     def by_own_loss(self, batch: Mapping[str, Any], mode: str) -> Any:
-        """Return the same for a batch with `labels`, from a network that computes its loss from them.
+        """Return the losses or the output for a batch with `labels`, from a network that computes its own loss.
 
         Raises:
-            TrainyardError: its output has no `loss`.
+            TrainyardError: the output has no `loss`.
         """
         output = self.net(**batch)
         if mode != "loss":

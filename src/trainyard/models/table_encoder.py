@@ -22,14 +22,14 @@ UNKNOWN = -1.0
 
 
 class TableEncoder(DataPreprocessor):
-    """Encodes rows of a table, float32 `[B, F]`: columns of numbers, and columns of category codes.
+    """Encodes rows of a table, float32 `[B, F]`: columns of numbers, and columns of categories, given by their codes.
 
     The features of a row are, in this order: each number, `(x - mean) / std`, where a missing value (NaN) is replaced
-    with `fill`; for each column of categories, one 0 or 1 per category, all of them 0 for a missing or unknown
-    category; and for each of the columns `gaps`, a 1 if the value is missing.
+    with `fill`; for each column of categories, one 0 or 1 per category, all 0 for a missing or unknown category; and
+    for each column in `gaps`, a 1 if the value is missing.
 
-    Its numbers, and the digest of the categories, are part of the model's state: loading a checkpoint restores them,
-    and a table with other categories is rejected.
+    The statistics and the digest of the categories are part of the model's state. Loading a checkpoint restores the
+    statistics, and a table with other categories is rejected.
 
     Args:
         columns: the names of the columns, in the order of the input.
@@ -85,7 +85,7 @@ class TableEncoder(DataPreprocessor):
         return torch.cat(parts, 1)
 
     def encode_table(self, table: pd.DataFrame) -> npt.NDArray[np.float32]:
-        """Return the rows of a table, `[B, F]`, from its columns by name; others are ignored.
+        """Return the rows of a table, `[B, F]`, from its columns by name; other columns are ignored.
 
         Raises:
             ConfigError: a column is missing, or contains a string instead of a number.

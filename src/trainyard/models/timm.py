@@ -17,7 +17,7 @@ from trainyard.models.supervised import Supervised
 
 
 class Timm(Supervised):
-    """A model of `timm.create_model`: images `[B, in_channels, H, W]` to logits `[B, num_classes]`.
+    """A model of `timm.create_model`, from images `[B, in_channels, H, W]` to logits `[B, num_classes]`.
 
     Args:
         name: the name of the model in `timm.list_models()`, with or without the tag of its weights
@@ -25,14 +25,14 @@ class Timm(Supervised):
         num_classes: logits per sample.
         in_channels: channels of the images.
         pretrained: true: the weights of `name`, from timm's cache or the hub; a path: the weights in this file. The
-            head is initialized randomly if `num_classes` differs from that of the weights.
+            head is initialized randomly if the weights have another number of classes.
         loss: see `Supervised`.
         data_preprocessor: see `BaseModel`.
         arguments: additional arguments of the model (`drop_rate`, `img_size`, …).
 
     Raises:
-        ConfigError: timm is not installed, there is no such model, the model does not accept an argument, or its
-            weights are not available.
+        ConfigError: timm is not installed, the model does not exist or does not accept an argument, or its weights are
+            not available.
     """
 
     def __init__(

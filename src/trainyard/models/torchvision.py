@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 class TorchvisionModel(Supervised):
-    """A classifier of `torchvision.models`: images `[B, in_channels, H, W]` to logits `[B, num_classes]`.
+    """A classifier of `torchvision.models`, from images `[B, in_channels, H, W]` to logits `[B, num_classes]`.
 
     Args:
         name: the name of the model in `torchvision.models.list_models()`.
         num_classes: logits per sample.
-        in_channels: channels of the images; if there are not three, the first convolution is replaced.
+        in_channels: channels of the images; for another number than 3, the first convolution is replaced.
         weights: the name of pretrained weights (`DEFAULT`, `IMAGENET1K_V2`), from torch's cache or the network; tensors
             of another shape (a new head or first convolution) keep their random values. None: no weights.
         loss: see `Supervised`.
@@ -33,7 +33,8 @@ class TorchvisionModel(Supervised):
         arguments: additional arguments of the model (`dropout`, …).
 
     Raises:
-        ConfigError: torchvision is not installed, there is no such model or no such weights, or they are not available.
+        ConfigError: torchvision is not installed, the model or the weights do not exist, or the weights are not
+            available.
     """
 
     def __init__(

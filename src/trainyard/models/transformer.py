@@ -18,7 +18,7 @@ POSITIONS = {"learned": False, "rotary": True}
 
 
 class Transformer(Supervised):
-    """Predicts each token from the previous ones (GPT-2, Radford et al., 2019).
+    """Predicts each next token from the previous tokens (GPT-2, Radford et al., 2019).
 
     Maps tokens `[B, T]`, T at most `context_length`, to logits `[B, T, vocab_size]`; the loss is the mean
     cross-entropy over all positions.
@@ -27,9 +27,9 @@ class Transformer(Supervised):
         vocab_size: the number of distinct tokens.
         context_length: the maximum length of a sequence.
         dim: width of the residual stream.
-        heads: attention heads; a divisor of `dim`.
-        layers: blocks of attention and MLP.
-        dropout: in [0, 1), on the embeddings, the attention and both residual branches.
+        heads: the number of attention heads; a divisor of `dim`.
+        layers: the number of blocks of attention and MLP.
+        dropout: the dropout probability in [0, 1), for the embeddings, the attention and both residual branches.
         positions: `rotary` (RoFormer, Su et al., 2021; learns in fewer steps) or `learned` (one vector per position).
         tie_embeddings: use the token embedding as the output layer (Press & Wolf, 2017).
         data_preprocessor: see `BaseModel`.

@@ -29,28 +29,28 @@ class Transformers(Supervised):
     The entries of a mapping are passed to the model by name, and with `labels` the model computes its own loss. The
     target of a tuple is passed to `loss`. Metrics use the output's `logits`.
 
-    A model of `causal_lm` expects its inputs as `labels` and shifts them itself. Its predictions for such a batch are
-    also shifted, to the positions of `labels`. The first position has no prediction, and its logits are zero (set its
-    label to -100). A target in a tuple must already be shifted, as in `data=text`.
+    For `causal_lm`, `labels` are the inputs of the model, and the model shifts them itself. For a batch with `labels`,
+    the predictions are shifted to the positions of `labels` too. The first position has no prediction, and its logits
+    are zero. Set the label of this position to -100. A target in a tuple must already be shifted, as in `data=text`.
 
-    If the attention is torch's `scaled_dot_product_attention`, masks are created without reading their values
+    With torch's `scaled_dot_product_attention`, masks are created without reading tensor values
     (`attention_of_any_mask`), so that the model can be stacked.
 
     Args:
-        task: the Auto class: `sequence_classification` is `AutoModelForSequenceClassification`. Others are `causal_lm`,
-            `masked_lm`, `seq2seq_lm`, `token_classification` and `image_classification`.
+        task: the Auto class: `sequence_classification` is `AutoModelForSequenceClassification`. Other tasks are
+            `causal_lm`, `masked_lm`, `seq2seq_lm`, `token_classification`, `image_classification` and so on.
         name: a folder written by `save_pretrained`, or a model of the hub: its config and its weights. None: random
             weights of the model that `config` describes.
-        config: entries of the model's config. Without `name`, it must contain `model_type` (`bert`, `gpt2`, …).
+        config: entries of the model's config. Without `name`, the entry `model_type` (`bert`, `gpt2`, …) is required.
         num_classes: `num_labels` of the config, if it is known.
         vocab_size: `vocab_size` of the config, if it is known and there is no `name`.
-        loss: `loss(logits, target)`. None: the loss of the model for `labels`, otherwise cross-entropy over the last
+        loss: `loss(logits, target)`. None: the model's own loss for `labels`, otherwise cross-entropy over the last
             axis.
         data_preprocessor: see `BaseModel`.
 
     Raises:
-        ConfigError: transformers is not installed, there is no such task or entry of the config, or the weights are not
-            available.
+        ConfigError: transformers is not installed, the task or an entry of the config does not exist, or the weights
+            are not available.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Transformers(Supervised):
         self.shifts = auto.__name__ == f"{AUTO}CausalLM"
 
     def by_own_loss(self, batch: Mapping[str, Any], mode: str) -> Any:
-        """Return the losses or predictions of a model that takes `labels`."""
+        """Return the losses or predictions of a model that accepts `labels`."""
         found = super().by_own_loss(batch, mode)
         if not self.shifts:
             return found

@@ -42,14 +42,13 @@ _SPELT = {"lr": "learning rate", "eps": "epsilon", "betas": "beta parameter", "w
 
 
 def from_config(node: Any, key: str = "optim") -> Any:
-    """Return the partial that a config describes, or a mapping of partials by name; other values are returned
-    unchanged.
+    """Return the partial that a config describes, or a mapping of partials; other values are returned unchanged.
 
     `paramwise`, which is not an argument of the optimizer's class, becomes an argument of the partial, from which
     `build` reads it.
 
     Raises:
-        ConfigError: (under `key`) the config is invalid.
+        ConfigError: the config is invalid; the error has the key `key`.
     """
     if isinstance(node, Mapping) and not is_node(node):
         return {str(name): from_config(entry, f"{key}.{name}") for name, entry in node.items() if entry is not None}
@@ -63,15 +62,15 @@ def from_config(node: Any, key: str = "optim") -> Any:
 def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Module | None = None) -> Optimizer:
     """Build the optimizer on `params`.
 
-    For fused SGD and Adagrad, the classes of `trainyard.optim.fused_steps` are used, which support the same cases as
-    torch's default steps.
+    Fused SGD and Adagrad are the classes of `trainyard.optim.fused_steps`, which support all features of torch's
+    default steps.
 
     Two arguments depend on the parameters. If torch rejects `fused=True` for their device or dtype, the optimizer is
-    built without it, and this is logged. If a class has no fused kernels and `foreach` is None, it is set to True for
-    small models on the CPU, for which torch would use a slower loop.
+    built without this argument, and a message is logged. If a class has no fused kernels and `foreach` is None,
+    `foreach` is set to True for small models on the CPU, for which torch would use a slower loop.
 
     Args:
-        partial: the optimizer's class with its arguments, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`. The
+        partial: the optimizer's class with its arguments, such as `functools.partial(torch.optim.Adam, lr=1e-3)`. The
             argument `paramwise`, with the arguments of a `Paramwise`, defines the parameter groups.
         params: parameters, `(name, parameter)` pairs, or parameter groups, as for torch's optimizers; with `paramwise`,
             parameters only.

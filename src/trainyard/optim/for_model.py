@@ -16,13 +16,13 @@ from trainyard.optim.several import OptimizerDict, build_several, owner
 
 
 class ByModel:
-    """Represents the optimizer that the model configures itself (`optim=model`)."""
+    """Placeholder for the optimizer that the model configures itself (`optim=model`)."""
 
     def of(self, model: nn.Module) -> Optimizer:
         """Return the optimizer that the model configures.
 
         Raises:
-            ConfigError: the model configures none.
+            ConfigError: the model configures no optimizer.
         """
         make: Any = getattr(model, "configured_optimizers", None)
         if make is None:
@@ -38,12 +38,12 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
     """Return the optimizer of the trainable parameters of `model`; an `OptimizerDict` if it has `train_steps`.
 
     Args:
-        given: an optimizer of this model, a partial that builds one, or its config; for a model with `train_steps`, a
-            mapping of these by name.
-        model: already on the device of the training.
+        given: an optimizer of this model, a partial that builds an optimizer, or its config; for a model with
+            `train_steps`, a mapping from names to these.
+        model: the model, already on the training device.
 
     Raises:
-        ConfigError: (under `optim`) the optimizer is invalid; (under `model`) the model has no trainable parameter.
+        ConfigError: the config is invalid (key `optim`), or the model has no trainable parameter (key `model`).
     """
     part = from_config(given)
     if isinstance(part, ByModel):

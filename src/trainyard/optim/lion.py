@@ -23,8 +23,8 @@ class Lion(Optimizer):
         param  = param * (1 - lr * weight_decay) - lr * update
         m      = beta2 * m + (1 - beta2) * grad
 
-    Every update has the size `lr`: choose an `lr` 3 to 10 times smaller than for AdamW, and a `weight_decay` larger by
-    the same factor. The state is one tensor per parameter (`exp_avg`), half of Adam's.
+    Every update has the size `lr`: choose an `lr` that is 3 to 10 times smaller than for AdamW, and a `weight_decay`
+    that is larger by the same factor. The state is one tensor per parameter (`exp_avg`), half of Adam's state.
 
     Source: Chen et al., Symbolic Discovery of Optimization Algorithms, 2023 (arXiv:2302.06675), Algorithm 2.
 
@@ -34,8 +34,8 @@ class Lion(Optimizer):
         betas: the interpolation of the update, and the decay of the momentum, each in [0, 1).
         weight_decay: a step subtracts `lr * weight_decay * param`.
         maximize: gradient ascent.
-        foreach: update all parameters in a few calls, with one temporary copy of them (True), or one by one (False);
-            None is True on CUDA, as in torch's optimizers.
+        foreach: True: update all parameters with a few calls, with a temporary copy of the parameters; False: update
+            them one by one; None: True on CUDA, as in torch's optimizers.
 
     Raises:
         ConfigError: a number is out of range.

@@ -16,8 +16,9 @@ from trainyard.errors import ConfigError
 class Muon(Optimizer):
     """`torch.optim.Muon` for parameters of two dimensions, and `torch.optim.AdamW` for all others.
 
-    Each parameter group becomes two. Both kinds share `lr` and `weight_decay`: the update of Muon is scaled to the size
-    of AdamW's (Liu et al., Muon is Scalable for LLM Training, 2025, arXiv:2502.16982, section 2.2).
+    Each parameter group is divided into two groups. Both share `lr` and `weight_decay`: the update of Muon is scaled to
+    the size of the update of AdamW (Liu et al., Muon is Scalable for LLM Training, 2025, arXiv:2502.16982, section
+    2.2).
 
     Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
 
@@ -53,7 +54,7 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as one group of matrices and one of the other parameters."""
+        """Add a group, as one group of matrices and one group of the other parameters."""
         given = param_group["params"]
         listed = [given] if isinstance(given, torch.Tensor) else list(given)
         for matrices in (True, False):
@@ -85,7 +86,7 @@ class Muon(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state from `state_dict`, for both."""
+        """Restore a state from `state_dict` in both optimizers."""
         super().load_state_dict(state_dict)
         self._share()
 

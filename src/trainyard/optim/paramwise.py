@@ -32,32 +32,33 @@ _NORM_NAME = re.compile(r"Norm([123]d)?$")
 class Paramwise:
     """Factors on the optimizer's `lr` and `weight_decay`, by the kind or the name of a parameter.
 
-    The rules are those of MMEngine's `DefaultOptimWrapperConstructor`. If the name of a parameter matches a pattern of
-    `custom_keys`, only that entry applies. For all other parameters, `bias_lr_mult` applies to the biases of layers
-    that do not normalize. Of the factors for the weight decay, `norm_decay_mult`, `bias_decay_mult`,
-    `dwconv_decay_mult` and `flat_decay_mult`, the first one that is given and matches the parameter applies. None: no
-    rule.
+    The rules are the same as in MMEngine's `DefaultOptimWrapperConstructor`. If the name of a parameter matches a
+    pattern of `custom_keys`, only that entry applies. For all other parameters, `bias_lr_mult` applies to the biases of
+    layers that do not normalize. Of the factors for the weight decay, `norm_decay_mult`, `bias_decay_mult`,
+    `dwconv_decay_mult` and `flat_decay_mult`, the first given factor that matches the parameter applies. None: no rule.
 
-    Parameters with the same rules form one group, so that an optimizer updates them together. The groups depend on
-    which rules are given, not on their values.
+    Parameters with the same rules form one group, so that an optimizer updates them together. The groups depend on the
+    set of given rules, not on their values.
 
     Args:
         custom_keys: by pattern, a mapping with `lr_mult`, `decay_mult` (default 1) and any argument of the optimizer
-            (`lr`, `momentum`, …), which replaces the value of the optimizer and its product with a factor. A pattern is
-            a part of a parameter's full name (`backbone.`), or, with one of `*?[`, a glob for the full name
-            (`net.*.weight`). If several match, the longest applies; among equal lengths, the alphabetically first.
-        bias_lr_mult: for the learning rate of biases: parameters named `bias` in their module.
-        bias_decay_mult: for the weight decay of biases, including those of layers that normalize.
-        norm_decay_mult: for the parameters of layers that normalize: torch's own, and classes whose name ends in
-            `Norm`, `Norm1d`, `Norm2d` or `Norm3d`.
-        dwconv_decay_mult: for the weights and biases of depthwise convolutions: one group for each input channel.
-        flat_decay_mult: for one-dimensional parameters.
-        layer_decay: for the learning rate of each layer, to the power of the number of layers that follow it (Clark et
-            al., ELECTRA, 2020; Bao et al., BEiT, 2022): the head keeps the learning rate, embeddings have the smallest.
-            It is multiplied with the results of the other rules, except an `lr` of `custom_keys`.
+            (`lr`, `momentum`, …). An argument replaces the value of the optimizer and its product with a factor. A
+            pattern is a part of a parameter's full name (`backbone.`). A pattern with one of `*?[` is a glob for the
+            full name (`net.*.weight`). If several patterns match, the longest pattern applies; if the lengths are
+            equal, the alphabetically first pattern applies.
+        bias_lr_mult: the factor for the learning rate of biases (parameters named `bias` in their module).
+        bias_decay_mult: the factor for the weight decay of biases, including biases of layers that normalize.
+        norm_decay_mult: the factor for the weight decay of layers that normalize: torch's classes, and classes whose
+            name ends in `Norm`, `Norm1d`, `Norm2d` or `Norm3d`.
+        dwconv_decay_mult: the factor for the weight decay of depthwise convolutions (one group for each input channel).
+        flat_decay_mult: the factor for the weight decay of one-dimensional parameters.
+        layer_decay: the factor for the learning rate of each layer, raised to the power of the number of later layers
+            (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2022). The head keeps the full learning rate, and embeddings
+            have the smallest learning rate. The factor is multiplied with the results of the other rules, except an
+            `lr` of `custom_keys`.
         layers: globs for the modules of the layers, in order; None: see `layer_numbers`.
-        bypass_duplicate: the rules of a parameter with several names (tied weights) are those of the first name. False:
-            different rules for its names are an error.
+        bypass_duplicate: True: the first name of a parameter with several names (tied weights) determines its rules.
+            False: different rules for its names are an error.
 
     Raises:
         ConfigError: a factor is not a number of at least 0.
@@ -95,14 +96,14 @@ class Paramwise:
 
         Args:
             model: the model, which defines the names and layers of the parameters.
-            params: the parameters to optimize, each in `model`.
+            params: the optimized parameters, each in `model`.
             numbers: the optimizer's arguments: `lr` and, if it has one, `weight_decay`.
 
         Returns:
-            `{"name", "params", "lr", "weight_decay", …}`, with the numbers that a rule changes.
+            Dicts with `name`, `params`, `lr`, `weight_decay`, …: the numbers that a rule changes.
 
         Raises:
-            ConfigError: a pattern matches no name, the optimizer does not have the number of a factor, or the rules for
+            ConfigError: a pattern matches no name, the optimizer has no `weight_decay` for a factor, or the rules for
                 two names of a parameter differ.
         """
         names = _names(model)

@@ -15,12 +15,12 @@ from trainyard.errors import ConfigError
 
 
 class SAM(Optimizer):
-    """Sharpness-aware minimization: the base optimizer steps by the gradient at a nearby point of higher loss.
+    """Sharpness-aware minimization: the base optimizer makes a step with the gradient at a nearby point of higher loss.
 
-        e     = rho * grad / |grad|, the norm being that of all gradients
-        param = base step from `param`, by the gradient at `param + e`
+        e = rho * grad / |grad|, with the norm of all gradients param = base step from `param`, by the gradient at
+        `param + e`
 
-    A step evaluates the loss twice. The groups and the state of the base optimizer are also those of this optimizer.
+    A step evaluates the loss twice. This optimizer has the groups and the state of the base optimizer.
 
     Source: Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, 2021, arXiv:2010.01412,
     Algorithm 1.
@@ -93,6 +93,6 @@ class SAM(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state from `state_dict`, for the base optimizer too."""
+        """Restore a state from `state_dict`, also in the base optimizer."""
         super().load_state_dict(state_dict)
         self._share()

@@ -33,7 +33,7 @@ class OptimizerDict(Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """Groups of all optimizers, in the order of their names."""
+        """Groups of all optimizers, in the order of the names."""
         return list(chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers.values()))
 
     @property
@@ -49,7 +49,7 @@ class OptimizerDict(Optimizer):
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Raise an error: a group belongs to one of the optimizers.
+        """Raise an error, because a group belongs to one of the optimizers.
 
         Raises:
             TrainyardError: always.
@@ -63,7 +63,7 @@ class OptimizerDict(Optimizer):
             optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of each, by name."""
+        """Return the states by name."""
         return {"optimizers": {name: without_dynamo.method(it, "state_dict")() for name, it in self.optimizers.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -88,7 +88,8 @@ def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDic
             parameters (`*.embedding.*`), or a list of these.
 
     Raises:
-        ConfigError: the names are not those of the model, or an optimizer rejects a number; `key` starts with the name.
+        ConfigError: the names differ from the names of the model, or an optimizer rejects a number; `key` starts with
+            the name.
         ValueError: a trained parameter belongs to no entry, or to several.
     """
     groups: Mapping[str, Any] | None = getattr(model, "optimizer_groups", None)
@@ -141,10 +142,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def schedules_of(schedules: Mapping[str, Any]) -> ScheduleDict:
-    """Return the schedules of several optimizers as one.
+    """Return the schedules of several optimizers as one schedule.
 
     Raises:
-        ConfigError: (under `schedule`) a schedule is invalid.
+        ConfigError: a schedule is invalid; the error has the key `schedule`.
     """
     try:
         return ScheduleDict(schedules)
@@ -153,7 +154,7 @@ def schedules_of(schedules: Mapping[str, Any]) -> ScheduleDict:
 
 
 class ScheduleDict(Schedule):
-    """Schedules of several optimizers, with the interface of one; a row has the groups of all.
+    """Schedules of several optimizers with the interface of a single schedule; a row has all groups.
 
     Args:
         schedules: the schedules, by the name of the optimizer; an optimizer without a schedule keeps its values.
@@ -184,7 +185,7 @@ class ScheduleDict(Schedule):
         epoch_length: int | None = None,
         certain: bool = True,
     ) -> None:
-        """Begin one run; see `Schedule.bind`."""
+        """Start a run; see `Schedule.bind`."""
         if not isinstance(optimizer, OptimizerDict):
             raise ConfigError("", list(self._schedules), "one schedule, because there is one optimizer")
         for name, schedule in self._schedules.items():
@@ -220,11 +221,11 @@ class ScheduleDict(Schedule):
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of each, by name."""
+        """Return the states by name."""
         return {"schedules": {name: schedule.state_dict() for name, schedule in self._schedules.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state from `state_dict`; a schedule without one starts at the beginning."""
+        """Restore a state from `state_dict`; a schedule without a state starts at the beginning."""
         for name, schedule in self._schedules.items():
             if name in state["schedules"]:
                 schedule.load_state_dict(state["schedules"][name])

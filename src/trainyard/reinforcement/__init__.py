@@ -1,4 +1,4 @@
-"""Reinforcement learning: the worked example of a loop without data (docs/runner.md)."""
+"""Reinforcement learning: a complete example of a training loop without a data set (docs/runner.md)."""
 
 from trainyard.reinforcement.dqn import DQN
 from trainyard.reinforcement.environment import Episodes

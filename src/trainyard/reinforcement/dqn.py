@@ -21,7 +21,7 @@ class DQN(BaseModel):
     Reinforcement Learning with Double Q-learning, 2016. The loss is the Huber loss.
 
     Args:
-        net: from observations `[B, ...]` to values `[B, actions]`.
+        net: a module from observations `[B, ...]` to values `[B, actions]`.
         discount: the discount factor of future rewards.
         data_preprocessor: see `BaseModel`.
     """
@@ -49,6 +49,6 @@ class DQN(BaseModel):
 
     @torch.no_grad()
     def follow(self, share: float) -> None:
-        """Move the target network by this fraction of the way to the network."""
+        """Move the target network towards the network by this fraction of the difference."""
         for held, own in zip(self.target.parameters(), self.net.parameters(), strict=True):
             held.lerp_(own, share)

@@ -12,9 +12,9 @@ from torch import Tensor
 class Episodes:
     """Steps through episodes one after another.
 
-    The state of an environment cannot be saved in a checkpoint. Therefore, the saved state is the number of the episode
-    and the actions since its start. If the environment is deterministic for a given seed, repeating the actions
-    restores its state.
+    The state of an environment cannot be saved in a checkpoint. The saved state is the number of the episode and the
+    actions since its start. If the environment is deterministic for a given seed, the repeated actions restore its
+    state.
 
     Args:
         environment: an environment with `reset(seed=)` and `step(action)` of `gymnasium.Env`.
@@ -35,7 +35,7 @@ class Episodes:
         self.observation = self._begin()
 
     def step(self, action: int) -> tuple[Tensor, float, bool]:
-        """Take a step, and begin the next episode if this one has ended; `observation` is then that of the next step.
+        """Make a step, and start the next episode if this episode has ended; `observation` belongs to the next step.
 
         Returns:
             The next observation, the reward, and whether the episode was terminated (not truncated by a time limit).

@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 class DQNLoop(SimulationTrainLoop):
-    """Takes a step in the environment for each iteration, and trains on transitions of the memory.
+    """Makes a step in the environment for each iteration, and trains on transitions from the memory.
 
-    An evaluation plays episodes without exploration, the same ones each time, and returns their mean `return`.
+    An evaluation plays the same episodes each time, without exploration, and returns their mean `return`.
 
     Args:
         max_iters, val_begin, val_interval: see `SimulationTrainLoop`.
         environment: a function that returns an environment with discrete actions and gymnasium's interface (`_partial_:
             true`).
-        memory: transitions in the replay memory.
-        warm_up: random steps before the first iteration.
+        memory: the number of transitions in the replay memory.
+        warm_up: the number of random steps before the first iteration.
         batch_size: transitions per batch.
         exploration: the fraction of random actions at the end.
-        exploration_iters: iterations over which that fraction falls from 1.
+        exploration_iters: the number of iterations in which this fraction decreases from 1.
         follow: the update rate of the target network per iteration.
         episodes: the number of episodes per evaluation.
     """
@@ -85,7 +85,7 @@ class DQNLoop(SimulationTrainLoop):
             raise ConfigError("model", list(values.shape[1:]), f"a net with {actions} outputs, one for each action")
 
     def next_batch(self, runner: Runner) -> dict[str, Tensor]:
-        """Take a step (before the first iteration, `warm_up` steps), and return a batch of the memory."""
+        """Make a step (before the first iteration, `warm_up` steps), and return a batch from the memory."""
         while len(self.memory) < min(self.warm_up, self.memory.size):
             self._step(runner, 1.0)
         fallen = min(1.0, runner.iter / self.exploration_iters)

@@ -29,7 +29,7 @@ class ReplayMemory:
         return min(self.count, self.size)
 
     def add(self, **transition: Tensor) -> None:
-        """Add a transition: a tensor for each of `FIELDS`, of the same shape each time."""
+        """Add a transition: a tensor for each of `FIELDS`, with the same shapes in every call."""
         for name in FIELDS:
             value = transition[name]
             if name not in self._columns:
@@ -38,7 +38,7 @@ class ReplayMemory:
         self.count += 1
 
     def sample(self, number: int, device: torch.device) -> dict[str, Tensor]:
-        """Return transitions `[number, ...]` by field, drawn with replacement by torch's generator of the CPU."""
+        """Return transitions `[number, ...]` by field, drawn with replacement by torch's CPU generator."""
         index = torch.randint(len(self), (number,))
         return {name: column[index].to(device) for name, column in self._columns.items()}
 

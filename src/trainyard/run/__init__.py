@@ -1,1 +1,1 @@
-"""One run: one config in, one objective out; the files of a run; starting ranks."""
+"""One run: training from one config, the files of the run, and the start of its processes."""

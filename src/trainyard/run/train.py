@@ -176,7 +176,7 @@ class Record:
 
     Attributes:
         example: one input of the model; None if the input is not a single tensor.
-        inputs: waits for the digests of the data, and returns the data sets.
+        inputs: a function that waits for the digests of the data, and returns the data sets.
     """
 
     example: Any

@@ -13,7 +13,7 @@ import trainyard
 
 
 def default_hooks() -> dict[str, dict[str, Any]]:
-    """Return the configs of `conf/hook/default.yaml` by name, including those of its defaults list."""
+    """Return the configs of `conf/hook/default.yaml` by name, including the hooks of its defaults list."""
     return deepcopy(_read("default"))
 
 

@@ -22,26 +22,28 @@ MOST_THREADS = 4096
 class Env:
     """Process-wide settings, applied before the model is built. None leaves a setting unchanged.
 
-    TF32 is not among them; set `precision=tf32`. The strategy sets the backend of several processes.
+    `precision=tf32` sets TF32, and the strategy sets the backend of several processes.
 
     Args:
-        threads: threads for CPU kernels; None leaves torch's choice (or `OMP_NUM_THREADS`).
+        threads: threads for CPU kernels; None: torch's default (or `OMP_NUM_THREADS`).
         interop_threads: threads on which torch runs independent operations, such as those of `torch.jit.fork`. A
-            process can set them only once, before their first use; later, a log line reports that they are unchanged.
-        omp_num_threads: the environment variable `OMP_NUM_THREADS`, for processes that this one starts: data workers
-            (under `spawn` or `forkserver`) and the libraries that they use. This process has already read it and uses
-            `threads`.
+            process can set this value only once, before the first use. Later, the value stays unchanged, and a message
+            is logged.
+        omp_num_threads: the environment variable `OMP_NUM_THREADS`, for processes that this process starts: data
+            workers (under `spawn` or `forkserver`) and the libraries that they call. This process has already read the
+            variable and uses `threads`.
         mkl_num_threads: the same for `MKL_NUM_THREADS`.
-        start_method: how the workers of a DataLoader start: `fork`, `forkserver` or `spawn`. None: Python's default.
+        start_method: the start method of the workers of a DataLoader: `fork`, `forkserver` or `spawn`. None: Python's
+            default.
         deterministic: use only kernels that give the same bits on every run; slower on CUDA. An operation without such
             a kernel raises an error that names it.
-        cudnn_benchmark: let cuDNN time its algorithms for each input shape; ignored if `deterministic`.
-        keep_memory: the process keeps host memory that a step frees, instead of returning it to the system and
-            requesting it again page by page. This applies to the rest of the process.
+        cudnn_benchmark: let cuDNN benchmark its algorithms for each input shape; ignored if `deterministic` is True.
+        keep_memory: keep freed host memory in the process for the next step, instead of returning it to the system,
+            which causes page faults. The setting remains active until the process ends.
         fast_paths: use private functions of torch where they are faster, and private functions of Hydra to compose the
-            config of a run only once and the configs of a sweep's jobs faster. False: use public functions only. The
-            results are the same, but slower; for a stack, and for a step captured into a CUDA graph, the same up to
-            rounding.
+            config of a run only once, and the configs of a sweep's jobs faster. False: use only public functions, which
+            is slower. The results are the same. For a stack, and for a step that is captured into a CUDA graph, they
+            are equal up to rounding.
 
     Raises:
         ConfigError: a value is invalid.

@@ -23,11 +23,11 @@ Results = list[dict[str, float]]
 class ValLoop:
     """Validation loop: one pass over the validation data, with metrics recorded in the journal.
 
-    Several sets (`val/easy`, `val/hard`) are evaluated one by one, in the order of the data, and the results of all are
+    Several sets (`val/easy`, `val/hard`) are evaluated one by one, in the order of the data, and all results are
     recorded together.
 
     Attributes:
-        split: "val" or "test"; part of the names of the hooks' stages.
+        split: "val" or "test"; it is part of the names of the hook stages.
         stages: additional stages, which a custom loop calls with `runner.call`.
         current: the set that is being evaluated: `val`, or `val/easy` if there are several.
     """
@@ -40,7 +40,7 @@ class ValLoop:
         """Evaluate `runner.eval_model` once on every sample of every set.
 
         Returns:
-            For each member the results, under `<set>/<metric>`; empty if the run was interrupted.
+            For each member, the results under `<set>/<metric>`; empty if the run was interrupted.
         """
         split = self.split
         results: Results = [{} for _ in runner.members]
@@ -71,7 +71,7 @@ class ValLoop:
         """Run every batch of one set through the model, and pass the predictions to the metrics.
 
         Raises:
-            TrainyardError: there is no batch, or the ranks have read different data.
+            TrainyardError: the set has no batch, or the ranks have read different data.
         """
         split = self.split
         before_iter, after_iter = runner.stage(f"before_{split}_iter"), runner.stage(f"after_{split}_iter")
@@ -105,12 +105,12 @@ class ValLoop:
                     member.judge(step=member.iter, epoch=member.epoch)
 
     def done(self, runner: Runner) -> None:
-        """Record that the validation has finished: a run resumed from here on does not repeat it."""
+        """Record that the validation has finished, so that a resumed run does not repeat it."""
         if runner.training:
             runner.train_loop.val_due = False
 
     def sanity_check(self, runner: Runner) -> list[str]:
-        """Run one batch of each set through model and metrics, discard it, and return the names of the results.
+        """Evaluate model and metrics on one batch of each set, discard the results, and return their names.
 
         Raises:
             TrainyardError: a set has no batch.
@@ -136,12 +136,12 @@ class ValLoop:
         return names
 
     def measure(self, runner: Runner, name: str, batches: Iterable[Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Evaluate batches of any data; return, by name, the results that are one number per member, and the others.
+        """Evaluate batches of any data; return the results that are one number per member, and the other results.
 
         Args:
             runner: the Runner, whose metrics are reset.
-            name: the name of the set, with which the names of the results start.
-            batches: batches that all members share.
+            name: the name of the set, which is the prefix of the names of the results.
+            batches: the batches, which all members share.
         """
         predict = self.predictor(runner, name)
         with torch.no_grad():
@@ -177,7 +177,7 @@ class ValLoop:
 
 
 class TestLoop(ValLoop):
-    """Test loop: one pass over the test data. It does not rank runs."""
+    """Test loop: one pass over the test data. Test results do not rank runs."""
 
     split = "test"
     current = "test"

@@ -38,7 +38,7 @@ def read(path: Path) -> Any:
     Raises:
         FileNotFoundError: the file does not exist.
         DamagedCheckpointError: a file is truncated or modified, or contains objects that cannot be skipped.
-        ConfigError: it is a safetensors file, and safetensors is not installed.
+        ConfigError: the file is a safetensors file, and safetensors is not installed.
     """
     if path.is_dir() and (files := _files(path)):
         return {name: tensor for file in files for name, tensor in read(file).items()}

@@ -21,45 +21,47 @@ class Hook:
     | `before_val_iter`; the same for `test` | `runner, batch_idx, data_batch` |
     | `after_val_iter`; the same for `test` | `runner, batch_idx, data_batch, outputs`: the predictions |
     | `after_val_epoch`; the same for `test` | `runner, metrics`: the results by name |
-    | `before_val_loss` | `runner`: a validation turn of the loop's `workflow` begins |
-    | `before_val_loss_iter`, `after_val_loss_iter` | as the stages of a training iteration |
+    | `before_val_loss` | `runner`: a validation turn of the loop's `workflow` starts |
+    | `before_val_loss_iter`, `after_val_loss_iter` | the same arguments as for a training iteration |
     | `after_val_loss` | `runner, losses`: the means by name |
-    | `after_idle_iter` | `runner, data_batch`: this rank has no evaluation batch left and others have one. A hook that
-      runs a model after every batch must run it here too, and discard the result |
-    | `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint, member`: the dict that is written, or was
-      read, and its member; `member` may be omitted |
-    | `before_leave` | `runner, leaving`: numbers of the members that end before the others of their stack |
+    | `after_idle_iter` | `runner, data_batch`: in an evaluation, only other ranks have more batches |
+    | `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint, member`: a checkpoint and its member |
+    | `before_leave` | `runner, leaving`: numbers of the members that end before other members of their stack |
     | `after_join` | `runner, joined`: numbers of the members that have joined the stack, and are restored |
 
-    A custom loop may have additional stages. `runner.iter` and `runner.epoch` count finished iterations and epochs: in
-    `after_train_iter` they include the iteration that has just ended. `after_run` is called regardless of how the run
-    ended. A hook that writes files does so for each of `runner.members`.
+    A hook that runs a model on every batch must also run the model in `after_idle_iter`, and discard the result. In the
+    checkpoint stages, `checkpoint` is the dict that will be written or was read; `member` may be omitted.
 
-    A hook that supports several members sets `stackable = True`; a sweep does not stack a job that has any other hook.
-    Such a hook gets the losses of K members as `[K]` and the predictions as `[K, ...]`, in the order of
-    `runner.members`; the stages of a checkpoint are called once for each member. Its `state_dict` and `load_state_dict`
-    take the index of a member.
+    A custom loop may have additional stages. `runner.iter` and `runner.epoch` count completed iterations and epochs. In
+    `after_train_iter`, they include the iteration that has just ended. `after_run` is always called, also after an
+    error. A hook that records values records them for each of `runner.members`.
+
+    A hook that supports several members sets `stackable = True`; a sweep does not stack jobs with other hooks. A
+    stackable hook receives the losses of K members as `[K]` and the predictions as `[K, ...]`, in the order of
+    `runner.members`. The checkpoint stages are called once for each member. `state_dict` and `load_state_dict` receive
+    the index of a member.
 
     A hook may have an attribute `monitor` (the name of a metric, None for the objective) or `monitors` (a mapping from
-    names of metrics to the argument that gave each). If no metric of such a name is computed, the sanity check raises
-    an error before the training.
+    names of metrics to the arguments that set these names). If no metric has the name, the sanity check raises an error
+    before the training.
 
-    The members of a stack may be at different epochs, and a lane may be given to another member while the others
+    The members of a stack may be at different epochs, and a new member may take a lane while the other members
     continue. A hook that supports this sets `own_places = True`: it reads `member.iter` and `member.epoch`, skips
     members that are not `due` at a validation, and discards the state of a lane in `refill`. If a hook does not support
-    it, all members of a stack are at the same position.
+    this, all members of a stack are at the same position.
 
-    In an iteration loop, the data epochs of the members may end at different iterations. `after_train_epoch` is then
-    called whenever the epoch of any member has ended (members with `member.batches_done == 0`). `before_train_epoch` is
-    called when the epochs of the stack begin. A hook with one of these methods sets `own_epochs = True` if it supports
-    this. If a hook does not support it, members join only when an epoch of the data ends for all.
+    In an iteration loop, the epochs of the members may end at different iterations. `after_train_epoch` is then called
+    when the epoch of at least one member has ended. The members whose epoch has ended have `member.batches_done == 0`.
+    `before_train_epoch` is called at the start of the stack's own epochs. A hook with one of these methods sets
+    `own_epochs = True` if it supports these calls. If a hook does not support them, members join only when an epoch of
+    the data ends for all members.
 
     Attributes:
-        stackable: whether the hook supports several members.
-        own_places: whether the hook supports members at different positions in the training.
-        own_epochs: whether the hook supports members whose epochs end at different iterations.
-        ranks: where the hook runs if a run has several devices: on `all` ranks or on the `main` one only; `one` if the
-            hook supports a single device only.
+        stackable: the hook supports several members.
+        own_places: the hook supports members at different positions of the training.
+        own_epochs: the hook supports members whose epochs end at different iterations.
+        ranks: the ranks on which the hook runs: `all` ranks, only the `main` rank, or `one`: the hook supports only
+            runs with one rank.
         priority: 0 (first) to 100, or HIGHEST, VERY_HIGH, HIGH, ABOVE_NORMAL, NORMAL, BELOW_NORMAL, LOW, VERY_LOW,
             LOWEST.
     """
@@ -71,31 +73,28 @@ class Hook:
     ranks: str = "all"
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
-        """Return the state that a resumed run needs to continue, for one member: plain values and tensors."""
+        """Return the state of one member that a resumed run needs: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
-        """Restore a result of `state_dict`, for one member."""
+        """Restore the state of one member that `state_dict` returned."""
 
     def sanity_check(self, runner: Any) -> None:
-        """Check the special requirements of this hook, such as its patterns, before the training; raise `ConfigError`
-        if the check fails."""
+        """Check the hook's requirements before training, such as its patterns; raise `ConfigError` if a check fails."""
 
     def metric_names(self, names: Sequence[str]) -> Sequence[str]:
-        """Return the names of the values that this hook records at a validation, from the names of the results of the
-        metrics."""
+        """Return the names of the results that this hook records at a validation; `names` are those of the metrics."""
         return ()
 
     def stack(self, hooks: Sequence[Hook]) -> None:
-        """Read the settings that differ between the hooks of the members, each of which was created from its member's
-        config."""
+        """Adopt the differences between the members' own hooks, each of which was built from its member's config."""
 
     def refill(self, runner: Any, members: Mapping[int, Hook | None]) -> None:
-        """Forget the state of lanes that were given to other members or are free now.
+        """Discard the state of lanes that now have another member or no member.
 
         Args:
-            runner: the Runner; its lanes hold the new members.
-            members: for each lane, the hook of the new member, created from its config; None for a free lane.
+            runner: the Runner; the new members are already in its lanes.
+            members: for each lane, the new member's own hook, built from its config; None for a free lane.
         """
 
     def copy_lane(self, source: int, target: int) -> None:
@@ -104,4 +103,4 @@ class Hook:
             self.load_state_dict(state, target)
 
     def keep(self, members: Sequence[int]) -> None:
-        """Continue with these members, in this order; the others have left the stack."""
+        """Continue with these members, in this order; the other members have left the stack."""

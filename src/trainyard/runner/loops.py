@@ -36,22 +36,24 @@ def _pairs(key: str, given: Intervals) -> list[tuple[int, int]]:
 
 
 class TrainLoop(ABC):
-    """Base class of both training loops: counting, iterations, and the times of validations.
+    """Base class of both training loops: it counts, makes an iteration, and determines when validation runs.
 
     Args:
         length: the length of the run, in the loop's unit.
-        val_begin: no validation before this epoch (or iteration), counted from 1.
-        val_interval: validation runs after every epoch (or iteration) that this divides, and always at the end.
-        dynamic_intervals: pairs `(milestone, interval)`: the interval that applies from that epoch (or iteration) on.
-        workflow: turns of training and of validation by losses; see `Workflow`. None: training only.
+        val_begin: no validation runs before this epoch (or iteration), counted from 1.
+        val_interval: validation runs after every epoch (or iteration) that is a multiple of this number, and at the
+            end.
+        dynamic_intervals: pairs `(milestone, interval)`: each interval applies from its milestone (an epoch or
+            iteration) on.
+        workflow: turns of training and of validation by losses; see `Workflow`. None: no validation turns.
 
     Attributes:
-        unit: "epoch" or "iter": what `length`, `val_begin`, `val_interval` and the turns of the workflow count.
-        ends: the counts after which a member's training ends, the last of which is `length`.
+        unit: "epoch" or "iter": the unit of `length`, `val_begin`, `val_interval` and the turns of the workflow.
+        ends: the counts after which the training of a member ends; the last count is `length`.
         stages: additional stages, which a custom loop calls with `runner.call`; hooks may have methods with these
             names.
-        val_due: whether validation runs before the next training iteration. It is part of a checkpoint, so that a run
-            that ended before its validation had finished starts with this validation.
+        val_due: a validation must run before the next training iteration. Checkpoints contain this value, so that a
+            resumed run first completes an unfinished validation.
     """
 
     unit: str
@@ -77,14 +79,14 @@ class TrainLoop(ABC):
 
     @abstractmethod
     def max_epochs(self, runner: Parts) -> int | None:
-        """Return the number of epochs in the entire run, the last of which can be incomplete; see `max_iters`."""
+        """Return the number of epochs in the complete run; the last epoch can be incomplete; see `max_iters`."""
 
     @abstractmethod
     def max_iters(self, runner: Parts) -> int | None:
-        """Return the number of iterations in the entire run.
+        """Return the number of iterations in the complete run.
 
-        In the unit of the loop, it is exact. In the other unit, it is derived from the length of the training data: it
-        can be an estimate, and is None if the data has no length.
+        In the unit of the loop, the number is exact. In the other unit, it is derived from the length of the training
+        data. It can then be an estimate, and is None if the data has no length.
         """
 
     @abstractmethod
@@ -119,10 +121,10 @@ class TrainLoop(ABC):
                 self._turned = count
 
     def sanity_check(self, runner: Runner) -> None:
-        """Check everything that is specific to this loop, except training and validation.
+        """Make checks that are specific to this loop.
 
         Raises:
-            ConfigError: the check fails.
+            ConfigError: a check fails.
         """
         if self.workflow:
             turns.sanity_check(runner, self.workflow.entries)
@@ -142,10 +144,10 @@ class EpochBasedTrainLoop(TrainLoop):
 
     Args:
         max_epochs: the number of epochs.
-        val_begin: no validation before this epoch, counted from 1.
-        val_interval: epochs between validations; the last epoch is always followed by one.
-        dynamic_intervals: pairs `(milestone, interval)`: the interval that applies from that epoch on.
-        workflow: for example `[["train", 2], ["val", 1]]`: one epoch of validation by losses after every two epochs.
+        val_begin: no validation runs before this epoch, counted from 1.
+        val_interval: epochs between two validations; a validation always follows the last epoch.
+        dynamic_intervals: pairs `(milestone, interval)`: each interval applies from its milestone (an epoch) on.
+        workflow: for example `[["train", 2], ["val", 1]]`: a validation by losses after every two epochs.
     """
 
     unit = "epoch"
@@ -209,13 +211,13 @@ class EpochBasedTrainLoop(TrainLoop):
 
 
 class IterBasedTrainLoop(TrainLoop):
-    """Trains for `max_iters` iterations over an endless loader, whose underlying loader has epochs.
+    """Trains for `max_iters` iterations over an endless loader. The underlying loader has epochs.
 
     Args:
         max_iters: the number of iterations.
-        val_begin: no validation before this iteration, counted from 1.
-        val_interval: iterations between validations; the last iteration is always followed by one.
-        dynamic_intervals: pairs `(milestone, interval)`: the interval that applies from that iteration on.
+        val_begin: no validation runs before this iteration, counted from 1.
+        val_interval: iterations between two validations; a validation always follows the last iteration.
+        dynamic_intervals: pairs `(milestone, interval)`: each interval applies from its milestone (an iteration) on.
         workflow: for example `[["train", 100], ["val", 5]]`: the losses of 5 validation batches after every 100
             iterations.
     """
@@ -280,7 +282,7 @@ class IterBasedTrainLoop(TrainLoop):
         """Count the epoch of the underlying loader if it has `ended` or has no more batches.
 
         Raises:
-            TrainyardError: it had no batch.
+            TrainyardError: the epoch had no batch.
         """
         done = runner.batches_done
         if ended and not done:

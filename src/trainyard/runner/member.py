@@ -30,7 +30,7 @@ Direction = Literal["maximize", "minimize"]
 
 @dataclass(frozen=True)
 class Objective:
-    """The metric that ranks runs. Best checkpoint, early stopping, sweep ranking and search all use it."""
+    """The metric that ranks runs, for the best checkpoint, early stopping, the ranking of a sweep, and a search."""
 
     name: str = "val/loss"
     direction: Direction = "minimize"
@@ -53,7 +53,7 @@ class Objective:
 
 @dataclass
 class Best:
-    """The best objective so far, and the iteration and epoch at which it was reached."""
+    """The current best objective, and the iteration and epoch at which it was reached."""
 
     value: float
     epoch: int
@@ -64,23 +64,23 @@ class Best:
 class Member:
     """One run inside a Runner: its parts, its progress, its directory, journal and checkpoints.
 
-    The Runner of a single run has one member, whose parts are the Runner's. The members of a stack have their own
-    parts, which are views of the tensors of the stack.
+    The Runner of a single run has one member, whose parts are the parts of the Runner. The members of a stack have
+    their own parts, which are views of the stack's tensors.
 
     Attributes:
         seed: every random choice of the run is derived from it.
-        work_dir: the run's directory; None if the run writes nothing.
+        work_dir: the run's directory; None if the run writes no files.
         objective: the number that ranks runs.
         info: the run's record for MLflow.
         resume: the argument of the Runner.
         load_from: the argument of the Runner.
-        journal: written from the beginning of the run, on the first rank only, if there is a directory.
-        best: the best objective so far.
-        stop_reason: the reason why this member stopped training before the end of the loop; see `stop`.
-        failed: whether it ended because of a failure.
-        paused: whether it ends here and continues later from its last checkpoint.
+        journal: the journal, which only the main rank writes, if there is a directory.
+        best: the current best objective.
+        stop_reason: the reason for the end of the training before the end of the loop; see `stop`.
+        failed: whether the member ended because of a failure.
+        paused: whether the member ends now and continues later from its last checkpoint.
         vacant: whether this is not a run, but a placeholder for a free lane of a stack.
-        evaluated: the name of the logged model that is evaluated; None: the one that is trained.
+        evaluated: the name of the logged model that is evaluated; None: the trained model.
     """
 
     seed: int
@@ -101,7 +101,7 @@ class Member:
     _runner: Runner | None = field(default=None, init=False, compare=False, repr=False)
 
     def join(self, runner: Runner) -> None:
-        """Become a member of this Runner."""
+        """Make this object a member of a Runner."""
         self._runner = runner
 
     @property
@@ -119,12 +119,12 @@ class Member:
 
     @property
     def model(self) -> nn.Module:
-        """The model that is trained; for a stack, its tensors are views of the stack's."""
+        """The trained model; for a stack, its tensors are views of the stack's tensors."""
         return self.runner.model
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is validated and tested: `model`, or a replacement set by a hook (EMA)."""
+        """The model that is validated and tested: `model`, or a replacement that a hook has set (EMA)."""
         return self.runner.eval_model
 
     @property
@@ -144,18 +144,18 @@ class Member:
 
     @property
     def iter(self) -> int:
-        """Iterations that the member has finished."""
+        """Number of completed iterations of the member."""
         return self.runner.iter
 
     @property
     def epoch(self) -> int:
-        """Epochs that the member has finished."""
+        """Number of completed epochs of the member."""
         epoch: int = self.runner.epoch
         return epoch
 
     @property
     def batches_done(self) -> int:
-        """Batches that the member has finished in its current epoch."""
+        """Number of completed batches of the member in its current epoch."""
         return self.runner.batches_done
 
     @property
@@ -165,7 +165,7 @@ class Member:
 
     @property
     def due(self) -> bool:
-        """Whether the current validation includes this member; in a stack, it can be due for other members only."""
+        """Whether the current validation includes this member; in a stack, it may be due only for other members."""
         return True
 
     def loop_state(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Member:
         return self.runner.step.state_dict()
 
     def load_step_state(self, state: dict[str, Any]) -> None:
-        """Restore a result of `step_state`."""
+        """Restore the state that `step_state` returned."""
         self.runner.step.load_state_dict(state)
 
     def hook_states(self) -> dict[str, dict[str, Any]]:
@@ -194,28 +194,27 @@ class Member:
         return self.runner.dispatch.state_dict()
 
     def load_hook_states(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Restore a result of `hook_states`."""
+        """Restore the states that `hook_states` returned."""
         self.runner.dispatch.load_state_dict(states)
 
     def random_state(self, process: dict[str, Any]) -> dict[str, Any]:
-        """Return the state of the member's random generators; `process` is the state of the generators of the
-        process."""
+        """Return the state of the member's random number generators; `process` is that of the process's generators."""
         return process
 
     def load_random_state(self, state: dict[str, Any]) -> None:
-        """Restore a result of `random_state`."""
+        """Restore the state that `random_state` returned."""
         rng_state.restore(state)
 
     # -- its directory, journal and results --------------------------------------------------------------------------
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The latest value under each name."""
+        """The latest value of each metric, by name."""
         return self.journal.latest
 
     @property
     def directory(self) -> Path:
-        """The member's directory; a run that writes nothing has none."""
+        """The member's directory; it exists only if the run writes files."""
         assert self.work_dir is not None
         return self.work_dir
 
@@ -272,7 +271,7 @@ class Member:
             )
 
     def close(self, status: Status, message: str = "") -> None:
-        """Record how the run ended, as failed if the member failed; the journal can be opened again.
+        """Record the end of the run, as failed if the member failed; the journal can be opened again.
 
         For a finished run, the best objective is recorded, at its iteration. A run that pauses has not ended.
         """
@@ -310,19 +309,19 @@ class Member:
         return self.paused or self.stop_reason is not None
 
     def record(self, values: Mapping[str, float], *, step: int, epoch: int) -> None:
-        """Store the values as the latest and append them to the journal."""
+        """Store the values as the latest values and write them to the journal."""
         self.metrics.update(values)
         self.journal.metrics(step, values, epoch=epoch, of=self.evaluated)
 
     def record_array(self, name: str, value: Tensor) -> None:
-        """Append a result that is not one number, such as a confusion matrix, to the journal."""
+        """Write a result that is not one number, such as a confusion matrix, to the journal."""
         self.journal.array(name, self.iter, value.tolist())
 
     def latest(self, name: str, key: str) -> float:
         """Return the latest value of a metric that the config names under `key`.
 
         Raises:
-            ConfigError: no metric with this name is computed.
+            ConfigError: no metric has this name.
         """
         metrics = self.metrics
         if name not in metrics:
@@ -337,7 +336,7 @@ class Member:
             self.best = Best(value, epoch, step)
 
     def is_best(self, step: int) -> bool:
-        """Return whether the best objective is that of iteration `step`."""
+        """Return whether the best objective was reached at iteration `step`."""
         return self.best is not None and self.best.iter == step
 
     def state_dict(self) -> dict[str, Any]:

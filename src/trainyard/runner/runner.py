@@ -56,52 +56,52 @@ _CHANGES = ("before_train_epoch", "after_train_epoch")
 class Runner(Interactive):
     """Trains, validates and tests a model; every argument is the built object or its config.
 
-    A config is built when it is first needed: a Runner that only validates builds no optimizer. In the configs of the
-    model and the metrics, the value `auto` is read from the properties of the data (`data.spec`).
+    A part is built from its config when it is first needed: a Runner that only validates builds no optimizer. In the
+    configs of the model and the metrics, the value `auto` is read from the properties of the data (`data.spec`).
 
     Args:
         model: a module whose `forward` takes `mode` (docs/models.md).
         data: a `trainyard.data.Data`, or a dict of loaders by split (`train`, `val`, `test`).
-        optim: an optimizer, or a partial that makes one from the parameters.
-        schedule: a `trainyard.schedules.Schedule`; None keeps the optimizer's hyperparameters constant.
-        hooks: the hooks by name; None for the default ones.
+        optim: an optimizer, or a partial that builds an optimizer from the parameters.
+        schedule: a `trainyard.schedules.Schedule`; None: the optimizer's hyperparameters are constant.
+        hooks: the hooks by name; None: the default hooks.
         metrics: the metrics by name; results are `val/<name>` and `test/<name>`.
         loop: an `EpochBasedTrainLoop`, an `IterBasedTrainLoop`, or a custom loop.
-        device: `auto` is CUDA if available, else the CPU.
+        device: `auto` is CUDA if it is available, otherwise the CPU.
         precision: `fp32`, `tf32`, `bf16` or `fp16`.
-        accumulate: batches per optimizer step.
-        accumulate_by: the weight of each batch: "items" (`num_items` returned by the model, else its samples), or
-            "batches" (equal weights).
+        accumulate: the number of batches per optimizer step.
+        accumulate_by: the weight of each batch: "items" (the `num_items` that the model returns, otherwise the number
+            of samples), or "batches" (equal weights).
         clip_grad_norm: the maximum 2-norm of all gradients together, or None.
-        clip_grad_value: the maximum absolute value of any gradient entry, or None.
+        clip_grad_value: the maximum absolute value of a gradient element, or None.
         init: initializers by pattern for modules (`trainyard.models.initialize`).
         freeze: patterns for modules and parameters that are not trained (`trainyard.models.freeze`).
         activation_checkpointing: patterns for modules whose activations are recomputed in the backward pass.
         compile: compile the model with `torch.compile`: True, the name of a mode, or a mapping of its arguments.
         capture: capture the step into a CUDA graph: `auto` does so if the device is CUDA and the model is not compiled;
-            True requires such a device, and captures a compiled model too.
+            True requires a CUDA device, and also captures a compiled model.
         seed: every random choice is derived from it.
-        work_dir: the run's directory. Without a directory, the run writes nothing: no checkpoint, no journal.
-        load_from: a checkpoint or weights file to start from; or a mapping with its `path` and a selection
-            (`trainyard.runner.weights.LoadFrom`).
-        resume: True continues from the newest checkpoint in `work_dir` (from the beginning if there is none); a path
-            continues from that checkpoint.
-        resume_override: keys (`optim.lr`, `data.batch_size`) that a resumed run takes from its config.
+        work_dir: the run's directory. Without a directory, the run writes no checkpoint and no journal.
+        load_from: the checkpoint or weights file from which training starts; or a mapping with its `path` and a
+            selection (`trainyard.runner.weights.LoadFrom`).
+        resume: True continues from the newest checkpoint in `work_dir` (from the beginning if there is no checkpoint);
+            a path continues from this checkpoint.
+        resume_override: keys (`optim.lr`, `data.batch_size`) whose values a resumed run takes from its config.
         tracker: uploads the journal to MLflow.
         env: a `trainyard.runner.Env`.
         val_loop, test_loop: custom validation and test loops; None for `ValLoop` and `TestLoop`.
         strategy: `ddp` or `fsdp` by name, a `trainyard.distributed.Strategy`, or its config; None for one device.
         objective: the metric that ranks runs.
         direction: `maximize` or `minimize`.
-        sanity_check: try a step and a checkpoint before training; one batch is validated in any case.
+        sanity_check: try a step and a checkpoint before training; one validation batch is always evaluated.
         limit: use only the first batches of each epoch: `train_batches`, `val_batches`, `test_batches`, as numbers or
             as fractions.
         overfit: train and validate on the same first batches in every epoch.
         name: the run's name in MLflow; by default the directory's name.
-        info: the run's record for MLflow, instead of one with its name only.
+        info: the run's record for MLflow; None: a record with only the name.
 
     Attributes:
-        kept_states: the states of paused members in memory, if they can continue in this process; else None.
+        kept_states: the states of paused members in memory, if they can continue in this process; otherwise None.
     """
 
     kept_states: KeptStates | None = None
@@ -174,7 +174,7 @@ class Runner(Interactive):
         self._eval_model: nn.Module | None = None
 
     def make_members(self) -> Sequence[Member]:
-        """Return the initial members of the Runner."""
+        """Return the members at the start of the Runner."""
         member = Member(**member_arguments(self.settings))
         member.join(self)
         return [member]
@@ -185,11 +185,11 @@ class Runner(Interactive):
 
         Args:
             cfg: the config. Keys that are not arguments of the Runner belong to the application and are ignored.
-            **overrides: arguments, or groups, that replace the config's before its interpolations are resolved.
+            **overrides: arguments or groups that replace values of the config before its interpolations are resolved.
 
         Raises:
-            ConfigError: an interpolation cannot be resolved (`work_dir` has a value only in a Hydra application), or it
-                is a config of MMEngine.
+            ConfigError: an interpolation cannot be resolved (`work_dir` has a value only in a Hydra application), or
+                the config is a config of MMEngine.
         """
         check_not_mmengine(cfg)
         own = as_arguments(overrides)
@@ -209,7 +209,7 @@ class Runner(Interactive):
         return self.iter - self.epoch_begin
 
     def go_to(self, epoch: int, batches_done: int, iteration: int) -> None:
-        """Set the position, and the number of finished iterations."""
+        """Set the position, and the number of completed iterations."""
         self.iter, self.epoch = iteration, epoch
         self.epoch_begin = iteration - batches_done
 
@@ -225,12 +225,12 @@ class Runner(Interactive):
 
     @property
     def work_dir(self) -> Path | None:
-        """The directory of the first member; None if the run writes nothing."""
+        """The directory of the first member; None if the run writes no files."""
         return self.members[0].work_dir
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that validation and test run on: the model, or a replacement set by a hook (EMA)."""
+        """The model that is validated and tested: `model`, or a replacement that a hook has set (EMA)."""
         return self.model if self._eval_model is None else self._eval_model
 
     @eval_model.setter
@@ -243,12 +243,12 @@ class Runner(Interactive):
         return self.interrupted or all(map(_LEAVES, self.members))
 
     def interrupt(self) -> None:
-        """End the run after this iteration, with a checkpoint to resume from. Several ranks end a bit later."""
+        """End the run after this iteration, with a checkpoint. Several ranks end a few iterations later."""
         self.asked_to_end = True
         self.interrupted = self.strategy.world_size == 1  # several ranks have to agree on the iteration
 
     def snapshot(self) -> Snapshot:
-        """Return the values of all objects that a step changes."""
+        """Return the complete state that a step changes."""
         return Snapshot(self.model, self.step)
 
     def stage(self, name: str) -> list[Callable[..., None]]:
@@ -261,11 +261,11 @@ class Runner(Interactive):
             unfreezing.notice(self)
 
     def unfreeze(self, patterns: Sequence[str]) -> list[str]:
-        """Train the parameters that match a pattern from the next step on, in parameter groups of their own.
+        """Train the parameters that match a pattern from the next step on, in separate parameter groups.
 
-        The groups have the values that the optimizer was built with, including its `paramwise` rules, and a schedule
-        treats them as if they had existed from the start. Parameters that are already trained are not affected.
-        Checkpoints record which parameters are trained.
+        The groups have the initial values of the optimizer, including its `paramwise` rules. A schedule treats the
+        groups as if they had existed from the start. Parameters that are already trained are not affected. Checkpoints
+        record which parameters are trained.
 
         Args:
             patterns: see `freeze`: globs for names or classes of modules, or for names of parameters.
@@ -279,13 +279,13 @@ class Runner(Interactive):
         return unfreezing.unfreeze(self, patterns)
 
     def predict_step(self, split: str, model: nn.Module | None = None, *, losses: bool = True) -> Callable[[Any], Any]:
-        """Return the function from a batch to predictions: `val_step` or `test_step`, under the run's precision.
+        """Return the function from a batch to predictions: `val_step` or `test_step`, in the run's precision.
 
         In a run that is validated by the losses of its model, the function returns these losses.
 
         Args:
             split: "val" or "test".
-            model: the model to run; by default the evaluated one.
+            model: the model; by default, the evaluated model.
             losses: whether the function can return losses instead of predictions.
         """
         model = self.eval_model if model is None else model
@@ -304,8 +304,8 @@ class Runner(Interactive):
         """Record a result that is not one number per member, such as a confusion matrix.
 
         Args:
-            name: its name, prefixed with the split, such as `val/confusion`.
-            value: the result; for a stack with a leading axis of members.
+            name: the name of the result with the split as prefix, such as `val/confusion`.
+            value: the result; for a stack, it has a leading axis of members.
         """
         for member, own in zip(self.members, value.unbind(0) if self.stacked else [value], strict=True):
             if member.due:
@@ -314,7 +314,7 @@ class Runner(Interactive):
     def seeded(self, purpose: str, *index: int) -> AbstractContextManager[None]:
         """Return a context in which all random numbers are derived from `(seed, purpose, *index)`.
 
-        Afterwards, the random generators continue as if the context had not been used.
+        After the context, the random number generators continue as if the context had not been used.
         """
         return rng_state.seeded(derive(self.seed, purpose, *index))
 
@@ -326,10 +326,10 @@ class Runner(Interactive):
     # -- running -------------------------------------------------------------------------------------------------------
 
     def prepare(self, mode: str = "train") -> None:
-        """Build all parts that `train`, `val` or `test` needs, and load the checkpoint or weights from which it starts.
+        """Build all parts that `train`, `val` or `test` needs, and load the weights or the checkpoint.
 
         Raises:
-            TrainyardError: the config is invalid. Nothing has been written.
+            TrainyardError: the config is invalid. No file has been written.
         """
         if self._prepared & {mode, "train"}:
             return
@@ -347,7 +347,7 @@ class Runner(Interactive):
         self._prepared.add(mode)
 
     def starting_points(self) -> list[Start | None]:
-        """Return the checkpoint from which each member continues; None for a member that starts from the beginning."""
+        """Return the checkpoint from which each member continues; None: the member starts from the beginning."""
         return [starting_point(member) for member in self.members]
 
     def train(self) -> list[dict[str, float]]:
@@ -381,15 +381,15 @@ class Runner(Interactive):
         self.train_loop.run(self)
 
     def val(self) -> list[dict[str, float]]:
-        """Validate the current model, or the one that `load_from` names."""
+        """Validate the current model, or the model in `load_from`."""
         return self._evaluate("val", self.val_loop)
 
     def test(self) -> list[dict[str, float]]:
-        """Test the current model, or the one that `load_from` names."""
+        """Test the current model, or the model in `load_from`."""
         return self._evaluate("test", self.test_loop)
 
     def load_best(self) -> None:
-        """Load the weights of the best checkpoint into the evaluated model, if one was saved."""
+        """Load the weights of the best checkpoint, if there is one, into the evaluated model."""
         for member in self.members:
             restore_best(member)
 
@@ -402,7 +402,7 @@ class Runner(Interactive):
     def session(self) -> Iterator[None]:
         """Open one run in MLflow for the block: open the journals, call the hooks, and write the status at the end.
 
-        `train`, `val` and `test` open a session themselves if none is open.
+        `train`, `val` and `test` open a session themselves if no session is open.
         """
         if self._in_session:
             yield

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 class SimulationTrainLoop(TrainLoop):
     """Trains for `max_iters` iterations on batches that a subclass creates; the run has no `data`.
 
-    A subclass implements `next_batch` and `evaluate`, extends `state_dict` and `load_state_dict` with the state that it
-    needs to continue (such as a replay memory), and lists the names of the results of `evaluate` in `results`. The
-    states of torch's generators are already part of a checkpoint. The run is one epoch.
+    A subclass implements `next_batch` and `evaluate`, extends `state_dict` and `load_state_dict` with the state that a
+    resumed run needs (such as a replay memory), and lists the names of the results of `evaluate` in `results`.
+    Checkpoints already contain the states of torch's generators. The run is one epoch.
 
     Args:
         max_iters: the number of iterations.
-        val_begin: no evaluation before this iteration, counted from 1.
-        val_interval: iterations between evaluations; the last iteration is always followed by one.
+        val_begin: no evaluation runs before this iteration, counted from 1.
+        val_interval: iterations between two evaluations; an evaluation always follows the last iteration.
 
     Attributes:
         needs_data: False: the Runner does not require a training set.
@@ -46,11 +46,11 @@ class SimulationTrainLoop(TrainLoop):
         """Return the batch of the next iteration."""
 
     def evaluate(self, runner: Runner) -> Mapping[str, float]:
-        """Return results by name, which are recorded as `val/<name>`; `runner.eval_model` is in evaluation mode."""
+        """Return results by name, recorded as `val/<name>`; `runner.eval_model` is in evaluation mode."""
         return {}
 
     def after_step(self, runner: Runner) -> None:
-        """Do what follows each iteration, such as an update of a target network."""
+        """Act after each iteration, for example by updating a target network."""
 
     def max_epochs(self, runner: Parts) -> int:
         return 1

@@ -128,7 +128,7 @@ def capture(
 
 
 def copy_tensors(value: Any) -> Any:
-    """Copy a nest of dicts, lists and tuples, with every tensor on the CPU, so that it no longer changes."""
+    """Copy nested dicts, lists and tuples, with every tensor on the CPU, so that the copy does not change."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Schedules of the optimizer's numbers: torch's own schedulers, read as tables (`docs/optim.md`)."""
+"""Schedules of the optimizer's hyperparameters: PyTorch's schedulers, read as tables (`docs/optim.md`)."""
 
 from trainyard.schedules.floors import CosineAnnealingLR, PolynomialLR
 from trainyard.schedules.plateau import Plateau

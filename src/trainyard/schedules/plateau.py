@@ -33,19 +33,20 @@ def in_group_order(state: dict[str, Any], groups: Sequence[int]) -> dict[str, An
 class Plateau:
     """`torch.optim.lr_scheduler.ReduceLROnPlateau`, with the interface of `Schedule`.
 
-    `observe` steps it once for every value of its metric, so `patience` and `cooldown` count values of the metric,
-    usually validations. A warm-up multiplies its values.
+    `observe` steps the scheduler once for every value of its metric, so `patience` and `cooldown` count values of the
+    metric, usually validations. The factor of a warm-up multiplies the values.
 
     Args:
         monitor: the metric's name (`val/loss`); None for the run's objective.
         mode: "min" or "max": the direction of the metric; None for the direction of the run.
         factor: the factor by which a reduction multiplies the learning rate, in (0, 1).
-        patience: values without an improvement before a reduction.
+        patience: the number of values without an improvement before a reduction.
         threshold: the minimum improvement.
-        threshold_mode: "rel": `threshold` is a fraction of the best value; "abs": it is an amount.
-        cooldown: values to ignore after a reduction.
-        min_lr: the minimum: one number for all groups, or one per group.
-        eps: smaller changes are skipped.
+        threshold_mode: "rel": `threshold` is a fraction of the best value; "abs": `threshold` is an absolute
+            difference.
+        cooldown: the number of values that are ignored after a reduction.
+        min_lr: the minimum: one number for all groups, or one number per group.
+        eps: the minimum change; smaller changes are skipped.
         param: the scheduled value: "lr", "momentum" (for Adam and similar optimizers, the first of the betas) or
             "weight_decay".
         warmup: the length of a linear warm-up at the start, as an integer or a fraction of the run.
@@ -56,7 +57,7 @@ class Plateau:
         ConfigError: a value is invalid.
 
     Attributes:
-        warmed: the epoch or iteration in which the warm-up ends; 0 without a warm-up.
+        warmed: the epoch or iteration at which the warm-up ends; 0 without a warm-up.
     """
 
     by: Unit | None
@@ -117,12 +118,12 @@ class Plateau:
         epoch_length: int | None = None,
         certain: bool = True,
     ) -> None:
-        """Begin one run; call it before the optimizer's own state is loaded from a checkpoint.
+        """Start a run; call this method before the optimizer's state is loaded from a checkpoint.
 
         Args:
-            optimizer: the learning rates of its groups are the initial values. It is only read.
-            length: the length of the entire run, in the unit of this schedule; None if it is unknown. It is required if
-                the warm-up is a fraction.
+            optimizer: the optimizer, which is only read. The learning rates of its groups are the initial values.
+            length: the length of the complete run, in this schedule's unit; None if it is unknown. The length is
+                required if the warm-up is a fraction.
             unit, epoch_length, certain: unused; `Schedule` has the same signature.
             direction: the direction of the run's objective, which is used if `mode` is None.
 
@@ -155,7 +156,7 @@ class Plateau:
         return self._read(first + (1 - first) * index / self.warmed)
 
     def follow(self, optimizer: Optimizer) -> None:
-        """Include the parameter groups that were added to the optimizer; each starts with its own value.
+        """Include the parameter groups that were added to the optimizer; each group starts with its own value.
 
         Raises:
             ConfigError: `min_lr` is a list, which has no values for the new groups.
@@ -182,13 +183,13 @@ class Plateau:
         self._row = self._read()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the numbers and observations; plain data."""
+        """Return the numbers and observations as plain data."""
         history = {key: getattr(self._scheduler, key) for key in _HISTORY}
         values = [group["lr"] for group in self._standin.param_groups]
         return {"values": values, "history": history} | joined_entry(self._joined)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, under the arguments of this plateau; call it after `bind`."""
+        """Continue from `state` with the arguments of this plateau; call this method after `bind`."""
         self._join(plain(state.get("joined", [])))
         for group, value in zip(self._standin.param_groups, state["values"], strict=True):
             group["lr"] = value

@@ -29,40 +29,40 @@ Scheduler = Callable[..., LRScheduler]
 class Schedule:
     """The values of each parameter group during each epoch, or each iteration, of a run.
 
-    The values are identical to those of torch's schedulers stepped once after every unit. The optimizer is not changed
-    here: the caller writes the row to its groups before each step.
+    The values are identical to the values of a torch scheduler that is stepped after every unit. A schedule does not
+    change the optimizer: the caller writes the row to the groups before each step.
 
     Args:
-        scheduler: a `torch.optim.lr_scheduler` class as a partial (`_partial_: true`), a list of them, or None for a
-            constant learning rate. With `milestones`, the schedulers of a list run one after the other
-            (`SequentialLR`); without, all of them run at the same time (`ChainedScheduler`).
-        milestones: the starts of the second, third, … scheduler of the list: integers in the schedule's unit, or
+        scheduler: a `torch.optim.lr_scheduler` class as a partial (`_partial_: true`), a list of partials, or None for
+            a constant learning rate. With `milestones`, the schedulers of a list run one after another
+            (`SequentialLR`). Without `milestones`, all schedulers run at the same time (`ChainedScheduler`).
+        milestones: the starts of the second and each later scheduler of the list: integers in the schedule's unit, or
             fractions of the run in (0, 1).
-        warmup: the length of a linear warm-up before the rest, as an integer or a fraction of the run.
+        warmup: the length of a linear warm-up before the scheduler, as an integer or a fraction of the run.
         warmup_factor: the fraction of the learning rate at which the warm-up starts, in (0, 1].
         param: the scheduled value: "lr", "momentum" (for Adam and similar optimizers, the first of the betas) or
-            "weight_decay". For the last two, "learning rate" below refers to this value.
-        begin: the start of the schedule, in its unit or as a fraction of the run. Before, the value is constant. At the
-            start, the scheduler is created with the current value, as if training started there.
+            "weight_decay". For the last two, read this value instead of "learning rate" in this description.
+        begin: the start of the schedule, in its unit or as a fraction of the run. Before the start, the value is
+            constant. At the start, the scheduler is created with the current value, as if training started there.
         end: the end of the schedule: the last step of the scheduler is at this epoch or iteration, and the value is
-            constant afterwards. None for the end of the run. Milestones and the warm-up count from `begin`, and
-            fractions refer to the window from `begin` to `end`.
+            constant afterwards. None: the end of the run. Milestones and the warm-up count from `begin`, and fractions
+            refer to the window from `begin` to `end`.
         by: the unit of a row: "epoch", "iter", or None for the unit of the training loop.
-        convert_to_iter_based: lengths are given in epochs (or as fractions); the scheduler is stepped every iteration.
-            Each length in epochs is multiplied by the length of an epoch, and the `gamma` of `ExponentialLR` and
-            `CyclicLR` is replaced with a root, so that the steps of an epoch together multiply by it.
+        convert_to_iter_based: lengths are given in epochs (or as fractions), and the scheduler is stepped in every
+            iteration. Each length in epochs is multiplied by the length of an epoch, and the `gamma` of `ExponentialLR`
+            and `CyclicLR` is replaced with a root, so that all steps of an epoch together multiply by `gamma`.
 
-    In a scheduler's arguments, "auto" is a property of the run. For `max_lr` and `base_lr`, it is the group's own
-    learning rate; for `cycle_momentum`, whether the optimizer has a momentum; for all other arguments, the length of
-    the run in the schedule's unit. (With `begin` or `end`, it is the length of the window; in a sequence or after a
-    warm-up, the length of the scheduler's part, counted from its start.) Arguments of torch's schedulers that count in
-    the unit (`T_max`, `step_size`, `milestones`, …) can also be fractions of that length.
+    In a scheduler's arguments, "auto" is a property of the run. For `max_lr` and `base_lr`, it is the learning rate of
+    the group. For `cycle_momentum`, it is true if the optimizer has a momentum. For all other arguments, it is the
+    length of the run in the schedule's unit. (With `begin` or `end`, it is the length of the window. In a sequence or
+    after a warm-up, it is the length of the scheduler's part, counted from its start.) Arguments of torch's schedulers
+    that count units (`T_max`, `step_size`, `milestones`, …) can also be fractions of this length.
 
-    A point beyond the end of the run (a milestone of `MultiStepLR`, a longer `T_max`) is allowed and never reached. A
-    schedule, or a part of a sequence, that would never start is an error.
+    A position beyond the end of the run (a milestone of `MultiStepLR`, a longer `T_max`) is allowed and never reached.
+    A schedule, or a part of a sequence, that would never start is an error.
 
     Raises:
-        ConfigError: a value is invalid; `bind` checks values that depend on the length of the run.
+        ConfigError: a value is invalid; `bind` checks values that depend on the run's length.
 
     Example:
         >>> from functools import partial
@@ -148,20 +148,19 @@ class Schedule:
         epoch_length: int | None = None,
         certain: bool = True,
     ) -> None:
-        """Begin the table for one run; call it before the optimizer's own state is loaded from a checkpoint.
+        """Start the table for a run; call this method before the optimizer's state is loaded from a checkpoint.
 
         Args:
-            optimizer: its groups and values are the initial ones. It is only read.
-            length: the length of the entire run, in the unit of this schedule; None if it is unknown.
+            optimizer: the optimizer, which is only read. Its groups and values are the initial groups and values.
+            length: the length of the complete run, in this schedule's unit; None if it is unknown.
             direction: unused; `Plateau` has the same signature.
             unit: the unit of the training loop, for a schedule without a unit.
-            epoch_length: iterations in an epoch; used if a row is an iteration and a length is in epochs.
-            certain: whether `length` is exact. Otherwise it is an estimate: values that are derived from it (`auto`, a
-                fraction) reach their end there and stay constant; all others continue as long as the run.
+            epoch_length: the number of iterations in an epoch; used if a row is an iteration and a length is in epochs.
+            certain: whether `length` is exact. If it is an estimate, values that are derived from it (`auto`, a
+                fraction) reach their end there and then stay constant. All other values continue to the end of the run.
 
         Raises:
-            ConfigError: the schedule does not fit a run of this length or this optimizer, or needs a length that is
-                unknown.
+            ConfigError: the schedule does not match the length of the run or the optimizer, or needs an unknown length.
         """
         self._length = math.inf if length is None else integer("length", length, at_least=1)
         self._end = self._length if certain else math.inf
@@ -194,7 +193,8 @@ class Schedule:
     def follow(self, optimizer: Optimizer) -> None:
         """Include the parameter groups that were added to the optimizer.
 
-        Their rows are computed as if the groups had existed from the beginning, with their current values.
+        The rows of these groups are computed as if the groups had existed from the beginning, with their current
+        values.
         """
         self._join(groups_of(optimizer)[len(self._groups) :])
 
@@ -209,10 +209,10 @@ class Schedule:
     def row(self, index: int) -> Row:
         """Return the values for each parameter group during epoch or iteration `index` (0-based).
 
-        A row has a dict per group with only the keys that the schedule changes: that of its `param`, and `momentum` or
-        `betas` if a scheduler of the learning rate cycles it. It belongs to the table: do not change it. After the end
-        of the run, the last row applies. Moving forward is fast; moving back to an earlier block of rows steps again
-        from the beginning.
+        A row has a dict per group with only the keys that the schedule changes: the key of `param`, and `momentum` or
+        `betas` if a scheduler of the learning rate cycles them. The row belongs to the table, so do not change it.
+        After the end of the run, the last row applies. Later rows are computed fast. For a row of an earlier block, the
+        scheduler is stepped again from the beginning.
         """
         offset = index - self._first
         if 0 <= offset < self._count:
@@ -225,15 +225,15 @@ class Schedule:
         return self._rows[index - self._first :] or [row]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs to continue from the current block of rows; plain data.
+        """Return the state from which a resumed run continues at the current block of rows, as plain data.
 
-        A scheduler whose own state is not plain data is stepped again from the beginning instead.
+        If the state of a scheduler is not plain data, the scheduler is stepped again from the beginning instead.
         """
         state = {"start": self._start, "first": self._first, "at_first": self._at_first}
         return state | joined_entry(self._joined)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the block of rows at which `state` was taken; call it after `bind`.
+        """Go to the block of rows of `state`; call this method after `bind`.
 
         The table is a function of the config and the run's length. If either has changed, `state` is ignored, and rows
         are computed from the beginning.

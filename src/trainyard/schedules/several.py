@@ -10,17 +10,17 @@ from trainyard.schedules.schedule import Schedule
 
 
 class Several(Schedule):
-    """Schedules of different values, for different parts of the run, or both, each in its own unit.
+    """Schedules of different values, for different parts of the run, or both. Each schedule has its own unit.
 
-    Each is created at its start, with the current value. If several schedule one value at the same time, they are
-    stepped one after the other, as in torch's `ChainedScheduler`: factors (a warm-up, steps, a cosine) are multiplied,
-    and a scheduler that computes its value from the optimizer's own (`LambdaLR`, `OneCycleLR`, a sequence, …) replaces
-    the result of the previous ones.
+    Each schedule is created at its start, with the current value. If several schedules change one value at the same
+    time, they are stepped one after another, as in torch's `ChainedScheduler`. Factors (a warm-up, steps, a cosine) are
+    multiplied. A scheduler that computes the value from the optimizer's initial value (`LambdaLR`, `OneCycleLR`, a
+    sequence, …) replaces the result of the earlier schedulers.
 
     If the units differ, a row is an iteration, and schedules by epoch are stepped at the start of each epoch.
 
     Args:
-        schedules: the schedules, by name or as a list; entries that are None are omitted.
+        schedules: a mapping with names, or a list; entries that are None are omitted.
 
     Raises:
         ConfigError: an entry is not a `Schedule`.

@@ -1,4 +1,4 @@
-"""Tracking: the trainer appends to a journal, and a separate process ships it to MLflow (docs/tracking.md)."""
+"""Tracking: training appends to a journal, and a separate process sends the journal to MLflow (docs/tracking.md)."""
 
 from trainyard.track.journal import Journal, Record, Status, read
 from trainyard.track.run_info import RunInfo

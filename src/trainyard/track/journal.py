@@ -51,11 +51,12 @@ class Journal:
     """The journal of one run. Only one object can write it at a time.
 
     An existing journal is continued: an incomplete last line (after a kill) is removed, and a point (metric and step)
-    that is already in the file is not written again, because a resumed run recomputes the points after its checkpoint.
+    that is already in the file is not written again, because a resumed run computes the points after its checkpoint
+    again.
 
     Args:
         work_dir: the run's directory; it must exist. None: the run has no directory, or another process writes its
-            journal; then nothing is written, and only `latest` is updated.
+            journal. No records are then written, and only `latest` is updated.
 
     Attributes:
         buffer: flushed before each record; None if no points are pending.
@@ -91,7 +92,7 @@ class Journal:
 
     @property
     def writes(self) -> bool:
-        """True if there is a file, and other files can be written next to it."""
+        """True if the journal has a file, so that other files can be written to the same directory."""
         return self.path is not None
 
     @property
@@ -103,7 +104,7 @@ class Journal:
     def metrics(
         self, step: int, values: Mapping[str, float], epoch: int | None = None, *, of: str | None = None
     ) -> None:
-        """Record the values of metrics at `step`, which counts iterations or epochs but never both for one metric.
+        """Record values of metrics at `step`, in iterations or epochs; all points of a metric have the same unit.
 
         Args:
             step: the step.
@@ -115,7 +116,7 @@ class Journal:
         self._write(self._metrics(time.time(), step, values, epoch, of))
 
     def points(self, points: Sequence[Point]) -> None:
-        """Record many values of metrics at once, as `metrics` does one by one, with one system call.
+        """Record many points with one system call; see `metrics`.
 
         Args:
             points: the points, whose values are Python floats.
@@ -136,7 +137,7 @@ class Journal:
         self._write(text)
 
     def stacked_points(self, blocks: Sequence[StackedPoints], member: int) -> None:
-        """Record the points of a member of a stack, as `points` does."""
+        """Record points of a member of a stack; see `points`."""
         text = ""
         for block in blocks:
             self._latest.update(block.latest(member))
@@ -173,7 +174,7 @@ class Journal:
     def artifact(self, path: str | Path, to: str = "") -> None:
         """Record a file or folder inside the run's directory, to be uploaded into the artifact folder `to`.
 
-        The shipper reads it when it processes the record; a file that no longer exists is skipped.
+        The shipper reads the file when it processes the record. A file that no longer exists is skipped.
         """
         self._add("artifact", path=self._inside(path), to=to)
 
@@ -187,19 +188,20 @@ class Journal:
         step: int | None = None,
         form: str = "pickle",
     ) -> None:
-        """Record a checkpoint to log as an MLflow model once the run is FINISHED.
+        """Record a checkpoint that is logged as an MLflow model after the run is FINISHED.
 
-        A later call with the same name replaces it.
+        A later call with the same name replaces this record.
 
         Args:
             checkpoint: a file inside the run's directory.
-            loader: `"module:function"`, called as `function(work_dir: Path, checkpoint: Path)`; it returns the
-                `nn.Module` and an input example (a numpy array) or None. It runs in the shipper, which sees no GPU.
+            loader: `"module:function"`, called as `function(work_dir: Path, checkpoint: Path)`. The function returns
+                the `nn.Module` and an input example (a numpy array or None). The shipper calls it without access to a
+                GPU.
             predict: `"module:function"`, called as `function(net, inputs)` for the predictions that MLflow serves;
                 None: `net(inputs)`.
             name: the name of the model in MLflow: `mlflow.pytorch.load_model("runs:/RUN_ID/<name>")` opens it.
-            step: the step at which it was saved; the model has the metrics of this step, and those recorded with `of`.
-                None: no metrics.
+            step: the step at which it was saved. The model has the metrics of this step, and the metrics that were
+                recorded with `of`. None: no metrics.
             form: `pickle`, or `export` for a `torch.export` program of its predictions.
         """
         optional = {"predict": predict, "name": None if name == "model" else name, "step": step}
@@ -212,35 +214,36 @@ class Journal:
         self._add("inputs", inputs=[dict(each) for each in inputs])
 
     def register(self, name: str, alias: str, of: str | None = None) -> None:
-        """Record that a model is to be registered in MLflow, as the next version of `name` with this alias.
+        """Record a registration of a model in MLflow, as the next version of `name` with this alias.
 
         Args:
             name: the name of the registered model.
-            alias: the alias of the version, which an earlier version loses.
-            of: the directory of the run that has the model, relative to the directory of this run; None: this run.
+            alias: the alias of the version; an earlier version loses the alias.
+            of: the directory of the run that logged the model, relative to the directory of this run; None: this run.
         """
         self._add("register", name=name, alias=alias, **({} if of is None else {"of": of}))
 
     def params(self, params: Mapping[str, Any]) -> None:
-        """Record settings that were not known when the run was opened; MLflow keeps the first value of each."""
+        """Record settings that were not known when the run was opened; MLflow keeps the first values."""
         self._add("params", params={key: str(value) for key, value in params.items()})
 
     def tags(self, tags: Mapping[str, Any]) -> None:
         self._add("tags", tags={key: str(value) for key, value in tags.items()})
 
     def linked_tags(self, tags: Mapping[str, Any]) -> None:
-        """Record tags that name other runs, as `run:ID`, by the IDs of their `RunInfo`.
+        """Record tags that refer to other runs as `run:ID`, with the IDs of their `RunInfo`.
 
-        In MLflow, `run:ID` is replaced with the MLflow ID of that run; in `[a link](run:ID)`, with a link to its page.
+        In MLflow, `run:ID` is replaced with the MLflow ID of the other run. In `[a link](run:ID)`, it is replaced with
+        a link to the page of the run.
         """
         self._add("linked_tags", tags={key: str(value) for key, value in tags.items()})
 
     def status(self, status: Status, message: str = "") -> None:
-        """Record the run's status: RUNNING when it starts and when it is resumed, one of the others when it ends."""
+        """Record the run's status: RUNNING when it starts or is resumed, another status when it ends."""
         self._add("status", status=status, message=message)
 
     def gone(self) -> str | None:
-        """Return the reason why the written file is no longer at its path; None if it is."""
+        """Return the reason why the open file is no longer at its path; None if it is at its path."""
         if not self.writes or self.path is None:
             return None
         own = os.fstat(self._fd)

@@ -25,23 +25,23 @@ class RunInfo:
 
     Args:
         name: display name of the run.
-        params: the selected settings, flat (`optim.lr`), as MLflow params; values are cut at 6000 characters. For a
-            resumed run, the first value of each.
+        params: the selected settings with flat keys (`optim.lr`), as MLflow params; values are cut at 6000 characters.
+            For a resumed run, the first values.
         settings: all settings, of which `params` is a selection; empty if `params` contains all.
-        changes: the params whose value changed when the run was resumed: by `param@step`, the new value.
+        changes: the params whose values changed when the run was resumed: a mapping from `param@step` to the new value.
         tags: MLflow tags.
-        facts: facts about the machine and the code (`facts.collect`), which are also tags.
+        facts: properties of the machine and the code (`facts.collect`), which are also tags.
         config: the resolved config's path inside the run's directory.
         parent: `id` of the parent's run, for a job of a sweep.
-        id: the unique ID of the run, created once; MLflow's run has it as the tag `trainyard.run_id`.
-        experiment, uri: where the run is tracked, set by the tracker; None if it is not tracked.
+        id: the unique ID of the run, created once; the MLflow run has the tag `trainyard.run_id` with this ID.
+        experiment, uri: the experiment and the store of the run, set by the tracker; None if it is not tracked.
         experiment_id: the MLflow ID of the experiment, if it is selected by ID instead of by name.
-        start_time: the start time, in Unix seconds.
+        start_time: the start time in Unix seconds.
         user, source: the user, and the program that was started.
         program: the Python arguments that start this program (`-m trainyard.train`); empty if it has no file, or if
             another process started the run.
         python_path: folders from which the shipper imports the user's model.
-        copies: further copies of its metrics: `tensorboard`, `wandb=offline`.
+        copies: additional copies of its metrics: `tensorboard`, `wandb=offline`.
         mark: the mark that identifies its directory as the user's own (`trainyard.track.own`).
     """
 
@@ -68,13 +68,13 @@ class RunInfo:
     def continuing(self, earlier: RunInfo, step: int, *, there: bool) -> RunInfo:
         """Return this run as the continuation of `earlier` from iteration `step` on.
 
-        It has the identity of `earlier` and its params, because MLflow keeps the first value of each. The facts about
-        the machine are the new ones.
+        The result has the identity and the params of `earlier`, because MLflow keeps the first values of params. The
+        properties of the machine are new.
 
         Args:
-            earlier: the run so far.
+            earlier: the record of the earlier part of the run.
             step: the iteration.
-            there: whether the run is tracked in the same place as `earlier`, if `earlier` was tracked at all.
+            there: whether the run is tracked in the store of `earlier`, if `earlier` was tracked.
         """
         kept = {name: getattr(earlier, name) for name in ("id", "name", "start_time", "parent")}
         if there and earlier.uri is not None:  # else it was not tracked so far, and all of it is now
@@ -92,7 +92,7 @@ class RunInfo:
 
     @classmethod
     def read(cls, work_dir: str | Path) -> Self:
-        """Read the `run.json` of `work_dir`; raise TrainyardError if it is missing or unreadable."""
+        """Read the `run.json` of `work_dir`; raise TrainyardError if it is missing or cannot be read."""
         path = Path(work_dir) / FILE
         known = {spec.name for spec in dataclasses.fields(cls)}
         try:

@@ -153,11 +153,11 @@ class RunShipment:
     """Result of shipping one run's records.
 
     Args:
-        shipped, unshipped: the numbers of journal records that the store has, and does not have (uploads count as
+        shipped, unshipped: the numbers of journal records in the store, and of missing records (uploads count as
             records).
-        error: the reason why records are missing.
+        error: the reason for the missing records.
         notes: records that were skipped permanently, with the reasons.
-        renamed: the names that would be equal to others under MLflow's rules, and their names in MLflow.
+        renamed: names that would be equal to other names under MLflow's rules, and their names in MLflow.
     """
 
     work_dir: Path
@@ -208,11 +208,11 @@ class RunShipment:
 
 @dataclass(frozen=True)
 class Shipment:
-    """Result of shipping a command's runs; `str()` of it is a message, empty if there is nothing to report.
+    """Result of shipping a command's runs; `str(shipment)` is a message, which is empty if there is nothing to report.
 
     Args:
-        runs: the result of each run.
-        running: whether the shipper continues in the background.
+        runs: one result per run.
+        running: the shipper continues in the background.
         error: a local error: the shipper failed, or a run's directory no longer exists.
     """
 
@@ -226,7 +226,7 @@ class Shipment:
 
     @property
     def arrived(self) -> str:
-        """The runs that are complete in MLflow, and how to view them; empty if there are none."""
+        """The runs that are complete in MLflow, with instructions to view them; empty if no run is complete."""
         if not self.runs or not self.runs[0].where or self.runs[0].run_id is None:
             return ""
         own, *others = self.runs  # a sweep's own, and those of its jobs

@@ -46,11 +46,11 @@ class Tracker(ABC):
     end. A command that ends before its first `open()` leaves no files.
 
     Attributes:
-        log_model: whether a finished run's best model is to be logged; `kept`: every checkpoint that it keeps.
+        log_model: whether the best model of a finished run is logged; `kept`: every checkpoint that the run keeps.
         model_format: `pickle`, or `export` for a program of `torch.export`.
         experiment_per_sweep: whether each sweep has a separate experiment.
         register: the name and the alias under which the best model of a run, or of a sweep, is registered.
-        log_checkpoints: which checkpoints to upload, of "best" and "last".
+        log_checkpoints: the checkpoints that are uploaded: "best", "last".
     """
 
     log_model: bool | str = False
@@ -67,11 +67,11 @@ class Tracker(ABC):
 
         Args:
             work_dir: an existing folder.
-            info: the run; its name, place and Python path are set, and facts that are texts are written to files.
+            info: the run; its name, store and Python path are set, and text properties are written to files.
             resume: continue the run in `work_dir`, if there is one: its ID, name, experiment and URI do not change, and
                 params with other values are recorded as its `changes`. A directory from elsewhere
-                (`trainyard.track.own`) remains one, and its store is not used.
-            step: the iteration from which it continues.
+                (`trainyard.track.own`) remains from elsewhere, and its store is not used.
+            step: the iteration from which the run continues.
 
         Raises:
             ConfigError: `work_dir` contains a run and `resume` is false.
@@ -109,19 +109,19 @@ class Tracker(ABC):
         """Write only `run.json` from now on: the parent process uploads the journals."""
 
     def close(self, work_dir: str | Path) -> None:  # noqa: B027 (a tracker may have nothing to close)
-        """Mark the run in `work_dir` as no longer written; without a final status it is then marked KILLED.
+        """Mark the run in `work_dir` as no longer written; without a final status, its status becomes KILLED.
 
-        Used by a sweep, whose jobs end at different times. `finish()` closes all runs.
+        A sweep calls this method, because its jobs end at different times. `finish()` closes all runs.
         """
 
     @abstractmethod
     def finish(self) -> Shipment:
-        """Wait, up to a limit, until everything is uploaded, and return the result. Never raise."""
+        """Wait, up to a limit, until all records are uploaded, and return the result. Never raises."""
 
     def abort(self) -> Shipment:
-        """End the upload within two seconds, even if it is incomplete, and return the result. Never raise.
+        """End the upload within two seconds, even if it is incomplete, and return the result. Never raises.
 
-        Used by a command that must end now; `trainyard sync` uploads the rest.
+        A command that must end immediately calls this method; `trainyard sync` uploads the remaining records.
         """
         return Shipment()
 
@@ -139,7 +139,7 @@ class Tracker(ABC):
 
 
 class NoTracker(Tracker):
-    """Tracker without MLflow. It writes the journal and `run.json`: `trainyard sync --uri` can upload them later."""
+    """Tracker without MLflow. It writes the journal and `run.json`; `trainyard sync --uri` can upload them later."""
 
     def finish(self) -> Shipment:
         return Shipment()
@@ -149,27 +149,27 @@ class MLflowTracker(Tracker):
     """Tracks runs in MLflow, through a separate process that reads their journals.
 
     Args:
-        uri: the URI of the MLflow server or database; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the
-            folder from which the command was started.
-        experiment: the name of the experiment; by default MLFLOW_EXPERIMENT_NAME, else the experiment with the ID
-            MLFLOW_EXPERIMENT_ID, else `trainyard`.
+        uri: the URI of the MLflow server or database; by default, MLFLOW_TRACKING_URI, otherwise `sqlite:///mlflow.db`
+            in the folder in which the command was started.
+        experiment: the name of the experiment; by default, MLFLOW_EXPERIMENT_NAME, otherwise the experiment with the ID
+            MLFLOW_EXPERIMENT_ID, otherwise `trainyard`.
         experiment_per_sweep: use a separate experiment for each sweep, `<experiment>/<the sweep's directory>`.
         run_name: the run's name in MLflow; by default, the run's own name.
-        tags: more MLflow tags, for every run.
+        tags: additional MLflow tags for every run.
         log_model: log the best model of a finished run, for `mlflow.pytorch.load_model`. `kept`: also log each
             checkpoint that the run keeps.
         model_format: `pickle`, the module with its class; or `export`, a `torch.export` program of its predictions,
-            which does not need the code.
+            which can be loaded without the code of the model.
         register: register the model of a finished run, or of a sweep's best job, under this name. `NAME@ALIAS` sets the
             alias of the version; the default is `best`.
-        log_checkpoints: which checkpoints to upload, of "best" and "last".
+        log_checkpoints: the checkpoints that are uploaded: "best", "last".
         wait: the maximum number of seconds that `finish()` waits.
         tensorboard: also write a TensorBoard event file to the run's directory.
-        wandb: `offline`: also write an offline run of Weights & Biases to it when the run ends.
+        wandb: `offline`: also write an offline run of Weights & Biases to the run's directory when the run ends.
 
     Raises:
-        ConfigError: an invalid MLflow URI, a deleted experiment, a name that MLflow does not accept, an
-            unknown name in `log_checkpoints`, a negative `wait`, a viewer that is not installed.
+        ConfigError: an invalid MLflow URI, a deleted experiment, a name that MLflow does not accept, an unknown name in
+            `log_checkpoints`, a negative `wait`, or a viewer that is not installed.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class MLflowTracker(Tracker):
         self._finished: Shipment | None = None
 
     def start(self) -> None:
-        """Start the shipper, which loads mlflow while the trainer loads torch. This takes milliseconds."""
+        """Start the shipper, which imports mlflow while this process imports torch; returns within milliseconds."""
         if self._process is not None or not self._ships:
             return
         environment = os.environ | {"MLFLOW_TRACKING_URI": self.uri}

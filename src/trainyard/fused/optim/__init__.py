@@ -1,4 +1,4 @@
-"""Stacked optimizers: K members whose hyperparameters differ, stepped at once."""
+"""Stacked optimizers: one optimizer updates K members, each with its own hyperparameters."""
 
 from trainyard.fused.optim.optimizer import StackedOptimizer
 from trainyard.fused.optim.stack import stack_optimizers

@@ -21,27 +21,28 @@ Columns = dict[str, Tensor]
 
 
 class StackedOptimizer(Optimizer):
-    """K optimizers of one class as one, on stacked parameters `[K, *shape]`; created by `stack_optimizers`.
+    """K optimizers of one class as one optimizer on stacked parameters `[K, *shape]`; made by `stack_optimizers`.
 
-    Every number of a parameter group (`lr`, `weight_decay`, ...) is a float64 tensor `[K]` on the CPU, `betas` a tuple
-    of two. To change a number, replace its tensor: values derived from it are cached until then. Flags
-    (`nesterov`, `fused`, ...) are plain values, equal in all members.
+    Every number of a parameter group (`lr`, `weight_decay`, ...) is a float64 tensor `[K]` on the CPU; `betas` is a
+    tuple of two tensors. To change a number, replace its tensor, because derived values are cached until then. Flags
+    (`nesterov`, `fused`, ...) are plain values and are equal in all members.
 
-    A member is updated as by its single-run optimizer, up to rounding, and its state is read and written in the form of
-    the `state_dict()` of that optimizer.
+    The result for a member is the result of its own optimizer, up to rounding. The state of a member is read and
+    written in the form of that optimizer's `state_dict()`.
 
-    The state of a parameter is the members' states stacked: `exp_avg` `[K, *shape]`, `step` `[K]`. Parameters that
-    step together share their `step`.
+    The state of a parameter contains the stacked states of the members: `exp_avg` `[K, *shape]`, `step` `[K]`.
+    Parameters that step together share their `step`.
 
-    A subclass is one family. It defines the state of a new parameter (`_new_state`), the factors of its arithmetic,
-    each a column `[K]` (`_fixed`, which depend only on the numbers, and `_clocked`, which change with every step), and
-    the arithmetic itself (`_update`). On CUDA, a family with Triton kernels (`kernels_of`) uses these.
+    A subclass implements one family of optimizers. It defines the state of a new parameter (`_new_state`), the factors
+    of its arithmetic, and the arithmetic (`_update`). Each factor is a column `[K]`: `_fixed` factors depend only on
+    the numbers, and `_clocked` factors change with every step. On CUDA, a family with Triton kernels (`kernels_of`)
+    uses them.
 
     Attributes:
         numbers: the numbers of each parameter group, on the device.
         version: changes when states or members are replaced; a captured step is valid for one version.
-        joinable: whether others may take the rows of members. The bits of a row then depend only on its own values, not
-            on the numbers and steps of its neighbors.
+        joinable: other members may take the rows. The bits of a row then depend only on the contents of this row, and
+            not on the numbers and steps of other rows.
     """
 
     keys: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
@@ -64,12 +65,12 @@ class StackedOptimizer(Optimizer):
         self._forget()
 
     def step(self, skip: Tensor | None = None) -> None:  # type: ignore[override]
-        """Step all members once; parameters without a gradient are left unchanged, as torch does.
+        """Step all members once; parameters without a gradient stay unchanged, as in torch.
 
-        Nothing here synchronizes with the device.
+        The step does not synchronize with the device.
 
         Args:
-            skip: bool `[K]` on the device of the parameters: members whose parameters and state are not changed.
+            skip: bool `[K]` on the parameters' device: members whose parameters and state stay unchanged.
 
         Raises:
             Unfusable: a gradient is sparse.
@@ -96,7 +97,7 @@ class StackedOptimizer(Optimizer):
         A caller that replays a captured step calls this first.
 
         Args:
-            copy: False if the caller writes them to the device itself and calls `derive`.
+            copy: False if the caller writes the numbers to the device itself, and calls `derive`.
 
         Returns:
             Whether a number changed to or from 0 in a way that changes the arithmetic (a weight decay, a
@@ -112,16 +113,16 @@ class StackedOptimizer(Optimizer):
         return other
 
     def derive(self) -> None:
-        """Compute the derived values of the numbers on the device."""
+        """Compute the values that are derived from the numbers on the device."""
         for index, (_, buckets) in enumerate(self._plans):
             self._fill(index, buckets)
 
     def graph_hyperparameters(self, foresight: Foresight | None = None) -> StackedGraphHyperparameters:
-        """Return the hyperparameters for a captured step; `foresight` returns those of the next steps."""
+        """Return the hyperparameters that a captured step reads; `foresight` returns the values of the next steps."""
         return StackedGraphHyperparameters(self, foresight)
 
     def keep(self, index: Tensor) -> None:
-        """Keep only the members `index` (integers `[k]`); the parameters have been cut to them already."""
+        """Keep only the members `index` (integers `[k]`); the parameters have already been cut to these members."""
         on_cpu = index.cpu()
         for group in self.param_groups:
             for key, value in group.items():
@@ -148,11 +149,11 @@ class StackedOptimizer(Optimizer):
         return member_state.read(self, member)
 
     def load_member_state_dict(self, member: int, state_dict: Mapping[str, Any]) -> None:
-        """Load the `state_dict()` of the member's single-run optimizer, its numbers included.
+        """Load the `state_dict()` of the member's single-run optimizer, including its numbers.
 
         Raises:
-            ValueError: it has other parameter groups or shapes.
-            Unfusable: a flag of its optimizer, such as `amsgrad`, differs.
+            ValueError: the state has other parameter groups or shapes.
+            Unfusable: the state is from an optimizer with another flag, such as `amsgrad`.
         """
         self._settle(member_state.write(self, member, state_dict))
 
@@ -168,11 +169,11 @@ class StackedOptimizer(Optimizer):
         return {"step": torch.zeros(self.members, dtype=dtype, device=param.device)}
 
     def has(self, group: Group, state: Mapping[str, Tensor], member: int) -> list[str]:
-        """Return the parts of a parameter's `state` that the member's single-run optimizer would have at this point."""
+        """Return the parts of a parameter's `state` that the member's single-run optimizer would have at this step."""
         return list(state) if state["step"][member] > 0 else []
 
     def steps_of(self, saved: Mapping[str, Any]) -> Tensor | float:
-        """Return the number of steps of a parameter from its state `saved` by the member's single-run optimizer."""
+        """Return the number of steps of a parameter, from the state `saved` by the member's single-run optimizer."""
         steps: Tensor | float = saved["step"]
         return steps
 

@@ -38,11 +38,11 @@ FAMILIES: Mapping[type[Optimizer], type[StackedOptimizer]] = {
 
 
 def stack_optimizers(optimizers: Sequence[Optimizer], stacked: Mapping[Tensor, nn.Parameter]) -> StackedOptimizer:
-    """Return one optimizer that does what `optimizers` do, each on its own slice of the stacked parameters.
+    """Return one optimizer with the effect of `optimizers`, each on its own slice of the stacked parameters.
 
     Args:
-        optimizers: K optimizers of one class, with equal flags and parameter groups; each of them may already have
-            taken any number of steps.
+        optimizers: K optimizers of one class, with equal flags and parameter groups; each may already have made any
+            number of steps.
         stacked: for each parameter of `optimizers[0]`, the stacked parameter `[K, *shape]`, contiguous.
 
     Raises:

@@ -37,18 +37,18 @@ class _Kept:
 class DetectionLog(Hook):
     """Draws the first images of each set with predicted and true boxes or masks, at validations and tests.
 
-    Predictions and targets are a mapping for each picture, as for torchvision's detectors: `boxes`, float `[n, 4]`,
-    `x1, y1, x2, y2` in pixels; and, if available, `labels` `[n]`, `scores` `[n]`, `masks` `[n, H, W]` or `[n, 1, H,
-    W]`. For segmentation they are scores `[B, C, H, W]` and classes `[B, H, W]`. The pictures are the inputs of the
-    batch before the `data_preprocessor`. Class names are read from `data.spec["classes"]` or `data.classes`.
+    Predictions and targets are a mapping for each image, as in torchvision's detectors: `boxes`, float `[n, 4]`,
+    `x1, y1, x2, y2` in pixels, and optionally `labels` `[n]`, `scores` `[n]`, `masks` `[n, H, W]` or `[n, 1, H, W]`.
+    For segmentation, predictions are scores `[B, C, H, W]` and targets are classes `[B, H, W]`. The images are taken
+    from the batch before the `data_preprocessor`. Class names are read from `data.spec["classes"]` or `data.classes`.
 
-    The figures `figures/<set>_<iteration>_detections.png` are artifacts of the run and drawn by a separate thread. A
-    run without a directory draws nothing.
+    The figures are `figures/<set>_<iteration>_detections.png` and are artifacts of the run. A separate thread draws
+    them. A run without a directory draws nothing.
 
     Args:
-        count: pictures to draw.
+        count: the number of images.
         interval: draw every `interval`-th validation of a training. Every test is drawn.
-        score_thr: predictions with a lower score are omitted.
+        score_thr: predictions with a lower score are not drawn.
     """
 
     priority = "LOW"

@@ -24,17 +24,16 @@ log = logging.getLogger("trainyard")
 class PredictionDump(Hook):
     """Writes the predictions of a test, with their targets, to `predictions.parquet` in the run's directory.
 
-    `trainyard.evaluate` computes metrics from it without the model. For a named test set, `test/easy`, the file is
-    `predictions_easy.parquet`. It is an artifact of the run in MLflow, unless it is large.
+    `trainyard.evaluate` computes metrics from this file without the model. For a named test set, `test/easy`, the file
+    is `predictions_easy.parquet`. The file is an artifact of the run in MLflow, unless it is larger than `upload_mb`.
 
-    Predictions that do not fit into columns with a row for each sample are not written, and the log gives the reason;
-    the test continues. They are written during the test, so that memory does not grow. With several ranks, rank 0 joins
-    the files of all ranks.
+    Predictions without one row per sample are not written; the log states the reason, and the test continues.
+    Predictions are written during the test, so that memory use does not grow. With several ranks, rank 0 joins the
+    files of all ranks.
 
     Args:
         inputs: write the complete batch, not only its target, for metrics that read the inputs.
-        after_training: also write the predictions if the test follows a training in the same session, as with
-            `mode=train`.
+        after_training: also write the predictions of a test that follows training in one session, as with `mode=train`.
         max_mb: the maximum size in megabytes; a larger file is not kept.
         upload_mb: the maximum size in megabytes for upload; a larger file stays in the directory and is not uploaded to
             MLflow.

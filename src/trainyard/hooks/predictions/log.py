@@ -24,23 +24,23 @@ FOLDER = "figures"
 
 
 class PredictionLog(Hook):
-    """Draws some samples with prediction and target, and the confusion matrix, at validations and tests.
+    """Draws samples with predictions and targets, and the confusion matrix, at validations and tests.
 
-    The figures `figures/<set>_<iteration>_samples.png` and `…_confusion.png` are artifacts of the run. The form of the
-    samples depends on the data. Images `[C, H, W]` are shown as a grid of pictures, points in the plane as a scatter
-    plot of (up to 2000 of) the split, and other inputs of a classifier as a table. Numbers are plotted as predicted
-    over true. For tokens `[T]`, a `.txt` file shows the predicted tokens below the true ones. The confusion matrix is
-    that of the entire split, for up to 200 classes. Class names are read from `data.spec["classes"]` or `data.classes`,
-    if the data has them. For tokens, `data.decode(tokens)` gives the text.
+    The figures are `figures/<set>_<iteration>_samples.png` and `…_confusion.png`, artifacts of the run. The form of the
+    samples depends on the data. Images `[C, H, W]` are drawn as a grid, points in the plane as a scatter plot (up to
+    2000 points of the split), and other inputs of a classifier as a table. Numbers are drawn as a plot of predicted
+    against true values. For tokens `[T]`, a `.txt` file contains the predicted tokens below the true tokens. The
+    confusion matrix covers the complete split, for up to 200 classes. Class names are read from `data.spec["classes"]`
+    or `data.classes`, if they are defined. `data.decode(tokens)` converts tokens to text.
 
-    Collecting samples from batches does not wait for the device. The figures are drawn by a separate thread; only the
-    next figures wait for it. A run without a directory draws nothing.
+    Collecting samples from batches does not wait for the device. A separate thread draws the figures, and only the next
+    figures wait for this thread. A run without a directory draws nothing.
 
     Args:
         count: the maximum number of samples to show.
-        which: `worst`, the samples with the highest loss; `first`, those at the start of the split; or `random`, the
-            same samples each time and in every run.
-        interval: draw every `interval`-th validation of a training, and the last one.
+        which: `worst`, samples with the highest loss; `first`, the first samples of the split; or `random`, the same
+            random samples in every validation and in every run.
+        interval: draw figures at every `interval`-th validation of a training run, and at the last validation.
         confusion: draw the confusion matrix.
     """
 

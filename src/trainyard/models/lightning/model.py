@@ -38,7 +38,7 @@ TURN = "optimizer_idx"
 class Lightning(BaseModel):
     """Trains a `LightningModule` without changes: its steps, `configure_optimizers`, logged values and hooks.
 
-    `optim=model` uses the optimizers and schedulers of `configure_optimizers`; `metric=logged` uses the values that
+    `optim=model` uses the optimizers and schedulers of `configure_optimizers`. `metric=logged` uses the values that
     `validation_step` and `test_step` log. Mode "predict" is the module's `forward`, on a batch without its target.
 
     Args:
@@ -46,12 +46,13 @@ class Lightning(BaseModel):
         data_preprocessor: see `BaseModel`.
 
     Attributes:
-        batch_idx, dataloader_idx: the indices of the batch of the next step and of its loader.
+        batch_idx, dataloader_idx: the indices of the batch of the next step.
         facts: the properties of the run that the module can read.
-        schedulers: the schedulers from `configure_optimizers`; empty before it is called.
+        schedulers: the schedulers of `configure_optimizers`; empty before its call.
 
     Raises:
-        ConfigError: it is not a LightningModule, optimizes manually, or overrides a method that is never called here.
+        ConfigError: the module is not a LightningModule, optimizes manually, or overrides a method that Trainyard never
+            calls.
     """
 
     capturable = False
@@ -152,10 +153,10 @@ class Lightning(BaseModel):
     # -- the module and its run ----------------------------------------------------------------------------------------
 
     def configured_optimizers(self) -> dict[str, Optimizer]:
-        """Return the optimizers from `configure_optimizers`, by name; `schedulers` then contains their schedulers.
+        """Return the optimizers of `configure_optimizers`, by name, and set `schedulers` to its schedulers.
 
         Raises:
-            ConfigError: it returns no optimizers, or several for a `training_step` without `optimizer_idx`.
+            ConfigError: it returns no optimizer, or several for a `training_step` without `optimizer_idx`.
         """
         with self.running("train"):
             made: Configured = parsed(self.module.configure_optimizers())  # type: ignore[operator]
@@ -171,7 +172,7 @@ class Lightning(BaseModel):
 
     @contextmanager
     def running(self, split: str, batch: Any = None) -> Iterator[Recorder]:
-        """Inside the block, give the module a `trainer`, and `log` and `log_dict` that record values."""
+        """Set the module's `trainer`, `log` and `log_dict` within the block, so that logged values are recorded."""
         recorder = Recorder(split, batch, self._device() or torch.device("cpu"))
         replaced = {"log": recorder.log, "log_dict": recorder.log_dict, "_trainer": self.facts}
         modules = [each.__dict__ for each in self.module.modules() if hasattr(each, "automatic_optimization")]
@@ -194,13 +195,13 @@ class Lightning(BaseModel):
                 own.update(held)
 
     def call_hook(self, name: str, *args: Any, split: str = "train", **kwargs: Any) -> Recorder:
-        """Call a hook that the module overrides, and return the logged values."""
+        """Call a hook that the module overrides, and return the values that it logged."""
         with self.running(split) as recorder:
             self.call_own(name, *args, **kwargs)
         return recorder
 
     def call_own(self, name: str, *args: Any, **kwargs: Any) -> None:
-        """Call a method that the module overrides, with the named arguments that it accepts."""
+        """Call a method that the module overrides, with the arguments that it accepts, by name."""
         if overridden(self.module, name):
             method: Any = getattr(self.module, name)
             if method(*args, **accepted_arguments(method, kwargs, first=args)) == -1:
@@ -209,7 +210,7 @@ class Lightning(BaseModel):
                 )
 
     def finish(self, split: str) -> Recorder:
-        """Call the methods at the end of an evaluation epoch, and return the logged values."""
+        """Call the hooks at the end of an evaluation epoch, and return the values that they logged."""
         return self.call_hook(f"on_{'validation' if split == 'val' else split}_epoch_end", split=split)
 
 

@@ -43,10 +43,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Output of a validation or test step: its logged values.
+    """Output of a validation or test step: the logged values.
 
     Attributes:
-        model: the `Lightning` model of the step.
+        model: the `Lightning` that made the step.
         split: "val" or "test".
         logged: entries by name.
     """

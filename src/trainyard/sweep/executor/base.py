@@ -86,7 +86,7 @@ ExecutorEvent = Gained | Lost | Launched | Woken | Said | Finished
 class Executor(ABC):
     """Provides slots, and runs each task in a separate process.
 
-    It does not decide what runs where or how often; the scheduler does.
+    The scheduler, not the executor, decides which task runs on which slot.
     """
 
     slots: tuple[Slot, ...]
@@ -95,11 +95,11 @@ class Executor(ABC):
     @property
     @abstractmethod
     def started(self) -> bool:
-        """Whether `start` was called and `close` has not been called since."""
+        """Whether `start` was called, and `close` was not called after it."""
 
     @property
     def room(self) -> int:
-        """Number of slots that one task can use."""
+        """Maximum number of slots of one task."""
         return capacity(self.slots)
 
     @property
@@ -109,11 +109,11 @@ class Executor(ABC):
 
     @property
     def shares_disk(self) -> bool:
-        """Whether all tasks can read each other's files. Otherwise a task uses one machine, and no jobs join it."""
+        """Whether all tasks can read each other's files. If not, a task uses one machine, and no jobs join it."""
         return True
 
     def start(self) -> None:  # noqa: B027 (not every executor has something to start)
-        """Begin preparations that take time, and return immediately. Events report slots when they are available."""
+        """Start preparations that take time, and return immediately. Events report slots when they are available."""
 
     @property
     @abstractmethod
@@ -121,7 +121,7 @@ class Executor(ABC):
         """The slots that are available now."""
 
     def expect(self, slots: int) -> None:  # noqa: B027 (slots of a machine are all there)
-        """Set the number of slots that running and waiting tasks need."""
+        """Set the number of slots for which there are running or waiting tasks."""
 
     @abstractmethod
     def launch(self, number: int, task: Task, slots: Sequence[int], policy: Policy) -> None:
@@ -136,7 +136,7 @@ class Executor(ABC):
 
     @abstractmethod
     def end(self, numbers: Iterable[int], grace: float | None) -> None:
-        """Ask tasks to end: SIGTERM, and SIGKILL after `grace` seconds; if that is None, when `timeout` is over."""
+        """End tasks: SIGTERM, and SIGKILL after `grace` seconds (if it is None, when `timeout` is over)."""
 
     @abstractmethod
     def answer(self, number: int, content: bytes) -> None:
@@ -144,10 +144,10 @@ class Executor(ABC):
 
     @abstractmethod
     def wait(self, timeout: float) -> list[ExecutorEvent]:
-        """Return the events so far, in order; wait a limited number of seconds for the first one."""
+        """Return the new events, in order; wait a limited number of seconds for the first event."""
 
     def close(self) -> None:  # noqa: B027
-        """End everything that `start` started, and all running tasks."""
+        """End all processes that `start` started, and all running tasks."""
 
     def __enter__(self) -> Self:
         self.start()

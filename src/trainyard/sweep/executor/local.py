@@ -23,12 +23,13 @@ from trainyard.sweep.executor.workers import Workers
 class LocalExecutor(Executor):
     """Runs tasks on the slots of this machine, each in a separate process. Linux only.
 
-    When a task's process ends, the rest of its process group is killed. When this process is killed, its tasks are
-    killed too. When the agent is killed, it is restarted; its tasks are lost.
+    When the process of a task ends, the other processes of its process group are killed. When this process is killed,
+    its tasks are killed too. When the agent is killed, it is started again, and its tasks are lost.
 
     Args:
-        slots: the slots for tasks, one task at a time on each.
-        preload: modules to import before workers are forked. They must not touch CUDA or start threads on import.
+        slots: the slots; one task at a time runs on each slot.
+        preload: modules that are imported before workers are forked. They must not touch CUDA or start threads on
+            import.
 
     Raises:
         ConfigError: a value is out of range; from `wait`, a preloaded module cannot be imported.

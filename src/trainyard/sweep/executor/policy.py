@@ -12,11 +12,11 @@ class Policy:
     """Policy for tasks that fail or hang.
 
     Attributes:
-        retries: additional attempts for a task that fails or is lost.
-        timeout: the maximum number of seconds of an attempt. Then, it receives SIGTERM, and SIGKILL after `grace`, and
-            is not retried.
-        fail_fast: when a task has failed finally, stop the others: SIGTERM, and SIGKILL after `grace`.
-        grace: seconds from SIGTERM to SIGKILL.
+        retries: the number of additional attempts for a task that fails or is lost.
+        timeout: the maximum number of seconds of an attempt. The task then receives SIGTERM, and SIGKILL after `grace`,
+            and is not retried.
+        fail_fast: when a task has failed and is not retried, stop the other tasks: SIGTERM, and SIGKILL after `grace`.
+        grace: the number of seconds from SIGTERM to SIGKILL.
 
     Raises:
         ConfigError: a value is out of range.

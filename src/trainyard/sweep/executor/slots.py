@@ -41,15 +41,15 @@ def find_slots(
 ) -> list[Slot]:
     """Return this machine's slots: each CUDA device `jobs_per_gpu` times, or, without CUDA, cores ÷ `threads_per_job`.
 
-    Devices are counted through NVML, which creates no CUDA context; `CUDA_VISIBLE_DEVICES` is respected. Cores are
-    those that this process may use. `auto` depends only on the machine, so that a task has the same number of threads,
-    and computes the same bits, for any number of tasks.
+    NVML counts the devices without creating a CUDA context; `CUDA_VISIBLE_DEVICES` is respected. Only cores that this
+    process may use are counted. `auto` depends only on the machine, so that a task has the same number of threads, and
+    computes the same bits, for any number of tasks.
 
     Args:
         jobs_per_gpu: the number of tasks that share a device; `auto` is 1.
-        threads_per_job: threads per task. `auto` is 1 without CUDA (many small tasks are faster than few wide ones),
-            and an equal share of the cores with CUDA.
-        max_jobs: maximum number of tasks at a time; None: no limit. The slots are distributed over all devices.
+        threads_per_job: the number of threads per task. Without CUDA, `auto` is 1, because many tasks with one thread
+            are faster than few tasks with several threads. With CUDA, `auto` is an equal share of the cores.
+        max_jobs: the maximum number of tasks at a time; None: no limit. The slots are distributed over all devices.
 
     Returns:
         At least one slot. Slots without CUDA are bound to separate cores.

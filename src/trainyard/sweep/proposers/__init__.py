@@ -1,4 +1,4 @@
-"""Proposers, which decide what jobs a sweep runs next."""
+"""Proposers: they decide which jobs a sweep runs next."""
 
 from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.proposers.grid import GridProposer

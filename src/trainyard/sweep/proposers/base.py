@@ -14,13 +14,13 @@ from trainyard.track.sweep_position import Rungs
 
 @dataclass(frozen=True)
 class NewJob:
-    """New job to run.
+    """New job of a sweep.
 
     Attributes:
         overrides: its overrides.
-        num: its number; None for the next one.
-        rungs: the rungs at which it reports its objective and pauses; None for neither.
-        note: plain data that is recorded with the job, and passed to the proposer again (`Proposed.note`).
+        num: its number; None: the next number.
+        rungs: the rungs at which it reports its objective and pauses; None: no rungs.
+        note: plain data that is recorded with the job and passed back to the proposer (`Proposed.note`).
     """
 
     overrides: tuple[str, ...]
@@ -35,9 +35,10 @@ class Promote:
 
     Attributes:
         num: its number.
-        rungs: the rungs at which it reports and pauses from here on.
-        source: another job that has paused at the same position, whose checkpoint it continues from; None for its own.
-        overrides: its overrides from here on, if there is a source.
+        rungs: the next rungs at which it reports and pauses.
+        source: another job that has paused at the same position, from whose checkpoint the job continues; None: its own
+            checkpoint.
+        overrides: its new overrides, if there is a source.
     """
 
     num: int
@@ -48,11 +49,11 @@ class Promote:
 
 @dataclass(frozen=True)
 class Prune:
-    """A paused job is stopped permanently; of its checkpoints, only those of best values are kept.
+    """A paused job is stopped permanently; only the checkpoints of its best values are kept.
 
     Attributes:
         num: its number.
-        why: the reason, for users.
+        why: the reason, for messages.
     """
 
     num: int
@@ -65,12 +66,11 @@ Proposal = NewJob | Promote | Prune
 class Proposer(ABC):
     """Decides which jobs to run next.
 
-    Its state is a function of the events that it received, in order: `ask` and `judge` do not change the state. When a
-    sweep is continued, a new object receives the events in the manifest, and then makes the same decisions as the
-    previous object would have. (A grid, which never learns, only remembers that it was asked: each command proposes all
-    of its jobs.)
+    The state of a proposer is a function of the received events, in order: `ask` and `judge` do not change the state.
+    When a sweep is resumed, a new object receives the events in the manifest. It then makes the same decisions as the
+    previous object. (A grid ignores events and only stores that it was asked: each command proposes all its jobs.)
 
-    Example of a proposer that promotes the better half (complete in `tests/helpers/halving.py`)::
+    Example of a proposer that promotes the better half (`tests/helpers/halving.py` is the complete class)::
 
         def ask(self, free):
             if not self.proposed:
@@ -78,12 +78,10 @@ class Proposer(ABC):
             return [Promote(num) for num in self.better_half() if num in self.paused]
 
     Attributes:
-        identity: its settings, as plain data. They are recorded, and a sweep is continued only with the same identity.
-            Empty for a proposer that is identified by its jobs.
-        goals: the metrics by which jobs are compared, if there are more than the single objective that each returns.
-        returns: whether each job that pauses continues, so that stacks keep lanes for them.
-        may_be_new: whether further jobs may be new. Else at most one continues for each that pauses, and takes its
-            lane: stacks keep no others.
+        identity: its settings, as plain data. The identity is recorded, and a sweep can be resumed only with the same
+            identity. Empty for a proposer that is identified by its jobs.
+        goals: the metrics by which jobs are compared, if jobs return more than a single objective.
+        returns: whether every paused job continues, so that stacks keep lanes for paused jobs.
     """
 
     identity: Mapping[str, Any] = {}
@@ -93,18 +91,18 @@ class Proposer(ABC):
 
     @abstractmethod
     def ask(self, free: int) -> Sequence[Proposal]:
-        """Return the next jobs to run. It is called whenever a slot is free.
+        """Return the next jobs. This method is called when a slot is free.
 
         Args:
             free: the number of free slots.
 
         Returns:
-            An empty list if there is nothing to run before further events.
+            The proposals; an empty list if there is no job to run before further events.
         """
 
     def judge(self, num: int, at: int, value: float) -> Wish | None:
-        """Return the decision about a job that has reported, after the report was received; None to let it continue."""
+        """Return the decision about a job after its report was received; None: the job continues."""
         return None
 
     def told(self, event: Event) -> None:  # noqa: B027 (a grid never learns)
-        """Receive an event. Each is passed once, when it is in the manifest."""
+        """Receive an event. Each event is passed once, when it is in the manifest."""

@@ -11,7 +11,7 @@ from trainyard.sweep.proposers.base import NewJob, Proposal, Proposer
 
 
 class GridProposer(Proposer):
-    """Proposes a known list of jobs in a single batch.
+    """Proposes a known list of jobs in one call.
 
     Args:
         overrides: the overrides of each job.

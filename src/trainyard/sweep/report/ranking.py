@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def rank(rows: Sequence[JobRow], direction: Direction) -> list[JobRow]:
     """Return the rows, best first.
 
-    Finished jobs come before all others. Infeasible jobs come after feasible ones, sorted by their violation. In each
-    group, jobs without an objective (None or NaN) come last. Repeats are sorted by the mean of their configuration, and
-    within a configuration by the objective. With several objectives, the jobs of the Pareto front come first, then the
-    front of the remaining jobs, and so on; within a front, jobs are sorted by the first objective. Ties are sorted by
-    job number.
+    Finished jobs come before all other jobs. Infeasible jobs come after feasible jobs, sorted by their violation. In
+    each group, jobs without an objective (None or NaN) come last. Repeats are sorted by the mean of their
+    configuration, and within a configuration by the objective. With several objectives, the jobs of the Pareto front
+    come first, then the front of the remaining jobs, and so on; within a front, jobs are sorted by the first objective.
+    Ties are sorted by job number.
 
     Args:
         rows: the jobs, in any order.
@@ -91,7 +91,7 @@ def _shared_places(values: Iterable[float | None]) -> Iterator[int | None]:
 def table(
     rows: Sequence[JobRow], objective: str | None, direction: Direction, limit: int | None = 20
 ) -> RenderableType:
-    """Return the ranking as a rich table: rank, job, what varied, objective, seconds, state.
+    """Return the ranking as a rich table: rank, job, varied values, objective, seconds, state.
 
     With several objectives, the rank is the number of the Pareto front, and each objective has a column.
 
@@ -99,9 +99,9 @@ def table(
 
     Args:
         rows: the jobs, in any order.
-        objective: the objective's name, which heads its column.
+        objective: the objective's name, which is the header of its column.
         direction: whether a high or a low objective is better.
-        limit: the number of jobs shown, best first; None shows all.
+        limit: the number of shown jobs, best first; None: all jobs.
     """
     from rich.console import Group
     from rich.text import Text

@@ -26,12 +26,13 @@ class JobRow:
         num: its number.
         overrides: the overrides that vary, as written: `{"optim.lr": "0.001", "model": "mlp"}`.
         state: its final state: `done`, `failed`, `interrupted`, `timeout` or `lost` (see `TaskOutcome`).
-        objective: the number that ranks it; None if it has none. With several objectives, the first one.
+        objective: the number that ranks it; None if there is no objective. With several objectives, the first
+            objective.
         seconds: its time; for a job of a stack, its share of the stack's time; None if unknown.
         directory: its directory, which may be missing.
-        error: why it did not finish, on one line.
-        metrics: the values that it returned, by name, if jobs are compared by more than the objective.
-        losses: several objectives as numbers to minimize; empty for a single objective.
+        error: the reason why it did not finish, on one line.
+        metrics: the returned values by name, if jobs return more than a single objective.
+        losses: several objectives as numbers that are minimized; empty for a single objective.
         violation: the total constraint violation; 0 if it is feasible.
     """
 
@@ -50,8 +51,8 @@ class JobRow:
         """Return the row with the result of its job.
 
         Args:
-            value: the value that it returned, or reported last.
-            goals: the metrics by which jobs are compared, if there are more than the single objective.
+            value: the returned value, or the last reported value.
+            goals: the metrics by which jobs are compared, if jobs return more than a single objective.
         """
         if goals is None:
             return replace(self, objective=as_number(value))
@@ -70,7 +71,7 @@ class JobRow:
     def ranked(self) -> bool:
         """Whether the job finished with an objective and is feasible; other jobs have no rank.
 
-        With several objectives, it has all of them.
+        With several objectives, the job must have all of them.
         """
         given = self.objective is not None and not math.isnan(self.objective) and math.inf not in self.losses
         return self.state == "done" and given and not self.violation

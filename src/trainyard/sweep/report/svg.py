@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 
 def text(x: float, y: float, content: str, kind: str = "", longest: int = 40) -> str:
-    """Return a text element with the class `kind`. A long text is truncated, and its tooltip shows all of it."""
+    """Return a text element with the class `kind`. A long text is truncated; its tooltip shows the complete text."""
     shown = content if len(content) <= longest else content[: longest - 1] + "…"
     tip = "" if shown is content else f"<title>{escape(content)}</title>"
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{escape(shown)}{tip}</text>'

@@ -1,4 +1,4 @@
-"""Links between the head of a sweep and its agents: over TCP, or as files in the sweep's directory."""
+"""Connections between the head of a sweep and its agents: over TCP, or as files in the sweep's directory."""
 
 from trainyard.sweep.executor.transport.base import Received, Transport, TransportError
 

@@ -20,7 +20,7 @@ BEAT = 1.0
 
 
 class TransportError(Exception):
-    """The link has ended permanently; the message gives the reason."""
+    """The connection has ended permanently; the message states the reason."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Received:
     Attributes:
         peer: its name.
         message: a list of JSON values.
-        payload: attached bytes, whose meaning the receiver knows.
+        payload: attached bytes that the receiver can interpret.
     """
 
     peer: str
@@ -39,12 +39,12 @@ class Received:
 
 
 class Transport(ABC):
-    """One end of the links between a head and its agents. A head has many peers, an agent has one: `HEAD`.
+    """One end of the connections between a head and its agents. A head has many peers; an agent has one peer, `HEAD`.
 
-    Messages arrive once and in the order in which they were sent, regardless of failures of connections or of the
-    directory. A restarted end has another name and is another peer.
+    Messages arrive in order and exactly once, regardless of failures of connections or of the directory. An end that is
+    started again has another name and is another peer.
 
-    Each end runs in a separate thread, so that it sends heartbeats even if the process is busy.
+    Each end has a separate thread, which sends heartbeats even if the process is busy.
     """
 
     def __init__(self) -> None:
@@ -60,24 +60,24 @@ class Transport(ABC):
 
     @abstractmethod
     def forget(self, peer: str) -> None:
-        """End the link to a peer, after sent messages have arrived, if this takes less than about a second."""
+        """End the connection to a peer after sent messages have arrived, but after about a second at the latest."""
 
     @abstractmethod
     def _stop(self, flush: float) -> None:
         """End all links and the thread."""
 
     def close(self, flush: float = 1.0) -> None:
-        """End all links. Sent messages have `flush` seconds to arrive."""
+        """End all connections. Sent messages have `flush` seconds to arrive."""
         if self._signal >= 0:
             self._stop(flush)
             os.close(self._signal)
             self._signal = -1
 
     def receive(self, timeout: float) -> list[Received]:
-        """Return the messages that have arrived; wait a limited number of seconds for the first one.
+        """Return the messages that have arrived; wait a limited number of seconds for the first message.
 
         Raises:
-            TransportError: no more messages will arrive.
+            TransportError: no further messages will arrive.
         """
         if not self._received and self._failure is None:
             connection.wait([self._signal], max(0.0, timeout))
@@ -96,7 +96,7 @@ class Transport(ABC):
         return self._signal
 
     def silence(self, peer: str) -> float:
-        """Return the seconds since the last message of a peer, by this machine's clock; 0 if the peer is unknown."""
+        """Return the seconds since the last message of a peer, on this machine's clock; 0 if the peer is unknown."""
         now = time.monotonic()
         return now - self._heard.get(peer, now)
 
