@@ -199,4 +199,5 @@ def test_a_warm_start_from_what_mlflow_does_not_have_is_refused(
         "run of"
     )
     assert str(error.value).startswith(told)
-    assert f"There is no MLflow database {tmp_path}/none.db" in str(error.value)
+    hint = f"There is no directory {Path.cwd()}/nothing. There is no MLflow database {tmp_path}/none.db."
+    assert hint in str(error.value)
