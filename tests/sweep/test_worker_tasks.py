@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import yaml
 from hydra._internal.callbacks import Callbacks
@@ -19,6 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.sweep import worker_tasks
 from trainyard.sweep.compose.composer import Composer
+from trainyard.sweep.job_configs import JobPlace, JobRecipe
+from trainyard.sweep.sweepable import as_sweepable
+from trainyard.track.sweep_position import SweepPosition
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -49,18 +53,14 @@ def make(tmp_path: Path) -> Iterator[Any]:
     master = loader.load_configuration("train", [], RunMode.MULTIRUN)
     composer = Composer(loader, master)
 
-    def made(folder: str) -> tuple[HydraContext, Seen, DictConfig, DictConfig]:
-        configs = []
-        for _ in range(2):
-            config = composer.compose(
-                ["optim.lr=0.5", "seed=3", "hydra.job.chdir=false", "+hydra.job.env_set={TOLD: yes}"]
-            )
-            config.hydra.job.num, config.hydra.job.id = 7, "7"
-            config.hydra.sweep.dir, config.hydra.sweep.subdir = str(tmp_path / folder), "7"
-            configs.append(config)
+    def made(folder: str) -> tuple[HydraContext, Seen, DictConfig]:
+        overrides = ["optim.lr=0.5", "seed=3", "hydra.job.chdir=false", "+hydra.job.env_set={TOLD: yes}"]
+        config = composer.compose(overrides)
+        config.hydra.job.num, config.hydra.job.id = 7, "7"
+        config.hydra.sweep.dir, config.hydra.sweep.subdir = str(tmp_path / folder), "7"
         callbacks, seen = Callbacks(), Seen()
         callbacks.callbacks.append(seen)
-        return HydraContext(loader, callbacks), seen, *configs
+        return HydraContext(loader, callbacks), seen, config
 
     yield made
     Singleton.set_state(state)
@@ -74,7 +74,7 @@ def _told(text: str, folder: Path) -> str:
 def test_a_job_is_run_as_by_hydra(make: Any, tmp_path: Path, fails: bool) -> None:
     found = {}
     for by in ("hydra", "us"):
-        context, seen, config, own = make(by)
+        context, seen, config = make(by)
         got: list[Any] = []
 
         def function(cfg: DictConfig, got: list[Any] = got) -> float:
@@ -91,7 +91,7 @@ def test_a_job_is_run_as_by_hydra(make: Any, tmp_path: Path, fails: bool) -> Non
                 done = run_job(function, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
                 got += [done.return_value, str(done.working_dir), str(done.task_name)]
             else:
-                done = worker_tasks.run_here(function, config, own, context)
+                done = worker_tasks.run_here(function, config, context)
                 got += [done.return_value, done.working_dir, done.task_name]
         except ValueError as error:
             got.append(str(error))
@@ -100,6 +100,19 @@ def test_a_job_is_run_as_by_hydra(make: Any, tmp_path: Path, fails: bool) -> Non
         found[by] = _told(repr((got, seen.jobs)), tmp_path / by), repr(sorted(loaded.items()))
     assert found["us"][0] == found["hydra"][0]
     assert found["us"][1] == found["hydra"][1]
+
+
+def test_a_job_is_run_from_a_recipe_of_another_process(make: Any, tmp_path: Path) -> None:
+    context, _, config = make("sent")
+    composer = Composer(context.config_loader, config)
+    found = composer.recipe(["optim.lr=0.25", f"hydra.sweep.dir={tmp_path}", "hydra.job.chdir=false"])
+    assert found is not None
+    recipe, shared = cloudpickle.loads(cloudpickle.dumps(found))
+    application = as_sweepable(lambda cfg: cfg.optim.lr * len(HydraConfig.get().overrides.task))
+    work = worker_tasks.JobWork(JobRecipe(recipe, JobPlace(3, tmp_path / "3", "3")), SweepPosition(None, (), "job"))
+    common = worker_tasks.JobCommon(context, application, Singleton.get_state(), shared)
+    assert worker_tasks.run_one(work, common).return_value == 0.25
+    assert (tmp_path / "3" / ".hydra" / "config.yaml").exists()
 
 
 def test_plugins_are_looked_up_once(make: Any) -> None:

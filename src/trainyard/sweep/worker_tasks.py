@@ -233,9 +233,8 @@ def run_one(work: JobWork, common: JobCommon) -> JobDone:
     _take_over(function, common.singletons)
     with collected_never():
         config = work.composed(common.shared)
-        own = None if common.shared is None or changes_directory(config) else work.composed(common.shared)
-    if own is not None:
-        return run_here(function, config, own, common.context)
+    if common.shared is not None and not changes_directory(config):
+        return run_here(function, config, common.context)
     result = run_job(
         hydra_context=common.context,
         task_function=function,
@@ -248,15 +247,14 @@ def run_one(work: JobWork, common: JobCommon) -> JobDone:
     return JobDone(result.return_value, str(result.working_dir), str(result.task_name))
 
 
-def run_here(function: TaskFunction, config: DictConfig, own: DictConfig, context: HydraContext) -> JobDone:
-    """Run a job as `hydra.core.utils.run_job` does one that stays in the current folder, but without its many copies.
+def run_here(function: TaskFunction, config: DictConfig, context: HydraContext) -> JobDone:
+    """Run a job as `hydra.core.utils.run_job` does one that stays in the current folder, with one copy of its config.
 
     Hydra copies the config five times, and writes the job's files slowly: a third of the time of a short training.
 
     Args:
         function: the task function.
         config: the job's config.
-        own: another one like it, of which the function gets all but the `hydra` node.
         context: Hydra's context.
     """
     with current_job(config):
@@ -264,6 +262,7 @@ def run_here(function: TaskFunction, config: DictConfig, own: DictConfig, contex
             directory = Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir)).absolute()
             config.hydra.runtime.output_dir = str(directory)
         OmegaConf.set_readonly(config.hydra, True)
+        own = copy.deepcopy(config)  # a function may change its config
         with read_write(own), open_dict(own):
             del own["hydra"]
         directory.mkdir(parents=True, exist_ok=True)
