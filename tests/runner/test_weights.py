@@ -167,7 +167,7 @@ def test_what_does_not_fit_names_the_nearest(tmp_path: Path, file: Path) -> None
     torch.save({name.replace("net", "nets"): value for name, value in read(file).items()}, tmp_path / "a.pt")
     told = failure(tmp_path / "a.pt")
     assert "Expected a checkpoint of this model (MLP). In this one net.1.weight is missing, net.1.bias is" in told
-    assert 'revise_keys: {"nets.": "net."} makes 4 of the 4 missing ones fit.' in told
+    assert 'With revise_keys: {"nets.": "net."}, 4 of the 4 missing tensors match.' in told
     torch.save({f"a.b.{name}": value for name, value in read(file).items()}, tmp_path / "a.pt")
     assert 'revise_keys: {"a.b.": ""} makes 4 of the 4' in failure({"path": tmp_path / "a.pt", "strict": False})
     weights = read(file)

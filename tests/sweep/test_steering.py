@@ -154,7 +154,7 @@ def test_a_head_that_does_not_answer(sweep: Path) -> None:
         (["stop", ".", "9"], "JOB: '9' is invalid. Expected the number of a job of this sweep: #0-#4."),
         (["stop", ".", "first"], "JOB: 'first' is invalid"),
         (["stop", ".", "0"], "a job that is not finished; #0 is done. Not finished: #1-#4."),
-        (["pause", ".", "3"], "a job that is not paused; #3 is. Use `resume` to continue it."),
+        (["pause", ".", "3"], "a job that is not paused; #3 is already paused. Use `resume` to continue it."),
         (["resume", ".", "1"], "a job that is paused; #1 is running. Paused: #3."),
         (["pause", ".", "1", "seed=1"], "Got unexpected extra argument (seed=1)"),
         (["clone", ".", "1"], "a clone is a job with other values"),

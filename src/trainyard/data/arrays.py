@@ -125,9 +125,8 @@ class Arrays(ArrayData):
         regression = ys[0].dtype.kind == "f" if task == "auto" else task == "regression"
         numbered: Sequence[npt.NDArray[Any]] = _as_numbers(ys) if regression else self._as_classes(ys)
         if len(self.classes) > max(MOST_CLASSES, sum(map(len, ys)) // 2) and isinstance(self.classes[0], str):
-            accepted = (
-                f"a column of classes; this one has {len(self.classes)} different strings in {sum(map(len, ys))} rows"
-            )
+            different = f"{len(self.classes)} different strings in {sum(map(len, ys))} rows"
+            accepted = f"a column of classes, but this column has {different}"
             raise ConfigError("target", target, accepted)
         tables = {split: tables[split]._replace(y=y) for split, y in zip(tables, numbered, strict=True)}
 

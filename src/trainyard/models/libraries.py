@@ -42,7 +42,7 @@ def not_at_hand(key: str, given: object, file: str | Path, error: Exception) -> 
         error: the error of the library.
     """
     said = str(error).strip().split("\n")[0].rstrip(".")
-    hint = f"Without a network, put the file at {file}, or pass load_from=<file>. The library says: {said}."
+    hint = f"Without network access, place the file at {file}, or pass load_from=<file>. Error of the library: {said}."
     return ConfigError(key, given, "weights that can be downloaded or are in the library's cache", hint=hint)
 
 

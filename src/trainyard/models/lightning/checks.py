@@ -13,7 +13,7 @@ from trainyard.errors import ConfigError
 REFUSED = {
     "backward": "the run performs the backward pass",
     "configure_callbacks": "hooks replace callbacks: hook=[…] (docs/hooks.md)",
-    "configure_gradient_clipping": "clip_grad_norm=… or clip_grad_value=… clips",
+    "configure_gradient_clipping": "clip_grad_norm=… or clip_grad_value=… clips gradients",
     "configure_optimizers_and_schedulers": "configure_optimizers returns both",
     "configure_sharded_model": "strategy=fsdp shards a model that is not a LightningModule",
     "lr_scheduler_step": "schedulers are stepped according to their interval, frequency and monitor",
@@ -21,7 +21,7 @@ REFUSED = {
     "on_after_batch_transfer": "data_preprocessor changes batches on the device",
     "on_before_backward": "the run performs the backward pass",
     "on_before_batch_transfer": "data_preprocessor changes batches on the device",
-    "on_before_optimizer_step": "hook=norms records gradients, clip_grad_norm=… clips them",
+    "on_before_optimizer_step": "hook=norms records gradients, and clip_grad_norm=… clips them",
     "on_before_zero_grad": "a hook of your own has before_train_iter",
     "on_load_checkpoint": "register values that a checkpoint should contain as buffers",
     **dict.fromkeys(
@@ -38,16 +38,16 @@ REFUSED = {
     "on_validation_model_zero_grad": "gradients are set to None after each step",
     "optimizer_step": "the run steps the optimizer",
     "optimizer_zero_grad": "gradients are set to None after each step",
-    "predict_dataloader": "the data come from data=…: data=loaders takes DataLoaders",
-    "prepare_data": "the data come from data=…",
-    "test_dataloader": "the data come from data=…: data=loaders takes DataLoaders",
-    "train_dataloader": "the data come from data=…: data=loaders takes DataLoaders",
+    "predict_dataloader": "data=… sets the data; data=loaders accepts DataLoaders",
+    "prepare_data": "data=… sets the data",
+    "test_dataloader": "data=… sets the data; data=loaders accepts DataLoaders",
+    "train_dataloader": "data=… sets the data; data=loaders accepts DataLoaders",
     "training_step_end": "Lightning 2 has no such method",
-    "training_epoch_end": "Lightning 2 replaced this method by on_train_epoch_end",
+    "training_epoch_end": "Lightning 2 replaced this method with on_train_epoch_end",
     "transfer_batch_to_device": "the run moves batches to the device",
-    "val_dataloader": "the data come from data=…: data=loaders takes DataLoaders",
-    "validation_epoch_end": "Lightning 2 replaced this method by on_validation_epoch_end",
-    "test_epoch_end": "Lightning 2 replaced this method by on_test_epoch_end",
+    "val_dataloader": "data=… sets the data; data=loaders accepts DataLoaders",
+    "validation_epoch_end": "Lightning 2 replaced this method with on_validation_epoch_end",
+    "test_epoch_end": "Lightning 2 replaced this method with on_test_epoch_end",
 }
 """Methods that a LightningModule may override but that Trainyard never calls, each with the alternative."""
 INDEX = "batch_idx"

@@ -212,7 +212,7 @@ def _numbers(key: str, value: IntervalSweep | RangeSweep, given: str) -> BaseDis
     else:
         listed = list(value.range())
         if not listed:
-            raise ConfigError(key, given, "a range with values in it")
+            raise ConfigError(key, given, "a range that contains values")
         low, high = min(listed), max(listed)
         step = None if is_log else abs(value.step)
     if isinstance(low, float) or isinstance(high, float):
