@@ -64,7 +64,7 @@ def split_rows(
     once.
 
     Args:
-        n: rows.
+        n: the number of rows.
         shares: the fraction of rows of "val" and of "test"; 0 omits the split. The remaining rows are for training.
             Split sizes are these fractions of `n`, rounded, and at least 1.
         seed: the seed of the split.

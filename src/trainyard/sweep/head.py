@@ -58,17 +58,17 @@ class Head(Loop):
         scheduler: the scheduler of the entire sweep.
         policy: the policy for failures.
         manifest: the manifest of the sweep.
-        units: makes the tasks of units.
+        units: creates the tasks of units.
         tracking: follows the jobs.
         progress: shows what happens.
         proposer: proposes jobs.
         admit: adds new jobs.
-        clone: makes clones.
+        clone: creates clones.
         adopt: adds a recorded clone.
         reports: reads the reports of jobs.
         commands: the commands of users.
-        planner: knows which jobs may share a stack.
-        inherit: makes heirs.
+        planner: determines which jobs may share a stack.
+        inherit: creates heirs.
         replace_job: updates a job whose overrides have changed.
 
     Attributes:

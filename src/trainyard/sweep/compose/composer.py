@@ -366,7 +366,7 @@ def _itself(cfg: DictConfig) -> DictConfig:
 def rare_collections() -> Iterator[None]:
     """Make the garbage collector visit old objects less often, since a thousand configs would make each visit slow.
 
-    Young garbage, which Hydra leaves plenty of, is still collected.
+    Young garbage, of which Hydra produces a lot, is still collected.
     """
     before = gc.get_threshold()
     gc.set_threshold(max(before[0], 100_000), before[1], 1_000_000)

@@ -71,7 +71,7 @@ class Space:
 
     Args:
         lines: the overrides of the config (`hydra.sweeper.params`) and of the command line, in order.
-        when: by key, the conditions under which it is a parameter (`trainyard.sweep.conditions.Conditions`).
+        when: for each key, the conditions under which the key is a parameter (`trainyard.sweep.conditions.Conditions`).
         loader: Hydra's loader.
         master: the config of the entire sweep.
 
