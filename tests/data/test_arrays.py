@@ -209,12 +209,12 @@ def test_files_of_the_wrong_kind(tmp_path: Path, save: Any) -> None:
     for name in ("notes.txt", "broken.npz", "broken.npy", "broken.parquet", "empty.csv"):
         (tmp_path / name).write_bytes(b"" if name == "empty.csv" else b"nonsense")
     refused("path", r"\.parquet", str(tmp_path / "notes.txt"))
-    refused("path", "Reading it failed", str(tmp_path / "broken.npz"))
-    refused("path", "Reading it failed", str(tmp_path / "broken.npy"), str(tmp_path / "broken.npy"))
-    refused("path", "Reading it failed", str(tmp_path / "broken.parquet"), "y")
-    refused("path", "Reading it failed", str(tmp_path / "empty.csv"), "y")
+    refused("path", "Reading the file failed", str(tmp_path / "broken.npz"))
+    refused("path", "Reading the file failed", str(tmp_path / "broken.npy"), str(tmp_path / "broken.npy"))
+    refused("path", "Reading the file failed", str(tmp_path / "broken.parquet"), "y")
+    refused("path", "Reading the file failed", str(tmp_path / "empty.csv"), "y")
     np.savez(tmp_path / "pickled.npz", x=np.array([{}]), y=LABELS[:1])
-    refused("path", "Reading it failed", str(tmp_path / "pickled.npz"))
+    refused("path", "Reading the file failed", str(tmp_path / "pickled.npz"))
 
 
 def test_npz_without_what_is_needed(save: Any) -> None:

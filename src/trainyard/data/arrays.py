@@ -112,7 +112,7 @@ class Arrays(ArrayData):
             for name, own in given.items() if isinstance(given, Mapping) else [("", given)]:
                 named = f"{split}/{name}" if isinstance(given, Mapping) else split
                 if str(own).lower().endswith(".npy"):
-                    hint = "Put the arrays into one .npz: x_train, y_train, x_val, ..."
+                    hint = "Put the arrays into one .npz file: x_train, y_train, x_val, ..."
                     raise ConfigError(_key(named), own, "an .npz, .csv or .parquet file", hint=hint)
                 more = read_tables(_key(named), own, _columns_of(own, chosen, tables["train"]))
                 tables[named] = more[split] if split in more else next(iter(more.values()))

@@ -125,7 +125,7 @@ class HuggingFace(ArrayData):
         if texts:
             if self.tokenizer is None:
                 hint = (
-                    "For example {_target_: transformers.AutoTokenizer.from_pretrained, "
+                    "For example: {_target_: transformers.AutoTokenizer.from_pretrained, "
                     "pretrained_model_name_or_path: …}. "
                     "{_target_: trainyard.data.BytePairs} trains a tokenizer on the training texts. "
                     "text=null excludes the column."

@@ -28,7 +28,7 @@ def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
         absent = given if error.name in (name, given) else f"{given} or one of its dependencies ({error.name})"
         raise ConfigError(key, given, f"an installed library; {absent} is missing", hint=hint) from error
     except (ImportError, RuntimeError, OSError) as error:  # as torchvision of another torch does
-        hint = f"Importing it failed: {error}. Install a version that was built for this torch."
+        hint = f"Importing the library failed: {error}. Install a version that was built for this torch."
         raise ConfigError(key, name, "an importable library", hint=hint) from error
 
 

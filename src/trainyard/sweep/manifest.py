@@ -298,7 +298,7 @@ class Manifest:
         if record["format"] > FORMAT:
             raise TrainyardError(
                 f"{self.path} was written by a newer version of Trainyard: its format is {record['format']}, and this "
-                f"version reads formats up to {FORMAT}."
+                f"version reads formats up to {FORMAT}. Update Trainyard to continue the sweep."
             )
 
     def _take_job(self, record: Record) -> None:
