@@ -222,9 +222,7 @@ def test_a_stage_that_nobody_declared(make: Any) -> None:
         def run_epoch(self, runner: Runner) -> None:
             runner.call("before_mixing")
 
-    with pytest.raises(
-        ConfigError, match=r"stages: 'before_mixing' is invalid. Expected a stage; a loop of your own names"
-    ):
+    with pytest.raises(ConfigError, match=r"stages: 'before_mixing' is invalid. Expected a stage; a custom loop names"):
         make(loop=Careless(1), hooks={}).train()
 
 

@@ -122,7 +122,7 @@ def test_a_value_stays_in_its_range_and_type(space: Space, value: float, seed: i
         ({"population": 1}, {}, "hydra.sweeper.population: 1 is invalid. Expected an integer of at least 2"),
         ({"interval": 3}, {"val_interval": 2}, "hydra.sweeper.interval: 3 is invalid. Expected a multiple of"),
         ({"interval": 9}, {}, "hydra.sweeper.interval: 9 is invalid. Expected less than loop.max_epochs=9"),
-        ({"quantile": 0.6}, {}, "hydra.sweeper.quantile: 0.6 is invalid. Expected a share of the population"),
+        ({"quantile": 0.6}, {}, "hydra.sweeper.quantile: 0.6 is invalid. Expected a fraction of the population"),
         ({"factors": [1.1, 1.2]}, {}, "hydra.sweeper.factors: .* is invalid. Expected two numbers above 0"),
         ({"explore": {"optim.lr": "shuffle"}}, {}, "hydra.sweeper.explore.optim.lr: 'shuffle' is invalid"),
         (

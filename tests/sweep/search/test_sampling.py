@@ -160,7 +160,7 @@ def test_a_key_whose_condition_does_not_hold_is_not_asked_for(hydra: Any) -> Non
         ({"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha", "eta": 1}}, "hydra.sweeper.pruner.eta: 1"),
         (
             {"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha", "by": "iter"}},
-            "hydra.sweeper.pruner.by: 'iter' is invalid. Expected epoch, which this loop counts.",
+            "hydra.sweeper.pruner.by: 'iter' is invalid. Expected epoch, the unit of this loop.",
         ),
     ],
 )
@@ -187,7 +187,7 @@ def test_rungs_at_which_nothing_is_reported_are_refused(hydra: Any, settings_of:
     assert str(error.value).startswith(
         "hydra.sweeper.pruner.every: 3 is invalid. Expected rungs at which the objective"
     )
-    assert "At epoch 5 there is no validation." in str(error.value)
+    assert "There is no validation at epoch 5." in str(error.value)
 
 
 def test_a_pruner_of_optuna_has_its_rungs_at_the_validations(hydra: Any, settings_of: Any) -> None:
