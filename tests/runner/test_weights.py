@@ -144,7 +144,7 @@ def test_the_weights_of_the_network_alone(tmp_path: Path, caplog: pytest.LogCapt
     assert same(other.net[1].state_dict(), {"weight": state["1.weight"], "bias": state["1.bias"]})
     assert "net.3.weight has shape [3, 4] instead of [5, 4]" in failure(tmp_path / "a.pt", mlp(5))
     torch.save({f"a.{name}": value for name, value in state.items()}, tmp_path / "a.pt")
-    assert 'revise_keys: {"a.": "net."} makes 4 of the 4' in failure(tmp_path / "a.pt")
+    assert 'With revise_keys: {"a.": "net."}, 4 of the 4' in failure(tmp_path / "a.pt")
 
 
 def test_groups_of_a_pattern(tmp_path: Path) -> None:
