@@ -22,7 +22,7 @@ REFUSED = {
     "on_before_backward": "the run performs the backward pass",
     "on_before_batch_transfer": "data_preprocessor changes batches on the device",
     "on_before_optimizer_step": "hook=norms records gradients, and clip_grad_norm=… clips them",
-    "on_before_zero_grad": "a hook of your own has before_train_iter",
+    "on_before_zero_grad": "a hook of your own can define before_train_iter",
     "on_load_checkpoint": "register values for the checkpoint as buffers (register_buffer)",
     **dict.fromkeys(
         (f"on_predict_{each}" for each in ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end")),
