@@ -388,7 +388,7 @@ register(
         Internal(
             "torch._standard_gamma",
             ("models.mixing",),
-            "numbers from a gamma distribution under torch.vmap, for all members at once",
+            "numbers from a gamma distribution under torch.vmap, for all members in one operation",
             "torch.distributions.Gamma",
             _check_standard_gamma,
         ),

@@ -113,8 +113,8 @@ def aligned(target: Any, output: Any) -> Any:
 def samples(batch: Any) -> int:
     """Return the number of samples in a batch.
 
-    This is the number of its graphs, or the length of its first tensor or else of its first list; 1 if it has none of
-    these.
+    This is the number of its graphs, otherwise the length of its first tensor, otherwise of its first list, otherwise
+    1.
     """
     if is_graph(batch):
         return int(getattr(batch, "num_graphs", 1))

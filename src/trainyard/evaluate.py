@@ -105,7 +105,10 @@ def metric_config(
             hint = f"The directory of {file} contains no {CONFIG} of a run."
             raise ConfigError("metric", None, "an option of the group, such as metric=classification", hint=hint)
         if not (trust or own.is_own_directory(file.parent)):
-            hint = f"{recorded} was not created by you, and its config can run any code. Pass --trust if you trust it."
+            hint = (
+                f"{recorded} was not created by you, and its config can run any code. "
+                "Pass --trust if you trust this run."
+            )
             raise ConfigError("metric", None, "an option of the group, such as metric=classification", hint=hint)
         config = OmegaConf.create({"metric": yaml.safe_load(recorded.read_text(encoding="utf-8")).get("metric") or {}})
         OmegaConf.set_struct(config, True)

@@ -122,7 +122,7 @@ def test_tracked_in_mlflow(train: Any, tmp_path: Path) -> None:
     step = re.search(r"Resumed .*, iteration (\d+)", resumed.stdout)[1]
     assert f"Changed on resume (also a tag in MLflow): clip_grad_norm@{step}=100." in resumed.stdout
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in resumed.stdout
-    assert "left out of MLflow" not in resumed.stdout
+    assert "not uploaded to MLflow" not in resumed.stdout
     assert "not in MLflow" not in resumed.stdout
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -148,7 +148,10 @@ def test_a_run_from_elsewhere(file: Path, tmp_path: Path, capsys: pytest.Capture
     copy = str(elsewhere / file.name)
     assert main([copy]) == 2
     said = capsys.readouterr().err
-    assert "config.yaml was not created by you, and its config can run any code. Pass --trust if you trust it." in said
+    assert (
+        "config.yaml was not created by you, and its config can run any code. Pass --trust if you trust this run."
+        in said
+    )
     assert main([copy, "~metric.evil"]) == 2
     assert not (tmp_path / "executed").exists()
     assert main([copy, "metric=classification"]) == 0

@@ -58,5 +58,5 @@ def test_without_checkpoints_no_model_is_promised(train: Any, tmp_path: Path) ->
     uri = f"tracker.uri=sqlite:///{tmp_path}/m.db"
     done = train("~hook.checkpoint", "tracker=mlflow", uri, "hydra.run.dir=run", "loop.max_epochs=1")
     assert done.returncode == 0
-    assert "left out of MLflow" not in done.stderr + done.stdout
+    assert "not uploaded to MLflow" not in done.stderr + done.stdout
     assert '"kind":"model"' not in (tmp_path / "run/metrics.jsonl").read_text().replace(" ", "")

@@ -55,7 +55,7 @@ def test_a_server_is_asked_with_the_login_of_the_environment(monkeypatch: pytest
     ("uri", "text"),
     [
         ("http://bob:wrong@{server}", "refused the request: 401"),
-        ("http://127.0.0.1:9", "does not answer"),
+        ("http://127.0.0.1:9", "does not respond"),
         ("file:///tmp/x", "Use sqlite:///mlflow.db"),
         ("sqlite:////nowhere/at/all.db", "is not writable"),
     ],
@@ -83,4 +83,4 @@ def test_anything_wrong_is_status_1(trainyard: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     status, text, _ = trainyard("doctor", cwd=tmp_path)
     assert status == 1
-    assert "WRONG  MLflow: http://127.0.0.1:9 does not answer" in text
+    assert "WRONG  MLflow: http://127.0.0.1:9 does not respond" in text

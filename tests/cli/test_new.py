@@ -65,7 +65,7 @@ def test_a_new_project_tests_builds_and_sweeps(trainyard: Any, tmp_path: Path) -
         ("json", "neither a Python module"),
         ("tests", "a folder of the project"),
         ("torch", "A package with this name is installed"),
-        ("taken", "taken exists"),
+        ("taken", "taken already exists"),
     ],
 )
 def test_a_name_that_cannot_be_is_refused(trainyard: Any, tmp_path: Path, name: str, message: str) -> None:

@@ -133,7 +133,7 @@ def test_cancel_names_what_ends_a_sweep_that_is_not_detached(trainyard: Any, tra
     status, _, said = trainyard("sweep", "cancel", directory(trained), cwd=trained)
     assert status == 2
     assert "Expected the directory of a detached sweep" in said
-    assert "Ctrl-C where it runs" in said
+    assert "To stop any other sweep, press Ctrl-C" in said
 
 
 def test_a_table_and_a_figure_for_a_paper_are_exported(trainyard: Any, copy: Path) -> None:

@@ -243,7 +243,7 @@ def test_resources_that_no_node_has(in_slurm: None, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setup", "told"),
     [
-        ("echo no such module; exit 1", "said: no such module"),
+        ("echo no such module; exit 1", "printed: no such module"),
         ("kill -9 $$", r"ended as FAILED \(.*\), exit code 0:9, and printed nothing\."),
     ],
 )

@@ -209,12 +209,12 @@ def test_files_of_the_wrong_kind(tmp_path: Path, save: Any) -> None:
     for name in ("notes.txt", "broken.npz", "broken.npy", "broken.parquet", "empty.csv"):
         (tmp_path / name).write_bytes(b"" if name == "empty.csv" else b"nonsense")
     refused("path", r"\.parquet", str(tmp_path / "notes.txt"))
-    refused("path", "Reading it failed", str(tmp_path / "broken.npz"))
-    refused("path", "Reading it failed", str(tmp_path / "broken.npy"), str(tmp_path / "broken.npy"))
-    refused("path", "Reading it failed", str(tmp_path / "broken.parquet"), "y")
-    refused("path", "Reading it failed", str(tmp_path / "empty.csv"), "y")
+    refused("path", "Reading the file failed", str(tmp_path / "broken.npz"))
+    refused("path", "Reading the file failed", str(tmp_path / "broken.npy"), str(tmp_path / "broken.npy"))
+    refused("path", "Reading the file failed", str(tmp_path / "broken.parquet"), "y")
+    refused("path", "Reading the file failed", str(tmp_path / "empty.csv"), "y")
     np.savez(tmp_path / "pickled.npz", x=np.array([{}]), y=LABELS[:1])
-    refused("path", "Reading it failed", str(tmp_path / "pickled.npz"))
+    refused("path", "Reading the file failed", str(tmp_path / "pickled.npz"))
 
 
 def test_npz_without_what_is_needed(save: Any) -> None:
@@ -236,7 +236,7 @@ def test_arrays_that_do_not_fit(save: Any) -> None:
     refused("path", "not 39 targets for 40", save("set.npz", x=X, y=LABELS[:39]))
     gap = X.copy()
     gap[7, 1] = np.nan
-    refused("path", "row 7 of train contains NaN", save("set.npz", x=gap, y=LABELS))
+    refused("path", "row 6 of train contains NaN", save("set.npz", x=gap, y=LABELS))
     refused("path", "row 7", save("set.npz", x=np.where(np.isnan(gap), np.inf, gap), y=LABELS))
     refused("target", "row 7", save("set.npz", x=X, y=gap[:, 1]))
     refused("path", "numbers, not", save("set.npz", x=LABELS.astype(str), y=LABELS))
@@ -262,7 +262,7 @@ def test_columns_that_do_not_fit(table: Any) -> None:
     gaps = FRAME.assign(b=FRAME["b"].where(FRAME.index != 5), kind=FRAME["kind"].where(FRAME.index != 6))
     refused("features", "missing=mean", table("gaps.csv", gaps), target="count", features=["a", "b"])
     texts = pd.DataFrame({"a": range(150), "note": [f"patient {number}" for number in range(150)]})
-    refused("target", "this one has 150 different strings in 150 rows", table("texts.csv", texts), target="note")
+    refused("target", "but this column has 150 different strings in 150 rows", table("texts.csv", texts), target="note")
     refused("target", "row 6", table("gaps.csv", gaps), target="kind", features=["a"])
 
 

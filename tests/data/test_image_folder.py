@@ -143,8 +143,8 @@ def refused(key: str, match: str, *args: Any, **kwargs: Any) -> None:
 
 
 def test_what_cannot_be_a_set_of_images(digits: Path, tmp_path: Path) -> None:
-    refused("path", "a folder of images.*no such file or folder", str(tmp_path / "none"))
-    refused("path", "It contains 40 images and 0 subfolders.*table of their paths", str(digits / "zero"))
+    refused("path", "a folder of images.*file or folder does not exist", str(tmp_path / "none"))
+    refused("path", "The folder contains 40 images and 0 subfolders.*table of their paths", str(digits / "zero"))
     refused("path", "subfolder of images per class", str(tmp_path))
     (tmp_path / "set" / "empty").mkdir(parents=True)
     refused("path", "images of one class", str(tmp_path / "set"))

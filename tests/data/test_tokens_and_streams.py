@@ -77,7 +77,7 @@ def test_what_is_no_file_of_tokens(tokens: dict[str, Any], tmp_path: Path) -> No
     np.save(tmp_path / "floats.npy", np.zeros(9))
     refused(Tokens, "path", "one axis of integers", str(tmp_path / "floats.npy"))
     (tmp_path / "broken.npy").write_bytes(b"abc")
-    refused(Tokens, "path", "Reading it failed", str(tmp_path / "broken.npy"))
+    refused(Tokens, "path", "Reading the file failed", str(tmp_path / "broken.npy"))
 
 
 def test_tokens_resume_to_the_bits(tokens: dict[str, Any], tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_what_is_no_stream(tmp_path: Path) -> None:
     texts.to_csv(tmp_path / "texts.csv", index=False)
     refused(Stream, "features", "must be numbers", str(tmp_path / "texts.csv"), target="y", num_classes=2)
     (tmp_path / "0.npz").write_bytes(b"broken")
-    refused(Stream, "shards", "Reading it failed", pattern, num_classes=3)
+    refused(Stream, "shards", "Reading the file failed", pattern, num_classes=3)
 
 
 MODEL = {

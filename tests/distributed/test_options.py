@@ -106,7 +106,10 @@ def test_norms_of_shares_are_norms_of_the_whole(found: Found) -> None:
             "class",
             "strategy.wrap: 'Linaer' is invalid. Expected classes of this model's modules: CrossEntropyLoss, Flatten, ",
         ),
-        ("size", "strategy.wrap: 1000000000 is invalid. Expected at most 508, the parameters of the largest module"),
+        (
+            "size",
+            "strategy.wrap: 1000000000 is invalid. Expected at most 508, the number of parameters of the largest",
+        ),
         (
             "mixed_precision",
             "strategy.mixed_precision: 'bf61' is invalid. Expected one of fp32, bf16, fp16. Did you mean",

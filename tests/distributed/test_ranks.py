@@ -144,7 +144,9 @@ def test_what_a_rank_raises_is_told_once(train: Any, tmp_path: Path) -> None:
     assert err == "Rank 1 failed in the hook wrong (Wrong) at after_train_iter: ValueError: boom.\n"
     assert out.count("Traceback") == 1
     assert out.count("\nValueError: boom") == 1
-    assert "This was in the hook wrong (Wrong) at after_train_iter." in (tmp_path / "run/train.rank1.log").read_text()
+    assert (
+        "The rank was in the hook wrong (Wrong) at after_train_iter." in (tmp_path / "run/train.rank1.log").read_text()
+    )
     assert records(tmp_path / "run", "status")[-1]["message"] == err.strip()
 
     before = sorted(tmp_path.rglob("*"))

@@ -439,11 +439,11 @@ class Packed(Custom):
 @pytest.mark.parametrize(
     ("way", "reason"),
     [
-        ("generator", "the model draws from its own torch.Generator, .*Without the argument `generator`"),
+        ("generator", "the model draws from its own torch.Generator, .*Omit the argument `generator`"),
         ("shared", "the model changes a tensor in place that all members share, .*torch.rand_like"),
         ("no rule", r"torch.vmap has no rule for aten::rrelu: .* \(layer activation, a RReLU; test_lanes.py"),
         ("no setup", "a torch.autograd.Function without setup_context cannot be stacked .*Beta and Dirichlet"),
-        ("packed", r"a recurrent layer uses packed sequences, .*use padded ones.* \(layer rnn, a GRU\)"),
+        ("packed", r"a recurrent layer uses packed sequences, .*use padded sequences.* \(layer rnn, a GRU\)"),
     ],
 )
 def test_the_plan_says_why_jobs_run_one_by_one(way: str, reason: str) -> None:

@@ -120,7 +120,7 @@ def test_every_name_of_torch_is_known() -> None:
         ({"Linear": "kaiming_norml"}, "Did you mean 'kaiming_normal'?"),
         ({"Linear": {"wieght": 0}}, "init.Linear: 'wieght' is invalid. Expected a parameter of the modules that match"),
         ({"Linear": {"wieght": 0}}, "Did you mean 'weight'?"),
-        ({"ReLU": 0}, "they have none"),
+        ({"ReLU": 0}, "a parameter of the modules that match 'ReLU': none"),
         ({"Linear": {"_target_": "normal", "sdt": 1}}, "Did you mean 'std'?"),
         ({"Linear": "constant"}, "init.Linear.val: None is invalid. Expected a value"),
         ({"Linear": {"bias": [1]}}, "init.Linear.bias: [1] is invalid. Expected a number, the name of an initializer"),
@@ -128,7 +128,7 @@ def test_every_name_of_torch_is_known() -> None:
         ({"Linear": {"_target_": "torch.nn.init.norml_"}}, "Did you mean 'torch.nn.init.normal_'?"),
         (
             {"net.*": "kaiming_normal"},
-            "an initializer that works for net.1.weight [8], which matches the pattern. Its error: Fan in",
+            "an initializer that works for net.1.weight [8], which matches the pattern. The error is: Fan in",
         ),
         (["Conv2d"], "init: ['Conv2d'] is invalid. Expected a mapping from patterns"),
     ],

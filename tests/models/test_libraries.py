@@ -158,7 +158,7 @@ def test_what_torchvision_does_not_have(offline: Path) -> None:
             {"weights": "IMAGENET"},
             "weights: 'IMAGENET' is invalid. Expected null, or weights of resnet18: DEFAULT, IMAGE",
         ),
-        ({"weights": "DEFAULT"}, f"put the file at {offline}/hub/checkpoints/resnet18-f37072fd.pth"),
+        ({"weights": "DEFAULT"}, f"place the file at {offline}/hub/checkpoints/resnet18-f37072fd.pth"),
     ]:
         with pytest.raises(ConfigError, match=message):
             TorchvisionModel(**{"name": "resnet18", "num_classes": 2, **arguments})
@@ -264,7 +264,7 @@ def test_what_transformers_does_not_have(offline: Path) -> None:
         ({"name": "./nothing"}, "name: './nothing' is invalid. Expected a folder written by save_pretrained"),
         (
             {"name": "nobody/nothing"},
-            f"put the file at {offline}/models--nobody--nothing/snapshots/<commit>, or pass load_from",
+            f"place the file at {offline}/models--nobody--nothing/snapshots/<commit>, or pass load_from",
         ),
     ]:
         with pytest.raises(ConfigError, match=message):

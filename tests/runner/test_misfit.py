@@ -224,7 +224,7 @@ def test_a_model_of_which_nothing_is_trained(told: Any, net: nn.Module, why: str
         ({"optim": "Adam"}, "optim: 'Adam' is invalid. Expected an optimizer for sparse gradients: SGD or Adagrad"),
         ({"optim": "RMSprop"}, "optim: 'RMSprop' is invalid"),
         ({"hooks": {"guard": NaNGuard(action="skip")}}, "model: The gradient of rows.weight is sparse"),
-        ({"precision": "fp16"}, "optim.fused: True is invalid. Expected false, with sparse gradients"),
+        ({"precision": "fp16"}, "optim.fused: True is invalid. Expected false, because the gradients are sparse"),
     ],
 )
 def test_sparse_gradients(told: Any, more: Any, said: str) -> None:
@@ -242,4 +242,4 @@ def test_an_empty_set(told: Any, split: str) -> None:
     data.loaders[split] = DataLoader(_tensors(0), 4)
     message = told(data=data)
     assert message.startswith(f"data: {split!r} has no batches. The data set is empty, or drop_last drops every batch")
-    assert ("is optional: omit it" in message) == (split != "train")
+    assert ("is optional: omit the split" in message) == (split != "train")

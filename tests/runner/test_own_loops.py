@@ -180,9 +180,9 @@ def test_what_a_loop_lacks_is_told(make: Any, tmp_path: Path) -> None:
         make(loop=Lacking(), work_dir=tmp_path / "run").train()
     assert str(error.value) == (
         "loop: 'Lacking' is invalid. Expected an object with unit, val_due, max_epochs, max_iters, run, state_dict, "
-        "load_state_dict (docs/runner.md). It has no unit."
+        "load_state_dict (docs/runner.md). This object has no unit."
     )
-    with pytest.raises(ConfigError, match=r"val_loop: 'Lacking' is invalid. .* It has no current"):
+    with pytest.raises(ConfigError, match=r"val_loop: 'Lacking' is invalid. .* This object has no current"):
         make(val_loop=Lacking(), work_dir=tmp_path / "run").train()
     assert not (tmp_path / "run").exists()
 
@@ -222,9 +222,7 @@ def test_a_stage_that_nobody_declared(make: Any) -> None:
         def run_epoch(self, runner: Runner) -> None:
             runner.call("before_mixing")
 
-    with pytest.raises(
-        ConfigError, match=r"stages: 'before_mixing' is invalid. Expected a stage; a loop of your own names"
-    ):
+    with pytest.raises(ConfigError, match=r"stages: 'before_mixing' is invalid. Expected a stage; a custom loop names"):
         make(loop=Careless(1), hooks={}).train()
 
 

@@ -144,7 +144,7 @@ def test_the_weights_of_the_network_alone(tmp_path: Path, caplog: pytest.LogCapt
     assert same(other.net[1].state_dict(), {"weight": state["1.weight"], "bias": state["1.bias"]})
     assert "net.3.weight has shape [3, 4] instead of [5, 4]" in failure(tmp_path / "a.pt", mlp(5))
     torch.save({f"a.{name}": value for name, value in state.items()}, tmp_path / "a.pt")
-    assert 'revise_keys: {"a.": "net."} makes 4 of the 4' in failure(tmp_path / "a.pt")
+    assert 'With revise_keys: {"a.": "net."}, 4 of the 4' in failure(tmp_path / "a.pt")
 
 
 def test_groups_of_a_pattern(tmp_path: Path) -> None:
@@ -166,10 +166,14 @@ def test_strict_is_about_what_is_asked_for(file: Path, rule: Any) -> None:
 def test_what_does_not_fit_names_the_nearest(tmp_path: Path, file: Path) -> None:
     torch.save({name.replace("net", "nets"): value for name, value in read(file).items()}, tmp_path / "a.pt")
     told = failure(tmp_path / "a.pt")
-    assert "Expected a checkpoint of this model (MLP). In this one net.1.weight is missing, net.1.bias is" in told
-    assert 'revise_keys: {"nets.": "net."} makes 4 of the 4 missing ones fit.' in told
+    assert (
+        "Expected a checkpoint of this model (MLP). In this checkpoint, net.1.weight is missing, net.1.bias is" in told
+    )
+    assert 'With revise_keys: {"nets.": "net."}, 4 of the 4 missing tensors match.' in told
     torch.save({f"a.b.{name}": value for name, value in read(file).items()}, tmp_path / "a.pt")
-    assert 'revise_keys: {"a.b.": ""} makes 4 of the 4' in failure({"path": tmp_path / "a.pt", "strict": False})
+    assert 'With revise_keys: {"a.b.": ""}, 4 of the 4 missing tensors match.' in failure(
+        {"path": tmp_path / "a.pt", "strict": False}
+    )
     weights = read(file)
     weights["net.1.wieght"] = weights.pop("net.1.weight")
     torch.save(weights, tmp_path / "a.pt")
@@ -299,8 +303,14 @@ def test_settings_that_cannot_work(given: Any, told: str) -> None:
 @pytest.mark.parametrize(
     ("rules", "told"),
     [
-        ({"revise_keys": {"nett.": ""}}, "load_from.revise_keys: 'nett.' is invalid. Expected the start of a name"),
-        ({"revise_keys": {"nett.": ""}}, "Did you mean 'net.'? It has net.1.weight, net.1.bias, net.3.weight and 1"),
+        (
+            {"revise_keys": {"nett.": ""}},
+            "load_from.revise_keys: 'nett.' is invalid. Expected the prefix of a name in the file",
+        ),
+        (
+            {"revise_keys": {"nett.": ""}},
+            "Did you mean 'net.'? The file has net.1.weight, net.1.bias, net.3.weight and 1",
+        ),
         (
             {"revise_keys": [["^x", ""]]},
             "load_from.revise_keys: '^x' is invalid. Expected a pattern that matches a name in the",

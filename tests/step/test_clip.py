@@ -163,7 +163,7 @@ def test_the_kinds() -> None:
         ({"clip_grad_value": float("nan")}, "clip_grad_value: nan is invalid"),
         (
             {"clip_grad_value": 1.0, "clip_grad_norm": 2.0},
-            "clip_grad_value: 1.0 is invalid. Expected null where clip_grad",
+            "clip_grad_value: 1.0 is invalid. Expected null, because clip_grad",
         ),
     ],
 )

@@ -47,9 +47,8 @@ def test_two_jobs_in_one_directory(tmp_path: Path) -> None:
     assert (one.num, other.num) == (1, 2)
     assert same is error, "one report for all"
     assert str(error) == (
-        "hydra.sweep.subdir: 'lr${optim.lr}' is invalid. Expected a separate directory for each job. #0 seed=0 and "
-        "#1 "
-        f"seed=1 would both write to {tmp_path}/lr0.1. Add ${{hydra:job.num}} or ${{seed}} to hydra.sweep.subdir."
+        "hydra.sweep.subdir: 'lr${optim.lr}' is invalid. Expected a separate directory for each job. Both #0 seed=0 "
+        f"and #1 seed=1 would write to {tmp_path}/lr0.1. Add ${{hydra:job.num}} or ${{seed}} to hydra.sweep.subdir."
     )
     places = Places()
     assert places.take(jobs[:1]) == []

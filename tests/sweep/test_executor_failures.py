@@ -162,7 +162,7 @@ def test_a_result_that_cannot_be_unpickled_fails_the_task() -> None:
 
     (outcome,) = run(lambda _: Result())
     assert outcome.state == "failed"
-    assert "what the task returned cannot be unpickled: ValueError" in outcome.error
+    assert "the result of the task cannot be unpickled: ValueError" in outcome.error
 
 
 # Processes that die

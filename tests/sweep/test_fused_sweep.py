@@ -162,5 +162,5 @@ def test_what_cannot_be_fused_says_why(sweep: Any, tmp_path: Path) -> None:
     assert "#0-#3  one by one: hook.a (Alone) supports one member only" in result.stdout
     forced = sweep("t", *POINTS, "+hook.a._target_=alone.Alone", "hydra.launcher.fuse=4")
     assert forced.returncode == 2
-    assert "hydra.launcher.fuse=4: #0-#3 cannot be fused: hook.a (Alone)" in " ".join(forced.stderr.split())
+    assert "hydra.launcher.fuse=4: #0-#3 cannot be stacked: hook.a (Alone)" in " ".join(forced.stderr.split())
     assert not (tmp_path / "t").exists()

@@ -188,7 +188,7 @@ PAIR = [["seed", "optim.lr"]]
         (["seed=0,1", "optim.lr=1,2"], {"zip": [["seed", "optim.lrr"]]}, "Did you mean 'optim.lr'?"),
         (["seed=0,1", "optim.lr=1"], {"zip": PAIR}, "'optim.lr' is invalid. Expected keys with several values: seed."),
         (["seed=0"], {"zip": PAIR}, "none in this sweep"),
-        ([], {"zip": ["seed", "optim.lr"]}, "a list of lists of keys"),
+        ([], {"zip": ["seed", "optim.lr"]}, "a list of lists of at least two keys"),
         ([], {"zip": [["seed"]]}, "at least two keys"),
         ([], {"zip": [["seed", "seed"]]}, "keys that are not repeated"),
         ([], {"zip": [["seed", 1]]}, "1 is invalid. Expected a key"),
@@ -245,7 +245,8 @@ def test_settings_that_cannot_be_meant(jobs: Any, lines: Any, further: Any, said
         (b"optim.lr\n\xff\n", "a readable CSV file"),
         (
             b"model\nmlp\n",
-            "a file without model, which is also given as an override. Remove model=mlp,cnn or the column.",
+            "a file without model, which is also given as an override. Remove the override model=mlp,cnn, or remove "
+            "the column from the file.",
         ),
         (b"tracker.uri\n'http://me:secret@host'\n", "a value without a password"),
     ],

@@ -232,7 +232,7 @@ def test_the_plan_says_who_is_alone_and_why(sweep: Any, tmp_path: Path) -> None:
     assert "#0, #2, #3, #5  a stack of 4 on one slot (4 tried)" in lines
     assert "#1, #4  a stack of 2 on one slot (2 tried)" in lines
     result = sweep("lr=0.1", "steps=5,6", "hydra.launcher.dry_run=true")
-    assert "#1    steps=6  (alone in steps=6)" in result.stdout
+    assert "#1    steps=6  (the only job with steps=6)" in result.stdout
     result = sweep("lr=0.1,0.2", "hydra.launcher.dry_run=true", "hydra.job.chdir=true")
     assert "  #0-#1  one by one: hydra.job.chdir=true\n    #0    lr=0.1\n" in result.stdout
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["multirun.yaml"]

@@ -55,7 +55,7 @@ def test_what_comes_after_is_shipped(
     assert not summary(work_dir).complete
     shipment = ship_now(work_dir, stores)
     assert shipment.complete
-    assert [note for note in shipment.notes if "cut or replaced" in note]
+    assert [note for note in shipment.notes if "truncated or replaced" in note]
     known, expected = stored(uri, str(shipment.run_id)), journaled(work_dir)
     assert {place: known.get(place) for place in expected} == expected
     assert ship_now(work_dir, stores).shipped == shipment.shipped  # and told once

@@ -146,10 +146,10 @@ def _ask(uri: str) -> str:
     except urllib.error.HTTPError as error:
         raise RuntimeError(f"{redact(uri)} refused the request: {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
-        raise RuntimeError(f"{redact(uri)} does not answer: {error.reason}") from error
+        raise RuntimeError(f"{redact(uri)} does not respond: {error.reason}") from error
     except ValueError as error:
         raise RuntimeError(f"{redact(uri)} is not an MLflow server: its response is not JSON") from error
-    return f"{redact(uri)} answers"
+    return f"{redact(uri)} responds"
 
 
 def _disk() -> Iterator[Finding]:

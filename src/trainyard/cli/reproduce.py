@@ -55,7 +55,7 @@ def command(run: str, uri: str | None, directory: Path | None, trust: bool, json
     if json_:
         print_json({"identical": found.identical, "directory": str(directory), **asdict(found)})
     else:
-        click.echo(f"\n{then.info.name} ({then.info.id[:SHORT]}), again in {_relative(directory)}:")
+        click.echo(f"\n{then.info.name} ({then.info.id[:SHORT]}), trained again in {_relative(directory)}:")
         for line in _lines(found):
             click.echo(line)
     if not found.identical:

@@ -112,7 +112,7 @@ class Arrays(ArrayData):
             for name, own in given.items() if isinstance(given, Mapping) else [("", given)]:
                 named = f"{split}/{name}" if isinstance(given, Mapping) else split
                 if str(own).lower().endswith(".npy"):
-                    hint = "Put the arrays into one .npz: x_train, y_train, x_val, ..."
+                    hint = "Put the arrays into one .npz file: x_train, y_train, x_val, ..."
                     raise ConfigError(_key(named), own, "an .npz, .csv or .parquet file", hint=hint)
                 more = read_tables(_key(named), own, _columns_of(own, chosen, tables["train"]))
                 tables[named] = more[split] if split in more else next(iter(more.values()))
@@ -125,9 +125,8 @@ class Arrays(ArrayData):
         regression = ys[0].dtype.kind == "f" if task == "auto" else task == "regression"
         numbered: Sequence[npt.NDArray[Any]] = _as_numbers(ys) if regression else self._as_classes(ys)
         if len(self.classes) > max(MOST_CLASSES, sum(map(len, ys)) // 2) and isinstance(self.classes[0], str):
-            accepted = (
-                f"a column of classes; this one has {len(self.classes)} different strings in {sum(map(len, ys))} rows"
-            )
+            different = f"{len(self.classes)} different strings in {sum(map(len, ys))} rows"
+            accepted = f"a column of classes, but this column has {different}"
             raise ConfigError("target", target, accepted)
         tables = {split: tables[split]._replace(y=y) for split, y in zip(tables, numbered, strict=True)}
 

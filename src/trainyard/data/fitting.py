@@ -98,11 +98,12 @@ def _categories(name: str, texts: npt.NDArray[Any], most: int) -> list[str]:
     known = sorted({text for text in texts if text is not None})
     if len(known) > most:
         hint = (
-            "A column with a different value in nearly every row is not categorical: exclude it by naming the other "
-            f"columns, features=[…]. If it is categorical, set max_categories={len(known)}. For text, use data=hf."
+            "A column with a different value in nearly every row is usually not categorical: exclude the column by "
+            "naming the other columns, features=[…]. If the column is categorical, set "
+            f"max_categories={len(known)}. For text, use data=hf."
         )
         raise ConfigError(
-            "features", name, f"columns of at most {most} categories; this one has {len(known)}", hint=hint
+            "features", name, f"columns of at most {most} categories, but this column has {len(known)}", hint=hint
         )
     return known
 

@@ -125,7 +125,7 @@ class HuggingFace(ArrayData):
         if texts:
             if self.tokenizer is None:
                 hint = (
-                    "For example {_target_: transformers.AutoTokenizer.from_pretrained, "
+                    "For example: {_target_: transformers.AutoTokenizer.from_pretrained, "
                     "pretrained_model_name_or_path: …}. "
                     "{_target_: trainyard.data.BytePairs} trains a tokenizer on the training texts. "
                     "text=null excludes the column."
@@ -141,7 +141,7 @@ class HuggingFace(ArrayData):
             if len(values) and isinstance(values[0], str):
                 if columns is not None or not texts:
                     hint = "Set text to this column and give a tokenizer, or exclude the column with columns=[…]."
-                    raise ConfigError("columns", name, "columns of numbers; this one contains text", hint=hint)
+                    raise ConfigError("columns", name, "columns of numbers, but this column contains text", hint=hint)
                 continue
             array = _array("columns", name, values)
             kind = np.float32 if array.dtype.kind == "f" else np.int64

@@ -91,7 +91,7 @@ class ImageFolder(ArrayData):
             try:
                 import_module("torchcodec.decoders")
             except (ImportError, OSError) as error:  # OSError: built for another torch
-                hint = f"Importing it failed: {error}. Install it with: pip install torchcodec"
+                hint = f"Importing torchcodec failed: {error}. Install it with: pip install torchcodec"
                 raise ConfigError(
                     "decoder", decoder, "pillow, because torchcodec does not work here", hint=hint
                 ) from error
@@ -173,7 +173,7 @@ def _read(key: str, path: str, image: str, target: str, group: str | None) -> di
     place = Path(path).expanduser() if isinstance(path, str | Path) and str(path) else None
     if place is None or not place.exists():
         hint = "" if place is None else "This file or folder does not exist."
-        raise ConfigError(key, path, "a folder of images, or a .csv or .parquet with their paths", hint=hint)
+        raise ConfigError(key, path, "a folder of images, or a .csv or .parquet file with their paths", hint=hint)
     if place.is_file():
         return {"train": _of_table(key, place, image, target, group)}
     if group is not None:
@@ -206,7 +206,7 @@ def _of_folder(key: str, folder: Path) -> Files:
 
 def _of_table(key: str, file: Path, image: str, target: str, group: str | None) -> Files:
     if file.suffix.lower() not in (".csv", ".parquet"):
-        raise ConfigError(key, str(file), "a folder of images, or a .csv or .parquet with their paths")
+        raise ConfigError(key, str(file), "a folder of images, or a .csv or .parquet file with their paths")
     frame = read_frame(key, file)
     columns = [str(column) for column in frame.columns]
     frame.columns = columns

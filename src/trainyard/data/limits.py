@@ -15,7 +15,7 @@ from trainyard.errors import ConfigError
 KEY = "limit"
 KEYS = {split: f"{split}_batches" for split in SPLITS}
 ACCEPTED = (
-    "an integer of at least 1 (a number of batches), a float above 0 and of at most 1.0 (a fraction of the "
+    "an integer of at least 1 (a number of batches), a float above 0 and at most 1.0 (a fraction of the "
     "batches), or null for all"
 )
 

@@ -43,7 +43,7 @@ def fold_of(folds: object, fold: object) -> Fold | None:
     """
     if folds is None:
         if fold != 0:
-            raise ConfigError("fold", fold, "0, because folds is null", hint="folds=5 makes five folds.")
+            raise ConfigError("fold", fold, "0, because folds is null", hint="folds=5 creates five folds.")
         return None
     count = integer("folds", folds, at_least=2, other="null for no cross-validation")
     if not is_integer(fold, at_least=0, at_most=count - 1):
@@ -64,7 +64,7 @@ def split_rows(
     once.
 
     Args:
-        n: rows.
+        n: the number of rows.
         shares: the fraction of rows of "val" and of "test"; 0 omits the split. The remaining rows are for training.
             Split sizes are these fractions of `n`, rounded, and at least 1.
         seed: the seed of the split.

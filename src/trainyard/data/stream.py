@@ -227,6 +227,6 @@ def _rows(path: str) -> int:
                 shape: Any = read(member)[0]
                 return int(shape[0])
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        hint = f"Reading it failed: {error}"
+        hint = f"Reading the file failed: {error}"
         raise ConfigError("shards", path, f"a readable {suffix} file, an .npz with x and y", hint=hint) from error
     return len(read_frame("shards", Path(path)))

@@ -130,7 +130,7 @@ def _load(key: str, file: Path) -> Any:
                 return dict(loaded)
         return loaded
     except (ValueError, OSError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        hint = f"Reading it failed: {error}"
+        hint = f"Reading the file failed: {error}"
         raise ConfigError(key, str(file), "a file of arrays of numbers or strings", hint=hint) from error
 
 
@@ -200,7 +200,7 @@ def read_frame(key: str, file: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(file) if file.suffix.lower() == ".csv" else pd.read_parquet(file)
     except (ValueError, OSError, ImportError) as error:  # pandas' and pyarrow's own errors are ValueErrors
-        hint = f"Reading it failed: {error}"
+        hint = f"Reading the file failed: {error}"
         raise ConfigError(key, str(file), f"a readable {file.suffix.lower()} file", hint=hint) from error
 
 
@@ -209,7 +209,7 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
 
     if not (is_numeric_dtype(column) or is_bool_dtype(column)):
         hint = "To exclude this column, name the columns to use: features=[…]." if argument == "features" else ""
-        raise ConfigError(argument, name, f"columns of numbers; this one contains {column.dtype}", hint=hint)
+        raise ConfigError(argument, name, f"columns of numbers, but this column contains {column.dtype}", hint=hint)
     numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.isinf(numbers) if argument == "features" else ~np.isfinite(numbers)
     if wrong.any():

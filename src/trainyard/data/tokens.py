@@ -135,7 +135,7 @@ def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
         try:
             tokens = np.load(file, mmap_mode="c", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            raise ConfigError(key, str(path), "a file of tokens", hint=f"Reading it failed: {error}") from error
+            raise ConfigError(key, str(path), "a file of tokens", hint=f"Reading the file failed: {error}") from error
         if tokens.ndim != 1 or tokens.dtype.name not in DTYPES:
             accepted = f"one axis of integers ({', '.join(DTYPES)}), not {tokens.dtype} {list(tokens.shape)}"
             raise ConfigError(key, str(path), accepted)

@@ -137,7 +137,7 @@ class LaneBatches(SeededDataset):
 
     Args:
         dataset: the data set.
-        collate: makes a batch of samples.
+        collate: creates a batch of samples.
         in_workers: whether a worker, whose generators are seeded for each batch, reads the data.
     """
 

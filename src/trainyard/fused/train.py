@@ -204,7 +204,7 @@ def _train(
             if source is not None:
                 source.unfed()
             runner = prepared(configs, None)
-        log.info("%d jobs as one program.", len(members))
+        log.info("Training %d jobs as one program.", len(members))
         caught = conduct(runner, configs, None if feed is None else feed.begin)
         if quick and not caught:
             again = [{**values, "resume": True} for values in configs]

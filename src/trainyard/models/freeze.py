@@ -118,7 +118,9 @@ def fitting_parameters(model: nn.Module, patterns: Sequence[str], key: str) -> l
         found |= {id(each) for name, each in parameters.items() if fits(pattern, name)}
         if fitting and not found:
             raise ConfigError(
-                key, pattern, "a pattern that matches parameters; this one matches only modules without parameters"
+                key,
+                pattern,
+                "a pattern that matches parameters, but this pattern matches only modules without parameters",
             )
         if not found:
             raise unknown(key, pattern, modules, parameters)

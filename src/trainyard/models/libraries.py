@@ -28,7 +28,7 @@ def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
         absent = given if error.name in (name, given) else f"{given} or one of its dependencies ({error.name})"
         raise ConfigError(key, given, f"an installed library; {absent} is missing", hint=hint) from error
     except (ImportError, RuntimeError, OSError) as error:  # as torchvision of another torch does
-        hint = f"Importing it failed: {error}. Install a version that was built for this torch."
+        hint = f"Importing the library failed: {error}. Install a version that was built for this torch."
         raise ConfigError(key, name, "an importable library", hint=hint) from error
 
 
@@ -42,7 +42,7 @@ def not_at_hand(key: str, given: object, file: str | Path, error: Exception) -> 
         error: the error of the library.
     """
     said = str(error).strip().split("\n")[0].rstrip(".")
-    hint = f"Without a network, put the file at {file}, or pass load_from=<file>. The library says: {said}."
+    hint = f"Without network access, place the file at {file}, or pass load_from=<file>. Error of the library: {said}."
     return ConfigError(key, given, "weights that can be downloaded or are in the library's cache", hint=hint)
 
 

@@ -167,7 +167,7 @@ class RandomChoice(nn.Module):
         self.choices = nn.ModuleList(modules("choices", choices))
         count = len(self.choices)
         if not count:
-            raise ConfigError("choices", choices, "one module or more")
+            raise ConfigError("choices", choices, "at least one module")
         given = [1.0] * count if weights is None else weights
         numbers = isinstance(given, Sequence) and all(is_number(each, above=0) for each in given)
         if not numbers or len(given) != count:

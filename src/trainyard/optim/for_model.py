@@ -64,7 +64,7 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
             raise ConfigError("optim", type(part).__name__, "an optimizer of this model's parameters")
         return part
     if not isinstance(part, Mapping) and not callable(part):
-        raise ConfigError("optim", part, "an optimizer, or a config with `_partial_: true` that makes one")
+        raise ConfigError("optim", part, "an optimizer, or a config with `_partial_: true` that builds one")
     try:
         return build_several(part, model) if isinstance(part, Mapping) else build(part, parameters, model)
     except ConfigError as error:

@@ -54,7 +54,7 @@ class SAM(Optimizer):
         super().__init__(params, {"lr": lr, "rho": rho})
         made = (SGD if base is None else base)(self.param_groups, lr=lr)
         if not isinstance(made, Optimizer):
-            raise ConfigError("base", base, "a config with `_partial_: true` that makes an optimizer")
+            raise ConfigError("base", base, "a config with `_partial_: true` that builds an optimizer")
         self.base = made
         self.defaults |= {key: value for key, value in made.defaults.items() if key != "fused"}
         self._share()

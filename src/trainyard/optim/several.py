@@ -108,7 +108,7 @@ def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDic
     made = {}
     for name, parameters in parts.items():
         if not callable(partials.get(name)):
-            raise ConfigError(name, partials.get(name), "a config with `_partial_: true` that makes an optimizer")
+            raise ConfigError(name, partials.get(name), "a config with `_partial_: true` that builds an optimizer")
         try:
             made[name] = build(partials[name], parameters, model)
         except ConfigError as error:

@@ -57,7 +57,7 @@ class DQNLoop(SimulationTrainLoop):
     ) -> None:
         super().__init__(max_iters, val_begin, val_interval)
         if not callable(environment):
-            raise ConfigError("environment", environment, "a config with `_partial_: true` that makes an environment")
+            raise ConfigError("environment", environment, "a config with `_partial_: true` that builds an environment")
         self._make = environment
         self.memory = ReplayMemory(integer("memory", memory, at_least=1))
         self.warm_up = integer("warm_up", warm_up, at_least=1)

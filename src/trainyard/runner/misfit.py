@@ -200,7 +200,7 @@ def _out_of_range(scene: Scene, parts: Parts) -> TrainyardError:
     if "device-side assert" in scene.text:
         return TrainyardError(
             "An index is out of range on the device: a target outside the classes of the loss, or an index outside "
-            "an Embedding. Run with device=cpu to see which. This process can no longer use CUDA."
+            "an Embedding. Run with device=cpu to find the index. This process can no longer use CUDA."
         )
     if isinstance(scene.module, nn.Embedding) and scene.given and isinstance(scene.given[0], Tensor):
         largest, count = _extreme(scene.given[0], scene.module.num_embeddings), scene.module.num_embeddings
@@ -270,7 +270,7 @@ def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigEr
 def _without_graph() -> TrainyardError:
     return TrainyardError(
         "model: the loss does not depend on a trained parameter. Either .detach(), .item(), .data, torch.no_grad(), "
-        "argmax or a conversion to NumPy removes its graph, or all parameters that it depends on are frozen "
+        "argmax or a conversion to NumPy removes the graph of the loss, or all its parameters are frozen "
         "(`freeze`, requires_grad)."
     )
 

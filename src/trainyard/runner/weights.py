@@ -242,7 +242,7 @@ def _advice(missing: Sequence[str], foreign: Sequence[str]) -> str:
     for old, new in _beginnings(missing[0], foreign):
         count = sum(new + name.removeprefix(old) in missing for name in foreign if name.startswith(old))
         if count > len(missing) // 2:
-            return f' revise_keys: {{"{old}": "{new}"}} makes {count} of the {len(missing)} missing ones fit.'
+            return f' With revise_keys: {{"{old}": "{new}"}}, {count} of the {len(missing)} missing tensors match.'
     close = nearest(missing[0], foreign)
     return "" if close is None else f" The name nearest to {missing[0]} is {close}."
 

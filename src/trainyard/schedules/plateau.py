@@ -133,7 +133,7 @@ class Plateau:
         """
         self.warmed = positions("warmup", [self._warmup], inf if length is None else length)[0]
         if length is not None and self.warmed >= length:
-            raise ConfigError("warmup", self._warmup, f"less than {length}, so that steps remain after it")
+            raise ConfigError("warmup", self._warmup, f"less than {length}, so that steps remain after the warm-up")
         if direction not in _MODES:
             raise ConfigError("direction", direction, "maximize or minimize", options=tuple(_MODES))
         groups = self._groups = groups_of(optimizer)

@@ -175,7 +175,7 @@ class ScheduleSpec:
         for limit in (*filter(None, later), length):
             if warmup >= limit:
                 raise ConfigError(
-                    "warmup", self.warmup, f"less than {limit / scale:.12g}, so that steps remain after it"
+                    "warmup", self.warmup, f"less than {limit / scale:.12g}, so that steps remain after the warm-up"
                 )
         begins = [max(begin, warmup) for begin in (0, *later)][: len(parts)]
         if warmup:

@@ -62,7 +62,7 @@ class StackedClipGradValue(NoClip):
     """`ClipGradValue` for each member separately.
 
     Args:
-        limits: one for each member.
+        limits: the limit of each member.
 
     Raises:
         ConfigError: one of them is not above 0.

@@ -266,7 +266,7 @@ class AccumulatedStep(Step):
             self.by_samples.load_state_dict(group["samples"], device)
             self.by_items.load_state_dict(group["items"], device, member, members)
         elif group is None and "gradients" in state and self.by != "batches":
-            log.info("The checkpoint is of a run with equally weighted batches: using accumulate_by=batches.")
+            log.info("The checkpoint comes from a run with equally weighted batches: using accumulate_by=batches.")
             self.by = "batches"
 
     def state_dict(self) -> dict[str, Any]:

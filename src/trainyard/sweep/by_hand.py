@@ -53,7 +53,7 @@ class ByHand:
         manifest: has the answers.
         units: knows the jobs.
         progress: shows what happens.
-        clone: makes clones.
+        clone: creates clones.
         adopt: adds a recorded clone.
     """
 

@@ -139,8 +139,8 @@ def _number(directory: Path) -> str:
         number = (directory / FOLDER / _JOB).read_text().strip()
     except OSError:
         hint = (
-            "DIR is the hydra.sweep.dir of a sweep started with hydra.launcher.detach=true. Stop any other sweep with "
-            "Ctrl-C where it runs."
+            "DIR is the hydra.sweep.dir of a sweep started with hydra.launcher.detach=true. To stop any other sweep, "
+            "press Ctrl-C in its terminal."
         )
         raise ConfigError("DIR", str(directory), "the directory of a detached sweep", hint=hint) from None
     slurm_commands.check_installed()

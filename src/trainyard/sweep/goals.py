@@ -135,7 +135,7 @@ class Goals:
         return [each.violation(metrics[each.metric]) if each.metric in metrics else 0.0 for each in self.constraints]
 
     def violation(self, metrics: Mapping[str, float]) -> float:
-        """Return the total violation of the constraints; 0 if all are kept."""
+        """Return the total violation of the constraints; 0 if all are satisfied."""
         return math.fsum(max(0.0, each) for each in self.violations(metrics))
 
     def best(self, value: Any) -> float | None:

@@ -58,17 +58,17 @@ class Head(Loop):
         scheduler: the scheduler of the entire sweep.
         policy: the policy for failures.
         manifest: the manifest of the sweep.
-        units: makes the tasks of units.
+        units: creates the tasks of units.
         tracking: follows the jobs.
         progress: shows what happens.
         proposer: proposes jobs.
         admit: adds new jobs.
-        clone: makes clones.
+        clone: creates clones.
         adopt: adds a recorded clone.
         reports: reads the reports of jobs.
         commands: the commands of users.
-        planner: knows which jobs may share a stack.
-        inherit: makes heirs.
+        planner: determines which jobs may share a stack.
+        inherit: creates heirs.
         replace_job: updates a job whose overrides have changed.
 
     Attributes:
@@ -202,7 +202,7 @@ class Head(Loop):
 
     def _alone(self, num: int) -> Unit:
         """Return a unit of one job; its decision is recorded if it was in a stack."""
-        self._decide([[num]], "continues by itself")
+        self._decide([[num]], "continues as a single run")
         return Unit((num,), self._units.jobs[num].slots)
 
     def _decide(self, groups: Iterable[Sequence[int]], note: str) -> None:
@@ -337,7 +337,7 @@ class Head(Loop):
             self.stop(f"stopped because {who} failed", self._policy.grace)
         # Before the ends of the others: a stack of which some are done goes on with the rest.
         self._decide([[num] for num in again], "retried after it failed in a stack")
-        self._decide([staying] if staying and not unit.fed else [], "continues without a job that was ended")
+        self._decide([staying] if staying and not unit.fed else [], "continues without a job that ended")
         for num in again:
             self._progress.again(self._units.jobs[num], outcomes[num].error)
             self.queue([Unit((num,), attempts=running.attempt, rungs=self._scheduler.rungs.get(num))], "again")

@@ -186,8 +186,8 @@ class Manifest:
         known = self.entries.get(num)
         if known is not None and known.overrides != list(overrides):
             raise TrainyardError(
-                f"{self.path.parent} contains another sweep: its job {num} is {' '.join(known.overrides)!r}, here it "
-                f"is {' '.join(overrides)!r}. Use another hydra.sweep.dir for this sweep."
+                f"{self.path.parent} contains another sweep: its job {num} is {' '.join(known.overrides)!r}, but "
+                f"here the job is {' '.join(overrides)!r}. Use another hydra.sweep.dir for this sweep."
             )
 
     @contextmanager
@@ -298,7 +298,7 @@ class Manifest:
         if record["format"] > FORMAT:
             raise TrainyardError(
                 f"{self.path} was written by a newer version of Trainyard: its format is {record['format']}, and this "
-                f"version reads formats up to {FORMAT}."
+                f"version reads formats up to {FORMAT}. Update Trainyard to continue the sweep."
             )
 
     def _take_job(self, record: Record) -> None:

@@ -247,7 +247,8 @@ class SweepPlan:
         return [f"About {'; '.join(told)}."] if told else []
 
     def _sections(self) -> list[tuple[str, Sequence[Job], bool]]:
-        """Return the stacks, lone jobs by reason, and the rest: each with a title, and whether it gives the reason."""
+        """Return the stacks, single jobs by reason, and the rest: each with a title, and whether it gives the
+        reason."""
         sections: list[tuple[str, Sequence[Job], bool]] = []
         for stack in self.stacks:
             note = f" ({stack.note})" if stack.note else ""

@@ -120,7 +120,7 @@ class SweepSettings:
 
 
 def _to_plain(value: Any) -> Any:
-    """Return a list or mapping of a config as Python's."""
+    """Return a list or mapping of a config as plain Python objects."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 

@@ -151,7 +151,9 @@ def _check(action: Action, num: int, state: SweepState, waiting: Sequence[Comman
         hint = f"Not finished: {spans(others)}." if others else "All jobs are finished."
         raise ConfigError("JOB", num, f"a job that is not finished; #{num} is {now}", hint=hint)
     if action == "pause" and now == "paused":
-        raise ConfigError("JOB", num, f"a job that is not paused; #{num} is", hint="Use `resume` to continue it.")
+        raise ConfigError(
+            "JOB", num, f"a job that is not paused; #{num} is already paused", hint="Use `resume` to continue."
+        )
     if action == "resume" and now != "paused":
         paused = sorted(each for each, its in state.states.items() if its == "paused")
         hint = f"Paused: {spans(paused)}." if paused else "No job is paused."

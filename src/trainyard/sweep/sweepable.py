@@ -263,7 +263,7 @@ def as_sweepable(function: TaskFunction) -> Sweepable:
     if names:
         raise TrainyardError(
             f"The task function {getattr(function, '__name__', function)!r} has the attributes {', '.join(names)}, "
-            "which a sweep does not read from a function. Make it an object of a subclass of "
+            "which a sweep does not read from a function. Instead of the function, use an object of a subclass of "
             "trainyard.sweep.sweepable.SweepableTask."
         )
     return PlainTask(function)

@@ -76,7 +76,7 @@ class Shipped:
         """Start over if the journal is not the one that was shipped; return whether it is the same."""
         if self.offset == 0 or checksum_before(path, self.offset) == self.tail:
             return True
-        note = f"{journal.FILE} was cut or replaced after the upload. All records are uploaded again."
+        note = f"{journal.FILE} was truncated or replaced after the upload. All records are uploaded again."
         self.offset, self.uploads, self.notes = 0, {}, [*self.notes, note]
         return False
 
@@ -242,7 +242,7 @@ class Shipment:
         return f"\n        all runs: {page}" if page else ""
 
     def __str__(self) -> str:
-        lines = [f"{run.name}: left out of MLflow: {note}" for run in self.runs for note in run.notes]
+        lines = [f"{run.name}: not uploaded to MLflow: {note}" for run in self.runs for note in run.notes]
         lines += dict.fromkeys(f"MLflow: {text}" for run in self.runs for text in run.renamed)  # once for a sweep
         missing = [run for run in self.runs if not run.complete]
         if not missing:

@@ -121,7 +121,7 @@ def test_large_ones(tested: Any, tmp_path: Path, caplog: pytest.LogCaptureFixtur
     (tmp_path / "predictions.parquet").unlink()
     caplog.clear()
     runner = tested(PredictionDump(max_mb=0.0001), resume=True)
-    assert "not written: they take more than" in caplog.text
+    assert "not written: the predictions take more than" in caplog.text
     assert runner.results, "the test goes on"
     assert not [file for file in tmp_path.iterdir() if "predictions" in file.name]
 

@@ -79,7 +79,7 @@ def test_a_model_that_waits(said: Any) -> None:
     states = [
         drive(how, made, OPTIMS["adam"], pictures, device=CUDA)[1] for how in (None, CudaGraph(torch.device(CUDA)))
     ]
-    assert said()[0].startswith("The step is not captured: it waits for the device (test_captured_cuda.py, line ")
+    assert said()[0].startswith("The step is not captured: the code waits for the device (test_captured_cuda.py, line ")
     same(states[1], states[0], 1e-3)
 
 

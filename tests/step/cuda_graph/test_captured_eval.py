@@ -273,7 +273,7 @@ class Odd(MLP):
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("item", "it waits for the device (aten._local_scalar_dense.default)"),
+        ("item", "the code waits for the device (aten._local_scalar_dense.default)"),
         ("count", "calls keeps changing"),
     ],
 )
@@ -425,7 +425,7 @@ class Varying(SumMetric):
     [
         (Gathering, "Gathering is not marked as capturable"),
         (Own, "Own is not marked as capturable"),
-        (Waiting, "it waits for the device (aten._local_scalar_dense.default)"),
+        (Waiting, "the code waits for the device (aten._local_scalar_dense.default)"),
         (Counting, "batches keeps changing"),
         (Growing, "rows keeps changing"),
         (Varying, "the sums of the metric differ in names, shapes or dtypes between batches"),

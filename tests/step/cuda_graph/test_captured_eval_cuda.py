@@ -116,7 +116,7 @@ def test_a_metric_that_waits_is_left_out() -> None:
     same(results[1], results[0])
     (reason,) = told
     assert reason.startswith(
-        "The evaluation is captured without metric.waiting: it waits for the device (test_captured"
+        "The evaluation is captured without metric.waiting: the code waits for the device (test_captured"
     )
     assert captured._captured
 

@@ -354,7 +354,7 @@ def test_an_agent_with_other_code_is_refused_naming_both(tmp_path: Path, monkeyp
         assert "but the head runs trainyard 0000." in told[0]
         (process,) = pool.processes.values()
         assert process.wait(60) == 2
-    assert "The head refuses this agent: its code is " in pool.output[0]
+    assert "The head refuses this agent: the agent runs trainyard " in pool.output[0]
 
 
 def test_an_agent_that_does_not_see_the_directory(tmp_path: Path, capsys: Any) -> None:

@@ -194,7 +194,6 @@ def test_after_the_last_new_job_at_most_one_continues_for_each_that_pauses(
         assert promoted <= paused
 
 
-
 def test_the_checkpoint_of_a_paused_job_is_given_up_when_it_cannot_be_promoted_any_more() -> None:
     values = {num: [float(num)] * EPOCHS for num in range(9)}
     found = sweep(values, Asha, "any", 1, lambda num: 1.0)

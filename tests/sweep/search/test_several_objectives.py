@@ -158,7 +158,7 @@ def test_a_warm_start_takes_what_has_all_objectives(
         ({"objective": ["val/loss"]}, "hydra.sweeper.objective: ['val/loss'] is invalid. Expected a list of several"),
         (
             {"objective": NAMES},
-            "hydra.sweeper.direction: None is invalid. Expected a list with minimize or maximize per",
+            "hydra.sweeper.direction: None is invalid. Expected a list with minimize or maximize for each of",
         ),
         (
             {"objective": NAMES, "direction": ["maximize"]},

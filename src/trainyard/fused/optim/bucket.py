@@ -25,7 +25,7 @@ class MemberSlice:
     """Rows of some members: the operand of one update. All lists are parallel to the bucket's parameters.
 
     Attributes:
-        rows: which members.
+        rows: the indices of the members.
         params: views `[members, *shape]` of the parameters, outside autograd.
     """
 

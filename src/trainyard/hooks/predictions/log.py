@@ -214,7 +214,7 @@ class _Drawing:
     def _chosen(self) -> str:
         count, of = len(self.shown.index), self.shown.samples
         how = {
-            "worst": f"the {count} of highest loss",
+            "worst": f"the {count} with the highest loss",
             "first": f"the first {count}",
             "random": f"{count} random samples",
         }

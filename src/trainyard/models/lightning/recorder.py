@@ -91,10 +91,12 @@ class Recorder:
             return
         if not is_metric(value):
             if not isinstance(value, Tensor | int | float):
-                raise TrainyardError(f"self.log({name!r}) was given a {type(value).__name__}; it takes a number.")
+                raise TrainyardError(f"self.log({name!r}) received a {type(value).__name__}, but requires a number.")
             value = torch.as_tensor(value, device=self._device).detach()
             if value.numel() != 1:
-                raise TrainyardError(f"self.log({name!r}) was given {list(value.shape)} numbers; it takes one.")
+                raise TrainyardError(
+                    f"self.log({name!r}) received a value of shape {list(value.shape)}, but requires one number."
+                )
             value = value.reshape(())
             value = value if value.is_floating_point() else value.float()
         entry = Entry(value, self._samples if batch_size is None else int(batch_size), reduction)

@@ -173,13 +173,13 @@ class Composer:
         if internals is None:
             raise _UncertainError("this version of Hydra has other private functions")
         if type(self._loader) is not ConfigLoaderImpl:
-            raise _UncertainError("another loader may do other things")
+            raise _UncertainError("another config loader may behave differently")
         overrides = [self._parse(line) for line in self._prefix + point]
         off = [override.value() is False for override in overrides if override.key_or_group == FAST_PATHS]
         if off[-1] if off else self._off:
             raise _UncertainError(f"{FAST_PATHS} is set to off")
         if any(override.key_or_group == "hydra.searchpath" for override in overrides[len(self._prefix) :]):
-            raise _UncertainError("other folders have other groups")
+            raise _UncertainError("the groups of other config folders may differ")
         common, own = self._split(overrides)
         return _Parts(common, own, overrides, self._share(common))
 
@@ -366,7 +366,7 @@ def _itself(cfg: DictConfig) -> DictConfig:
 def rare_collections() -> Iterator[None]:
     """Make the garbage collector visit old objects less often, since a thousand configs would make each visit slow.
 
-    Young garbage, which Hydra leaves plenty of, is still collected.
+    Young garbage, of which Hydra produces a lot, is still collected.
     """
     before = gc.get_threshold()
     gc.set_threshold(max(before[0], 100_000), before[1], 1_000_000)

@@ -126,7 +126,7 @@ def refusal(hello: Mapping[str, Any], fence: int, version: CodeVersion) -> str:
         return "the agent belongs to an earlier head"
     own = CodeVersion(**hello["version"])
     if not own.matches(version):
-        return f"the agent runs {own.told}, but the head runs {version.told}. Both must be the same"
+        return f"the agent runs {own.told}, but the head runs {version.told}. Both versions must be the same"
     return ""
 
 

@@ -290,7 +290,7 @@ class SlurmPool(Pool):
         lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
         said = next((line for line in reversed(lines) if line and not line.startswith("srun:")), "")
         if said:
-            return f"said: {said}"
+            return f"printed: {said}"
         told = f"ended{slurm_commands.ending(place)}"
         if path.exists():
             return f"{told}, and printed nothing."

@@ -1,6 +1,6 @@
 """Connections between a worker and the owner of its agent: wake-up calls, and a line for messages in both directions.
 
-A wake-up call is a number through a pipe of the agent's, which the agent passes on to its owner. The ranks of a wide
+A wake-up call is a number through a pipe of the agent, which the agent passes on to its owner. The ranks of a wide
 job are processes that its worker spawns. They inherit the pipe: `Wake` is pickled with its file.
 """
 

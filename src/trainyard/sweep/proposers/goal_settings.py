@@ -59,7 +59,7 @@ def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
             raise ConfigError(OBJECTIVE, None, accepted)
         names = [f"objective.{index}" for index in range(len(directions))]
     if not isinstance(directions, list) or len(directions) != len(names):
-        accepted = f"a list with minimize or maximize per metric of {', '.join(names)}"
+        accepted = f"a list with minimize or maximize for each of the metrics {', '.join(names)}"
         raise ConfigError(f"{SWEEPER}.direction", directions, accepted)
     return Goals(tuple(names), tuple(direction_of(each or "", config) for each in directions), bounds)
 

@@ -41,7 +41,7 @@ class Exploration:
         return self.space.ask(lambda name, distribution: drawn(self.space.parameters[name], random))
 
     def next(self, overrides: Sequence[str], random: Random) -> tuple[str, ...]:
-        """Return overrides for a member that continues from one with these."""
+        """Return the overrides for a member that continues from a member with these overrides."""
         found = []
         for line in overrides:
             key, _, text = line.partition("=")

@@ -38,7 +38,7 @@ TRIALS = 100  # where neither n_trials nor timeout nor target ends a search
 
 NOT_HERE = {
     "study_name": "A study is identified by the directory of the sweep, hydra.sweep.dir.",
-    "storage": "The study is stored in the directory of the sweep. Use the same hydra.sweep.dir to continue it.",
+    "storage": "The study is stored in the directory of the sweep. Use the same hydra.sweep.dir to continue the study.",
     "max_failure_rate": "A failed trial does not end a search.",
     "search_space": "Pass ranges as overrides, on the command line or in hydra.sweeper.params.",
     "custom_search_space": "Use hydra.sweeper.when for conditional keys.",

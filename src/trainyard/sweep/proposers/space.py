@@ -71,7 +71,7 @@ class Space:
 
     Args:
         lines: the overrides of the config (`hydra.sweeper.params`) and of the command line, in order.
-        when: by key, the conditions under which it is a parameter (`trainyard.sweep.conditions.Conditions`).
+        when: for each key, the conditions under which the key is a parameter (`trainyard.sweep.conditions.Conditions`).
         loader: Hydra's loader.
         master: the config of the entire sweep.
 
@@ -212,7 +212,7 @@ def _numbers(key: str, value: IntervalSweep | RangeSweep, given: str) -> BaseDis
     else:
         listed = list(value.range())
         if not listed:
-            raise ConfigError(key, given, "a range with values in it")
+            raise ConfigError(key, given, "a range that contains values")
         low, high = min(listed), max(listed)
         step = None if is_log else abs(value.step)
     if isinstance(low, float) or isinstance(high, float):

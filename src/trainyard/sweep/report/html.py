@@ -185,7 +185,7 @@ class _Page:
         if far:
             yield (
                 f'\n<p class="note">Of the {what}, {far} have an objective that is more than {FAR} '
-                "interquartile ranges away from the others. The charts show these at the edge.</p>"
+                "interquartile ranges away from the others. The charts show these values at the edge.</p>"
             )
         if len(self.ranking) > SHOWN:
             yield (

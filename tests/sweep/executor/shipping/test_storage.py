@@ -84,5 +84,5 @@ def test_memory_is_of_one_process(tmp_path: Path) -> None:
 
 
 def test_files_as_transport_need_a_shared_disk() -> None:
-    with pytest.raises(ConfigError, match="Expected tcp with "):
+    with pytest.raises(ConfigError, match="Expected tcp, because"):
         RaySettings(storage="file:///store", transport="files")
