@@ -29,6 +29,7 @@ def told(*overrides: Any) -> Any:
         (["hook=[default,emma]"], "hook: 'emma' is invalid. Expected one of default, detection_log, early_stop, ema, "),
         (["model="], "model: '' is invalid. Expected one of cnn, lightning, mlp, resnet, timm, torchvision, "),
         (["model=null"], "model: None is invalid. Expected one of cnn, lightning, mlp, resnet, timm, torchvision, "),
+        (["metric=null"], "regression. To select none, pass '~metric'."),
         (["tracker=null"], "tracker: None is invalid. Expected one of mlflow, none. Did you mean 'none'?"),
         (["seed=3", "optim=0.1"], "optim: 0.1 is invalid. Expected one of adagrad, adam, "),
         (["optm=adam"], "optm: 'optm' is invalid. Expected a group or key of this config. Did you mean 'optim'?"),

@@ -33,6 +33,8 @@ PACKAGES = {
 }
 """Hydra's plugins that are separate packages, by group and option."""
 PLUGINS = ("hydra.sweeper", "hydra.launcher")
+OPTIONAL = ("metric",)
+"""Groups without which a config works."""
 SYNONYMS = {
     "epochs": "max_epochs",
     "num_epochs": "max_epochs",
@@ -198,7 +200,9 @@ def _explain_choice(overrides: Sequence[str], config_dir: str) -> TrainyardError
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         options = _options(override.key_or_group, config_dir)
         if options and not _is_choice(override.value()):
-            return ConfigError(override.key_or_group, override.value(), f"one of {', '.join(options)}", options=options)
+            key, given = override.key_or_group, override.value()
+            hint = f"To select none, pass '~{key}'." if given is None and key in OPTIONAL else ""
+            return ConfigError(key, given, f"one of {', '.join(options)}", options=options, hint=hint)
     return None
 
 

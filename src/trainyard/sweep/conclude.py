@@ -79,6 +79,8 @@ def conclude(
             Console().print(table)
         else:
             print(ranking.text(table))
+    for line in () if interrupted else proposer.ending:
+        print(line)
     with _reported("results"):
         numbers = journals.read_all(rows, name, direction)
         files += result_files.write(rows, directory, direction, name, numbers)

@@ -28,6 +28,7 @@ from trainyard.files import append_whole, despite_absence
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
 from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Inherited, Origin, Proposed
+from trainyard.sweep.identity import differences
 from trainyard.sweep.steering import KIND, MANIFEST, Command, acknowledgement
 
 FILE = MANIFEST
@@ -133,22 +134,17 @@ class Manifest:
             self._append({"kind": "proposer", "identity": dict(proposer)})
 
     def check_proposer(self, identity: Mapping[str, Any]) -> None:
-        """Check that the recorded jobs were proposed by the current proposer. `versions` in its identity are for users.
+        """Check that the recorded jobs were proposed by the current proposer.
 
         Raises:
             TrainyardError: they were proposed by another proposer or search.
         """
-        known = (self.proposer or {}) if self.entries else identity
-        for key in dict.fromkeys([*known, *identity]):
-            if key == "versions":
-                continue
-            before, now = known.get(key), json.loads(json.dumps(identity.get(key)))
-            if before != now:
-                raise TrainyardError(
-                    f"The sweep in {self.path.parent} was started with {key}: {_told(before)}; now {key} is "
-                    f"{_told(now)}. To continue the sweep, use the same value. For another search, use another "
-                    "hydra.sweep.dir."
-                )
+        if self.entries and (found := differences(self.proposer or {}, identity)):
+            raise TrainyardError(
+                f"The sweep in {self.path.parent} was started with {', '.join(found)}. "
+                f"To continue the sweep, use the same value{'s' if len(found) > 1 else ''}. "
+                "For another search, use another hydra.sweep.dir."
+            )
 
     def check_application(self, application: StartedAs | None) -> None:
         """Check that this process was started in the same way as the sweep.
@@ -400,10 +396,6 @@ def _parsed(content: bytes) -> Iterator[Record]:
 
 def _events(records: Iterable[Record]) -> list[Event]:
     return [event for record in records if (event := event_of(record)) is not None]
-
-
-def _told(value: Any) -> str:
-    return "not set" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 def _plain(value: Any) -> Any:

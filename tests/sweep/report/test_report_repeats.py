@@ -146,6 +146,21 @@ def test_a_configuration_with_fewer_seeds_than_the_others_has_no_place() -> None
     assert found[1].margin is None
 
 
+def test_where_every_configuration_has_lost_a_seed_those_with_most_have_places() -> None:
+    rows = [
+        row(num, {"optim.lr": rate, "seed": str(seed)}, None if seed else 0.1 * num)
+        for num, (rate, seed) in enumerate([("0.1", 0), ("0.1", 1), ("0.2", 0), ("0.2", 1), ("0.3", 1)])
+    ]
+    found = configurations(rows, "maximize")
+    assert [(each.overrides["optim.lr"], each.count, each.is_whole) for each in found] == [
+        ("0.2", "1/2", True),
+        ("0.1", "1/2", True),
+        ("0.3", "0/2", False),
+    ]
+    going_on = configurations([*rows[:-1], replace(rows[-1], state="running")], "maximize")
+    assert not any(each.is_whole for each in going_on)
+
+
 def test_nothing_is_added_without_repeats(tmp_path: Path) -> None:
     rows = [row(num, {"optim.lr": str(num)}, num) for num in range(3)]
     assert configurations(rows, "minimize") == []

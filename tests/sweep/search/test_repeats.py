@@ -192,6 +192,20 @@ def test_repeats_that_fail_are_left_out_and_a_configuration_of_which_all_do_has_
     assert recorder.shown[-1] == [(0, "failed", None), (1, "done", 2.0)]
 
 
+def test_a_search_ends_when_the_first_five_configurations_have_failed_with_all_their_repeats() -> None:
+    proposer = SearchProposer(RepeatedSource(Recorder(), 3, SEED), limits=Limits(9))
+    proposer.told(SlotsGained(((0, "cpu"),)))
+    begun: list[tuple[int, int]] = []
+    while proposals := proposer.ask(1):
+        (new,) = proposals
+        assert isinstance(new, NewJob)
+        proposer.told(Proposed(len(begun), new.overrides, new.rungs, note=new.note))
+        proposer.told(Ended(len(begun), "failed"))
+        begun.append(place(new.overrides))
+    assert begun == [(index, repeat) for index in range(5) for repeat in range(3)][:13]
+    assert list(proposer.ending) == ["The search ended because its first 5 trials failed."]
+
+
 LINES = ["optim.lr=interval(0.1,0.5)"]
 
 

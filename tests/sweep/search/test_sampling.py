@@ -149,6 +149,14 @@ def test_a_key_whose_condition_does_not_hold_is_not_asked_for(hydra: Any) -> Non
             {"sampler": {"_target_": "optuna.samplers.TPESampler", "gama": 1, "seed": 0}},
             "hydra.sweeper.sampler: 'gama' is invalid",
         ),
+        (
+            {"sampler": {"_target_": "numpy.random.default_rng", "seed": 0}},
+            "hydra.sweeper.sampler: 'numpy.random.default_rng' is invalid. Expected the class of a sampler of Optuna",
+        ),
+        (
+            {"pruner": {"_target_": "optuna.samplers.RandomSampler"}},
+            "hydra.sweeper.pruner: 'optuna.samplers.RandomSampler' is invalid. Expected the class of a pruner of",
+        ),
         ({"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha", "eta": 1}}, "hydra.sweeper.pruner.eta: 1"),
         (
             {"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha", "by": "iter"}},
@@ -174,6 +182,45 @@ def test_rungs_at_which_nothing_is_reported_are_refused(hydra: Any, settings_of:
         "hydra.sweeper.pruner.first: 3 is invalid. Expected rungs at which the objective is reported: multiples of "
         "loop.val_interval=2 from 2 on."
     )
+    with pytest.raises(ConfigError) as error:
+        settings_of(config, pruner={"_target_": "optuna.pruners.MedianPruner", "every": 3})
+    assert str(error.value).startswith(
+        "hydra.sweeper.pruner.every: 3 is invalid. Expected rungs at which the objective"
+    )
+    assert "There is no validation at epoch 5." in str(error.value)
+
+
+def test_a_pruner_of_optuna_has_its_rungs_at_the_validations(hydra: Any, settings_of: Any) -> None:
+    _, config = hydra
+    config.loop.val_interval = 2
+    found = settings_of(config, pruner={"_target_": "optuna.pruners.MedianPruner"}).pruner
+    assert {key: found[key] for key in ("by", "first", "every", "last")} == {
+        "by": "epoch", "first": 2, "every": 2, "last": config.loop.max_epochs,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("points", "told"),
+    [
+        ({"optim.lr": 1}, "hydra.sweeper.enqueue: {'optim.lr': 1} is invalid. Expected a list of points"),
+        ([{"optim.lr": 1}], "hydra.sweeper.enqueue: optim.lr: 1 is invalid. Expected a number from 1e-05 to 0.1."),
+        ([{"optim.lr": "a"}], "hydra.sweeper.enqueue: optim.lr: 'a' is invalid. Expected a number from 1e-05 to 0.1."),
+        (
+            [{"data.batch_size": 12}],
+            "hydra.sweeper.enqueue: data.batch_size: 12 is invalid. Expected an integer from 8 to 56 in steps of 8.",
+        ),
+        (
+            [{"model.hidden": [8]}],
+            "hydra.sweeper.enqueue: model.hidden: [8] is invalid. Expected one of [16], [32], [64].",
+        ),
+        ([{"optim.lrr": 1}], "hydra.sweeper.enqueue: 'optim.lrr' is invalid. Expected a parameter of the search:"),
+    ],
+)
+def test_a_point_that_is_not_in_the_space_is_refused(hydra: Any, settings_of: Any, points: Any, told: str) -> None:
+    loader, config = hydra
+    with pytest.raises(ConfigError) as error:
+        settings_of(config, enqueue=points).proposer(LINES, loader, config)
+    assert str(error.value).startswith(told), error.value
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainyard.errors import TrainyardError
 from trainyard.sweep.event_records import event_of, to_record
-from trainyard.sweep.events import Event, Paused, Proposed, Queued, Reported
+from trainyard.sweep.events import Ended, Event, Paused, Proposed, Queued, Reported
 from trainyard.sweep.proposers.pruners import Asha, Hyperband, NoPruner, Pruner
 from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.proposers.search import Limits, SearchProposer
@@ -193,7 +194,6 @@ def test_after_the_last_new_job_at_most_one_continues_for_each_that_pauses(
         assert promoted <= paused
 
 
-
 def test_the_checkpoint_of_a_paused_job_is_given_up_when_it_cannot_be_promoted_any_more() -> None:
     values = {num: [float(num)] * EPOCHS for num in range(9)}
     found = sweep(values, Asha, "any", 1, lambda num: 1.0)
@@ -246,6 +246,33 @@ def test_a_search_ends_at_its_target() -> None:
     assert found.run()
     assert found.state(2) == "done"
     assert found.state(3) is None
+    assert list(found.proposer.ending) == ["The target 3 was reached, which ended the search."]
+
+
+@pytest.mark.parametrize(
+    ("value", "lines"),
+    [
+        (1.0, ["The target 0.5 was not reached."]),
+        (math.nan, ["The objective of every trial is NaN.", "The target 0.5 was not reached."]),
+    ],
+)
+def test_what_the_ranking_does_not_show_is_told_at_the_end(value: float, lines: list[str]) -> None:
+    limits = Limits(2, target=0.5)
+    found = SimulatedSweep(
+        lambda: SearchProposer(ListSource([["x=0"], ["x=1"]]), limits=limits), lambda *_: SimulatedJob([value]), 1
+    )
+    assert found.run()
+    assert list(found.proposer.ending) == lines
+
+
+def test_an_objective_that_is_missing_is_told_after_the_timeout_too() -> None:
+    seconds = iter([0.0, 0.0, 2.0])
+    proposer = SearchProposer(ListSource([["x=0"]]), limits=Limits(1, timeout=1.0), clock=lambda: next(seconds))
+    assert len(proposer.ask(1)) == 1
+    proposer.told(Proposed(0, ("x=0",)))
+    proposer.told(Ended(0, "done", 1.0, None))
+    with pytest.raises(TrainyardError, match="#0 returned nothing, but a search needs one number"):
+        proposer.ask(1)
 
 
 def test_after_the_timeout_nothing_begins_and_what_is_paused_can_go_on_later() -> None:

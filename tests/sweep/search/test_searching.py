@@ -127,6 +127,7 @@ def test_killed_twice_it_ends_with_the_suggestions_promotions_and_bits_of_the_un
     assert "killed was started with sampler: " in refused.stderr
     assert "TPESampler" in refused.stderr
     assert "RandomSampler" in refused.stderr
+    assert "space" not in refused.stderr
 
 
 def test_a_pruned_job_of_a_grid_is_finished_in_mlflow_with_its_rung(tmp_path: Path) -> None:

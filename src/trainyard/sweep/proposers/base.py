@@ -104,5 +104,10 @@ class Proposer(ABC):
         """Return the decision about a job after its report was received; None: the job continues."""
         return None
 
+    @property
+    def ending(self) -> Sequence[str]:
+        """What the ranking does not show about the end of the sweep, as lines of text for users."""
+        return ()
+
     def told(self, event: Event) -> None:  # noqa: B027 (a grid never learns)
         """Receive an event. Each event is passed once, when it is in the manifest."""

@@ -49,7 +49,7 @@ def _checked(key: str, given: Any, space: Space) -> Any:
         raise ConfigError(ENQUEUE, key, f"a parameter of the search: {', '.join(names)}", options=names)
     value = _value(parameter, text_of(given))
     if value is None:
-        raise ConfigError(f"{ENQUEUE}: {key}", given, f"a value of {parameter.distribution}")
+        raise ConfigError(f"{ENQUEUE}: {key}", given, parameter.accepted)
     return value
 
 
@@ -111,7 +111,8 @@ class Earlier:
         try:
             title, runs = past_runs(given, uri, names)
         except TrainyardError as error:
-            raise ConfigError(WARM_START, given, ACCEPTED, hint=str(error)) from None
+            hint = f"There is no directory {Path(given).expanduser().absolute()}. {str(error).rstrip('.')}."
+            raise ConfigError(WARM_START, given, ACCEPTED, hint=hint) from None
         taken: list[tuple[dict[str, Any], Any]] = []
         left: dict[str, list[str]] = {}
         for run in runs:

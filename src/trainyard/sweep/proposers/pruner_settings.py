@@ -75,18 +75,25 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
     interval, begin = loop.get("val_interval", 1), loop.get("val_begin", 1)
     first = -(-begin // interval) * interval if isinstance(interval, int) and isinstance(begin, int) else 1
     auto = {"by": unit, "first": first, "every": interval, "last": loop.get(f"max_{unit}s")}
+    if not _is_own(node):  # the rungs are not an argument of Optuna's class
+        node = {**dict.fromkeys(auto, "auto"), **node}
     node = {key: auto.get(key, value) if value == "auto" else value for key, value in node.items()}
     if loop and node.get("by", "epoch") != unit:
         raise ConfigError(f"{PRUNER}.by", node.get("by", "epoch"), f"{unit}, the unit of this loop", options=[unit])
-    for at in build_pruner(node).places if loop else ():
+    for place, at in enumerate(build_pruner(node).places if loop else ()):
         if not loop.get("dynamic_intervals") and (at < begin or at % interval) and at < auto["last"]:
+            key = "every" if place and "every" in node else "first"
             raise ConfigError(
-                f"{PRUNER}.first",
-                node.get("first"),
+                f"{PRUNER}.{key}",
+                node.get(key, 1),
                 f"rungs at which the objective is reported: multiples of loop.val_interval={interval} from {first} on",
                 hint=f"There is no validation at {unit} {at}.",
             )
     return node
+
+
+def _is_own(node: Mapping[str, Any]) -> bool:
+    return str(node["_target_"]).startswith("trainyard.")
 
 
 def build_pruner(node: Mapping[str, Any] | None) -> Pruner:
@@ -97,16 +104,20 @@ def build_pruner(node: Mapping[str, Any] | None) -> Pruner:
     """
     if node is None:
         return NoPruner()
-    if str(node["_target_"]).startswith("trainyard."):
+    if _is_own(node):
         found: Pruner = build(node, PRUNER)
         return found
     require_optuna(PRUNER, node["_target_"])
+    from optuna.pruners import BasePruner
+
     from trainyard.sweep.proposers.stopping import StoppingPruner
 
     rungs = {key: node[key] for key in ("last", "first", "every", "by") if key in node}
     try:
         with quiet():
             pruner = build({key: each for key, each in node.items() if key not in rungs}, PRUNER)
+        if not isinstance(pruner, BasePruner):
+            raise ConfigError(PRUNER, node["_target_"], "the class of a pruner of Optuna")
         return StoppingPruner(pruner, **rungs)
     except ConfigError as error:
         raise error if error.key.startswith(PRUNER) else error.under(PRUNER) from None

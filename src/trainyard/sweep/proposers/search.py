@@ -29,7 +29,7 @@ from trainyard.sweep.proposers.trials import Outcome, Segment, Trial, loss
 from trainyard.track.sweep_position import Rungs
 
 HOPELESS = 5
-"""A search ends when its first trials, this many, have all failed."""
+"""A search ends when its first configurations, this many, have all failed."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ class SearchProposer(Proposer):
     def ask(self, free: int) -> Sequence[Proposal]:
         if self._began is None:
             self._began = self._clock()
+        self._check_objectives()
         if self._out_of_time:
             return []
-        self._check_objectives()
         chosen = self._choice()
         if prunings := self._prunings(chosen == "none"):
             return prunings
@@ -147,10 +147,26 @@ class SearchProposer(Proposer):
             if self.goals is not None:
                 wanted = f"a number for each of {', '.join(self.goals.metrics)}: "
                 wanted += f"there is none for {', '.join(self.goals.missing(value))}"
-            raise TrainyardError(f"#{num} returned {given}, but a search needs {wanted}.")
+            raise TrainyardError(
+                f"#{num} returned {given}, but a search needs {wanted}. A job that has none returns NaN, or raises an "
+                "error. To search again, use another hydra.sweep.dir."
+            )
 
     def judge(self, num: int, at: int, value: float) -> Wish | None:
         return "prune" if num in self._wishes else None
+
+    @property
+    def ending(self) -> Sequence[str]:
+        lines, target = [], self._limits.target
+        if self._is_hopeless:
+            lines.append(f"The search ended because its first {HOPELESS} trials failed.")
+        values = [trial.value for trial in self._trials if trial.value is not None]
+        if values and all(map(math.isnan, values)):
+            lines.append("The objective of every trial is NaN.")
+        if target is not None:
+            reached = "was reached, which ended the search" if self._is_over else "was not reached"
+            lines.append(f"The target {target:g} {reached}.")
+        return lines
 
     def told(self, event: Event) -> None:
         match event:
@@ -217,10 +233,15 @@ class SearchProposer(Proposer):
         Args:
             pending: the trials that are about to be proposed.
         """
-        if len(self._trials) >= HOPELESS and all(each.state == "failed" for each in self._trials[:HOPELESS]):
+        if self._is_hopeless:
             return False
         trials = [*self._trials, *pending] if pending else self._trials
         return self._source.has_more(trials, self._limits.n_trials)
+
+    @property
+    def _is_hopeless(self) -> bool:
+        first = (each for each in self._trials if each.index < HOPELESS)  # with their repeats
+        return self._configurations >= HOPELESS and all(each.state == "failed" for each in first)
 
     @property
     def _out_of_time(self) -> bool:

@@ -242,8 +242,13 @@ class SearchSettings:
         def make(seed: int) -> Any:
             return build({**self.sampler, **further, "seed": seed}, SAMPLER)
 
+        from optuna.samplers import BaseSampler
+
         with quiet():
-            make(0)  # an error in it is told before anything starts
+            found = make(0)  # an error in it is told before anything starts
+        if not isinstance(found, BaseSampler):
+            accepted = "the class of a sampler of Optuna, with an argument seed"
+            raise ConfigError(SAMPLER, self.sampler["_target_"], accepted)
         return make
 
 

@@ -41,6 +41,18 @@ class Parameter:
         """The key without the sign that adds it."""
         return self.key.lstrip("+")
 
+    @property
+    def accepted(self) -> str:
+        """The values that it can have, for messages."""
+        from optuna.distributions import CategoricalDistribution, IntDistribution
+
+        own: Any = self.distribution
+        if isinstance(own, CategoricalDistribution):
+            return f"one of {', '.join(map(str, own.choices))}"
+        kind = "an integer" if isinstance(own, IntDistribution) else "a number"
+        steps = "" if own.step is None or (kind == "an integer" and own.step == 1) else f" in steps of {own.step!r}"
+        return f"{kind} from {own.low!r} to {own.high!r}{steps}"
+
     def line(self, value: Any) -> str:
         """Return the override that gives it a value."""
         return f"{self.key}={value}" if isinstance(value, str) else f"{self.key}={value!r}"

@@ -13,6 +13,8 @@ from trainyard.sweep.report.samples import Difference, Sample, differences
 
 KEYS = ("seed", "data.fold")
 """Overrides in which repeats of a configuration differ."""
+LEFT = ("waiting", "running", "paused", "interrupted")
+"""States of jobs that may have an objective later."""
 
 
 @dataclass(frozen=True)
@@ -23,22 +25,27 @@ class Configuration:
         overrides: the overrides that they share.
         rows: the jobs.
         most: the maximum number of jobs of a configuration.
+        needed: the number of jobs with an objective that a configuration needs for a rank; 0 for `most`.
     """
 
     overrides: dict[str, str]
     rows: list[JobRow]
     most: int = 0
+    needed: int = 0
 
     @property
     def is_whole(self) -> bool:
-        """Whether the number of jobs that finished with an objective is the maximum; other configurations have no
-        rank."""
-        return self.n == max(self.most, len(self.rows))
+        """Whether the number of jobs that finished with an objective is the maximum; other configurations have no rank.
+
+        If all jobs have ended, and every configuration lacks some, it is the maximum of the jobs that finished.
+        """
+        return self.n == (self.needed or max(self.most, len(self.rows)))
 
     @property
     def count(self) -> str:
         """`n` for users: `3`, or `2/3` if jobs failed, or if the configuration was raced out before they started."""
-        return str(self.n) if self.is_whole else f"{self.n}/{max(self.most, len(self.rows))}"
+        most = max(self.most, len(self.rows))
+        return str(self.n) if self.n == most else f"{self.n}/{most}"
 
     @property
     def label(self) -> str:
@@ -124,6 +131,8 @@ def grouped(rows: Sequence[JobRow], direction: Direction) -> list[Configuration]
         shared = {key: value for key, value in row.overrides.items() if key not in KEYS}
         found.setdefault(tuple(sorted(shared.items())), Configuration(shared, [])).rows.append(row)
     most = max((len(each.rows) for each in found.values()), default=0)
+    has_ended = all(row.state not in LEFT for row in rows)
+    needed = max((each.n for each in found.values()), default=0) if has_ended else most
     sign = -1.0 if direction == "maximize" else 1.0
 
     def order(each: Configuration) -> tuple[bool, bool, float, int]:
@@ -131,7 +140,7 @@ def grouped(rows: Sequence[JobRow], direction: Direction) -> list[Configuration]
         missing = mean is None or math.isnan(mean)
         return missing, not each.is_whole, 0.0 if missing else sign * (mean or 0.0), each.rows[0].num
 
-    return sorted((replace(each, most=most) for each in found.values()), key=order)
+    return sorted((replace(each, most=most, needed=needed) for each in found.values()), key=order)
 
 
 def compared(found: Sequence[Configuration], values: Mapping[int, float]) -> list[Difference | None]:
