@@ -134,7 +134,7 @@ class Manifest:
             self._append({"kind": "proposer", "identity": dict(proposer)})
 
     def check_proposer(self, identity: Mapping[str, Any]) -> None:
-        """Check that the recorded jobs were proposed by the current proposer. `versions` in its identity are for users.
+        """Check that the recorded jobs were proposed by the current proposer.
 
         Raises:
             TrainyardError: they were proposed by another proposer or search.

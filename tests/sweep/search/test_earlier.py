@@ -199,4 +199,4 @@ def test_a_warm_start_from_what_mlflow_does_not_have_is_refused(
         "run of"
     )
     assert str(error.value).startswith(told)
-    assert f"The MLflow database {tmp_path}/none.db" in str(error.value)
+    assert f"There is no directory {Path.cwd()}/nothing. The MLflow database {tmp_path}/none.db" in str(error.value)

@@ -106,7 +106,7 @@ class Proposer(ABC):
 
     @property
     def ending(self) -> Sequence[str]:
-        """What the ranking does not show about the end of the sweep, as lines for people."""
+        """What the ranking does not show about the end of the sweep, as lines of text for users."""
         return ()
 
     def told(self, event: Event) -> None:  # noqa: B027 (a grid never learns)

@@ -115,9 +115,10 @@ class Asha(Pruner):
     """Asynchronous successive halving: the best trials of each rung continue as soon as enough have reported there.
 
     Rungs are `first`, `first * eta`, `first * eta**2`, …. Of the n trials that have reported at a rung, the best
-    n // eta are promoted. A trial that does not continue is paused and can be promoted later, from its checkpoint, so
-    no epoch is trained twice. (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020,
-    Algorithm 2.)
+    n / eta are promoted, rounded down at the first rung and up at later rungs. A trial that does not continue is paused
+    and can be promoted later, from its checkpoint, so no epoch is trained twice. (Li et al., "A System for Massively
+    Parallel Hyperparameter Tuning", MLSys 2020, Algorithm 2. The algorithm rounds down at every rung, so that the best
+    trial of a later rung waits until `eta` trials have reached this rung.)
 
     Args:
         first: the epoch, or iteration, of the first rung.
@@ -156,8 +157,8 @@ class Asha(Pruner):
 
     def promotable(self) -> Trial | None:
         for rungs in self._brackets.values():
-            for rung in reversed(rungs):
-                best = rung.ranked[: len(rung.ranked) // self._eta]
+            for index, rung in reversed([*enumerate(rungs)]):
+                best = rung.ranked[: self._promoted(index, len(rung.ranked))]
                 if rung.waiting and best and rung.waiting[0] <= best[-1] and rung.waiting[0].is_comparable:
                     return self._trials[rung.waiting[0].trial]
         return None
@@ -170,17 +171,21 @@ class Asha(Pruner):
     def hopeless(self, coming: float) -> Iterator[Trial]:
         for rungs in self._brackets.values():
             more = coming
-            for rung in rungs:
-                most = math.inf if math.isinf(more) else (len(rung.ranked) + int(more)) // self._eta
-                more += len(rung.waiting)  # any of which may come to the next rung
-                for entry in [entry for entry in rung.waiting if bisect_left(rung.ranked, entry) >= max(1, most)]:
-                    yield self._trials[entry.trial]
+            for index, rung in enumerate(rungs):
+                most = math.inf if math.isinf(more) else self._promoted(index, len(rung.ranked) + int(more))
+                left = [entry for entry in rung.waiting if bisect_left(rung.ranked, entry) >= max(1, most)]
+                more += len(rung.waiting) - len(left)  # any of which may come to the next rung
+                yield from (self._trials[entry.trial] for entry in left)
 
     def best_paused(self) -> Trial | None:
         top = [rungs[-1] for rungs in self._brackets.values() if rungs and rungs[-1].waiting]
         top.sort(key=lambda rung: (-rung.at, rung.waiting[0]))
         found = next((rung.waiting[0] for rung in top), None)
         return self._trials[found.trial] if found is not None and found.is_comparable else None
+
+    def _promoted(self, rung: int, reported: int) -> int:
+        """Return how many of the trials that have reported at a rung are promoted."""
+        return -(-reported // self._eta) if rung else reported // self._eta
 
     def _entry(self, trial: Trial) -> _Entry:
         return _Entry(trial.violation, loss(trial.value, self.sign), trial.index)

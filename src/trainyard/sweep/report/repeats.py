@@ -25,7 +25,7 @@ class Configuration:
         overrides: the overrides that they share.
         rows: the jobs.
         most: the maximum number of jobs of a configuration.
-        needed: the number of jobs with an objective that a configuration needs for a rank; 0: `most`.
+        needed: the number of jobs with an objective that a configuration needs for a rank; 0 for `most`.
     """
 
     overrides: dict[str, str]
@@ -35,9 +35,9 @@ class Configuration:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the number of jobs with an objective is the maximum; other configurations have no rank.
+        """Whether the number of jobs that finished with an objective is the maximum; other configurations have no rank.
 
-        If all jobs have ended, and every configuration lacks some jobs, the maximum counts jobs with an objective.
+        If all jobs have ended, and every configuration lacks some, it is the maximum of the jobs that finished.
         """
         return self.n == (self.needed or max(self.most, len(self.rows)))
 
