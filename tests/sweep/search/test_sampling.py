@@ -137,7 +137,7 @@ def test_a_key_whose_condition_does_not_hold_is_not_asked_for(hydra: Any) -> Non
         ),
         (
             {"storage": "sqlite:///a.db"},
-            "hydra.sweeper.storage: 'sqlite:///a.db' is invalid. Expected null. The study is stored in the directory of the sweep.",
+            "hydra.sweeper.storage: 'sqlite:///a.db' is invalid. Expected null. The study is stored in the",
         ),
         ({"sampler": "tpe"}, "hydra.sweeper.sampler: 'tpe' is invalid. Expected a sampler: hydra/sweeper/sampler=tpe"),
         ({"pruner": "asha"}, "hydra.sweeper.pruner: 'asha' is invalid. Expected a pruner: hydra/sweeper/pruner=none"),
