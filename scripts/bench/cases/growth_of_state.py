@@ -4,7 +4,8 @@ Each size is trained in a fresh process that saves two to four times. The stall 
 hook in an iteration that saves: the hook copies the state, and a thread writes the file. Before each save, the loop
 waits until the last file is written, outside of the measured time. Otherwise, with few iterations between two saves,
 a stall would contain a part of the writing. The memory is the peak of the resident set, less that before the Runner was
-created, as a multiple of the file's size. It contains the state, the gradients (a third of the state) and the copy.
+created, as a multiple of the file's size. It contains the state, the gradients (a third of the state), the copy, and
+what the process keeps of the memory that the sanity check needed before the training.
 Resuming is measured in another fresh process, from creating the Runner to the end of the first new step. The same run
 begun anew is its baseline, since the initialization and the step also take longer with more parameters. The two large
 sizes are measured once.
