@@ -39,7 +39,7 @@ def make() -> Path:
     same_python = stamp.exists() and stamp.read_text().startswith(f"{ROOT}\n{sys.version}\n")
     stamp.unlink(missing_ok=True)  # until everything is installed again
     venv.create(BENCH, clear=not same_python, with_pip=True)
-    if not _install("-e", str(ROOT)):
+    if not _install("-e", f"{ROOT}[search]"):
         sys.exit(f"{BENCH.name}: the project itself could not be installed; see above")
     if not _install("-r", str(REQUIREMENTS)):
         for peer in peers():
