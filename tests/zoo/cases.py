@@ -176,6 +176,6 @@ CASES = [
     Case(
         *("lightning", "a LightningModule"),
         {"_target_": "trainyard.models.Lightning", "module": {"_target_": module}},
-        alone="leaves state on the host",
+        alone="reads or changes Python state",
     ),
 ]

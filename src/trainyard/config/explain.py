@@ -123,8 +123,8 @@ def _explain_value(error: Exception, key: str) -> TrainyardError:
     if added is None:
         return TrainyardError(f"{key}: {_first_line(cause)}")
     return TrainyardError(
-        f"{key}: the key {added[1]!r} does not exist. A mapping can only change existing keys, "
-        f"including those set by an earlier override. Add a new key with +{key}.{added[1]}=…"
+        f"{key}: the key {added[1]!r} does not exist. A mapping can only change existing keys: "
+        f"keys of the config and keys that an earlier override added. Add a new key with +{key}.{added[1]}=…"
     )
 
 

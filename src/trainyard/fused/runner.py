@@ -193,7 +193,7 @@ class FusedRunner(Runner):
         own_batches = getattr(self.loader("train"), "stacked", False)
         models = [member.model for member in self.members]
         if marked := uncapturable(models[0]):
-            raise Unfusable(f"a step of {marked} leaves state on the host")
+            raise Unfusable(f"a step of {marked} reads or changes Python state (capturable = False)")
         return StackedModel(models, own_batches=own_batches, lanes=self.lanes, joinable=self._fed)
 
     @cached_property

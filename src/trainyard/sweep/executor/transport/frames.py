@@ -125,7 +125,7 @@ async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     """
     magic, theirs = await _read(reader, len(MAGIC), _CHALLENGE)
     if magic != MAGIC:
-        raise RefusedError("the peer is not the head of a sweep, or has another version")
+        raise RefusedError("the peer is not the head of a sweep, or runs an incompatible version of Trainyard")
     mine = secrets.token_bytes(_CHALLENGE)
     writer.write(MAGIC + mine + _proof(token, b"agent", theirs, mine))
     await writer.drain()
