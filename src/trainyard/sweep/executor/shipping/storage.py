@@ -154,7 +154,7 @@ def _version(told: Mapping[str, Any]) -> str:
 def _opened(url: str) -> tuple[Any, str]:
     protocol, _ = split_protocol(url)
     if protocol is None:
-        raise ConfigError(KEY, url, ACCEPTED, hint="The URL names no protocol.")
+        raise ConfigError(KEY, url, ACCEPTED, hint="The URL does not start with a protocol such as s3://.")
     if protocol not in fsspec.available_protocols():
         options = [f"{each}://" for each in fsspec.available_protocols()]
         raise ConfigError(KEY, url, ACCEPTED, hint=f"fsspec does not support {protocol}://.", options=options)
