@@ -176,8 +176,8 @@ def test_tied_parameters_under_two_rules() -> None:
     with pytest.raises(ConfigError) as error:
         optimizer_of(rules, model)
     assert str(error.value) == (
-        "paramwise.bypass_duplicate: False is invalid. Expected true, or one rule for the parameter that is called "
-        "embedding.weight and head.weight."
+        "paramwise.bypass_duplicate: False is invalid. Expected true, or the same rule for all names of this "
+        "tied parameter: embedding.weight and head.weight."
     )
     optimizer = optimizer_of(rules | {"bypass_duplicate": True}, model)
     assert table(optimizer, model) == {"embedding.weight": ("default", 0.1, 0.01), "head.bias": ("head", 0.05, 0.01)}

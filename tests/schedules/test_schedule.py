@@ -443,7 +443,9 @@ def test_what_lies_beyond_the_run_is_said_once(caplog: pytest.LogCaptureFixture)
         schedule = Schedule(partial(MultiStepLR, milestones=[3, 83]), by="epoch")
         schedule.bind(optimizer_of(), length=11)
     (record,) = caplog.records
-    assert record.getMessage() == ("schedule.scheduler.milestones: 83 is beyond the end, at 11, and is never reached.")
+    assert record.getMessage() == (
+        "schedule.scheduler.milestones: 83 is never reached, because this scheduler ends at 11."
+    )
     caplog.clear()
     Schedule(partial(CosineAnnealingLR, T_max=11), by="epoch").bind(optimizer_of(), length=11)
     assert not caplog.records

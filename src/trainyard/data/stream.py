@@ -228,5 +228,6 @@ def _rows(path: str) -> int:
                 return int(shape[0])
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         hint = f"Reading the file failed: {error}"
-        raise ConfigError("shards", path, f"a readable {suffix} file, an .npz with x and y", hint=hint) from error
+        accepted = f"a readable {suffix} file{' with the arrays x and y' if suffix == '.npz' else ''}"
+        raise ConfigError("shards", path, accepted, hint=hint) from error
     return len(read_frame("shards", Path(path)))

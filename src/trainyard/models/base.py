@@ -204,7 +204,7 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
 def _one_number(key: str, loss: Tensor, shape: torch.Size) -> Tensor:
     """Return a loss of the shape `[1]`, or `[K, 1]` in a stack, without its last dimensions."""
     if loss.numel() != shape.numel():
-        raise not_one_number(key, loss.shape[len(shape) :], "The sum of the loss would change the size of every step")
+        raise not_one_number(key, loss.shape[len(shape) :], "The sum of its elements would grow with their number")
     return loss.reshape(shape)
 
 

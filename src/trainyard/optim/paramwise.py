@@ -159,7 +159,7 @@ class Paramwise:
             raise ConfigError(
                 "bypass_duplicate",
                 False,
-                f"true, or one rule for the parameter that is called {' and '.join(found)}",
+                f"true, or the same rule for all names of this tied parameter: {' and '.join(found)}",
             )
         return next(iter(found.values()))
 

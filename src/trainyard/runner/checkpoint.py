@@ -102,7 +102,8 @@ def load(path: Path) -> dict[str, Any]:
         )
     for name, kind in _KINDS.items():
         if not isinstance(state[name], kind) or isinstance(state[name], bool):
-            raise DamagedCheckpointError(f"{path}: its {name!r} is a {_kind(state[name])}")
+            wanted = "a mapping" if kind is dict else "an integer"
+            raise DamagedCheckpointError(f"{path}: its {name!r} is a {_kind(state[name])} instead of {wanted}")
     return state
 
 

@@ -223,7 +223,7 @@ def check_position(key: str, value: Any, *, at_least: int, other: str = "") -> N
 
 @functools.cache
 def _tell_once(key: str, end: int, length: float) -> None:
-    log.warning("schedule.%s: %d is beyond the end, at %d, and is never reached.", key, end, length)
+    log.warning("schedule.%s: %d is never reached, because this scheduler ends at %d.", key, end, length)
 
 
 def known(key: str, value: Any, length: float) -> int:

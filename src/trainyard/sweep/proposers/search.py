@@ -148,8 +148,8 @@ class SearchProposer(Proposer):
                 wanted = f"a number for each of {', '.join(self.goals.metrics)}: "
                 wanted += f"there is none for {', '.join(self.goals.missing(value))}"
             raise TrainyardError(
-                f"#{num} returned {given}, but a search needs {wanted}. A job that has none returns NaN, or raises an "
-                "error. To search again, use another hydra.sweep.dir."
+                f"#{num} returned {given}, but a search needs {wanted}. A job without a value must "
+                "return NaN or raise an error. To search again, use another hydra.sweep.dir."
             )
 
     def judge(self, num: int, at: int, value: float) -> Wish | None:
