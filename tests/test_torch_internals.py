@@ -13,7 +13,7 @@ from torch import nn
 
 import trainyard
 from trainyard import _fast_paths, _torch_autograd, _torch_internals, _torch_vmap
-from trainyard._fast_paths import INTERNALS, usable, use_fast_paths
+from trainyard._fast_paths import INTERNALS, Internal, usable, use_fast_paths
 from trainyard._torch_internals import FOREACH, foreach
 from trainyard.data import Rings
 from trainyard.errors import ConfigError
@@ -287,10 +287,18 @@ def test_the_list_needs_no_torch() -> None:
     """The composer of a sweep's configs reads the switch, where torch is not imported."""
     imports = ast.walk(ast.parse(Path(_fast_paths.__file__).read_text()))
     named = {node.module for node in imports if isinstance(node, ast.ImportFrom)}
-    assert named == {"__future__", "collections.abc", "dataclasses", "functools"}
+    assert named == {"__future__", "collections.abc", "contextlib", "dataclasses", "functools"}
 
 
 def test_a_batch_goes_to_the_models_device_without_fast_paths() -> None:
     use_fast_paths(False)
     model = MLP(2, 2, hidden=[8]).to("meta")
     assert model.preprocess(torch.zeros(1, 2)).device.type == "meta"
+
+
+def test_a_check_draws_no_numbers_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing = Internal("torch.drawing", (), "nothing", "nothing", lambda: bool(torch.rand(1) < 2))
+    monkeypatch.setitem(_fast_paths.INTERNALS, drawing.name, drawing)
+    before = torch.get_rng_state()
+    assert _fast_paths.works(drawing.name)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -7,7 +7,9 @@ function, and always while fast paths are off. This module imports none of the l
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -77,10 +79,19 @@ def works(name: str) -> bool:
     return _works(name)
 
 
+@contextmanager
+def _generator_kept() -> Iterator[None]:
+    """Restore the state of torch's generator: a check runs at the first use of a part, and may draw random numbers."""
+    torch = sys.modules.get("torch")
+    with nullcontext() if torch is None else torch.random.fork_rng(devices=()):
+        yield
+
+
 @cache
 def _works(name: str) -> bool:
     try:
-        works = INTERNALS[name].check()
+        with _generator_kept():
+            works = INTERNALS[name].check()
     except Exception:  # any error means that the part has changed
         works = False
     if not works:

@@ -35,7 +35,8 @@ def test_a_run_is_meant_by_its_directory_a_file_in_it_its_id_its_name_or_its_fol
 
 def test_a_name_that_is_nowhere_names_the_nearest(make_run: Any, tmp_path: Path) -> None:
     make_run("cnn rings")
-    with pytest.raises(TrainyardError, match=r"'cnn ring': no run .* among the 1 in .* Did you mean 'cnn rings'\?"):
+    told = r"No run has the name or ID 'cnn ring' among the 1 run in .* Did you mean 'cnn rings'\?"
+    with pytest.raises(TrainyardError, match=told):
         resolve("cnn ring", [tmp_path])
 
 

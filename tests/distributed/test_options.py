@@ -114,7 +114,7 @@ def test_norms_of_shares_are_norms_of_the_whole(found: Found) -> None:
             "mixed_precision",
             "strategy.mixed_precision: 'bf61' is invalid. Expected one of fp32, bf16, fp16. Did you mean",
         ),
-        ("cpu_offload", "strategy.cpu_offload: True is invalid. Expected false on the CPU"),
+        ("cpu_offload", "strategy.cpu_offload: True is invalid. Expected false, because the model is already"),
         ("sync_batchnorm", "strategy.sync_batchnorm: True is invalid. Expected false on the CPU"),
         ("bf16_compress", "strategy.bf16_compress: True is invalid. Expected false on the CPU"),
         ("batch_size", "batch_size: 1 is invalid. Expected at least 2: batch_size is the total over all devices"),

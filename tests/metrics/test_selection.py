@@ -67,9 +67,9 @@ def test_what_no_metric_takes_is_told_with_its_shape() -> None:
         one(ACCURACY, (None, KIND), (SIZES, LOGITS))
     with pytest.raises(TrainyardError, match=r"a list of 2: {boxes}, {boxes} .*, but the metric needs two tensors\.$"):
         one(ACCURACY, (None, KIND), [{"boxes": SIZES}] * 2)
-    with pytest.raises(TrainyardError, match=r"no 'scores' in the outputs: it is a dict of logits"):
+    with pytest.raises(TrainyardError, match=r"no 'scores' in the outputs\. The value is a dict of logits"):
         one(ACCURACY | {"output": "scores"}, (None, KIND), OUTPUTS)
-    with pytest.raises(TrainyardError, match=r"The batch has no 'labels.sort'"):
+    with pytest.raises(TrainyardError, match=r"no 'labels.sort' in the batch"):
         one(ACCURACY | PATHS | {"target": "labels.sort"}, BATCH, OUTPUTS)
     with pytest.raises(TrainyardError, match=r"outputs are a tensor \[30, 3\].*target is a tensor \[4\]"):
         one(F1, (None, KIND[:4]), LOGITS)

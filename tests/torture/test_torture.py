@@ -190,7 +190,7 @@ def test_the_page_keeps_the_rows_of_other_parts(torture: Any, tmp_path: Path) ->
     from trials import Result
 
     page = tmp_path / "page.md"
-    page.write_text("# Title\n\n| part | cases | failures | compared | tried |\n|---|---|---|---|---|\n\nThe end.\n")
+    page.write_text("# Title\n\n| part | cases | failures | compared | command |\n|---|---|---|---|---|\n\nThe end.\n")
     results = [Result("runs", 5, case, "", None if case else "broken", 1.0) for case in range(3)]
     rows = [reliability_page.row(torture.PARTS[name], 5, results) for name in ("runs", "stacks")]
     reliability_page.write(rows, page)

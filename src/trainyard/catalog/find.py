@@ -70,7 +70,8 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         names = [name for run in runs for name in (run.info.name, run.directory.name)]
         close = nearest(text, names)
         hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists the runs."
-        raise TrainyardError(f"No run has the name or ID {text!r} among the {len(runs)} runs in {where}.{hint}")
+        among = f"the {len(runs)} run{'s' * (len(runs) != 1)} in {where}"
+        raise TrainyardError(f"No run has the name or ID {text!r} among {among}.{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     what = f"{text!r} is the name or ID of {len(found)} runs in {where}"

@@ -47,7 +47,7 @@ def select(value: Any, path: str, of: str) -> Any:
         elif not isinstance(found, Mapping | Tensor) and hasattr(found, name):
             found = getattr(found, name)
         else:
-            raise TrainyardError(f"The {of} has no {path!r}: it is {described(value)}.")
+            raise TrainyardError(f"There is no {path!r} in the {of}. The value is {described(value)}.")
     return found
 
 

@@ -204,7 +204,7 @@ def _places(batch: Any) -> tuple[Any, Any]:
             return inputs[0], targets[0]
     raise TrainyardError(
         "Mixup and CutMix need batches of one input and one target: a tuple (x, y), or a mapping with two "
-        "entries. In a mapping, the key of the target must be one of {', '.join(TARGET_KEYS)}."
+        f"entries. In a mapping, the key of the target must be one of {', '.join(TARGET_KEYS)}."
     )
 
 

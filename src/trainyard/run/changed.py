@@ -38,7 +38,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], *, ended: bool)
             raise ConfigError(key, value, accepted, hint="A job with another value must start from scratch.")
     if ended and not any(key in LENGTHS for key, _ in differing):
         raise TrainyardError(
-            "the job has finished, so its clone would have nothing to train. Increase {' or '.join(LENGTHS)} "
+            f"the job has finished, so its clone would have nothing to train. Increase {' or '.join(LENGTHS)} "
             "to train the clone further"
         )
     named = [key for key, _ in differing if _is_below(key, OVERRIDDEN)]

@@ -283,7 +283,7 @@ def test_an_output_that_is_not_on_the_device(said: Any, first: int) -> None:
 
     Counting.calls = 0
     step, _ = drive(RecordedGraph(), partial(Counting, 64, 3, [8]), OPTIMS["adam"], pictures, batch=45, epochs=7)
-    assert said() == ["The step is not captured: its output 'count' is on meta, not on cpu."]
+    assert said() == ["The step is not captured: the output 'count' is on meta, not on cpu."]
     assert step.refusal is not None
 
 
