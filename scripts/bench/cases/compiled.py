@@ -1,10 +1,10 @@
-"""Compiled models on the CPU: time of an iteration with `compile=true` and without it, and the time of the compilation.
+"""Compiled models on the CPU: time of an iteration with and without `compile=true`, and time of the compilation.
 
-The models are those of `models`, on resident data and with the default hooks, without MLflow. `torch.compile` has its
-defaults in Trainyard and in the plain loop, which has the fused Adam. The time of an iteration is the median over those
-after the first tenth. The time to the first step begins when the training does, and torch is already imported; it
-contains the compilation of the forward and the backward pass. In the first round, the compiler's cache is empty. "Once
-more" is a new process that finds the cache filled.
+The models are those of the case `models`, on resident data, with the default hooks and without MLflow. `torch.compile`
+has its default arguments in Trainyard and in the plain loop, which uses the fused Adam. The time of an iteration is the
+median over the iterations after the first tenth. The time to the first step begins when the training begins; torch is
+already imported. This time contains the compilation of the forward and the backward pass. In the first round, the cache
+of the compiler is empty. "Once more" is a new process that finds the cache filled.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Growth of time: of an iteration with hooks, metrics, parameters and members; of the start with the config.
+"""Growth of the time of an iteration with hooks, metrics, parameters and members; growth of the start with the config.
 
-The training is that of the MLP in the first table on resident data, with the default hooks and without MLflow. An idle
-hook defines the stages of a run, an epoch and a checkpoint, but none of an iteration. Hooks "at work" have an empty
-`after_train_iter`. Both are measured with all sides in one process, because two processes that do the same work differ
-by more than the effect. The metrics are copies of `Accuracy` and `CrossEntropy`, in turn. They must not slow down the
-training, but each of them adds to the time of a validation batch of 256. The number of parameter tensors grows with the
-number of layers of width 64. Plain PyTorch has the fused Adam, as Trainyard does, and up to 66 tensors also torch's own
-choice. The members are those of the stacks of case `fused`: MLPs 64-64-64-10 on the digits, all on one core; one member
-is a run alone. The config grows by keys that the user adds.
+The training is that of the MLP in the first table, on resident data, with the default hooks and without MLflow. An idle
+hook defines stages of a run, an epoch and a checkpoint, but no stage of an iteration. Hooks "at work" have an empty
+`after_train_iter`. For hooks and metrics, all sides run in one process, because two processes that do the same work
+differ by more than the effect. The metrics are copies of `Accuracy` and `CrossEntropy`, alternately. Metrics do not
+slow down the training, but each metric adds to the time of a validation batch of 256. The number of parameter tensors
+grows with the number of layers of width 64. Plain PyTorch uses the fused Adam, as Trainyard does, and up to 66 tensors
+also the default of torch. The members are those of the stacks of the case `fused`: MLPs 64-64-64-10 on the digits data,
+all on one core. One member is a single run. The config grows by keys that the user adds.
 """
 
 from __future__ import annotations

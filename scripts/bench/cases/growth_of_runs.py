@@ -1,8 +1,8 @@
-"""Time of a tracked run with the number of runs that its MLflow experiment has: a complete process, from the shell.
+"""Time of a tracked run against the number of runs in its MLflow experiment: a complete process, from the shell.
 
-The run is `python train.py model=mlp optim=adam loop.max_epochs=2`, which uploads to a SQLite file. It has ended when
-all of its journal, its checkpoints and its model are uploaded. The other runs of the experiment are copies of the rows
-of such a run: the run with its parameters, metrics, tags and data sets, but without its logged models.
+The run is `python train.py model=mlp optim=adam loop.max_epochs=2`, which uploads to a SQLite file. It ends when its
+journal, its checkpoints and its model are uploaded. The other runs of the experiment are copies of the database rows of
+such a run, with its parameters, metrics, tags and data sets, but without its logged models.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Growth with the size of a checkpoint: the parameters and Adam's two moments, of MLPs with up to 22 large layers.
 
-Each size is trained in a fresh process that saves two to four times. The stall is the median time of the checkpoint
+Each size is trained in a new process that saves two to four checkpoints. The stall is the median time of the checkpoint
 hook in an iteration that saves: the hook copies the state, and a thread writes the file. Before each save, the loop
-waits until the last file is written, outside of the measured time. Otherwise, with few iterations between two saves,
-a stall would contain a part of the writing. The memory is the peak of the resident set, less that before the Runner was
-created, as a multiple of the file's size. It contains the state, the gradients (a third of the state), the copy, and
-what the process keeps of the memory that the sanity check needed before the training.
-Resuming is measured in another fresh process, from creating the Runner to the end of the first new step. The same run
-begun anew is its baseline, since the initialization and the step also take longer with more parameters. The two large
-sizes are measured once.
+waits until the previous file is written. This wait is not part of the stall. Otherwise, with few iterations between two
+saves, a stall would contain a part of the writing. The memory is the peak of the resident set, minus the resident set
+before the Runner was created, as a multiple of the size of the file. The memory contains the state, the gradients (a
+third of the state), the copy, and the memory that the process keeps from the sanity check before the training.
+
+The resume is measured in another new process, from creating the Runner to the end of the first new step. The same run
+from the beginning is the baseline, because the initialization and the step also take longer with more parameters. The
+two largest sizes are measured once.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Growth of a validation with its samples: memory, and time of a sample.
+"""Growth of a validation with the number of samples: memory, and time of a sample.
 
-The samples are points of two classes, made as they are read: a `DataLoader` over an `IterableDataset` yields batches of
-256, and nothing keeps them. The model is the MLP 2-64-64-2. The metrics are those of `metric=classification`: accuracy,
-mean loss and the confusion matrix. Each number of samples has a fresh process. The memory is the peak of its resident
-set, most of which is used by the libraries. The time includes the making of the samples; it is that of a second
-validation, or the mean over further ones up to 200,000 samples.
+The samples are points of two classes, which are created when they are read: a `DataLoader` over an `IterableDataset`
+yields batches of 256, and no batch is kept. The model is the MLP 2-64-64-2. The metrics are those of
+`metric=classification`: accuracy, mean loss and the confusion matrix. Each number of samples has a new process. The
+memory is the peak of its resident set, most of which is used by the libraries. The time includes the creation of the
+samples. It is the time of a second validation, or the mean over further validations up to 200,000 samples.
 """
 
 from __future__ import annotations

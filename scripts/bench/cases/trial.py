@@ -1,12 +1,12 @@
-"""Trial of stacks: what it costs, and whether what it chooses is ever slower than one by one.
+"""Trial of stacks: its cost, and the speed of its choice compared with one by one.
 
-Before a sweep, a worker tries a stack of its jobs and measures widths (`hydra.launcher.fuse=auto`). Here that is done
-in a fresh process with one thread, for K jobs of each model on the digits (batch size 64, Adam, 20 epochs). Then the K
-jobs train as chosen, and one by one. All times are CPU times of that process. What trains one by one by choice is equal
-by definition, and is not measured.
+Before a sweep, a worker tries a stack of the jobs and measures widths (`hydra.launcher.fuse=auto`). This case does the
+same in a new process with one thread, for K jobs of each model on the digits data (batch size 64, Adam, 20 epochs).
+Then, the K jobs train as chosen, and one by one. All times are CPU times of this process. If the trial chooses one by
+one, the ratio is 1 by definition and is not measured.
 
-The cost is the fraction of the CPU time of the whole sweep that the trial takes, where the jobs are as many as the
-benchmark of sweeps has, and train as long; and where they train ten times as long.
+The cost is the part of the CPU time of the entire sweep that the trial takes. The number of jobs and the length of the
+training are those of the benchmark of sweeps, and in further rows, the training is ten times as long.
 """
 
 from __future__ import annotations
