@@ -211,7 +211,7 @@ def executor(count: int) -> Iterator[Turn]:
     from trainyard.sweep.executor.task import Task
     from trainyard.sweep.run_tasks import run_tasks
 
-    with LocalExecutor(find_slots()) as local:
+    with LocalExecutor(find_slots(), preload=("torch", __name__)) as local:  # as a sweep does with its application
 
         def turn() -> float:
             begin = perf_counter()
