@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 import yaml
 from hydra._internal.callbacks import Callbacks
@@ -88,8 +88,8 @@ def test_a_job_is_run_as_by_hydra(make: Any, tmp_path: Path, fails: bool) -> Non
 
         try:
             if by == "hydra":
-                done = run_job(function, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
-                got += [done.return_value, str(done.working_dir), str(done.task_name)]
+                returned = run_job(function, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+                got += [returned.return_value, str(returned.working_dir), str(returned.task_name)]
             else:
                 done = worker_tasks.run_here(function, config, context)
                 got += [done.return_value, done.working_dir, done.task_name]
