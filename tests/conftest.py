@@ -99,3 +99,11 @@ def said(caplog: pytest.LogCaptureFixture) -> Any:
     """What was said about the capture of the step."""
     caplog.set_level(logging.INFO, logger="trainyard")
     return lambda: [record.getMessage() for record in caplog.records if "captured" in record.getMessage()]
+
+
+@pytest.fixture(autouse=True)
+def _loggers_are_on() -> None:
+    """Enable the loggers of the package: Hydra's default logging, which a test may set up, disables existing ones."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "trainyard" and isinstance(logger, logging.Logger):
+            logger.disabled = False

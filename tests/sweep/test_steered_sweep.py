@@ -37,7 +37,7 @@ class Waits(Hook):
     stackable = True
 
     def after_train_iter(self, runner, batch_idx, data_batch, outputs):
-        if runner.iter == 5 and runner.members[0].work_dir is not None:
+        if runner.iter >= 5 and runner.members[0].work_dir is not None:
             deaf = (here / "deaf").exists()
             (here / f"waits{runner.members[0].work_dir.name}").touch()
             while not ((runner.interrupted and not deaf) or (here / "go").exists()):
