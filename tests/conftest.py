@@ -62,6 +62,9 @@ def _logging_of_before() -> Iterator[None]:
     before = [(each, each.level, each.disabled, each.propagate, each.handlers[:]) for each in loggers]
     threshold = root.manager.disable
     yield
+    for name, logger in root.manager.loggerDict.items():  # Hydra's default logging disables existing ones
+        if name.startswith("trainyard.") and isinstance(logger, logging.Logger):
+            logger.disabled = False
     logging.disable(threshold)
     for each, level, disabled, propagate, handlers in before:
         each.setLevel(level)
@@ -99,11 +102,3 @@ def said(caplog: pytest.LogCaptureFixture) -> Any:
     """What was said about the capture of the step."""
     caplog.set_level(logging.INFO, logger="trainyard")
     return lambda: [record.getMessage() for record in caplog.records if "captured" in record.getMessage()]
-
-
-@pytest.fixture(autouse=True)
-def _loggers_are_on() -> None:
-    """Enable the loggers of the package: Hydra's default logging, which a test may set up, disables existing ones."""
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.partition(".")[0] == "trainyard" and isinstance(logger, logging.Logger):
-            logger.disabled = False

@@ -1,6 +1,5 @@
 """A job in a worker gets what Hydra would give it."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,18 +42,6 @@ class Seen(Callback):
         self.jobs.append(OmegaConf.to_container(job_return.cfg))
         self.jobs.append(OmegaConf.to_container(job_return.hydra_cfg))
         self.jobs.append((list(job_return.overrides), job_return.working_dir, job_return.task_name))
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    """Restore the loggers, which a job sets up."""
-    loggers = [logging.root, *(it for it in logging.root.manager.loggerDict.values() if isinstance(it, logging.Logger))]
-    before = [(it, it.handlers[:], it.level, it.propagate, it.disabled) for it in loggers]
-    yield
-    for it, handlers, level, propagate, disabled in before:
-        it.handlers[:] = handlers
-        it.setLevel(level)
-        it.propagate, it.disabled = propagate, disabled
 
 
 @pytest.fixture
