@@ -245,8 +245,9 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for name in node:
             if name not in taken and name not in _CONTROLS:
-                accepted = f"an argument of {node['_target_']}: {', '.join(taken)}"
-                accepted = accepted if taken else f"no arguments: {node['_target_']} has none"
+                name_of = node["_target_"]
+                none = f"no arguments: {name_of} has none"
+                accepted = f"an argument of {name_of}: {', '.join(taken)}" if taken else none
                 raise ConfigError(key, name, accepted, options=taken)
     check_arguments(target, parameters, _known(node, key), key, shares=key.startswith("schedule"))
     if node.get("_partial_") or node.get("_args_"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,7 @@ class HydraFiles:
             values: its config, unresolved, as `trainyard.config.plain.plain` gives it, with the `hydra` node.
             folder: created if it does not exist.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        own = {key: value for key, value in values.items() if key != "hydra"}
-        (folder / "config.yaml").write_text(self._text(own), encoding="utf-8")
-        (folder / "hydra.yaml").write_text(self._text({"hydra": values["hydra"]}), encoding="utf-8")
-        (folder / "overrides.yaml").write_text(yaml_text(values["hydra"]["overrides"]["task"]), encoding="utf-8")
+        _write(values, folder, self._text)
 
     def _text(self, values: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
         if not values:
@@ -61,10 +57,14 @@ class HydraFiles:
 
 def write_alone(values: Mapping[str, Any], folder: Path) -> None:
     """Write the files of one job by itself: see `HydraFiles.write`."""
+    _write(values, folder, yaml_text)
+
+
+def _write(values: Mapping[str, Any], folder: Path, text: Callable[[Mapping[str, Any]], str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     own = {key: value for key, value in values.items() if key != "hydra"}
-    (folder / "config.yaml").write_text(yaml_text(own), encoding="utf-8")
-    (folder / "hydra.yaml").write_text(yaml_text({"hydra": values["hydra"]}), encoding="utf-8")
+    (folder / "config.yaml").write_text(text(own), encoding="utf-8")
+    (folder / "hydra.yaml").write_text(text({"hydra": values["hydra"]}), encoding="utf-8")
     (folder / "overrides.yaml").write_text(yaml_text(values["hydra"]["overrides"]["task"]), encoding="utf-8")
 
 

@@ -245,7 +245,7 @@ class SearchSettings:
         from optuna.samplers import BaseSampler
 
         with quiet():
-            found = make(0)  # an error in it is told before anything starts
+            found = make(0)  # so that an error is reported before any job starts
         if not isinstance(found, BaseSampler):
             accepted = "the class of a sampler of Optuna, with an argument seed"
             raise ConfigError(SAMPLER, self.sampler["_target_"], accepted)
