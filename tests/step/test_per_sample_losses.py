@@ -58,10 +58,10 @@ def trained(kind: str, stacked: bool, **more: Any) -> Runner:
 
 
 SHAPES = {
-    "samples": (r"'loss' with the shape \[8\]", "change the size of every step"),
-    "one of two": (r"'loss_b' with the shape \[8\]", "change the size of every step"),
-    "in a list": (r"'losses' with the shape \[8\]", "change the size of every step"),
-    "column": (r"'loss' with the shape \[8, 1\]", "change the size of every step"),
+    "samples": (r"'loss' with the shape \[8\]", "grow with their number"),
+    "one of two": (r"'loss_b' with the shape \[8\]", "grow with their number"),
+    "in a list": (r"'losses' with the shape \[8\]", "grow with their number"),
+    "column": (r"'loss' with the shape \[8, 1\]", "grow with their number"),
     "accuracy": (r"'accuracy' with the shape \[8\]", "recorded as train/accuracy"),
 }
 
