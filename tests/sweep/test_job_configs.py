@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.current_job import current_job
 from trainyard.config.hydra_versions import VERSION_BASE
-from trainyard.config.plain import children
+from trainyard.config.plain import children, plain
 from trainyard.config.schema import check_settings
 from trainyard.errors import ConfigError
 from trainyard.sweep.compose.composer import Composer
 from trainyard.sweep.directories import LONGEST
 from trainyard.sweep.job_configs import JobConfigs
+from trainyard.sweep.plan import plain_configs
 from trainyard.sweep.sweepable import SweepableTask
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -80,6 +81,7 @@ def test_the_config_at_the_start_is_the_one_that_was_checked(made: Any, tmp_path
             assert job.values == check_settings(config)
         assert job.known_process is not None
         assert job.chdir == ("hydra.job.chdir=true" in job.overrides)
+    assert list(plain_configs(jobs)) == [plain(job.config) for job in jobs]
 
 
 def whole_configs() -> int:

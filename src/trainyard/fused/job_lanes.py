@@ -3,7 +3,7 @@ reported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,8 +36,10 @@ class JobSource(Protocol):
 
     def take(
         self, count: int, *, wait: bool, interrupted: Callable[[], bool]
-    ) -> Sequence[tuple[int, DictConfig, SweepPosition]]:
+    ) -> Iterable[tuple[int, DictConfig, SweepPosition]]:
         """Return the next jobs: the number of each, its config with its `hydra` node, and its position in the sweep.
+
+        A config is valid until the next one is requested.
 
         Args:
             count: the maximum number of jobs.

@@ -240,8 +240,8 @@ class Feeding:
         self._head.apply(Joined(number, nums), *(Started(num, running.attempt) for num in nums))
         stack.joined |= dict.fromkeys(nums, time.monotonic())
         self._head.seated(nums, stack.name)
-        given = [self._units.joining(num, unit.rungs_of(num), stack.name) for num, unit in found]
-        self._answer(number, Given(first, [job for job, _ in given], [position for _, position in given], False))
+        jobs, positions = self._units.joining({num: unit.rungs_of(num) for num, unit in found}, stack.name)
+        self._answer(number, Given(first, jobs, positions, False))
 
     def _answer(self, number: int, given: Given) -> None:
         self._executor.answer(number, cloudpickle.dumps(given))

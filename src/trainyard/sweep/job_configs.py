@@ -40,12 +40,16 @@ class JobPlace:
     def of(cls, job: Job) -> Self:
         return cls(job.number, job.directory, job.subdir)
 
-    def write(self, config: DictConfig) -> None:
+    def write(self, config: DictConfig) -> bool:
+        """Write them into the config of the job; return whether its `hydra.sweep.subdir` had to be replaced."""
         _set_place(config, self.number, self.directory)
-        if self.subdir is not None:
-            with current_job(config):
-                if str(config.hydra.sweep.subdir) != self.subdir:
-                    config.hydra.sweep.subdir = self.subdir
+        if self.subdir is None:
+            return False
+        with current_job(config):
+            differs = str(config.hydra.sweep.subdir) != self.subdir
+            if differs:
+                config.hydra.sweep.subdir = self.subdir
+        return differs
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,18 @@ class JobConfigs:
         JobPlace.of(job).write(config)
         return config
 
+    def plain(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+        """Yield what `trainyard.config.plain.plain` returns for the config of each job, without a copy for each."""
+        for job, config in zip(jobs, self._composer.attempt_each([job.overrides for job in jobs]), strict=True):
+            if isinstance(config, Exception):
+                yield plain(self.compose(job))  # raises the error that Hydra would raise
+                continue
+            if job.cache is not None:
+                OmegaConf.set_cache(config, job.cache)
+            place = JobPlace.of(job)
+            # A directory that was written would stay in the configs of later jobs.
+            yield plain(self.compose(job) if place.write(config) else config)
+
     def recipe(self, job: Job) -> tuple[JobRecipe, Shared] | None:
         """Return a recipe that composes the config of a job in another process; None if it must be composed here."""
         found = self._composer.recipe(job.overrides)
@@ -170,7 +186,7 @@ class JobConfigs:
         return Job(
             num,
             tuple(overrides),
-            self.compose,
+            self,
             directory,
             None if values is None else {key: self._part(key, value) for key, value in values.items()},
             slots,

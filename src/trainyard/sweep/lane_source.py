@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -89,18 +89,17 @@ class LaneSource:
 
     def take(
         self, count: int, *, wait: bool, interrupted: Callable[[], bool]
-    ) -> Sequence[tuple[int, DictConfig, SweepPosition]]:
-        """Return the next jobs: the number of each, its config, and its position."""
+    ) -> Iterator[tuple[int, DictConfig, SweepPosition]]:
+        """Yield the next jobs: the number of each, its config, which may become that of the next one, and its
+        position."""
         self._line.say({"want": count, "wait": wait})
         while (given := self._heard(_LOOK)) is None:
             if interrupted():
                 self.closed = True
-                return []
+                return
         self.closed = given.closed
-        found = []
         for number, (job, position) in enumerate(zip(given.jobs, given.positions, strict=True), given.first):
-            found.append((number, *self._begin(job, position, number)))
-        return found
+            yield number, *self._begin(job, position, number)
 
     def placed(self, places: Sequence[tuple[int, int, int, int]], width: int) -> None:
         """Record in which lanes jobs train from here on."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,16 @@ FEWEST = 3  # minimum number of jobs of each stack there
 SPANNED = 4  # up to this many numbers are listed one by one
 
 
+class ConfigSource(Protocol):
+    """Composes the configs of jobs."""
+
+    def compose(self, job: Job) -> DictConfig:
+        """Return the config of a job, with its `hydra` node: a new object each time."""
+
+    def plain(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+        """Yield the config of each job in plain Python, unresolved, with its `hydra` node."""
+
+
 @dataclass(frozen=True)
 class Job:
     """Run of a sweep, numbered.
@@ -31,7 +42,7 @@ class Job:
     Attributes:
         num: its number.
         overrides: its overrides.
-        source: its config, or a function that composes it, because a sweep does not keep a config of 150 kB for each
+        source: its config, or the object that composes it, because a sweep does not keep a config of 150 kB for each
             job.
         directory: its directory.
         values: its config in plain Python, resolved, without the `hydra` node; None if it was not needed. Equal parts
@@ -46,7 +57,7 @@ class Job:
 
     num: int
     overrides: tuple[str, ...]
-    source: DictConfig | Callable[[Job], DictConfig]
+    source: DictConfig | ConfigSource
     directory: Path
     values: dict[str, Any] | None = None
     slots: int = 1
@@ -64,7 +75,7 @@ class Job:
     @property
     def config(self) -> DictConfig:
         """Composed config, with its `hydra` node: a new object each time, which may be changed."""
-        return self.source(self) if callable(self.source) else self.source
+        return self.source if isinstance(self.source, DictConfig) else self.source.compose(self)
 
     @property
     def process(self) -> Mapping[str, Any]:
@@ -96,6 +107,17 @@ class Job:
             earlier = f"{found[key]} " if value.startswith("{") and key in found else ""
             found[key] = f"{earlier}{value}" if sign else "removed"
         return found
+
+
+def plain_configs(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+    """Yield the config of each job in plain Python, unresolved, with its `hydra` node.
+
+    For jobs of the same sweep, this takes a fraction of the time of `Job.config`.
+    """
+    for _, group in groupby(jobs, key=lambda job: id(job.source)):
+        alike = list(group)
+        source = alike[0].source
+        yield from [plain(source)] if isinstance(source, DictConfig) else source.plain(alike)
 
 
 def process_of(config: DictConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections import deque
 from collections.abc import Sequence
@@ -92,22 +93,35 @@ class _Joined:
         self._work = work
         self._files = files
         self._template = cloudpickle.dumps(work.config)
-        self._configs = dict(enumerate(configs))
-        self._directories = dict(enumerate(job.directory for job in work.jobs))
+        self._cache = copy.deepcopy(OmegaConf.get_cache(work.config))
+        self._reused: DictConfig | None = None
+        self._calls_back = bool(work.context.callbacks.callbacks)
+        self._configs = dict(enumerate(configs)) if self._calls_back else {}  # for Hydra's callbacks at the end
+        self._work_dirs = dict(enumerate(_work_dirs(configs, work.jobs)))
         self._left: deque[tuple[int, JobResult]] = deque()
 
     def begin(self, job: StackedJob, position: SweepPosition, number: int) -> tuple[DictConfig, SweepPosition]:
-        """Return the config and the position of a job that joins."""
+        """Return the config and the position of a job that joins; without callbacks of Hydra's, the next job reuses the
+        config."""
         self.call_back()
-        config: DictConfig = cloudpickle.loads(self._template)
+        config = self._config()
         assign(config, job.values)
         job.directory.mkdir(parents=True, exist_ok=True)
         if config.hydra.output_subdir is not None:
             self._files.write(job.values, job.directory / str(config.hydra.output_subdir))
-        member_log.join(config, _work_dirs([config], [job])[0])
-        self._configs[number], self._directories[number] = config, job.directory
-        _call_back(self._work, [config], positions=[position])
+        (self._work_dirs[number],) = _work_dirs([config], [job])
+        member_log.join(config, self._work_dirs[number])
+        if self._calls_back:
+            self._configs[number] = config
+            _call_back(self._work, [config], positions=[position])
         return config, awake(position, number)
+
+    def _config(self) -> DictConfig:
+        """Return a config to which the values of a job can be assigned, without values that other jobs resolved."""
+        if self._calls_back or self._reused is None:
+            self._reused = cloudpickle.loads(self._template)
+        OmegaConf.set_cache(self._reused, self._cache)
+        return self._reused
 
     def end(self, number: int, result: JobResult) -> None:
         """Record that a job has left; can be called by any thread."""
@@ -117,9 +131,9 @@ class _Joined:
         """Perform the actions after the end of jobs that have left."""
         while self._left:
             number, result = self._left.popleft()
-            config = self._configs.pop(number)
-            member_log.leave(_work_dirs([config], [StackedJob({}, self._directories.pop(number))])[0])
-            _call_back(self._work, [config], [StackedJobResult(result.state, result.value, result.error)])
+            member_log.leave(self._work_dirs.pop(number))
+            if (config := self._configs.pop(number, None)) is not None:
+                _call_back(self._work, [config], [StackedJobResult(result.state, result.value, result.error)])
 
     def end_all(self, results: Sequence[StackedJobResult | None]) -> None:
         """Call Hydra's callbacks for the end of all remaining jobs."""

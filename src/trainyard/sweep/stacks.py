@@ -15,7 +15,6 @@ from hydra.core.singleton import Singleton
 from hydra.types import HydraContext
 
 from trainyard.checks import integer
-from trainyard.config.plain import plain
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep import decisions, kinds, worker_tasks
 from trainyard.sweep.decisions import PROMISE, Decision, KnownFit
@@ -24,7 +23,7 @@ from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task, TaskOutcome
-from trainyard.sweep.plan import Job, Stack, spans
+from trainyard.sweep.plan import Job, Stack, plain_configs, spans
 from trainyard.sweep.run_tasks import run_tasks
 from trainyard.sweep.sweepable import Sweepable
 from trainyard.track.sweep_position import SweepPosition
@@ -245,7 +244,8 @@ class StackPlanner:
 
     def work(self, jobs: Sequence[Job], positions: Sequence[SweepPosition] = ()) -> worker_tasks.StackWork:
         """Return the data that a worker needs for these jobs."""
-        stacked = [worker_tasks.StackedJob(plain(job.config), job.directory) for job in jobs]
+        values = plain_configs(jobs)
+        stacked = [worker_tasks.StackedJob(own, job.directory) for own, job in zip(values, jobs, strict=True)]
         return worker_tasks.StackWork(
             self._context, self._application, jobs[0].config, Singleton.get_state(), stacked, positions
         )

@@ -11,7 +11,6 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from hydra.types import HydraContext
 
-from trainyard.config.plain import plain
 from trainyard.files import returned
 from trainyard.sweep import stack_tasks, worker_tasks
 from trainyard.sweep.clones import start_of
@@ -21,7 +20,7 @@ from trainyard.sweep.executor.task import Common, Task, TaskOutcome, TaskState
 from trainyard.sweep.inheritance import begin, settings_of
 from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.manifest import Entry, Manifest
-from trainyard.sweep.plan import Job, Stack, SweepPlan, spans
+from trainyard.sweep.plan import Job, Stack, SweepPlan, plain_configs, spans
 from trainyard.sweep.stacks import StackPlanner
 from trainyard.sweep.sweepable import Sweepable
 from trainyard.track.sweep_position import Rungs, SweepPosition
@@ -151,16 +150,26 @@ class UnitTasks:
             folders=folders_of(jobs),
         )
 
-    def joining(self, num: int, rungs: Rungs | None, stack: str) -> tuple[worker_tasks.StackedJob, SweepPosition]:
-        """Return the data that a running stack receives about a job that joins it."""
-        job = self.jobs[num]
-        own = worker_tasks.StackedJob(plain(job.config), job.directory)
-        if self._application.resumes and num in self.begun:
-            own.values.update(self._resumption(job))
-        self.begun.add(num)
-        job.directory.mkdir(parents=True, exist_ok=True)
-        position = self._position(job, Unit((num,), rungs=rungs), 0)
-        return own, replace(position, stack=stack)
+    def joining(
+        self, rungs: Mapping[int, Rungs | None], stack: str
+    ) -> tuple[list[worker_tasks.StackedJob], list[SweepPosition]]:
+        """Return the data that a running stack receives about jobs that join it.
+
+        Args:
+            rungs: the positions at which each job reports, by the number of the job.
+            stack: the name of the stack.
+        """
+        jobs = self.of(rungs)
+        given, positions = [], []
+        for job, values in zip(jobs, plain_configs(jobs), strict=True):
+            if self._application.resumes and job.num in self.begun:
+                values.update(self._resumption(job))
+            job.directory.mkdir(parents=True, exist_ok=True)
+            given.append(worker_tasks.StackedJob(values, job.directory))
+            position = self._position(job, Unit((job.num,), rungs=rungs[job.num]), 0)
+            positions.append(replace(position, stack=stack))
+        self.begun.update(rungs)
+        return given, positions
 
     def _resumption(self, job: Job) -> dict[str, Any]:
         """Return the settings with which a job continues."""

@@ -50,6 +50,8 @@ class SamplerSource(Source):
             repeat of a configuration as a trial. For other samplers, a configuration is one trial with the mean.
         at_rung: the number of trials that a rung needs for the sampler to see only the values of that rung (see
             `at_highest_rung`); None: it sees every trial, with its last report.
+        learns: whether the sampler uses earlier trials. Others see a study without trials, since creating them takes
+            longer than a suggestion at random.
         given: points to try first, in order: values by name. Missing values are suggested.
         earlier: trials of other searches, from which to learn.
     """
@@ -66,6 +68,7 @@ class SamplerSource(Source):
         knows_pruned: bool = True,
         knows_noise: bool = False,
         at_rung: int | None = None,
+        learns: bool = True,
         given: Sequence[Mapping[str, Any]] = (),
         earlier: Sequence[FrozenTrial] = (),
     ) -> None:
@@ -78,12 +81,13 @@ class SamplerSource(Source):
         self._knows_pruned = knows_pruned
         self._knows_noise = knows_noise
         self._at_rung = at_rung
+        self._learns = learns
         self._given = given
         self._earlier = earlier
 
     def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
         with quiet():
-            study = self.study(trials)
+            study = self.study(trials if self._learns else ())
             if index < len(self._given):
                 study.enqueue_trial(dict(self._given[index]))
             study.sampler = self._sampler(self._seed_of(index))

@@ -186,6 +186,7 @@ class SearchSettings:
             earlier=earlier.frozen(space, self.goals),
             knows_noise=target.endswith(".GPSampler") and not self.sampler.get("deterministic_objective"),
             knows_pruned=target.endswith(".TPESampler") or bool(self.sampler.get("consider_pruned_trials")),
+            learns=not target.endswith(".RandomSampler"),
             at_rung=max(1, int(self.sampler.get("n_startup_trials", LEAST))) if self.learn_from == "rung" else None,
         )
         source = AheadSource(source, exact=self.order == "job")
