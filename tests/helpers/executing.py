@@ -10,7 +10,7 @@ from trainyard.sweep.executor.task import Task, TaskOutcome
 from trainyard.sweep.run_tasks import Callbacks, run_tasks
 
 POLICY = ("retries", "timeout", "fail_fast", "grace")
-CALLBACKS = ("on_event", "on_tick")
+CALLBACKS = ("on_event", "on_tick", "ends")
 
 
 def execute(slots: Any, tasks: Sequence[Task], **options: Any) -> list[TaskOutcome]:

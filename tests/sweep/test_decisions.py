@@ -148,6 +148,10 @@ class Trainer:
     ALLOWED, NOT_COMPARED, PRELOAD = ("lr",), (), ()
     FIXED_WITH: ClassVar[dict[str, str]] = {}
 
+    @staticmethod
+    def widest(device: str | None) -> int:
+        return 64
+
 
 class Application(SweepableTask):
     fuse: Any = Trainer()
@@ -197,15 +201,14 @@ def test_jobs_that_can_no_longer_be_a_stack_are_told() -> None:
 def test_recorded_fits_are_not_measured_again() -> None:
     jobs = [job(num) for num in range(4)]
     measuring = planner("auto")
-    with pytest.raises(AttributeError):  # it has no executor to measure on
-        measuring.plan(jobs, {}, {})
-    found: list[str] = []
-    measuring._try = lambda several: found.extend(key for key, _ in several)  # type: ignore[method-assign]
-    with pytest.raises(KeyError):
-        measuring.plan(jobs, {}, {})
-    (key,) = found
+    (probe,) = measuring.probes(jobs, {}, {})
+    assert probe.jobs == jobs
+    alone = measuring.plan(jobs, {}, {}).alone
+    assert alone == dict.fromkeys(range(4), "the best stack width has not been measured")
+    key = probe.key
     fits = {key: KnownFit(2, "", "twice", 4)}
     again = planner("auto")
+    assert again.probes(jobs, {}, fits) == []
     stacking = again.plan(jobs, {}, fits)
     assert [[each.num for each in stack.jobs] for stack in stacking.stacks] == [[0, 1], [2, 3]]
     assert again.fits == fits

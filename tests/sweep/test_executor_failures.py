@@ -442,6 +442,22 @@ def test_fail_fast_stops_the_others(tmp_path: Path) -> None:
     ]
 
 
+def test_an_outcome_may_stop_the_others(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def task(name: str) -> str:
+        if name == "waits":
+            begun.touch()
+            time.sleep(FOREVER)
+        wait_for(begun)
+        return name
+
+    outcomes = run(
+        task, "ends", "waits", "waits", slots=[Slot(0), Slot(1)], ends=lambda outcome: outcome.value == "ends"
+    )
+    assert states(outcomes) == ["done", "interrupted", "interrupted"]
+
+
 def test_fail_fast_waits_for_the_retries(tmp_path: Path) -> None:
     def task(_: Any) -> None:
         if nth_time(tmp_path) == 1:

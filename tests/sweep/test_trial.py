@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import LIMIT
+from omegaconf import OmegaConf
+from waiting import LIMIT, until
+
+from trainyard.config.distinct import DistinctConfigs, TrialResult
+from trainyard.sweep import trial
+from trainyard.sweep.executor import LocalExecutor
+from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.task import Task
+from trainyard.sweep.plan import Job
+from trainyard.sweep.run_tasks import TaskResults, run_tasks
+from trainyard.sweep.sweepable import SweepableTask
+from trainyard.sweep.trial import Trials, Tried
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["-m", "data=rings", "data.num_samples=60", "loop.max_epochs=1", "model.hidden=[8]", "tracker=none"]
@@ -90,3 +101,57 @@ def test_an_application_of_its_own(run: Any, tmp_path: Path) -> None:
     killed = run("own.py", "-m", "+x=0,1", "hydra/launcher=local", "hydra.sweep.dir=s")
     assert killed.returncode == 0, killed.stderr
     assert "The jobs could not be checked before the start: " in killed.stdout
+
+
+class Waiting(SweepableTask):
+    """Tries jobs until a file exists, and finds errors."""
+
+    tries = True
+
+    def __init__(self, file: Path, error: str | None = None) -> None:
+        self.file, self.error = file, error
+
+    def try_jobs(self, configs: DistinctConfigs) -> TrialResult:
+        until(self.file.exists)
+        return TrialResult([self.error] * len(configs.jobs))
+
+
+def touch(file: Path) -> bool:
+    file.touch()
+    return True
+
+
+def touch_and_wait(file: Path) -> None:
+    file.touch()
+    until(lambda: False)
+
+
+def tried(application: SweepableTask, probe: Task) -> Tried:
+    values = {"lr": 0.1}
+    hydra = {"job": {"chdir": False, "env_set": {}, "name": "t"}, "job_logging": {}, "verbose": False}
+    config = OmegaConf.create({**values, "hydra": {**hydra, "output_subdir": None, "runtime": {"choices": {}}}})
+    executor = LocalExecutor([Slot(0), Slot(1)], preload=())
+    executor.start()
+    try:
+        return Trials(application, executor, executor).run([Job(0, ("lr=0.1",), config, Path("0"), values)], [probe])
+    finally:
+        executor.close()
+
+
+def test_probes_run_at_the_same_time_as_the_trial(tmp_path: Path) -> None:
+    found = tried(Waiting(tmp_path / "probed"), Task(1, touch, tmp_path / "probed"))
+    assert (found.errors, [outcome.value for outcome in found.probes]) == ([], [True])
+
+
+def test_an_invalid_job_ends_the_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[TaskResults] = []
+
+    def run(*arguments: Any) -> TaskResults:
+        results.append(run_tasks(*arguments))
+        return results[-1]
+
+    monkeypatch.setattr(trial, "run_tasks", run)
+    found = tried(Waiting(tmp_path / "probed", "lr: odd"), Task(1, touch_and_wait, tmp_path / "probed"))
+    assert [(job.num, str(error)) for job, error in found.errors] == [(0, "lr: odd")]
+    assert not found.probes
+    assert [outcome.state for outcome in results[0].outcomes] == ["done", "interrupted"]

@@ -22,10 +22,12 @@ class Callbacks:
     Attributes:
         on_event: called in order with each event of a task.
         on_tick: called about every 0.2 s.
+        ends: called with each outcome; if it returns true, the other tasks are stopped.
     """
 
     on_event: Callable[[TaskEvent], object] = lambda event: None
     on_tick: Callable[[], object] = lambda: None
+    ends: Callable[[TaskOutcome], bool] = lambda outcome: False
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,11 @@ class _TaskLoop(Loop):
     def _conclude(self, running: RunningUnit, outcome: TaskOutcome, pid: int | None) -> None:
         task = self._tasks[outcome.num]
         kind = self._note(outcome, pid)
+        name = task.name or f"task {task.num}"
         if kind == "failed" and self._policy.fail_fast:  # before its slot is free
-            self.stop(f"stopped because {task.name or f'task {task.num}'} failed", self._policy.grace)
+            self.stop(f"stopped because {name} failed", self._policy.grace)
+        elif self._callbacks.ends(outcome):
+            self.stop(f"stopped after {name}", self._policy.grace)
         self.apply(Ended(task.num, outcome.state, outcome.seconds))
 
     def _dropped(self, unit: Unit) -> None:

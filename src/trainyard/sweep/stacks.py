@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -18,17 +17,27 @@ from trainyard.checks import integer
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep import decisions, kinds, worker_tasks
 from trainyard.sweep.decisions import PROMISE, Decision, KnownFit
-from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor.base import Executor
-from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task, TaskOutcome
 from trainyard.sweep.plan import Job, Stack, plain_configs, spans
-from trainyard.sweep.run_tasks import run_tasks
 from trainyard.sweep.sweepable import Sweepable
 from trainyard.track.sweep_position import SweepPosition
 
-PROBE = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)
+
+@dataclass(frozen=True)
+class Probe:
+    """Measurement of the best width for the jobs of a kind.
+
+    Attributes:
+        key: the key of the kind.
+        jobs: the jobs.
+        task: the measurement.
+    """
+
+    key: str
+    jobs: Sequence[Job]
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -114,23 +123,58 @@ class StackPlanner:
         jobs: Sequence[Job],
         recorded: Mapping[int, Decision],
         fits: Mapping[str, KnownFit],
-        *,
-        probing: bool = True,
     ) -> Stacking:
-        """Put these jobs into stacks as recorded, and others by kind. Kinds without a known fit are probed on the
-        slots.
+        """Put these jobs into stacks as recorded, and others by kind. Jobs of kinds without a known fit run one by one.
 
         Args:
             jobs: the jobs to run, in the order of their numbers, with their values.
             recorded: the recorded decisions on jobs. Decisions on jobs that can no longer be a stack are not followed.
             fits: the recorded fits.
-            probing: whether the slots are free for probes. Otherwise, jobs of kinds without a known fit run one by one.
+        """
+        self._recall(fits)
+        kept = self._kept(jobs, recorded)
+        chosen = self.known([job for job in jobs if job.num not in kept.followed])
+        stacks = sorted([*kept.stacks, *chosen.stacks], key=lambda stack: stack.jobs[0].num)
+        return Stacking(stacks, kept.alone | chosen.alone, kept.followed, chosen.seconds)
+
+    def probes(
+        self, jobs: Sequence[Job], recorded: Mapping[int, Decision], fits: Mapping[str, KnownFit]
+    ) -> list[Probe]:
+        """Return the probes of the kinds whose fit `plan` needs and does not know.
+
+        Args:
+            jobs, recorded, fits: as for `plan`.
+        """
+        self._recall(fits)
+        if not self.active or self._fuse is None:
+            return []
+        kept = self._kept(jobs, recorded)
+        several, _ = self._grouped([job for job in jobs if job.num not in kept.followed])
+        found: list[Probe] = []
+        for key, members in several:
+            if self._knows(key, len(members)):
+                continue
+            limit = min(len(members), self._width or self._fuse.widest(self._executor.slots[0].device))
+            work = replace(self.work(members[:limit]), of=len(members))
+            name = f"the probe of {Stack(tuple(members))}"
+            found.append(Probe(key, members, Task(len(found) + 1, worker_tasks.probe_stack, work, name=name)))
+        return found
+
+    def judge(self, probes: Sequence[Probe], outcomes: Sequence[TaskOutcome]) -> None:
+        """Learn the fits of kinds from the outcomes of their probes.
 
         Raises:
-            TrainyardError: jobs cannot be stacked although a width was given, or the probe was interrupted.
+            TrainyardError: jobs cannot be stacked although a width was given.
         """
+        for probe, outcome in zip(probes, outcomes, strict=True):
+            self._fits[probe.key] = self._judged(probe.jobs, outcome)
+
+    def _recall(self, fits: Mapping[str, KnownFit]) -> None:
         if self._width is None:
             self._fits = {**fits, **self._fits}
+
+    def _kept(self, jobs: Sequence[Job], recorded: Mapping[int, Decision]) -> Stacking:
+        """Return the tasks of these jobs that are followed as recorded."""
         numbered = {job.num: job for job in jobs}
         kept = Stacking([], {})
         for nums in decisions.tasks(numbered, recorded):
@@ -142,13 +186,7 @@ class StackPlanner:
             else:
                 continue
             kept.followed.update(nums)
-        chosen = self._choose([job for job in jobs if job.num not in kept.followed], probing)
-        stacks = sorted([*kept.stacks, *chosen.stacks], key=lambda stack: stack.jobs[0].num)
-        return Stacking(stacks, kept.alone | chosen.alone, kept.followed, chosen.seconds)
-
-    def known(self, jobs: Sequence[Job]) -> Stacking:
-        """Put jobs into stacks by kind if the width of their kind is known, without a measurement."""
-        return self._choose(jobs, probing=False)
+        return kept
 
     def _are_stackable(self, jobs: Sequence[Job]) -> bool:
         """Return whether jobs that were a stack can still be one."""
@@ -160,9 +198,9 @@ class StackPlanner:
         assert self._fuse is not None
         return kinds.kinds(values, self._fuse.ALLOWED, self._fuse.NOT_COMPARED, self._fuse.FIXED_WITH)
 
-    def _choose(self, jobs: Sequence[Job], probing: bool) -> Stacking:
-        if not self.active or self._fuse is None:
-            return Stacking([], {})
+    def _grouped(self, jobs: Sequence[Job]) -> tuple[list[tuple[str, list[Job]]], dict[int, str]]:
+        """Return the groups of jobs that can share a stack, with their keys, and why other jobs run alone, by
+        number."""
         alone = _unstackable(jobs)
         fit = [job for job in jobs if job.num not in alone]
         values = [_compared(job) for job in fit]
@@ -170,13 +208,17 @@ class StackPlanner:
         found = kinds.reasons(found_kinds, [job.num for job in fit], [job.choices for job in fit])
         alone |= {fit[index].num: reason for index, reason in found.items()}
         groups = [kind for kind in found_kinds if len(kind.members) > 1]
-        several = [(_key(kind), [fit[index] for index in kind.members]) for kind in groups]
-        if probing:
-            self._try([(key, members) for key, members in several if not self._knows(key, len(members))])
+        return [(_key(kind), [fit[index] for index in kind.members]) for kind in groups], alone
+
+    def known(self, jobs: Sequence[Job]) -> Stacking:
+        """Put jobs into stacks by kind if the width of their kind is known."""
+        if not self.active or self._fuse is None:
+            return Stacking([], {})
+        several, alone = self._grouped(jobs)
         stacks = []
         seconds: dict[int, float] = {}
         for key, members in several:
-            known = self._fits[key] if probing else self._fits.get(key)
+            known = self._fits.get(key)
             if known is None and self._width is not None:
                 known = KnownFit(self._width, "", "", len(members))
             if known is None:
@@ -198,28 +240,6 @@ class StackPlanner:
     def _knows(self, key: str, count: int) -> bool:
         known = self._fits.get(key)
         return known is not None and (known.tried >= count or known.width < known.tried)
-
-    def _try(self, several: Sequence[tuple[str, Sequence[Job]]]) -> None:
-        if not several or self._fuse is None:
-            return
-        if sys.stdout.isatty():
-            print("Measuring the best stack width …", flush=True)
-        tasks = []
-        for num, (_, jobs) in enumerate(several):
-            limit = min(len(jobs), self._width or self._fuse.widest(self._executor.slots[0].device))
-            tasks.append(
-                Task(
-                    num,
-                    worker_tasks.probe_stack,
-                    replace(self.work(jobs[:limit]), of=len(jobs)),
-                    name=f"the probe of {Stack(tuple(jobs))}",
-                )
-            )
-        results = run_tasks(self._executor, tasks, PROBE)
-        if results.signum is not None:
-            raise InterruptedSweepError("Interrupted before the sweep began.", results.signum)
-        for (key, jobs), outcome in zip(several, results.outcomes, strict=True):
-            self._fits[key] = self._judged(jobs, outcome)
 
     def _judged(self, jobs: Sequence[Job], outcome: TaskOutcome) -> KnownFit:
         """Return the fit that a probe found.

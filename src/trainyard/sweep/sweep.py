@@ -88,7 +88,7 @@ class Sweep:
             self._policy = Policy(settings.retries, settings.timeout, settings.fail_fast, settings.grace)
             preload = preloaded(self.application, settings.fuse)
             self._executor = settings.executor(self._slots, self.directory, preload)
-            self._trials = Trials(self.application, settings.trial_executor(self._executor, preload))
+            self._trials = Trials(self.application, settings.trial_executor(self._executor, preload), self._executor)
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
@@ -295,7 +295,7 @@ class Sweep:
 
         Args:
             new: the jobs.
-            at_rest: whether no job runs; if so, a worker tries the new jobs, and measures the widths of stacks.
+            at_rest: whether no job runs; if so, workers try the new jobs, and measure the widths of stacks.
 
         Raises:
             TrainyardError: a config is invalid.
@@ -308,14 +308,25 @@ class Sweep:
         if any(num >= FIRST_CLONE and num not in manifest.entries for num in numbers):
             raise TrainyardError(f"A sweep has at most {FIRST_CLONE:,} jobs.")
         with rare_collections():
-            jobs = self._checked([each.overrides for each in new], numbers, tried=at_rest)
+            jobs, wrong = self._composed([each.overrides for each in new], numbers)
+        if at_rest and not wrong:
+            self._start_tracker(jobs[0])
+        if wrong:
+            refused = {job.num for job, _ in wrong}
+            fit = [job for job in jobs if job.num not in refused and not self._is_done(job)]
+            raise self._refusal(jobs, [*wrong, *(self._trials.run(fit, ()).errors if at_rest else ())])
         entries = self._entries(jobs)
         out = {num for num, entry in entries.items() if not entry.is_left or entry.state == "paused"}
         left = [job for job in jobs if job.num not in out and job.num not in self._scheduler.wished]
         recorded = {job.num: it for job in left if (it := entries[job.num].decision) is not None}
-        stacking = self._stacks.plan(
-            left, recorded, {} if self._starts_over(job.num for job in jobs) else manifest.fits, probing=at_rest
-        )
+        fits = {} if self._starts_over(job.num for job in jobs) else manifest.fits
+        if at_rest:
+            probes = self._stacks.probes(left, recorded, fits)
+            tried = self._trials.run([job for job in jobs if not self._is_done(job)], [each.task for each in probes])
+            if tried.errors:
+                raise self._refusal(jobs, tried.errors)
+            self._stacks.judge(probes, tried.probes)
+        stacking = self._stacks.plan(left, recorded, fits)
         decided, not_followed = decide(left, stacking, recorded, self._slots[0])
         keys = self._keys.add(jobs)
         begun = frozenset(job.num for job in left if job.num in recorded and any(job.directory.glob("*")))
@@ -388,16 +399,15 @@ class Sweep:
             self._manifest.check(job.num, job.overrides)
         return {job.num: self._manifest.entry(job.num, job.overrides) for job in jobs}
 
-    def _checked(self, overrides: Sequence[Sequence[str]], numbers: Sequence[int], *, tried: bool) -> list[Job]:
-        """Return the jobs with these overrides and numbers, composed and checked.
+    def _composed(
+        self, overrides: Sequence[Sequence[str]], numbers: Sequence[int]
+    ) -> tuple[list[Job], list[tuple[Job, Exception]]]:
+        """Return the jobs with these overrides and numbers, composed and checked, and those whose configs are invalid,
+        with the errors.
 
         Args:
             overrides: the overrides of each job.
             numbers: the number of each job.
-            tried: whether a worker builds the parts of the jobs.
-
-        Raises:
-            TrainyardError: all errors in their configs.
         """
         jobs: list[Job] = []
         wrong: list[tuple[Job, Exception]] = []
@@ -410,16 +420,16 @@ class Sweep:
                 wrong.append((job, error))
         refused = {job.num for job, _ in wrong}
         wrong += self._places.take([job for job in jobs if job.num not in refused])
-        if tried and not wrong:
-            self._start_tracker(jobs[0])
-        if tried:
-            wrong += self._trials.errors([job for job in jobs if job.num not in refused and not self._is_done(job)])
-        wrong.sort(key=lambda each: each[0].num)
-        if wrong:
-            plan = SweepPlan(jobs, {}, (), varying(jobs, self._command), self.directory)
-            what = "Nothing was started." if self._plan is None else "None of these jobs was started."
-            raise TrainyardError("\n".join([what, *told(wrong, plan, self.application.resumes)])) from wrong[0][1]
-        return jobs
+        return jobs, wrong
+
+    def _refusal(self, jobs: list[Job], wrong: Sequence[tuple[Job, Exception]]) -> TrainyardError:
+        """Return the error that reports all errors in the configs of these jobs."""
+        wrong = sorted(wrong, key=lambda each: each[0].num)
+        plan = SweepPlan(jobs, {}, (), varying(jobs, self._command), self.directory)
+        what = "Nothing was started." if self._plan is None else "None of these jobs was started."
+        error = TrainyardError("\n".join([what, *told(wrong, plan, self.application.resumes)]))
+        error.__cause__ = wrong[0][1]
+        return error
 
     def _start_tracker(self, job: Job) -> None:
         """Start the tracker of the sweep, whose process loads MLflow while the fork server loads torch."""

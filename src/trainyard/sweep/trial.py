@@ -1,8 +1,10 @@
-"""Trial of jobs before the first of them starts, in a worker, which has imported torch."""
+"""Trial of jobs before the first of them starts, in a worker, which has imported torch, and probes of their stacks."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hydra.core.singleton import Singleton
 
@@ -12,9 +14,9 @@ from trainyard.sweep import worker_tasks
 from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.policy import Policy
-from trainyard.sweep.executor.task import Task
+from trainyard.sweep.executor.task import Task, TaskOutcome
 from trainyard.sweep.plan import Job
-from trainyard.sweep.run_tasks import run_tasks
+from trainyard.sweep.run_tasks import Callbacks, run_tasks
 from trainyard.sweep.sweepable import Sweepable
 
 POLICY = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)
@@ -24,64 +26,107 @@ AGAIN = 1.0
 """Maximum duration of the last trial, in seconds, up to which the jobs of a later batch are also tried."""
 
 
+@dataclass(frozen=True)
+class Tried:
+    """Result of the trial of a batch.
+
+    Attributes:
+        errors: the invalid jobs, each with the reason.
+        probes: the outcomes of the probes; empty if a job is invalid.
+    """
+
+    errors: Sequence[tuple[Job, TrainyardError]]
+    probes: Sequence[TaskOutcome]
+
+
 class Trials:
-    """Tries the jobs of a sweep, batch by batch, if their application can.
+    """Tries the jobs of a sweep, batch by batch, if their application can, while the widths of their stacks are probed.
 
     Args:
         application: the jobs' application.
         executor: the executor whose worker tries the jobs.
+        prober: the executor on whose slots widths are probed. If it is the same one, probes run at the same time as the
+            trial.
 
     Attributes:
         sizes: the sizes of the results of jobs, by number, as far as they are known.
         metrics: the metrics that jobs return, by name; empty for their objective only.
     """
 
-    def __init__(self, application: Sweepable, executor: Executor) -> None:
+    def __init__(self, application: Sweepable, executor: Executor, prober: Executor) -> None:
         self._application = application
         self._executor = executor
+        self._prober = prober
         self._seconds = 0.0
         self.sizes: dict[int, JobSize] = {}
         self.metrics: Sequence[str] = ()
 
-    def errors(self, jobs: Sequence[Job]) -> list[tuple[Job, TrainyardError]]:
-        """Return the invalid jobs of a batch, each with the reason.
+    def run(self, jobs: Sequence[Job], probes: Sequence[Task]) -> Tried:
+        """Try the jobs of a batch, and run the probes. If a job is invalid, the probes are stopped.
 
         Args:
             jobs: the jobs, whose values are set.
+            probes: the probes, numbered from 1.
 
         Raises:
-            InterruptedSweepError: a signal interrupted the trial.
+            InterruptedSweepError: a signal interrupted the trial or a probe.
         """
         # A relative path of a job that changes its directory leads elsewhere from here.
         jobs = [job for job in jobs if not job.chdir]
         if not jobs or not self._application.tries or self._seconds > AGAIN:
-            return []
+            return Tried([], _run(self._prober, probes))
         wanted = {METRICS: list(self.metrics)} if self.metrics else {}
         configs, which = DistinctConfigs.of([{**(job.values or {}), **_environment(job), **wanted} for job in jobs])
-        found = self._try(jobs[0], configs)
-        if found is None:
-            return []
-        for job, number in zip(jobs, which, strict=True):
-            if found.sizes and (size := found.sizes[number]) is not None:
-                self.sizes[job.num] = size
-        errors = [found.errors[number] for number in which]
-        return [(job, TrainyardError(error)) for job, error in zip(jobs, errors, strict=True) if error is not None]
-
-    def _try(self, job: Job, configs: DistinctConfigs) -> TrialResult | None:
-        work = worker_tasks.TrialWork(self._application, job.config, Singleton.get_state(), configs)
+        work = worker_tasks.TrialWork(self._application, jobs[0].config, Singleton.get_state(), configs)
         task = Task(0, worker_tasks.try_jobs, work, name="the trial of the jobs")
-        results = run_tasks(self._executor, [task], POLICY)
-        if results.signum is not None:
-            raise InterruptedSweepError("Interrupted before the sweep began.", results.signum)
-        (outcome,) = results.outcomes
-        self._seconds = outcome.seconds
-        if outcome.state != "done":
-            print(f"The jobs could not be checked before the start: {outcome.error}.", flush=True)
-            return None
-        found: TrialResult = outcome.value
+        together = probes if self._prober is self._executor else ()
+        trial, *probed = _run(self._executor, [task, *together])
+        errors = self._errors(trial, configs, [(job, number) for job, number in zip(jobs, which, strict=True)])
+        if errors:
+            return Tried(errors, ())
+        return Tried([], probed if together else _run(self._prober, probes))
+
+    def _errors(
+        self, trial: TaskOutcome, configs: DistinctConfigs, jobs: Sequence[tuple[Job, int]]
+    ) -> list[tuple[Job, TrainyardError]]:
+        """Return the invalid jobs; record the sizes of the others.
+
+        Args:
+            trial: the outcome of the trial.
+            configs: the configs that it tried.
+            jobs: the jobs, with the numbers of their configs.
+        """
+        self._seconds = trial.seconds
+        if trial.state != "done":
+            print(f"The jobs could not be checked before the start: {trial.error}.", flush=True)
+            return []
+        found: TrialResult = trial.value
         if found.left:
             print(f"{found.left} of {len(configs.jobs)} different jobs were not checked before the start.", flush=True)
-        return found
+        if found.sizes:
+            self.sizes.update({job.num: size for job, number in jobs if (size := found.sizes[number]) is not None})
+        errors = [(job, found.errors[number]) for job, number in jobs]
+        return [(job, TrainyardError(error)) for job, error in errors if error is not None]
+
+
+def _run(executor: Executor, tasks: Sequence[Task]) -> list[TaskOutcome]:
+    """Run a trial and probes, until the trial finds an invalid job.
+
+    Raises:
+        InterruptedSweepError: a signal was received.
+    """
+    if not tasks:
+        return []
+    if tasks[-1].function is worker_tasks.probe_stack and sys.stdout.isatty():
+        print("Measuring the best stack width …", flush=True)
+    results = run_tasks(executor, tasks, POLICY, Callbacks(ends=_finds_errors))
+    if results.signum is not None:
+        raise InterruptedSweepError("Interrupted before the sweep began.", results.signum)
+    return results.outcomes
+
+
+def _finds_errors(outcome: TaskOutcome) -> bool:
+    return isinstance(outcome.value, TrialResult) and any(error is not None for error in outcome.value.errors)
 
 
 def _environment(job: Job) -> dict[str, dict[str, str]]:
