@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -118,7 +119,12 @@ def refusal(key: str, shown: str) -> ConfigError:
 
 
 def _names_credential(key: str, value: str) -> bool:
-    return bool(value) and value != MASK and _KEY.fullmatch(key) is not None
+    return bool(value) and value != MASK and _is_of_credential(key)
+
+
+@lru_cache(maxsize=4096)  # the configs of a sweep have the same keys
+def _is_of_credential(key: str) -> bool:
+    return _KEY.fullmatch(key) is not None
 
 
 def _shown(value: str, key: str) -> str | None:
