@@ -32,6 +32,7 @@ TITLES = {
     "growth_of_sweeps": "Growth: jobs of a sweep",
     "growth_of_validation": "Growth: samples of a validation",
     "search": "Searches in simulated time",
+    "trial": "Probe",
 }
 """Titles of the cases of several tables that are not the name of the case."""
 
@@ -119,7 +120,8 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
         measured = case.get("measured", {})
         if any(measured[key] != figures[key] for key in measured):
             yield ""
-            yield f"Measured {measured['date']} at commit {_commit(measured)}, in {measured['rounds']} rounds."
+            rounds = f"{measured['rounds']} round{'s' * (measured['rounds'] != 1)}"
+            yield f"Measured {measured['date']} at commit {_commit(measured)}, in {rounds}."
         if case["error"]:
             yield ""
             yield f"{SOON}{_cell(case['error'])}"

@@ -150,14 +150,14 @@ def _damage(random: Random, file: Path) -> str:
 CHECKPOINTS = Part(
     "checkpoints",
     "a resumed run with damaged checkpoints has exit status 0, 1 or 2 and no traceback; its weights and its optimizer "
-    "state are bit-identical to an uninterrupted run",
+    "state are bit-identical to those of an uninterrupted run",
     usual=20,
     attempt=damage_checkpoints,
 )
 JOURNALS = Part(
     "journals",
     "a resumed run with a damaged journal has exit status 0, 1 or 2 and no traceback; its weights and its optimizer "
-    "state are bit-identical to an uninterrupted run",
+    "state are bit-identical to those of an uninterrupted run",
     usual=20,
     attempt=damage_journals,
 )

@@ -157,7 +157,7 @@ def _write_text(file: Path, random: Random) -> None:
 PART = Part(
     "runs",
     "all tensors and numbers of the last checkpoint, the best weights and all points of the journal are bit-identical "
-    "to an uninterrupted run",
+    "to those of an uninterrupted run",
     usual=4,
     attempt=attempt,
 )

@@ -280,7 +280,7 @@ def _tail(folder: Path) -> str:
 PART = Part(
     "sweeps",
     "each job is completed once, and no process remains; the last checkpoint, the best weights and the journal of each"
-    " job are bit-identical to an uninterrupted sweep (stacked jobs: with the same recorded decisions)",
+    " job are bit-identical to those of an uninterrupted sweep (stacked jobs: with the same recorded decisions)",
     usual=2,
     attempt=attempt,
 )

@@ -2,8 +2,8 @@
 
 By default, glibc returns the top of its heap as soon as 128 KiB of it are free (or more, with an adaptive threshold),
 and requests large blocks from the system one by one. A training frees its activations and gradients at every step and
-allocates them again at the next one. This causes thousands of page faults, which take a sixth of the time of a step of
-a small ResNet. With these settings, only blocks of at least 1 GiB, and free memory beyond 2 GiB, are returned to the
+allocates them again at the next step. This causes thousands of page faults, which take about a fifth of the step time
+of a small ResNet. With these settings, only blocks of at least 1 GiB, and free memory beyond 2 GiB, are returned to the
 system.
 """
 

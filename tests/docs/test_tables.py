@@ -246,7 +246,7 @@ def test_the_options_of_plateau_are_its_arguments() -> None:
 
 
 def test_every_rule_for_single_parameters_has_a_row() -> None:
-    shown = names(table(section(page("optim.md"), "Rules for single parameters"), "rule"), "rule")
+    shown = names(table(section(page("optim.md"), "Rules for individual parameters"), "rule"), "rule")
     assert {name.partition(".")[0] for name in shown if not name.startswith(".")} == set(arguments(Paramwise))
 
 

@@ -139,7 +139,7 @@ CASES = [
     transformers("gpt2", "causal_lm", "tokens", **GPT2),
     transformers("vit", "image_classification", "images", image_size=32, patch_size=8, **SIZES),
     Case(
-        *("torch_geometric", "GCN, of graphs"),
+        *("torch_geometric", "GCN for graphs"),
         {"_target_": "trainyard.models.Supervised", "net": {"_target_": Graphs}},
         "graphs",
     ),
@@ -154,7 +154,7 @@ CASES = [
     supervised("vit_pytorch", "ViT", "vit_pytorch.ViT", **VIT),
     supervised("vit_pytorch", "SimpleViT", "vit_pytorch.SimpleViT", **VIT),
     Case(
-        *("x_transformers", "decoder of rotary embeddings"),
+        *("x_transformers", "decoder with rotary embeddings"),
         {
             "_target_": "trainyard.models.Supervised",
             "net": {

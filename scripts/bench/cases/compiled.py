@@ -2,9 +2,10 @@
 
 The models are those of the case `models`, on resident data, with the default hooks and without MLflow. `torch.compile`
 has its default arguments in Trainyard and in the plain loop, which uses the fused Adam. The time of an iteration is the
-median over the iterations after the first tenth. The time to the first step begins when the training begins; torch is
-already imported. This time contains the compilation of the forward and the backward pass. In the first round, the cache
-of the compiler is empty. "Once more" is a new process that finds the cache filled.
+median over all iterations except the first tenth. The time to the first step is measured from the start of the
+training, after torch is imported. This time includes the compilation of the forward and the backward pass. The start
+with an empty compiler cache is measured once, in the first round. "Once more" is the start of a new process with a
+filled cache.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 **Images.** The case makes 1,280 files that are similar to photographs (mostly 500x375 pixels, about 95 KB), in 8
 folders. Each tool decodes the files, makes a random crop that is resized to 224x224 (`RandomResizedCrop`), flips images
-at random, and makes float batches of 32 images. The batches train a linear model of the mean colours. The measured time
-is the time of the second and the third epoch. Workers continue from epoch to epoch. The plain loops and Lightning use
+at random, and makes float batches of 32 images. The batches train a linear model of the mean colors. The measured time
+is the time of the second and the third epoch. Workers persist across epochs. The plain loops and Lightning use
 torchvision's `ImageFolder` in torch's `DataLoader`, with transforms (`v2`) of PIL images or of tensors. timm uses its
 functions `create_dataset` and `create_loader`, with the same augmentation. Trainyard uses `data=image_folder` with the
 transforms of `v2`, and its default hooks. Pillow decodes the files. In the last two rows, TorchCodec decodes them
@@ -11,10 +11,10 @@ transforms of `v2`, and its default hooks. Pillow decodes the files. In the last
 (`constraints-models.txt`).
 
 **Tokens.** The case reads an epoch of `data=tokens` over 64 million tokens of two bytes, in windows of 1,024 tokens and
-batches of 32 windows. A batch contains int64 tokens and next tokens, which are 16 bytes for each token of the file. The
-file is in the page cache. The first comparison is a loop that cuts and converts the same windows with numpy. The second
-comparison is memory bandwidth: numpy copies the file in pieces of a batch's size until it has copied the number of
-bytes of all batches.
+batches of 32 windows. A batch contains the tokens and the next tokens as int64, which are 16 bytes for each token of
+the file. The file is in the page cache. The first comparison is a loop that cuts and converts the same windows with
+numpy. The second comparison is memory bandwidth: numpy copies the file in pieces of a batch's size until it has copied
+the number of bytes of all batches.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 The training is that of the MLP in the first table, on resident data, with the default hooks and without MLflow. An idle
 hook defines stages of a run, an epoch and a checkpoint, but no stage of an iteration. Hooks "at work" have an empty
 `after_train_iter`. For hooks and metrics, all sides run in one process, because two processes that do the same work
-differ by more than the effect. The metrics are copies of `Accuracy` and `CrossEntropy`, alternately. Metrics do not
-slow down the training, but each metric adds to the time of a validation batch of 256. The number of parameter tensors
-grows with the number of layers of width 64. Plain PyTorch uses the fused Adam, as Trainyard does, and up to 66 tensors
-also the default of torch. The members are those of the stacks of the case `fused`: MLPs 64-64-64-10 on the digits data,
-all on one core. One member is a single run. The config grows by keys that the user adds.
+differ by more than the effect. The metrics are alternating copies of `Accuracy` and `CrossEntropy`. Metrics do not slow
+down the training, but each metric adds to the time of a validation batch of 256. The number of parameter tensors grows
+with the number of layers of width 64. Plain PyTorch uses the fused Adam, as Trainyard does. With up to 66 tensors,
+plain PyTorch is also measured with torch's default Adam. The members are those of the stacks of the case `fused`: MLPs
+64-64-64-10 on the digits data, all on one core. One member is a single run. The config grows because the user adds
+keys.
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ def hooks(kind: str, count: int) -> dict[str, Any]:
 def metrics(count: int) -> dict[str, Any]:
     kinds = ("Accuracy", "CrossEntropy")
     return {f"metric{number}": {"_target_": f"trainyard.metrics.{kinds[number % 2]}"} for number in range(count)}
+
+
+def named(count: int) -> str:
+    return f"{count} metric{'s' * (count != 1)}"
 
 
 EPOCHS = {2: 4, 8: 4, 32: 4, 128: 1, 499: 1}
@@ -122,20 +127,20 @@ def tables(session: Session) -> Iterator[Table]:
     ]
     yield Table("Step against hooks", unit, values, failed, comparisons)
 
-    sides = {f"{count} metrics": partial(side, metrics=metrics(count)) for count in (0, 8, 32)}
+    sides = {named(count): partial(side, metrics=metrics(count)) for count in (0, 8, 32)}
     values, failed = take_turns(session.fewer(), sides, turns=9, together=True)
-    comparisons = [Comparison(f"{count} metrics", "0 metrics") for count in (8, 32)]
+    comparisons = [Comparison(named(count), named(0)) for count in (8, 32)]
     yield Table("Step against metrics", unit, values, failed, comparisons)
 
     rows = Work(samples=25_600, batch=256, epochs=session.size(5, 1))
     sides = {
-        f"{count} metrics": partial(
+        named(count): partial(
             validation.trainyard, rows, resident=True, metrics=metrics(count), objective="val/metric0"
         )
         for count in (1, 2, 8, 32)
     }
     values, failed = take_turns(session.fewer(), sides, turns=2)
-    comparisons = [Comparison(f"{count} metrics", "1 metrics") for count in (2, 8, 32)]
+    comparisons = [Comparison(named(count), named(1)) for count in (2, 8, 32)]
     yield Table("Validation against metrics", "µs per batch", values, failed, comparisons)
 
     yield parameters(session)
@@ -147,7 +152,7 @@ def tables(session: Session) -> Iterator[Table]:
     for keys in (0, 100, 1000):
         (notes / f"of_{keys}.yaml").write_text("".join(f"key_{number}: {number}\n" for number in range(keys)))
         size = [f"--config-dir={notes.parent}", f"+notes=of_{keys}"] if keys else []
-        starts[f"{keys} keys more"] = partial(startup.train, session.folder, [*size, "model=mlp", "optim=adam"])
+        starts[f"{keys:,} additional keys"] = partial(startup.train, session.folder, [*size, "model=mlp", "optim=adam"])
     values, failed = take_turns_here(session.fewer(), starts)
-    comparisons = [Comparison(f"{keys} keys more", "0 keys more") for keys in (100, 1000)]
+    comparisons = [Comparison(f"{keys:,} additional keys", "0 additional keys") for keys in (100, 1000)]
     yield Table("Start-up against the config", "s", values, failed, comparisons)

@@ -2,7 +2,7 @@
 
 The run is `python train.py model=mlp optim=adam loop.max_epochs=2`, which uploads to a SQLite file. It ends when its
 journal, its checkpoints and its model are uploaded. The other runs of the experiment are copies of the database rows of
-such a run, with its parameters, metrics, tags and data sets, but without its logged models.
+such a run, with its params, metrics, tags and data sets, but without its logged models.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 Each size is trained in a new process that saves two to four checkpoints. The stall is the median time of the checkpoint
 hook in an iteration that saves: the hook copies the state, and a thread writes the file. Before each save, the loop
 waits until the previous file is written. This wait is not part of the stall. Otherwise, with few iterations between two
-saves, a stall would contain a part of the writing. The memory is the peak of the resident set, minus the resident set
-before the Runner was created, as a multiple of the size of the file. The memory contains the state, the gradients (a
-third of the state), the copy, and the memory that the process keeps from the sanity check before the training.
+saves, a stall would include a part of the time for writing. The memory is the peak of the resident set, minus the
+resident set before the Runner was created, as a multiple of the size of the file. The memory includes the state, the
+gradients (a third of the state), the copy, and the memory that the process keeps from the sanity check before the
+training.
 
-The resume is measured in another new process, from creating the Runner to the end of the first new step. The same run
-from the beginning is the baseline, because the initialization and the step also take longer with more parameters. The
-two largest sizes are measured once.
+The resume is measured in another new process, from creating the Runner to the end of the first new step. The baseline
+("started at 0") is the same run from the beginning, because the initialization and the step also take longer with more
+parameters. The two largest sizes are measured once.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def tables(session: Session) -> Iterator[Table]:
     yield Table("Stall against the size", "ms per save", figures.get("stall", {}), failed, comparisons)
     yield Table("Peak memory against the size", "times the file's size", figures.get("memory", {}), failed)
     seconds = {name: figures.get("resumed", {}).get(name, []) for name in names if name not in failed}
-    seconds |= {f"{name}, begun": figures["begun"][name] for name in seconds}
-    comparisons = [Comparison(name, f"{name}, begun", None, "difference") for name in names]
+    seconds |= {f"{name}, started at 0": figures["begun"][name] for name in seconds}
+    comparisons = [Comparison(name, f"{name}, started at 0", None, "difference") for name in names]
     yield Table("Resuming against the size", "s to the first step", seconds, failed, comparisons)
 
 

@@ -1,11 +1,12 @@
 """Successive halving whose jobs join lanes of running stacks, compared with stacks that end at each rung.
 
 256 configurations of an MLP 64-64-64-10 on the digits data train for 27 epochs with Adam, on all cores, with one thread
-per slot and without tracking. ASHA has rungs at 1, 3 and 9 epochs. The other side has the same stacks, but jobs do not
-join them, because a time limit of a day (`hydra.launcher.timeout`) turns joining off. Its jobs pause. Jobs that are
-promoted at the same time continue in a new stack.
+per slot and without tracking. ASHA has rungs at 1, 3 and 9 epochs. The side "cut stacks" has the same stacks, but jobs
+do not join them, because a time limit of a day (`hydra.launcher.timeout`) turns joining off. Jobs of this side pause at
+each rung. Jobs that are promoted at the same time continue in a new stack.
 
-"Lanes" is a count, not a time: the fraction of lanes that train in an epoch, over the epochs in which jobs could join.
+The last table is a fraction, not a time: the fraction of lanes in which no job trains, over the epochs in which jobs
+can join.
 """
 
 from __future__ import annotations
@@ -80,5 +81,5 @@ def tables(session: Session) -> Iterator[Table]:
     yield Table(f"{title}: CPU time of all processes", "s", cpu, failed, comparisons)
     shares = {"lanes": [1 - each for each in sides["lanes"].busy]}
     yield Table(
-        "Lanes without a job while jobs might come", "share", shares, {}, [Comparison("lanes", None, 0.05, "value")]
+        "Lanes without a job while jobs can join", "fraction", shares, {}, [Comparison("lanes", None, 0.05, "value")]
     )

@@ -3,8 +3,8 @@
 The models are a ResNet-8 on 32x32 images and a transformer (2 layers of width 96) on 64 tokens.
 
 The plain loop uses the fused Adam, as Trainyard does. Both sides have the same settings, so only the loop differs.
-Trainyard has its default hooks and uploads to MLflow; the plain loop only trains. Trainyard also keeps memory that a
-step has freed in the process (`env.keep_memory`). One row is the plain loop with this setting.
+Trainyard has its default hooks and uploads to MLflow; the plain loop only trains. Trainyard also keeps the memory that
+a step frees (`env.keep_memory`). One row is the plain loop that also keeps this memory.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 The members are MLPs 64-64-64-10 on the digits data, trained for 10 epochs of 20 steps with Adam, without tracking. A
 generation is an epoch. After each generation, the worst quarter of the members continues from copies of the best
-members, with another learning rate and weight decay. Both sides validate and save each member after each epoch. Ray's
-members (`population_by_ray.py`, in `.venv-ray`, which `scripts/test_ray.sh` creates) are processes that run in
-parallel. When a member continues from another member, Ray starts a new process. Trainyard has one process per core.
-Ray Tune takes minutes, so each side runs once.
+members, with a different learning rate and weight decay. Both sides validate and save each member after each epoch.
+Ray's members (`population_by_ray.py`, in `.venv-ray`, which `scripts/test_ray.sh` creates) are processes that run in
+parallel. When a member continues from another member, Ray starts a new process. Trainyard has one process per core. Ray
+Tune takes minutes, so each side runs once.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 The bare script imports torch and makes one Adam step. Trainyard runs `python train.py model=mlp optim=adam`: it
 composes and checks the config, and uses the data set, the default hooks, and a shipper for MLflow. Lightning runs in a
-script of the same size, with its `Trainer` until the first step. The row "import torch" only imports
-torch.
+script with the same model. The script ends when Lightning's `Trainer` has made the first step. The row "import torch"
+only imports torch.
 
-Two rows have another end: "first line of output" ends at the first line that `train.py` prints in a terminal, and
-"first job of a sweep" ends when the first of four jobs starts (`train.py -m`, from the command to the time in the
-sweep's manifest).
+Two rows measure the time until a different event. "First line of output" ends at the first line that `train.py` prints
+in a terminal. "First job of a sweep" ends when the first of four jobs of `train.py -m` starts, according to the sweep's
+manifest.
 """
 
 from __future__ import annotations

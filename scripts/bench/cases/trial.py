@@ -1,12 +1,12 @@
-"""Trial of stacks: its cost, and the speed of its choice compared with one by one.
+"""Probe of stacks: its cost, and the speed of the chosen stacks compared with single runs.
 
-Before a sweep, a worker tries a stack of the jobs and measures widths (`hydra.launcher.fuse=auto`). This case does the
+Before a sweep, a probe in a worker measures stacks of several widths (`hydra.launcher.fuse=auto`). This case does the
 same in a new process with one thread, for K jobs of each model on the digits data (batch size 64, Adam, 20 epochs).
-Then, the K jobs train as chosen, and one by one. All times are CPU times of this process. If the trial chooses one by
-one, the ratio is 1 by definition and is not measured.
+Then, the K jobs train in the chosen stacks, and one by one. All times are CPU times of this process. If the probe
+chooses no stacks, the ratio is 1 by definition and is not measured.
 
-The cost is the part of the CPU time of the entire sweep that the trial takes. The number of jobs and the length of the
-training are those of the benchmark of sweeps, and in further rows, the training is ten times as long.
+The cost is the fraction of the sweep's CPU time that the probe takes. The number of jobs and the length of the training
+are those of the largest sweep in the case `sweep`. In two rows, the training is ten times as long.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def tables(session: Session) -> Iterator[Table]:
         sides = {f"K = {width}": partial(_chosen, model, width, epochs) for width in widths}
         values, failed = take_turns(session.fewer(), sides, turns=1, warm=False)
         comparisons = [Comparison(name, None, 1.02, "value") for name in sides]
-        yield Table(f"Trial: {model} trained as chosen", "of the time one by one", values, failed, comparisons)
+        unit = "fraction of the time one by one"
+        yield Table(f"Probe: {model} in the chosen stacks", unit, values, failed, comparisons)
     sides = {
         f"{model}, {jobs} jobs, {length} epochs": partial(_cost, model, jobs, length)
         for model in MODELS
@@ -41,12 +42,12 @@ def tables(session: Session) -> Iterator[Table]:
     }
     values, failed = take_turns(session.fewer(), sides, turns=1, warm=False)
     comparisons = [Comparison(name, None, 0.02, "value") for name in sides]
-    yield Table("Trial: its cost", "of the time of the sweep", values, failed, comparisons)
+    yield Table("Probe: its cost", "fraction of the sweep's CPU time", values, failed, comparisons)
 
 
 @contextmanager
 def _chosen(model: str, members: int, epochs: int) -> Iterator[Turn]:
-    """Yield a function that trains jobs as the trial chooses, and returns the time, of that one by one."""
+    """Yield a function that trains jobs in the chosen stacks, and returns the time as a fraction of that one by one."""
     configs = _configs(model, members, epochs)
     width = _tried(configs, members)[0].width
 
@@ -61,7 +62,7 @@ def _chosen(model: str, members: int, epochs: int) -> Iterator[Turn]:
 
 @contextmanager
 def _cost(model: str, jobs: int, epochs: int) -> Iterator[Turn]:
-    """Yield a function that returns the time of the trial, of that of all jobs and the trial."""
+    """Yield a function that returns the time of the probe as a fraction of that of all jobs and the probe."""
 
     def turn() -> float:
         from trainyard.fused.train import widest

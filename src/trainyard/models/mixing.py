@@ -98,7 +98,7 @@ class Mixup(BatchMix):
     """Replaces each sample and its target with a randomly weighted mean with the previous sample and its target.
 
     Source: Zhang, Cissé, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018. The paper's alpha is
-    0.2 for ImageNet and 1 for CIFAR-10. Batches are in random order, so neighbouring samples are random pairs.
+    0.2 for ImageNet and 1 for CIFAR-10. Batches are in random order, so neighboring samples are random pairs.
 
     Args: see `BatchMix`. The input `[B, ...]` is floating-point.
 

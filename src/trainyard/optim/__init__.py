@@ -1,4 +1,4 @@
-"""PyTorch's optimizers, Lion, SAM and Muon, and rules for single parameters (`docs/optim.md`)."""
+"""PyTorch's optimizers, Lion, SAM and Muon, and rules for individual parameters (`docs/optim.md`)."""
 
 from trainyard.optim.build import build, from_config
 from trainyard.optim.for_model import ByModel, for_model
