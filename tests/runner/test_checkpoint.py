@@ -151,7 +151,7 @@ def test_a_strange_record_of_checkpoints(tmp_path: Path, text: str) -> None:
 def test_a_record_that_is_no_file(tmp_path: Path, make: Any) -> None:
     checkpoint.save(tmp_path / "epoch_0001.pt", STATE)
     make(tmp_path / checkpoint.LAST)
-    with pytest.raises(TrainyardError, match=r"last\.json is not a file\. Move it"):
+    with pytest.raises(TrainyardError, match=r"last\.json is not a file\. Move or delete it"):
         checkpoint.newest(tmp_path)
 
 

@@ -55,7 +55,7 @@ def test_the_nearest_name_is_offered() -> None:
 )
 @pytest.mark.parametrize("schedule", [partial(Schedule, COSINE), Plateau])
 def test_an_optimizer_without_that_number(schedule: Any, make: Any, param: str, found: str) -> None:
-    with pytest.raises(ConfigError, match=f"a number that this optimizer has: {found}\\.") as caught:
+    with pytest.raises(ConfigError, match=f"a numeric hyperparameter of this optimizer: {found}\\.") as caught:
         schedule(param=param).bind(make([torch.nn.Parameter(torch.ones(1))]), length=10)
     assert caught.value.key == "param"
 

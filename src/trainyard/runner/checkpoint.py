@@ -89,12 +89,13 @@ def load(path: Path) -> dict[str, Any]:
     version = state.get("version", VERSION)
     if version != VERSION or isinstance(version, bool):
         raise DamagedCheckpointError(
-            f"{path}: its format has version {version!r}, but this version of Trainyard reads version {VERSION}"
+            f"{path}: its format has version {version!r}, but this version of Trainyard reads version {VERSION}. "
+            "Use the version of Trainyard that saved the file"
         )
     missing = [name for name in _KINDS if name not in state]
     if missing and any(isinstance(value, torch.Tensor) for part in (state, *state.values()) for value in _values(part)):
         raise DamagedCheckpointError(
-            f"{path}: contains weights only, no training state. To start from them, use load_from={path}"
+            f"{path}: contains weights only, no training state. To start from these weights, use load_from={path}"
         )
     if missing:
         raise DamagedCheckpointError(
@@ -251,7 +252,9 @@ def newest(directory: Path, upto: str | None = None) -> tuple[Path, dict[str, An
     """
     last = directory / LAST
     if last.exists() and not last.is_file():
-        raise TrainyardError(f"{last} is not a file. Move it, because the list of checkpoints is written to this path.")
+        raise TrainyardError(
+            f"{last} is not a file. Move or delete it, because the list of checkpoints is written to this path."
+        )
     paths = list(_newest_first(directory))
     begin = 0 if upto is None else [path.name for path in paths].index(upto)
     for path in paths[begin:]:

@@ -270,7 +270,7 @@ def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigEr
 def _without_graph() -> TrainyardError:
     return TrainyardError(
         "model: the loss does not depend on a trained parameter. Either .detach(), .item(), .data, torch.no_grad(), "
-        "argmax or a conversion to NumPy removes the graph of the loss, or all its parameters are frozen "
+        "argmax or a conversion to NumPy removes the graph of the loss, or all parameters of the model are frozen "
         "(`freeze`, requires_grad)."
     )
 

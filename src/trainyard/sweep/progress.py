@@ -145,7 +145,9 @@ class SweepProgress:
 
     def kept(self, job: Job, why: str) -> None:
         """Show that a job continues from its own checkpoint, because it cannot continue from another job."""
-        print(f"keeps    #{job.num}, because it cannot continue from another job: {why}", flush=True)
+        print(
+            f"keeps    #{job.num} at its own checkpoint, because it cannot continue from another job: {why}", flush=True
+        )
 
     def pruned(self, job: Job, at: int, value: float | None) -> None:
         """Show that a job will not continue.

@@ -80,7 +80,8 @@ class Trials:
             return None
         found: TrialResult = outcome.value
         if found.left:
-            print(f"{found.left} of {len(configs.jobs)} different jobs were not checked before the start.", flush=True)
+            left = f"{found.left} of {len(configs.jobs)} different jobs were not checked before the start"
+            print(f"{left}, because the check has a time limit.", flush=True)
         return found
 
 
