@@ -207,7 +207,7 @@ def test_an_absent_checkpoint_names_the_nearest_file(whole: Any) -> None:
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "tensor.pt"
     torch.save(torch.ones(3), path)
-    with pytest.raises(ConfigError, match="not a checkpoint: it contains a Tensor"):
+    with pytest.raises(ConfigError, match="not a checkpoint: it contains an object of type Tensor"):
         checkpoint.given("load_from", path)
 
 

@@ -70,7 +70,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
     try:
         tensors: dict[str, Any] = load(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise DamagedCheckpointError(f"{path}: not a complete safetensors file ({error})") from error
+        raise DamagedCheckpointError(f"{path} is not a complete safetensors file ({error})") from error
     return tensors
 
 

@@ -98,7 +98,7 @@ def read(path: Path) -> dict[str, Any]:
             return {str(name): value for name, value in weights.items()}
     inside = f" (its entries: {', '.join(map(str, list(state)[:8]))})" if isinstance(state, dict) else ""
     raise checkpoint.DamagedCheckpointError(
-        f"{path}: the file contains no named tensors{inside}. Expected named tensors in the file itself or in one of "
+        f"{path} contains no named tensors{inside}. Expected named tensors in the file itself or in one of "
         f"the entries {', '.join(PARTS[1:-1])} or {PARTS[-1]}"
     )
 

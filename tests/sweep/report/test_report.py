@@ -467,7 +467,7 @@ def test_page_of_256_jobs(tmp_path: Path) -> None:
 def test_learning_curves_show_the_rungs_and_where_jobs_were_pruned(tmp_path: Path) -> None:
     rows = [
         JobRow(0, {"x": "1"}, "done", 0.9, 1.0, tmp_path / "0"),
-        JobRow(1, {"x": "2"}, "pruned", 0.4, 1.0, tmp_path / "1", "pruned at 1"),
+        JobRow(1, {"x": "2"}, "pruned", 0.4, 1.0, tmp_path / "1", "pruned at rung 1"),
     ]
     for row, epochs in zip(rows, (9, 1), strict=True):
         row.directory.mkdir()
@@ -482,7 +482,7 @@ def test_learning_curves_show_the_rungs_and_where_jobs_were_pruned(tmp_path: Pat
     page = html.write(rows, tmp_path, **same, searched=True).read_text()
     chart = page.partition("Learning curves of val/accuracy")[2].partition("</svg>")[0]
     assert chart.count('class="rung"') == 2
-    assert "pruned at 1</title></circle>" in chart
+    assert "pruned at rung 1</title></circle>" in chart
     assert "Dotted lines: rungs" in page
     for row in rows:
         lines = (row.directory / "metrics.jsonl").read_text().splitlines(keepends=True)
