@@ -46,7 +46,7 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
     """
     started = StartedAs.now()
     if started is None:
-        accepted = "false, because this process was started from neither a script nor a module, which Slurm could run"
+        accepted = "false, because Slurm can only run a sweep that was started from a script or a module"
         raise ConfigError("hydra.launcher.detach", True, accepted)
     own = [shell_override("hydra.sweep.dir", directory), "hydra.launcher.detach=false"]
     given = [word for word in sys.argv[1:] if not word.startswith(("hydra.launcher.detach", "hydra.sweep.dir="))]

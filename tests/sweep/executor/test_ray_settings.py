@@ -115,4 +115,4 @@ def test_agents_that_wait_for_a_node_are_reported_once(tmp_path: Path, monkeypat
     monkeypatch.setattr(ray_pool, "_SLOW", -1.0)
     pool._tell_of_waiting()
     pool._tell_of_waiting()
-    assert told == ["Agents that wait for a free or additional node with CPU: 1, grown: 1: 2 of 2."]
+    assert told == ["2 of 2 agents wait for a free or additional node with CPU: 1, grown: 1."]

@@ -126,5 +126,6 @@ def _device(slot: Slot, base: Mapping[str, str]) -> str:
         return number
     names = [name.strip() for name in base["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
     if int(number) >= len(names):
-        raise ConfigError("slots", slot.device, f"devices that CUDA_VISIBLE_DEVICES ({','.join(names)}) lists")
+        accepted = f"an index below {len(names)}, the number of devices in CUDA_VISIBLE_DEVICES={','.join(names)}"
+        raise ConfigError("slots", slot.device, accepted)
     return names[int(number)]
