@@ -37,7 +37,7 @@ def test_hooks_without_a_log_or_checkpoints_are_told(train: Any, tmp_path: Path)
     told = "No hook logs values (hook.logger) and none saves checkpoints (hook.checkpoint). To keep the default hooks"
     assert train(*found).stdout.count(told) == 1
     assert (
-        "No hook saves checkpoints (hook.checkpoint). To add"
+        "No hook saves checkpoints (hook.checkpoint). To keep the default hooks"
         in train(*found, "+hook.log._target_=trainyard.hooks.Logger").stdout
     )
 
