@@ -449,7 +449,7 @@ def test_diverged_jobs_do_not_flatten_the_rest(tmp_path: Path) -> None:
         row(12, {"lr": "13"}, 1e9)
     ]
     page = page_of(rows, tmp_path, "minimize")
-    assert any("Of the finished jobs, 1 have" in words for words in page.words)
+    assert any("Number of finished jobs whose objective" in words and "the others: 1." in words for words in page.words)
     heights = {str(attributes["cy"]) for name, attributes in page.tags if name == "circle"}
     assert len(heights) == 12
 
