@@ -172,7 +172,7 @@ def test_guards_see_the_same_without_fast_paths() -> None:
         "weight": lambda module: setattr(module, "weight", nn.Parameter(torch.ones(2))),
         "count": lambda module: setattr(module, "count", torch.ones(())),
         "size": lambda module: setattr(module, "size", 3),
-        "what the model consists of": lambda module: delattr(module, "count"),
+        "the set of attributes and tensors of the model": lambda module: delattr(module, "count"),
     }
     for on in (True, False):
         use_fast_paths(on)

@@ -30,8 +30,8 @@ _KEY = re.compile(
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 _OVERRIDE = re.compile(r"[+~]*([^=\s]+?)(?:@[^=]*)?=(.*)", re.DOTALL)
 PLACE = (
-    "MLflow reads it from the environment: MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, "
-    "MLFLOW_TRACKING_TOKEN. For other secrets, use an environment variable: ${oc.env:NAME}."
+    "For MLflow, set the environment variables MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD "
+    "or MLFLOW_TRACKING_TOKEN. For other secrets, refer to an environment variable of your own: ${oc.env:NAME}."
 )
 
 
@@ -114,7 +114,7 @@ def refusal(key: str, shown: str) -> ConfigError:
         shown: the redacted value.
     """
     return ConfigError(
-        key, shown, "a value without a password, token or key, because it is written to files", hint=PLACE
+        key, shown, "a value without a password, token or key, because the value is written to files", hint=PLACE
     )
 
 

@@ -34,10 +34,10 @@ def test_hooks_without_a_log_or_checkpoints_are_told(train: Any, tmp_path: Path)
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook/old.yaml").write_text(OLD)
     found = [f"hydra.searchpath=[file://{tmp_path}]", "hook=old"]
-    told = "No hook logs values (hook.logger) and none saves checkpoints (hook.checkpoint). To add to the default hooks"
+    told = "No hook logs values (hook.logger) and none saves checkpoints (hook.checkpoint). To keep the default hooks"
     assert train(*found).stdout.count(told) == 1
     assert (
-        "No hook saves checkpoints (hook.checkpoint). To add"
+        "No hook saves checkpoints (hook.checkpoint). To keep the default hooks"
         in train(*found, "+hook.log._target_=trainyard.hooks.Logger").stdout
     )
 

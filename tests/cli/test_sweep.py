@@ -107,7 +107,7 @@ def test_the_table_has_the_running_jobs_with_their_latest_numbers(copy: Path) ->
         (["ls", "nowhere"], "nowhere: no such folder"),
         (["attach", "outputs"], "the directory of a sweep"),
         (["report", "outputs"], "`trainyard sweep ls` lists the sweeps"),
-        (["resume", "outputs"], "no multirun.yaml"),
+        (["resume", "outputs"], "which has a multirun.yaml"),
         (["resume", "{sweep}", "1"], "a job that is not finished; #1 is done"),
         (["resume", "{sweep}", "1", "--app", "x.py"], "--app applies to the entire sweep"),
         (["stop", "{sweep}", "7"], "the number of a job of this sweep: #0-#1"),

@@ -76,7 +76,7 @@ def test_what_nodes_and_heads_meet_with_changes_no_bit(steady: RayCluster, tmp_p
         text = output(process)
     assert "is lost: its node has died" in text or "is lost: its node was" in text, text
     text = finish(directory, start(directory, steady.address))
-    assert "agents of the previous head to end." in text
+    assert "of the previous head to end." in text
     assert_same(bits(directory), local)
     assert not agents(directory)
 

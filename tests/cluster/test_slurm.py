@@ -128,7 +128,7 @@ def test_what_agents_and_heads_meet_with_changes_no_bit(slurm: Any, tmp_path: Pa
         assert "leaves: the agent received SIGUSR2" in text
         assert "its fork server ended" not in text  # which Slurm sends the signal too
     text = finish(directory, slurm)
-    assert "agents of the previous head to end." in text
+    assert "of the previous head to end." in text
     assert_same(bits(directory), local)
 
 

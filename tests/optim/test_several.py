@@ -233,7 +233,7 @@ class Wrong(Duel):
 @pytest.mark.parametrize(
     ("turns", "told"),
     [
-        ([], "yielded no loss"),
+        ([], "it yielded nothing"),
         ([{"loss": 1}], r"must yield pairs of an optimizer's name \(a, b\)"),
         ([("c", {})], "it yielded"),
         ([("a", {"error": torch.ones(())})], "returned no loss"),

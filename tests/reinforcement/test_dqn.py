@@ -122,7 +122,7 @@ def test_an_environment_of_other_actions() -> None:
         action_space = SimpleNamespace(n=3)
 
     with pytest.raises(
-        ConfigError, match=r"model: \[2\] is invalid. Expected a net with 3 outputs, one for each action"
+        ConfigError, match=r"model: '2 outputs' is invalid. Expected a net with 3 outputs, one for each action"
     ):
         runner(None, Three).train()
 

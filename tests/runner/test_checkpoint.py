@@ -151,7 +151,7 @@ def test_a_strange_record_of_checkpoints(tmp_path: Path, text: str) -> None:
 def test_a_record_that_is_no_file(tmp_path: Path, make: Any) -> None:
     checkpoint.save(tmp_path / "epoch_0001.pt", STATE)
     make(tmp_path / checkpoint.LAST)
-    with pytest.raises(TrainyardError, match=r"last\.json is not a file\. Move it"):
+    with pytest.raises(TrainyardError, match=r"last\.json is not a file\. Move or delete it"):
         checkpoint.newest(tmp_path)
 
 
@@ -207,7 +207,7 @@ def test_an_absent_checkpoint_names_the_nearest_file(whole: Any) -> None:
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "tensor.pt"
     torch.save(torch.ones(3), path)
-    with pytest.raises(ConfigError, match="not a checkpoint: it contains a Tensor"):
+    with pytest.raises(ConfigError, match="not a checkpoint: it contains an object of type Tensor"):
         checkpoint.given("load_from", path)
 
 

@@ -223,7 +223,7 @@ def test_a_model_of_which_nothing_is_trained(told: Any, net: nn.Module, why: str
         ({"clip_grad_value": 1.0}, "clip_grad_value: 1.0 is invalid. Expected null"),
         ({"optim": "Adam"}, "optim: 'Adam' is invalid. Expected an optimizer for sparse gradients: SGD or Adagrad"),
         ({"optim": "RMSprop"}, "optim: 'RMSprop' is invalid"),
-        ({"hooks": {"guard": NaNGuard(action="skip")}}, "model: The gradient of rows.weight is sparse"),
+        ({"hooks": {"guard": NaNGuard(action="skip")}}, "model: the gradient of rows.weight is sparse"),
         ({"precision": "fp16"}, "optim.fused: True is invalid. Expected false, because the gradients are sparse"),
     ],
 )

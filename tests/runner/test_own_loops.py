@@ -179,10 +179,10 @@ def test_what_a_loop_lacks_is_told(make: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         make(loop=Lacking(), work_dir=tmp_path / "run").train()
     assert str(error.value) == (
-        "loop: 'Lacking' is invalid. Expected an object with unit, val_due, max_epochs, max_iters, run, state_dict, "
-        "load_state_dict (docs/runner.md). This object has no unit."
+        "loop: 'Lacking' is invalid. Expected an object with the attributes unit, val_due, max_epochs, max_iters, run, "
+        "state_dict, load_state_dict (docs/runner.md). This object has no attribute unit."
     )
-    with pytest.raises(ConfigError, match=r"val_loop: 'Lacking' is invalid. .* This object has no current"):
+    with pytest.raises(ConfigError, match=r"val_loop: 'Lacking' is invalid. .* This object has no attribute current"):
         make(val_loop=Lacking(), work_dir=tmp_path / "run").train()
     assert not (tmp_path / "run").exists()
 

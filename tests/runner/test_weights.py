@@ -260,7 +260,7 @@ def test_safetensors_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("content", [torch.ones(3), {"epoch": 3}, {"model": {"layers": 3}}, [1], {}])
 def test_a_file_without_weights(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
-    assert "the file contains no named tensors" in failure(tmp_path / "a.pt")
+    assert "contains no named tensors" in failure(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -55,7 +55,7 @@ def test_the_nearest_name_is_offered() -> None:
 )
 @pytest.mark.parametrize("schedule", [partial(Schedule, COSINE), Plateau])
 def test_an_optimizer_without_that_number(schedule: Any, make: Any, param: str, found: str) -> None:
-    with pytest.raises(ConfigError, match=f"a number that this optimizer has: {found}\\.") as caught:
+    with pytest.raises(ConfigError, match=f"a numeric hyperparameter of this optimizer: {found}\\.") as caught:
         schedule(param=param).bind(make([torch.nn.Parameter(torch.ones(1))]), length=10)
     assert caught.value.key == "param"
 
@@ -69,7 +69,11 @@ def test_an_optimizer_without_that_number(schedule: Any, make: Any, param: str, 
         ("schedules.0.end", [Schedule(COSINE, begin=0.5, end=15)], "a value after begin=0.5"),
         ("schedules.0.warmup", [Schedule(COSINE, begin=10, end=20, warmup=10)], "less than 10"),
         ("schedules.0.milestones", [Schedule([COSINE, COSINE], milestones=[10], begin=10, end=20)], "the window"),
-        ("schedules.1.param", [Schedule(COSINE), Schedule(COSINE, param="momentum")], "this optimizer has"),
+        (
+            "schedules.1.param",
+            [Schedule(COSINE), Schedule(COSINE, param="momentum")],
+            "hyperparameter of this optimizer",
+        ),
         ("schedules.a.scheduler.0", {"a": Schedule([partial(CosineAnnealingLR)], begin=9)}, "T_max"),
     ],
 )

@@ -96,8 +96,8 @@ def test_an_application_that_was_moved(python: Any, tmp_path: Path) -> None:
     lost = python(*RESUME, "s")
     assert lost.returncode == 2
     assert (
-        f"contains a sweep of {tmp_path}/project/waves/sine.py, which does not exist: pass its new path with --app"
-        in lost.stderr
+        f"contains a sweep of {tmp_path}/project/waves/sine.py, which does not exist. Pass the new path of this script "
+        "with --app." in lost.stderr
     )
     assert python(*RESUME, "s", "--app", "oceans/sine.py").returncode == 0
     assert len((tmp_path / "project/calls").read_text().split()) == 4
@@ -110,7 +110,7 @@ def test_a_manifest_without_an_application(python: Any, tmp_path: Path) -> None:
     manifest.write_text("".join(lines))
     nameless = python(*RESUME, "s")
     assert nameless.returncode == 2
-    assert "names no application: pass the application with --app" in nameless.stderr
+    assert "names no application. Pass the application's script with --app." in nameless.stderr
     assert python(*RESUME, "s", "--app", "waves/sine.py").returncode == 0
     assert Manifest.open(tmp_path / "project/s").application is not None, "and then it has one"
 

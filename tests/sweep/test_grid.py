@@ -97,9 +97,7 @@ def test_the_plan_estimates_what_is_left() -> None:
     sizes = {num: JobSize(50_000_000, 1000) for num in range(6)}
     slots = [Slot(index, "cpu", 1) for index in range(2)]
     plan = SweepPlan(jobs, entries, slots, ["seed"], Path("s"), sizes=sizes)
-    told = (
-        "About 40 min 00 s, estimated from the 2 finished jobs; 400 MB of checkpoints; 8,000 rows of metrics in MLflow."
-    )
+    told = "About 40 min 00 s, estimated from 2 finished jobs; 400 MB of checkpoints; 8,000 rows of metrics in MLflow."
     assert str(plan).splitlines()[2] == told
     entries |= {num: Entry([]) for num in range(2)}
     plan = replace(plan, entries=entries)

@@ -184,7 +184,7 @@ PAIR = [["seed", "optim.lr"]]
 @pytest.mark.parametrize(
     ("lines", "further", "said"),
     [
-        (["seed=0,1", "optim.lr=1,2,3"], {"zip": PAIR}, "seed has 2, optim.lr has 3"),
+        (["seed=0,1", "optim.lr=1,2,3"], {"zip": PAIR}, "seed has 2 values, optim.lr has 3 values"),
         (["seed=0,1", "optim.lr=1,2"], {"zip": [["seed", "optim.lrr"]]}, "Did you mean 'optim.lr'?"),
         (["seed=0,1", "optim.lr=1"], {"zip": PAIR}, "'optim.lr' is invalid. Expected keys with several values: seed."),
         (["seed=0"], {"zip": PAIR}, "none in this sweep"),
@@ -192,7 +192,11 @@ PAIR = [["seed", "optim.lr"]]
         ([], {"zip": [["seed"]]}, "at least two keys"),
         ([], {"zip": [["seed", "seed"]]}, "keys that are not repeated"),
         ([], {"zip": [["seed", 1]]}, "1 is invalid. Expected a key"),
-        (["seed=0,1"], {"zip": PAIR, "blocks": [{"optim.lr": "1,2"}, {}]}, "Block 1 of hydra.sweeper.blocks lists"),
+        (
+            ["seed=0,1"],
+            {"zip": PAIR, "blocks": [{"optim.lr": "1,2"}, {}]},
+            "Block 1 of hydra.sweeper.blocks lists several values only for seed.",
+        ),
         (
             ["init={a:1},{a:2}", "init={b:1},{b:2}", "seed=0,1"],
             {"zip": [["init", "seed"]]},

@@ -112,7 +112,7 @@ def test_perturbed_values_keep_their_range_and_type_and_what_cannot_be_stacked_i
         kept = dict(line.split("=", 1) for line in Manifest.open(tmp_path / "s").entries[record["source"]].overrides)
         changed += kept["hook.logger.interval"] != values["hook.logger.interval"]
     assert changed, "an interval was perturbed"
-    assert "it differs in hook.logger.interval)" in result.stdout
+    assert "the two differ in hook.logger.interval)" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -348,4 +348,4 @@ def test_sweep_resume_repeats_the_command(tmp_path: Path) -> None:
     assert {entry.state for entry in Manifest.open(folder).entries.values()} == {"done"}
     none = forked.run([*script, str(tmp_path)], env=_environment())
     assert none.returncode == 2
-    assert "no multirun.yaml" in none.stderr
+    assert "which has a multirun.yaml" in " ".join(none.stderr.split())

@@ -248,7 +248,7 @@ def test_a_device_that_does_not_answer_hides_no_error(
 
     with pytest.raises(ValueError, match="device is gone"):
         make(tmp_path, {"fail": Do(5, fail)}).train()
-    assert "The last 3 points of the training could not be written to the journal" in caplog.text
+    assert "The last points of the training (3) could not be written to the journal" in caplog.text
     last = [record for record, _ in read(tmp_path / "metrics.jsonl")][-1]
     assert (last["status"], last["message"]) == ("FAILED", "ValueError: the device is gone")
 

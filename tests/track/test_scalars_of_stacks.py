@@ -131,7 +131,8 @@ def test_points_that_cannot_be_written_are_an_error_of_the_training(
     add(buffer, journals, range(9, 10))
     buffer.salvage()
     assert (
-        "The last 4 points of the training could not be written to the journal: No space left on device" in caplog.text
+        "The last points of the training (4) could not be written to the journal: No space left on device"
+        in caplog.text
     )
 
 

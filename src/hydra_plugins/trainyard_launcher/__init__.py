@@ -278,13 +278,13 @@ class GridSweeper(BasicSweeper):
 
     def _prune(self, jobs: list[list[str]], launcher: LocalLauncher | None) -> None:
         from trainyard.errors import ConfigError
-        from trainyard.sweep.proposers.pruner_settings import PRUNER, check_application, pruner_node
+        from trainyard.sweep.proposers.pruner_settings import check_application, pruner_node
         from trainyard.sweep.proposers.search_settings import grid_proposer
 
         assert self.config is not None
         if launcher is None or self.max_batch_size is not None:
-            accepted = "null, because pruners need hydra/launcher=local without hydra.sweeper.max_batch_size"
-            raise ConfigError(PRUNER, self.pruner.get("_target_"), accepted)
+            accepted = "none, because pruners need hydra/launcher=local and hydra.sweeper.max_batch_size=null"
+            raise ConfigError("hydra/sweeper/pruner", str(self.pruner.get("_target_")).rpartition(".")[2], accepted)
         node = pruner_node(self.pruner, self.config)
         assert node is not None
         check_application(launcher.task_function, node)

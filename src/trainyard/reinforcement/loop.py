@@ -82,7 +82,8 @@ class DQNLoop(SimulationTrainLoop):
             values = call(runner.model, self._batch_of(runner, as_observation(seen)), "predict")
         actions = getattr(environment.action_space, "n", None)
         if values.shape[-1] != actions:
-            raise ConfigError("model", list(values.shape[1:]), f"a net with {actions} outputs, one for each action")
+            given = f"{values.shape[-1]} outputs"
+            raise ConfigError("model", given, f"a net with {actions} outputs, one for each action")
 
     def next_batch(self, runner: Runner) -> dict[str, Tensor]:
         """Make a step (before the first iteration, `warm_up` steps), and return a batch from the memory."""

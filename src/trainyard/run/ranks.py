@@ -112,13 +112,13 @@ def _devices(strategy: Distributed, device: str, room: int) -> int:
 
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if gpus:
-        count, limit, what = gpus, gpus, "the GPUs of this machine"
+        count, limit, what = gpus, gpus, "the number of GPUs of this machine"
     elif device in ("auto", "cpu"):  # a device is a process, and one process makes the best use of a few cores
-        count, limit, what = 1, cores(), "the cores that this process may use"
+        count, limit, what = 1, cores(), "the number of cores that this process may use"
     else:
         count, limit, what = 1, 1, ""
     if room > limit and what:
-        limit, what = room, "the slots of all nodes"
+        limit, what = room, "the number of slots of all nodes"
     if strategy.devices != "auto":
         count = int(strategy.devices)
     if count > limit and not what:

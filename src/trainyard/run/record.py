@@ -176,7 +176,11 @@ def begin_inputs(runner: Runner, config: Mapping[str, Any]) -> Callable[[], list
         try:
             sets = found.result()
         except Exception as error:  # a data set of the user's that looks like one of ours
-            log.warning("The digest of the data could not be computed: %s: %s", type(error).__name__, error)
+            log.warning(
+                "MLflow will show no datasets for this run, because digests of the data could not be computed: %s: %s",
+                type(error).__name__,
+                error,
+            )
             return []
         source = dict(params.flat(node)) if isinstance(node, Mapping) else {"class": type(runner.data).__name__}
         source = {key: value for key, value in source.items() if value != "None"}

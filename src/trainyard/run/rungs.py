@@ -42,7 +42,7 @@ class RungReports(Hook):
         for rungs in (each.rungs for each in self._positions if each.rungs is not None):
             unseen = [at for at in rungs.at if at < loop.length and not loop.validates_after(at)]
             if loop.unit == rungs.by and unseen:
-                accepted = f"an interval that validates after {rungs.by} {unseen[0]}, a rung of its sweep"
+                accepted = f"an interval that validates after {rungs.by} {unseen[0]}, a rung of the sweep"
                 raise ConfigError("loop.val_interval", loop.val_interval, accepted)
 
     def before_train(self, runner: Runner) -> None:

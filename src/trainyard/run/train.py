@@ -259,8 +259,8 @@ def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
     if missing:
         what = {"logger": "logs values (hook.logger)", "checkpoint": "saves checkpoints (hook.checkpoint)"}
         log.warning(
-            "No hook %s. To add to the default hooks, start the option file with "
-            "`defaults: [default, _self_]`, or select both: hook=[default,…].",
+            "No hook %s. To keep the default hooks, start your option file of `hook` with "
+            "`defaults: [default, _self_]`, or select both options: hook=[default,…].",
             " and none ".join(what[name] for name in missing),
         )
 

@@ -38,10 +38,10 @@ def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
 
 
 @cache
-def _taken() -> frozenset[str]:
+def _taken() -> list[str]:
     from trainyard.runner.runner import Runner
 
-    return frozenset(Runner.__init__.__annotations__) - {"return"}
+    return [name for name in Runner.__init__.__annotations__ if name != "return"]
 
 
 def directory(given: object) -> Path | None:
@@ -65,7 +65,8 @@ def as_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in given:
         if _GROUPS.get(name, name) not in _taken():
-            raise ConfigError("Runner.from_cfg", name, "an argument of the Runner", options=_taken())
+            accepted = f"an argument of the Runner: {', '.join(_taken())}"
+            raise ConfigError("Runner.from_cfg", name, accepted, options=_taken())
     return {_GROUPS.get(key, key): value for key, value in given.items()}
 
 

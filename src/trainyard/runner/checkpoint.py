@@ -84,26 +84,29 @@ def load(path: Path) -> dict[str, Any]:
     state = read(path)
     if not isinstance(state, dict):
         raise DamagedCheckpointError(
-            f"{path}: a file written by torch.save, but not a checkpoint: it contains a {_kind(state)}"
+            f"{path} was written by torch.save, but is not a checkpoint: it contains an object of type {_kind(state)}"
         )
     version = state.get("version", VERSION)
     if version != VERSION or isinstance(version, bool):
         raise DamagedCheckpointError(
-            f"{path}: its format has version {version!r}, but this version of Trainyard reads version {VERSION}"
+            f"{path} has version {version!r} of the format, but this version of Trainyard reads version {VERSION}. "
+            "Use the version of Trainyard that saved the file"
         )
     missing = [name for name in _KINDS if name not in state]
     if missing and any(isinstance(value, torch.Tensor) for part in (state, *state.values()) for value in _values(part)):
         raise DamagedCheckpointError(
-            f"{path}: contains weights only, no training state. To start from them, use load_from={path}"
+            f"{path} contains weights only, no training state. To start from these weights, use load_from={path}"
         )
     if missing:
         raise DamagedCheckpointError(
-            f"{path}: a file written by torch.save, but not a checkpoint: it has no {missing[0]!r}"
+            f"{path} was written by torch.save, but is not a checkpoint: it has no {missing[0]!r}"
         )
     for name, kind in _KINDS.items():
         if not isinstance(state[name], kind) or isinstance(state[name], bool):
             wanted = "a mapping" if kind is dict else "an integer"
-            raise DamagedCheckpointError(f"{path}: its {name!r} is a {_kind(state[name])} instead of {wanted}")
+            raise DamagedCheckpointError(
+                f"{path} has an object of type {_kind(state[name])} as {name!r} instead of {wanted}"
+            )
     return state
 
 
@@ -130,19 +133,19 @@ def read(path: Path) -> Any:
 
             return sharded.load(path)
         if not stat.S_ISREG(mode):  # to open a pipe waits for a writer
-            raise DamagedCheckpointError(f"{path}: neither a file nor the folder of a sharded checkpoint")
+            raise DamagedCheckpointError(f"{path} is neither a file nor the folder of a sharded checkpoint")
         _verify(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         if not path.exists():
             raise
-        raise DamagedCheckpointError(f"{path}: not a complete checkpoint ({_said(error)})") from error
+        raise DamagedCheckpointError(f"{path} is not a complete checkpoint ({_said(error)})") from error
     except DamagedCheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        raise DamagedCheckpointError(f"{path}: contains objects other than tensors and plain values") from error
+        raise DamagedCheckpointError(f"{path} contains objects other than tensors and plain values") from error
     except Exception as error:  # bytes at random bring the readers of zip, pickle and tensors to raise anything
-        raise DamagedCheckpointError(f"{path}: not a complete checkpoint ({_said(error)})") from error
+        raise DamagedCheckpointError(f"{path} is not a complete checkpoint ({_said(error)})") from error
 
 
 def _verify(path: Path) -> None:
@@ -154,19 +157,19 @@ def _verify(path: Path) -> None:
     with path.open("rb") as file:
         first = file.read(1)
     if not first:
-        raise DamagedCheckpointError(f"{path}: the file is empty")
+        raise DamagedCheckpointError(f"{path} is empty")
     if first == pickle.PROTO:
         return
     whole = holds(path)
     if whole is False and not zipfile.is_zipfile(path):
-        raise DamagedCheckpointError(f"{path}: not a file written by torch.save, or truncated")
+        raise DamagedCheckpointError(f"{path} was not written by torch.save, or is truncated")
     if whole is False:
-        raise DamagedCheckpointError(f"{path}: its checksum does not match")
+        raise DamagedCheckpointError(f"{path} does not match its checksum")
     if whole is None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise DamagedCheckpointError(f"{path}: the checksum of {damaged} does not match")
+            raise DamagedCheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
 
 
 def _said(error: BaseException) -> str:
@@ -251,7 +254,9 @@ def newest(directory: Path, upto: str | None = None) -> tuple[Path, dict[str, An
     """
     last = directory / LAST
     if last.exists() and not last.is_file():
-        raise TrainyardError(f"{last} is not a file. Move it, because the list of checkpoints is written to this path.")
+        raise TrainyardError(
+            f"{last} is not a file. Move or delete it, because the list of checkpoints is written to this path."
+        )
     paths = list(_newest_first(directory))
     begin = 0 if upto is None else [path.name for path in paths].index(upto)
     for path in paths[begin:]:

@@ -51,8 +51,8 @@ def checked(key: str, loop: Any, kind: type) -> Any:
     needed = [*kind.__annotations__, *(name for name in vars(kind) if not name.startswith("_"))]
     missing = [name for name in needed if not hasattr(loop, name)]
     if missing:
-        accepted = f"an object with {', '.join(needed)} (docs/runner.md)"
-        raise ConfigError(key, type(loop).__name__, accepted, hint=f"This object has no {missing[0]}.")
+        accepted = f"an object with the attributes {', '.join(needed)} (docs/runner.md)"
+        raise ConfigError(key, type(loop).__name__, accepted, hint=f"This object has no attribute {missing[0]}.")
     return loop
 
 

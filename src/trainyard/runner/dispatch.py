@@ -200,6 +200,6 @@ class Dispatch:
                 raise ConfigError(
                     f"hook.{name}",
                     method,
-                    f"the name of a stage, for a method of {kind} (docs/hooks.md)",
+                    f"the name of a stage for each method of {kind} that starts with before_ or after_ (docs/hooks.md)",
                     options=self.stages,
                 )

@@ -107,7 +107,8 @@ class Env:
             torch.set_num_interop_threads(count)
         except RuntimeError:  # the threads are already running
             log.warning(
-                "env.interop_threads=%d has no effect in this process, which has %d: torch sets them only once.",
+                "env.interop_threads=%d has no effect: this process already uses %d interop threads, and torch can set "
+                "this number only once in a process.",
                 count,
                 torch.get_num_interop_threads(),
             )

@@ -70,7 +70,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
     try:
         tensors: dict[str, Any] = load(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise DamagedCheckpointError(f"{path}: not a complete safetensors file ({error})") from error
+        raise DamagedCheckpointError(f"{path} is not a complete safetensors file ({error})") from error
     return tensors
 
 
@@ -86,5 +86,5 @@ def _without_objects(path: Path, refusal: DamagedCheckpointError) -> Any:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # an object that is built in yet another way
         raise refusal from None
-    log.info("Skipped objects in %s: %s.", path, ", ".join(names))
+    log.info("Skipped objects in %s that are neither tensors nor plain values: %s.", path, ", ".join(names))
     return state

@@ -42,7 +42,8 @@ class Interactive(Parts):
         """
         name = type(hook).__name__ if name is None else name
         if name in self.dispatch.hooks:
-            raise ConfigError("name", name, f"a name that no other hook has: {', '.join(self.dispatch.hooks)}")
+            hint = f"The names in use are {', '.join(self.dispatch.hooks)}."
+            raise ConfigError("name", name, "a name that no other hook has", hint=hint)
         if at is not None:
             priority(at)
             hook.priority = at
@@ -99,7 +100,7 @@ class Interactive(Parts):
         finally:
             model.train(training)
         if not found:
-            raise ConfigError("loader", type(loader).__name__, "at least one batch")
+            raise ConfigError("loader", type(loader).__name__, "a loader with at least one batch")
         return joined(found)
 
     def _any_split(self: Any) -> str:
@@ -115,7 +116,7 @@ class Interactive(Parts):
         done, length = (self.epoch, loop.max_epochs(self)) if by_epoch else (self.iter, loop.max_iters(self))
         if self.iter and length is not None and done >= length and not loop.val_due:
             log.warning(
-                "Nothing to train: the run has finished, %s %d of %d. To train longer, set "
+                "Nothing to train: the run has finished (%s %d of %d). To train longer, set "
                 "runner.train_loop.length = %d.",
                 *(loop.unit, done, length, 2 * length),
             )

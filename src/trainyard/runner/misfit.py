@@ -270,7 +270,7 @@ def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigEr
 def _without_graph() -> TrainyardError:
     return TrainyardError(
         "model: the loss does not depend on a trained parameter. Either .detach(), .item(), .data, torch.no_grad(), "
-        "argmax or a conversion to NumPy removes the graph of the loss, or all its parameters are frozen "
+        "argmax or a conversion to NumPy removes the graph of the loss, or all parameters of the model are frozen "
         "(`freeze`, requires_grad)."
     )
 
@@ -285,7 +285,7 @@ def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
         hint = f"{whose}, but torch clips only dense gradients; {dense}."
         return ConfigError(key, parts.settings[key], "null, because the gradients are sparse", hint=hint)
     if not scene.stepping:
-        key = scene.part or "model"
+        key, whose = scene.part or "model", f"{whose[0].lower()}{whose[1:]}"
         return TrainyardError(
             f"{key}: {whose}, which a part of the step does not support; {dense}. torch says: {scene.text}."
         )

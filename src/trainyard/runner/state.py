@@ -160,7 +160,10 @@ def restore(member: Member, start: Start | None, *, weights_only: bool = False) 
     if member.work_dir is not None and start.path.resolve().parent != member.checkpoints:
         member.best = None  # its file is in another directory: the best is determined anew among the states saved here
     if state["seed"] != member.seed:
-        log.warning("The checkpoint was saved with seed %s, so the order of the data changes.", state["seed"])
+        log.warning(
+            "The checkpoint was saved with seed %s, but this run has seed %s, so the order of the data changes.",
+            *(state["seed"], member.seed),
+        )
     runner.call("after_load_checkpoint", checkpoint=state, member=member)
     with _of_this_training(start):
         if "eval_model" in state and member.eval_model is not member.model:

@@ -96,10 +96,10 @@ def read(path: Path) -> dict[str, Any]:
     for weights in (*found, state):
         if isinstance(weights, Mapping) and any(isinstance(value, Tensor) for value in weights.values()):
             return {str(name): value for name, value in weights.items()}
-    inside = f" but {', '.join(map(str, list(state)[:8]))}" if isinstance(state, dict) else ""
+    inside = f" (its entries: {', '.join(map(str, list(state)[:8]))})" if isinstance(state, dict) else ""
     raise checkpoint.DamagedCheckpointError(
-        f"{path}: the file contains no named tensors{inside}, and no {', '.join(PARTS[1:-1])} or {PARTS[-1]} "
-        "with named tensors"
+        f"{path} contains no named tensors{inside}. Expected named tensors in the file itself or in one of "
+        f"the entries {', '.join(PARTS[1:-1])} or {PARTS[-1]}"
     )
 
 

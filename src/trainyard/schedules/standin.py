@@ -71,7 +71,7 @@ def standin_of(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any],
         return StandIn(groups, defaults)
     if any(_place(group, param) is None for group in groups):
         found = [name for name in PARAMS if all(_place(group, name) is not None for group in groups)]
-        raise ConfigError("param", param, f"a number that this optimizer has: {', '.join(found)}")
+        raise ConfigError("param", param, f"a numeric hyperparameter of this optimizer: {', '.join(found)}")
     driven = []
     for group in groups:
         value = group[str(_place(group, param))]

@@ -93,7 +93,9 @@ class SeveralStep(Step):
             losses.append(of_turn["loss"])
             outputs |= {f"{name}/{key}": value for key, value in of_turn.items()}
         if not losses:
-            raise TrainyardError("train_steps(batch) yielded no loss.")
+            raise TrainyardError(
+                "train_steps(batch) must yield the losses of at least one optimizer; it yielded nothing."
+            )
         outputs["loss"] = sum(losses[1:], losses[0])
         return outputs
 

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from trainyard.application import StartedAs
-from trainyard.errors import TrainyardError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import override
 from trainyard.sweep.manifest import Manifest
 
@@ -34,12 +34,16 @@ def go_on(directory: Path, application: Path | None = None) -> int:
     """
     record = directory.resolve() / "multirun.yaml"
     if not record.is_file():
-        raise TrainyardError(f"{directory} is not the directory of a sweep: it has no multirun.yaml")
+        hint = "DIR is the hydra.sweep.dir of a sweep that has started."
+        raise ConfigError("DIR", str(directory), "the directory of a sweep, which has a multirun.yaml", hint=hint)
     directory = directory.resolve()
     hydra = OmegaConf.load(record).hydra
     started = _application(directory, application)
     if not Path(hydra.runtime.cwd).is_dir():
-        raise TrainyardError(f"the sweep was started in {hydra.runtime.cwd}, which does not exist")
+        raise TrainyardError(
+            f"The sweep was started in {hydra.runtime.cwd}, which does not exist. Restore this folder, because the "
+            "command of the sweep runs in it."
+        )
     command = [sys.executable, *started.command, *arguments(hydra)]
     return subprocess.run(
         [*command, override("hydra.sweep.dir", directory)], cwd=hydra.runtime.cwd, check=False
@@ -67,17 +71,20 @@ def _application(directory: Path, given: Path | None) -> StartedAs:
     recorded = Manifest.open(directory).application
     if given is not None:
         if not given.is_file():
-            raise TrainyardError(f"--app: {given} is not a file")
+            raise ConfigError("--app", str(given), "the path of the application's script, which must exist")
         own = StartedAs(str(given.resolve()))
         if recorded is None:
             return own
         recorded.check(own, directory)
         return recorded if Path(recorded.file).is_file() else own  # it may be a module
     if recorded is None:
-        raise TrainyardError(f"the manifest in {directory} names no application: pass the application with --app")
+        raise TrainyardError(
+            f"The manifest in {directory} names no application. Pass the application's script with --app."
+        )
     if not Path(recorded.file).is_file():
         raise TrainyardError(
-            f"{directory} contains a sweep of {recorded}, which does not exist: pass its new path with --app"
+            f"{directory} contains a sweep of {recorded}, which does not exist. Pass the new path of this "
+            "script with --app."
         )
     return recorded
 

@@ -42,11 +42,12 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
         directory: the sweep's directory.
 
     Raises:
-        TrainyardError: this process was not started with a file, or Slurm rejects the job.
+        TrainyardError: this process was not started from a script or a module, or Slurm rejects the job.
     """
     started = StartedAs.now()
     if started is None:
-        raise ConfigError("hydra.launcher.detach", True, "false in a process that was not started with a file")
+        accepted = "false, because Slurm can only run a sweep that was started from a script or a module"
+        raise ConfigError("hydra.launcher.detach", True, accepted)
     own = [shell_override("hydra.sweep.dir", directory), "hydra.launcher.detach=false"]
     given = [word for word in sys.argv[1:] if not word.startswith(("hydra.launcher.detach", "hydra.sweep.dir="))]
     command = " ".join([shlex.join([sys.executable, *started.command, *given]), *own])
@@ -112,7 +113,7 @@ def attach(directory: Path) -> None:
     left = _left(directory)
     if left:
         raise TrainyardError(
-            f"Slurm job {number}, which ran this sweep, has ended: {left}. To continue, run the same "
+            f"Slurm job {number}, which ran this sweep, has ended: {left}. To continue the sweep, run the same "
             f"command with {shell_override('hydra.sweep.dir', directory)}"
         )
 

@@ -139,7 +139,7 @@ def _axes(kept: Sequence[Override], zipped: Sequence[Sequence[str]], rows: Seque
             before = axis_of[number]
             if len(before) != len(own):
                 counts = {key_of(each): len(_values(each)) for each in kept}
-                told = ", ".join(f"{name} has {counts[name]}" for name in zipped[number] if name in counts)
+                told = ", ".join(f"{name} has {counts[name]} values" for name in zipped[number] if name in counts)
                 raise ConfigError(ZIP, list(zipped[number]), "keys with the same number of values", hint=f"{told}.")
             for one, other in zip(before, own, strict=True):
                 one.update(other)
@@ -163,11 +163,12 @@ def _check_zip(zipped: Sequence[Sequence[str]], blocks: Sequence[Sequence[Overri
             here = [key for key in keys if key in block]
             if here and len(here) < len(keys):
                 missing = ", ".join(key for key in keys if key not in block)
-                hint = f"Block {number} of {BLOCKS} lists only values of {', '.join(here)}."
+                hint = f"Block {number} of {BLOCKS} lists several values only for {', '.join(here)}."
                 raise ConfigError(ZIP, list(keys), f"keys that all have several values, including {missing}", hint=hint)
             twice = next((key for key in keys if block.count(key) > 1), None)
             if twice is not None:
-                raise ConfigError(ZIP, twice, "a key whose values are listed in one override")
+                hint = f"{twice} has several overrides with several values each."
+                raise ConfigError(ZIP, twice, "a key whose values are listed in one override", hint=hint)
 
 
 def _check_columns(rows: JobFile, given: Mapping[str, Override]) -> None:

@@ -273,7 +273,7 @@ class Head(Loop):
         self.apply(report)
         wish = self._proposer.judge(num, at, report.value)
         if wish is not None:
-            self.ask_for(num, wish, f"at {at}")
+            self.ask_for(num, wish, f"at rung {at}")
 
     # -- stacks that jobs join and leave -------------------------------------------------------------------------------
 

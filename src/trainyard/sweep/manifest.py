@@ -202,7 +202,10 @@ class Manifest:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(fd)
-            raise TrainyardError(f"{self.path.parent}: another process is running this sweep.") from error
+            raise TrainyardError(
+                f"{self.path.parent}: another process is running this sweep. Wait until that process ends, or use "
+                "another hydra.sweep.dir."
+            ) from error
         except OSError:
             pass  # a file system without locks cannot exclude other processes
         try:

@@ -242,7 +242,7 @@ class SweepPlan:
         for title, jobs, told in shown:
             lines += ([f"  {title}"] if title else []) + self._lines(jobs, each, "    " if title else "  ", told)
         if len(sections) > len(shown):
-            lines.append(f"  … and {len(sections) - len(shown)} more stacks")
+            lines.append(f"  … and {len(sections) - len(shown)} more")
         return "\n".join(lines)
 
     def _estimate(self) -> list[str]:
@@ -253,7 +253,7 @@ class SweepPlan:
         slots = max(1, len(self.slots))
         if known and left:
             seconds = sum(known) / len(known) * sum(job.slots for job in left) / slots
-            told.append(f"{duration(seconds)}, estimated from the {len(known)} finished jobs")
+            told.append(f"{duration(seconds)}, estimated from {len(known)} finished job{'s' * (len(known) > 1)}")
         elif left and all(job.num in self.seconds for job in left):
             seconds = sum(self.seconds[job.num] for job in left) / min(slots, len(left))
             told.append(f"{duration(seconds)} of training (measured, without validation)")

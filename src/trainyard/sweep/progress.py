@@ -140,12 +140,14 @@ class SweepProgress:
         """Show that a job continues from another one, and the differences because of which both cannot share a
         stack."""
         self._jobs[job.num] = job
-        why = f" (not in a stack with #{source.num}: it differs in {apart})" if apart else ""
-        print(f"inherits #{job.num} from #{source.num} at {at}: {self.plan.name(job)}{why}", flush=True)
+        why = f" (not in a stack with #{source.num}, because the two differ in {apart})" if apart else ""
+        print(f"inherits #{job.num} from #{source.num} at rung {at}: {self.plan.name(job)}{why}", flush=True)
 
     def kept(self, job: Job, why: str) -> None:
         """Show that a job continues from its own checkpoint, because it cannot continue from another job."""
-        print(f"keeps    #{job.num}, because it cannot continue from another job: {why}", flush=True)
+        print(
+            f"keeps    #{job.num} at its own checkpoint, because it cannot continue from another job: {why}", flush=True
+        )
 
     def pruned(self, job: Job, at: int, value: float | None) -> None:
         """Show that a job will not continue.
@@ -158,7 +160,7 @@ class SweepProgress:
         self._ended += 1
         self._pruned += 1
         self._paused.discard(job.num)
-        reported = "" if value is None else f"  {value:.4f} at {at}"
+        reported = "" if value is None else f"  {value:.4f} at rung {at}"
         print(f"pruned   #{job.num} {self.plan.name(job)}{reported}", flush=True)
 
     def commanded(self, command: str, told: str) -> None:

@@ -30,7 +30,7 @@ def of_pruned(event: Ended | Paused, last: Last) -> Ended | Paused:
     if not isinstance(event, Ended) or event.state != "pruned":
         return event
     at, value = last.get(event.num, (0, None))
-    return replace(event, objective=value, error=event.error or f"pruned at {at}")
+    return replace(event, objective=value, error=event.error or f"pruned at rung {at}")
 
 
 def fulfilled(wishes: Mapping[int, Wish], last: Last, why: str) -> list[Ended | Paused]:

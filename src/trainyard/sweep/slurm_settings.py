@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainyard.checks import integer, number
+from trainyard.checks import integer, is_integer, number
+from trainyard.errors import ConfigError
 from trainyard.sweep.agent_settings import AgentSettings, tell
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.shipping.files import HeadFiles
@@ -47,7 +48,10 @@ class SlurmSettings(AgentSettings):
         if self.mem_gb is not None:
             number("mem_gb", self.mem_gb, above=0, unit="GB", other="null")
         # Slurm may send the signal up to a minute earlier.
-        integer("signal_delay_s", self.signal_delay_s, at_least=1, at_most=60 * (self.timeout_min - 1))
+        most = 60 * (self.timeout_min - 1)
+        if not is_integer(self.signal_delay_s, at_least=1, at_most=most):
+            accepted = f"an integer from 1 to {most}, which is a minute less than timeout_min={self.timeout_min}"
+            raise ConfigError("signal_delay_s", self.signal_delay_s, accepted)
 
     @property
     def resources(self) -> Resources:

@@ -92,7 +92,8 @@ def summary_tags(
     elif best is not None:
         name = f"#{best.num}" if ids[best.num] is None else f"[#{best.num}](run:{ids[best.num]})"
         varied = ", ".join(f"`{key}={value}`" for key, value in best.overrides.items())
-        lines[:0] = [f"**Best: {name}**, {objective or 'objective'} {number(best.objective)}, with {varied}", ""]
+        given = f", with {varied}" if varied else ""
+        lines[:0] = [f"**Best: {name}**, {objective or 'objective'} {number(best.objective)}{given}", ""]
     if keys or objective:
         heads = ["front" if front else "rank", "job", *keys, *measured, "state"]
         lines += [_row(heads), _row(["---"] * len(heads))]

@@ -386,7 +386,10 @@ def _lock(fd: int, path: Path) -> None:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise TrainyardError(f"{path.parent}: another process is training in this directory.") from error
+            raise TrainyardError(
+                f"{path.parent}: another process is training in this directory. Wait until that process ends, or use "
+                "another directory (hydra.run.dir, or work_dir of the Runner)."
+            ) from error
         # Some network file systems have no locks; the journal works without them.
 
 

@@ -129,7 +129,7 @@ class ScalarBuffer:
         try:
             self.flush()
         except Exception as error:
-            log.warning("The last %d points of the training could not be written to the journal: %s", count, error)
+            log.warning("The last points of the training (%d) could not be written to the journal: %s", count, error)
 
     @cached_property
     def _writer(self) -> ThreadPoolExecutor:

@@ -29,6 +29,7 @@ _TAIL = 1024  # bytes
 EXIT_STATUS = (0, 3, 4)
 """Exit codes of the shipper: all is shipped, something is not shipped, or MLflow did not respond in time; any other
 code is a crash."""
+_AGAIN = f"{journal.FILE} was truncated or replaced after the upload. All records are uploaded again."
 
 
 @dataclass
@@ -76,8 +77,7 @@ class Shipped:
         """Start over if the journal is not the one that was shipped; return whether it is the same."""
         if self.offset == 0 or checksum_before(path, self.offset) == self.tail:
             return True
-        note = f"{journal.FILE} was truncated or replaced after the upload. All records are uploaded again."
-        self.offset, self.uploads, self.notes = 0, {}, [*self.notes, note]
+        self.offset, self.uploads, self.notes = 0, {}, [*self.notes, _AGAIN]
         return False
 
     def shipped_to(self, path: Path, offset: int) -> None:
@@ -198,12 +198,12 @@ class RunShipment:
         return server and f"{server}/#/experiments/{self.experiment_id}/runs?{TRAINING}"
 
     def __str__(self) -> str:
-        text = f"{self.name} ({self.work_dir}): {self.shipped} records uploaded"
+        text = f"{self.name} ({self.work_dir}): {_records(self.shipped)} uploaded"
         if self.unshipped:
             text += f", {self.unshipped} not uploaded"
         if self.error:
             text += f". {self.error}"
-        return "\n  ".join([text, *(f"left out: {note}" for note in self.notes), *self.renamed])
+        return "\n  ".join([text, *(_line("left out", note) for note in self.notes), *self.renamed])
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class Shipment:
             return f"run {own.name!r}; {own.where}{self._then}"
         there = sum(run.complete for run in others)
         count = f"{there} of {len(others)}" if there < len(others) else str(there)
-        return f"{count} runs below {own.name!r}; {own.where}{self._then}"
+        return f"{count} run{'s' * (len(others) != 1)} below {own.name!r}; {own.where}{self._then}"
 
     @property
     def _then(self) -> str:
@@ -242,7 +242,7 @@ class Shipment:
         return f"\n        all runs: {page}" if page else ""
 
     def __str__(self) -> str:
-        lines = [f"{run.name}: not uploaded to MLflow: {note}" for run in self.runs for note in run.notes]
+        lines = [f"{run.name}: {_line('not uploaded to MLflow', note)}" for run in self.runs for note in run.notes]
         lines += dict.fromkeys(f"MLflow: {text}" for run in self.runs for text in run.renamed)  # once for a sweep
         missing = [run for run in self.runs if not run.complete]
         if not missing:
@@ -252,7 +252,8 @@ class Shipment:
         folders = [str(run.work_dir) for run in missing]
         reason = self.error or next((run.error for run in missing if run.error), None)
         lines.append(
-            f"{records} records of {what} are not in MLflow ({missing[0].uri}) yet." + (f" {reason}" if reason else "")
+            f"{_records(records)} of {what} {'is' if records == 1 else 'are'} not in MLflow ({missing[0].uri}) yet."
+            + (f" {reason}" if reason else "")
         )
         if self.running:
             lines.append("The records are being uploaded in the background.")
@@ -261,6 +262,15 @@ class Shipment:
             + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
         )
         return "\n".join(lines)
+
+
+def _records(count: int) -> str:
+    return f"{count} record{'s' * (count != 1)}"
+
+
+def _line(what: str, note: str) -> str:
+    """Return a note for users; all notes except one name records that were skipped."""
+    return note if note == _AGAIN else f"{what}: {note}"
 
 
 def run_page(work_dir: Path, uri: str) -> str:

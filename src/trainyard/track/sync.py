@@ -88,7 +88,10 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
         else:
             new = after.shipped - before.shipped
             print(
-                f"{after}\n  {new} of these records were uploaded now" if new else f"{after}\n  no new records", end=""
+                f"{after}\n  {new} of these records {'was' if new == 1 else 'were'} uploaded now"
+                if new
+                else f"{after}\n  no new records",
+                end="",
             )
             print(f"; {after.where}" if after.run_id else "")
             complete &= after.complete

@@ -361,7 +361,11 @@ class MLflowTracker(Tracker):
         elif error is None and crashed and not complete:
             self._output.seek(0)
             said = self._output.read().decode(errors="replace").strip().splitlines()
-            error = f"The shipper ended early: {redact(said[-1])}" if said else f"The shipper ended early; see {LOG}."
+            error = (
+                f"The shipper ended early: {redact(said[-1])}"
+                if said
+                else f"The shipper ended early. See {LOG} in the directory of the run."
+            )
         return Shipment(tuple(runs), running, error)
 
 

@@ -16,16 +16,16 @@ def copies(tensorboard: object, wandb: object) -> list[str]:
     """
     found = []
     if boolean("tensorboard", tensorboard):
-        _check("tensorboard", tensorboard)
+        _check("tensorboard", tensorboard, "false")
         found.append("tensorboard")
     if wandb is not None:
         choice("wandb", wandb, ("offline",), other="null")
-        _check("wandb", wandb)
+        _check("wandb", wandb, "null")
         found.append(f"wandb={wandb}")
     return found
 
 
-def _check(name: str, given: object) -> None:
+def _check(name: str, given: object, off: str) -> None:
     if find_spec(name) is None:
-        hint = f"Install it with: pip install 'trainyard[{name}]'"
-        raise ConfigError(name, given, f"{name}, which is not installed", hint=hint)
+        hint = f"To install the package: pip install 'trainyard[{name}]'"
+        raise ConfigError(name, given, f"{off}, because the package {name} is not installed", hint=hint)

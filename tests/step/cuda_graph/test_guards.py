@@ -23,7 +23,7 @@ def test_a_number_in_a_tensor_on_the_cpu_is_guarded() -> None:
     module.scale = torch.tensor(4.0)
     assert guards.changed() == "head.scale"
     del module.scale
-    assert guards.changed() == "what the model consists of"
+    assert guards.changed() == "the set of attributes and tensors of the model"
 
 
 def test_a_number_on_the_device_of_the_graph_may_change() -> None:

@@ -219,7 +219,7 @@ def test_a_head_waits_for_the_agents_of_the_one_before(tmp_path: Path) -> None:
         first._transport = None
         with an_executor(tmp_path, 1) as (_, _, told):
             assert (tmp_path / "asked0").exists()
-            assert told[0] == "Waiting for 1 agents of the previous head to end."
+            assert told[0] == "Waiting for 1 agent of the previous head to end."
         pool.close()
 
 

@@ -449,7 +449,7 @@ def test_diverged_jobs_do_not_flatten_the_rest(tmp_path: Path) -> None:
         row(12, {"lr": "13"}, 1e9)
     ]
     page = page_of(rows, tmp_path, "minimize")
-    assert any("Of the finished jobs, 1 have" in words for words in page.words)
+    assert any("Number of finished jobs whose objective" in words and "the others: 1." in words for words in page.words)
     heights = {str(attributes["cy"]) for name, attributes in page.tags if name == "circle"}
     assert len(heights) == 12
 
@@ -467,7 +467,7 @@ def test_page_of_256_jobs(tmp_path: Path) -> None:
 def test_learning_curves_show_the_rungs_and_where_jobs_were_pruned(tmp_path: Path) -> None:
     rows = [
         JobRow(0, {"x": "1"}, "done", 0.9, 1.0, tmp_path / "0"),
-        JobRow(1, {"x": "2"}, "pruned", 0.4, 1.0, tmp_path / "1", "pruned at 1"),
+        JobRow(1, {"x": "2"}, "pruned", 0.4, 1.0, tmp_path / "1", "pruned at rung 1"),
     ]
     for row, epochs in zip(rows, (9, 1), strict=True):
         row.directory.mkdir()
@@ -482,7 +482,7 @@ def test_learning_curves_show_the_rungs_and_where_jobs_were_pruned(tmp_path: Pat
     page = html.write(rows, tmp_path, **same, searched=True).read_text()
     chart = page.partition("Learning curves of val/accuracy")[2].partition("</svg>")[0]
     assert chart.count('class="rung"') == 2
-    assert "pruned at 1</title></circle>" in chart
+    assert "pruned at rung 1</title></circle>" in chart
     assert "Dotted lines: rungs" in page
     for row in rows:
         lines = (row.directory / "metrics.jsonl").read_text().splitlines(keepends=True)

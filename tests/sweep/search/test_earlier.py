@@ -54,7 +54,7 @@ def test_a_warm_start_tells_the_sampler_of_the_jobs_that_have_its_parameters(
         ({"optim.lr": 0.01, "model.hidden": "[32]"}, 2.0),
     ]
     assert capsys.readouterr().out.splitlines() == [
-        f"Warm start from {earlier}: 2 of 8 jobs are used.",
+        f"The warm start from {earlier} uses 2 of 8 jobs.",
         "  skipped #2, #7: the value of optim.lr is outside the range of this search",
         "  skipped #3: the value of model.hidden is outside the range of this search",
         "  skipped #4: no parameter model.hidden",
@@ -75,7 +75,7 @@ def test_a_search_that_is_continued_keeps_what_it_has_begun_with(
     Manifest.open(earlier).log(Proposed(8, ("optim.lr=0.05", "model.hidden=[16]")), Ended(8, "done", 1.0, 0.2))
     capsys.readouterr()
     again = settings_of(config, warm_start=str(earlier)).proposer(LINES, loader, config)
-    assert capsys.readouterr().out == f"Warm start: the 2 trials from {earlier} with which this search started.\n"
+    assert capsys.readouterr().out == f"The warm start from {earlier} uses the same 2 trials as before.\n"
     Manifest.open(earlier / "own").check_proposer(again.identity)
     assert again.ask(1) == first.ask(1)
     config.hydra.sweep.dir = str(earlier / "other")
@@ -164,7 +164,7 @@ def test_a_warm_start_takes_the_runs_of_mlflow_that_have_its_parameters(
     lines = ["optim.lr=tag(log,interval(1e-4,1e-1))", "model.hidden=[16],[16,32]"]
     found = settings_of(config, warm_start="past").proposer(lines, loader, config)
     assert capsys.readouterr().out.splitlines() == [
-        f"Warm start from the experiment past in {store}: 2 of 7 runs are used.",
+        f"The warm start from the experiment past in {store} uses 2 of 7 runs.",
         "  skipped far: the value of optim.lr is outside the range of this search",
         "  skipped other: no parameter model.hidden",
         "  skipped killed: killed",

@@ -110,5 +110,5 @@ def test_a_search_without_rungs_cannot_learn_from_one(hydra: Any, settings_of: A
     with pytest.raises(ConfigError) as error:
         settings_of(config, learn_from="rung")
     assert str(error.value).startswith(
-        "hydra.sweeper.learn_from: 'rung' is invalid. Expected all. 'rung' needs the sampler tpe"
+        "hydra.sweeper.learn_from: 'rung' is invalid. Expected auto or all. 'rung' needs the sampler tpe"
     )

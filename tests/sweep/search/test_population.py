@@ -123,12 +123,14 @@ def test_a_value_stays_in_its_range_and_type(space: Space, value: float, seed: i
         ({"interval": 3}, {"val_interval": 2}, "hydra.sweeper.interval: 3 is invalid. Expected a multiple of"),
         ({"interval": 9}, {}, "hydra.sweeper.interval: 9 is invalid. Expected less than loop.max_epochs=9"),
         ({"quantile": 0.6}, {}, "hydra.sweeper.quantile: 0.6 is invalid. Expected a fraction of the population"),
+        ({"quantile": "half"}, {}, "hydra.sweeper.quantile: 'half' is invalid. Expected a fraction of the population"),
         ({"factors": [1.1, 1.2]}, {}, "hydra.sweeper.factors: .* is invalid. Expected two numbers above 0"),
+        ({"factors": ["0,8", 1.25]}, {}, "hydra.sweeper.factors: .* is invalid. Expected two numbers above 0"),
         ({"explore": {"optim.lr": "shuffle"}}, {}, "hydra.sweeper.explore.optim.lr: 'shuffle' is invalid"),
         (
             {"size": 8},
             {},
-            "hydra.sweeper.size: .size. is invalid. Expected a setting of hydra/sweeper=pbt: pop",
+            "hydra.sweeper: .size. is invalid. Expected a setting of hydra/sweeper=pbt: pop",
         ),
     ],
 )

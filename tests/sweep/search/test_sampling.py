@@ -128,7 +128,7 @@ def test_a_key_whose_condition_does_not_hold_is_not_asked_for(hydra: Any) -> Non
         ({"target": "low"}, "hydra.sweeper.target: 'low' is invalid. Expected a number, or null for none."),
         ({"order": "jobs"}, "hydra.sweeper.order: 'jobs' is invalid. Expected one of any, job. Did you mean 'job'?"),
         ({"direction": "max"}, "hydra.sweeper.direction: 'max' is invalid. Expected one of minimize, maximize."),
-        ({"n_trial": 5}, "hydra.sweeper.n_trial: 'n_trial' is invalid. Expected a setting of hydra/sweeper=search"),
+        ({"n_trial": 5}, "hydra.sweeper: 'n_trial' is invalid. Expected a setting of hydra/sweeper=search"),
         ({"params": ["optim.lr=1"]}, "hydra.sweeper.params: ['optim.lr=1'] is invalid. Expected a mapping"),
         (
             {"params": {"optim": {"lr": "interval(0,1)"}}},

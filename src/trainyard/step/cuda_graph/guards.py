@@ -57,7 +57,7 @@ class ModuleGuards:
         try:
             found = self._read()
         except (KeyError, AttributeError):  # an attribute is missing, a buffer is None
-            return "what the model consists of"
+            return "the set of attributes and tensors of the model"
         if found == self._taken:
             return None
         return next(name for name, a, b in zip(self._names, found, self._taken, strict=True) if a != b)

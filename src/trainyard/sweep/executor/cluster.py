@@ -160,7 +160,7 @@ class ClusterExecutor(Executor):
             for name in before:
                 self._files.forget_agent(name)
         elif before:
-            self._tell(f"Waiting for {len(before)} agents of the previous head to end.")
+            self._tell(f"Waiting for {len(before)} agent{'s' * (len(before) > 1)} of the previous head to end.")
             outlive(self._files, before, self._settings.patience)
 
     @property
@@ -336,7 +336,7 @@ class ClusterExecutor(Executor):
             case ["failed", "torch", error]:
                 raise ExecutorError(f"{agent.node}: {error}")
             case ["failed", module, error]:
-                hint = f"{agent.node}: {error}"
+                hint = f"On {agent.node}: {error.rstrip('.')}."
                 raise ConfigError("preload", module, "modules that can be imported before CUDA is used", hint=hint)
             case [kind, worker, *rest]:
                 if (agent.name, worker) in self._workers:

@@ -83,7 +83,10 @@ class HeadLease:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-        return TrainyardError(f"{self._directory}: another process is running this sweep.")
+        return TrainyardError(
+            f"{self._directory}: another process is running this sweep. Wait until that process ends, or use another "
+            "hydra.sweep.dir."
+        )
 
     def _seen(self) -> str | None:
         with suppress(OSError):

@@ -165,7 +165,9 @@ class LocalExecutor(Executor):
             case ["ended", worker, status, peak, killed]:
                 self._ended(worker, f"its process {in_words(status)} before it returned a result", status, peak, killed)
             case ["failed", module, error]:
-                raise ConfigError("preload", module, "modules that can be imported before CUDA is used", hint=error)
+                raise ConfigError(
+                    "preload", module, "modules that can be imported before CUDA is used", hint=f"{error.rstrip('.')}."
+                )
 
     def _restart_agent(self) -> None:
         """Restart the agent after it and all workers were killed; each task has lost an attempt."""

@@ -211,7 +211,8 @@ class RayPool(Pool):
         elif time.monotonic() - self._waits_since > _SLOW:
             self._told_waiting = True
             what = _in_words(self._request.amounts)
-            self._tell(f"{waiting} of {len(self._places)} agents wait for a free or additional node with {what}.")
+            agents = f"{waiting} of {len(self._places)} agents {'waits' if waiting == 1 else 'wait'}"
+            self._tell(f"{agents} for a free or additional node with {what}.")
 
     def _send(self, *message: Any) -> None:
         assert self._process is not None

@@ -171,7 +171,7 @@ class RemoteAgent:
 
     def _lose_head(self, why: str) -> None:
         self._lost = True
-        print(f"{why}: this agent exits.", flush=True)
+        print(f"This agent exits: {why}.", flush=True)
         self._kill_at = time.monotonic() + self._grace
         self._leave(why)
 

@@ -62,7 +62,7 @@ def find_slots(
     if jobs_per_gpu != "auto":
         integer("jobs_per_gpu", jobs_per_gpu, at_least=1, other="auto")
     if threads_per_job != "auto":
-        other = f"auto, because {len(cores)} cores are available"
+        other = f"auto (this process may use {len(cores)} cores)"
         integer("threads_per_job", threads_per_job, at_least=1, at_most=len(cores), other=other)
     if max_jobs is not None:
         integer("max_jobs", max_jobs, at_least=1, other="null")
@@ -126,5 +126,6 @@ def _device(slot: Slot, base: Mapping[str, str]) -> str:
         return number
     names = [name.strip() for name in base["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
     if int(number) >= len(names):
-        raise ConfigError("slots", slot.device, f"devices that CUDA_VISIBLE_DEVICES ({','.join(names)}) lists")
+        accepted = f"an index below {len(names)}, the number of devices in CUDA_VISIBLE_DEVICES={','.join(names)}"
+        raise ConfigError("slots", slot.device, accepted)
     return names[int(number)]

@@ -164,7 +164,7 @@ class SlurmPool(Pool):
             working = [job.place for job in jobs if job.state != "PENDING"]
             now = time.monotonic()
             if asked_at is None:
-                self._tell(f"Waiting for {len(jobs)} agents of the previous head to end.")
+                self._tell(f"Waiting for {len(jobs)} agent{'s' * (len(jobs) > 1)} of the previous head to end.")
                 slurm_commands.cancel(working, "--signal=TERM")  # they end at a checkpoint
                 asked_at = now
             elif now - asked_at > _ENDING and not killed:

@@ -95,7 +95,10 @@ class Earlier:
         begun = Manifest.open(Path(str(config.hydra.sweep.dir)).absolute()).proposer or {}
         if begun.get(FROM) == str(given):  # there may be more by now
             trials = [(values, value) for values, value in begun["warm_start"]]
-            return cls(trials, [f"Warm start: the {len(trials)} trials from {given} with which this search started."])
+            return cls(
+                trials,
+                [f"The warm start from {given} uses the same {len(trials)} trial{'s' * (len(trials) > 1)} as before."],
+            )
         path = Path(str(given)).expanduser()
         if (path / FILE).is_file():
             return cls._of_sweep(path, space, goals)
@@ -130,7 +133,7 @@ class Earlier:
             else:
                 taken.append((values, value))
         count = len(taken) + sum(map(len, left.values()))
-        told = [f"Warm start from {title}: {len(taken)} of {count} runs are used."]
+        told = [f"The warm start from {title} uses {len(taken)} of {count} run{'s' * (count != 1)}."]
         return cls(taken, [*told, *(f"  skipped {_listed(names)}: {why}" for why, names in left.items())])
 
     @classmethod
@@ -146,7 +149,8 @@ class Earlier:
                 left.setdefault(why, []).append(num)
             else:
                 taken.append((values, objective))
-        told = [f"Warm start from {path}: {len(taken)} of {len(taken) + sum(map(len, left.values()))} jobs are used."]
+        count = len(taken) + sum(map(len, left.values()))
+        told = [f"The warm start from {path} uses {len(taken)} of {count} job{'s' * (count != 1)}."]
         told += [f"  skipped {', '.join(f'#{num}' for num in nums)}: {why}" for why, nums in left.items()]
         return cls(taken, told)
 

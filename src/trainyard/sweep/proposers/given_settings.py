@@ -38,7 +38,7 @@ def given_settings(
             raise ConfigError(f"{SWEEPER}.{key}", value, "null", hint=elsewhere[key])
         if key not in known and key not in elsewhere:
             accepted = f"a setting of hydra/sweeper={option}: {', '.join(known)}"
-            raise ConfigError(f"{SWEEPER}.{key}", key, accepted, options=known)
+            raise ConfigError(SWEEPER, key, accepted, options=known)
     return values
 
 

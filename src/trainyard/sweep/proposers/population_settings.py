@@ -10,7 +10,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from trainyard.checks import choice, integer, number, seed_number
+from trainyard.checks import choice, integer, is_number, seed_number
 from trainyard.errors import ConfigError
 from trainyard.sweep.grid_settings import text_of
 from trainyard.sweep.proposers.given_settings import SEED, SWEEPER, first_seed, given_settings, mapping_of, params_of
@@ -159,17 +159,16 @@ def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal
 
 
 def _quantile(value: Any) -> float:
-    found = number(f"{SWEEPER}.quantile", value, at_least=0)
-    if not 0 < found <= 0.5:
+    if not is_number(value, above=0, at_most=0.5):
         raise ConfigError(f"{SWEEPER}.quantile", value, "a fraction of the population, above 0 and at most 0.5")
-    return found
+    return float(value)
 
 
 def _factors(value: Any) -> tuple[float, float]:
     key, accepted = f"{SWEEPER}.factors", "two numbers above 0, one below 1 and one above: [0.8, 1.25]"
-    if not isinstance(value, list | tuple) or len(value) != 2:
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(is_number, value)):
         raise ConfigError(key, value, accepted)
-    low, high = sorted(number(key, each, at_least=0) for each in value)
+    low, high = sorted(map(float, value))
     if not 0 < low < 1 < high:
         raise ConfigError(key, value, accepted)
     return low, high

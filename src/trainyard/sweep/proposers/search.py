@@ -294,7 +294,7 @@ class SearchProposer(Proposer):
             total = self._limits.n_trials
             coming = math.inf if total is None else total - self._configurations + self._running
             left = [trial for trial in self._pruner.hopeless(coming) if trial.state == "paused"]
-        return [Prune(trial.num, f"pruned at {max(trial.reports)}") for trial in left]
+        return [Prune(trial.num, f"pruned at rung {max(trial.reports)}") for trial in left]
 
     def _go_on(self, nums: Sequence[int], rungs: Rungs | None, is_decision: bool) -> None:
         """Record that paused jobs continue: by a decision of the search, or because a user has resumed them."""

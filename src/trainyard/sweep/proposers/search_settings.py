@@ -276,7 +276,7 @@ def _learn_from(
     )
     if given == "rung" and not can_be:
         hint = "'rung' needs the sampler tpe, the pruner asha or hyperband, and one objective without constraints."
-        raise ConfigError(f"{SWEEPER}.learn_from", given, "all", hint=hint)
+        raise ConfigError(f"{SWEEPER}.learn_from", given, "auto or all", hint=hint)
     return "rung" if can_be and given != "all" else "all"
 
 

@@ -93,7 +93,7 @@ class Space:
                 "hydra/sweeper",
                 "search",
                 "overrides with a range to search, such as optim.lr=tag(log,interval(1e-5,1e-1)), or "
-                "hydra.sweeper.params",
+                "ranges in hydra.sweeper.params",
                 hint="No override has a range.",
             )
         fixed = [each for each in self._lines if isinstance(each, str)]

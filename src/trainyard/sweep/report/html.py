@@ -184,8 +184,8 @@ class _Page:
             )
         if far:
             yield (
-                f'\n<p class="note">Of the {what}, {far} have an objective that is more than {FAR} '
-                "interquartile ranges away from the others. The charts show these values at the edge.</p>"
+                f'\n<p class="note">Number of {what} whose objective is more than {FAR} interquartile ranges away from '
+                f"the others: {far}. The charts show these values at the edge.</p>"
             )
         if len(self.ranking) > SHOWN:
             yield (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainyard.errors import ConfigError
+from trainyard.errors import TrainyardError
 from trainyard.sweep.executor.shipping import code
 from trainyard.sweep.executor.shipping.code import code_folders, pack
 
@@ -64,5 +64,5 @@ def test_the_same_code_makes_the_same_archive(tmp_path: Path) -> None:
 
 def test_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "LIMIT", 10)
-    with pytest.raises(ConfigError, match="has more than 0 MiB of files that git does not ignore"):
+    with pytest.raises(TrainyardError, match="has more than 0 MiB of files that git does not ignore"):
         pack([str(project(tmp_path / "project"))], tmp_path / "code.zip")

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from trainyard.errors import ConfigError
+from trainyard.errors import TrainyardError
 
 LIMIT = 200 << 20
 """Maximum number of bytes of code, before it is packed."""
@@ -43,7 +43,7 @@ def pack(folders: Sequence[str], archive: Path, without: Iterable[Path] = ()) ->
         without: folders to omit.
 
     Raises:
-        ConfigError: there is too much code.
+        TrainyardError: there is too much code.
     """
     left_out, total = [each.absolute() for each in without], 0
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
@@ -54,9 +54,10 @@ def pack(folders: Sequence[str], archive: Path, without: Iterable[Path] = ()) ->
                     continue
                 total += path.stat().st_size
                 if total > LIMIT:
-                    hint = f"{folder} has more than {LIMIT >> 20} MiB of files that git does not ignore."
-                    accepted = "a folder with at most this much code; put data elsewhere"
-                    raise ConfigError("storage", "the code", accepted, hint=hint)
+                    raise TrainyardError(
+                        f"{folder} has more than {LIMIT >> 20} MiB of files that git does not ignore, so the code "
+                        "cannot be sent to the nodes. Move data out of this folder, or add the data to .gitignore."
+                    )
                 member = zipfile.ZipInfo(f"{index}/{path.relative_to(folder)}", _LONG_AGO)
                 member.external_attr = (path.stat().st_mode & 0o777) << 16
                 file.writestr(member, path.read_bytes(), zipfile.ZIP_DEFLATED)
