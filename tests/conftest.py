@@ -60,6 +60,7 @@ def _logging_of_before() -> Iterator[None]:
     root = logging.getLogger()
     loggers = [root, *map(logging.getLogger, ("trainyard", "hydra"))]
     before = [(each, each.level, each.disabled, each.propagate, each.handlers[:]) for each in loggers]
+    filters = [(handler, handler.filters[:]) for handler in root.handlers]  # pytest's serve all tests
     threshold = root.manager.disable
     yield
     for name, logger in root.manager.loggerDict.items():  # Hydra's default logging disables existing ones
@@ -69,6 +70,8 @@ def _logging_of_before() -> Iterator[None]:
     for each, level, disabled, propagate, handlers in before:
         each.setLevel(level)
         each.disabled, each.propagate, each.handlers[:] = disabled, propagate, handlers
+    for handler, own in filters:
+        handler.filters[:] = own
 
 
 @pytest.fixture

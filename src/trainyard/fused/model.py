@@ -158,12 +158,18 @@ class StackedModel(nn.Module):
         self._hold_lane()
         self._point(range(self.size))
 
-    def vacate(self, k: int) -> nn.Module:
+    def vacate(self, k: int, *, keeps: bool = True) -> nn.Module:
         """Free a lane: return its model, which keeps its values as separate tensors.
 
         A copy occupies the row until `put` gives the lane to another model.
+
+        Args:
+            k: the lane.
+            keeps: whether the model is still needed; otherwise it occupies the row itself.
         """
         model = self.models[k]
+        if not keeps:
+            return model
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
         self.models[k] = copy.deepcopy(model)

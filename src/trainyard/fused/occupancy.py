@@ -82,9 +82,10 @@ class Occupancy:
         left = [runner.members[k] for k in leaving]
         for k in leaving:
             member = runner.members[k]
-            evaluated = runner.stack.vacate(k)
+            keeps = not (member.paused or member.failed)  # the others are tested
+            evaluated = runner.stack.vacate(k, keeps=keeps)
             if runner.average is not None:
-                evaluated = runner.average.vacate(k)
+                evaluated = runner.average.vacate(k, keeps=keeps)
             member.leave(evaluated)
             lane, member.lane = member.lane, member.lane.copy()
             runner.members = [*runner.members[:k], self._vacancy(member, lane), *runner.members[k + 1 :]]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from types import SimpleNamespace
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -233,12 +234,13 @@ class Composer:
         return Shared(_Copier(cfg), len(cfg.hydra.overrides.task) - num_own)
 
     @cached_property
-    def _repository(self) -> IConfigRepository:
+    def _repository(self) -> SimpleNamespace:
+        """The configs from which jobs can choose; each question is passed on once."""
         assert isinstance(self._loader, ConfigLoaderImpl)
         found: IConfigRepository = internals.repository(
             self._loader, self._master, list(map(self._parse, self._prefix))
         )
-        return found
+        return SimpleNamespace(group_exists=cache(found.group_exists), config_exists=cache(found.config_exists))
 
     def _find_choice(self, line: str) -> bool:
         return bool(internals.chooses(self._repository, self._parse(line)))
