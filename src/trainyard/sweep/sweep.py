@@ -41,10 +41,10 @@ from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.settings import SweepSettings
 from trainyard.sweep.stacks import StackPlanner, decide
 from trainyard.sweep.steering import CommandFolder
-from trainyard.sweep.sweepable import as_sweepable
+from trainyard.sweep.sweepable import as_sweepable, preloaded
 from trainyard.sweep.tracking import MULTIRUN, SweepTracking, started_tracker
 from trainyard.sweep.trial import Trials
-from trainyard.sweep.units import UnitTasks, preloaded, units_of
+from trainyard.sweep.units import UnitTasks, units_of
 from trainyard.sweep.varying import VaryingKeys, varying
 from trainyard.sweep.worker_tasks import JobDone
 from trainyard.track import Tracker

@@ -16,6 +16,9 @@ from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.errors import TrainyardError
 from trainyard.track.sweep_position import SweepPosition
 
+STACK_TASKS = "trainyard.sweep.stack_tasks"
+"""Module of the task of a stack."""
+
 
 class StackFit(Protocol):
     """Width at which a stack is fastest.
@@ -267,3 +270,14 @@ def as_sweepable(function: TaskFunction) -> Sweepable:
             "trainyard.sweep.sweepable.SweepableTask."
         )
     return PlainTask(function)
+
+
+def preloaded(application: Sweepable, fuse: int | str) -> list[str]:
+    """Return the modules to import once, in the process from which workers are forked.
+
+    Args:
+        application: the jobs' application.
+        fuse: the setting that determines whether jobs train as stacks.
+    """
+    stacked = application.fuse.PRELOAD if application.fuse is not None and fuse != "off" else ()
+    return [*application.preload, *stacked, STACK_TASKS]

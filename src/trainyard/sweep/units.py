@@ -28,17 +28,6 @@ from trainyard.track.sweep_position import Rungs, SweepPosition
 STACKS = "stacks"  # folder of the output of stacks
 
 
-def preloaded(application: Sweepable, fuse: int | str) -> list[str]:
-    """Return the modules to import once, in the process from which workers are forked.
-
-    Args:
-        application: the jobs' application.
-        fuse: the setting that determines whether jobs train as stacks.
-    """
-    stacked = application.fuse.PRELOAD if application.fuse is not None and fuse != "off" else ()
-    return [*application.preload, *stacked, stack_tasks.__name__]
-
-
 class UnitTasks:
     """Creates the tasks of units when they start. Until then, only the overrides of a job are stored.
 

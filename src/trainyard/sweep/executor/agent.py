@@ -46,6 +46,7 @@ class Agent:
     def __init__(self, preload: Sequence[str], threads: int) -> None:
         self._preload = " ".join(preload)
         self._threads = str(threads)
+        self._began_with: tuple[list[str], dict[str, str]] = ([], {})
         self._numbers = itertools.count()
         self._pids: dict[int, int] = {}  # by worker
         self._launch()
@@ -54,22 +55,31 @@ class Agent:
         self.ready = False
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (what it says when it cannot start)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._began_with = self._settings()
+        path, environment = self._began_with
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, *_flags(), "-c", _CODE, str(theirs.fileno()), self._preload, *map(str, sys.path)],
+                [sys.executable, *_flags(), "-c", _CODE, str(theirs.fileno()), self._preload, *path],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
-                env=self._environment(),
+                env=environment,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is handled by its owner
             )
 
-    def _environment(self) -> dict[str, str]:
+    def is_like(self, preload: Sequence[str], threads: int) -> bool:
+        """Return whether an agent with these arguments that started now would be like this one."""
+        same = (self._preload, self._threads) == (" ".join(preload), str(threads))
+        return same and self._began_with == self._settings()
+
+    def _settings(self) -> tuple[list[str], dict[str, str]]:
+        """Return the path and the environment of an agent that starts now."""
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), self._threads)
         # torch.cuda.is_available() then counts devices without initializing CUDA, which forked processes could not use.
         nvml = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-        return {**os.environ, **threads, **nvml, "GLIBC_TUNABLES": tunables(os.environ)}
+        environment = {**os.environ, **threads, **nvml, "GLIBC_TUNABLES": tunables(os.environ)}
+        return [*map(str, sys.path)], environment
 
     def fork(self, task: BinaryIO, report: BinaryIO) -> int:
         """Ask for a worker and return its number; `["forked", number, pid]` or `["refused", …]` follows."""

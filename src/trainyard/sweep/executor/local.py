@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor.agent import Agent, AgentEndedError, in_words
 from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained
+from trainyard.sweep.executor.early import take
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import Slot, environment
 from trainyard.sweep.executor.task import Task
@@ -52,7 +53,7 @@ class LocalExecutor(Executor):
 
     def start(self) -> None:
         if self._agent is None:
-            self._agent = Agent(self.preload, max(slot.threads for slot in self.slots))
+            self._agent = take(self.preload, max(slot.threads for slot in self.slots))
 
     @property
     def started(self) -> bool:

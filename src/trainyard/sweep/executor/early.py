@@ -1,0 +1,41 @@
+"""Early start of the agent: it imports torch while Hydra composes the sweep that will use it."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Sequence
+
+from trainyard.sweep.executor.agent import Agent
+
+_waiting: list[Agent] = []  # at most one
+
+
+def start_early(preload: Sequence[str], threads: int) -> None:
+    """Start the agent that a later `take` with the same arguments will return; without one, it ends with the process.
+
+    Args:
+        preload, threads: as for `Agent`.
+    """
+    if not _waiting:
+        _waiting.append(Agent(preload, threads))
+        atexit.register(_end)
+
+
+def take(preload: Sequence[str], threads: int) -> Agent:
+    """Return the agent that was started early, or a new one if it differs in an argument or in the settings of this
+    process.
+
+    Args:
+        preload, threads: as for `Agent`.
+    """
+    if _waiting:
+        agent = _waiting.pop()
+        if agent.is_like(preload, threads):
+            return agent
+        agent.close()
+    return Agent(preload, threads)
+
+
+def _end() -> None:
+    while _waiting:
+        _waiting.pop().close()
