@@ -138,7 +138,7 @@ class Head(Loop):
         rungs = self._scheduler.rungs.get(num)
         if rungs is not None and rungs.until is not None and self._reports.is_known(num, rungs.until):
             rungs = None
-        self.queue([replace(self._alone(num), rungs=rungs)], "resumed")
+        self.queue(self._alone([num], rungs), "resumed")
 
     # -- what is to run ------------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class Head(Loop):
             self._decide(stacks, "promoted together")
             units += [Unit(own, rungs=rungs) for own in stacks]
             stacked = {num for own in stacks for num in own}
-            units += [replace(self._alone(num), rungs=rungs) for num in nums if num not in stacked]
+            units += self._alone([num for num in nums if num not in stacked], rungs)
         self.queue(units, "promoted")
 
     def _bequeath(self, heirs: Sequence[Promote]) -> None:
@@ -200,10 +200,10 @@ class Head(Loop):
             self._tracking.inherited(heir, self._manifest.entries[each.num].lineage)
             self._progress.inherited(heir, source, at, self._units.difference(heir, source))
 
-    def _alone(self, num: int) -> Unit:
-        """Return a unit of one job; its decision is recorded if it was in a stack."""
-        self._decide([[num]], "continues as a single run")
-        return Unit((num,), self._units.jobs[num].slots)
+    def _alone(self, nums: Sequence[int], rungs: Rungs | None) -> list[Unit]:
+        """Return a unit for each of these jobs; decisions on jobs that were in a stack are recorded."""
+        self._decide([[num] for num in nums], "continues as a single run")
+        return [Unit((num,), self._units.jobs[num].slots, rungs=rungs) for num in nums]
 
     def _decide(self, groups: Iterable[Sequence[int]], note: str) -> None:
         """Record that jobs continue in these groups, otherwise as before."""
