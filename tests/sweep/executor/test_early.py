@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,17 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def started() -> Iterator[Agent]:
-    early.start_early(["json"], Slot(0).threads)
-    (agent,) = early._waiting
-    yield agent
+def start() -> Iterator[Callable[[], Agent]]:
+    def start() -> Agent:  # in the test, since pytest writes its phase into the environment
+        early.start_early(["json"], Slot(0).threads)
+        return early._waiting[0]
+
+    yield start
     early._end()
 
 
-def test_a_sweep_uses_it(started: Agent) -> None:
+def test_a_sweep_uses_it(start: Callable[[], Agent]) -> None:
+    started = start()
     executor = LocalExecutor([Slot(0)], preload=["json"])
     executor.start()
     try:
@@ -44,8 +47,9 @@ def test_a_sweep_uses_it(started: Agent) -> None:
 
 @pytest.mark.parametrize("change", ["preload", "threads", "environment", "path"])
 def test_one_that_would_start_otherwise_now_is_ended(
-    started: Agent, monkeypatch: pytest.MonkeyPatch, change: str
+    start: Callable[[], Agent], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
+    started = start()
     preload, threads = ["json"], Slot(0).threads
     match change:
         case "preload":
