@@ -52,8 +52,8 @@ def told(*overrides: Any) -> Any:
         (["model=mlp,cnn"], "model: 'mlp,cnn' is invalid. Expected one value. To train with each"),
         (["model=mlp,cnn"], "pass -m. A list is model=[mlp,cnn]; a string is 'model=\"mlp,cnn\"'."),
         (["optim.lr=interval(0,1)"], "optim.lr: 'interval(0,1)' is invalid. Expected one value. -m starts a sweep."),
-        (["hydra.run.dir=a/lr=1,seed=2"], "quote a string with such characters: 'hydra.run.dir=\"a/lr=1,seed=2\"'."),
-        (["name=héllo"], "quote a string with such characters: 'name=\"héllo\"'."),
+        (["hydra.run.dir=a/lr=1,seed=2"], "characters must be quoted: 'hydra.run.dir=\"a/lr=1,seed=2\"'."),
+        (["name=héllo"], "a string with these characters must be quoted: 'name=\"héllo\"'."),
         (["init={a: 1}", "init={b: 2}"], "init: the key 'b' does not exist. A mapping can only change existing keys"),
     ],
 )  # fmt: skip

@@ -158,7 +158,7 @@ def test_what_cannot_be_a_set_of_images(digits: Path, tmp_path: Path) -> None:
     frame.to_csv(digits / "table.csv", index=False)
     refused("target", "Did you mean 'label'", str(digits / "table.csv"), target="lable")
     frame.assign(path="gone.png").to_csv(digits / "gone.csv", index=False)
-    refused("path", "relative to the folder of the table", str(digits / "gone.csv"))
+    refused("image", "relative to the folder of gone.csv", str(digits / "gone.csv"))
 
 
 def test_files_that_are_no_images_of_one_size(digits: Path, tmp_path: Path) -> None:

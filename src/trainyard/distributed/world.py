@@ -117,7 +117,7 @@ def _mpi(environ: Mapping[str, str]) -> World:
 def _required(launcher: str, environ: Mapping[str, str], names: tuple[str, ...] | list[str], how: str) -> list[str]:
     missing = [name for name in names if name not in environ]
     if missing:
-        hint = f"{missing[0]} is not set. It is set by: {how}."
+        hint = f"{missing[0]} is not set. This command sets it: `{how}`."
         raise ConfigError(
             "launcher", launcher, "auto or none, because no such launcher started this process", hint=hint
         )
