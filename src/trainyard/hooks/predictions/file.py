@@ -23,7 +23,7 @@ META = "trainyard"  # the entry of the file's metadata that describes how the co
 VERSION = 2
 GROUP_BYTES = 1 << 22  # batches are collected up to this size and written as one row group
 
-_AGAIN = "Run the test again to write one: python train.py mode=test load_from=<checkpoint>."
+_AGAIN = "Run the test again to write a new file: python train.py mode=test load_from=<checkpoint>."
 
 Array = NDArray[Any]
 Kind = tuple[torch.dtype, tuple[int, ...]]
@@ -83,7 +83,7 @@ class PredictionWriter:
         if self._structure is None:
             self._structure = structure
         elif structure != self._structure:
-            raise UnfitError("batches differ in how they are nested")
+            raise UnfitError("the predictions differ in their nesting between batches")
         lengths = {len(tensor) if tensor.ndim else None for tensor in tensors.values()}
         rows = lengths.pop() if len(lengths) == 1 else None
         if rows is None:
@@ -98,7 +98,7 @@ class PredictionWriter:
         size = sum(array.nbytes for array in arrays.values())
         self._bytes += size
         if self._bytes > self._max_bytes:
-            raise UnfitError(f"the predictions take more than {self._max_bytes / 1e6:.0f} MB")
+            raise UnfitError(f"the predictions take more than {self._max_bytes / 1e6:.0f} MB (hook.predictions.max_mb)")
         if self._gathered and self._gathered_bytes + size > GROUP_BYTES:
             self._write_group()
         self._sizes.append(rows)
