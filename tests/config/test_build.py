@@ -153,7 +153,7 @@ def test_arguments_are_those_of_the_signature(path: Any, data: st.DataObject) ->
         ({"_target_": "torch.nn.Linear", "in_features": 3}, "optim.out_features: None is invalid. Expected a value"),
         ({"_target_": "torch.nn.Linear", "in_features": 3}, "torch.nn.Linear requires this argument"),
         ({"_target_": "trainyard.checks.integer"}, "optim.key: None is invalid"),
-        ({"_target_": "builtins.object", "x": 1}, "Expected no arguments: builtins.object has none."),
+        ({"_target_": "builtins.object", "x": 1}, "Expected no arguments, because builtins.object accepts none."),
     ],
 )
 def test_arguments_that_do_not_fit(node: Any, told: str) -> None:

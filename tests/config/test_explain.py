@@ -48,7 +48,7 @@ def told(*overrides: Any) -> Any:
         (["epochs=3"], "Did you mean loop.max_epochs?"),
         (["batch_size=32"], "Did you mean data.batch_size?"),
         (["optim=[1]"], "optim: [1] is invalid. Expected one of adagrad, adam, "),
-        (["hydra/sweeper=optuna"], "The option optuna is part of a package: pip install hydra-optuna-sweeper"),
+        (["hydra/sweeper=optuna"], "The option optuna is in a separate package: pip install hydra-optuna-sweeper"),
         (["model=mlp,cnn"], "model: 'mlp,cnn' is invalid. Expected one value. To train with each"),
         (["model=mlp,cnn"], "pass -m. A list is model=[mlp,cnn]; a string is 'model=\"mlp,cnn\"'."),
         (["optim.lr=interval(0,1)"], "optim.lr: 'interval(0,1)' is invalid. Expected one value. -m starts a sweep."),

@@ -148,7 +148,8 @@ def test_any_integer_from_0_is_a_seed(seed: int) -> None:
         ({"resume": ["a"]}, "resume: ['a'] is invalid. Expected true, false or the path of a checkpoint."),
         (
             {"mode": "val"},
-            "load_from: None is invalid. Expected the path of a checkpoint, because mode=val evaluates",
+            "load_from: None is invalid. Expected the path of a checkpoint, because mode=val evaluates existing "
+            "weights.",
         ),
     ],
 )
