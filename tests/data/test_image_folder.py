@@ -167,7 +167,7 @@ def test_files_that_are_no_images_of_one_size(digits: Path, tmp_path: Path) -> N
         for index in range(4):
             Image.new("RGB", (size, size)).save(tmp_path / name / f"{index}.png")
     data = ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0)
-    with pytest.raises(TrainyardError, match="set data.image_size"):
+    with pytest.raises(TrainyardError, match=r"set data\.image_size"):
         next(data.loader("train", seed=0, device=CPU).batches())
     assert ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0, image_size=5).spec["image_size"] == 5
     (tmp_path / "a" / "0.png").write_text("no image")
