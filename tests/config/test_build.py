@@ -328,7 +328,7 @@ def test_an_auto_without_a_fact_names_its_place_and_the_nearest() -> None:
     with pytest.raises(ConfigError) as error:
         fill_auto({"heads": [{"a": 1}, {"num_class": "auto"}]}, "model", FACTS)
     assert str(error.value).startswith("model.heads.1.num_class: 'auto' is invalid")
-    with pytest.raises(ConfigError, match="because there is no data from which it can be inferred"):
+    with pytest.raises(ConfigError, match="because there is no data from which the value can be inferred"):
         fill_auto({"num_classes": "auto"}, "model", None)
 
 

@@ -72,5 +72,7 @@ def test_strictly_nobody_trains_for_a_metric_that_is_not_there(make: Any, tmp_pa
 
 @pytest.mark.parametrize("given", ["high", math.nan])
 def test_a_threshold_that_is_none(given: Any) -> None:
-    with pytest.raises(ConfigError, match=r"stopping_threshold: .* is invalid. Expected a number, or null for none"):
+    with pytest.raises(
+        ConfigError, match=r"stopping_threshold: .* is invalid. Expected a number, or null for no threshold"
+    ):
         EarlyStopping(stopping_threshold=given)

@@ -203,7 +203,7 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
     if name in _OWN_DEFAULT:
         return (facts or {}).get(name)
     if facts is None:
-        raise ConfigError(key, AUTO, "a value, because there is no data from which it can be inferred")
+        raise ConfigError(key, AUTO, "an explicit value, because there is no data from which the value can be inferred")
     if name not in facts and _INSTEAD.get(name) in facts:
         name = _INSTEAD[name]
     if name not in facts:

@@ -46,7 +46,9 @@ class EarlyStopping(Hook):
     ) -> None:
         Objective("", direction or "minimize")  # rejects an invalid direction
         if stopping_threshold is not None:
-            stopping_threshold = number("stopping_threshold", stopping_threshold, finite=False, other="null for none")
+            stopping_threshold = number(
+                "stopping_threshold", stopping_threshold, finite=False, other="null for no threshold"
+            )
         if boolean("strict", strict):
             self.monitor = monitor  # read by the sanity check, which requires that it is computed
         self.direction = direction

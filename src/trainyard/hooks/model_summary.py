@@ -58,7 +58,7 @@ class ModelSummary(Hook):
     own_places = True
 
     def __init__(self, depth: int | None = 3, flops: bool = True) -> None:
-        self.depth = None if depth is None else integer("depth", depth, at_least=0, other="null for all")
+        self.depth = None if depth is None else integer("depth", depth, at_least=0, other="null for all levels")
         self.flops = boolean("flops", flops)
 
     def before_train(self, runner: Runner) -> None:

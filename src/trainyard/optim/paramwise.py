@@ -133,7 +133,7 @@ class Paramwise:
     def _check(self, known: Sequence[str], numbers: Mapping[str, Any]) -> None:
         for pattern, factors in self._keys.items():
             if not any(fits(pattern, name) for name in known):
-                accepted = "a part of a parameter's name, or a glob that matches one"
+                accepted = "a part of a parameter's name, or a glob that matches a parameter's name"
                 raise ConfigError("custom_keys", pattern, accepted, options=_parts(known), hint=_some(known))
             for mult, field in zip(MULTS, ("lr", "weight_decay"), strict=True):
                 if mult in factors and field not in numbers:

@@ -88,7 +88,11 @@ class PredictionWriter:
         rows = lengths.pop() if len(lengths) == 1 else None
         if rows is None:
             shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
-            raise UnfitError(f"not every tensor has a row for each sample: {shapes or 'there are no tensors'}")
+            raise UnfitError(
+                f"not every tensor has a row for each sample: {shapes}"
+                if tensors
+                else "the predictions have no tensors"
+            )
         for name, tensor in tensors.items():
             now: Kind = (tensor.dtype, tuple(tensor.shape[1:]))
             before = self._kinds.setdefault(name, now)
@@ -396,7 +400,7 @@ def _to_array(tensor: Tensor) -> Array:
             tensor = tensor.float()
         array: Array = tensor.to("cpu", copy=True).numpy(force=True)
     except (TypeError, RuntimeError) as error:  # a sparse tensor, for example
-        raise UnfitError(f"a tensor that is not an array ({error})") from None
+        raise UnfitError(f"a tensor cannot be converted to an array ({error})") from None
     return array
 
 
