@@ -141,7 +141,7 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, listed: Any) -> None
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["no-such-folder"], "no folder 'no-such-folder' of wheels"),
+        (["no-such-folder"], "the folder 'no-such-folder' of wheels does not exist"),
         (["."], "no wheels in '.'; docs/gpu.md describes how to download them"),
         (["--json"], "--json needs a value"),
         (["--fast"], "unknown option --fast"),
