@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds the documentation as a site in the folder site (git ignores it), in .venv-docs: a small environment with MkDocs
-# (constraints-docs.txt), and with all else from .venv. Makes both where needed. A warning of the build is an error.
+# Builds the documentation as a site in the folder site, which git ignores. The environment is .venv-docs, which has MkDocs
+# (constraints-docs.txt) and the packages of .venv. Missing environments are created. A warning of the build is an error.
 #
 #   bash scripts/docs.sh          builds the site
-#   bash scripts/docs.sh serve    shows it at http://127.0.0.1:8000, and builds it anew when a page changes
+#   bash scripts/docs.sh serve    serves the site at http://127.0.0.1:8000, and rebuilds it when a page changes
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

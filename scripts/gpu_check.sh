@@ -4,11 +4,11 @@
 #
 #   bash scripts/gpu_check.sh [--json FILE] [--only PART,PART] [--quick] [WHEELS_DIR]
 #
-# WHEELS_DIR holds wheels of the packages that the machine lacks; nothing is installed outside a temporary folder.
-# FILE gets the results as they come (default: outputs/gpu_check.json); with --only, those of other parts stay in it.
-# TRAINYARD_PYTHON names the Python (default: python3). TRAINYARD_CHECK_DEVICE=cpu runs the same parts on the CPU, with
-# the smallest sizes, to try the script itself. Exit status: 0 all parts are done, 1 one is not, 2 the machine cannot
-# run the check.
+# WHEELS_DIR contains wheels of the packages that the machine lacks; nothing is installed outside a temporary folder.
+# The results are written to FILE during the check (default: outputs/gpu_check.json). With --only, FILE keeps the results
+# of the other parts. TRAINYARD_PYTHON is the Python to use (default: python3). TRAINYARD_CHECK_DEVICE=cpu runs the same
+# parts on the CPU with the smallest sizes, to test this script. Exit status: 0 if all parts are done, 1 if a part is not
+# done, 2 if the machine cannot run the check.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -26,18 +26,18 @@ while (($#)); do
     --json) json=$2; shift ;;
     --only) options+=(--only "$2"); shift ;;
     --quick) options+=(--quick) ;;
-    -*) stop "no option $1; usage: bash scripts/gpu_check.sh [--json FILE] [--only PART,PART] [--quick] [WHEELS_DIR]" ;;
+    -*) stop "unknown option $1; usage: bash scripts/gpu_check.sh [--json FILE] [--only PART,PART] [--quick] [WHEELS_DIR]" ;;
     *) folder=$1 ;;
   esac
   shift
 done
 wheels=()
 if [[ $folder ]]; then
-  [[ -d $folder ]] || stop "no folder '$folder' of wheels"
+  [[ -d $folder ]] || stop "the folder '$folder' of wheels does not exist"
   for wheel in "$folder"/*.whl; do [[ -e $wheel ]] && wheels+=("$(realpath "$wheel")"); done
-  ((${#wheels[@]})) || stop "no wheels in '$folder'; docs/gpu.md says how to gather them"
+  ((${#wheels[@]})) || stop "no wheels in '$folder'; docs/gpu.md describes how to download them"
 fi
-mkdir -p "$(dirname "$json")" && json=$(realpath "$json") || stop "no folder for '$json'"
+mkdir -p "$(dirname "$json")" && json=$(realpath "$json") || stop "cannot create the folder of '$json'"
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || stop "$python is not Python 3.11 or newer"
 
@@ -49,7 +49,7 @@ mkdir "$work/parts"
 path=$root/src:$root/scripts/gpu:$root/scripts/bench
 if ((${#wheels[@]})); then
   "$python" -m pip --disable-pip-version-check install --quiet --no-index --no-deps --target "$work/site" \
-    "${wheels[@]}" || stop "the wheels do not install: see above"
+    "${wheels[@]}" || stop "the wheels cannot be installed (see the error of pip above)"
   path+=:$work/site
 fi
 export PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1

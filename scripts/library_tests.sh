@@ -1,4 +1,4 @@
-# Sourced by the scripts that test with other libraries: sets `library_tests` to the tests that need one, which are skipped in .venv.
+# Sourced by the scripts that test with other libraries: sets `library_tests` to the tests that need such a library. They are skipped in .venv.
 library_tests=(
   tests/zoo
   tests/models/test_lightning.py

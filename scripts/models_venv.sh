@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv-models where needed: models of other libraries, the torch that this torchvision was built for, and what the
-# tests and benchmarks need beside them, with the versions of constraints-models.txt. Another torch than that of .venv.
+# Creates .venv-models if needed, with the versions of constraints-models.txt: libraries of models, the torch for which this
+# torchvision was built, and other packages for tests and benchmarks. This torch differs from the torch of .venv.
 #
-#   bash scripts/models_venv.sh [PYTHON]     made of this interpreter; default: .venv/bin/python
+#   bash scripts/models_venv.sh [PYTHON]     the Python to use; default: .venv/bin/python
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -14,7 +14,7 @@ stamp=$venv/.trainyard-installed    # written last: what was installed
 if [[ -r $stamp && $(<"$stamp") == "$(<"$pins")" ]]; then
   exit
 fi
-printf 'models: making .venv-models\n' >&2
+printf 'models: creating .venv-models\n' >&2
 rm -rf "$venv"
 "${1:-$root/.venv/bin/python}" -m venv "$venv"
 "$python" -m pip --disable-pip-version-check install --quiet -r "$pins" >&2

@@ -1,5 +1,5 @@
-# Sourced: makes .venv, and over it an environment with the packages of a file of pins and with all else from .venv, where
-# needed. Set before: root, the project's folder; name. Set after: python, that of .venv-$name with constraints-$name.txt.
+# Sourced: creates .venv if needed, and .venv-$name, which has the packages of constraints-$name.txt and the other packages
+# of .venv. Variables to set before: root, the folder of the project, and name. Result: python, the Python of .venv-$name.
 
 pins=$root/constraints-$name.txt
 venv=$root/.venv-$name
@@ -11,7 +11,7 @@ places=$("$root/.venv/bin/python" -c 'import sys; print(*(path for path in sys.p
 
 wanted() { printf '%s\n' "$places" "$("$root/.venv/bin/python" -V)"; cat "$pins"; }
 if [[ ! -r $stamp || $(<"$stamp") != "$(wanted)" ]]; then
-  printf '%s: making .venv-%s\n' "$name" "$name" >&2
+  printf '%s: creating .venv-%s\n' "$name" "$name" >&2
   rm -rf "$venv"
   "$root/.venv/bin/python" -m venv --without-pip "$venv"
   "$root/.venv/bin/python" -m pip --python "$python" --disable-pip-version-check install --quiet --no-deps -r "$pins" >&2

@@ -1,6 +1,6 @@
-# Sourced by the scripts that run pytest: sets `parallel` to pytest's arguments for three processes for two cores, since tests
-# wait a third of their time for processes and servers; or to none where the arguments of the caller choose (-n), debug
-# (--pdb, --trace) or want the output as it comes (-s).
+# Sourced by the scripts that run pytest: sets `parallel` to pytest's arguments for three processes on two cores, because tests
+# spend a third of their time waiting for processes and servers. `parallel` is empty if the arguments of the caller set the
+# number of processes (-n), debug (--pdb, --trace) or print output immediately (-s).
 parallel=(-n $((($(nproc) * 3 + 1) / 2)) --dist loadgroup)
 for argument in "$@"; do
   case $argument in

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv and installs the project in it, editable, at the versions that are tested (constraints.txt).
+# Creates .venv and installs the project in it, in editable mode, with the tested versions (constraints.txt).
 #
-#   bash scripts/setup.sh                 what training needs
-#   bash scripts/setup.sh --extra test    and what the tests need
+#   bash scripts/setup.sh                 packages for training
+#   bash scripts/setup.sh --extra test    also packages for the tests
 #
-# Does nothing when .venv is already what pyproject.toml and constraints.txt ask for. TRAINYARD_PYTHON names the Python
-# that a new .venv is made with; otherwise it is the first 3.11 or newer of those on the PATH.
-# Says what it does on stderr. Exit status: 2 where there is no such Python or the arguments are wrong, else pip's.
+# Does nothing if .venv already matches pyproject.toml and constraints.txt. TRAINYARD_PYTHON is the Python for a new .venv;
+# otherwise, the first Python 3.11 or newer on the PATH is used. Messages are written to stderr. Exit status: 2 if there is
+# no such Python or the arguments are invalid, otherwise the exit status of pip.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -20,7 +20,7 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 extras=""
 while (($#)); do
   case $1 in
-    --extra) [[ ${2:-} =~ ^[a-z]+$ ]] || { say "--extra takes the name of an extra of pyproject.toml"; exit 2; }
+    --extra) [[ ${2:-} =~ ^[a-z]+$ ]] || { say "--extra must be followed by the name of an extra in pyproject.toml"; exit 2; }
       extras+=" $2"; shift 2 ;;
     *) say "unknown argument '$1'; usage: bash scripts/setup.sh [--extra NAME]..."; exit 2 ;;
   esac
@@ -29,7 +29,7 @@ done
 wanted() { cat "$root/pyproject.toml" "$root/constraints.txt"; }
 version() { "$1" -ISc 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
-# Reads the stamp into at, with, installed and from. Fails where there is none.
+# Reads the stamp into at, with, installed and from. Fails if there is no stamp.
 read_stamp() {
   at="" with="" installed="" from=""
   [[ -r $stamp ]] || return 1
@@ -45,7 +45,7 @@ up_to_date() {
 
 if up_to_date; then exit 0; fi
 
-# The Python to make .venv with: one that can, and is new enough. A shim that only prints an error is passed over.
+# The Python for .venv: it has venv and is new enough. A shim that only prints an error is skipped.
 find_python() {
   local candidate found tried=""
   local candidates=(python3.12 python3.11 python3 python python3.13)
@@ -63,11 +63,11 @@ find_python() {
   done
   [[ -n $tried ]] && tried="Found:${tried%;}." || tried="None of these runs: ${candidates[*]}."
   say "Trainyard needs Python 3.11 or newer, with venv. $tried"
-  say "Install one, or name it: TRAINYARD_PYTHON=/path/to/python bash scripts/setup.sh"
+  say "Install one, or set its path: TRAINYARD_PYTHON=/path/to/python bash scripts/setup.sh"
   exit 2
 }
 
-# A .venv is kept when it is in its place, runs, has pip, and no earlier call was cut off while it worked on it.
+# A .venv is kept if it has not been moved, its Python runs, it has pip, and no earlier call was interrupted while changing it.
 usable() {
   [[ ! -e $unfinished ]] || return 1
   if read_stamp && [[ $at != "$root" || $with != "$(version "$python")" ]]; then return 1; fi
@@ -77,17 +77,17 @@ usable() {
 base=$python
 usable || find_python
 
-# One call at a time; the lock is on this very file, and goes with this process.
+# One call at a time; the lock is on this file, and is released when this process ends.
 exec 9<"${BASH_SOURCE[0]}"
 "$base" -Ic 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' 2>/dev/null || true
 if up_to_date; then exit 0; fi
 
 read_stamp || true
-keep=$installed    # the extras that are there stay there, at the new versions
+keep=$installed    # installed extras are kept, with the new versions
 if ! usable; then
   find_python
-  say "making .venv with Python $(version "$base")"
-  rm -rf "${venv:?}/bin"    # first, so that nobody takes the rest for whole if this is cut off
+  say "creating .venv with Python $(version "$base")"
+  rm -rf "${venv:?}/bin"    # first, so that an interrupted removal leaves no .venv that looks complete
   rm -rf "$venv"
   mkdir "$venv"
   : >"$unfinished"
@@ -99,9 +99,9 @@ list=${all// /,}
 quiet=()
 [[ -t 2 ]] || quiet=(--quiet)
 
-# An install that pip gives up (no network, versions that clash) leaves what was there; one that is cut off may leave
-# half a package, and the mark makes the next call start from nothing.
-say "installing into .venv${all:+ with $all} (minutes the first time: torch and MLflow are large)"
+# If pip fails (no network, conflicting versions), the previous packages remain. An interrupted installation may leave an
+# incomplete package; the mark makes the next call start with an empty .venv.
+say "installing into .venv${all:+ with $all} (takes minutes the first time, because torch and MLflow are large)"
 trap 'exit 130' INT
 : >"$unfinished"
 cd "$root"
@@ -110,7 +110,7 @@ status=0
   status=$?
 if ((status)); then
   ((status > 128)) || rm -f "$unfinished"
-  say "pip failed (exit status $status); .venv is not up to date"
+  say "pip failed (exit status $status), so .venv is not up to date. Run this command again after fixing the error above."
   exit "$status"
 fi
 { printf '%s\n%s\n%s\n' "$root" "$(version "$python")" "$all"; wanted; } >"$stamp.new"

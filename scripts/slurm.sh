@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A real Slurm with two nodes on this machine, from Debian's packages: nothing is installed, all of it is in .slurm/.
+# Runs a real Slurm with two nodes on this machine, from Debian's packages. Nothing is installed: all files are in .slurm/.
 #
-#   bash scripts/slurm.sh fetch         once: unpacks the packages (apt and a network; seconds)
-#   bash scripts/slurm.sh run CMD...    starts the controller and two nodes of one CPU, runs CMD with Slurm on the PATH, ends them
+#   bash scripts/slurm.sh fetch         once: downloads and unpacks the packages (needs apt and a network; takes seconds)
+#   bash scripts/slurm.sh run CMD...    starts the controller and two nodes with one CPU each, runs CMD, stops Slurm
 #
-# Its state is in the folder TRAINYARD_SLURM_STATE, otherwise in a temporary one. Partitions: `low` (the default), whose jobs are
-# pre-empted and requeued by those of `high`. There is no accounting: sacct fails. Needs root, for a mount namespace.
-# Exit status: 3 where Slurm is not unpacked or cannot run here, with the reason on stderr; else CMD's.
+# The state of Slurm is in the folder TRAINYARD_SLURM_STATE, or in a temporary folder. There are two partitions: `low` (the
+# default) and `high`, whose jobs preempt and requeue jobs of `low`. There is no accounting, so sacct fails. A mount namespace
+# requires root. Exit status: 3 if Slurm is not unpacked or cannot run here (stderr contains the reason), otherwise that of CMD.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -17,14 +17,14 @@ fail() { printf 'slurm: %s\n' "$*" >&2; exit 3; }
 
 fetch() {
   [[ ! -e $slurm/done ]] || return 0
-  command -v apt-get >/dev/null || fail "there is no apt-get to fetch Debian's packages with"
+  command -v apt-get >/dev/null || fail "apt-get is not installed, so Debian's packages cannot be downloaded"
   mkdir -p "$slurm/deb" "$R" && cd "$slurm/deb" || exit 1
   apt-get update -qq >/dev/null || fail "apt-get update failed"
   local wanted='^(slurm|libmunge|liblz4|libfreeipmi|libipmimonitoring|libhwloc|libjwt|libjansson|librdkafka|libhttp-parser|libyaml|libpmix|libnuma|freeipmi|libltdl|libdbus|libxnvctrl)'
   local packages
   packages=$(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances \
     slurmctld slurmd slurm-client slurm-wlm-basic-plugins | grep -E "$wanted" | sort -u)
-  [[ -n $packages ]] || fail "apt knows no package slurmctld"
+  [[ -n $packages ]] || fail "apt has no package slurmctld"
   # shellcheck disable=SC2086
   apt-get download -qq $packages >/dev/null 2>&1 || fail "apt-get download failed"
   for package in *.deb; do dpkg -x "$package" "$R" || fail "$package cannot be unpacked"; done
@@ -40,9 +40,9 @@ PY
 }
 
 run() {
-  [[ -e $slurm/done ]] || fail "it is not unpacked: bash scripts/slurm.sh fetch"
-  [[ $(id -u) = 0 ]] || fail "only root may mount here"
-  unshare -m true 2>/dev/null || fail "this system allows no mount namespace"
+  [[ -e $slurm/done ]] || fail "Slurm is not unpacked; run: bash scripts/slurm.sh fetch"
+  [[ $(id -u) = 0 ]] || fail "root is required for mounts"
+  unshare -m true 2>/dev/null || fail "this system does not allow mount namespaces"
   export TRAINYARD_SLURM_INSIDE=1
   exec unshare -m bash "${BASH_SOURCE[0]}" inside "$@"
 }
@@ -96,11 +96,11 @@ PartitionName=low Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1 Preem
 PartitionName=high Nodes=ALL MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 CONF
   export LD_LIBRARY_PATH=$lib/slurm-wlm:$lib SLURM_CONF=$state/slurm.conf PATH=$R/usr/bin:$PATH
-  # slurmd looks for slurmstepd in /usr/sbin, where this namespace alone has it.
+  # slurmd looks for slurmstepd in /usr/sbin, where it exists only in this namespace.
   mount -t tmpfs none "$state/overlay" && mkdir -p "$state/overlay/up" "$state/overlay/work" &&
     cp -s "$R/usr/sbin/slurmstepd-wlm" "$state/overlay/up/slurmstepd" &&
     mount -t overlay overlay -o "lowerdir=/usr/sbin,upperdir=$state/overlay/up,workdir=$state/overlay/work" /usr/sbin ||
-    fail "this system allows no overlay mount"
+    fail "this system does not allow overlay mounts"
   "$R/usr/sbin/slurmctld-wlm" -D -c -f "$SLURM_CONF" >"$state/log/ctld.out" 2>&1 &
   local pids=($!) node
   for node in n1 n2; do
@@ -113,7 +113,7 @@ CONF
     [[ $(timeout 5 sinfo -h -N -p low -t idle 2>/dev/null | wc -l) = 2 ]] && break
     sleep 0.5
   done
-  [[ $try -lt 60 ]] || { tail -5 "$state"/log/* >&2; fail "its nodes did not come up"; }
+  [[ $try -lt 60 ]] || { tail -5 "$state"/log/* >&2; fail "the nodes did not start (see the logs above)"; }
   "$@"
   local status=$?
   kill "${pids[@]}" 2>/dev/null

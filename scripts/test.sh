@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the tests: sets up .venv with the test extra where needed, then pytest, from the project's root.
-# Arguments are pytest's: bash scripts/test.sh tests/data -k order
-# Three processes for two cores, unless the arguments say otherwise.
+# Runs the tests with pytest from the root of the project. Creates .venv with the test extra if needed.
+# Arguments are passed to pytest: bash scripts/test.sh tests/data -k order
+# The default is three processes for two cores.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

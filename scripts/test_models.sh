@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Tests models of other libraries (tests/zoo, and the tests that need those libraries), in .venv-models: an environment of its
-# own, which scripts/models_venv.sh makes.
+# Tests models of other libraries: tests/zoo, and the tests that need these libraries. The environment is .venv-models, which
+# scripts/models_venv.sh creates.
 #
-#   bash scripts/test_models.sh              all, and writes what it saw to docs/works-with.md
-#   bash scripts/test_models.sh tests/zoo -k timm    some of it; arguments are pytest's
+#   bash scripts/test_models.sh                      runs all tests, and writes the results to docs/works-with.md
+#   bash scripts/test_models.sh tests/zoo -k timm    arguments are passed to pytest
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Compares with OpenMMLab's MMEngine (constraints-openmmlab.txt), in .venv-openmmlab: a small environment with MMEngine, and
-# with all else from .venv. Makes both where needed.
+# Compares Trainyard with OpenMMLab's MMEngine. The environment is .venv-openmmlab, which has MMEngine
+# (constraints-openmmlab.txt) and the packages of .venv. Missing environments are created.
 #
-#   bash scripts/test_openmmlab.sh -x                             all of tests/openmmlab, and its metrics; arguments are pytest's
-#   bash scripts/test_openmmlab.sh tests/openmmlab/test_ema.py    some of it
+#   bash scripts/test_openmmlab.sh -x                             runs tests/openmmlab and the tests of MMEngine's metrics
+#   bash scripts/test_openmmlab.sh tests/openmmlab/test_ema.py    arguments are passed to pytest
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

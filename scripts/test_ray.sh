@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs sweeps on a real Ray cluster of three nodes on this machine (constraints-ray.txt), in .venv-ray: a small environment
-# with Ray, and with all else from .venv. Makes both where needed.
+# Runs sweeps on a real Ray cluster of three nodes on this machine. The environment is .venv-ray, which has Ray
+# (constraints-ray.txt) and the packages of .venv. Missing environments are created.
 #
-#   bash scripts/test_ray.sh -x -k bits    arguments are pytest's
+#   bash scripts/test_ray.sh -x -k bits    arguments are passed to pytest
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Tests with those libraries that work with the torch of .venv (constraints-zoo.txt), in .venv-zoo: a small environment
-# with them, and with all else from .venv. Makes both where needed. scripts/test_models.sh has all of them.
+# Tests models of the libraries that work with the torch of .venv; scripts/test_models.sh tests all libraries. The environment
+# is .venv-zoo, which has these libraries (constraints-zoo.txt) and the packages of .venv. Missing environments are created.
 #
-#   bash scripts/test_zoo.sh                 what CI runs
-#   bash scripts/test_zoo.sh tests/zoo -k bert    some of it; arguments are pytest's
+#   bash scripts/test_zoo.sh                      the tests that CI runs
+#   bash scripts/test_zoo.sh tests/zoo -k bert    arguments are passed to pytest
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reliability_page.write(rows)
     failed = any(row.faults for row in rows)
     if failed:
-        print(f"What the failed cases have written: {folder}")
+        print(f"Files of the failed cases: {folder}")
     else:
         shutil.rmtree(folder)
     return int(failed)
@@ -74,7 +74,7 @@ def _try(part: Part, options: argparse.Namespace, folder: Path) -> reliability_p
             results.append(result)
             _tell(result, options.also)
     except KeyboardInterrupt:
-        print(f"Ended after {len(results)} cases of {part.name}.")
+        print(f"Interrupted after {len(results)} cases of {part.name}.")
     return reliability_page.row(part, options.seed, results)
 
 
@@ -90,13 +90,15 @@ def _tell(result: Result, also: Sequence[str]) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=[*PARTS, "all"], help="the parts to try, or all of them")
-    parser.add_argument("--seed", type=int, default=0, help="what is drawn depends on it (default 0)")
-    parser.add_argument("--cases", type=int, help="the number of cases of each part (default: that of CI)")
-    parser.add_argument("--case", type=int, help="try the case of this number alone")
-    parser.add_argument("--also", action="append", default=[], metavar="OVERRIDE", help="added to runs and sweeps")
-    parser.add_argument("--json", type=Path, help="write the table here")
-    parser.add_argument("--page", action="store_true", help="put the results into the table of docs/reliability.md")
+    parser.add_argument("parts", nargs="+", choices=[*PARTS, "all"], help="parts to run, or all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random cases (default: 0)")
+    parser.add_argument("--cases", type=int, help="number of cases per part (default: as in CI)")
+    parser.add_argument("--case", type=int, help="run only the case with this number")
+    parser.add_argument(
+        "--also", action="append", default=[], metavar="OVERRIDE", help="additional override for runs and sweeps"
+    )
+    parser.add_argument("--json", type=Path, help="write the table to this file")
+    parser.add_argument("--page", action="store_true", help="write the results into the table of docs/reliability.md")
     return parser.parse_args(arguments)
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains one experiment: sets up .venv where needed, then `python train.py model=mlp optim=adam`.
-# Further arguments are passed on, and win: bash scripts/train.sh optim.lr=3e-4 model=cnn
+# Runs `python train.py model=mlp optim=adam`. Creates .venv if needed.
+# Additional overrides take precedence: bash scripts/train.sh optim.lr=3e-4 model=cnn
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

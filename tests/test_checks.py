@@ -164,7 +164,7 @@ def test_what_a_message_accepts(check: Any, bounds: dict[str, Any], accepted: st
 
 
 def test_auto_that_nothing_fills_in() -> None:
-    with pytest.raises(ConfigError, match="auto cannot be inferred here"):
+    with pytest.raises(ConfigError, match="No value can be inferred for auto here"):
         integer("num_classes", "auto", at_least=1)
 
 

@@ -101,7 +101,7 @@ def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for given, told in (
         (tmp_path / "nowhere", "This file or folder does not exist."),
-        (tmp_path / "weights.pt", "A file of weights does not define a model; config.yaml of a run does."),
+        (tmp_path / "weights.pt", "A weights file does not define a model; the config.yaml of a run does."),
         (tmp_path / "empty", "Expected the directory of a run with a checkpoint."),
         ("0" * 32, "Expected the ID of a run in MLflow that has logged a model. MLflow says: "),
     ):

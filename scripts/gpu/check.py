@@ -58,7 +58,7 @@ class Check:
             self.wait()  # for what runs beside
         left = self._deadline - time.monotonic()
         if left < SHORT:
-            self.results.part(part.name, state="not run", error=f"no time is left of {self._factor * TOTAL} s")
+            self.results.part(part.name, state="not run", error=f"no time is left (limit: {self._factor * TOTAL} s)")
             print(f"{part.name}: not run, no time is left", flush=True)
             return
         self.results.part(part.name, state="running", seconds=None, error=None, tables={}, each={})
@@ -115,7 +115,7 @@ class _Process:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE)
-            return "ended", f"not done in {self._limit:.0f} s"
+            return "ended", f"not finished within {self._limit:.0f} s"
         finally:
             self.kill()
         if status == 0:
@@ -163,7 +163,7 @@ def main() -> int:
     for part in chosen:
         own = parts[part.name]
         print(f"{part.name:<13} {own['state']:<9} {own.get('seconds') or 0:>7.0f}  {own['error'] or ''}")
-    print(f"The results are in {results.path}")
+    print(f"The results are in {results.path}.")
     return int(any(parts[part.name]["state"] != "done" for part in chosen))
 
 
@@ -173,8 +173,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, required=True, help="the file of the results")
     parser.add_argument("--device", required=True, help="cuda, cuda:1 or cpu")
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder for temporary files")
-    parser.add_argument("--spent", type=float, default=0.0, help="seconds of the whole time that have gone by")
-    parser.add_argument("--only", type=lambda text: text.split(","), help=f"some of {', '.join(names)}")
+    parser.add_argument(
+        "--spent", type=float, default=0.0, help="seconds of the total time limit that have already passed"
+    )
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), help=f"parts to run, separated by commas: {', '.join(names)}"
+    )
     parser.add_argument("--quick", action="store_true", help="the smallest sizes; always so on the CPU")
     options = parser.parse_args()
     unknown = set(options.only or ()) - set(names)

@@ -23,14 +23,14 @@ def main() -> None:
     named = {"torch": "torch", "numpy": "numpy"} | {each.module: each.package for each in requirements()}
     missing = [package for module, package in named.items() if find_spec(module) is None]
     if missing:
-        sys.exit(f"missing here: {', '.join(missing)}; docs/gpu.md says how to bring them as wheels")
+        sys.exit(f"missing packages: {', '.join(missing)}; docs/gpu.md describes how to provide their wheels")
     import torch
 
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
-        sys.exit(f"torch 2.11 or newer is needed; this is {torch.__version__}")
+        sys.exit(f"torch 2.11 or newer is required, but this is torch {torch.__version__}")
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     if device != "cpu" and not torch.cuda.is_available():
-        sys.exit(f"no CUDA device: torch {torch.__version__} ({built}) sees none")
+        sys.exit(f"torch {torch.__version__} ({built}) finds no CUDA device")
     facts = {
         "device": "CPU" if device == "cpu" else torch.cuda.get_device_name(device),
         "python": sys.version.split()[0],

@@ -72,7 +72,7 @@ def _answer(worker: subprocess.Popen[str]) -> str:
     poll.register(worker.stdout, select.POLLIN)
     line = worker.stdout.readline() if poll.poll(PATIENCE * 1000) else ""
     if not line:
-        raise RuntimeError("a process has not answered")
+        raise RuntimeError("a process did not answer")
     return line
 
 

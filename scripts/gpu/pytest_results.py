@@ -105,7 +105,7 @@ def _last_line(report: pytest.CollectReport | pytest.TestReport) -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, required=True, help="the JSON file")
-    parser.addoption("--share", default="0/1", help="which of how many shares of the tests")
+    parser.addoption("--share", default="0/1", help="share of the tests to run, as INDEX/COUNT")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -57,7 +57,9 @@ def machine(content: dict[str, Any]) -> Iterator[str]:
         yield from [f"The check has not been run on a GPU yet. The complete check takes {TOTAL} s at most.", ""]
         return
     facts = ", ".join(f"{name} {value}" for name, value in content["machine"].items() if value is not None)
-    quick = " The sizes are the smallest ones: the figures mean little." if content.get("sizes") == "quick" else ""
+    quick = (
+        " The smallest sizes were used, so the figures are not meaningful." if content.get("sizes") == "quick" else ""
+    )
     yield from [f"Measured on: {facts}.{quick}", ""]
 
 
@@ -121,8 +123,8 @@ def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="the results, as scripts/gpu_check.sh has written them")
-    parser.add_argument("--page", type=Path, help="another page to fill")
+    parser.add_argument("file", type=Path, help="results file of scripts/gpu_check.sh")
+    parser.add_argument("--page", type=Path, help="another page to write the tables into")
     options = parser.parse_args()
     text = options.file.read_text(encoding="utf-8")
     page = options.page or DOCS / "gpu.md"

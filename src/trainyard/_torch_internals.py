@@ -368,7 +368,7 @@ register(
         Internal(
             "torch.optim.Optimizer._optimizer_step_pre_hooks",
             ("optim.without_dynamo", "step.cuda_graph.graph_hyperparameters"),
-            "whether hooks are registered on an optimizer, which its unwrapped step would not call",
+            "whether an optimizer has hooks, because its unwrapped step does not call them",
             "the decorated step of the optimizer, which is never captured",
             _check_step_hooks,
         ),
@@ -410,7 +410,7 @@ register(
             "torch._dynamo.OptimizedModule._orig_mod",
             ("models.supervised",),
             "the module inside a compiled one; also read when fast paths are off",
-            "the compiled module is treated as one whose forward has no mode",
+            "the compiled module is treated as a module whose forward has no argument mode",
             _check_compiled_module,
         ),
         Internal(

@@ -239,7 +239,7 @@ register(
             _HEADS,
             ("fused.multi_head_attention",),
             "multi-head attention of all members of a stack in one call",
-            "torch's own rules of vmap: attention of one member after the other on the CPU",
+            "torch's batching rules, which compute attention on the CPU for one member at a time",
             _check_heads,
         ),
         Internal(
@@ -253,7 +253,7 @@ register(
             "torch._is_all_true",
             ("fused.random_functions",),
             "distributions in a stack, without checks of their arguments; also used when fast paths are off",
-            "jobs whose models use them train one by one",
+            "jobs whose models use torch.distributions train one by one",
             _check_functions,
         ),
     ),

@@ -169,7 +169,7 @@ class Application(SweepableTask):
             raise ConfigError(
                 "strategy.launcher",
                 values["strategy"]["launcher"],
-                "none, because ranks of a sweep are started by the sweep",
+                "none, because a sweep starts the ranks of its jobs itself",
                 hint=hint,
             )
         return over.devices

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, counted
 
 TARGET_KEYS = ("target", "targets", "label", "labels", "y")
 """Keys under which a mapping can contain its target; the first existing key is used."""
@@ -139,9 +139,9 @@ class NoTargetError(TrainyardError):
 def no_target(batch: Any) -> NoTargetError:
     """Return the error for a batch in which no target is found."""
     if isinstance(batch, Mapping):
-        what = f"a mapping with the keys {', '.join(map(str, batch)) or '(none)'}"
+        what = f"a mapping with the keys {', '.join(map(str, batch))}" if batch else "an empty mapping"
     elif isinstance(batch, (tuple, list)):
-        what = f"a {type(batch).__name__} of {len(batch)}"
+        what = f"a {type(batch).__name__} with {counted(len(batch), 'element')}"
     else:
         what = f"a single {type(batch).__name__}"
     return NoTargetError(

@@ -20,7 +20,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 
 
 def is_integer(value: Any, *, at_least: int | None = None, at_most: int | None = None) -> TypeGuard[int]:
@@ -77,7 +77,9 @@ def integer(
     if isinstance(value, Integral) and at_most is None and int(value) >= 2**63:
         at_most = 2**63 - 1
     accepted = f"an integer{_bounds(at_least=at_least, at_most=at_most)}"
-    hint = "auto cannot be inferred here. Give an integer." if isinstance(value, str) and value == "auto" else ""
+    hint = (
+        "No value can be inferred for auto here. Give an integer." if isinstance(value, str) and value == "auto" else ""
+    )
     raise ConfigError(key, value, _either(accepted, other), hint=hint)
 
 
@@ -105,7 +107,7 @@ def integers(key: str, value: object, *, at_least: int | None = None, length: in
     ):
         return [int(each) for each in value]
     each = f", each{_bounds(at_least=at_least)}" if at_least is not None else ""
-    more = f", with at least {length} elements" if length else ""
+    more = f", with at least {counted(length, 'element')}" if length else ""
     raise ConfigError(key, value, f"a list of integers{each}{more}")
 
 
@@ -201,18 +203,25 @@ def existing_file(key: str, value: object) -> Path:
         ConfigError: the file does not exist; the message suggests the nearest name in its folder.
     """
     if not isinstance(value, str | Path) or not str(value):
-        raise ConfigError(key, value, "the path of a file")
+        raise ConfigError(key, value, "the path of an existing file")
     path = Path(value).expanduser()
     if path.is_file():
         return path
     folder = path.parent
     if not folder.is_dir():
         raise ConfigError(
-            key, str(value), "the path of a file", hint=f"The folder {str(folder.absolute())!r} does not exist."
+            key,
+            str(value),
+            "the path of an existing file",
+            hint=f"The folder {str(folder.absolute())!r} does not exist.",
         )
     names = [str(Path(value).with_name(entry.name)) for entry in folder.iterdir() if entry.is_file()]
     raise ConfigError(
-        key, str(value), "the path of a file", options=names, hint=f"Trainyard looked in {str(folder.absolute())!r}."
+        key,
+        str(value),
+        "the path of an existing file",
+        options=names,
+        hint=f"Trainyard looked in {str(folder.absolute())!r}.",
     )
 
 

@@ -14,6 +14,17 @@ def nearest(name: str, options: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: `1 run`, `2 runs`.
+
+    Args:
+        number: the number.
+        one: the noun in the singular.
+        many: the plural. Default: `one` with an s.
+    """
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 _LONG = 400
 """Maximum number of characters of a representation that an error shows completely."""
 

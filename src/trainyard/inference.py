@@ -60,7 +60,7 @@ def load(
     if not (directory / CONFIG).exists():
         accepted = f"the directory of a run, with its {CONFIG}, or a checkpoint in its checkpoints/"
         raise ConfigError(
-            "run", str(run), accepted, hint=f"A file of weights does not define a model; {CONFIG} of a run does."
+            "run", str(run), accepted, hint=f"A weights file does not define a model; the {CONFIG} of a run does."
         )
     if (directory / run_info.FILE).exists():
         sys.path += [folder for folder in RunInfo.read(directory).python_path if folder not in sys.path]

@@ -52,7 +52,7 @@ def _left(folder: Any) -> Any:
         (["model.num_classes=1"], ["model.num_classes: 1 is invalid. Expected auto, or 2, as in the data."]),
         (["model.in_features=10"], ["model.in_features: 10 is invalid. Expected auto, or 2", "Layer net.1 (Linear("]),
         (["model.batch_norm=true", "data.batch_size=1"], ["data.batch_size: 1 is invalid. Expected at least 2."]),
-        (["model.hidden=[1000000000000000]"], ["model.hidden.0: 1000000000000000 is invalid", "GiB are needed"]),
+        (["model.hidden=[1000000000000000]"], ["model.hidden.0: 1000000000000000 is invalid", "GiB would be needed"]),
         (["-m", "optim.lr=interval(0,1)"], ["optim.lr: 'interval(0,1)' is invalid. Expected values", "=search"]),
         (["model=transformer"], ["model.vocab_size: 'auto' is invalid", "num_classes"]),
         (["optim.lr=-1"], ["optim.lr: -1 is invalid", "at least 0"]),

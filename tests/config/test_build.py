@@ -153,7 +153,7 @@ def test_arguments_are_those_of_the_signature(path: Any, data: st.DataObject) ->
         ({"_target_": "torch.nn.Linear", "in_features": 3}, "optim.out_features: None is invalid. Expected a value"),
         ({"_target_": "torch.nn.Linear", "in_features": 3}, "torch.nn.Linear requires this argument"),
         ({"_target_": "trainyard.checks.integer"}, "optim.key: None is invalid"),
-        ({"_target_": "builtins.object", "x": 1}, "Expected no arguments: builtins.object has none."),
+        ({"_target_": "builtins.object", "x": 1}, "Expected no arguments, because builtins.object accepts none."),
     ],
 )
 def test_arguments_that_do_not_fit(node: Any, told: str) -> None:
@@ -328,7 +328,7 @@ def test_an_auto_without_a_fact_names_its_place_and_the_nearest() -> None:
     with pytest.raises(ConfigError) as error:
         fill_auto({"heads": [{"a": 1}, {"num_class": "auto"}]}, "model", FACTS)
     assert str(error.value).startswith("model.heads.1.num_class: 'auto' is invalid")
-    with pytest.raises(ConfigError, match="because there is no data from which it can be inferred"):
+    with pytest.raises(ConfigError, match="because there is no data from which the value can be inferred"):
         fill_auto({"num_classes": "auto"}, "model", None)
 
 

@@ -146,7 +146,11 @@ def test_any_integer_from_0_is_a_seed(seed: int) -> None:
         ({"mode": "tset"}, "mode: 'tset' is invalid. Expected one of train, val, test. Did you mean 'test'?"),
         ({"resume": 3}, "resume: 3 is invalid. Expected true, false or the path of a checkpoint."),
         ({"resume": ["a"]}, "resume: ['a'] is invalid. Expected true, false or the path of a checkpoint."),
-        ({"mode": "val"}, "load_from: None is invalid. Expected the path of a checkpoint, because mode=val."),
+        (
+            {"mode": "val"},
+            "load_from: None is invalid. Expected the path of a checkpoint, because mode=val evaluates existing "
+            "weights.",
+        ),
     ],
 )
 def test_bad_settings(values: Any, told: str) -> None:

@@ -201,7 +201,7 @@ def test_missing_files(save: Any, tmp_path: Path) -> None:
     path = save("iris.npz", x=X, y=LABELS)
     refused("path", r"Did you mean '.*iris\.npz'", path.replace("iris", "irsi"))
     refused("path", "The folder .* does not exist", str(tmp_path / "none" / "a.npz"))
-    refused("path", "path of a file", str(tmp_path))
+    refused("path", "path of an existing file", str(tmp_path))
     refused("val_path", "Did you mean", path, val_path=path.replace("iris", "irs"))
 
 
@@ -228,7 +228,7 @@ def test_npz_without_what_is_needed(save: Any) -> None:
 
 def test_npy_needs_its_target(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
-    refused("target", "path of a file", str(tmp_path / "x.npy"))
+    refused("target", "path of an existing file", str(tmp_path / "x.npy"))
     refused("val_path", "x_train", str(tmp_path / "x.npy"), str(tmp_path / "x.npy"), val_path="v.npy")
 
 

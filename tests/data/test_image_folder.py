@@ -158,7 +158,7 @@ def test_what_cannot_be_a_set_of_images(digits: Path, tmp_path: Path) -> None:
     frame.to_csv(digits / "table.csv", index=False)
     refused("target", "Did you mean 'label'", str(digits / "table.csv"), target="lable")
     frame.assign(path="gone.png").to_csv(digits / "gone.csv", index=False)
-    refused("path", "relative to the folder of the table", str(digits / "gone.csv"))
+    refused("image", "relative to the folder of gone.csv", str(digits / "gone.csv"))
 
 
 def test_files_that_are_no_images_of_one_size(digits: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_files_that_are_no_images_of_one_size(digits: Path, tmp_path: Path) -> N
         for index in range(4):
             Image.new("RGB", (size, size)).save(tmp_path / name / f"{index}.png")
     data = ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0)
-    with pytest.raises(TrainyardError, match="image_size=64"):
+    with pytest.raises(TrainyardError, match=r"set data\.image_size"):
         next(data.loader("train", seed=0, device=CPU).batches())
     assert ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0, image_size=5).spec["image_size"] == 5
     (tmp_path / "a" / "0.png").write_text("no image")

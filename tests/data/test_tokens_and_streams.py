@@ -75,7 +75,7 @@ def test_what_is_no_file_of_tokens(tokens: dict[str, Any], tmp_path: Path) -> No
     (tmp_path / "odd.bin").write_bytes(b"abc")
     refused(Tokens, "path", "The file has 3 bytes", str(tmp_path / "odd.bin"))
     np.save(tmp_path / "floats.npy", np.zeros(9))
-    refused(Tokens, "path", "one axis of integers", str(tmp_path / "floats.npy"))
+    refused(Tokens, "path", "one-dimensional array of integers", str(tmp_path / "floats.npy"))
     (tmp_path / "broken.npy").write_bytes(b"abc")
     refused(Tokens, "path", "Reading the file failed", str(tmp_path / "broken.npy"))
 

@@ -55,9 +55,9 @@ def test_the_environment_says_which_rank_this_is(launcher: str, environ: Any, ex
     ("launcher", "environ", "said"),
     [
         ("torchrun", {}, "launcher: 'torchrun' is invalid. Expected one of auto, none, pytorch, slurm, mpi"),
-        ("pytorch", {"RANK": "0"}, "WORLD_SIZE is not set. It is set by: torchrun"),
-        ("slurm", {}, "SLURM_PROCID is not set. It is set by: srun"),
-        ("mpi", {}, "PMI_RANK is not set. It is set by: mpirun"),
+        ("pytorch", {"RANK": "0"}, "WORLD_SIZE is not set. This command sets it: `torchrun"),
+        ("slurm", {}, "SLURM_PROCID is not set. This command sets it: `srun"),
+        ("mpi", {}, "PMI_RANK is not set. This command sets it: `mpirun"),
         ("mpi", MPICH, "Set MASTER_ADDR to the host of rank 0"),
     ],
 )

@@ -321,7 +321,7 @@ def test_a_job_of_another_kind_is_refused_and_the_next_joins() -> None:
     fused = FusedRunner([config(0, 1, **plain), config(4, 3, **plain)], feed=queue)
     fused.train()
     assert [str(error) for _, error in queue.refusals] == [
-        "the optimizers are of several classes: SGD",
+        "the optimizers are of several classes: Adam, SGD",
         "the models differ in net.1.weight: [5, 2] float64 and [4, 2] float64",
     ]
     assert [span.member.seed for span in queue.spans] == [0, 4, 3]

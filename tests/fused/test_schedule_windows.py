@@ -229,7 +229,7 @@ def test_jobs_whose_schedules_differ_in_numbers_are_of_one_kind() -> None:
 
 def test_plateaus_of_different_numbers_are_not_stacked() -> None:
     plateaus = [bound(Plateau(param=param), optimizer_of("sgd", 0)) for param in ("lr", "weight_decay")]
-    with pytest.raises(Unfusable, match="different numbers to lower: lr, weight_decay"):
+    with pytest.raises(Unfusable, match="different scheduled values: lr, weight_decay"):
         stack_schedules(plateaus)
 
 

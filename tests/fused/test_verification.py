@@ -101,7 +101,7 @@ def config(seed: int, model: type[nn.Module], **arguments: Any) -> dict[str, Any
 @pytest.mark.parametrize("holder", ["dict", "namespace", "list of dicts", "closure"])
 def test_a_value_that_a_stack_would_take_from_the_first_member(holder: str) -> None:
     configs = [config(seed, Masked, holder=holder) for seed in range(3)]
-    with pytest.raises(Unfusable, match=r"in a stack the loss of the member with seed [12] differs .*register_buffer"):
+    with pytest.raises(Unfusable, match=r"in a stack, the loss of the member with seed [12] differs .*register_buffer"):
         FusedRunner(configs).prepare()
     fit = probe(configs, 3)
     assert fit.width == 1

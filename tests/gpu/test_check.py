@@ -90,7 +90,7 @@ def test_a_part_that_hangs_is_ended_with_what_it_has_started(
     running.wait()
     until_gone(*pids)
     own = written(tmp_path)["tests"]
-    assert (own["state"], own["error"]) == ("ended", "not done in 0 s")
+    assert (own["state"], own["error"]) == ("ended", "not finished within 0 s")
     assert own["tables"]["one"] == {"pids": {"found": pids}, "ended": {"found": True}}
 
 
@@ -108,7 +108,7 @@ def test_there_is_a_deadline_for_all_of_them(check: Any, tmp_path: Path) -> None
     from catalog import TOTAL
 
     check(spent=TOTAL).run(part("good"))
-    assert written(tmp_path)["tests"] == {"state": "not run", "error": f"no time is left of {TOTAL} s"}
+    assert written(tmp_path)["tests"] == {"state": "not run", "error": f"no time is left (limit: {TOTAL} s)"}
     check("cpu", spent=TOTAL).run(part("good"))  # ten times as long
     assert written(tmp_path)["tests"]["state"] == "done"
 

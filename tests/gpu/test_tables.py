@@ -47,7 +47,7 @@ RESULTS = {
         "waits": {"state": "done", "seconds": 7.4, "tables": {"waits": {"iterations": {"found": 200}}}},
         "steps": {
             "state": "ended",
-            "error": "not done in 145 s",
+            "error": "not finished within 145 s",
             "seconds": 145.2,
             "tables": {
                 "mlp": {
@@ -67,7 +67,7 @@ def test_what_was_measured_is_shown_and_what_was_not_is_named() -> None:
     text = filled(RESULTS)
     assert "Measured on: device a GPU.\n" in text
     states = {codes(row["part"])[0]: (row["state"], row["seconds"]) for row in table(text, "part")}
-    assert states["steps"] == ("ended: not done in 145 s", "145")
+    assert states["steps"] == ("ended: not finished within 145 s", "145")
     assert states["waits"] == ("done", "7")
     assert states["stacks"] == ("not yet run", "")
     _, mlp = tables(text.partition("A training step, small MLP:")[2])[0]
@@ -78,7 +78,7 @@ def test_what_was_measured_is_shown_and_what_was_not_is_named() -> None:
         "plain, eager, resident data": ["42.2 (then failed: RuntimeError: a | b)", "41.0 to 43.0 (3)", "0.25", "1975"],
         "plain, eager, DataLoader": ["failed: RuntimeError: it cannot", "", "", ""],
         "plain, whole-step CUDA graph": ["needs CUDA", "", "", ""],
-        "plain, torch.compile reduce-overhead": ["no result (ended: not done in 145 s)", "", "", ""],
+        "plain, torch.compile reduce-overhead": ["no result (ended: not finished within 145 s)", "", "", ""],
     }
 
 

@@ -132,17 +132,19 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, listed: Any) -> None
     packages = {each.package for each in listed} - {"cloudpickle", "scikit-learn"}
     done = check(environment(tmp_path, packages), "--json", str(tmp_path / "results.json"))
     assert done.returncode == 2
-    assert "missing here: cloudpickle, scikit-learn; docs/gpu.md says how to bring them as wheels" in done.stderr
+    assert (
+        "missing packages: cloudpickle, scikit-learn; docs/gpu.md describes how to provide their wheels" in done.stderr
+    )
     assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["no-such-folder"], "no folder 'no-such-folder' of wheels"),
-        (["."], "no wheels in '.'; docs/gpu.md says how to gather them"),
+        (["no-such-folder"], "the folder 'no-such-folder' of wheels does not exist"),
+        (["."], "no wheels in '.'; docs/gpu.md describes how to download them"),
         (["--json"], "--json needs a value"),
-        (["--fast"], "no option --fast"),
+        (["--fast"], "unknown option --fast"),
     ],
 )
 def test_arguments_that_cannot_work(tmp_path: Path, arguments: list[str], told: str) -> None:

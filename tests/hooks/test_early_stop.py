@@ -68,7 +68,7 @@ def test_another_metric_and_direction_may_be_watched(make: Any, scripted: Any, q
     runner = make({"stop": hook}, epochs=4, data=quick, metrics=metrics)
     runner.train()
     assert runner.epoch == 3
-    told = "val/score has not improved on 0.75 for 1 validations"
+    told = "val/score has not improved on 0.75 for 1 validation"
     assert runner.members[0].stop_reason == told
 
 

@@ -63,9 +63,13 @@ def test_attributes_are_read() -> None:
 def test_what_no_metric_takes_is_told_with_its_shape() -> None:
     with pytest.raises(TrainyardError, match=r"logits \[30, 3\] float32.*metric\.m\.output=logits selects"):
         one(ACCURACY, (None, KIND), OUTPUTS)
-    with pytest.raises(TrainyardError, match=r"a tuple of 2: \[30, 1\] float32, \[30, 3\].*metric\.m\.output=0"):
+    with pytest.raises(
+        TrainyardError, match=r"a tuple with 2 elements \(\[30, 1\] float32, \[30, 3\].*metric\.m\.output=0"
+    ):
         one(ACCURACY, (None, KIND), (SIZES, LOGITS))
-    with pytest.raises(TrainyardError, match=r"a list of 2: {boxes}, {boxes} .*, but the metric needs two tensors\.$"):
+    with pytest.raises(
+        TrainyardError, match=r"a list with 2 elements \({boxes}, {boxes}\) .*, but the metric needs two tensors\.$"
+    ):
         one(ACCURACY, (None, KIND), [{"boxes": SIZES}] * 2)
     with pytest.raises(TrainyardError, match=r"no 'scores' in the outputs\. The value is a dict of logits"):
         one(ACCURACY | {"output": "scores"}, (None, KIND), OUTPUTS)
@@ -235,7 +239,7 @@ def test_lists_of_detections() -> None:
     (metric,) = configured({"m": Boxes()}).values()
     metric.process(([torch.zeros(3, 8, 8)] * 2, labels), found)
     assert metric.compute() == 1
-    with pytest.raises(TrainyardError, match=r"a list of 2: \{labels, boxes\}"):
+    with pytest.raises(TrainyardError, match=r"a list with 2 elements \(\{labels, boxes\}"):
         Accuracy().process(([torch.zeros(3, 8, 8)] * 2, labels), found)
 
 

@@ -30,9 +30,9 @@ def test_target_is_found_under_any_of_its_keys(key: str) -> None:
     ("batch", "what"),
     [
         (torch.ones(2), "a single Tensor"),
-        ((1,), "a tuple of 1"),
+        ((1,), "a tuple with 1 element"),
         ({"x": 1, "mask": 2}, "x, mask"),
-        ({}, "(none)"),
+        ({}, "an empty mapping"),
     ],
 )
 def test_a_batch_without_target_says_what_it_is(batch: object, what: str) -> None:

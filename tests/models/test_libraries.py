@@ -132,9 +132,9 @@ def test_weights_of_a_file_in_timm(tmp_path: Path) -> None:
 def test_what_timm_does_not_have(offline: Path) -> None:
     installed("timm")
     for arguments, message in [
-        ({"name": "resnet1"}, "name: 'resnet1' is invalid. Expected a model of timm .* Did you mean 'resnet1"),
+        ({"name": "resnet1"}, "name: 'resnet1' is invalid. Expected the name of a timm model .* Did you mean 'resnet1"),
         ({"drop_rat": 1}, "drop_rat: 1 is invalid. Expected an argument that timm's resnet10t accepts"),
-        ({"pretrained": "absent.pth"}, "pretrained: 'absent.pth' is invalid. Expected the path of a file"),
+        ({"pretrained": "absent.pth"}, "pretrained: 'absent.pth' is invalid. Expected the path of an existing file"),
         ({"pretrained": True}, r"models--timm--resnet10t.c3_in1k/snapshots/<commit>/model.safetensors"),
     ]:
         with pytest.raises(ConfigError, match=message):

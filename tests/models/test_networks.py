@@ -193,7 +193,7 @@ BAD: list[tuple[Callable[..., BaseModel], dict[str, Any], str, str]] = [
     (MLP, {"in_features": 4, "num_classes": 2, "activation": None}, "activation", "relu"),
     (CNN, {"in_channels": "auto", "num_classes": 2}, "in_channels", "Give an integer"),
     (CNN, {**IMAGE, "num_classes": "auto"}, "num_classes", "Give an integer"),
-    (CNN, {**IMAGE, "channels": []}, "channels", "at least 1 elements"),
+    (CNN, {**IMAGE, "channels": []}, "channels", "at least 1 element."),
     (CNN, {**IMAGE, "channels": [4, -1]}, "channels", "at least 1"),
     (CNN, {**IMAGE, "dropout": 2}, "dropout", "below 1"),
     (ResNet, {"in_channels": "auto", "num_classes": 2}, "in_channels", "Give an integer"),

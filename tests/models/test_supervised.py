@@ -46,7 +46,9 @@ def test_targets_that_are_ignored_are_not_counted() -> None:
     losses = model.train_step((x, y))
     assert losses["num_items"] == kept.sum()
     torch.testing.assert_close(losses["loss"], nn.functional.cross_entropy(model.net(x[kept]), y[kept]))
-    with pytest.raises(ConfigError, match=r"ignore_index: 1 is invalid. Expected -100, which is the value of the loss"):
+    with pytest.raises(
+        ConfigError, match=r"ignore_index: 1 is invalid. Expected -100, which is the ignore_index of the loss"
+    ):
         Supervised(nn.Linear(4, 3), nn.CrossEntropyLoss(), ignore_index=1)
     with pytest.raises(ConfigError, match="ignore_index"):
         Supervised(nn.Linear(4, 3), ignore_index="padding")

@@ -154,7 +154,7 @@ def test_other_shapes_and_dtypes_are_refused(tmp_path: Path) -> None:
     state = checkpoint.load(tmp_path / "checkpoints/epoch_0002.pt")
     state["parameters"]["groups"][""][0][1][2] = "float64"
     checkpoint.save(tmp_path / "checkpoints/epoch_0002.pt", state)
-    with pytest.raises(ConfigError, match=r"net\.a\.bias is \[6\] in float64, but in this run \[6\] in float32"):
+    with pytest.raises(ConfigError, match=r"net\.a\.bias is \[6\] in float64, but \[6\] in float32 in this run"):
         runner(Net(), tmp_path, 4).train()
 
 

@@ -220,8 +220,7 @@ def test_every_parameter_is_in_one_group_and_the_numbers_do_not_decide_in_which(
         (
             {"custom_keys": {"bakbone": {"lr_mult": 0.1}}},
             "paramwise.custom_keys: 'bakbone' is invalid. Expected a part of a parameter's name, or a glob that "
-            "matches "
-            "one. "
+            "matches a parameter's name. "
             "Did you mean 'backbone'?",
         ),
         ({"norm_decay_mul": 0}, "Did you mean 'norm_decay_mult'?"),

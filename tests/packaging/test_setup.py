@@ -71,7 +71,7 @@ def setup(root: Path, *arguments: str, **environment: str) -> tuple[int, str]:
 def test_setup_installs_once_keeps_extras_and_repairs_itself(project: Path) -> None:
     status, said = setup(project)
     assert status == 0, said
-    assert "making .venv" in said
+    assert "creating .venv" in said
     subprocess.run([project / ".venv/bin/python", "-c", "import small"], check=True, cwd=project.anchor)
 
     assert setup(project) == (0, ""), "nothing to do: nothing said"
@@ -94,11 +94,11 @@ def test_setup_installs_once_keeps_extras_and_repairs_itself(project: Path) -> N
     (project / ".venv" / ".trainyard-unfinished").touch()  # what a call that was cut off leaves
     status, said = setup(project)
     assert status == 0
-    assert "making .venv" in said
+    assert "creating .venv" in said
     assert setup(project, "--extra", "test") == (0, "")
 
     moved = project.rename(project.with_name("moved"))
-    assert "making .venv" in setup(moved)[1]
+    assert "creating .venv" in setup(moved)[1]
     subprocess.run([moved / ".venv/bin/python", "-c", "import small"], check=True, cwd=project.anchor)
 
 

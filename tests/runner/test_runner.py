@@ -142,7 +142,7 @@ def test_auto_is_what_the_data_says(make: Any) -> None:
         match=r"model\.vocab_size: 'auto' is invalid. Expected an explicit value, because this data defines only",
     ):
         _ = make(model={"_target_": "trainyard.models.Transformer", "vocab_size": "auto"}).model
-    with pytest.raises(ConfigError, match="no data from which it can be inferred"):
+    with pytest.raises(ConfigError, match="no data from which the value can be inferred"):
         _ = make(data=None).model
 
 

@@ -25,7 +25,7 @@ def main(part: Part) -> None:
         part.put("memory", row, found=", ".join(f"{each / 1e6:.0f}" for each in held), bytes=held, refusal=refusal)
         print(row, held, refusal, flush=True)
         if part.cuda and max(held[SETTLED:]) > held[SETTLED - 1]:
-            part.fail(f"memory: {row}: it grows after epoch {SETTLED}")
+            part.fail(f"memory: {row}: the reserved memory grows after epoch {SETTLED}")
         if part.cuda and (refusal is not None) != fails:
             part.fail(f"memory: {row}: the step is {'captured' if fails else f'not captured: {refusal}'}")
 

@@ -37,7 +37,7 @@ def main(part: Part) -> None:
     with side_by_side(part, count, few, {}) as train:
         take_turns(part, {TABLE: {BESIDE: Side(train)}}, few, TOLERANCES)
     if not has_mps():
-        part.put(TABLE, BESIDE_MPS, missing=f"{CONTROL} is not there" if part.cuda else NEEDS_CUDA)
+        part.put(TABLE, BESIDE_MPS, missing=f"{CONTROL} is not installed" if part.cuda else NEEDS_CUDA)
         return
     try:
         with mps(part.folder) as environment, side_by_side(part, count, few, environment) as train:

@@ -72,7 +72,7 @@ def sweep(part: Part, overrides: list[str], jobs: int, epochs: int) -> None:
     part.put(part.name, "stacks", found=stacks(entries), plan=planned(output))
     logs = [log.read_text(errors="replace") for log in sorted(folder.glob("*/train.log"))]
     said = Counter(line for log in logs for line in re.findall(r"The step is (?:not )?captured.*", log))
-    nothing = "nothing said against it" if part.cuda else "needs CUDA"
+    nothing = "no message about the capture" if part.cuda else "needs CUDA"
     part.put(part.name, "capture", found="; ".join(f"{line} ({count})" for line, count in said.items()) or nothing)
     part.put(part.name, "seconds", found=f"{seconds:.1f}")
     journals = [read(file) for file in sorted(folder.glob("*/metrics.jsonl"))]
@@ -84,7 +84,7 @@ def sweep(part: Part, overrides: list[str], jobs: int, epochs: int) -> None:
     whole = validated.count(epochs)
     part.put(part.name, "journals", found=f"{whole} with {epochs} validations")
     if whole != jobs:
-        part.fail(f"{whole} of {jobs} journals are whole")
+        part.fail(f"{whole} of {jobs} journals are complete")
     steps = sum(max((record.get("step", 0) for record in journal), default=0) for journal in journals)
     if steps:
         times = [record["time"] for journal in journals for record in journal]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainyard.catalog.stored_run import StoredRun
-from trainyard.errors import TrainyardError, nearest
+from trainyard.errors import TrainyardError, counted, nearest
 from trainyard.track import run_info
 from trainyard.track.run_info import RunInfo
 
@@ -70,7 +70,7 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         names = [name for run in runs for name in (run.info.name, run.directory.name)]
         close = nearest(text, names)
         hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists the runs."
-        among = f"the {len(runs)} run{'s' * (len(runs) != 1)} in {where}"
+        among = f"the {counted(len(runs), 'run')} in {where}"
         raise TrainyardError(f"No run has the name or ID {text!r} among {among}.{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

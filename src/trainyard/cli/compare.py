@@ -18,7 +18,7 @@ from trainyard.errors import TrainyardError
 @click.argument("runs", type=RUN, nargs=-1, metavar="RUN RUN...")
 @as_json
 def command(runs: Sequence[str], json_: bool) -> None:
-    """Compare RUNs: differences of settings, code and environment, all metrics, and the curve of the objective."""
+    """Compare RUNs: differences in settings, code and environment, all metrics, and the curve of the objective."""
     found = [resolve(run) for run in runs]
     if len({run.directory.resolve() for run in found}) < 2:
         raise TrainyardError("trainyard compare needs at least two different runs.")

@@ -23,7 +23,7 @@ import click
 
 import trainyard
 from trainyard.cli.output import as_json, print_json, size
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 from trainyard.redaction import redact
 
 _PACKAGES = ("torch", "hydra-core", "omegaconf", "mlflow", "numpy")
@@ -83,10 +83,10 @@ def _device() -> Iterator[Finding]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if not torch.cuda.is_available():
-        yield Finding("device", True, f"CPU, {cores} cores; no CUDA device")
+        yield Finding("device", True, f"CPU, {counted(cores or 1, 'core')}; no CUDA device")
         return
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    yield Finding("device", True, f"{', '.join(names)}; CUDA {torch.version.cuda}; {cores} CPU cores")
+    yield Finding("device", True, f"{', '.join(names)}; CUDA {torch.version.cuda}; {counted(cores or 1, 'CPU core')}")
     yield _try("CUDA graphs", _replay)
 
 
@@ -156,7 +156,9 @@ def _ask(uri: str) -> str:
 
 def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
-    yield Finding("disk", free > _LITTLE_SPACE, f"{size(free)} free on the disk of this folder")
+    text = f"{size(free)} free on the disk of this folder"
+    enough = free > _LITTLE_SPACE
+    yield Finding("disk", enough, text if enough else f"{text}; free some disk space, at least {size(_LITTLE_SPACE)}")
 
 
 def _training() -> Iterator[Finding]:

@@ -25,7 +25,10 @@ BEST = "best.pt"
     help="Output folder; must be empty or new.",
 )
 @click.option(
-    "--checkpoint", "name", metavar="NAME", help="Name of a file in checkpoints/ (default: the best, or the newest)."
+    "--checkpoint",
+    "name",
+    metavar="NAME",
+    help="Name of a file in checkpoints/ (default: best.pt if it exists, otherwise the newest).",
 )
 def command(run: str, folder: Path, name: str | None) -> None:
     """Write the model of a RUN to DIR: model.safetensors, config.yaml, and a model card (README.md).
@@ -80,7 +83,7 @@ def card(run: StoredRun, checkpoint: str) -> str:
             ("metric", "value"), [(name, number(value)) for name, value in run.metrics.items() if name[:6] != "train/"]
         ),
         "",
-        "`config.yaml` is the config of the training. To predict:",
+        "`config.yaml` is the config of the training run. To predict:",
         "",
         "```python",
         "import trainyard",
@@ -88,7 +91,7 @@ def card(run: StoredRun, checkpoint: str) -> str:
         'predictions = trainyard.load("FOLDER").predict(inputs)',
         "```",
         "",
-        "To start a training from these weights: `load_from=FOLDER/model.safetensors`.",
+        "To start training from these weights: `load_from=FOLDER/model.safetensors`.",
     ]
     return "\n".join([*lines, ""])
 

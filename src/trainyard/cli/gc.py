@@ -11,7 +11,7 @@ from trainyard.catalog import find
 from trainyard.catalog.find import default_folders
 from trainyard.catalog.garbage import freed, garbage
 from trainyard.cli.output import size
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, counted
 from trainyard.files import remove
 
 
@@ -31,18 +31,19 @@ def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
     runs = find(folders or default_folders())
     training = sum(run.state == "running" for run in runs)
     if training:
-        click.echo(f"{training} of {len(runs)} runs are training and are skipped.")
+        click.echo(f"Skipped, because they are still training: {training} of {counted(len(runs), 'run')}.")
     found = [(run, paths) for run in runs if (paths := garbage(run))]
     files = [path for _, paths in found for path in paths]
     if not files:
         click.echo("Nothing to remove.")
         return
-    click.echo(f"{len(files)} checkpoints and temporary files of {len(found)} runs: {size(freed(files))}.")
+    what = f"{counted(len(files), 'file')} of {counted(len(found), 'run')} (checkpoints and temporary files)"
+    click.echo(f"{what}: {size(freed(files))}.")
     if dry_run:
         for path in files:
             click.echo(f"  {path}")
         return
-    if not yes and not click.confirm("Remove them?"):
+    if not yes and not click.confirm("Remove these files?"):
         click.echo("Nothing was removed.")
         return
     for run, paths in found:

@@ -17,7 +17,7 @@ from trainyard.catalog.lineage import lineage_of
 from trainyard.cli.completion import RUN
 from trainyard.cli.output import SHORT, as_json, number, print_json
 from trainyard.cli.store import store
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, counted
 from trainyard.reproduction import Reproduction, check
 from trainyard.track.run_info import RunInfo
 
@@ -40,8 +40,8 @@ def command(run: str, uri: str | None, directory: Path | None, trust: bool, json
     A job of a sweep is trained again in its lane of a stack. For a member of a population, its ancestors are trained
     first.
 
-    RUN can also be an MLflow run ID. The exit status is 0 if all bits are identical, and 3 if they differ. In this
-    case, the first differences are printed, and the differences in code, versions, data and device.
+    RUN can also be an MLflow run ID. The exit status is 0 if all bits are identical, and 3 otherwise. If bits differ,
+    the first differences are printed, together with the differences in code, versions, data and device.
     """
     if directory is not None and (directory / "run.json").exists():
         raise TrainyardError(f"--to: {directory} already contains a run.")
@@ -112,16 +112,16 @@ def start(launch: Launch, *, quiet: bool = False) -> None:
 
 def _lines(found: Reproduction) -> list[str]:
     lines = []
-    counted = f"{found.metrics} metrics, {found.points} values"
+    what = f"{counted(found.metrics, 'metric')}, {counted(found.points, 'value')}"
     if found.curves:
-        lines.append(f"curves: {len(found.curves)} of {found.metrics} metrics differ")
+        lines.append(f"curves: different in {len(found.curves)} of {counted(found.metrics, 'metric')}")
         lines += [f"  {name}: {where}" for name, where in found.curves.items()]
     else:
-        lines.append(f"curves: identical ({counted})")
+        lines.append(f"curves: identical ({what})")
     if found.weights is None:
         lines.append("weights: not compared, because the runs have no checkpoint of the same name")
     elif found.weights:
-        lines.append(f"weights: {len(found.weights)} tensors differ")
+        lines.append(f"weights: different in {counted(len(found.weights), 'tensor')}")
         lines += [f"  {name}" for name in found.weights[:_SHOWN]]
         lines += [f"  and {len(found.weights) - _SHOWN} more"] if len(found.weights) > _SHOWN else []
     else:

@@ -11,7 +11,7 @@ from trainyard.catalog import resolve
 from trainyard.catalog.garbage import freed
 from trainyard.cli.completion import RUN
 from trainyard.cli.output import size
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, counted
 
 
 @click.command("rm")
@@ -28,8 +28,8 @@ def command(runs: Sequence[str], yes: bool) -> None:
             raise TrainyardError(f"{run.directory}: this run is training. Stop it first (Ctrl-C or SIGTERM).")
     for run in found:
         click.echo(f"{run.info.name}  {run.state}  {run.directory}")
-    click.echo(f"{len(found)} runs: {size(freed([run.directory for run in found]))}.")
-    if not yes and not click.confirm("Remove them?"):
+    click.echo(f"{counted(len(found), 'run')}: {size(freed([run.directory for run in found]))}.")
+    if not yes and not click.confirm("Remove these directories?"):
         click.echo("Nothing was removed.")
         return
     for run in found:

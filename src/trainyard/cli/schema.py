@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, counted
 
 
 @click.command("schema")
@@ -37,6 +37,6 @@ def command(configs: Path, folder: Path | None, modelines: bool) -> None:
     folders = {each.resolve(): each for each in (own_configs(), configs)}
     found = schemas(list(folders.values()), lambda line: click.echo(line, err=True))
     files = write(found, folder)
-    click.echo(f"{len(files)} schemas in {folder}")
+    click.echo(f"Wrote {counted(len(files), 'schema')} to {folder}.")
     if modelines:
-        click.echo(f"{len(put_modelines(configs, folder))} configs now name their schema.")
+        click.echo(f"Added the line with the schema to {counted(len(put_modelines(configs, folder)), 'config')}.")

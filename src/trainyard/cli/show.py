@@ -39,7 +39,7 @@ def command(run: str, json_: bool) -> None:
 def _lines(run: StoredRun) -> list[tuple[str, str]]:
     facts, best = run.info.facts, run.best
     commit = facts.get("git.commit", "")
-    changed = " and changes" if facts.get("git.dirty") == "true" else ""
+    changed = " with uncommitted changes" if facts.get("git.dirty") == "true" else ""
     machine = ", ".join(facts[name] for name in ("host.name", "host.cpu", "cuda.devices") if name in facts)
     versions = ", ".join(f"{name} {facts[key]}" for name in ("python", "torch") if (key := f"version.{name}") in facts)
     message = f" ({run.history.message})" if run.history.message else ""

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 _DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 _JOB = click.argument("job", metavar="JOB")
 _WAIT = click.option(
-    "--wait", type=float, default=10.0, show_default=True, metavar="SECONDS", help="Seconds to wait for the answer."
+    "--wait",
+    type=float,
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Seconds to wait for the answer of the sweep.",
 )
 
 
@@ -106,7 +111,9 @@ def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> N
     """
     if job is not None:
         if app is not None:
-            raise ConfigError("--app", str(app), "no JOB, because --app applies to the entire sweep")
+            raise ConfigError(
+                "--app", str(app), "no --app together with a JOB, because --app applies to the entire sweep"
+            )
         _steer(directory, "resume", job, (), wait)
         return
     from trainyard.sweep.continuing import go_on

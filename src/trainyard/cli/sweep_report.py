@@ -63,7 +63,7 @@ def report(directory: Path, follow: bool, json_: bool) -> None:
 )  # fmt: skip
 @click.option(
     "--to", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Default: a table is printed, a figure is written to DIR/results.svg or results.pdf.",
+    help="Output file. By default, a table is printed, and a figure is written to DIR/results.svg or DIR/results.pdf.",
 )  # fmt: skip
 def export(directory: Path, kind: str, metrics: Sequence[str], file: Path | None) -> None:
     """Write a table or a figure for a paper: the configurations of a sweep, mean ± standard deviation over the seeds.
@@ -99,7 +99,9 @@ def _told(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrainyardError(f"{file} could not be written: {error.strerror}.") from error
+        raise TrainyardError(
+            f"{file} could not be written: {error.strerror}. Choose another file with --to."
+        ) from error
 
 
 def record(sweep: StoredSweep) -> dict[str, object]:

@@ -15,7 +15,7 @@ from trainyard.errors import TrainyardError
 
 @click.command("sync")
 @click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path))
-@click.option("--uri", metavar="URI", help="MLflow store (default: the one recorded in each run).")
+@click.option("--uri", metavar="URI", help="MLflow store (default: the store recorded in each run).")
 @click.option(
     "--experiment",
     metavar="NAME",

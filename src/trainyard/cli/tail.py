@@ -32,7 +32,7 @@ _PAUSE = 0.3  # seconds between two readings
 )
 @click.option("--json", "json_", is_flag=True, help="Print the journal's records, one per line.")
 def command(run: str, lines: int, follow: bool, prefix: str, json_: bool) -> None:
-    """Print the metrics of a RUN, and new ones as they are recorded, until the run ends.
+    """Print the metrics of a RUN, and then new metrics as they are recorded, until the run ends.
 
     Ctrl-C ends only this command.
     """

@@ -12,6 +12,7 @@ import click
 
 from trainyard.catalog.stored_sweep import StoredSweep, SweepJob
 from trainyard.cli.output import number
+from trainyard.errors import counted
 from trainyard.sweep.report.rows import duration, front_of
 from trainyard.track import journal
 
@@ -73,7 +74,7 @@ def _show_live(sweep: StoredSweep) -> None:
 
 
 def _print_changes(sweep: StoredSweep) -> None:
-    click.echo(f"{len(sweep.jobs)} jobs: {sweep.counts()}")
+    click.echo(f"{counted(len(sweep.jobs), 'job')}: {sweep.counts()}")
     runs = True
     while runs:
         runs = sweep.running
@@ -97,7 +98,7 @@ def _table(sweep: StoredSweep, latest: dict[int, _Latest]) -> Table:
     running = {job.num: job for job in sweep.jobs.values() if job.state == "running"}
     for num in latest.keys() - running.keys():
         del latest[num]
-    more = f"\n{len(running) - _ROWS} more are running" if len(running) > _ROWS else ""
+    more = f"\nand {len(running) - _ROWS} more running" if len(running) > _ROWS else ""
     result = Table(box=box.SIMPLE_HEAD, title=_head(sweep), title_justify="left", caption=more, title_style="")
     for name in ("job", "epoch", "latest", "time"):
         result.add_column(name, justify="right")
@@ -116,12 +117,12 @@ def _head(sweep: StoredSweep) -> str:
     goals, jobs = sweep.goals, sweep.jobs.values()
     if goals is not None and goals.several:
         front = sum(place == 1 for place in front_of(sweep.rows()).values())
-        return f"{len(sweep.jobs)} jobs: {sweep.counts()}; {front} on the Pareto front"
+        return f"{counted(len(sweep.jobs), 'job')}: {sweep.counts()}; {front} on the Pareto front"
     found = [job.objective if goals is None else goals.best(job.value) for job in jobs]
     values = [value for value in found if value is not None]
     best = (max if sweep.direction == "maximize" else min)(values, default=None)
     told = "" if best is None else f"; best {sweep.objective or 'objective'} {number(best)}"
-    return f"{len(sweep.jobs)} jobs: {sweep.counts()}{told}"
+    return f"{counted(len(sweep.jobs), 'job')}: {sweep.counts()}{told}"
 
 
 def _journal_of(sweep: StoredSweep, job: SweepJob) -> Path:

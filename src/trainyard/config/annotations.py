@@ -183,7 +183,7 @@ def _word(hint: Any) -> str:
     if kind is Callable:
         return "a function"
     if kind not in LISTS:
-        return f"an object of class {kind.__name__}" if isinstance(kind, type) else "another value"
+        return f"an object of class {kind.__name__}" if isinstance(kind, type) else f"a value of type {hint}"
     if kind is tuple and arguments and arguments[-1] is not ...:
         count, entries = f"{len(arguments)} ", set(arguments)
     else:

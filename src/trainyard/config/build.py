@@ -106,7 +106,7 @@ def _is_too_large(error: BaseException | None) -> bool:
 def _too_large(key: str, node: Any, error: BaseException | None) -> ConfigError:
     """Return the error for a size that does not fit into memory; it names the largest number of the node."""
     found = re.search(r"allocate (\d+) bytes", str(error))
-    said = f"{int(found[1]) / 2**30:.0f} GiB are needed" if found else str(error).partition("\n")[0].rstrip(".")
+    said = f"{int(found[1]) / 2**30:.0f} GiB would be needed" if found else str(error).partition("\n")[0].rstrip(".")
     plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     key, largest = max(_integers(plain, key), key=lambda each: each[1], default=(key, 0))
     return ConfigError(key, largest, "a size that fits into the memory of this machine", hint=f"{said}.")
@@ -203,12 +203,12 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
     if name in _OWN_DEFAULT:
         return (facts or {}).get(name)
     if facts is None:
-        raise ConfigError(key, AUTO, "a value, because there is no data from which it can be inferred")
+        raise ConfigError(key, AUTO, "an explicit value, because there is no data from which the value can be inferred")
     if name not in facts and _INSTEAD.get(name) in facts:
         name = _INSTEAD[name]
     if name not in facts:
-        known = ", ".join(sorted(facts)) or "nothing"
-        raise ConfigError(key, AUTO, f"an explicit value, because this data defines only {known}", options=facts)
+        known = f"only {', '.join(sorted(facts))}" if facts else "no values"
+        raise ConfigError(key, AUTO, f"an explicit value, because this data defines {known}", options=facts)
     return facts[name]
 
 
@@ -246,7 +246,7 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
         for name in node:
             if name not in taken and name not in _CONTROLS:
                 name_of = node["_target_"]
-                none = f"no arguments: {name_of} has none"
+                none = f"no arguments, because {name_of} accepts none"
                 accepted = f"an argument of {name_of}: {', '.join(taken)}" if taken else none
                 raise ConfigError(key, name, accepted, options=taken)
     check_arguments(target, parameters, _known(node, key), key, shares=key.startswith("schedule"))

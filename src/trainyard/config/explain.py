@@ -63,7 +63,7 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         group, _, option = absent.group(1).rpartition("/")
         options = _options(group, config_dir)
         package = PACKAGES.get(group, {}).get(option)
-        hint = f"The option {option} is part of a package: pip install {package}" if package else ""
+        hint = f"The option {option} is in a separate package: pip install {package}" if package else ""
         return ConfigError(group or "config", option, f"one of {', '.join(options)}", options=options, hint=hint)
     if isinstance(error, OverrideParseException):
         return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
@@ -139,7 +139,7 @@ def _explain_sweep(text: str) -> TrainyardError | None:
         return ConfigError(key, value, "one value, because hydra keys apply to the entire sweep")
     if text.startswith("Ambiguous value"):
         text_of = quote(f'{key}="{value}"')
-        choose = f"To train with each of them, pass -m. A list is {key}=[{value}]; a string is {text_of}"
+        choose = f"To train with each value, pass -m. A list is {key}=[{value}]; a string is {text_of}"
         return ConfigError(key, value, f"one value. {choose}")
     if "requires --multirun" in text:
         hint = "-m starts a sweep. A range, interval(…), needs a sweeper that samples from it: hydra/sweeper=…"
@@ -180,7 +180,7 @@ def _how_to_quote(error: OverrideParseException) -> str:
         except HydraException:
             pass
         else:
-            return f"quote a string with such characters: {quote(line)}."
+            return f"a string with these characters must be quoted: {quote(line)}."
     return _first_line(error)
 
 

@@ -237,7 +237,9 @@ def _check_settings(values: dict[str, Any]) -> None:
     if not isinstance(resume, bool | str):
         raise ConfigError("resume", resume, "true, false or the path of a checkpoint")
     if mode != "train" and not settings["load_from"]:
-        raise ConfigError("load_from", None, f"the path of a checkpoint, because mode={mode}")
+        raise ConfigError(
+            "load_from", None, f"the path of a checkpoint, because mode={mode} evaluates existing weights"
+        )
 
 
 @cache

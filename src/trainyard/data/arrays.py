@@ -127,7 +127,8 @@ class Arrays(ArrayData):
         if len(self.classes) > max(MOST_CLASSES, sum(map(len, ys)) // 2) and isinstance(self.classes[0], str):
             different = f"{len(self.classes)} different strings in {sum(map(len, ys))} rows"
             accepted = f"a column of classes, but this column has {different}"
-            raise ConfigError("target", target, accepted)
+            hint = "If the column contains numbers as text, convert it to numbers. For text as input, use data=hf."
+            raise ConfigError("target", target, accepted, hint=hint)
         tables = {split: tables[split]._replace(y=y) for split, y in zip(tables, numbered, strict=True)}
 
         own_data = {split.partition("/")[0] for split in tables}
@@ -163,7 +164,7 @@ class Arrays(ArrayData):
 
     def _as_classes(self, ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.int64]]:
         if ys[0].ndim != 1:
-            hint = "Several targets per sample require regression: set task=regression, or use floats."
+            hint = "Several targets per sample require regression: set task=regression, or store the targets as floats."
             raise ConfigError("target", list(ys[0].shape), "one class per sample: [N] integers or strings", hint=hint)
         classes, numbers = np.unique(np.concatenate(ys), return_inverse=True)
         self.classes = classes.tolist()

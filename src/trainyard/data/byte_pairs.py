@@ -32,7 +32,9 @@ class BytePairs:
             import transformers  # noqa: F401
         except ImportError as error:
             hint = "Install it with: pip install 'trainyard[hf]'"
-            raise ConfigError("_target_", "BytePairs", "transformers, which is not installed", hint=hint) from error
+            raise ConfigError(
+                "_target_", "BytePairs", "another tokenizer, because transformers is not installed", hint=hint
+            ) from error
 
     def fit(self, texts: Iterable[str]) -> Any:
         """Return a `transformers.PreTrainedTokenizerFast` that is trained on `texts`.

@@ -36,7 +36,7 @@ from trainyard.data.seeding import (
 from trainyard.data.stream_state import FollowedStream, StreamState, has_state
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.data.transfer import copy_ahead, to_device
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.rng import derive
 from trainyard.rng_state import cpu_states_kept, seed_cpu
 
@@ -249,15 +249,15 @@ class WorkerLoader:
             self._told = True
             log.info(
                 "%s cannot restore its position. The data is read from the start of the epoch, and the first "
-                "%d batches are dropped.",
+                "%s dropped.",
                 type(self._given.dataset).__name__,
-                count,
+                "batch is" if count == 1 else f"{count} batches are",
             )
         dropped = sum(1 for _ in islice(batches, count))
         if dropped < count:
             raise TrainyardError(
-                f"The data ends after {dropped} batches of an epoch, but this run has already trained on "
-                f"{count}: the data has changed. Resume with the original data."
+                f"The data ends after {counted(dropped, 'batch', 'batches')} of an epoch, but this run has already "
+                f"trained on {count}: the data has changed. Resume with the original data."
             )
         return batches
 

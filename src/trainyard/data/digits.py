@@ -69,6 +69,6 @@ def _file() -> gzip.GzipFile:
     raise ConfigError(
         "_target_",
         "trainyard.data.Digits",
-        "scikit-learn, which contains the file of this data set",
+        "another data set, because scikit-learn, which contains the file of this data set, is not installed",
         hint="Install it with: pip install scikit-learn",
     )

@@ -87,6 +87,8 @@ def _refuse_gaps(split: str, table: Table) -> None:
         return
     row = int(empty.reshape(len(empty), -1).any(axis=1).argmax())
     hint = "missing=mean (or median) fills missing values and tells the model which were missing."
+    if table.x.ndim != 2:
+        hint = "Remove this sample, or fill its missing values."
     if table.names is None:
         raise ConfigError("path", split, f"inputs without missing values; row {row} of {split} contains NaN", hint=hint)
     name = table.names[int(empty[row].argmax())]

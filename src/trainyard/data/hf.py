@@ -77,7 +77,12 @@ class HuggingFace(ArrayData):
         self.max_length = integer("max_length", max_length, at_least=1)
         shares, chosen_fold = fractions(val_fraction, test_fraction), fold_of(folds, fold)
         if (path is None) == (dataset is None):
-            raise ConfigError("path", path, "a folder written by save_to_disk, or null and a `dataset`")
+            accepted = (
+                "null, because `dataset` is set"
+                if dataset is not None
+                else "a folder written by save_to_disk, or a `dataset`"
+            )
+            raise ConfigError("path", path, accepted)
         if not (tokenizer is None or callable(tokenizer) or hasattr(tokenizer, "fit")):
             raise ConfigError("tokenizer", tokenizer, "a tokenizer, or the `_target_` that builds one")
         self.tokenizer = tokenizer
@@ -140,7 +145,10 @@ class HuggingFace(ArrayData):
             values = part[name]
             if len(values) and isinstance(values[0], str):
                 if columns is not None or not texts:
-                    hint = "Set text to this column and give a tokenizer, or exclude the column with columns=[…]."
+                    hint = (
+                        "Set text to this column and give a tokenizer. To exclude the column, name the columns to use: "
+                        "columns=[…]."
+                    )
                     raise ConfigError("columns", name, "columns of numbers, but this column contains text", hint=hint)
                 continue
             array = _array("columns", name, values)
@@ -226,7 +234,7 @@ def _from_disk(path: str) -> Any:
     except ImportError as error:
         hint = "Install it with: pip install 'trainyard[hf]'"
         raise ConfigError(
-            "path", path, "a data set of the package `datasets`, which is not installed", hint=hint
+            "path", path, "null and a `dataset`, because the package `datasets` is not installed", hint=hint
         ) from error
     if not Path(path).expanduser().is_dir():
         raise ConfigError("path", path, "a folder written by save_to_disk", hint="This folder does not exist.")

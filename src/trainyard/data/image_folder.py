@@ -20,7 +20,7 @@ from trainyard.data.images import COLOURS, DECODERS, Files, Images, Transform, a
 from trainyard.data.order import EpochBatchSampler
 from trainyard.data.split import fold_of, fractions, split_rows
 from trainyard.data.tables import group_numbers, read_frame, target_column
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -102,13 +102,13 @@ class ImageFolder(ArrayData):
         )
         if boolean("in_memory", in_memory) and train_transform:
             hint = "To augment on the device, use +model/data_preprocessor=augment."
-            raise ConfigError("transform", "a transform", "null, because in_memory is true", hint=hint)
+            raise ConfigError("transform", transform, "null, because in_memory is true", hint=hint)
         found = _read("path", path, image, target, group)
         for split, given in (("val", val_path), ("test", test_path)):
             if given is not None:
                 found[split] = next(iter(_read(f"{split}_path", given, image, target, None).values()))
         if "train" not in found:
-            raise ConfigError("path", str(path), "a folder with images to train on (train)")
+            raise ConfigError("path", str(path), "a folder with training images (train/)")
         if chosen_fold is not None and "val" in found:
             raise ConfigError("folds", folds, "null, because the validation set is given separately")
 
@@ -198,7 +198,7 @@ def _of_folder(key: str, folder: Path) -> Files:
         labels += [of_class.name] * len(images)
     if len(folders) < 2:
         lone = len(_images(folder.iterdir()))
-        held = f"The folder contains {lone} images and {len(folders)} subfolders with images."
+        held = f"The folder contains {counted(lone, 'image')} and {counted(len(folders), 'subfolder')} with images."
         hint = f"{held} For images in a single folder, use a table of their paths and labels (.csv)."
         raise ConfigError(key, str(folder), "a folder with one subfolder of images per class, at least two", hint=hint)
     return Files(paths, np.array(labels))
@@ -216,7 +216,8 @@ def _of_table(key: str, file: Path, image: str, target: str, group: str | None) 
     paths = [str(file.parent / str(path)) for path in frame[image]]
     for path in paths:
         if not Path(path).is_file():
-            raise ConfigError(image, path, "the path of an image, relative to the folder of the table")
+            accepted = f"paths of existing images in the column {image!r}, relative to the folder of {file.name}"
+            raise ConfigError("image", path, accepted)
     if not paths:
         raise ConfigError(key, str(file), "a table with at least one image")
     groups = None if group is None else group_numbers(group, frame[group].to_numpy(), len(paths))

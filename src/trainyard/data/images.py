@@ -85,7 +85,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         elif image.shape != self.shape:
             raise TrainyardError(
                 f"{path} has the shape {list(image.shape)}, but an earlier image has {list(self.shape)}. All "
-                "images need the same shape: set data.image_size=64, or add a transform "
+                "images need the same shape: set data.image_size, for example to 64, or add a transform "
                 "(torchvision.transforms.v2.Resize)."
             )
         return image

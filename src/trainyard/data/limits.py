@@ -16,7 +16,7 @@ KEY = "limit"
 KEYS = {split: f"{split}_batches" for split in SPLITS}
 ACCEPTED = (
     "an integer of at least 1 (a number of batches), a float above 0 and at most 1.0 (a fraction of the "
-    "batches), or null for all"
+    "batches), or null for all batches"
 )
 
 Limits = dict[str, int | float]

@@ -83,5 +83,5 @@ def as_data(data: Data | Mapping[str, Any]) -> Data:
     accepted = (*SPLITS, "spec")
     for key in data:
         if key not in accepted:
-            raise ConfigError("", key, f"the keys {', '.join(accepted)}", options=accepted)
+            raise ConfigError("", key, f"one of the keys {', '.join(accepted)}", options=accepted)
     return Loaders(**data)

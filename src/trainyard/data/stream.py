@@ -18,7 +18,7 @@ from trainyard.data.array_data import input_spec
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.base import Data
 from trainyard.data.tables import Columns, Table, read_frame, read_tables
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.rng import generator
 
 SUFFIXES = (".npz", ".parquet", ".csv")
@@ -166,9 +166,10 @@ class ShardLoader:
             own, skipped = own[wanted - skipped :], wanted
             yield torch.from_numpy(table.x[own]), torch.from_numpy(table.y[own])
         if skipped < wanted - self.batch_size * (wanted > 0) or (skipped < wanted and self.drop_last):
+            read = counted(skipped // self.batch_size, "batch", "batches")
             raise TrainyardError(
-                f"The data ends after {skipped // self.batch_size} batches of an epoch, but this run has already "
-                f"trained on {start}: the data has changed. Resume with the original data."
+                f"The data ends after {read} of an epoch, but this run has already trained on {start}: the data "
+                "has changed. Resume with the original data."
             )
 
 
@@ -188,7 +189,7 @@ def read_shard(path: str, columns: Columns, classes: int | None) -> Table:
         raise ConfigError("shards", path, f"rows without missing values; row {row} has a missing value")
     if classes is None:
         if table.y.dtype.kind not in "biuf":
-            raise ConfigError("target", table.y.dtype.name, "numbers, for a regression (num_classes=null)")
+            raise ConfigError("target", table.y.dtype.name, "numbers, because num_classes=null selects regression")
         return table._replace(y=table.y.astype(np.float32))
     if table.y.dtype.kind not in "biu" or table.y.ndim != 1 or table.y.min() < 0 or table.y.max() >= classes:
         given = f"{table.y.dtype.name} from {table.y.min()} to {table.y.max()}"

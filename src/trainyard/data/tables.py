@@ -209,7 +209,9 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
 
     if not (is_numeric_dtype(column) or is_bool_dtype(column)):
         hint = "To exclude this column, name the columns to use: features=[…]." if argument == "features" else ""
-        raise ConfigError(argument, name, f"columns of numbers, but this column contains {column.dtype}", hint=hint)
+        raise ConfigError(
+            argument, name, f"columns of numbers, but this column has the dtype {column.dtype}", hint=hint
+        )
     numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.isinf(numbers) if argument == "features" else ~np.isfinite(numbers)
     if wrong.any():

@@ -137,7 +137,9 @@ def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
         except (ValueError, OSError, EOFError) as error:
             raise ConfigError(key, str(path), "a file of tokens", hint=f"Reading the file failed: {error}") from error
         if tokens.ndim != 1 or tokens.dtype.name not in DTYPES:
-            accepted = f"one axis of integers ({', '.join(DTYPES)}), not {tokens.dtype} {list(tokens.shape)}"
+            accepted = (
+                f"a one-dimensional array of integers ({', '.join(DTYPES)}), not {tokens.dtype} {list(tokens.shape)}"
+            )
             raise ConfigError(key, str(path), accepted)
         return tokens  # type: ignore[no-any-return]
     size, width = file.stat().st_size, np.dtype(dtype).itemsize

@@ -120,7 +120,9 @@ def _class(name: str) -> Any:
     except ImportError as error:
         if module_name.startswith("torchvision"):
             hint = "Install it with: pip install torchvision"
-            raise ConfigError("name", name, "a data set of torchvision, which is not installed", hint=hint) from error
+            raise ConfigError(
+                "name", name, "a class of an installed package; torchvision is not installed", hint=hint
+            ) from error
         raise ConfigError("name", name, "the name of an importable class", hint=f"{error}.") from error
     kind = getattr(module, class_name, None)
     if not inspect.isclass(kind):
@@ -148,7 +150,10 @@ def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
         if download:
             raise
         raise ConfigError(
-            "root", root, f"a folder with the files of {name}", hint=f"{error} Or set download=true."
+            "root",
+            root,
+            f"a folder with the files of {name}",
+            hint=f"{str(error).rstrip('.')}. Set download=true to download the files.",
         ) from error
 
 

@@ -123,7 +123,7 @@ class Distributed(Strategy):
             counts = " and ".join(map(str, found))
             raise TrainyardError(
                 f"The devices read {counts} batches of {name!r}. Each device evaluates its share of the batches, so "
-                "the data must be the same on all of them."
+                "the data must be the same on all devices."
             )
 
     def idle(self, loader: Loader) -> Iterator[Any]:

@@ -149,7 +149,7 @@ def _policy(given: str | Mapping[str, str] | None) -> MixedPrecisionPolicy:
     for key, name in names.items():
         if key not in ("param_dtype", "reduce_dtype", "output_dtype"):
             known = ("param_dtype", "reduce_dtype", "output_dtype")
-            raise ConfigError("mixed_precision", key, f"the keys {', '.join(known)}", options=known)
+            raise ConfigError("mixed_precision", key, f"one of the keys {', '.join(known)}", options=known)
         if name not in _DTYPES:
             raise ConfigError("mixed_precision", name, f"one of {', '.join(_DTYPES)}", options=_DTYPES)
     return MixedPrecisionPolicy(**{key: _DTYPES[name] for key, name in names.items()})  # type: ignore[arg-type]

@@ -133,7 +133,7 @@ class _Sums(_Kept):
         if not self.metric.state:
             kind = type(self.metric).__name__
             raise TrainyardError(
-                f"{kind} has an empty `state` and no `merge`, so it cannot be computed over several devices. "
+                f"{kind} has an empty `state` and no `merge`, so it cannot be computed on several devices. "
                 "Accumulate its sums with `self.add({...})` in `process`, or define `merge`."
             )
         for key, value in self.metric.state.items():

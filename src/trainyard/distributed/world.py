@@ -117,7 +117,7 @@ def _mpi(environ: Mapping[str, str]) -> World:
 def _required(launcher: str, environ: Mapping[str, str], names: tuple[str, ...] | list[str], how: str) -> list[str]:
     missing = [name for name in names if name not in environ]
     if missing:
-        hint = f"{missing[0]} is not set. It is set by: {how}."
+        hint = f"{missing[0]} is not set. This command sets it: `{how}`."
         raise ConfigError(
             "launcher", launcher, "auto or none, because no such launcher started this process", hint=hint
         )
@@ -211,8 +211,9 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
     """
     global _joined
     if dist.is_initialized():
-        if _joined not in (None, world):
-            raise ConfigError("launcher", f"rank {world.rank} of {world.world_size}", "one process group per process")
+        if _joined is not None and _joined != world:
+            accepted = f"rank {_joined.rank} of {_joined.world_size}, because this process is already this rank"
+            raise ConfigError("launcher", f"rank {world.rank} of {world.world_size}", accepted)
         return
     kind = "cpu" if device is None else device.type
     chosen = dist.Backend.default_device_backend_map.get(kind, "gloo") if backend == "auto" else backend

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainyard.data import Loader
 from trainyard.data.lengths import exact_length
-from trainyard.errors import PlacesDiffer
+from trainyard.errors import PlacesDiffer, counted
 from trainyard.fused.lanes import Lane
 from trainyard.fused.model import StackedModel
 from trainyard.fused.optim import StackedOptimizer
@@ -165,7 +165,7 @@ class StackMember(Member):
     @property
     def trained(self) -> str:
         """The length of the member's training, in words."""
-        return f"{self.count} {'epochs' if self.loop.unit == 'epoch' else 'iterations'}"
+        return counted(self.count, "epoch" if self.loop.unit == "epoch" else "iteration")
 
     def loop_state(self) -> dict[str, Any]:
         state = super().loop_state()

@@ -239,7 +239,9 @@ class Occupancy:
         start = starting_point(member)
         model, optimizer = member.parts.model, member.parts.make_optimizer()
         if type(optimizer).__name__ != runner.optimizer_kind:
-            raise Unfusable(f"the optimizers are of several classes: {type(optimizer).__name__}")
+            raise Unfusable(
+                f"the optimizers are of several classes: {runner.optimizer_kind}, {type(optimizer).__name__}"
+            )
         own = member.parts.settings
         clip = stack_clips([own["clip_grad_norm"]], [own["clip_grad_value"]])
         if type(clip) is not type(runner.step.clip):

@@ -134,7 +134,7 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
         width = min(len(configs), GROWTH * width)
     best = min(times, key=times.__getitem__)
     gain = alone / times[best]
-    figures = f"{gain:.1f} times as fast as one by one"
+    figures = f"{gain:.1f} times as fast as training one by one"
     if gain < PAYS:
         reason = f"stacking is not faster: a stack of {best} is {figures}"
         return Fit(1, reason=reason, note=figures, seconds=alone if known else None)

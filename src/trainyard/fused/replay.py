@@ -58,9 +58,9 @@ def replay(cfg: DictConfig) -> Returned:
         if segment["heir"]:
             own["resume"] = str(_bequeathed(directory))
         torch.set_num_threads(segment["threads"])
-        where = f"in lane {segment['lane']} of {segment['width']}" if segment["width"] else "alone"
+        where = f"in lane {segment['lane']} of a stack of {segment['width']}" if segment["width"] else "alone"
         until = "its end" if segment["end"] is None else f"{segment['by']} {segment['end']}"
-        log.info("As #%d, %s, to %s.", segment["num"], where, until)
+        log.info("Training job #%d %s until %s.", segment["num"], where, until)
         value = _train(_config(base, segment["config"] | own), segment)
     return value
 
@@ -105,7 +105,7 @@ def _train(config: DictConfig, segment: Mapping[str, Any]) -> Returned:
     found = train_stack([config], [position], source, [segment["lane"]], segment["width"])
     result = source.result or found[0]
     if result is None or result.state != ("done" if end is None else "paused"):
-        raise TrainyardError((result and result.error) or f"the training has not reached {by} {end}")
+        raise TrainyardError((result and result.error) or f"The training ended before {by} {end}.")
     return result.value
 
 

@@ -235,7 +235,7 @@ class StackedPlateau:
         _check_one("units", [plateau.by for plateau in plateaus])
         self.by = plateaus[0].by
         _check_one("numbers of parameter groups", [len(plateau.row(0)) for plateau in plateaus])
-        _check_one("numbers to lower", [", ".join(plateau.row(0)[0]) for plateau in plateaus])
+        _check_one("scheduled values", [", ".join(plateau.row(0)[0]) for plateau in plateaus])
         self.monitor = plateaus[0].monitor
         self._members = list(plateaus)
         self._ahead = [0] * len(self._members)

@@ -17,7 +17,7 @@ from trainyard import temporary
 from trainyard.config.build import build
 from trainyard.config.current_job import current_job
 from trainyard.config.resolving import resolve
-from trainyard.errors import PlacesDiffer, StackDivided
+from trainyard.errors import PlacesDiffer, StackDivided, counted
 from trainyard.fused.probe import Fit
 from trainyard.track import NoTracker, Tracker, facts
 from trainyard.track.sweep_position import SweepPosition
@@ -204,7 +204,7 @@ def _train(
             if source is not None:
                 source.unfed()
             runner = prepared(configs, None)
-        log.info("Training %d jobs as one program.", len(members))
+        log.info("Training %s as one program.", counted(len(members), "job"))
         caught = conduct(runner, configs, None if feed is None else feed.begin)
         if quick and not caught:
             again = [{**values, "resume": True} for values in configs]

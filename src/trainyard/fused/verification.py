@@ -200,7 +200,7 @@ def _check(together: _Outcome, alone: Sequence[_Outcome], members: Sequence[int]
             worst = int(differences.argmax())
             if differences[worst] > TOLERANCE:
                 raise Unfusable(
-                    f"in a stack the {what} of the member with seed {seeds[worst]} differs by "
+                    f"in a stack, the {what} of the member with seed {seeds[worst]} differs by "
                     f"{float(differences[worst]):.0%} from its single run: {REMEDY}"
                 )
 

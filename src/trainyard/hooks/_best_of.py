@@ -26,7 +26,11 @@ class BestOf:
         self._objectives = {name: _objective(name, rule) for name, rule in rules.items()}
         self.files = {name: f"best_{name.removeprefix('val/').replace('/', '_')}.pt" for name in rules}
         if len(set(self.files.values())) < len(self.files):
-            raise ConfigError("save_best", dict(rules), "metrics whose best states have files of different names")
+            raise ConfigError(
+                "save_best",
+                dict(rules),
+                f"metrics with different file names, but the file names are {', '.join(self.files.values())}",
+            )
         self._best: dict[int, dict[str, Best]] = {}
 
     def judge(self, index: int, member: Member, *, step: int, epoch: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.checks import boolean, integer, number
+from trainyard.errors import counted
 from trainyard.runner import Member, Objective, Runner
 from trainyard.runner.hook import Hook
 
@@ -45,7 +46,9 @@ class EarlyStopping(Hook):
     ) -> None:
         Objective("", direction or "minimize")  # rejects an invalid direction
         if stopping_threshold is not None:
-            stopping_threshold = number("stopping_threshold", stopping_threshold, finite=False, other="null for none")
+            stopping_threshold = number(
+                "stopping_threshold", stopping_threshold, finite=False, other="null for no threshold"
+            )
         if boolean("strict", strict):
             self.monitor = monitor  # read by the sanity check, which requires that it is computed
         self.direction = direction
@@ -74,7 +77,10 @@ class EarlyStopping(Hook):
                 self._judge(index, member, member.latest(name, "hook.early_stop.monitor"))
             elif not self._told:
                 self._told = True
-                log.warning("Early stopping monitors %s, but this validation did not compute this metric.", name)
+                log.warning(
+                    "Early stopping skips this validation, because the monitored metric %s was not computed.",
+                    name,
+                )
 
     def _judge(self, index: int, member: Member, value: float) -> None:
         name, threshold, best = self._objective.name, self.stopping_threshold, self._best.get(index)
@@ -92,7 +98,7 @@ class EarlyStopping(Hook):
         self._waited[index] = self._waited.get(index, 0) + 1
         if self._waited[index] >= self.patience:
             than = "" if best is None else f" on {best:.6g}"
-            member.stop(f"{name} has not improved{than} for {self.patience} validations")
+            member.stop(f"{name} has not improved{than} for {counted(self.patience, 'validation')}")
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         return {"best": self._best.get(member), "waited": self._waited.get(member, 0)}

@@ -58,7 +58,7 @@ class ModelSummary(Hook):
     own_places = True
 
     def __init__(self, depth: int | None = 3, flops: bool = True) -> None:
-        self.depth = None if depth is None else integer("depth", depth, at_least=0, other="null for all")
+        self.depth = None if depth is None else integer("depth", depth, at_least=0, other="null for all levels")
         self.flops = boolean("flops", flops)
 
     def before_train(self, runner: Runner) -> None:
@@ -84,7 +84,7 @@ class ModelSummary(Hook):
         each = root.flops / count
         flops = f", {_short(each)}FLOPs ({_short(each / 2)}MACs) per sample" if self.flops else ""
         title = f"{root.kind}: {root.parameters:,} parameters, {trained:,} of them trained{flops}"
-        note = f"\n\nFLOPs of a forward pass, for one of the {count} samples of the batch." if self.flops else ""
+        note = f"\n\nFLOPs of a forward pass, per sample, measured with a batch of {count}." if self.flops else ""
         return f"{title}\n\n{_table(shown, count if self.flops else None)}{note}"
 
     def _pass(self, runner: Runner, model: nn.Module, rows: list[Row]) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from trainyard.data.lengths import exact_length, length_hint, samples_hint
+from trainyard.errors import counted
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
@@ -63,9 +64,11 @@ def _sizes(runner: Runner) -> str:
     of_epoch = f"an unknown number of batches of {loader.batch_size} per epoch"
     if batches is not None:
         known = "" if samples is None else f"{samples:,} samples, "
-        of_epoch = f"{about}{known}{batches} batches of {loader.batch_size} per epoch"
-    counts = (("epoch", "epochs", loop.max_epochs(runner)), ("iter", "iterations", loop.max_iters(runner)))
+        of_epoch = f"{about}{known}{counted(batches, 'batch', 'batches')} of {loader.batch_size} per epoch"
+    counts = (("epoch", "epoch", loop.max_epochs(runner)), ("iter", "iteration", loop.max_iters(runner)))
     of_run = [
-        f"{'' if unit == loop.unit else about}{count} {name}" for unit, name, count in counts if count is not None
+        f"{'' if unit == loop.unit else about}{counted(count, name)}"
+        for unit, name, count in counts
+        if count is not None
     ]
     return f"{of_epoch[0].upper()}{of_epoch[1:]}; {', '.join(of_run)}"

@@ -40,7 +40,11 @@ class TrainMetrics(Hook):
         """Check that the training data can be read a second time."""
         loader = runner.loader("train")
         if getattr(getattr(loader, "loader", loader), "is_stream", False):
-            raise ConfigError("data", type(runner.data).__name__, "data that can be read twice, not a stream")
+            raise ConfigError(
+                "data",
+                type(runner.data).__name__,
+                "data that hook.train_metrics can read a second time, but this data is a stream",
+            )
 
     def metric_names(self, names: Sequence[str]) -> Sequence[str]:
         """Return the names of the results, derived from the names of the validation results."""

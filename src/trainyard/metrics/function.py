@@ -130,5 +130,5 @@ class FunctionMetric(Metric):
     def merge(self, other: Metric) -> None:
         """Append the targets and outputs of another metric."""
         if not isinstance(other, FunctionMetric):
-            raise TypeError(f"a {type(other).__name__} cannot be merged into a function's metric")
+            raise TypeError(f"a {type(other).__name__} cannot be merged into a FunctionMetric")
         self.kept = [*self.kept, *other.kept]

@@ -36,7 +36,7 @@ def configured(config: Mapping[str, Any]) -> dict[str, Metric]:
         metric.name = str(name)
         for key, path in chosen[name].items():
             if not metric.selects or (key == "target" and isinstance(metric, MMEngineMetric)):
-                accepted = "no such key, because this metric reads the batch and the outputs itself"
+                accepted = "null, because this metric reads the batch and the outputs itself"
                 raise ConfigError(f"metric.{name}.{key}", path, accepted)
             setattr(metric, key, path_of(f"metric.{name}.{key}", path))
         built[name] = metric

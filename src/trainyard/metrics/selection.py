@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, counted
 
 SHOWN = 12  # entries in a description
 
@@ -57,11 +57,13 @@ def described(value: Any) -> str:
         return f"a tensor {_short(value)}"
     if isinstance(value, Mapping):
         entries = [f"{name} {_short(entry)}" for name, entry in list(value.items())[:SHOWN]]
-        return f"a {type(value).__name__} of {', '.join(entries) or 'nothing'}"
+        return f"a {type(value).__name__} of {', '.join(entries)}" if entries else f"an empty {type(value).__name__}"
     if isinstance(value, list | tuple):
         entries = [_short(entry) for entry in value[:3]]
         more = ", …" if len(value) > 3 else ""
-        return f"a {type(value).__name__} of {len(value)}: {', '.join(entries)}{more}"
+        if not entries:
+            return f"an empty {type(value).__name__}"
+        return f"a {type(value).__name__} with {counted(len(value), 'element')} ({', '.join(entries)}{more})"
     return f"a {type(value).__name__}"
 
 

@@ -85,7 +85,8 @@ class TorchMetric(Metric):
             if not hasattr(self.metric, "merge_state"):
                 kind = type(self.metric).__name__
                 raise TrainyardError(
-                    f"{kind} is not a torchmetrics metric and has no merge_state, so it cannot be merged."
+                    f"{kind} is not a torchmetrics metric and has no merge_state, so it cannot be merged. "
+                    "Define merge_state."
                 )
             self.metric.merge_state(other.metric)
             return

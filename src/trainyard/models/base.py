@@ -196,7 +196,8 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
     if not isinstance(total, Tensor):
         found = ", ".join(map(repr, losses)) or "none"
         raise TrainyardError(
-            f"forward(mode='loss') returned no loss: its keys are {found}, but the key of a loss must contain 'loss'."
+            f"forward(mode='loss') returned no loss: the returned keys are {found}, but the key of a loss must "
+            f"contain 'loss'."
         )
     return total
 

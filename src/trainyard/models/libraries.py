@@ -32,17 +32,18 @@ def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
         raise ConfigError(key, name, "an importable library", hint=hint) from error
 
 
-def not_at_hand(key: str, given: object, file: str | Path, error: Exception) -> ConfigError:
+def not_at_hand(key: str, given: object, file: str | Path | None, error: Exception) -> ConfigError:
     """Return the error for pretrained weights that are not in the cache of the library and could not be downloaded.
 
     Args:
         key: the argument that requests them.
         given: its value.
-        file: their place in the cache.
+        file: their place in the cache; None if it is unknown.
         error: the error of the library.
     """
     said = str(error).strip().split("\n")[0].rstrip(".")
-    hint = f"Without network access, place the file at {file}, or pass load_from=<file>. Error of the library: {said}."
+    place = "" if file is None else f"place the file at {file}, or "
+    hint = f"Without network access, {place}pass load_from=<file>. Error of the library: {said}."
     return ConfigError(key, given, "weights that can be downloaded or are in the library's cache", hint=hint)
 
 

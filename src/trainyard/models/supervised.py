@@ -66,7 +66,7 @@ class Supervised(BaseModel):
             loss = nn.CrossEntropyLoss() if ignore_index is None else nn.CrossEntropyLoss(ignore_index=ignore_index)
         own = getattr(loss, "ignore_index", ignore_index)
         if ignore_index is not None and own != ignore_index:
-            raise ConfigError("ignore_index", ignore_index, f"{own}, which is the value of the loss")
+            raise ConfigError("ignore_index", ignore_index, f"{own}, which is the ignore_index of the loss")
         self.loss = loss
         self.has_own_loss = given is None and takes(net, OWN_TARGET)
 

@@ -118,8 +118,11 @@ class TableEncoder(DataPreprocessor):
         saved = state_dict.get(f"{prefix}digest")
         if saved is not None and not torch.equal(saved.cpu(), self.digest.cpu()):
             accepted = "a table with the columns and categories of the table on which the checkpoint was trained"
-            hint = "Set data.path to that table. For other test data, use data.test_path."
-            raise ConfigError("data.path", "other columns or categories", accepted, hint=hint)
+            hint = (
+                "The columns or the categories of this table differ. Set data.path to the original table. For other "
+                "test data, use data.test_path."
+            )
+            raise ConfigError("data.path", self.columns, accepted, hint=hint)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

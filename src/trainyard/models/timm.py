@@ -47,7 +47,9 @@ class Timm(Supervised):
     ) -> None:
         timm = library("timm", "timm")
         if not isinstance(name, str) or not timm.is_model(name.removeprefix("timm/")):
-            raise ConfigError("name", name, "a model of timm (timm.list_models())", options=timm.list_models())
+            raise ConfigError(
+                "name", name, "the name of a timm model (see timm.list_models())", options=timm.list_models()
+            )
         arguments |= {
             "num_classes": integer("num_classes", num_classes, at_least=0),
             "in_chans": integer("in_channels", in_channels, at_least=1),
@@ -69,10 +71,6 @@ class Timm(Supervised):
         super().__init__(net, loss, data_preprocessor)
 
 
-def _place(timm: Any, name: str) -> Path | str:
+def _place(timm: Any, name: str) -> Path | None:
     known = timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
-    return (
-        hub_file(known.hf_hub_id, "model.safetensors")
-        if known and known.hf_hub_id
-        else "(timm has no weights of this model)"
-    )
+    return hub_file(known.hf_hub_id, "model.safetensors") if known and known.hf_hub_id else None

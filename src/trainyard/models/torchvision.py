@@ -50,7 +50,9 @@ class TorchvisionModel(Supervised):
         models = library("torchvision.models", "vision")
         names = models.list_models(module=models)
         if name not in names:
-            raise ConfigError("name", name, "a classifier of torchvision (torchvision.models)", options=names)
+            raise ConfigError(
+                "name", name, "the name of a torchvision classifier (see torchvision.models)", options=names
+            )
         num_classes = integer("num_classes", num_classes, at_least=1)
         found = None if weights is None else _weights(models, name, weights)
         net = models.get_model(name, weights=None, num_classes=num_classes, **arguments)

@@ -39,8 +39,8 @@ class Transformers(Supervised):
     Args:
         task: the Auto class: `sequence_classification` is `AutoModelForSequenceClassification`. Other tasks are
             `causal_lm`, `masked_lm`, `seq2seq_lm`, `token_classification`, `image_classification` and so on.
-        name: a folder written by `save_pretrained`, or a model of the hub: its config and its weights. None: random
-            weights of the model that `config` describes.
+        name: a folder written by `save_pretrained`, or a model on the Hugging Face Hub: its config and weights. None:
+            random weights of the model that `config` describes.
         config: entries of the model's config. Without `name`, the entry `model_type` (`bert`, `gpt2`, …) is required.
         num_classes: `num_labels` of the config, if it is known.
         vocab_size: `vocab_size` of the config, if it is known and there is no `name`.
@@ -176,6 +176,6 @@ def _pretrained(auto: Any, name: str, config: Any) -> Any:
 
 def _absent(name: str, error: Exception) -> ConfigError:
     if name.startswith((".", "/", "~")):
-        accepted = "a folder written by save_pretrained, with its config.json, or a model of the hub"
+        accepted = "a folder written by save_pretrained, with its config.json, or a model on the Hugging Face Hub"
         return ConfigError("name", name, accepted)
     return not_at_hand("name", name, hub_file(name, "model.safetensors").parent, error)

@@ -223,8 +223,8 @@ def _by_name(model: nn.Module, optimizer: Any, saved: Groups, at_start: Sequence
     _check_same("trained", [entry[0] for entry in chain.from_iterable(begun)], _names_of(own))
     for name, shape, dtype in chain.from_iterable(own):
         if list(entries[name][1:]) != [shape, dtype]:
-            there = f"{list(entries[name][1])} in {entries[name][2]}"
-            raise ValueError(f"its parameter {name} is {there}, but in this run {shape} in {dtype}")
+            there = _described(entries[name])
+            raise ValueError(f"its parameter {name} is {there}, but {shape} in {dtype} in this run")
     left = dict(enumerate(begun))
     numbers = []
     for group in own:
@@ -259,9 +259,9 @@ def _add_later(
             here = (
                 "but this model has no such parameter"
                 if found is None
-                else f"but in this model the parameter is {_entry(entry[0], found)[1:]}"
+                else f"but in this model the parameter is {_described(_entry(entry[0], found))}"
             )
-            raise ValueError(f"it contains {entry[0]} {list(entry[1:])}, {here}")
+            raise ValueError(f"it contains {entry[0]}, {_described(entry)}, {here}")
     for own, more in grown:
         optimizer.param_groups[own]["params"] += [parameters[entry[0]] for entry in more]
     for group in saved[len(at_start) :]:
@@ -301,6 +301,11 @@ def _names_of(groups: Groups) -> list[str]:
 
 def _shown(groups: Groups) -> str:
     return " and ".join(f"({_some(_names_of([group]))})" for group in groups)
+
+
+def _described(entry: Sequence[Any]) -> str:
+    _, shape, dtype = entry
+    return f"{list(shape)} in {dtype}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -133,7 +133,7 @@ class Paramwise:
     def _check(self, known: Sequence[str], numbers: Mapping[str, Any]) -> None:
         for pattern, factors in self._keys.items():
             if not any(fits(pattern, name) for name in known):
-                accepted = "a part of a parameter's name, or a glob that matches one"
+                accepted = "a part of a parameter's name, or a glob that matches a parameter's name"
                 raise ConfigError("custom_keys", pattern, accepted, options=_parts(known), hint=_some(known))
             for mult, field in zip(MULTS, ("lr", "weight_decay"), strict=True):
                 if mult in factors and field not in numbers:
@@ -223,11 +223,17 @@ def _names(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
 def _checked_keys(custom_keys: Any) -> dict[str, dict[str, Any]]:
     """Return the patterns in the order in which they are tried."""
     if not isinstance(custom_keys, Mapping | None):
-        raise ConfigError("custom_keys", custom_keys, "a mapping from patterns to lr_mult, decay_mult and others")
+        raise ConfigError(
+            "custom_keys",
+            custom_keys,
+            "a mapping from patterns to mappings with lr_mult, decay_mult or arguments of the optimizer",
+        )
     checked = {}
     for pattern, factors in sorted((custom_keys or {}).items(), key=lambda item: (-len(str(item[0])), str(item[0]))):
         if not isinstance(factors, Mapping):
-            raise ConfigError(f"custom_keys.{pattern}", factors, "a mapping with lr_mult, decay_mult and others")
+            raise ConfigError(
+                f"custom_keys.{pattern}", factors, "a mapping with lr_mult, decay_mult or arguments of the optimizer"
+            )
         for mult in MULTS:
             _factor(f"custom_keys.{pattern}.{mult}", factors.get(mult))
         checked[str(pattern)] = {

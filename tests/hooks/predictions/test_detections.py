@@ -130,7 +130,7 @@ def test_what_cannot_be_drawn_is_told_once(tmp_path: Path, caplog: pytest.LogCap
     run(tmp_path, DetectionLog(), Classifier())
     assert not (tmp_path / "figures").exists()
     (told,) = (record.getMessage() for record in caplog.records if "detection_log" in record.getMessage())
-    assert told.endswith("draws boxes and masks of images, but cannot draw these: an unsupported Tensor for one image")
+    assert told.endswith("predictions or targets: a Tensor for an image, instead of a mapping with boxes or masks.")
 
 
 @pytest.mark.parametrize(

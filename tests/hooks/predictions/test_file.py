@@ -233,10 +233,10 @@ Point = namedtuple("Point", "x y")
         ([(torch.zeros(2), (torch.zeros(2, 1), torch.zeros(1)))], "row for each sample: outputs.0"),
         ([(torch.zeros(2), torch.zeros(2, 3)), (torch.zeros(2), torch.zeros(2, 4))], r"float32 \[4\] in one batch"),
         ([(torch.zeros(2), torch.zeros(2)), (torch.zeros(2), torch.zeros(2).double())], "float64"),
-        ([(torch.zeros(2), torch.zeros(2)), (torch.zeros(2), (torch.zeros(2),))], "nested"),
+        ([(torch.zeros(2), torch.zeros(2)), (torch.zeros(2), (torch.zeros(2),))], "nesting"),
         ([(torch.zeros(2), {"a.b": torch.zeros(2), "a": {"b": torch.zeros(2)}})], "two tensors .* outputs.a.b"),
         ([(torch.zeros(2), {0: torch.zeros(2)})], "not strings"),
-        ([(torch.zeros(2), torch.zeros(2, 2).to_sparse())], "not an array"),
+        ([(torch.zeros(2), torch.zeros(2, 2).to_sparse())], "cannot be converted to an array"),
         ([(torch.zeros(2), torch.zeros(2, 300))], "more than 0 MB"),
     ],
 )

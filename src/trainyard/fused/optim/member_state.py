@@ -73,7 +73,9 @@ def write(optimizer: Stacked, member: int, state_dict: Mapping[str, Any]) -> boo
     indices: dict[Any, int] = {}
     for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
         if len(group["params"]) != len(saved["params"]):
-            raise ValueError("loaded state dict contains a parameter group that doesn't match the size of its group")
+            raise ValueError(
+                "loaded state dict contains a parameter group that doesn't match the size of the optimizer's group"
+            )
         for flag in optimizer.shaping:
             if flag in saved and bool(saved[flag]) != bool(group[flag]):
                 raise Unfusable(f"{flag} is {group[flag]}, but was {saved[flag]} when the state was saved")

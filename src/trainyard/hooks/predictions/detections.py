@@ -112,7 +112,10 @@ class DetectionLog(Hook):
             self._kept = None
             if not self._complained:
                 self._complained = True
-                log.warning("hook.detection_log draws boxes and masks of images, but cannot draw these: %s", error)
+                reason = error.args[0] if error.args else type(error).__name__
+                log.warning(
+                    "hook.detection_log draws no images, because it cannot read the predictions or targets: %s.", reason
+                )
 
     def _draw(self, runner: Runner) -> None:
         kept, self._kept = self._kept, None

@@ -23,7 +23,7 @@ META = "trainyard"  # the entry of the file's metadata that describes how the co
 VERSION = 2
 GROUP_BYTES = 1 << 22  # batches are collected up to this size and written as one row group
 
-_AGAIN = "Run the test again to write one: python train.py mode=test load_from=<checkpoint>."
+_AGAIN = "Run the test again to write a new file: python train.py mode=test load_from=<checkpoint>."
 
 Array = NDArray[Any]
 Kind = tuple[torch.dtype, tuple[int, ...]]
@@ -83,12 +83,16 @@ class PredictionWriter:
         if self._structure is None:
             self._structure = structure
         elif structure != self._structure:
-            raise UnfitError("batches differ in how they are nested")
+            raise UnfitError("the predictions differ in their nesting between batches")
         lengths = {len(tensor) if tensor.ndim else None for tensor in tensors.values()}
         rows = lengths.pop() if len(lengths) == 1 else None
         if rows is None:
             shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
-            raise UnfitError(f"not every tensor has a row for each sample: {shapes or 'there are no tensors'}")
+            raise UnfitError(
+                f"not every tensor has a row for each sample: {shapes}"
+                if tensors
+                else "the predictions have no tensors"
+            )
         for name, tensor in tensors.items():
             now: Kind = (tensor.dtype, tuple(tensor.shape[1:]))
             before = self._kinds.setdefault(name, now)
@@ -98,7 +102,7 @@ class PredictionWriter:
         size = sum(array.nbytes for array in arrays.values())
         self._bytes += size
         if self._bytes > self._max_bytes:
-            raise UnfitError(f"the predictions take more than {self._max_bytes / 1e6:.0f} MB")
+            raise UnfitError(f"the predictions take more than {self._max_bytes / 1e6:.0f} MB (hook.predictions.max_mb)")
         if self._gathered and self._gathered_bytes + size > GROUP_BYTES:
             self._write_group()
         self._sizes.append(rows)
@@ -396,7 +400,7 @@ def _to_array(tensor: Tensor) -> Array:
             tensor = tensor.float()
         array: Array = tensor.to("cpu", copy=True).numpy(force=True)
     except (TypeError, RuntimeError) as error:  # a sparse tensor, for example
-        raise UnfitError(f"a tensor that is not an array ({error})") from None
+        raise UnfitError(f"a tensor cannot be converted to an array ({error})") from None
     return array
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from trainyard.batch import split_target
 from trainyard.config.build import locate
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.models.base import LOGGED, MODES, BaseModel, Preprocessor
 from trainyard.models.lightning.checks import accepted_arguments, check_module, overridden
 from trainyard.models.lightning.configured import KEY, Configured, Scheduled, parsed
@@ -135,13 +135,15 @@ class Lightning(BaseModel):
             found = "None, but a batch cannot be skipped" if output is None else f"a {type(output).__name__}"
             raise TrainyardError(
                 f"{type(self.module).__name__}.training_step returned {found}; it must return a loss, or a mapping "
-                f"with one under 'loss'."
+                f"with a loss under 'loss'."
             )
         return {"loss": loss, LOGGED: recorder.numbers()}
 
     def _evaluate(self, split: str, kind: str, batch: Any) -> Evaluated:
         if not overridden(self.module, f"{kind}_step"):
-            raise TrainyardError(f"{type(self.module).__name__} has no {kind}_step, which the set {split!r} needs.")
+            raise TrainyardError(
+                f"{type(self.module).__name__} has no {kind}_step, which is required to evaluate {split!r}."
+            )
         step: Any = getattr(self.module, f"{kind}_step")
         place = {"batch_idx": self.batch_idx, "dataloader_idx": self.dataloader_idx}
         with self.running(split, batch) as recorder:
@@ -166,7 +168,7 @@ class Lightning(BaseModel):
                 if self.takes_turns
                 else f"one optimizer, because training_step has no argument {TURN}"
             )
-            raise ConfigError(KEY, f"{len(made.optimizers)} optimizers", accepted)
+            raise ConfigError(KEY, counted(len(made.optimizers), "optimizer"), accepted)
         self.schedulers, self.optimizers = made.schedulers, len(made.optimizers)
         return {name_of(turn): each for turn, each in enumerate(made.optimizers)}
 
@@ -206,7 +208,7 @@ class Lightning(BaseModel):
             method: Any = getattr(self.module, name)
             if method(*args, **accepted_arguments(method, kwargs, first=args)) == -1:
                 raise TrainyardError(
-                    f"{type(self.module).__name__}.{name} returned -1, but an epoch cannot be ended early."
+                    f"{type(self.module).__name__}.{name} returned -1, but an epoch cannot be ended early. Return None."
                 )
 
     def finish(self, split: str) -> Recorder:

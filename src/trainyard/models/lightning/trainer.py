@@ -59,7 +59,10 @@ class TrainerFacts:
             TrainyardError: the length of the run is unknown.
         """
         if self.max_steps < 0:
-            raise TrainyardError("trainer.estimated_stepping_batches: the length of the run is unknown here.")
+            raise TrainyardError(
+                "trainer.estimated_stepping_batches: the length of the run is unknown. If the data has no "
+                "length, use loop=iter with loop.max_iters."
+            )
         return self.max_steps
 
     @property
