@@ -123,13 +123,14 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
             break  # the previous measurements stand
         building = perf_counter() - building
         times[width] = (building + steps * _seconds(fused)) / width
-        del fused
-        gc.collect()
         slower = times[width] > min(times.values())
         spent = perf_counter() - began > BUDGET * times[width] * of
+        if width == len(configs) or slower or spent:
+            break
+        del fused
+        gc.collect()
         left = _memory(runner.device)
-        full = GROWTH * (free - left) > left
-        if width == len(configs) or slower or spent or full:
+        if GROWTH * (free - left) > left:
             break
         width = min(len(configs), GROWTH * width)
     best = min(times, key=times.__getitem__)
