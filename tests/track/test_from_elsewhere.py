@@ -74,7 +74,7 @@ def test_nothing_is_executed_and_nothing_else_is_sent(
     assert (run.data.metrics, run.info.status) == ({"loss": 1.0}, "FINISHED")
 
     assert sync("packed", "--trust") == 0
-    assert "5 of these records were uploaded now" in capsys.readouterr().out
+    assert "5 of these records were uploaded by this command" in capsys.readouterr().out
     assert artifacts(uri, elsewhere) >= {"plain.txt", "link.txt", "folder", "up", "absolute"}
     assert (tmp_path / "code" / "executed").exists()
     assert own.is_own_directory(elsewhere)

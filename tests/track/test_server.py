@@ -56,7 +56,7 @@ def test_a_server_that_comes_later(
     sync = subprocess.run(
         [sys.executable, "-m", *command.split()], env=environment, capture_output=True, text=True, check=True
     )
-    assert "3 of these records were uploaded now" in sync.stdout
+    assert "3 of these records were uploaded by this command" in sync.stdout
     client = MlflowClient(server.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("later").experiment_id])
     assert (run.info.run_name, run.info.status) == ("digits", "FINISHED")

@@ -22,7 +22,7 @@ def test_all_runs_below(
     for work_dir in (*children, parent):
         fill(work_dir, steps=3)
     assert sync("outputs") == 0
-    assert capsys.readouterr().out.count("5 of these records were uploaded now") == 3
+    assert capsys.readouterr().out.count("5 of these records were uploaded by this command") == 3
     client = MlflowClient(uri)
     ids = [Shipped.load(work_dir, uri).run_id for work_dir in (*children, parent)]
     runs = [client.get_run(str(run_id)) for run_id in ids]
@@ -58,7 +58,7 @@ def test_what_stays_unshipped_is_a_failure(
     assert "refused" in out
     assert "To upload the run, pass an MLflow URI with --uri" in out
     assert "run.json cannot be read" in out
-    assert "22 of these records were uploaded now" in out
+    assert "22 of these records were uploaded by this command" in out
     (broken / "run.json").unlink()
     assert sync("outputs", "--uri", "sqlite:///elsewhere.db") == 0
     assert len(MlflowClient("sqlite:///elsewhere.db").search_runs(["1"])) == 3

@@ -199,7 +199,7 @@ def _foreach_pays(optimizer: Optimizer) -> bool:
 def _refusal_of_fused(optimizer: Optimizer) -> str | None:
     """Return why the fused kernels do not support the parameters of `optimizer`; None if they do, or are not requested.
 
-    torch checks this only at the first step, so a step is made with one number of each kind of parameter.
+    torch checks this only at the first step, so a step is run with one number of each kind of parameter.
     """
     if not optimizer.defaults.get("fused"):
         return None

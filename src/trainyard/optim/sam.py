@@ -15,7 +15,7 @@ from trainyard.errors import ConfigError
 
 
 class SAM(Optimizer):
-    """Sharpness-aware minimization: the base optimizer makes a step with the gradient at a nearby point of higher loss.
+    """Sharpness-aware minimization: the base optimizer takes a step with the gradient at a nearby point of higher loss.
 
         e = rho * grad / |grad|, with the norm of all gradients param = base step from `param`, by the gradient at
         `param + e`

@@ -57,8 +57,7 @@ def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
             raise UnknownMetricError(key, name, f"This run computes {', '.join(known) or none}", options=known)
     if not getattr(runner.schedule, "constant", True) and "param_schedule" not in runner.dispatch.hooks:
         log.warning(
-            "Nothing applies the schedule, because the hook param_schedule is missing. This hook is part of "
-            "hook=default."
+            "The schedule has no effect, because the hook param_schedule is missing. This hook is part of hook=default."
         )
     if runner.settings["sanity_check"]:
         training_check.check(runner, resumes=resumes)

@@ -24,7 +24,7 @@ class SweepFailedError(TrainyardError):
         shown = ", ".join(left[:SHOWN]) + (", …" if len(left) > SHOWN else "")
         return (
             f"{len(left)} of {len(entries)} jobs did not finish: {shown}. "
-            f"To retry them, run the same command with {shell_override('hydra.sweep.dir', self.manifest.path.parent)}."
+            f"To retry, run the same command with {shell_override('hydra.sweep.dir', self.manifest.path.parent)}."
         )
 
 

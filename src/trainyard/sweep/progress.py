@@ -141,12 +141,14 @@ class SweepProgress:
         stack."""
         self._jobs[job.num] = job
         why = f" (not in a stack with #{source.num}, because the two differ in {apart})" if apart else ""
-        print(f"inherits #{job.num} from #{source.num} at rung {at}: {self.plan.name(job)}{why}", flush=True)
+        start = f"the checkpoint of #{source.num} at rung {at}"
+        print(f"resumed  #{job.num} from {start}: {self.plan.name(job)}{why}", flush=True)
 
     def kept(self, job: Job, why: str) -> None:
         """Show that a job continues from its own checkpoint, because it cannot continue from another job."""
         print(
-            f"keeps    #{job.num} at its own checkpoint, because it cannot continue from another job: {why}", flush=True
+            f"resumed  #{job.num} from its own checkpoint, because it cannot continue from another job: {why}",
+            flush=True,
         )
 
     def pruned(self, job: Job, at: int, value: float | None) -> None:

@@ -102,7 +102,8 @@ class Trials:
             return []
         found: TrialResult = trial.value
         if found.left:
-            left = f"{found.left} of {len(configs.jobs)} different jobs were not checked before the start"
+            were = "was" if found.left == 1 else "were"
+            left = f"{found.left} of {len(configs.jobs)} distinct configs {were} not checked before the start"
             print(f"{left}, because the check has a time limit.", flush=True)
         if found.sizes:
             self.sizes.update({job.num: size for job, number in jobs if (size := found.sizes[number]) is not None})

@@ -88,7 +88,7 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
         else:
             new = after.shipped - before.shipped
             print(
-                f"{after}\n  {new} of these records {'was' if new == 1 else 'were'} uploaded now"
+                f"{after}\n  {new} of these records {'was' if new == 1 else 'were'} uploaded by this command"
                 if new
                 else f"{after}\n  no new records",
                 end="",
