@@ -50,7 +50,7 @@ print(torch.get_num_interop_threads())
 """
     out, said = in_a_process(code, OMP_NUM_THREADS="1")
     assert out == ["2"]
-    assert said.startswith("env.interop_threads=5 has no effect in this process, which has 2")
+    assert said.startswith("env.interop_threads=5 has no effect: this process already uses 2 interop threads")
 
 
 def test_variables_are_for_the_processes_that_follow() -> None:

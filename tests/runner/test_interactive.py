@@ -89,7 +89,7 @@ def test_a_run_that_has_ended_says_so_and_goes_on_if_the_loop_is_longer(caplog: 
     runner = made(epochs=2)
     runner.train()
     runner.train()
-    assert "Nothing to train: the run has finished, epoch 2 of 2. To train longer, set" in caplog.text
+    assert "Nothing to train: the run has finished (epoch 2 of 2). To train longer, set" in caplog.text
     runner.train_loop.length = 3
     runner.train()
     assert runner.epoch == 3
