@@ -90,7 +90,7 @@ PARTS = (
         "tests",
         70,
         "runs the tests marked `gpu`: the captured step has the same bits as the eager step, a failed capture has no "
-        "effect on the training, a resumed run ends with the same bits",
+        "effect on the training, a resumed run ends with the same bits as an uninterrupted run",
         (Table("tests", "Tests marked `gpu`:", ("passed", "failed", "skipped", "without a result")),),
     ),
     Part(

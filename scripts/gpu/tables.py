@@ -68,7 +68,7 @@ def of(part: Part, each: Table, found: dict[str, Any] | None) -> Iterator[str]:
     rows = (found or {}).get("tables", {}).get(each.key, {})
     without = NOT_RUN if found is None else f"no result ({state(found)})"
     if each.unit is None:
-        yield from table(["", "found"], [[name, finding(rows.get(name), without)] for name in each.rows])
+        yield from table(["", "result"], [[name, finding(rows.get(name), without)] for name in each.rows])
         return
     header = ["", each.unit, "lowest to highest (windows)", "loss", "clock (MHz)"]
     yield from table(header, [[name, *timing(rows.get(name), without)] for name in each.rows])

@@ -125,7 +125,7 @@ def test_what_cannot_be_is_told(trainyard: Any, trained: Path, arguments: list[s
 def test_attach_says_that_nothing_runs(trainyard: Any, trained: Path) -> None:
     status, text, _ = trainyard("sweep", "attach", directory(trained), cwd=trained)
     assert status == 0
-    assert text.startswith("No process runs this sweep: 2 done.")
+    assert text.startswith("No process is running this sweep: 2 done.")
     assert "rank" in text
 
 

@@ -176,7 +176,7 @@ def test_a_checkpoint_without_names_counts_as_it_did(tmp_path: Path) -> None:
     assert_same(weights(resumed), weights(whole))
     checkpoint.save(path, state)
     with pytest.raises(
-        ConfigError, match=r"momentum_buffer of parameter 0 has the shape \[6, 4\], but net\.c\.weight has"
+        ConfigError, match=r"momentum_buffer for parameter 0 has the shape \[6, 4\], but net\.c\.weight has"
     ):
         runner(Net("cba"), tmp_path / "other", 6, resume=path).train()
 

@@ -116,7 +116,7 @@ def test_what_a_dead_head_was_asked_for_is_done_by_the_next(start: Any, tmp_path
     process.communicate()
     assert state(tmp_path, 0) == "running"
     waits = steer(tmp_path / "s", "pause", "1")
-    assert "No process runs this sweep." in waits
+    assert "No process is running this sweep." in waits
     process = start("hydra.launcher.fuse=off")
     process.communicate(timeout=LIMIT)
     assert (state(tmp_path, 0), state(tmp_path, 1)) == ("stopped", "paused")

@@ -46,7 +46,7 @@ def sweep(tmp_path: Path) -> Path:
 
 def test_a_command_waits_for_a_head_and_is_taken_once(sweep: Path) -> None:
     told = steer(sweep, "pause", "#1")
-    assert told.startswith("No process runs this sweep. The command will be executed when the sweep continues: ")
+    assert told.startswith("No process is running this sweep. The command will be executed when the sweep continues: ")
     assert f"trainyard sweep resume '{sweep}'" in told
     assert steer(sweep, "pause", "1") == told, "the same command twice is one"
     head = CommandFolder(sweep)
@@ -194,4 +194,4 @@ def test_it_starts_without_torch(sweep: Path) -> None:
         timeout=LIMIT,
         check=False,
     )
-    assert (result.returncode, result.stdout[:26]) == (0, "No process runs this sweep."[:26]), result.stderr
+    assert (result.returncode, result.stdout[:33]) == (0, "No process is running this sweep."[:33]), result.stderr

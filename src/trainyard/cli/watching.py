@@ -48,7 +48,7 @@ class _Latest:
 def watch(sweep: StoredSweep) -> bool:
     """Show a sweep until no process runs it, and return whether the sweep has ended. Ctrl-C ends only the display."""
     if not sweep.running:
-        click.echo(f"No process runs this sweep: {sweep.counts() or 'no jobs yet'}.")
+        click.echo(f"No process is running this sweep: {sweep.counts() or 'no jobs yet'}.")
         return True
     try:
         if sys.stdout.isatty():

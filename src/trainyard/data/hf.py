@@ -84,7 +84,7 @@ class HuggingFace(ArrayData):
             )
             raise ConfigError("path", path, accepted)
         if not (tokenizer is None or callable(tokenizer) or hasattr(tokenizer, "fit")):
-            raise ConfigError("tokenizer", tokenizer, "a tokenizer, or the `_target_` that builds one")
+            raise ConfigError("tokenizer", tokenizer, "a tokenizer, or a `_target_` that builds one")
         self.tokenizer = tokenizer
         self.classes: list[Any] = []
         parts = _parts(_from_disk(path) if path is not None else dataset)
@@ -250,7 +250,9 @@ def _array(key: str, name: str, values: Any) -> npt.NDArray[Any]:
     except ValueError:  # rows of several lengths
         array = np.asarray(None)
     if array.dtype.kind not in "biufU" or (array.dtype.kind == "U" and key != "target"):
-        raise ConfigError(key, name, "a column of numbers, or of lists of numbers of equal length")
+        kinds = "numbers or strings" if key == "target" else "numbers"
+        accepted = f"a column of {kinds}, or of lists of numbers of equal length, without missing values"
+        raise ConfigError(key, name, accepted)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ConfigError(key, name, "a column of finite numbers")
     return array

@@ -57,9 +57,9 @@ class Supervised(BaseModel):
         super().__init__(data_preprocessor)
         self.ignore_index = None if ignore_index is None else integer("ignore_index", ignore_index)
         if not isinstance(net, nn.Module):
-            raise ConfigError("net", net, "a torch.nn.Module, or the `_target_` that builds one")
+            raise ConfigError("net", net, "a torch.nn.Module, or a `_target_` that builds one")
         if loss is not None and not callable(loss):
-            raise ConfigError("loss", loss, "a function loss(output, target), or the `_target_` that builds one")
+            raise ConfigError("loss", loss, "a function loss(output, target), or a `_target_` that builds one")
         self.net = net
         given = loss
         if loss is None:

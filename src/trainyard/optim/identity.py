@@ -281,7 +281,7 @@ def _by_position(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> 
         for key, value in state.get("state", {}).get(place, {}).items():
             if key in SHAPED and isinstance(value, Tensor) and list(value.shape) != shape:
                 raise ValueError(
-                    f"its {key} of parameter {place} has the shape {list(value.shape)}, but {name} has {shape}"
+                    f"its {key} for parameter {place} has the shape {list(value.shape)}, but {name} has {shape}"
                 )
     return _Part(range(len(sizes)), sizes, range(sum(sizes)))
 

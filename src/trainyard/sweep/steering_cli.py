@@ -56,7 +56,7 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
         state.read_on()
         if command.id not in state.answers:
             how = f"trainyard sweep resume {shell_path(directory)}"
-            return f"No process runs this sweep. The command will be executed when the sweep continues: {how}"
+            return f"No process is running this sweep. The command will be executed when the sweep continues: {how}"
     answer = _answer(command, state, wait)
     if answer is None:
         return f"Sent, but not answered yet: {command}. The process that runs the sweep will execute the command."

@@ -78,7 +78,7 @@ class Trials:
         wanted = {METRICS: list(self.metrics)} if self.metrics else {}
         configs, which = DistinctConfigs.of([{**(job.values or {}), **_environment(job), **wanted} for job in jobs])
         work = worker_tasks.TrialWork(self._application, jobs[0].config, Singleton.get_state(), configs)
-        task = Task(0, worker_tasks.try_jobs, work, name="the trial of the jobs")
+        task = Task(0, worker_tasks.try_jobs, work, name="the check of the jobs")
         together = probes if self._prober is self._executor else ()
         trial, *probed = _run(self._executor, [task, *together])
         errors = self._errors(trial, configs, [(job, number) for job, number in zip(jobs, which, strict=True)])

@@ -376,7 +376,7 @@ def test_an_agent_with_a_wrong_token(tmp_path: Path, capsys: Any) -> None:
         assert "the token does not match the token of the head" in capsys.readouterr().err
         executor._next_look = 0
         executor.wait(0)
-        assert told == ["A connection was refused: an agent has another token."]
+        assert told == ["A connection was refused: the agent has a different token."]
 
 
 def test_an_address_that_this_machine_does_not_have(tmp_path: Path) -> None:

@@ -186,11 +186,11 @@ def test_goals_that_cannot_be_are_refused(hydra: Any, settings_of: Any, changed:
     ("changed", "told"),
     [
         ({"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha"}},
-         "hydra/sweeper/pruner: 'Asha' is invalid. Expected none, with several objectives. A pruner"),
-        ({"target": 0.5}, "hydra.sweeper.target: 0.5 is invalid. Expected null, with several objectives"),
-        ({"repeats": 2}, "hydra.sweeper.repeats: 2 is invalid. Expected 1, with several objectives"),
+         "hydra/sweeper/pruner: 'Asha' is invalid. Expected none, because the search has several objectives. A pruner"),
+        ({"target": 0.5}, "hydra.sweeper.target: 0.5 is invalid. Expected null, because the search has several"),
+        ({"repeats": 2}, "hydra.sweeper.repeats: 2 is invalid. Expected 1, because the search has several objectives"),
         ({"sampler": sampler("cmaes")},
-         "hydra/sweeper/sampler: 'cmaes' is invalid. Expected a sampler that works with several objectives: tpe, gp"),
+         "hydra/sweeper/sampler: 'cmaes' is invalid. Expected a sampler that supports several objectives: tpe, gp"),
     ],
 )  # fmt: skip
 def test_what_knows_one_objective_is_refused_with_several(

@@ -62,7 +62,7 @@ def check_module(module: Any) -> nn.Module:
         ConfigError: it is not a LightningModule, optimizes manually, or overrides a method that is never called.
     """
     if not isinstance(module, nn.Module) or not all(hasattr(module, name) for name in NEEDED):
-        accepted = "a LightningModule, or the `_target_` that builds one"
+        accepted = "a LightningModule, or a `_target_` that builds one"
         hint = (
             "For other modules, use another option of `model` (docs/models.md)."
             if isinstance(module, nn.Module)

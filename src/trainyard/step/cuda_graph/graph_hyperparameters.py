@@ -180,7 +180,7 @@ def uncaptured_update(optimizer: Optimizer) -> str | None:
         if isinstance(group["lr"], Tensor):
             return "optim.lr is a tensor"
         if kind in CAPTURABLE_FUSED and not group["fused"]:
-            return f"{kind.__name__} reads its learning rate from the device with fused=true only"
+            return f"{kind.__name__} reads its learning rate from the device only with optim.fused=true"
         if group["foreach"] is False and not group.get("fused"):
             return "optim.foreach is off"
     return None

@@ -138,22 +138,23 @@ class SearchSettings:
         if self.goals is None:
             return self
         name = str(self.sampler["_target_"]).rpartition(".")[2]
-        what = "with several objectives" if self.goals.several else "with constraints"
+        goals = "several objectives" if self.goals.several else "constraints"
+        why = f"because the search has {goals}"
         if self.goals.several and self.pruner is not None:
             pruner = str(self.pruner["_target_"]).rpartition(".")[2]
             hint = "A pruner needs a single objective: use objective=… without hydra.sweeper.objective."
-            raise ConfigError("hydra/sweeper/pruner", pruner, f"none, {what}", hint=hint)
+            raise ConfigError("hydra/sweeper/pruner", pruner, f"none, {why}", hint=hint)
         if self.goals.several and self.limits.target is not None:
-            raise ConfigError(f"{SWEEPER}.target", self.limits.target, f"null, {what}")
+            raise ConfigError(f"{SWEEPER}.target", self.limits.target, f"null, {why}")
         if self.repeats > 1:
             hint = (
                 "Repeats are raced and ranked by the mean of a single objective: use objective=… and direction=… "
                 "without hydra.sweeper.objective and constraints."
             )
-            raise ConfigError(REPEATS, self.repeats, f"1, {what}", hint=hint)
+            raise ConfigError(REPEATS, self.repeats, f"1, {why}", hint=hint)
         if name == "CmaEsSampler":
             options = "tpe, gp, nsgaii, random or qmc"
-            raise ConfigError("hydra/sweeper/sampler", "cmaes", f"a sampler that works {what}: {options}")
+            raise ConfigError("hydra/sweeper/sampler", "cmaes", f"a sampler that supports {goals}: {options}")
         return self
 
     def proposer(self, arguments: Sequence[str], loader: ConfigLoader, config: DictConfig) -> SearchProposer:

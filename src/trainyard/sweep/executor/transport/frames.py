@@ -111,7 +111,7 @@ async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, t
     if not hmac.compare_digest(proof, _proof(token, b"agent", mine, theirs)):
         writer.write(bytes(_CODE))
         await writer.drain()
-        raise RefusedError("an agent has another token")
+        raise RefusedError("the agent has a different token")
     writer.write(_proof(token, b"head", mine, theirs))
     await writer.drain()
     return Frames(reader, writer, _proof(token, b"key", mine, theirs), head=True)
