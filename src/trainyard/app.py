@@ -31,6 +31,7 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.files import DiskFullError, disk_full
 from trainyard.fused import train as stack_trainer
 from trainyard.fused.replay import PLAN, replay
+from trainyard.garbage import collect_rarely
 from trainyard.redaction import check_overrides
 from trainyard.run import ranks
 from trainyard.run.changed import changed
@@ -58,6 +59,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     whole = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ[WHOLE] = "1" if whole else ""
     logging.raiseExceptions = whole  # a log that cannot be written is no reason for a traceback
+    collect_rarely()
     atexit.register(gc.freeze)  # Python would collect garbage once more: 0.3 s with the modules of a search
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, and they are explained here
     directory = str(Path(config_path).resolve())

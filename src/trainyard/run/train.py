@@ -21,6 +21,7 @@ from trainyard import temporary
 from trainyard.config.build import build
 from trainyard.errors import JobPaused, TrainyardError
 from trainyard.files import writing
+from trainyard.garbage import collect_as_usual
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
 from trainyard.run.ranks import InterruptedRunError, go_on, shown
@@ -200,6 +201,7 @@ def conduct(
     """
     from trainyard.run import record
 
+    collect_as_usual()
     is_main = runner.strategy.is_main
     with writing(runner.work_dir or Path.cwd()), _interruptible(runner) as caught, runner.session():
         own: Record | None = None

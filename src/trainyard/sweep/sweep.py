@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.application import StartedAs
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.garbage import collect_as_usual
 from trainyard.quoting import shell_override
 from trainyard.sweep.by_hand import BY_HAND
 from trainyard.sweep.clones import Clones, recorded_jobs, tell
@@ -199,6 +200,7 @@ class Sweep:
             inherit=Inheritance(self.application, self._configs).make,
             replace_job=self._replaced,
         )
+        collect_as_usual()
         try:
             with self._progress:
                 head.queue(units)

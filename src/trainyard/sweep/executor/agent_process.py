@@ -74,6 +74,7 @@ class _Agent:
     wakes: tuple[int, int] = field(default_factory=os.pipe)  # both ends of the pipe that workers report through
 
     def load(self, preload: Sequence[str]) -> None:
+        gc.disable()  # nothing that is imported becomes garbage: a sixth of the time
         for module in preload:
             try:
                 importlib.import_module(module)
@@ -87,8 +88,8 @@ class _Agent:
         # this process. (Torch would also unregister each of its operator libraries: 20 ms.)
         for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
             finalizer.atexit = False
-        gc.collect()
         gc.freeze()
+        gc.enable()
         self.say("ready")
 
     def loop(self) -> None:
