@@ -190,8 +190,8 @@ def _check_refused(ended: child.Ended) -> None:
 
 PART = Part(
     "lengths",
-    "each batch of each epoch, the weights and the validation loss (to 1e-10) equal the results of a hand-written "
-    "loop; after kills, the checkpoint and the journal are bit-identical to those of an uninterrupted run",
+    "each batch of each epoch, the weights and the validation loss (to 1e-10) equal those of a hand-written loop; "
+    "after kills, the checkpoint and the journal are bit-identical to those of an uninterrupted run",
     usual=6,
     attempt=attempt,
 )
