@@ -77,7 +77,8 @@ class TrainerFacts:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        known = [each for each in dir(type(self)) if not each.startswith("_")]
+        own = {*dir(type(self)), *vars(self)} - {"epoch_of_batches"}
+        known = sorted(each for each in own if not each.startswith("_"))
         raise TrainyardError(
             f"self.trainer.{name}: in Trainyard, the trainer of a LightningModule has only {', '.join(known)}."
         )
