@@ -89,7 +89,7 @@ def check(then: StoredRun, now: StoredRun, lineage: Sequence[Segment] = ()) -> R
             f"the original run copied another job at iteration {since}, so only the part after this iteration "
             "is compared"
         )
-    if "stack" in then.history.tags and not lineage:
+    if "stack_width" in then.history.tags and not lineage:
         found.notes.append(
             "the original run was trained in a stack with other runs, which rounds differently from a single run"
         )

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,18 @@ def last(folder: Path) -> dict[str, float]:
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         values |= json.loads(line).get("values", {})
     return values
+
+
+def test_the_tags_of_hooks_do_not_replace_those_of_the_place_in_the_sweep(tmp_path: Path) -> None:
+    places = [replace(place, stack="#0-#1", lane=lane) for lane, place in enumerate(positions(2))]
+    stack_trainer.train_stack(jobs(2, tmp_path, "loop.max_epochs=1"), places)
+    for num in range(2):
+        own = json.loads((tmp_path / str(num) / "run.json").read_text())["tags"]
+        later: dict[str, str] = {}
+        for line in (tmp_path / str(num) / "metrics.jsonl").read_text().splitlines():
+            later |= json.loads(line).get("tags", {})
+        assert (own["stack"], own["lane"], later["stack_width"]) == ("#0-#1", str(num), "2")
+        assert not own.keys() & later.keys()
 
 
 def test_a_stack_leaves_a_directory_for_each_member(tmp_path: Path) -> None:

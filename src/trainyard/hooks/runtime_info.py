@@ -29,7 +29,7 @@ class RuntimeInfo(Hook):
         tags = {"model": kind, "parameters": str(parameters), "device": str(runner.device)}
         tags["threads"] = str(torch.get_num_threads())
         if runner.stacked:
-            tags["stack"] = str(len(runner.members))
+            tags["stack_width"] = str(len(runner.members))
         if runner.device.type == "cuda":
             tags["gpu"] = torch.cuda.get_device_name(runner.device)
         log.info("%s with %s parameters.", kind, f"{parameters:,}")
