@@ -14,10 +14,11 @@ import outcome
 from trials import FaultError, Part, Trial
 
 from trainyard import app
+from trainyard.starting import PRELOAD as OWN
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXED = ("tracker=none", "hook.checkpoint.min_seconds=0", "device=cpu")
-PRELOAD = (*app.Application.preload, "hydra_plugins.trainyard_launcher", "torch.fx.experimental.symbolic_shapes")
+PRELOAD = (*OWN, "hydra_plugins.trainyard_launcher", "torch.fx.experimental.symbolic_shapes")
 """Modules that a run imports, which are imported once for all runs."""
 KILLS = 4
 INTERRUPTED = (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)

@@ -22,7 +22,7 @@ MODULES = (
     "torch",
     "numpy.random",
     "sklearn.datasets",
-    "trainyard.app",
+    "trainyard.command",
     "trainyard.hooks",
     "trainyard.run.record",
     "trainyard.run.trial",

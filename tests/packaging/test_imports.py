@@ -25,6 +25,7 @@ LAYERS = (
         "checks",
         "console",
         "files",
+        "garbage",
         "host_memory",
         "nodes",
         "nvml",
@@ -33,6 +34,7 @@ LAYERS = (
         "redaction",
         "rng",
         "rng_state",
+        "starting",
     ),
     ("config",),
     ("models", "data", "optim", "schedules", "metrics", "track"),
@@ -41,7 +43,8 @@ LAYERS = (
     ("runner",),
     ("hooks", "reinforcement", "run"),
     ("fused",),
-    ("app", "evaluate", "inference", "reproduction"),
+    ("command", "evaluate", "inference", "reproduction"),
+    ("app",),
     ("train",),
     ("cli",),
     ("__main__",),
@@ -50,8 +53,8 @@ LAYERS = (
 BESIDE = {
     "sweep": (
         {"application", "config", "track", "errors", "checks", "files", "host_memory", "nodes", "nvml", "quoting"}
-        | {"redaction"},
-        {"app", "catalog", "cli"},
+        | {"garbage", "redaction"},
+        {"app", "command", "catalog", "cli"},
     )
 }
 # Names of before, for configs and journals that hold them. They import what they stand for, and nobody imports them.

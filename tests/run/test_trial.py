@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import nn
 
-from trainyard.app import Application
+from trainyard.command import Application
 from trainyard.config.current_job import current_job
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.hydra_versions import VERSION_BASE

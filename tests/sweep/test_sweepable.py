@@ -9,7 +9,7 @@ from typing import Any
 import forked
 import pytest
 
-from trainyard.app import Application
+from trainyard.command import Application
 from trainyard.errors import TrainyardError
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.sweepable import PlainTask, Sweepable, SweepableTask, as_sweepable

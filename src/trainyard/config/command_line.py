@@ -40,13 +40,6 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     return [*flags, *overrides]
 
 
-def sweeps_here(arguments: Sequence[str]) -> bool:
-    """Return whether a command line, arranged for Hydra, seems to run a sweep in processes of this machine."""
-    flags, overrides = _split(arguments)
-    elsewhere = ("hydra/launcher=", "hydra.launcher.debug=")
-    return {*flags} <= {*MULTIRUN} and bool(flags) and not any(each.startswith(elsewhere) for each in overrides)
-
-
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the flags, with their values, and the overrides."""
     actions = {flag: action for action in get_args_parser()._actions for flag in action.option_strings}

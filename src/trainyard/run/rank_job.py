@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from trainyard.config.current_job import current_job
 from trainyard.config.hydra_versions import VERSION_BASE, configure_log
 from trainyard.errors import JobPaused, TrainyardError
+from trainyard.starting import RANKS
 from trainyard.track.sweep_position import Returned, SweepPosition
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NUMBERS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _CONFIG = "config"  # key under which the first rank stores the job for the others
 
 
@@ -154,7 +154,7 @@ def follow(config_dir: str, config_name: str) -> int | None:
     Returns:
         The exit status; None if this process is not such a rank.
     """
-    if not any(os.environ.get(name, "0") not in ("", "0") for name in _NUMBERS):
+    if not any(os.environ.get(name, "0") not in ("", "0") for name in RANKS):
         return None
     values = _composed(config_dir, config_name)
     from trainyard.distributed import world

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from waiting import LIMIT, until_gone
 
-from trainyard.config.command_line import sweeps_here
+from trainyard.starting import sweeps_here
 from trainyard.sweep.executor import LocalExecutor, early
 from trainyard.sweep.executor.agent import Agent
 from trainyard.sweep.executor.slots import Slot
