@@ -24,7 +24,7 @@ class PastRun:
         name: the name of the run.
         kind: `sweep` or `configuration` for a run that trains nothing; None for other runs.
         state: `finished`, `pruned`, `failed`, `killed` or `running`.
-        params: the params of the run, as texts.
+        params: the params of the run, and the requested values of its config, as texts.
         metrics: the requested numbers, as far as the run has them.
     """
 
@@ -35,7 +35,9 @@ class PastRun:
     metrics: Mapping[str, float]
 
 
-def past_runs(given: str, uri: str | None, metrics: Sequence[str]) -> tuple[str, list[PastRun]]:
+def past_runs(
+    given: str, uri: str | None, metrics: Sequence[str], keys: Sequence[str] = ()
+) -> tuple[str, list[PastRun]]:
     """Return the runs of an experiment, the jobs of a sweep, or one run, in the order of their start times.
 
     Args:
@@ -43,6 +45,8 @@ def past_runs(given: str, uri: str | None, metrics: Sequence[str]) -> tuple[str,
         uri: the URI of the store; None for the one of the environment.
         metrics: the requested metrics. For a single metric, its best value is returned; for several, their values at
             the best checkpoint.
+        keys: the keys of the config whose values are requested. A key that is no param of a run is read from the run's
+            artifact `config.yaml`.
 
     Returns:
         A description of the runs for users, and the runs.
@@ -54,7 +58,7 @@ def past_runs(given: str, uri: str | None, metrics: Sequence[str]) -> tuple[str,
     database = uris.sqlite_file(store)
     if database is not None and not database.is_file():  # MLflow would make it
         raise TrainyardError(f"The MLflow database {database} does not exist")
-    question = json.dumps({"uri": store, "given": given, "metrics": [*metrics]})
+    question = json.dumps({"uri": store, "given": given, "metrics": [*metrics], "keys": [*keys]})
     done = subprocess.run([sys.executable, "-m", READER], input=question, capture_output=True, text=True, check=False)
     try:
         told = json.loads(done.stdout.splitlines()[-1])

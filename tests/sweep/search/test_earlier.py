@@ -57,9 +57,44 @@ def test_a_warm_start_tells_the_sampler_of_the_jobs_that_have_its_parameters(
         f"The warm start from {earlier} uses 2 of 8 jobs.",
         "  skipped #2, #7: the value of optim.lr is outside the range of this search",
         "  skipped #3: the value of model.hidden is outside the range of this search",
-        "  skipped #4: no parameter model.hidden",
+        "  skipped #4: the value of model.hidden is unknown",
         "  skipped #5, #6: not finished with an objective",
     ]
+
+
+def test_a_warm_start_reads_what_a_job_does_not_override_from_its_config(
+    hydra: Any, settings_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A value may be the default of the config, or the selected option of a group. A job may be deleted."""
+    loader, config = hydra
+    manifest = Manifest.open(tmp_path)
+    for num in range(5):
+        manifest.log(Proposed(num, ("optim.lr=0.01",)), Ended(num, "done", 1.0, num / 10))
+    for num, (file, text) in enumerate(
+        [
+            ("config.yaml", "model: {hidden: [16, 32], dropout: 0.1}"),
+            (".hydra/config.yaml", "width: 16\nmodel: {hidden: ['${width}', 32]}"),
+            (".hydra/config.yaml", "model: {hidden: [256, 256]}"),
+            ("config.yaml", "model: ["),
+        ]
+    ):
+        (tmp_path / f"{num}" / ".hydra").mkdir(parents=True)
+        (tmp_path / f"{num}" / file).write_text(text)
+        (tmp_path / f"{num}" / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {model: mlp}}}")
+    lines = ["optim.lr=tag(log,interval(1e-4,1e-1))", "model.hidden=[16,32],[16]"]
+    proposer = settings_of(config, warm_start=str(tmp_path)).proposer(lines, loader, config)
+    assert capsys.readouterr().out.splitlines() == [
+        f"Warm start from {tmp_path}: 2 of 5 jobs are used.",
+        "  skipped #2: the value of model.hidden is outside the range of this search",
+        "  skipped #3, #4: the value of model.hidden is unknown",
+    ]
+    values = {"optim.lr": 0.01, "model.hidden": "[16,32]"}
+    assert proposer.identity["warm_start"] == [[values, 0.0], [values, 0.1]]
+
+    lines = ["optim.lr=tag(log,interval(1e-4,1e-1))", "model=mlp,cnn", "model.dropout=0.1,0.2"]
+    settings = settings_of(config, warm_start=str(tmp_path), when={"model.dropout": "model=cnn"})
+    found = settings.proposer(lines, loader, config).identity["warm_start"]
+    assert [values for values, _ in found] == [{"optim.lr": 0.01, "model": "mlp"}] * 4
 
 
 def test_a_search_that_is_continued_keeps_what_it_has_begun_with(
@@ -166,7 +201,7 @@ def test_a_warm_start_takes_the_runs_of_mlflow_that_have_its_parameters(
     assert capsys.readouterr().out.splitlines() == [
         f"The warm start from the experiment past in {store} uses 2 of 7 runs.",
         "  skipped far: the value of optim.lr is outside the range of this search",
-        "  skipped other: no parameter model.hidden",
+        "  skipped other: the value of model.hidden is unknown",
         "  skipped killed: killed",
         "  skipped cut: pruned",
         "  skipped loss: no metric val/accuracy",
@@ -185,6 +220,31 @@ def test_a_warm_start_takes_the_runs_of_mlflow_that_have_its_parameters(
     assert [each["metrics"] for each in below][-1] == {"val/loss": 0.7}
     with pytest.raises(TrainyardError, match="MLflow has no experiment and no run with that name or ID"):
         answer(store, "nothing", ["val/accuracy"])
+
+
+def test_a_warm_start_reads_what_is_no_param_from_the_config_of_a_run_in_mlflow(
+    hydra: Any, settings_of: Any, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The params of a job of a sweep do not contain the values that all jobs share."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    experiment = client.create_experiment("sweep", artifact_location=(tmp_path / "artifacts").as_uri())
+    for index, hidden in enumerate(("[16, 32]", "[64]", "${width}", None)):
+        run = client.create_run(experiment, start_time=index, run_name=f"job {index}").info.run_id
+        client.log_batch(run, metrics=[Metric("val/accuracy", 0.5, 0, 0)], params=[Param("optim.lr", "0.01")])
+        if hidden is not None:
+            client.log_text(run, f"model:\n  hidden: {hidden}\n", "config.yaml")
+        client.set_terminated(run)
+    loader, config = hydra
+    lines = ["optim.lr=tag(log,interval(1e-4,1e-1))", "model.hidden=[16],[16,32]"]
+    found = settings_of(config, warm_start="sweep").proposer(lines, loader, config)
+    assert capsys.readouterr().out.splitlines() == [
+        f"Warm start from the experiment sweep in {store}: 1 of 4 runs are used.",
+        "  skipped job 1: the value of model.hidden is outside the range of this search",
+        "  skipped job 2, job 3: the value of model.hidden is unknown",
+    ]
+    assert found.identity["warm_start"] == [[{"optim.lr": 0.01, "model.hidden": "[16,32]"}, 0.5]]
 
 
 def test_a_warm_start_from_what_mlflow_does_not_have_is_refused(

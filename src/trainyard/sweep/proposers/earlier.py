@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml  # type: ignore[import-untyped,unused-ignore]
 from omegaconf import DictConfig, OmegaConf
 
+from trainyard.config.saved import saved_config, value_text
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.goals import Goals, as_number
 from trainyard.sweep.grid_settings import text_of
@@ -112,7 +113,7 @@ class Earlier:
         names = (objective,) if goals is None else goals.metrics
         uri = OmegaConf.select(config, "tracker.uri", throw_on_resolution_failure=False)
         try:
-            title, runs = past_runs(given, uri, names)
+            title, runs = past_runs(given, uri, names, list(space.parameters))
         except TrainyardError as error:
             hint = f"There is no directory {Path(given).expanduser().absolute()}. {str(error).rstrip('.')}."
             raise ConfigError(WARM_START, given, ACCEPTED, hint=hint) from None
@@ -121,7 +122,7 @@ class Earlier:
         for run in runs:
             if run.kind is not None:
                 continue
-            values, why = _values(run.params, space, _alike)
+            values, why = _values(run.params.get, space)
             measured = run.metrics.get(objective) if goals is None else run.metrics
             value, lacks = _objective(measured, goals)
             if run.state != "finished":
@@ -141,7 +142,7 @@ class Earlier:
         taken: list[tuple[dict[str, Any], Any]] = []
         left: dict[str, list[int]] = {}
         for num, entry in Manifest.open(path).entries.items():
-            values, why = _values(_texts(entry.overrides), space, _value)
+            values, why = _values(_Job(path / (entry.subdir or str(num)), entry.overrides).text, space)
             objective, lacks = _objective(entry.objective, goals)
             if entry.state != "done" or lacks:
                 why = lacks if entry.state == "done" and goals is not None else "not finished with an objective"
@@ -176,9 +177,38 @@ def _objective(value: Any, goals: Goals | None) -> tuple[Any, str]:
     return goals.measured(value), f"no value of {', '.join(missing)}" if missing else ""
 
 
-def _texts(overrides: Sequence[str]) -> dict[str, str]:
-    """Return the values of overrides, by key."""
-    return {line.partition("=")[0].lstrip("+"): line.partition("=")[2] for line in overrides}
+class _Job:
+    """Values of a job of a sweep: those of its overrides, otherwise those of its saved config.
+
+    Args:
+        directory: the directory of the job, which may be deleted.
+        overrides: its overrides.
+    """
+
+    def __init__(self, directory: Path, overrides: Sequence[str]) -> None:
+        self._directory = directory
+        self._given = {line.partition("=")[0].lstrip("+"): line.partition("=")[2] for line in overrides}
+        self._files: dict[str, DictConfig] = {}
+
+    def text(self, name: str) -> str | None:
+        """Return the value of a key as text; None if it is unknown."""
+        if name in self._given:
+            return self._given[name]
+        for file in ("config.yaml", ".hydra/config.yaml"):  # Hydra writes the second one for any application
+            found = value_text(self._config(file), name)
+            if found is not None:
+                return found
+        choices: Any = OmegaConf.select(self._config(".hydra/hydra.yaml"), "hydra.runtime.choices")
+        return (choices or {}).get(name)
+
+    def _config(self, file: str) -> DictConfig:
+        if file not in self._files:
+            try:
+                text = (self._directory / file).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError):
+                text = ""
+            self._files[file] = saved_config(text)
+        return self._files[file]
 
 
 def _alike(parameter: Parameter, text: str) -> Any:
@@ -201,16 +231,21 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _values(
-    texts: Mapping[str, str], space: Space, value: Callable[[Parameter, str], Any]
-) -> tuple[dict[str, Any], str]:
-    """Return the values of the parameters from texts, and the reason if they cannot be used; otherwise empty."""
+def _values(text: Callable[[str], str | None], space: Space) -> tuple[dict[str, Any], str]:
+    """Return the values of the parameters, and the reason if they cannot be used; otherwise empty.
+
+    Args:
+        text: returns the value of a key as text, or None if it is unknown.
+        space: the space of the search.
+    """
     found: dict[str, Any] = {}
-    for name, parameter in space.parameters.items():
-        if name in texts:
-            found[name] = value(parameter, texts[name])
-            if found[name] is None:
-                return {}, f"the value of {name} is outside the range of this search"
-        elif not space.is_conditional:
-            return {}, f"no parameter {name}"
-    return found, ""
+    for name in space.order:
+        if not space.applies(name, found):
+            continue
+        own = text(name)
+        if own is None:
+            return {}, f"the value of {name} is unknown"
+        found[name] = _alike(space.parameters[name], own)
+        if found[name] is None:
+            return {}, f"the value of {name} is outside the range of this search"
+    return {name: found[name] for name in space.parameters if name in found}, ""

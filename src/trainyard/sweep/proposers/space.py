@@ -69,6 +69,11 @@ class Parameter:
 class Space:
     """Overrides of a search: those that all trials share, and the parameters.
 
+    Attributes:
+        parameters: the parameters, by name.
+        order: their names, each after those that its conditions name.
+        texts: the overrides with a range, as they were given.
+
     Args:
         lines: the overrides of the config (`hydra.sweeper.params`) and of the command line, in order.
         when: for each key, the conditions under which the key is a parameter (`trainyard.sweep.conditions.Conditions`).
@@ -101,13 +106,8 @@ class Space:
             Conditions(when, loader, master, fixed, [key_of(override) for override in kept]) if when else None
         )
         depth = {name: self._conditions.depth(name) if self._conditions else 0 for name in self.parameters}
-        self._order = sorted(self.parameters, key=depth.__getitem__)
+        self.order = sorted(self.parameters, key=depth.__getitem__)
         self.texts = [str(each.input_line) for each in kept if each.is_sweep_override()]
-
-    @property
-    def is_conditional(self) -> bool:
-        """Whether some keys are parameters only of some trials."""
-        return self._conditions is not None
 
     @property
     def fixed(self) -> dict[str, str]:
@@ -121,8 +121,8 @@ class Space:
         A parameter whose condition names another one is requested after it.
         """
         values: dict[str, Any] = {}
-        for name in self._order:
-            if self._applies(name, values):
+        for name in self.order:
+            if self.applies(name, values):
                 values[name] = ask(name, self.parameters[name].distribution)
         return tuple(self._overrides(values))
 
@@ -140,8 +140,8 @@ class Space:
         """Return the distributions of parameters."""
         return {name: self.parameters[name].distribution for name in names}
 
-    def _applies(self, name: str, values: Mapping[str, Any]) -> bool:
-        """Return whether a parameter belongs to a trial with these values of earlier parameters."""
+    def applies(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Return whether a parameter belongs to a trial with these values of the parameters before it in `order`."""
         if self._conditions is None or not self._conditions.depth(name):
             return True
         parameter = self.parameters[name]

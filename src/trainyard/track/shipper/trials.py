@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from trainyard.config.saved import saved_config, value_text
 from trainyard.errors import TrainyardError
 from trainyard.redaction import redact
 from trainyard.track.shipper.__main__ import configure
@@ -24,19 +27,21 @@ from trainyard.track.shipper.fetch import find  # noqa: E402
 from trainyard.track.shipper.sanitize import clean_name, first_line  # noqa: E402
 from trainyard.track.uri import with_password  # noqa: E402
 
+CONFIG = "config.yaml"
 PARENT = "mlflow.parentRunId"
 PARAMETERS = "model/parameters"  # is a tag of a run, no metric
 _ID = re.compile(r"[0-9a-f]{32}")
 _PAGE = 1000
 
 
-def answer(uri: str, given: str, metrics: Sequence[str]) -> dict[str, Any]:
+def answer(uri: str, given: str, metrics: Sequence[str], keys: Sequence[str] = ()) -> dict[str, Any]:
     """Return the runs of an experiment, of a sweep, or one run.
 
     Args:
         uri: the URI of the store.
         given: the name of an experiment, or the ID or the name of a run.
         metrics: the names of the requested metrics. For a single metric, its best value is returned.
+        keys: the names of the requested params, which are read from the saved config of a run if they are no params.
 
     Raises:
         TrainyardError: there is no such experiment or run, or MLflow cannot be reached.
@@ -44,7 +49,8 @@ def answer(uri: str, given: str, metrics: Sequence[str]) -> dict[str, Any]:
     try:
         client = MlflowClient(with_password(uri))
         title, runs = _runs(client, given)
-        return {"title": title, "runs": [_told(client, run, metrics) for run in runs]}
+        configs = _Configs(client, keys)
+        return {"title": title, "runs": [_told(client, run, metrics, configs) for run in runs]}
     except TrainyardError:
         raise
     except Exception as error:
@@ -79,14 +85,46 @@ def _found(client: MlflowClient, experiments: list[str], query: str) -> Iterator
             return
 
 
-def _told(client: MlflowClient, run: Run, metrics: Sequence[str]) -> dict[str, Any]:
+class _Configs:
+    """Saved configs of runs, for keys that are no params: defaults, and fixed overrides of a sweep.
+
+    Args:
+        client: the client of the store.
+        keys: the requested keys.
+    """
+
+    def __init__(self, client: MlflowClient, keys: Sequence[str]) -> None:
+        self._client = client
+        self._keys = keys
+        self._can_read = True
+
+    def params(self, run: Run) -> dict[str, str]:
+        """Return the params of a run, and the requested values of its config."""
+        found = dict(run.data.params)
+        missing = [key for key in self._keys if key not in found]
+        if not missing or not self._can_read or run.data.tags.get("kind") or run.info.status != "FINISHED":
+            return found
+        try:
+            if all(entry.path != CONFIG for entry in self._client.list_artifacts(run.info.run_id)):
+                return found
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(self._client.download_artifacts(run.info.run_id, CONFIG, folder))
+                config = saved_config(file.read_text(encoding="utf-8"))
+        except Exception:  # the artifacts cannot be reached: each further attempt would wait as long
+            self._can_read = False
+            return found
+        values = {key: value_text(config, key) for key in missing}
+        return found | {key: value for key, value in values.items() if value is not None}
+
+
+def _told(client: MlflowClient, run: Run, metrics: Sequence[str], configs: _Configs) -> dict[str, Any]:
     tags = run.data.tags
     state = "pruned" if tags.get("pruned") == "True" else run.info.status.lower()
     return {
         "name": run.info.run_name or run.info.run_id,
         "kind": tags.get("kind"),
         "state": state,
-        "params": dict(run.data.params),
+        "params": configs.params(run),
         "metrics": {name: value for name in metrics if (value := _value(client, run, name, metrics)) is not None},
     }
 
@@ -110,7 +148,7 @@ def _value(client: MlflowClient, run: Run, name: str, metrics: Sequence[str]) ->
 def main() -> None:
     question = json.load(sys.stdin)
     try:
-        told = answer(question["uri"], question["given"], question["metrics"])
+        told = answer(question["uri"], question["given"], question["metrics"], question["keys"])
     except TrainyardError as error:
         told = {"error": str(error)}
     print(json.dumps(told), flush=True)
