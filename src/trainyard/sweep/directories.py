@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -67,6 +67,12 @@ class Places:
 
     def __init__(self) -> None:
         self._owners: dict[str, Job] = {}
+
+    def copy(self) -> Self:
+        """Return a copy, which keeps the jobs that it gets to itself."""
+        found = type(self)()
+        found._owners = dict(self._owners)
+        return found
 
     def take(self, jobs: Iterable[Job]) -> list[tuple[Job, ConfigError]]:
         """Add jobs, and return those that would write to the directory of another job, each with the error to report.

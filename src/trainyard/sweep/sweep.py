@@ -168,7 +168,8 @@ class Sweep:
         left = any(each.is_left and each.state != "paused" for each in self._manifest.entries.values())
         asked = [] if recorded and left else proposer.ask(len(self._slots))
         proposals = [*known, *asked] if recorded else [*asked, *known]
-        plan, units = self._admitted([each for each in proposals if isinstance(each, NewJob)], at_rest=True)
+        new = [each for each in proposals if isinstance(each, NewJob)]
+        plan, units = self._admitted(new, at_rest=True, listed=proposer.listed)
         print(plan, flush=True)
         if self.settings.dry_run:
             return None
@@ -290,7 +291,9 @@ class Sweep:
         self._progress.extend([job])
         return Unit((job.num,), job.slots)
 
-    def _admitted(self, new: Sequence[NewJob], *, at_rest: bool) -> tuple[SweepPlan, list[Unit]]:
+    def _admitted(
+        self, new: Sequence[NewJob], *, at_rest: bool, listed: Sequence[Sequence[str]] = ()
+    ) -> tuple[SweepPlan, list[Unit]]:
         """Return the plan of new jobs, composed and checked, and the units of the jobs to run.
 
         Nothing is recorded for a dry run.
@@ -298,6 +301,7 @@ class Sweep:
         Args:
             new: the jobs.
             at_rest: whether no job runs; if so, workers try the new jobs, and measure the widths of stacks.
+            listed: the overrides of jobs that are proposed later, and are checked now.
 
         Raises:
             TrainyardError: a config is invalid.
@@ -310,13 +314,16 @@ class Sweep:
         if any(num >= FIRST_CLONE and num not in manifest.entries for num in numbers):
             raise TrainyardError(f"A sweep has at most {FIRST_CLONE:,} jobs.")
         with rare_collections():
-            jobs, wrong = self._composed([each.overrides for each in new], numbers)
+            jobs, wrong = self._composed([each.overrides for each in new], numbers, self._places)
+            later = self._later(listed, jobs)
+            checked = [*jobs, *later[0]]
+            wrong += later[1]
         if at_rest and not wrong:
             self._start_tracker(jobs[0])
         if wrong:
             refused = {job.num for job, _ in wrong}
-            fit = [job for job in jobs if job.num not in refused and not self._is_done(job)]
-            raise self._refusal(jobs, [*wrong, *(self._trials.run(fit, ()).errors if at_rest else ())])
+            fit = [job for job in checked if job.num not in refused and not self._is_done(job)]
+            raise self._refusal(checked, [*wrong, *(self._trials.run(fit, ()).errors if at_rest else ())])
         entries = self._entries(jobs)
         out = {num for num, entry in entries.items() if not entry.is_left or entry.state == "paused"}
         left = [job for job in jobs if job.num not in out and job.num not in self._scheduler.wished]
@@ -324,10 +331,11 @@ class Sweep:
         fits = {} if self._starts_over(job.num for job in jobs) else manifest.fits
         if at_rest:
             probes = self._stacks.probes(left, recorded, fits)
-            tried = self._trials.run([job for job in jobs if not self._is_done(job)], [each.task for each in probes])
-            if tried.errors:
-                raise self._refusal(jobs, tried.errors)
-            self._stacks.judge(probes, tried.probes)
+            tasks = [each.task for each in probes]
+            tried = self._trials.run([job for job in checked if not self._is_done(job)], tasks)
+            if self._refuses(tried.errors, checked):
+                raise self._refusal(checked, tried.errors)
+            self._stacks.judge(probes, self._trials.run((), tasks).probes if tried.errors else tried.probes)
         stacking = self._stacks.plan(left, recorded, fits)
         decided, not_followed = decide(left, stacking, recorded, self._slots[0])
         keys = self._keys.add(jobs)
@@ -401,8 +409,33 @@ class Sweep:
             self._manifest.check(job.num, job.overrides)
         return {job.num: self._manifest.entry(job.num, job.overrides) for job in jobs}
 
+    def _later(
+        self, listed: Sequence[Sequence[str]], jobs: Sequence[Job]
+    ) -> tuple[list[Job], list[tuple[Job, Exception]]]:
+        """Return the listed jobs that are not among these, like `_composed`. They take their places when they are
+        proposed."""
+        proposed = {job.overrides for job in jobs}
+        overrides = [own for own in listed if tuple(own) not in proposed]
+        first = max((job.num for job in jobs if job.num < FIRST_CLONE), default=-1) + 1
+        return self._composed(overrides, range(first, first + len(overrides)), self._places.copy())
+
+    def _refuses(self, errors: Sequence[tuple[Job, Exception]], jobs: Sequence[Job]) -> bool:
+        """Return whether nothing starts because of the errors that a trial found.
+
+        A proposer that chooses values cannot know which ones the parts accept: such a job fails, and the others run.
+
+        Args:
+            errors: the errors, each with its job.
+            jobs: all jobs.
+        """
+        if not self._from_proposer:
+            return bool(errors)
+        new = [job for job in jobs if job.num not in self._manifest.entries]  # a recorded job was accepted before
+        refused = sum(job.num not in self._manifest.entries for job, _ in errors)
+        return refused > 0 and (refused == len(new) or not self._proposer.explores)
+
     def _composed(
-        self, overrides: Sequence[Sequence[str]], numbers: Sequence[int]
+        self, overrides: Sequence[Sequence[str]], numbers: Sequence[int], places: Places
     ) -> tuple[list[Job], list[tuple[Job, Exception]]]:
         """Return the jobs with these overrides and numbers, composed and checked, and those whose configs are invalid,
         with the errors.
@@ -410,6 +443,7 @@ class Sweep:
         Args:
             overrides: the overrides of each job.
             numbers: the number of each job.
+            places: the directories of the earlier jobs, to which theirs are added.
         """
         jobs: list[Job] = []
         wrong: list[tuple[Job, Exception]] = []
@@ -421,7 +455,7 @@ class Sweep:
             if error is not None:
                 wrong.append((job, error))
         refused = {job.num for job, _ in wrong}
-        wrong += self._places.take([job for job in jobs if job.num not in refused])
+        wrong += places.take([job for job in jobs if job.num not in refused])
         return jobs, wrong
 
     def _refusal(self, jobs: list[Job], wrong: Sequence[tuple[Job, Exception]]) -> TrainyardError:

@@ -233,3 +233,44 @@ def test_a_metric_that_jobs_do_not_have_is_refused_before_any_starts(tmp_path: P
     assert "Nothing was started." in ended.stderr
     assert "hydra.sweeper.objective: No metric named 'val/f1'. These jobs compute val/accuracy" in ended.stderr
     assert not (tmp_path / "s").exists()
+
+
+REFUSED = ["-m", "loop.max_epochs=1", "model.hidden=[8]", "hydra.sweep.dir=s"]
+"""A sweep over `optim.lr`, which must not be negative."""
+
+
+def test_a_search_continues_beside_trials_that_a_part_refuses(tmp_path: Path) -> None:
+    """Also when it is continued: such trials are recorded, and fail again."""
+    own = [*REFUSED, "hydra/sweeper=search", "hydra.sweeper.sampler.seed=4", "optim.lr=interval(-0.1,0.1)"]
+    first = run([*command(*own), "hydra.sweeper.n_trials=3"], LIMIT, cwd=tmp_path, env=environment())
+    assert first.returncode == 1, first.stderr
+    again = run([*command(*own), "hydra.sweeper.n_trials=5"], LIMIT, cwd=tmp_path, env=environment())
+    assert again.returncode == 1, again.stderr
+    entries = Manifest.open(tmp_path / "s").entries
+    rates = {num: float(entry.overrides[-1].partition("=")[2]) for num, entry in entries.items()}
+    assert len(rates) == 5
+    assert rates[0] < 0 < rates[1]
+    assert {num: entry.state for num, entry in entries.items()} == {
+        num: "failed" if rate < 0 else "done" for num, rate in rates.items()
+    }
+
+
+def test_a_search_whose_first_trials_are_all_refused_does_not_start(tmp_path: Path) -> None:
+    own = [*REFUSED, "hydra/sweeper=search", "hydra.sweeper.n_trials=3", "optim.lr=interval(-0.1,-0.05)"]
+    ended = run(command(*own), LIMIT, cwd=tmp_path, env=environment())
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("Nothing was started.")
+    assert "in 1 of 2 jobs, first in #1" in ended.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_all_jobs_of_a_grid_with_a_pruner_are_checked_before_the_first_one_starts(tmp_path: Path) -> None:
+    own = [*REFUSED, "hydra/sweeper/pruner=asha", "optim.lr=0.1,0.01,0.02,-1"]
+    ended = run(command(*own), LIMIT, cwd=tmp_path, env=environment())
+    assert ended.returncode == 2
+    assert "in 1 of 4 jobs, first in #3: optim.lr=-1" in ended.stderr
+    assert not (tmp_path / "s").exists()
+    own[-1] = "optim.lr=0.1,0.01,0.02"
+    done = run(command(*own), LIMIT, cwd=tmp_path, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert len(Manifest.open(tmp_path / "s").entries) == 3

@@ -82,11 +82,17 @@ class Proposer(ABC):
             identity. Empty for a proposer that is identified by its jobs.
         goals: the metrics by which jobs are compared, if jobs return more than a single objective.
         returns: whether every paused job continues, so that stacks keep lanes for paused jobs.
+        listed: the overrides of all jobs, in order, if they are known from the start. All jobs are then checked before
+            the first one starts.
+        explores: whether a job may have a value that no part accepts. Such a job fails, and the sweep continues, unless
+            all the first jobs have such a value.
     """
 
     identity: Mapping[str, Any] = {}
     goals: Goals | None = None
     returns = False
+    listed: Sequence[Sequence[str]] = ()
+    explores = False
     may_be_new = True
 
     @abstractmethod

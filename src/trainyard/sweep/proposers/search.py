@@ -88,6 +88,8 @@ class SearchProposer(Proposer):
     ) -> None:
         self.identity = dict(identity or {})
         self.goals = goals
+        self.listed = source.listed or ()
+        self.explores = source.listed is None
         self._source = source
         self._pruner = NoPruner() if pruner is None else pruner
         self._pruner.begin(sign, order == "job")

@@ -23,9 +23,11 @@ class Source(ABC):
 
     Attributes:
         waits: whether several trials may wait for one result, so that trials can follow after `has_more` was false.
+        listed: the overrides of all trials, if they are known from the start; None if they are chosen later.
     """
 
     waits = False
+    listed: Sequence[Sequence[str]] | None = None
 
     @abstractmethod
     def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
@@ -70,7 +72,7 @@ class ListSource(Source):
     """
 
     def __init__(self, jobs: Sequence[Sequence[str]]) -> None:
-        self._jobs = jobs
+        self.listed: Sequence[Sequence[str]] = jobs
 
     def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
-        return Suggestion(tuple(self._jobs[index]))
+        return Suggestion(tuple(self.listed[index]))
