@@ -136,6 +136,39 @@ def test_a_sampler_begins_where_another_sweep_ended(hydra: Any, settings_of: Any
     assert sum(0.003 < rate < 0.03 for rate in cold) < 6
 
 
+@pytest.mark.parametrize(
+    ("name", "learns"),
+    [
+        ("TPESampler", True),
+        ("GPSampler", True),
+        ("RandomSampler", False),
+        ("QMCSampler", False),
+        ("CmaEsSampler", False),
+        ("NSGAIISampler", False),
+    ],
+)
+def test_the_output_says_which_samplers_do_not_learn_from_a_warm_start(
+    hydra: Any, settings_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, learns: bool
+) -> None:
+    loader, config = hydra
+    for folder, best in (("low", -3.5), ("high", -1.5)):
+        (tmp_path / folder).mkdir()
+        manifest = Manifest.open(tmp_path / folder)
+        for num in range(60):
+            power = -4 + 3 * num / 59
+            loss = abs(power - best)
+            manifest.log(Proposed(num, (f"optim.lr={10**power!r}",)), Ended(num, "done", 1.0, loss))
+    sampler = {"_target_": f"optuna.samplers.{name}", "seed": 0}
+
+    def suggested(folder: str) -> list[Any]:
+        settings = settings_of(config, direction="minimize", sampler=sampler, warm_start=str(tmp_path / folder))
+        return [each.overrides for each in settings.proposer(LINES[:1], loader, config).ask(3)]
+
+    assert (suggested("low") != suggested("high")) == learns
+    told = f"  {name} does not learn from a warm start. Use hydra/sweeper/sampler=tpe or gp."
+    assert (told in capsys.readouterr().out.splitlines()) != learns
+
+
 def test_a_warm_start_from_no_sweep_is_refused(hydra: Any, settings_of: Any, tmp_path: Path) -> None:
     loader, config = hydra
     with pytest.raises(ConfigError) as error:

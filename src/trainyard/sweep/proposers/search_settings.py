@@ -174,8 +174,11 @@ class SearchSettings:
         sign = DIRECTIONS[self.direction]
         target = str(self.sampler["_target_"])
         given, earlier = given_points(self.enqueue, space), Earlier.read(self.warm_start, space, config, self.goals)
+        name = target.rpartition(".")[2]
         for line in earlier.told:
             print(line, flush=True)
+        if earlier.trials and name in UNTAUGHT:
+            print(f"  {name} does not learn from a warm start. Use hydra/sweeper/sampler=tpe or gp.", flush=True)
         source: Source = SamplerSource(
             space,
             self._sampler(),
@@ -254,6 +257,8 @@ class SearchSettings:
         return make
 
 
+UNTAUGHT = ("RandomSampler", "QMCSampler", "CmaEsSampler", "NSGAIISampler", "NSGAIIISampler")
+"""Classes of samplers that use no trials, or only those that they have suggested."""
 KNOWN = (
     *("sampler", "pruner", "direction", "n_trials", "n_jobs", "timeout", "target", "order", "params", "when"),
     *("together", "enqueue", "warm_start", "repeats", "objective", "constraints", "learn_from"),
