@@ -100,6 +100,20 @@ def test_what_a_replay_has_reached_is_read_epoch_by_epoch() -> None:
     assert course.best[-1] == own.values[4, 2]
 
 
+def test_the_bounds_are_those_of_what_is_known_in_advance() -> None:
+    from bounds import best_at_once, fastest, foresight
+
+    own = problem()
+    near = own.values >= 0.99 * own.best
+    assert near.any(axis=1).sum() == 1
+    at_once = (near[4].argmax() + 1) * own.seconds[4]
+    assert fastest(own, 0) == best_at_once(own, 0) == at_once
+    found = [foresight(own, seed) for seed in range(20)]
+    assert found[0] == foresight(own, 0)
+    assert min(found) == at_once, "the configuration is among the first ones"
+    assert max(found) > at_once + own.seconds.min()
+
+
 def test_a_table_of_means_has_intervals() -> None:
     import report
     from measure import Comparison, Table

@@ -25,6 +25,10 @@ With ASHA and Hyperband, Trainyard's TPE learns from one rung (`hydra.sweeper.le
 jobs is rounded up at later rungs. Both rules were chosen on the rings data and the CNNs, before the digits data were
 replayed. In the row `learn_from=all`, TPE learns from all jobs.
 
+Three bounds show how much time a search can save. Each of them knows the table in advance. The first two start one
+configuration at once: the one that reaches 99 % first, or the one with the best final value. The third one draws random
+configurations, and its pruner knows after one epoch which of them will reach 99 %.
+
 The figures of Syne Tune depend on the scale of simulated time. Its simulator adds the real time of a decision, and
 waits for 5 simulated seconds while all workers are busy. Here, an epoch takes 1 to 7 of its seconds (`SCALE = 1000` in
 `scripts/bench/search/by_syne.py`). An earlier measurement on the digits data used epochs that are a hundred times as
@@ -99,6 +103,9 @@ SAMPLERS: Mapping[str, Side] = {
     "trainyard, random": Side("by_trainyard", "random"),
     "Optuna, TPE": Side("by_optuna", "Optuna, TPE"),
     "Syne Tune, TPE": Side("by_syne", "Syne Tune, TPE", "syne"),
+    "Syne Tune, BORE": Side("by_syne", "Syne Tune, BORE", "syne", seeds=20),
+    "Syne Tune, CQR": Side("by_syne", "Syne Tune, CQR", "syne", seeds=12),
+    "Syne Tune, REA": Side("by_syne", "Syne Tune, REA", "syne"),
     PLUGIN: Side("by_hydra", PLUGIN, "hydra"),
 }
 TRIALS = (20, 40, 60)
@@ -161,7 +168,9 @@ def tables(session: Session) -> Iterator[Table]:
 
     if FILE.exists():
         for name in _names():
-            yield from _of_curves(_replayed(session, name, OURS, problems(FILE, name), SIDE))
+            own = problems(FILE, name)
+            yield from _of_curves(_replayed(session, name, OURS, own, SIDE))
+            yield _bounds(name, own, session.size(1000, 3))
     else:
         session.say(f"{FILE.name} is missing: python scripts/bench/curves.py makes it")
     yield from _of_samplers(_replayed(session, "HPOBench", SAMPLER, [hpobench(name) for name in HPOBENCH], SAMPLERS))
@@ -183,6 +192,15 @@ def _of_curves(found: Replays) -> Iterator[Table]:
     )
     title = f"Search on {found.name}: epochs trained twice"
     yield found.alone(title, "epochs per search", lambda _, course: float(course.twice), 0.0)
+
+
+def _bounds(name: str, own: Sequence[Problem], seeds: int) -> Table:
+    from bounds import BOUNDS
+    from replay import WORKERS
+
+    figures = {bound: [value(own[seed % len(own)], seed) for seed in range(seeds)] for bound, value in BOUNDS.items()}
+    title = f"Search on {name}: time to 99 % of the best known value with knowledge of the table, {WORKERS} workers"
+    return Table(title, "simulated s", figures, mean=True)
 
 
 def _of_samplers(found: Replays) -> Iterator[Table]:

@@ -24,6 +24,8 @@ from table import CHOICES, INTEGERS, Problem
 VALUE, SECONDS, EPOCH = "accuracy", "elapsed", "epoch"
 SCALE = 1000.0
 """Simulated seconds for one of the table: Syne Tune rounds up to a hundredth."""
+SAMPLERS = ("TPE", "BORE", "CQR", "REA")
+"""Schedulers that train each trial to its end."""
 
 
 class _Table(Blackbox):  # type: ignore[misc,unused-ignore]
@@ -70,7 +72,7 @@ def search(problem: Problem, seed: int, method: str) -> list[Piece]:
             space[each.key] = choice(list(each.values))
         else:
             space[each.key] = (log_integers if each.kind == INTEGERS else loguniform)(each.low, each.high)
-    halving = {} if method == "TPE" else {"time_attr": EPOCH, "max_t": problem.epochs}
+    halving = {} if method in SAMPLERS else {"time_attr": EPOCH, "max_t": problem.epochs}
     scheduler = getattr(baselines, method)(space, metric=VALUE, do_minimize=False, random_seed=seed, **halving)
     backend = UserBlackboxBackend(_Table(problem, space), elapsed_time_attr=SECONDS, seed=0)
     pieces = _Pieces(problem)
@@ -89,7 +91,7 @@ def search(problem: Problem, seed: int, method: str) -> list[Piece]:
 METHODS = {
     "Syne Tune, ASHA": partial(search, method="ASHA"),
     "Syne Tune, BOHB": partial(search, method="BOHB"),
-    "Syne Tune, TPE": partial(search, method="TPE"),
+    **{f"Syne Tune, {name}": partial(search, method=name) for name in SAMPLERS},
 }
 
 if __name__ == "__main__":
