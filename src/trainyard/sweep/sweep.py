@@ -416,6 +416,8 @@ class Sweep:
         proposed."""
         proposed = {job.overrides for job in jobs}
         overrides = [own for own in listed if tuple(own) not in proposed]
+        if not overrides:
+            return [], []
         first = max((job.num for job in jobs if job.num < FIRST_CLONE), default=-1) + 1
         return self._composed(overrides, range(first, first + len(overrides)), self._places.copy())
 
