@@ -84,7 +84,7 @@ def test_a_warm_start_reads_what_a_job_does_not_override_from_its_config(
     lines = ["optim.lr=tag(log,interval(1e-4,1e-1))", "model.hidden=[16,32],[16]"]
     proposer = settings_of(config, warm_start=str(tmp_path)).proposer(lines, loader, config)
     assert capsys.readouterr().out.splitlines() == [
-        f"Warm start from {tmp_path}: 2 of 5 jobs are used.",
+        f"The warm start from {tmp_path} uses 2 of 5 jobs.",
         "  skipped #2: the value of model.hidden is outside the range of this search",
         "  skipped #3, #4: the value of model.hidden is unknown",
     ]
@@ -273,7 +273,7 @@ def test_a_warm_start_reads_what_is_no_param_from_the_config_of_a_run_in_mlflow(
     lines = ["optim.lr=tag(log,interval(1e-4,1e-1))", "model.hidden=[16],[16,32]"]
     found = settings_of(config, warm_start="sweep").proposer(lines, loader, config)
     assert capsys.readouterr().out.splitlines() == [
-        f"Warm start from the experiment sweep in {store}: 1 of 4 runs are used.",
+        f"The warm start from the experiment sweep in {store} uses 1 of 4 runs.",
         "  skipped job 1: the value of model.hidden is outside the range of this search",
         "  skipped job 2, job 3: the value of model.hidden is unknown",
     ]

@@ -98,7 +98,7 @@ class Earlier:
             trials = [(values, value) for values, value in begun["warm_start"]]
             return cls(
                 trials,
-                [f"The warm start from {given} uses the same {len(trials)} trial{'s' * (len(trials) > 1)} as before."],
+                [f"The warm start from {given} uses the same {len(trials)} trial{'s' * (len(trials) != 1)} as before."],
             )
         path = Path(str(given)).expanduser()
         if (path / FILE).is_file():
