@@ -104,7 +104,6 @@ SAMPLERS: Mapping[str, Side] = {
     "Optuna, TPE": Side("by_optuna", "Optuna, TPE"),
     "Syne Tune, TPE": Side("by_syne", "Syne Tune, TPE", "syne"),
     "Syne Tune, BORE": Side("by_syne", "Syne Tune, BORE", "syne", seeds=20),
-    "Syne Tune, CQR": Side("by_syne", "Syne Tune, CQR", "syne", seeds=12),
     "Syne Tune, REA": Side("by_syne", "Syne Tune, REA", "syne"),
     PLUGIN: Side("by_hydra", PLUGIN, "hydra"),
 }

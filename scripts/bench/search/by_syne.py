@@ -24,7 +24,7 @@ from table import CHOICES, INTEGERS, Problem
 VALUE, SECONDS, EPOCH = "accuracy", "elapsed", "epoch"
 SCALE = 1000.0
 """Simulated seconds for one of the table: Syne Tune rounds up to a hundredth."""
-SAMPLERS = ("TPE", "BORE", "CQR", "REA")
+SAMPLERS = ("TPE", "BORE", "REA")
 """Schedulers that train each trial to its end."""
 
 
