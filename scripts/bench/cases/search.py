@@ -103,7 +103,7 @@ SAMPLERS: Mapping[str, Side] = {
     "trainyard, random": Side("by_trainyard", "random"),
     "Optuna, TPE": Side("by_optuna", "Optuna, TPE"),
     "Syne Tune, TPE": Side("by_syne", "Syne Tune, TPE", "syne"),
-    "Syne Tune, BORE": Side("by_syne", "Syne Tune, BORE", "syne", seeds=20),
+    "Syne Tune, BORE": Side("by_syne", "Syne Tune, BORE", "syne", seeds=16),
     "Syne Tune, REA": Side("by_syne", "Syne Tune, REA", "syne"),
     PLUGIN: Side("by_hydra", PLUGIN, "hydra"),
 }
