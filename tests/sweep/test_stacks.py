@@ -1,5 +1,6 @@
 """Stacks before they run: their width, how they are shared out, what the plan says of them."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from trainyard.sweep.plan import Job, Stack, SweepPlan, spans
 from trainyard.sweep.progress import SweepProgress
 from trainyard.sweep.stacks import StackPlanner, chunks
 from trainyard.sweep.sweepable import SweepableTask
+from trainyard.sweep.worker_tasks import JobDone
 from trainyard.track import Journal
 
 
@@ -150,6 +152,26 @@ def test_a_row_for_each_stack(tmp_path: Path) -> None:
     progress.ended(plan.jobs[0], "done", TaskOutcome(0, "done", seconds=1.0, attempts=1))
     assert progress.table().row_count == 2
     assert str(progress.table().title).startswith("1/257 jobs, ")
+
+
+def test_the_title_counts_paused_and_pruned_jobs_and_has_the_best_result(tmp_path: Path) -> None:
+    plan = _plan(8, directory=tmp_path)
+    progress = SweepProgress(plan, plan.jobs)
+    jobs = plan.jobs
+
+    def title() -> str:
+        return str(progress.table().title)
+
+    assert title() == "0/8 jobs"
+    for job in jobs[:3]:
+        progress.paused(job)
+    assert title() == "0/8 jobs, 3 paused"
+    progress.promoted(jobs[0])
+    progress.pruned(jobs[1], 1, 0.5)
+    for num, value in ((3, 0.75), (4, 0.25), (5, math.nan), (6, 0.5)):
+        outcome = TaskOutcome(num, "done", JobDone(value), seconds=0.0, attempts=1)
+        progress.ended(jobs[num], "done", outcome)
+    assert title().split(", ")[-3:] == ["1 paused", "1 pruned", "best 0.2500"]
 
 
 def test_the_time_that_is_left_counts_slots_and_stacks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
