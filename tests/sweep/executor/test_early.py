@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,35 @@ def test_a_sweep_uses_it(start: Callable[[], Agent]) -> None:
     finally:
         executor.close()
     until_gone(started._process.pid)
+
+
+def test_one_that_nobody_takes_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early, "PATIENCE", 0.0)
+    early.start_early(["json"], 1)
+    process = early._waiting[0]._process
+    assert process.wait(LIMIT) == 0
+    agent = early.take(["json"], 1)
+    try:
+        assert agent._process is not process
+        while not agent.ready:
+            agent.receive(LIMIT)
+    finally:
+        agent.close()
+
+
+def test_one_that_was_taken_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early, "PATIENCE", 1.0)
+    early.start_early(["json"], Slot(0).threads)
+    executor = LocalExecutor([Slot(0)], preload=["json"])
+    executor.start()
+    try:
+        agent = executor._agent
+        time.sleep(1.5)  # longer than it would wait
+        (outcome,) = run_tasks(executor, [Task(0, str, 7)]).outcomes
+        assert outcome.value == "7"
+        assert executor._agent is agent
+    finally:
+        executor.close()
 
 
 @pytest.mark.parametrize("change", ["preload", "threads", "environment", "path"])

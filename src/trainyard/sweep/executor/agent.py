@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -20,8 +21,8 @@ from trainyard.host_memory import tunables
 from trainyard.sweep.executor.agent_process import PACKET
 
 _CODE = (
-    "import sys; fd, preload, *sys.path = sys.argv[1:]; from trainyard.sweep.executor.agent_process import serve; "
-    "serve(int(fd), preload.split())"
+    "import sys; fd, preload, patience, *sys.path = sys.argv[1:]; "
+    "from trainyard.sweep.executor.agent_process import serve; serve(int(fd), preload.split(), float(patience))"
 )
 
 
@@ -41,9 +42,11 @@ class Agent:
     Args:
         preload: modules to import before the first fork. They must not touch CUDA or start threads.
         threads: number of threads for libraries that size their pools when they are loaded.
+        patience: the number of seconds after which an agent that is not used ends itself.
     """
 
-    def __init__(self, preload: Sequence[str], threads: int) -> None:
+    def __init__(self, preload: Sequence[str], threads: int, patience: float = math.inf) -> None:
+        self._patience = str(patience)
         self._preload = " ".join(preload)
         self._threads = str(threads)
         self._began_with: tuple[list[str], dict[str, str]] = ([], {})
@@ -59,7 +62,7 @@ class Agent:
         path, environment = self._began_with
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, *_flags(), "-c", _CODE, str(theirs.fileno()), self._preload, *path],
+                [sys.executable, *_flags(), "-c", _CODE, str(theirs.fileno()), self._preload, self._patience, *path],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
@@ -68,9 +71,14 @@ class Agent:
                 start_new_session=True,  # Ctrl-C is handled by its owner
             )
 
+    def keep(self) -> None:
+        """Use this agent: it does not end itself any more."""
+        self._patience = str(math.inf)
+        self.send_signal([], 0)
+
     def is_like(self, preload: Sequence[str], threads: int) -> bool:
-        """Return whether an agent with these arguments that started now would be like this one."""
-        same = (self._preload, self._threads) == (" ".join(preload), str(threads))
+        """Return whether this agent runs, and one with these arguments that started now would be like it."""
+        same = self._process.poll() is None and (self._preload, self._threads) == (" ".join(preload), str(threads))
         return same and self._began_with == self._settings()
 
     def _settings(self) -> tuple[list[str], dict[str, str]]:

@@ -17,6 +17,7 @@ import ctypes
 import gc
 import importlib
 import json
+import math
 import os
 import signal
 import socket
@@ -38,14 +39,16 @@ _CUDA_DRIVER = "libcuda.so.1"
 _CUDA_SUCCESS = 0
 
 
-def serve(fd: int, preload: Sequence[str]) -> NoReturn:
-    """Import the modules of `preload`, then serve the socket `fd` until its other end is closed."""
+def serve(fd: int, preload: Sequence[str], patience: float = math.inf) -> NoReturn:
+    """Import the modules of `preload`, then serve the socket `fd` until its other end is closed, or until no message
+    has come for `patience` seconds after the import."""
     # A queue sends its signals to all processes of a job; what follows from them is the owner's to decide.
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(each, signal.SIG_IGN)
     agent = _Agent(socket.socket(fileno=fd))
     agent.load(preload)
-    agent.loop()
+    if math.isinf(patience) or connection.wait([agent.owner], patience):
+        agent.loop()
     agent.kill_all()
     os._exit(0)
 

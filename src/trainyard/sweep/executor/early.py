@@ -7,17 +7,20 @@ from collections.abc import Sequence
 
 from trainyard.sweep.executor.agent import Agent
 
+PATIENCE = 60.0
+"""Number of seconds after which an agent that nobody has taken ends itself."""
 _waiting: list[Agent] = []  # at most one
 
 
 def start_early(preload: Sequence[str], threads: int) -> None:
-    """Start the agent that a later `take` with the same arguments will return; without one, it ends with the process.
+    """Start the agent that a later `take` with the same arguments will return; without one, it ends with the process,
+    or after `PATIENCE`.
 
     Args:
         preload, threads: as for `Agent`.
     """
     if not _waiting:
-        _waiting.append(Agent(preload, threads))
+        _waiting.append(Agent(preload, threads, PATIENCE))
         atexit.register(_end)
 
 
@@ -30,6 +33,7 @@ def take(preload: Sequence[str], threads: int) -> Agent:
     """
     if _waiting:
         agent = _waiting.pop()
+        agent.keep()
         if agent.is_like(preload, threads):
             return agent
         agent.close()
