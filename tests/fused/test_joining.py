@@ -309,7 +309,7 @@ def test_what_counts_for_all_members_is_refused(tmp_path: Path) -> None:
     values = config(3, 4, tmp_path)
     values["hook"] = values["hook"] | {"stop": InterruptAt(3)}
     solo(values)
-    with pytest.raises(PlacesDiffer, match="different positions within an epoch"):
+    with pytest.raises(PlacesDiffer, match="different batches of their epochs, and the loop counts epochs"):
         FusedRunner([config(seed, 4, tmp_path, resume=True) for seed in (3, 4)]).prepare()
 
 

@@ -90,7 +90,7 @@ class LaneClock:
         epochs, batches = epoch - int(runner.epoch), done - runner.batches_done
         if batches:
             if (reason := places.why_not_within(runner)) is not None:
-                raise PlacesDiffer(f"the members' checkpoints are at different positions within an epoch, and {reason}")
+                raise PlacesDiffer(f"the members are at different batches of their epochs, and {reason}")
             length = exact_length(runner.loader("train"))
             assert length is not None
             more, batches = divmod(batches, length)

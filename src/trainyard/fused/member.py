@@ -193,7 +193,7 @@ class StackMember(Member):
         self.epoch_due = bool(done) and done != stack.batches_done and done == exact_length(stack.loader("train"))
         pending, loop = state["loop"]["val_due"], stack.train_loop
         if pending != loop.val_due and self.validated_here:
-            raise PlacesDiffer("the members' checkpoints are at different positions within an epoch")
+            raise PlacesDiffer("a validation is pending for only some of the members")
         loop.val_due = loop.val_due or pending
 
     def step_state(self) -> dict[str, Any]:
