@@ -176,7 +176,7 @@ def test_a_wrong_token_is_refused_at_both_ends() -> None:
         with pytest.raises(TransportError, match="the token does not match the token of the head"):
             agent.receive(30)
         assert head.receive(0) == []
-        assert until(lambda: head.refused) == ["an agent has another token"]
+        assert until(lambda: head.refused) == ["the agent has a different token"]
 
 
 def test_a_head_without_the_token_is_refused() -> None:
