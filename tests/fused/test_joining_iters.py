@@ -269,7 +269,7 @@ def test_what_cannot_join_within_an_epoch_says_why(tmp_path: Path) -> None:
     values = job(1, 9, tmp_path, **uneven)
     solo(values | {"hook": values["hook"] | {"stop": InterruptAt(2)}})
     given = values | {"resume": True}
-    with pytest.raises(PlacesDiffer, match="positions within an epoch, and the last batch of an epoch is smaller"):
+    with pytest.raises(PlacesDiffer, match="of their epochs, and the last batch of an epoch is smaller"):
         FusedRunner([job(0, 9, **uneven), given]).prepare()
     fused, queue = fed([job(0, 10, **uneven), job(2, 5, **uneven), given], 2)
     fused.train()
