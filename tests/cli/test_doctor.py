@@ -1,10 +1,12 @@
 """`trainyard doctor`."""
 
 import base64
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,3 +86,10 @@ def test_anything_wrong_is_status_1(trainyard: Any, monkeypatch: pytest.MonkeyPa
     status, text, _ = trainyard("doctor", cwd=tmp_path)
     assert status == 1
     assert "WRONG  MLflow: http://127.0.0.1:9 does not respond" in text
+
+
+def test_a_nearly_full_disk_is_reported_with_the_space_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9e8))
+    (found,) = doctor._disk()
+    assert not found.ok
+    assert found.text == "900.0 MB free on the disk of this folder; remove files until more than 1.0 GB is free"

@@ -158,7 +158,8 @@ def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     text = f"{size(free)} free on the disk of this folder"
     enough = free > _LITTLE_SPACE
-    yield Finding("disk", enough, text if enough else f"{text}; free some disk space, at least {size(_LITTLE_SPACE)}")
+    advice = "" if enough else f"; remove files until more than {size(_LITTLE_SPACE)} is free"
+    yield Finding("disk", enough, f"{text}{advice}")
 
 
 def _training() -> Iterator[Finding]:
