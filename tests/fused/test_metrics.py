@@ -160,7 +160,9 @@ def test_results_of_different_shapes_are_refused() -> None:
 
     metric = stack_metrics({"positives": Positives()}, 2)["positives"]
     metric.process(None, torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
-    with pytest.raises(TrainyardError, match="the same shape for all members"):
+    with pytest.raises(
+        TrainyardError, match=r"Positives.compute\(\) returns results of the shapes \[1\] and \[2\]\. In a stack"
+    ):
         metric.compute()
 
 

@@ -378,7 +378,7 @@ class Named(MLP):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ({"_target_": Leaky}, "torch.vmap has no rule for aten::rrelu: use another operation"),
+        ({"_target_": Leaky}, "torch.vmap has no rule for aten::rrelu: to stack the jobs, use another operation"),
         ({"_target_": Named, "in_features": 64, "num_classes": 10}, "the model returns a str in addition to tensors"),
     ],
 )

@@ -67,11 +67,11 @@ class MemberMetrics(Metric):
 
     def compute(self) -> Result:
         """Return the members' results, stacked: a tensor `[K, ...]`, or several by name."""
-        results = [metric.compute() for metric in self.metrics]
+        kind, results = type(self.metrics[0]).__name__, [metric.compute() for metric in self.metrics]
         named = [result for result in results if isinstance(result, dict)]
         if named:
-            return {name: _stack([result[name] for result in named]) for name in named[0]}
-        return _stack(results)
+            return {name: _stack(kind, [result[name] for result in named]) for name in named[0]}
+        return _stack(kind, results)
 
     def reset(self) -> None:
         """Reset every member's metric."""
@@ -100,9 +100,13 @@ def _member(value: Any, k: int) -> Any:
     return apply(lambda leaf: leaf[k] if isinstance(leaf, Tensor) else leaf, value)
 
 
-def _stack(results: Sequence[Any]) -> Tensor:
+def _stack(kind: str, results: Sequence[Any]) -> Tensor:
     tensors = [torch.as_tensor(result) for result in results]
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
-        raise TrainyardError(f"A metric must return results of the same shape for all members, not {sorted(shapes)}.")
+        given = " and ".join(str(list(shape)) for shape in sorted(shapes))
+        raise TrainyardError(
+            f"{kind}.compute() returns results of the shapes {given}. In a stack, all members must have results of the "
+            "same shape."
+        )
     return torch.stack(tensors)

@@ -34,7 +34,7 @@ UNKNOWN_STEPS = 10_000
 OF_VMAP = (
     (
         re.compile(r"Batching rule not implemented for (\S+?)[.;] "),
-        "torch.vmap has no rule for {}: use another operation, or train the jobs one by one",
+        "torch.vmap has no rule for {}: to stack the jobs, use another operation",
     ),
     (
         re.compile(r"must only return Tensors, got type <class '([\w.]+)'>"),
@@ -54,12 +54,12 @@ OF_VMAP = (
         re.compile(r"autograd.Function with functorch transforms .*must override the setup_context"),
         (
             "a torch.autograd.Function without setup_context cannot be stacked (torch.distributions.Beta and "
-            "Dirichlet use such a function): use another operation, or train the jobs one by one"
+            "Dirichlet use such a function): to stack the jobs, use another operation"
         ),
     ),
     (
         re.compile(r"we do not yet support (aten::\w+)"),
-        "torch.vmap has no rule for {}: use another operation, or train the jobs one by one",
+        "torch.vmap has no rule for {}: to stack the jobs, use another operation",
     ),
 )
 """Errors of `torch.vmap`, and their meaning for a model."""

@@ -34,8 +34,8 @@ def recurrent(func: Any, run: Callable[..., Any], dropout: Callable[[Tensor, flo
     """
     if not isinstance(args[2], list | tuple):
         raise Unfusable(
-            "a recurrent layer uses packed sequences, which a stack does not support: use padded sequences, "
-            "or train the jobs one by one"
+            "a recurrent layer uses packed sequences, which a stack does not support: to stack the jobs, use padded "
+            "sequences"
         )
     features, begin, weights, biases, layers, share, training, bidirectional, batch_first = args
     states: Sequence[Tensor] = begin if func is torch.lstm else [begin]
