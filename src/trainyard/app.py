@@ -7,6 +7,8 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from trainyard.garbage import collect_rarely
@@ -29,17 +31,20 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     logging.raiseExceptions = whole  # a log that cannot be written is no reason for a traceback
     collect_rarely()
     atexit.register(gc.freeze)  # Python would collect garbage once more: 0.3 s with the modules of a search
-    if sweeps_here(sys.argv[1:]):
-        _start_fork_server()
+    with _fork_server() if sweeps_here(sys.argv[1:]) else nullcontext():
+        from trainyard.command import run
 
-    from trainyard.command import run
-
-    run(config_path, config_name)
+        run(config_path, config_name)
 
 
-def _start_fork_server() -> None:
-    """Start the process that imports torch for the jobs of a sweep."""
-    from trainyard.sweep.executor.early import start_early
+@contextmanager
+def _fork_server() -> Iterator[None]:
+    """Start the process that imports torch for the jobs of a sweep; end it if no sweep has used it."""
+    from trainyard.sweep.executor.early import end_early, start_early
     from trainyard.sweep.executor.slots import find_slots
 
     start_early([*PRELOAD, "trainyard.sweep.stack_tasks"], find_slots()[0].threads)
+    try:
+        yield
+    finally:
+        end_early()

@@ -193,7 +193,7 @@ def ddp(**settings: Any) -> Any:
     [
         (
             {"devices": cores() + 1},
-            f"strategy.devices: {cores() + 1} is invalid. Expected at most {cores()}, the cores",
+            f"strategy.devices: {cores() + 1} is invalid. Expected at most {cores()}, the number of cores",
         ),
         ({"devices": 0}, "strategy.devices: 0 is invalid"),
         ({"devices": 2, "min_devices": 3}, "strategy.min_devices: 3 is invalid. Expected at most 2"),

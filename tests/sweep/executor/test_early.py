@@ -30,7 +30,7 @@ def start() -> Iterator[Callable[[], Agent]]:
         return early._waiting[0]
 
     yield start
-    early._end()
+    early.end_early()
 
 
 def test_a_sweep_uses_it(start: Callable[[], Agent]) -> None:

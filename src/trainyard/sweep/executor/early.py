@@ -21,7 +21,7 @@ def start_early(preload: Sequence[str], threads: int) -> None:
     """
     if not _waiting:
         _waiting.append(Agent(preload, threads, PATIENCE))
-        atexit.register(_end)
+        atexit.register(end_early)
 
 
 def take(preload: Sequence[str], threads: int) -> Agent:
@@ -40,6 +40,7 @@ def take(preload: Sequence[str], threads: int) -> Agent:
     return Agent(preload, threads)
 
 
-def _end() -> None:
+def end_early() -> None:
+    """End the agent that was started early, if nobody has taken it."""
     while _waiting:
         _waiting.pop().close()
