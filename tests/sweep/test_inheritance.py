@@ -16,7 +16,7 @@ from trainyard.sweep.plan import Job
 
 def job(num: int, folder: Path, *names: str) -> Job:
     """Return a job with checkpoints of these names, each of which has its own name as content."""
-    found = Job(num, (), lambda job: None, folder / str(num))  # type: ignore[return-value]
+    found = Job(num, (), lambda job: None, folder / str(num))
     write(found, *names)
     return found
 
