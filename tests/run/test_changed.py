@@ -36,7 +36,11 @@ def test_the_checkpoint_has_some_of_what_is_different_too() -> None:
 @pytest.mark.parametrize(
     ("values", "ended", "told"),
     [
-        ({"model": {"hidden": [16]}}, False, r"model.hidden: \[16\] is invalid. Expected the value of the cloned job"),
+        (
+            {"model": {"hidden": [16]}},
+            False,
+            r"model.hidden: \[16\] is invalid. Expected the value of the job that it continues",
+        ),
         ({"data": {"split": {"val": 0.5}}}, False, r"data.split.val: 0.5 is invalid"),
         ({"optim": {"_target_": "torch.optim.SGD"}}, False, r"optim._target_: 'torch.optim.SGD' is invalid"),
         ({"freeze": ["net.0"]}, False, r"freeze: \['net.0'\] is invalid"),

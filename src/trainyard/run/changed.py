@@ -34,8 +34,9 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], *, ended: bool)
     for key, new in differing:
         if not _may_change(key):
             value = "nothing" if new is _ABSENT else new
-            accepted = f"the value of the cloned job: only values of {', '.join((*OVERRIDDEN, *FREE))} may differ"
-            raise ConfigError(key, value, accepted, hint="A job with another value must start from scratch.")
+            free = ", ".join((*OVERRIDDEN, *FREE))
+            accepted = f"the value of the job that it continues: only values of {free} may differ"
+            raise ConfigError(key, value, accepted, hint="Train a job with another value from the start.")
     if ended and not any(key in LENGTHS for key, _ in differing):
         raise TrainyardError(
             f"the job has finished, so its clone would have nothing to train. Increase {' or '.join(LENGTHS)} "
