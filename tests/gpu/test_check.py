@@ -55,7 +55,7 @@ def part(module: str, name: str = "tests", limit: float = FOREVER, **more: Any) 
 
 
 def written(tmp_path: Path) -> Any:
-    return json.loads((tmp_path / "results.json").read_text())["parts"]
+    return json.loads((tmp_path / "results.json").read_text()).get("parts", {})  # the first record has none
 
 
 def test_a_part_that_is_done(check: Any, tmp_path: Path) -> None:
