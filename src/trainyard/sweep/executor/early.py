@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from trainyard.sweep.executor.agent import Agent
 
 PATIENCE = 60.0
-"""Number of seconds after which an agent that nobody has taken ends itself."""
+"""Number of seconds after which an unused agent ends itself."""
 _waiting: list[Agent] = []  # at most one
 
 
@@ -41,6 +41,6 @@ def take(preload: Sequence[str], threads: int) -> Agent:
 
 
 def end_early() -> None:
-    """End the agent that was started early, if nobody has taken it."""
+    """End the agent that was started early, if no sweep uses it."""
     while _waiting:
         _waiting.pop().close()
