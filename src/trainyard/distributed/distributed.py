@@ -32,12 +32,12 @@ class Distributed(Strategy):
     """One process per device, in one `torch.distributed` process group.
 
     Args:
-        devices: the number of devices on this machine, or `auto` for all GPUs.
+        devices: the number of devices on this machine. `auto`: all GPUs, or one process on the CPU.
         launcher: what starts the processes. With `none`, `train.py` starts them. With `pytorch` (torchrun), `slurm` or
             `mpi`, the process joins the processes that this launcher has started. `auto` is `pytorch` inside torchrun,
             otherwise `none`.
-        min_devices: if a process is killed and at least this many remain, the run continues with them from its last
-            checkpoint; None: the run ends.
+        min_devices: if a process is killed and at least this number of devices remains, the run continues on the
+            remaining devices from its last checkpoint; None: the run ends.
         backend: `nccl`, `gloo` or another backend of torch; `auto` is nccl on CUDA and gloo on the CPU.
         port: the port at which processes started by `train.py` connect; None finds a free port.
         timeout: seconds after which a collective operation fails if a rank does not join it.

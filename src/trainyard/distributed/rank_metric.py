@@ -77,7 +77,7 @@ class RankMetric(Metric):
         self._kept.reset()
 
     def merge(self, other: Metric) -> None:
-        """Do nothing: ranks meet in `compute`."""
+        """Raise `TypeError`: only `compute` combines the ranks."""
         raise TypeError(f"a {type(other).__name__} cannot be merged into a RankMetric")
 
 

@@ -58,8 +58,8 @@ def find(launcher: str = "auto", environ: Mapping[str, str] | None = None) -> Wo
     """Return the rank and world size of this process, as set by a launcher.
 
     - `pytorch`: torchrun's `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`.
-    - `slurm`: `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_LOCALID` of `srun`. They connect to the first node of the step,
-      at a port derived from the numbers of job and step; `MASTER_ADDR` and `MASTER_PORT` override these.
+    - `slurm`: `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_LOCALID` of `srun`. The ranks connect to the first node of the
+      step, at a port derived from the numbers of the job and the step; `MASTER_ADDR` and `MASTER_PORT` override these.
     - `mpi`: `OMPI_COMM_WORLD_RANK`, … of Open MPI, or `PMI_RANK`, … of MPICH and Intel MPI. On several machines,
       `MASTER_ADDR` must be set.
     - `auto`: `pytorch` if its variables are set, otherwise None; `none`: None.
@@ -218,9 +218,9 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
     kind = "cpu" if device is None else device.type
     chosen = dist.Backend.default_device_backend_map.get(kind, "gloo") if backend == "auto" else backend
     if chosen not in dist.Backend.backend_list:
-        raise ConfigError(
-            "backend", backend, "auto, or a backend that this torch provides", options=dist.Backend.backend_list
-        )
+        names = dist.Backend.backend_list
+        accepted = f"auto, or a backend of this torch: {', '.join(names)}"
+        raise ConfigError("backend", backend, accepted, options=names)
     store = meeting(world, timeout)
     _wait_for_all(store, world, timeout)
     dist.init_process_group(

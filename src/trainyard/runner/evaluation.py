@@ -103,7 +103,7 @@ class Evaluator:
         return cls(runner, lambda: CudaGraph(runner.device))
 
     def another(self) -> Evaluator:
-        """Return an evaluator for sets that are evaluated at the same time as this one's."""
+        """Return an evaluator for sets that are evaluated at the same time as the sets of this evaluator."""
         return Evaluator(self._runner, self.make_graph, self._told)
 
     def begin(self, predict: Callable[[Any], Any], metrics: Mapping[str, Metric], *, watched: bool) -> Evaluation:

@@ -53,8 +53,13 @@ class Interactive(Parts):
     def save_checkpoint(self: Any, path: str | Path) -> Path:
         """Write the complete state of the run, from which `resume=<path>` and `load_checkpoint` continue.
 
+        Returns:
+            The path of the file.
+
         Raises:
-            ConfigError: the run is on several devices, or the file cannot be written.
+            ConfigError: the run is on several devices.
+            DiskFullError: no space is left.
+            OSError: the file cannot be written.
         """
         self.prepare()
         if self.strategy.world_size > 1:

@@ -36,7 +36,7 @@ def _pairs(key: str, given: Intervals) -> list[tuple[int, int]]:
 
 
 class TrainLoop(ABC):
-    """Base class of both training loops: it counts, makes an iteration, and determines when validation runs.
+    """Base class of training loops. It determines when validations and the turns of the workflow run.
 
     Args:
         length: the length of the run, in the loop's unit.
@@ -121,7 +121,7 @@ class TrainLoop(ABC):
                 self._turned = count
 
     def sanity_check(self, runner: Runner) -> None:
-        """Make checks that are specific to this loop.
+        """Run checks that are specific to this loop.
 
         Raises:
             ConfigError: a check fails.

@@ -220,6 +220,7 @@ class Member:
 
     @property
     def checkpoints(self) -> Path:
+        """The directory of the member's checkpoints."""
         return self.directory / "checkpoints"
 
     def open(self, tracker: Tracker, *, resume: bool) -> None:

@@ -311,6 +311,7 @@ class Parts:
         return None if self.data is None else self.data.metainfo(split)
 
     def has_split(self, split: str) -> bool:
+        """Return whether the data has a set of this split."""
         return bool(self.sets(split))
 
     def sets(self, split: str) -> tuple[str, ...]:

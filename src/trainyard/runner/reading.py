@@ -101,7 +101,8 @@ class TrainingReader:
         return state | {"place": [epoch, done], "random": None, "stream": self._stream_state()}
 
     def load_state_dict(self, state: dict[str, Any], done: int) -> None:
-        """Let the next `batches` continue reading from a result of `state_dict`; `done` is the value of its position.
+        """Let the next `batches` continue reading from a result of `state_dict`; `done` is the number of
+        completed batches in its position.
 
         Raises:
             ValueError: the batches of the data have changed.

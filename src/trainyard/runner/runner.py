@@ -201,7 +201,7 @@ class Runner(Interactive):
         self._epoch = epoch
         self.epoch_begin = self.iter
 
-    epoch = property(attrgetter("_epoch"), _set_epoch, doc="Number of finished epochs; setting it begins a new one.")
+    epoch = property(attrgetter("_epoch"), _set_epoch, doc="Number of completed epochs; setting it starts an epoch.")
 
     @property
     def batches_done(self) -> int:
@@ -252,6 +252,11 @@ class Runner(Interactive):
         return Snapshot(self.model, self.step)
 
     def stage(self, name: str) -> list[Callable[..., None]]:
+        """Return the hook methods of a stage, in the order of their calls.
+
+        Raises:
+            ConfigError: there is no such stage.
+        """
         return self.dispatch.stage(name)
 
     def call(self, stage: str, *args: Any, **kwargs: Any) -> None:
@@ -381,11 +386,11 @@ class Runner(Interactive):
         self.train_loop.run(self)
 
     def val(self) -> list[dict[str, float]]:
-        """Validate the current model, or the model in `load_from`."""
+        """Validate the current model, or the model in `load_from`; return the results of each member by name."""
         return self._evaluate("val", self.val_loop)
 
     def test(self) -> list[dict[str, float]]:
-        """Test the current model, or the model in `load_from`."""
+        """Test the current model, or the model in `load_from`; return the results of each member by name."""
         return self._evaluate("test", self.test_loop)
 
     def load_best(self) -> None:

@@ -50,7 +50,7 @@ class SimulationTrainLoop(TrainLoop):
         return {}
 
     def after_step(self, runner: Runner) -> None:
-        """Act after each iteration, for example by updating a target network."""
+        """Act after each step, for example by updating a target network; called before `runner.iter` is incremented."""
 
     def max_epochs(self, runner: Parts) -> int:
         return 1
