@@ -98,6 +98,12 @@ def test_a_run_that_has_ended_says_so_and_goes_on_if_the_loop_is_longer(caplog: 
     assert same(whole, runner)
 
 
+def test_a_loop_made_longer_validates_at_its_new_end() -> None:
+    loop = EpochBasedTrainLoop(2, val_interval=5)
+    loop.length = 3
+    assert [count for count in range(1, 5) if loop.validates_after(count)] == [3]
+
+
 def test_an_interruption_before_the_training_holds() -> None:
     runner = made()
     runner.prepare()

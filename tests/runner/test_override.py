@@ -65,6 +65,11 @@ def test_numbers_that_differ_are_told(begun: Path, caplog: pytest.LogCaptureFixt
         assert told in caplog.text
 
 
+def tags_of(work_dir: Path) -> dict[str, str]:
+    lines = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
+    return {key: value for line in lines if line["kind"] == "tags" for key, value in line["tags"].items()}
+
+
 def test_the_same_numbers_are_not_told(begun: Path, caplog: pytest.LogCaptureFixture) -> None:
     runner(begun, 2).prepare()
     assert "config" not in caplog.text
@@ -75,8 +80,7 @@ def test_an_override_is_taken_and_recorded(begun: Path, caplog: pytest.LogCaptur
     again.train()
     assert [group(again)[key] for key in ("lr", "weight_decay", "betas")] == [0.2, 0.01, (0.8, 0.9)]
     assert "optim.lr is now 0.2 instead of 0.1." in caplog.text
-    lines = [json.loads(line) for line in (begun / "metrics.jsonl").read_text().splitlines()]
-    tags = {key: value for line in lines if line["kind"] == "tags" for key, value in line["tags"].items()}
+    tags = tags_of(begun)
     assert tags["resume_override.optim.lr"] == "0.1 -> 0.2 at iteration 4"
     assert tags["resume_override.optim.betas"] == "[0.9, 0.999] -> [0.8, 0.9] at iteration 4"
 
@@ -101,6 +105,7 @@ def test_another_batch_size(begun: Path) -> None:
     again = runner(begun, 2, batch=2, resume_override=["data.batch_size"])
     again.train()
     assert (again.epoch, again.iter) == (2, 4 + 8)
+    assert tags_of(begun)["resume_override.data.batch_size"] == "4 -> 2 at iteration 4"
 
 
 def test_another_batch_size_within_an_epoch(tmp_path: Path) -> None:

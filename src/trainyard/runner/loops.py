@@ -49,7 +49,7 @@ class TrainLoop(ABC):
 
     Attributes:
         unit: "epoch" or "iter": the unit of `length`, `val_begin`, `val_interval` and the turns of the workflow.
-        ends: the counts after which the training of a member ends; the last count is `length`.
+        ends: of a stack, the counts after which the training of a member ends; the last count is `length`.
         stages: additional stages, which a custom loop calls with `runner.call`; hooks may have methods with these
             names.
         val_due: a validation must run before the next training iteration. Checkpoints contain this value, so that a
@@ -68,7 +68,7 @@ class TrainLoop(ABC):
         workflow: Entries | None = None,
     ) -> None:
         self.length = length
-        self.ends: Collection[int] = (length,)
+        self.ends: Collection[int] = ()
         self.val_begin = integer("val_begin", val_begin, at_least=1)
         self.val_interval = integer("val_interval", val_interval, at_least=1)
         self.dynamic_intervals = _pairs("dynamic_intervals", dynamic_intervals or ())
@@ -95,7 +95,11 @@ class TrainLoop(ABC):
 
     def validates_after(self, count: int) -> bool:
         """Return whether validation follows epoch (or iteration) number `count`, counted from 1."""
-        return count in self.ends or (count >= self.val_begin and count % self.interval_at(count) == 0)
+        return (
+            count == self.length
+            or count in self.ends
+            or (count >= self.val_begin and count % self.interval_at(count) == 0)
+        )
 
     def interval_at(self, count: int) -> int:
         """Return the interval between validations that applies at the end of epoch (or iteration) number `count`."""

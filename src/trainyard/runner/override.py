@@ -80,7 +80,7 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
             if key in asked:
                 log.info("%s has the same value as in the checkpoint: %s.", key, _shown(own), extra={"member": member})
         elif key in asked:
-            note(member, key, _shown(theirs), _shown(own))
+            note(member, key, _shown(theirs), _shown(own), member.iter)
             if option not in driven:
                 _write(member.optimizer, key, own)
         elif option in driven:
@@ -101,11 +101,17 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
             )
 
 
-def position(member: Member, reading: dict[str, Any], done: int) -> tuple[dict[str, Any], int, bool]:
+def position(member: Member, reading: dict[str, Any], done: int, iteration: int) -> tuple[dict[str, Any], int, bool]:
     """Return the state of the reader and the number of batches done in the epoch, for the config's batch size.
 
     Within an epoch, the number of completed samples is kept, rounded down to complete batches and groups of batches.
     The last value tells whether the size has changed.
+
+    Args:
+        member: the resumed member, whose position is not restored yet.
+        reading: the state of the reader in the checkpoint.
+        done: the number of completed batches in the epoch of the checkpoint.
+        iteration: the iteration of the checkpoint.
 
     Raises:
         ValueError: the size changes within an epoch of a stream, whose position is known only in its own batches.
@@ -120,18 +126,18 @@ def position(member: Member, reading: dict[str, Any], done: int) -> tuple[dict[s
         )
     group = member.runner.step.accumulate
     batches = done * int(saved) // int(own)
-    note(member, BATCH_SIZE, str(saved), str(own))
+    note(member, BATCH_SIZE, str(saved), str(own), iteration)
     return {"batches": None, "batch_size": own}, batches - batches % group, True
 
 
-def note(member: Member, key: str, old: str, new: str) -> None:
-    """Log a value that the config overrides, and record it with the run."""
+def note(member: Member, key: str, old: str, new: str, iteration: int) -> None:
+    """Log a value that the config overrides from `iteration` on, and record it with the run."""
     log.warning(
         "%s is now %s instead of %s.",
         *(key, new, old),
         extra={"member": member},
     )
-    member.notes[f"{KEY}.{key}"] = f"{old} -> {new} at iteration {member.iter}"
+    member.notes[f"{KEY}.{key}"] = f"{old} -> {new} at iteration {iteration}"
 
 
 def without_pending(step: dict[str, Any]) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
     """
     optimizer, schedule = member.optimizer, member.schedule
     reading, done = _reading(state)
-    reading, done, other_batches = override.position(member, reading, done)
+    reading, done, other_batches = override.position(member, reading, done, state["iter"])
     member.load_reading(reading, done)
     _check_equal("optimizer", state["optimizer"]["type"], _name(optimizer))
     _check_equal("schedule", state["schedule"]["type"], _name(schedule))
