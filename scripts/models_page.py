@@ -1,4 +1,4 @@
-"""Write what scripts/test_models.sh saw into the table of docs/works-with.md."""
+"""Write the results of scripts/test_models.sh to the table of docs/works-with.md."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Torture: promises of Trainyard, tried with cases drawn from a seed.
+"""Torture: tests the guarantees of Trainyard with random cases, which are drawn from a seed.
 
-    python scripts/torture.py runs --seed 1 --cases 100     # a part, for a hundred cases
-    python scripts/torture.py all --json torture.json       # each part, for the number of cases that CI tries
-    python scripts/torture.py runs --seed 1 --case 17       # one case again
+    python scripts/torture.py runs --seed 1 --cases 100     # one part, a hundred cases
+    python scripts/torture.py all --json torture.json       # all parts, with the number of cases that CI runs
+    python scripts/torture.py runs --seed 1 --case 17       # repeat a single case
 
-The parts are files of scripts/torture/. A case that fails prints what was found and the command that repeats it; the
-exit status is then 1. What it has written stays. A case is the same each time it is drawn; where it depends on the
-clock or on the order of several processes, it can end otherwise when it is repeated. Ctrl-C ends a part: the cases
-before it count.
+The parts are defined in scripts/torture/. If a case fails, the fault and the command that repeats the case are printed,
+the exit status is 1, and the files of the case are kept. The same seed and number always give the same case. A case
+that depends on the clock or on the order of several processes can have another result when it is repeated. Ctrl-C ends
+a part; the completed cases count.
 
-`--page` puts the results into the table of docs/reliability.md.
+`--page` writes the results to the table of docs/reliability.md.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Breakdown of time, in percent: of a step, of a start, of a sweep, of a step of a stack.
+"""Breakdown of time, in percent: of a step, a start, a sweep, or a step of a stack.
 
     python scripts/bench/breakdown.py step|startup|sweep|fused [--rounds N] [--here]
 
-`step` and `fused` do the work part by part, in turns: each row is the increase in time when that part is added.
-Time is the CPU time of the training thread, so other load does not lengthen it. `startup` is Python's own
-report on its imports (`-X importtime`, which makes them slower by some percent). `sweep` reads the CPU time of the
-sweep's processes while it runs.
+`step` and `fused` run the work with more and more parts, alternately: each row is the additional time of one part. The
+time is the CPU time of the training thread, so other load does not increase it. `startup` uses Python's report on its
+imports (`-X importtime`, which slows the imports by a few percent). `sweep` measures the CPU time of the processes of a
+sweep while the sweep runs.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def sweep(rounds: int) -> None:
                 f"| {name} | {statistics.median(seconds[name]):.1f} | {statistics.median(seconds[name]) / total:.0%} |"
             )
         print(f"| total | {total:.1f} | 100% |")
-        print(f"\nFrom start to end {statistics.median(seconds['from start to end']):.1f} s.")
+        print(f"\nFrom start to end: {statistics.median(seconds['from start to end']):.1f} s.")
 
 
 def processes(root: int) -> dict[int, tuple[str, float]]:
@@ -273,9 +273,9 @@ def processes(root: int) -> dict[int, tuple[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = {"step": step, "startup": startup, "sweep": sweep, "fused": fused}
-    parser.add_argument("of", choices=kinds)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--here", action="store_true", help="in this interpreter, not in .venv-bench")
+    parser.add_argument("of", choices=kinds, help="what is measured")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
+    parser.add_argument("--here", action="store_true", help="use this interpreter, not .venv-bench")
     options = parser.parse_args()
     environment.enter(options.here)
     kinds[options.of](options.rounds)

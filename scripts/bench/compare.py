@@ -1,18 +1,19 @@
-"""Comparison of two revisions, or of two files of figures: it reports what has become slower.
+"""Comparison of two revisions, or of two files of figures: reports the figures that have become worse.
 
     python scripts/bench/compare.py OLD NEW [--only step,models] [--rounds 5] [--here] [--over 5]
     python scripts/bench/compare.py OLD.json NEW.json [--over 5]
 
-With two revisions of git (`main~20 main`), the named cases of both run in turns in one session on this machine, in
-`.venv-bench` or, with `--here`, in this interpreter (see revisions.py). Compared are the figures of Trainyard's own
-sides, round by round. Uncommitted changes are not part of a revision.
+For two revisions of git (`main~20 main`), the selected cases of both revisions run alternately in one session on this
+machine, in `.venv-bench` or, with `--here`, in this interpreter (see revisions.py). The figures of Trainyard's own
+sides are compared round by round. Uncommitted changes are not part of a revision.
 
-With two files of `run.py --json`, compared are ratios of sides that took turns in one session, never times, so the
-files may come from different days; the machine should be the same.
+For two files of `run.py --json`, only ratios of sides that ran alternately in one session are compared, not times. The
+files may therefore be from different days. They should be from the same machine.
 
-A figure or ratio is a regression when its median has risen by more than 5 % and the rise is not noise: of all pairs of
-an old and a new round, the new one is above the old in nine of ten. A side that ran in the old one and fails in the new
-is one too. The exit status is 1 after a regression, and 2 if the comparison cannot be made.
+A figure or ratio is a regression if its median has increased by more than 5 % (`--over`) and the increase is not noise:
+in at least nine of ten pairs of an old and a new round, the new value is higher. A side that has old figures and fails
+in the new revision or file is also a regression. The exit status is 1 after a regression, and 2 if the comparison is
+not possible.
 """
 
 from __future__ import annotations
@@ -132,14 +133,14 @@ def figures_of_own_sides(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iter
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", help="a revision, or a file of figures")
-    parser.add_argument("new", help="likewise")
-    parser.add_argument("--over", type=float, default=5.0, help="percent that a figure or ratio may rise")
-    parser.add_argument("--only", default="step,models", help="cases of the revisions; default step,models")
-    parser.add_argument("--rounds", type=int, default=5, help="of the revisions; default 5")
-    parser.add_argument("--here", action="store_true", help="in this interpreter, not in .venv-bench")
-    parser.add_argument("--threads", type=int, default=1, help="for CPU kernels")
-    parser.add_argument("--quick", action="store_true", help="the smallest sizes, to see that all works")
+    parser.add_argument("old", help="old revision, or old file of figures")
+    parser.add_argument("new", help="new revision, or new file of figures")
+    parser.add_argument("--over", type=float, default=5.0, help="accepted increase of a figure or ratio in percent (default: 5)")
+    parser.add_argument("--only", default="step,models", help="cases to run for revisions (default: step,models)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds for revisions (default: 5)")
+    parser.add_argument("--here", action="store_true", help="use this interpreter, not .venv-bench")
+    parser.add_argument("--threads", type=int, default=1, help="threads for CPU kernels (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="use the smallest sizes, to test the comparison")
     options = parser.parse_args()
     try:
         if Path(options.old).is_file() or Path(options.new).is_file():
@@ -162,10 +163,10 @@ def compare_revisions(options: argparse.Namespace) -> int:
         arguments = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
         before, after = revisions.measured((old, new), cases, options.rounds, python, arguments)
     if options.quick:
-        print("Figures of --quick are trials: they prove nothing.")
+        print("Figures of --quick are not measurements.")
     for name, case in before["cases"].items():
         if case["error"]:
-            print(f"{name} is not compared in full: in {options.old}, it failed: {case['error']}")
+            print(f"{name} is not compared completely, because it failed in {options.old}: {case['error']}")
     found = list(figures_of_own_sides(before, after))
     table = ""
     for change in found:
@@ -185,7 +186,7 @@ def compare_files(old_file: Path, new_file: Path, over: float) -> int:
     if old["machine"] != new["machine"]:
         print(f"The machines differ: {old['machine']} and {new['machine']}.")
     if old["quick"] or new["quick"]:
-        print("Figures of --quick are trials: they prove nothing.")
+        print("Figures of --quick are not measurements.")
     return conclude(list(changes(old, new)), _broken(old, new), over, "ratios")
 
 

@@ -1,14 +1,15 @@
-"""Table of learning curves for the benchmark of searches: every configuration of three small spaces, trained.
+"""Table of learning curves for the benchmark of searches: trains every configuration of three small spaces.
 
     python scripts/bench/curves.py [--only digits,rings,cnn] [--small] [--share 0/2] [--folder FOLDER]
 
-Trains stacks of this project's fused Runner, one for each model, batch size and optimizer, whose members differ in
-learning rate, weight decay and seed. Each stack is a file of the folder when it is trained, so that a command that was
-killed goes on; `--share i/n` trains every n-th stack, for n commands side by side. The command that finds all stacks
-trained writes `scripts/bench/data/curves.parquet`: a row for each configuration and seed.
+The configurations are trained in stacks, one for each width, batch size and optimizer. The members of a stack differ in
+learning rate, weight decay and seed. Each trained stack is a file in the folder, so a killed command can be repeated
+and continues. `--share i/n` trains every n-th stack, from stack i (counted from 0), so n commands can run in parallel.
+The command that finds all stacks trained writes `scripts/bench/data/curves.parquet`, with a row for each configuration
+and seed.
 
-`--small` leaves out all batch sizes but the first, which takes the least time. The schema's metadata has the command,
-the versions, the seeds and the processor time.
+`--small` uses only the first batch size of each table, which takes the least time. The metadata of the schema contain
+the command, the versions, the seeds and the CPU time.
 """
 
 from __future__ import annotations
@@ -201,16 +202,16 @@ def write(folder: Path, tables: Sequence[str], file: Path) -> None:
     file.parent.mkdir(exist_ok=True)
     table = pa.table(arrays).replace_schema_metadata({"made": json.dumps(facts)})
     pq.write_table(table, file, compression="zstd", compression_level=19, use_dictionary=True)
-    print(f"Wrote {file}: {table.num_rows} rows, {file.stat().st_size / 1e6:.2f} MB; {cpu / 60:.1f} processor minutes")
+    print(f"Wrote {file}: {table.num_rows} rows, {file.stat().st_size / 1e6:.2f} MB; {cpu / 60:.1f} minutes of CPU time")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(GRIDS), help=f"some of {', '.join(GRIDS)}")
-    parser.add_argument("--small", action="store_true", help="one batch size of each table")
-    parser.add_argument("--share", default="0/1", help="i/n: every n-th stack, from the i-th")
-    parser.add_argument("--folder", type=Path, default=Path("outputs/curves"), help="where each stack is a file")
-    parser.add_argument("--file", type=Path, default=FILE)
+    parser.add_argument("--only", default=",".join(GRIDS), help=f"tables to train, of {', '.join(GRIDS)}")
+    parser.add_argument("--small", action="store_true", help="use one batch size of each table")
+    parser.add_argument("--share", default="0/1", help="i/n: every n-th stack, from stack i")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/curves"), help="folder of the trained stacks")
+    parser.add_argument("--file", type=Path, default=FILE, help="output file")
     options = parser.parse_args()
     environment.enter(here=True)
     import torch

@@ -35,16 +35,16 @@ def make() -> Path:
     stamp = BENCH / ".trainyard-installed"
     if stamp.exists() and stamp.read_text() == wanted:
         return PYTHON
-    print(f"Making {BENCH.name} (minutes: torch, MLflow and the peers are large)", flush=True)
+    print(f"Creating {BENCH.name} (takes minutes, because torch, MLflow and the other tools are large)", flush=True)
     same_python = stamp.exists() and stamp.read_text().startswith(f"{ROOT}\n{sys.version}\n")
     stamp.unlink(missing_ok=True)  # until everything is installed again
     venv.create(BENCH, clear=not same_python, with_pip=True)
     if not _install("-e", f"{ROOT}[search]"):
-        sys.exit(f"{BENCH.name}: the project itself could not be installed; see above")
+        sys.exit(f"Trainyard could not be installed in {BENCH.name} (see the error of pip above).")
     if not _install("-r", str(REQUIREMENTS)):
         for peer in peers():
             if not _install(peer):
-                print(f"{peer} could not be installed: see above. It is left out.", flush=True)
+                print(f"{peer} could not be installed (see the error of pip above) and is skipped.", flush=True)
     stamp.write_text(wanted)
     return PYTHON
 

@@ -1,20 +1,20 @@
-"""Footprint: the frames, functions and source files of `src/trainyard` that an event passes through.
+"""Footprint: the frames, functions and source files of `src/trainyard` that are involved in an event.
 
     python scripts/bench/footprint.py [run|job|checkpoint] [--json FILE]
 
-A profiling hook in each process of a real command writes down every frame of the package. Counting rules:
+A profiling hook in each process of a real command records every frame of the package. Rules:
 
-- A frame is a function that is entered. Module and class bodies, comprehensions and generator expressions are part of
-  the code around them. A resumed generator is no new frame. The second number leaves out what a function does
-  inside itself: a walk through nested data then counts at its first level alone.
-- One training batch: the frames from one batch to the next, as most batches have them. The progress bar is off.
-- `optim.lr`: the functions that handle its value before the first step has ended, and those below them on the stack. A
-  function handles what its arguments, local variables or result hold: the number itself, or the number inside text,
-  containers, configs, partials and optimizers.
-- One metric value: the same for a number that a step gives out, from the `Logger` upwards and in the shipper.
-- One job: a sweep of one job, from its start to its end, without the report. The first count of the worker leaves out
-  the parts that the config names: models, data, optimizers, schedules, metrics and hooks.
-- One fused checkpoint: one save of a stack of two members, in the thread that trains and in the one that writes.
+- A frame is a call of a function. Module and class bodies, comprehensions and generator expressions are part of the
+  surrounding code. A resumed generator is not a new frame. The second number excludes the frames inside a recursive
+  call, so a walk through nested data counts only at its first level.
+- One training batch: the frames from one batch to the next, as for most batches. The progress bar is off.
+- `optim.lr`: the functions that handle the value before the first step has ended, and their callers. A function handles
+  a value if its arguments, local variables or result contain the value: as a number, or inside text, containers,
+  configs, partials and optimizers.
+- One metric value: the same for a number that a step returns, from the `Logger` on and in the shipper.
+- One job: a sweep of one job, from its start to its end, without the report. The first count of the worker excludes the
+  parts that the config names: models, data, optimizers, schedules, metrics and hooks.
+- One fused checkpoint: one save of a stack of two members, in the training thread and in the writing thread.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def traced(*arguments: str, look: bool = False) -> dict[str, list[list[Line]]]:
             [sys.executable, str(ROOT / "train.py"), *arguments], cwd=folder, env=environment, capture_output=True
         )
         if done.returncode:
-            sys.exit(f"train.py {' '.join(arguments)} has ended with status {done.returncode}:\n{done.stderr.decode()}")
+            sys.exit(f"train.py {' '.join(arguments)} ended with exit status {done.returncode}:\n{done.stderr.decode()}")
         found: dict[str, list[list[Line]]] = {"root": [], "forked": [], "other": []}
         for file in sorted(lines.iterdir()):
             found[file.name.partition("-")[0]].append([Line(*json.loads(line)) for line in file.open()])
@@ -234,8 +234,8 @@ def checkpoint() -> Iterator[JobRow]:
 def main() -> None:
     kinds = {"run": run, "job": job, "checkpoint": checkpoint}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("of", nargs="?", choices=kinds, help="the command whose events are counted; by default all")
-    parser.add_argument("--json", type=Path, help="write counts, files and functions here")
+    parser.add_argument("of", nargs="?", choices=kinds, help="command whose events are counted (default: all)")
+    parser.add_argument("--json", type=Path, help="write counts, files and functions to this file")
     options = parser.parse_args()
     rows = [found for kind in kinds if options.of in (kind, None) for found in kinds[kind]()]
     print("| | frames | without repeats inside | functions | files |\n|---|---:|---:|---:|---:|")

@@ -1,10 +1,10 @@
-"""Planning of a large sweep: processor time and memory until the plan is there, by the kernel's own counts.
+"""Planning of a large sweep: CPU time and memory until the plan is complete, as counted by the kernel.
 
     python scripts/bench/planning.py [--jobs 20000] [--fuse auto] [--json FILE]
 
-The grid has two models, two optimizers, up to fifty learning rates, and seeds, on the digits. The head is the process
-that composes, checks and plans; the others are the agent, the trial of the parts and, unless `--fuse off` is given, the
-probes of stacks. Their memory is that of the largest.
+The grid has two models, two optimizers, up to fifty learning rates, and seeds, on the digits data. The head is the
+process that composes, checks and plans the jobs. The other processes are the agent, the check of the jobs and, unless
+`--fuse` is `off` (the default), the probes of stacks. Their memory is that of the largest of them.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def planned(jobs: int, fuse: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, nargs="+", default=[3000, 20000])
-    parser.add_argument("--fuse", default="off", help="hydra.launcher.fuse (off)")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[3000, 20000], help="numbers of jobs (default: 3000 20000)")
+    parser.add_argument("--fuse", default="off", help="value of hydra.launcher.fuse (default: off)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     rows = [planned(jobs, options.fuse) for jobs in options.jobs]
     print(f"{'jobs':>8} {'seconds':>9} {'head: CPU s':>12} {'peak MiB':>9} {'others: CPU s':>14} {'peak MiB':>9}")

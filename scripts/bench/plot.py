@@ -2,7 +2,7 @@
 
     python scripts/bench/plot.py
 
-`run.py` calls it when it has written the page. A ratio that is not in the file is left out of the picture.
+`run.py` also draws the picture after it has written the page. A ratio that the file does not contain is not drawn.
 """
 
 from __future__ import annotations

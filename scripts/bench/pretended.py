@@ -1,9 +1,10 @@
-"""Nodes that pretend: agents that speak the protocol of `trainyard.sweep.executor.remote_agent`, and train nothing.
+"""Simulated nodes: agents that use the protocol of `trainyard.sweep.executor.remote_agent` and train nothing.
 
     python scripts/bench/pretended.py DIRECTORY --agents 4 --slots 250 --seconds 1 --epochs 5
 
-One process is all of them, so that a sweep has as many nodes and slots as one likes. A job ends after so many seconds.
-Where the sweep is tracked it leaves the files of a run: `run.json`, and a journal with four values for each epoch.
+One process simulates all nodes, so a sweep can have any number of nodes and slots. A job ends after about the given
+number of seconds. If the sweep is tracked, each job writes the files of a run: `run.json`, and a journal with four
+values for each epoch.
 """
 
 from __future__ import annotations
@@ -143,11 +144,11 @@ class Nodes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--agents", type=int, default=4)
-    parser.add_argument("--slots", type=int, default=250, help="of each")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that a job takes")
-    parser.add_argument("--epochs", type=int, default=5, help="of a journal")
+    parser.add_argument("directory", type=Path, help="directory of the sweep")
+    parser.add_argument("--agents", type=int, default=4, help="number of nodes (default: 4)")
+    parser.add_argument("--slots", type=int, default=250, help="slots of each node (default: 250)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="mean duration of a job (default: 1)")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs in the journal of a job (default: 5)")
     options = parser.parse_args()
     Nodes(options.directory, options.agents, options.slots, options.seconds, options.epochs).run()
 

@@ -65,7 +65,7 @@ def kept(file: Path, figures: Mapping[str, Any]) -> dict[str, Any]:
     before = json.loads(file.read_text())
     for key in SAME:
         if before[key] != figures[key]:
-            sys.exit(f"--keep {file}: its {key} is {before[key]}, and now it is {figures[key]}")
+            sys.exit(f"--keep {file}: {key} is {before[key]} in this file, but {figures[key]} now. Both must be equal.")
     when = {key: before[key] for key in WHEN}
     return {name: {"measured": when, **case} for name, case in before["cases"].items()}
 

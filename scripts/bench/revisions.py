@@ -105,14 +105,14 @@ def common_cases(cases: Sequence[str], old: Revision, new: Revision) -> list[str
         if lacking:
             print(f"{case} is skipped: {lacking[0]} does not have this case.")
         elif case in SEPARATE:
-            print(f"{case} is skipped: its sides run in an environment of their own.")
+            print(f"{case} is skipped: its sides run in separate environments.")
         else:
             found.append(case)
             files = (f"scripts/bench/cases/{case}.py", *SHARED)
             changed = _git("diff", "--name-only", old.commit, new.commit, "--", *files).stdout.split()
             if changed:
                 print(
-                    f"{case}: {', '.join(changed)} changed between the revisions: figures may differ for that reason."
+                    f"{case}: {', '.join(changed)} changed between the revisions, so figures may differ for this reason."
                 )
     return found
 

@@ -1,13 +1,15 @@
-"""Benchmarks of this project and its peers: writes docs/benchmarks.md, and all figures as JSON.
+"""Benchmarks of Trainyard and other tools: writes docs/benchmarks.md, and all figures as JSON.
 
     python scripts/bench/run.py [--only CASE,CASE] [--keep FILE] [--rounds N] [--quick | --full] [--json FILE]
 
-Makes `.venv-bench` if it is missing (see environment.py) and runs in it; `--here` uses this interpreter instead,
-with the peers that it has. The page is written when every case has run, unless `--quick`; `--page FILE` writes it in
-any case. A JSON file beside it has each figure with a goal, and plot.py makes the README's picture of that file. Do not
-use the machine meanwhile: sides take turns, so other load slows all of them, but it blurs the figures. `--keep FILE`
-takes the cases that are not run from a file of figures made before, on the same machine with the same versions; the
-page says when each of them was measured. `compare.py` compares two files of figures, or two revisions of this project.
+The script runs in `.venv-bench`, which is created if it is missing (see environment.py). With `--here`, the script runs
+in the current interpreter, with the tools that are installed there. The page is written if there are figures of all
+cases, but not with `--quick`. `--page FILE` always writes the page to FILE. A JSON file next to the page contains each
+figure with a goal, and plot.py draws the picture of the README from that of docs/benchmarks.md. Do not use the machine
+during the measurement: the sides run alternately, so other load slows all of them, but the figures become less exact.
+`--keep FILE` takes the cases that are not run from an older file of figures, which was measured on the same machine
+with the same versions; the page shows when each of these cases was measured. `compare.py` compares two files of
+figures, or two revisions of this project.
 """
 
 from __future__ import annotations
@@ -104,23 +106,23 @@ def run(name: str, options: argparse.Namespace) -> dict[str, object]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(CASES), help=f"some of {', '.join((*CASES, *ON_CUDA))}")
-    parser.add_argument("--keep", type=Path, help="figures made before, for the cases that are not run")
-    parser.add_argument("--rounds", type=int, help="of each comparison; default 5, with --quick 1")
-    parser.add_argument("--quick", action="store_true", help="the smallest sizes, to see that all works")
-    parser.add_argument("--full", action="store_true", help="more models and widths in fused")
-    parser.add_argument("--own", action="store_true", help="only the sides of this project, for compare.py")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--page", type=Path, help="write the page here, whatever was run")
-    parser.add_argument("--threads", type=int, default=1, help="for CPU kernels, on all sides")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda: where step and models train")
-    parser.add_argument("--replays", type=Path, help="of searches: keep them here, and take those that are here")
-    parser.add_argument("--here", action="store_true", help="in this interpreter, not in .venv-bench")
+    parser.add_argument("--only", default=",".join(CASES), help=f"cases to run, of {', '.join((*CASES, *ON_CUDA))}")
+    parser.add_argument("--keep", type=Path, help="older figures (JSON), for the cases that are not run")
+    parser.add_argument("--rounds", type=int, help="rounds of each comparison (default: 5; with --quick: 1)")
+    parser.add_argument("--quick", action="store_true", help="use the smallest sizes, to test the benchmarks")
+    parser.add_argument("--full", action="store_true", help="measure more models and widths in the case fused")
+    parser.add_argument("--own", action="store_true", help="measure only the sides of this project, for compare.py")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--page", type=Path, help="always write the page, to this file")
+    parser.add_argument("--threads", type=int, default=1, help="threads for CPU kernels, on all sides (default: 1)")
+    parser.add_argument("--device", default="cpu", help="device of step, models, ddp and captured: cpu (default) or cuda")
+    parser.add_argument("--replays", type=Path, help="folder for replays of searches; existing replays are reused")
+    parser.add_argument("--here", action="store_true", help="use this interpreter, not .venv-bench")
     options = parser.parse_args()
     options.only = [name for name in options.only.split(",") if name]
     unknown = set(options.only) - {*CASES, *ON_CUDA}
     if unknown:
-        parser.error(f"--only {','.join(sorted(unknown))}: the cases are {', '.join((*CASES, *ON_CUDA))}")
+        parser.error(f"--only {','.join(sorted(unknown))}: unknown cases. The cases are {', '.join((*CASES, *ON_CUDA))}.")
     options.some = set(options.only) != set(CASES)
     options.rounds = options.rounds or (1 if options.quick else 5)
     return options

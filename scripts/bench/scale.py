@@ -1,13 +1,13 @@
-"""Sweeps of 100,000 jobs on 1,000 slots: the real command against nodes that pretend (`pretended.py`).
+"""Sweeps of up to 100,000 jobs on 1,000 slots: the real command on simulated nodes (`pretended.py`).
 
     python scripts/bench/scale.py [--jobs 1000 10000 100000] [--slots 1000] [--tracked 10000] [--nodes] [--json FILE]
 
-The sweep is the real one, with its checks, manifest, scheduler, journals and, where it is tracked, the shipper and
-MLflow's SQLite; a job takes a second or so in which nothing is computed. Of each sweep: what the head needs until the
-plan is recorded, while jobs run, and from then on; its memory; its manifest, and how long that is replayed. Processor
-time is the kernel's count, so that other work on the machine changes it little.
+The sweep has its usual checks, manifest, scheduler and journals and, if it is tracked, the shipper and MLflow's SQLite
+database. A job takes about two seconds (`--seconds`) and computes nothing. The table shows for each sweep: the time of
+the head until the plan is recorded, while jobs run, and afterwards; the memory of the head; the size of the manifest,
+and the time to replay it. CPU time is counted by the kernel, so other load on the machine changes it little.
 
-`--nodes` compares the jobs that four nodes end in a second with those of one.
+`--nodes` compares the jobs per second of four nodes with those of one node.
 """
 
 from __future__ import annotations
@@ -197,12 +197,12 @@ def table(rows: list[dict[str, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, nargs="*", default=[1000, 10_000, 100_000])
-    parser.add_argument("--tracked", type=int, nargs="*", default=[], help="jobs of sweeps with MLflow")
-    parser.add_argument("--slots", type=int, default=1000, help="on four nodes")
-    parser.add_argument("--seconds", type=float, default=2.0, help="that a job takes")
-    parser.add_argument("--nodes", action="store_true", help="compare four nodes with one")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--jobs", type=int, nargs="*", default=[1000, 10_000, 100_000], help="jobs of sweeps")
+    parser.add_argument("--tracked", type=int, nargs="*", default=[], help="jobs of sweeps that are tracked in MLflow")
+    parser.add_argument("--slots", type=int, default=1000, help="slots of four nodes together (default: 1000)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="mean duration of a job (default: 2)")
+    parser.add_argument("--nodes", action="store_true", help="compare four nodes with one node")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     for name, sizes, tracked in (("alone", options.jobs, False), ("tracked", options.tracked, True)):
@@ -217,7 +217,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="trainyard-scale-", ignore_cleanup_errors=True) as folder:
                 rates[agents] = rate(agents, Path(folder))
         found["nodes"] = rates
-        print(f"one node ends {rates[1]:.1f} jobs a second, four end {rates[4]:.1f}: {rates[4] / rates[1]:.2f} times")
+        print(f"Jobs per second: one node {rates[1]:.1f}, four nodes {rates[4]:.1f}; ratio {rates[4] / rates[1]:.2f}")
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -1,8 +1,9 @@
-"""Cost of the scheduler: events, the replay of a manifest, and how busy slots are.
+"""Cost of the scheduler: its events, the replay of a manifest, and the utilization of slots.
 
     .venv/bin/python scripts/bench/scheduler.py [--jobs 100000] [--slots 1000] [--sleeping 500]
 
-It writes a manifest of generated jobs, replays it, measures the scheduler alone, and runs sleeping jobs on 8 slots.
+The script writes the manifest of a generated sweep and measures the scheduler alone, replays the manifest, and runs
+sleeping jobs on 8 slots.
 """
 
 from __future__ import annotations
@@ -98,16 +99,16 @@ def idle(count: int, slots: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=100_000)
-    parser.add_argument("--slots", type=int, default=1000)
-    parser.add_argument("--sleeping", type=int, default=500)
+    parser.add_argument("--jobs", type=int, default=100_000, help="generated jobs (default: 100000)")
+    parser.add_argument("--slots", type=int, default=1000, help="slots of these jobs (default: 1000)")
+    parser.add_argument("--sleeping", type=int, default=500, help="sleeping jobs (default: 500; 0: none)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         seconds = sorted(write(directory, options.jobs, options.slots))
         each = sum(seconds) / len(seconds) * 1e6
         most = seconds[int(len(seconds) * 0.99)] * 1e6
-        print(f"{len(seconds)} events of {options.jobs} jobs on {options.slots} slots: {each:.1f} us of processor "
+        print(f"{len(seconds)} events of {options.jobs} jobs on {options.slots} slots: {each:.1f} us of CPU "
               f"time each, median {median(seconds) * 1e6:.1f} us, 99 % {most:.1f} us")  # fmt: skip
         size = (directory / FILE).stat().st_size / 1e6
         begin, cpu = time.perf_counter(), time.process_time()
@@ -115,11 +116,11 @@ def main() -> None:
         manifest = Manifest.open(directory, scheduler.handle)
         took, used = time.perf_counter() - begin, time.process_time() - cpu
         assert all(scheduler.state(num) == "done" for num in manifest.entries)
-        print(f"a manifest of {size:.0f} MB replayed in {took:.2f} s ({used:.2f} s of processor time)")
+        print(f"A manifest of {size:.0f} MB was replayed in {took:.2f} s ({used:.2f} s of CPU time).")
     if options.sleeping:
         share, cpu = idle(options.sleeping, 8)
         print(f"{options.sleeping} jobs that sleep {SLEEP} s on 8 slots: idle {share:.2%} while a job waits; the head "
-              f"takes {cpu * 1e3:.1f} ms of processor time for a job")  # fmt: skip
+              f"takes {cpu * 1e3:.1f} ms of CPU time per job")  # fmt: skip
 
 
 if __name__ == "__main__":

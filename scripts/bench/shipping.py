@@ -1,14 +1,14 @@
-"""Cost of the shipper: CPU and wall time per run, for many runs that ended at once and for many that continue.
-
-A real training (the digits, an MLP, 20 epochs) is copied many times, with an id, a name and a seed of its own each and
-with the params that a job of a sweep has, below a sweep's run. One shipper gets all of them, as at the end of a sweep,
-and ships them to an empty SQLite database. The time to start, and to ship the sweep's own run, is measured first
-and subtracted.
-
-With `--live`, one process writes into all journals while the shipper is at work, and the shipper's CPU time is taken
-before anything ends. `--profile` ships in this process and shows where the time goes.
+"""Cost of the shipper: CPU and wall time per run, for many runs that have ended and for many active runs.
 
     python scripts/bench/shipping.py [--runs 256] [--interval 10] [--log-model] [--live SECONDS] [--profile FILE]
+
+A real run (digits data, MLP, 20 epochs) is copied many times. Each copy has a separate ID, name and seed, and the
+params of a job of a sweep; its parent is the run of a sweep. One shipper uploads all copies to an empty SQLite
+database, as at the end of a sweep. The time to start and to upload the run of the sweep is measured first and
+subtracted.
+
+With `--live`, one process writes to all journals while the shipper runs, and the CPU time of the shipper is measured
+before any run ends. `--profile` uploads in this process and shows which functions take the time.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def ship(work_dirs: list[Path], uri: str) -> tuple[float, float]:
     wall = time.perf_counter() - begin
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if not shipment.complete:
-        sys.exit(f"Not everything was shipped: {shipment}")
+        sys.exit(f"Not all records were uploaded: {shipment}")
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
@@ -170,7 +170,7 @@ def live(work_dirs: list[Path], uri: str, seconds: float, every: float) -> None:
     shipment = tracker.finish()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     rest = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime - before - while_live
-    print(f"from their end on: {time.perf_counter() - begin:.1f} s wall, {rest:.1f} s CPU; {shipment.complete=}")
+    print(f"after the end of the runs: {time.perf_counter() - begin:.1f} s wall, {rest:.1f} s CPU; {shipment.complete=}")
 
 
 def cpu_of(pid: int) -> float:
@@ -180,13 +180,13 @@ def cpu_of(pid: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=256)
-    parser.add_argument("--interval", type=int, default=10, help="iterations between two records; an epoch has 20")
-    parser.add_argument("--log-model", action="store_true", help="with an MLflow model of each run")
-    parser.add_argument("--live", type=float, metavar="SECONDS", help="for how long all journals grow")
-    parser.add_argument("--every", type=float, default=0.1, metavar="SECONDS", help="between two records of a journal")
-    parser.add_argument("--profile", type=Path, help="write a profile here, and show its essence")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--runs", type=int, default=256, help="number of runs (default: 256)")
+    parser.add_argument("--interval", type=int, default=10, help="iterations between two records; an epoch has 20 (default: 10)")
+    parser.add_argument("--log-model", action="store_true", help="also log a model of each run")
+    parser.add_argument("--live", type=float, metavar="SECONDS", help="time for which all journals grow")
+    parser.add_argument("--every", type=float, default=0.1, metavar="SECONDS", help="time between two records (default: 0.1)")
+    parser.add_argument("--profile", type=Path, help="write a profile to this file, and print a summary")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     configure()
     with tempfile.TemporaryDirectory(prefix="trainyard-shipping-") as name:

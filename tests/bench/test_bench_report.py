@@ -160,7 +160,7 @@ def test_cases_of_another_time_are_kept(tmp_path: Path) -> None:
     assert "| commit | abc |" in text
     assert "Measured 2029-12-31 00:00 UTC at commit old, in 3 rounds." in text
     assert "Measured" not in markdown({**before, "cases": kept(file, now)})
-    with pytest.raises(SystemExit, match=r"its threads is 1, and now it is 2"):
+    with pytest.raises(SystemExit, match=r"threads is 1 in this file, but 2 now"):
         kept(file, {**now, "threads": 2})
 
 

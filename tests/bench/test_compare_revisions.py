@@ -100,7 +100,7 @@ def test_figures_of_our_sides_are_compared(project: Project) -> None:
     status, said, errors = project.compare("first", "slower", "--only", "step", "--rounds", "2")
     assert (status, errors) == (1, "")
     assert "round 2 of 2  step: new " in said
-    assert "step: scripts/bench/cases/step.py changed between the revisions: figures may differ" in said
+    assert "step: scripts/bench/cases/step.py changed between the revisions, so figures may differ" in said
     assert "Step\n  trainyard: 100 -> 120, +20.0%  (+20.0% to +20.0%)\n" in said
     assert said.endswith(
         "REGRESSION  Step: trainyard: 100 -> 120, +20.0%  (+20.0% to +20.0%)\n"
@@ -128,7 +128,7 @@ def test_a_case_that_fails_in_the_new_revision_is_a_regression(project: Project)
     assert "RuntimeError: no case" in said
     status, said, _ = project.compare("broken", "same", "--only", "step", "--rounds", "1")
     assert status == 0
-    assert "step is not compared in full: in broken, it failed: " in said
+    assert "step is not compared completely, because it failed in broken: " in said
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def test_equal_names_are_series_of_their_own(uri: str, new_run: NewRun, tmp_path
     assert len(told) == 1  # for all jobs of a sweep
     assert "'val/acc@5'" in told[0]
     assert next(name for name in found if found[name] == [0.25]) in told[0]
-    assert (work_dir / LOG).read_text().count("the metric 'val/acc_5'") == 1
-    assert "the metric 'val/acc_5'" in str(shipment)
+    assert (work_dir / LOG).read_text().count("The metric 'val/acc_5'") == 1
+    assert "The metric 'val/acc_5'" in str(shipment)
 
     (work_dir / FILE).unlink()  # to ship all once more
     again = ship(work_dir)

@@ -5,8 +5,7 @@ per slot and without tracking. ASHA has rungs at 1, 3 and 9 epochs. The side "cu
 do not join them, because a time limit of a day (`hydra.launcher.timeout`) turns joining off. Jobs of this side pause at
 each rung. Jobs that are promoted at the same time continue in a new stack.
 
-The last table is a fraction, not a time: the fraction of lanes in which no job trains, over the epochs in which jobs
-can join.
+The last table shows the fraction of lanes in which no job trains, over the epochs in which jobs can join.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The models are a ResNet-8 on 32x32 images and a transformer (2 layers of width 96) on 64 tokens.
 
-The plain loop uses the fused Adam, as Trainyard does. Both sides have the same settings, so only the loop differs.
-Trainyard has its default hooks and uploads to MLflow; the plain loop only trains. Trainyard also keeps the memory that
-a step frees (`env.keep_memory`). One row is the plain loop that also keeps this memory.
+The plain loop uses the fused Adam, as Trainyard does. Trainyard has its default hooks and uploads to MLflow; the plain
+loop only trains. Trainyard also keeps the memory that a step frees (`env.keep_memory`). One row is the plain loop that
+also keeps this memory.
 """
 
 from __future__ import annotations

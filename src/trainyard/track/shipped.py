@@ -203,7 +203,7 @@ class RunShipment:
             text += f", {self.unshipped} not uploaded"
         if self.error:
             text += f". {self.error}"
-        return "\n  ".join([text, *(_line("left out", note) for note in self.notes), *self.renamed])
+        return "\n  ".join([text, *(_line("skipped", note) for note in self.notes), *self.renamed])
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
             before = summary(work_dir, uri)
             after = ship_now(work_dir, stores, uri, experiment=experiment, trust=trust)
         except InUseError:
-            print(f"{info.name} ({work_dir}): skipped, because another shipper is uploading this run")
+            print(f"{info.name} ({work_dir}): skipped, because another shipper is uploading this run.")
         except (TrainyardError, OSError) as error:
             print(error)
             complete = False

@@ -70,7 +70,7 @@ def experiment(given: str | float | None, uri: str) -> tuple[str | None, str | N
 
     Args:
         given: the name in the config.
-        uri: the resolved URI of the store. A database file is queried for whether the experiment accepts runs.
+        uri: the resolved URI of the store. For a database file, the state of the experiment is checked.
 
     Raises:
         ConfigError: MLflow does not accept the name or the ID, or the experiment is missing or marked as deleted in a

@@ -211,7 +211,7 @@ class _Page:
         if not self.searched or not any(item.objective is not None for item in self.jobs):
             return
         yield "<h2>Optimization history</h2>"
-        yield '<p class="note">The finished jobs in chronological order. The line is the best value so far.</p>'
+        yield '<p class="note">The finished jobs in the order of their numbers. The line is the best value so far.</p>'
         shade = {str(num): self.shade[key] for num, key in self.key_of.items()} | self.shade
         drawn = [charts.history(self._jobs_by(name), name, better, shade) for name, better in self.objectives.items()]
         yield f'<div class="charts">{"".join(drawn)}</div>'

@@ -1,4 +1,4 @@
-"""Row of a report: a finished job, and the format of its numbers."""
+"""Row of a report: a job, and the format of its numbers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _FLOAT = re.compile(r"[+-]?(((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]
 
 @dataclass(frozen=True)
 class JobRow:
-    """Job of a sweep that has ended.
+    """Job of a sweep.
 
     Attributes:
         num: its number.
         overrides: the overrides that vary, as written: `{"optim.lr": "0.001", "model": "mlp"}`.
-        state: its final state: `done`, `failed`, `interrupted`, `timeout` or `lost` (see `TaskOutcome`).
+        state: its state, such as `done`, `pruned`, `failed` or `running` (`trainyard.sweep.events.JobState`).
         objective: the number that ranks it; None if there is no objective. With several objectives, the first
             objective.
         seconds: its time; for a job of a stack, its share of the stack's time; None if unknown.

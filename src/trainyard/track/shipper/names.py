@@ -60,6 +60,6 @@ def _free(name: str, taken: set[str]) -> str:
 def _message(kind: str, name: str, of_kind: dict[str, str]) -> str:
     first = next((other for other, given in of_kind.items() if given == clean_name(name)), clean_name(name))
     return (
-        f"the {kind} {name!r} is named {of_kind[name]} in MLflow, because MLflow's naming rules would make "
-        f"this name equal to {first!r}"
+        f"The {kind} {name!r} is named {of_kind[name]} in MLflow, because MLflow's naming rules would make "
+        f"this name equal to {first!r}."
     )

@@ -33,7 +33,7 @@ def linked(store: Store, experiment_id: str, tags: Mapping[str, str]) -> dict[st
     def run_id(own: str) -> str:
         found = store.known(experiment_id, own)
         if found is None:
-            raise AwaitedError(f"the run {own} has not been uploaded yet")
+            raise AwaitedError(f"The run {own} has not been uploaded yet.")
         return found
 
     def replaced(text: str) -> str:

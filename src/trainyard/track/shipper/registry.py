@@ -92,5 +92,5 @@ def _shipped_run(store: Store, work_dir: Path) -> str:
     state = Shipped.load(work_dir, store.uri)
     unread = next(journal.read(work_dir / journal.FILE, state.offset), None)
     if state.run_id is None or unread is not None or any(what.startswith(_MODEL) for what in state.uploads):
-        raise AwaitedError(f"the model of {info.name} has not been uploaded yet")
+        raise AwaitedError(f"The model of {info.name} has not been uploaded yet.")
     return state.run_id

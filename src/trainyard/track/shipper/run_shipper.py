@@ -214,7 +214,7 @@ class RunShipper:
     def note(self, text: str) -> None:
         """Record and log the items that are skipped permanently."""
         if text not in self._state.notes:
-            self.log(f"left out: {text}")
+            self.log(f"skipped: {text}")
             self._state.notes = [*self._state.notes, text][-_MAX_NOTES:]
             self._changed = True
 

@@ -311,4 +311,4 @@ class Store:
             self._log(run_id, items[middle:], note)
 
 
-_KINDS = {Metric: "metrics", Param: "params", RunTag: "tags"}
+_KINDS = {Metric: "metric", Param: "param", RunTag: "tag"}
