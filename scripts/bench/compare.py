@@ -135,7 +135,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", help="old revision, or old file of figures")
     parser.add_argument("new", help="new revision, or new file of figures")
-    parser.add_argument("--over", type=float, default=5.0, help="accepted increase of a figure or ratio in percent (default: 5)")
+    parser.add_argument(
+        "--over", type=float, default=5.0, help="accepted increase of a figure or ratio in percent (default: 5)"
+    )
     parser.add_argument("--only", default="step,models", help="cases to run for revisions (default: step,models)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds for revisions (default: 5)")
     parser.add_argument("--here", action="store_true", help="use this interpreter, not .venv-bench")

@@ -202,7 +202,9 @@ def write(folder: Path, tables: Sequence[str], file: Path) -> None:
     file.parent.mkdir(exist_ok=True)
     table = pa.table(arrays).replace_schema_metadata({"made": json.dumps(facts)})
     pq.write_table(table, file, compression="zstd", compression_level=19, use_dictionary=True)
-    print(f"Wrote {file}: {table.num_rows} rows, {file.stat().st_size / 1e6:.2f} MB; {cpu / 60:.1f} minutes of CPU time")
+    print(
+        f"Wrote {file}: {table.num_rows} rows, {file.stat().st_size / 1e6:.2f} MB; {cpu / 60:.1f} minutes of CPU time"
+    )
 
 
 def main() -> None:

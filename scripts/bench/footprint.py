@@ -171,7 +171,9 @@ def traced(*arguments: str, look: bool = False) -> dict[str, list[list[Line]]]:
             [sys.executable, str(ROOT / "train.py"), *arguments], cwd=folder, env=environment, capture_output=True
         )
         if done.returncode:
-            sys.exit(f"train.py {' '.join(arguments)} ended with exit status {done.returncode}:\n{done.stderr.decode()}")
+            sys.exit(
+                f"train.py {' '.join(arguments)} ended with exit status {done.returncode}:\n{done.stderr.decode()}"
+            )
         found: dict[str, list[list[Line]]] = {"root": [], "forked": [], "other": []}
         for file in sorted(lines.iterdir()):
             found[file.name.partition("-")[0]].append([Line(*json.loads(line)) for line in file.open()])

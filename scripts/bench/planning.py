@@ -53,7 +53,9 @@ def planned(jobs: int, fuse: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, nargs="+", default=[3000, 20000], help="numbers of jobs (default: 3000 20000)")
+    parser.add_argument(
+        "--jobs", type=int, nargs="+", default=[3000, 20000], help="numbers of jobs (default: 3000 20000)"
+    )
     parser.add_argument("--fuse", default="off", help="value of hydra.launcher.fuse (default: off)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()

@@ -111,9 +111,7 @@ def common_cases(cases: Sequence[str], old: Revision, new: Revision) -> list[str
             files = (f"scripts/bench/cases/{case}.py", *SHARED)
             changed = _git("diff", "--name-only", old.commit, new.commit, "--", *files).stdout.split()
             if changed:
-                print(
-                    f"{case}: {', '.join(changed)} changed between the revisions, so figures may differ for this reason."
-                )
+                print(f"{case}: {', '.join(changed)} changed between the revisions, so figures may differ.")
     return found
 
 

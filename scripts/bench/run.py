@@ -6,10 +6,9 @@ The script runs in `.venv-bench`, which is created if it is missing (see environ
 in the current interpreter, with the tools that are installed there. The page is written if there are figures of all
 cases, but not with `--quick`. `--page FILE` always writes the page to FILE. A JSON file next to the page contains each
 figure with a goal, and plot.py draws the picture of the README from that of docs/benchmarks.md. Do not use the machine
-during the measurement: the sides run alternately, so other load slows all of them, but the figures become less exact.
-`--keep FILE` takes the cases that are not run from an older file of figures, which was measured on the same machine
-with the same versions; the page shows when each of these cases was measured. `compare.py` compares two files of
-figures, or two revisions of this project.
+during the measurement, because other load makes the figures less exact. `--keep FILE` takes the cases that are not run
+from an older file of figures, which was measured on the same machine with the same versions; the page shows when each
+of these cases was measured. `compare.py` compares two files of figures, or two revisions of this project.
 """
 
 from __future__ import annotations
@@ -115,14 +114,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--page", type=Path, help="always write the page, to this file")
     parser.add_argument("--threads", type=int, default=1, help="threads for CPU kernels, on all sides (default: 1)")
-    parser.add_argument("--device", default="cpu", help="device of step, models, ddp and captured: cpu (default) or cuda")
+    parser.add_argument(
+        "--device", default="cpu", help="device of step, models, ddp and captured: cpu (default) or cuda"
+    )
     parser.add_argument("--replays", type=Path, help="folder for replays of searches; existing replays are reused")
     parser.add_argument("--here", action="store_true", help="use this interpreter, not .venv-bench")
     options = parser.parse_args()
     options.only = [name for name in options.only.split(",") if name]
     unknown = set(options.only) - {*CASES, *ON_CUDA}
     if unknown:
-        parser.error(f"--only {','.join(sorted(unknown))}: unknown cases. The cases are {', '.join((*CASES, *ON_CUDA))}.")
+        parser.error(
+            f"--only {','.join(sorted(unknown))}: unknown cases. The cases are {', '.join((*CASES, *ON_CUDA))}."
+        )
     options.some = set(options.only) != set(CASES)
     options.rounds = options.rounds or (1 if options.quick else 5)
     return options

@@ -170,7 +170,9 @@ def live(work_dirs: list[Path], uri: str, seconds: float, every: float) -> None:
     shipment = tracker.finish()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     rest = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime - before - while_live
-    print(f"after the end of the runs: {time.perf_counter() - begin:.1f} s wall, {rest:.1f} s CPU; {shipment.complete=}")
+    print(
+        f"after the end of the runs: {time.perf_counter() - begin:.1f} s wall, {rest:.1f} s CPU; {shipment.complete=}"
+    )
 
 
 def cpu_of(pid: int) -> float:
@@ -181,10 +183,14 @@ def cpu_of(pid: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=256, help="number of runs (default: 256)")
-    parser.add_argument("--interval", type=int, default=10, help="iterations between two records; an epoch has 20 (default: 10)")
+    parser.add_argument(
+        "--interval", type=int, default=10, help="iterations between two records; an epoch has 20 (default: 10)"
+    )
     parser.add_argument("--log-model", action="store_true", help="also log a model of each run")
     parser.add_argument("--live", type=float, metavar="SECONDS", help="time for which all journals grow")
-    parser.add_argument("--every", type=float, default=0.1, metavar="SECONDS", help="time between two records (default: 0.1)")
+    parser.add_argument(
+        "--every", type=float, default=0.1, metavar="SECONDS", help="time between two records (default: 0.1)"
+    )
     parser.add_argument("--profile", type=Path, help="write a profile to this file, and print a summary")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
