@@ -53,7 +53,7 @@ def offline(
 
     Raises:
         ConfigError: the config of a metric is invalid, or two metrics return results with the same name.
-        TrainyardError: `file` is not such a file, or does not contain what a metric reads.
+        TrainyardError: `file` is not a file of predictions, or does not contain what a metric reads.
     """
     if chunk_size is not None:
         integer("chunk_size", chunk_size, at_least=1, other="None for the batches of the test")

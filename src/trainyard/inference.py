@@ -31,7 +31,7 @@ def load(
     """Return the model of a run, ready to predict.
 
     The model is built from the config in the run's directory. Its classes are imported from the same folders as in the
-    run. MLflow unpickles a model in MLflow. Load only models that you trust.
+    run. A model in MLflow is unpickled. Load only models that you trust.
 
     Args:
         run: the run's directory, a folder of `trainyard export`, a checkpoint in the run's `checkpoints/`, or the ID of
@@ -95,7 +95,8 @@ class Predictor:
             axis, and lists (such as detections) are joined.
 
         Raises:
-            ConfigError: there are no samples.
+            ConfigError: there are no samples, the columns of a mapping have different lengths, or an input cannot be
+                converted to a tensor.
         """
         batch_size = integer("batch_size", batch_size, at_least=1)
         batches = iter(inputs) if isinstance(inputs, DataLoader) else _batches(inputs, batch_size)

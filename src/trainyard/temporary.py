@@ -43,8 +43,8 @@ def remove_left(folder: Path, prefix: str) -> None:
 def own_folder() -> Path:
     """Return a new folder for this process among the system's temporary files.
 
-    The folder is removed when the process ends. If the process is killed, the next process that asks for a folder
-    removes it.
+    The folder is removed when the process ends. If the process is killed, the next process that calls this
+    function removes it.
     """
     parent = Path(tempfile.gettempdir(), f"{_OURS}-{os.getuid()}")
     parent.mkdir(mode=0o700, exist_ok=True)

@@ -29,7 +29,7 @@ class SweepJob:
         num: its number.
         overrides: its overrides.
         subdir: its directory below the sweep's.
-        state: one of `ORDER`.
+        state: one of `ORDER`, or `pruned`.
         value: the result of a finished job: its best objective, or several numbers by name.
         seconds: how long it took.
         width: the number of jobs that trained with it in one program.

@@ -20,10 +20,10 @@ from trainyard.files import remove
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
-    """Remove all checkpoints of the runs in FOLDERs except the best, and temporary files of killed processes.
+    """Remove temporary files of killed processes, and all checkpoints except the best, in FOLDERs.
 
-    An unfinished run also keeps its newest checkpoint, so that it can be resumed. Runs that are training are skipped.
-    Nothing is removed from MLflow.
+    The default FOLDERs are outputs and multirun. An unfinished run, or a run without a best checkpoint, keeps its
+    newest checkpoint. Runs that are training are skipped. Nothing is removed from MLflow.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -31,7 +31,7 @@ def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
     runs = find(folders or default_folders())
     training = sum(run.state == "running" for run in runs)
     if training:
-        click.echo(f"Skipped, because they are still training: {training} of {counted(len(runs), 'run')}.")
+        click.echo(f"Skipped, because the training continues: {training} of {counted(len(runs), 'run')}.")
     found = [(run, paths) for run in runs if (paths := garbage(run))]
     files = [path for _, paths in found for path in paths]
     if not files:

@@ -10,9 +10,10 @@ import click
 @click.command("new")
 @click.argument("name")
 def command(name: str) -> None:
-    """Create a project in the new folder NAME, which can be trained, tested, built and swept immediately.
+    """Create a project in the new folder NAME. Training, sweeps, tests and the build of a wheel work immediately.
 
-    It contains a small model, data, a metric, a hook, their configs, tests, train.py and CI: replace them with yours.
+    The project contains a small model, data, a metric and a hook with their configs, tests, train.py and CI. Replace
+    the four classes with your own.
     """
     from trainyard.cli.project import create
     from trainyard.quoting import shell_path

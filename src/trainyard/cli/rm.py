@@ -20,7 +20,7 @@ from trainyard.errors import TrainyardError, counted
 def command(runs: Sequence[str], yes: bool) -> None:
     """Remove the directories of RUNs, including checkpoints. Nothing is removed from MLflow.
 
-    A run that is training is not removed, but reported as an error.
+    If one of the RUNs is training, the command removes nothing and reports an error.
     """
     found = list({run.directory.resolve(): run for run in map(resolve, runs)}.values())
     for run in found:

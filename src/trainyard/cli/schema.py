@@ -24,8 +24,8 @@ from trainyard.errors import TrainyardError, counted
 def command(configs: Path, folder: Path | None, modelines: bool) -> None:
     """Write JSON schemas of the config groups in CONF (default: conf), from signatures and docstrings.
 
-    With these schemas, an editor (YAML for VS Code, any editor with yaml-language-server) completes and checks the
-    configs, including those of your own classes, and shows the description of each argument.
+    With these schemas, an editor with yaml-language-server (such as VS Code with its YAML extension) completes and
+    checks the configs, including those of your own classes, and shows the description of each argument.
     """
     if not configs.is_dir():
         raise TrainyardError(f"{configs}: no such folder. CONF is the folder of your configs.")

@@ -73,10 +73,10 @@ def ls(folders: Sequence[Path], json_: bool) -> None:
 @command.command("attach")
 @_DIRECTORY
 def attach(directory: Path) -> None:
-    """Watch a running sweep until it ends, with a live table, or with one line per change.
+    """Watch a running sweep until it ends: a live table; in a pipe or a file, one line per change.
 
     This command does not affect the sweep; Ctrl-C ends only this command. At the end, the ranking is printed. For a
-    sweep that was started with hydra.launcher.detach=true, the output of its process is shown.
+    sweep that was started with hydra.launcher.detach=true, the output of the sweep's process is shown instead.
     """
     from trainyard.catalog.stored_sweep import StoredSweep
     from trainyard.cli.watching import watch
@@ -160,7 +160,7 @@ def cancel(directory: Path) -> None:
 @click.argument("overrides", nargs=-1, metavar="KEY=VALUE...", type=click.UNPROCESSED)
 @_WAIT
 def clone(directory: Path, job: str, overrides: Sequence[str], wait: float) -> None:
-    """Add a job that continues from the checkpoint of a JOB with other values."""
+    """Add a job that continues from the newest checkpoint of a JOB, with other values."""
     _steer(directory, "clone", job, overrides, wait)
 
 

@@ -19,7 +19,7 @@ _NAME = "@NAME@"
 
 
 def create(name: str, parent: Path) -> Path:
-    """Write a project that can be trained, tested, built and swept immediately; write all files or none.
+    """Write a project in which training, sweeps, tests and the build of a wheel work; write all files or none.
 
     Args:
         name: the name of the project, its package and its folder.
