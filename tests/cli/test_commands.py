@@ -4,13 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from trainyard.catalog import find
-from trainyard.cli import COMMANDS, main
+from trainyard.cli import COMMANDS, gc, main, rm
+from trainyard.errors import TrainyardError
 
 
 @pytest.fixture
@@ -101,6 +104,41 @@ def test_rm_asks_and_removes_only_what_was_named(trainyard: Any, copy: Path) -> 
     assert len(runs(trainyard, copy)) == 3
     assert trainyard("rm", "--yes", first, second, cwd=copy)[0] == 0
     assert [run["id"] for run in runs(trainyard, copy)] == [third]
+
+
+@pytest.fixture
+def resumed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The directory of a finished run, whose journal another process opens while a command waits for its answer."""
+    directory = find([copy / "outputs"])[0].directory
+    program = (
+        "import sys; from trainyard.track import Journal; journal = Journal(sys.argv[1]); print(flush=True); input()"
+    )
+    writers = []
+
+    def answer(_: str) -> bool:
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        writers.append(subprocess.Popen([sys.executable, "-c", program, str(directory)], text=True, **streams))
+        return writers[0].stdout.readline() == "\n"
+
+    monkeypatch.setattr("click.confirm", answer)
+    yield directory
+    writers[0].communicate("\n")
+    assert writers[0].returncode == 0
+
+
+def test_gc_skips_a_run_that_is_resumed_before_the_answer(copy: Path, resumed: Path) -> None:
+    before = sorted(resumed.rglob("*.pt"))
+    done = CliRunner().invoke(gc.command, [str(copy)], catch_exceptions=False)
+    assert "Skipped, because they were resumed: 1 of 3 runs.\nRemoved." in done.output
+    assert sorted(resumed.rglob("*.pt")) == before
+    assert {path.name for path in (copy / "multirun").rglob("*.pt")} == {"best.pt"}
+
+
+def test_rm_removes_nothing_if_a_run_is_resumed_before_the_answer(copy: Path, resumed: Path) -> None:
+    found = [str(run.directory) for run in find([copy])]
+    with pytest.raises(TrainyardError, match="this run is training"):
+        CliRunner().invoke(rm.command, found, catch_exceptions=False)
+    assert len(find([copy])) == 3
 
 
 @pytest.mark.parametrize(

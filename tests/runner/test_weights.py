@@ -111,8 +111,8 @@ def test_everything_that_may_be_said(file: Path) -> None:
     del weights["net.1.bias"]
     told = load(mlp(num_classes=5), weights, LoadFrom(file, strict=False, exclude=["net.3.bias"]))
     assert told == (
-        "1 of 4 tensors loaded; not requested: 1; missing: net.1.bias; not in this model: head.0.weight, head.1.weight, "
-        "head.2.weight and 2 more; different shapes: net.3.weight [3, 4] instead of [5, 4]"
+        "1 of 4 tensors loaded; not requested: 1; missing: net.1.bias; not in this model: head.0.weight, "
+        "head.1.weight, head.2.weight and 2 more; different shapes: net.3.weight [3, 4] instead of [5, 4]"
     )
 
 

@@ -17,7 +17,7 @@ from trainyard.sweep.report.rows import JobRow
 from trainyard.sweep.steering import is_run
 from trainyard.track.run_info import RunInfo
 
-ORDER = ("done", "running", "waiting", "paused", "failed", "timeout", "lost", "interrupted", "stopped")
+ORDER = ("done", "running", "waiting", "paused", "pruned", "failed", "timeout", "lost", "interrupted", "stopped")
 """States of jobs, in the order in which they are counted."""
 
 
@@ -29,7 +29,7 @@ class SweepJob:
         num: its number.
         overrides: its overrides.
         subdir: its directory below the sweep's.
-        state: one of `ORDER`, or `pruned`.
+        state: one of `ORDER`.
         value: the result of a finished job: its best objective, or several numbers by name.
         seconds: how long it took.
         width: the number of jobs that trained with it in one program.

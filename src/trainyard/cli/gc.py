@@ -13,6 +13,7 @@ from trainyard.catalog.garbage import freed, garbage
 from trainyard.cli.output import size
 from trainyard.errors import TrainyardError, counted
 from trainyard.files import remove
+from trainyard.track import journal
 
 
 @click.command("gc")
@@ -46,9 +47,12 @@ def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
     if not yes and not click.confirm("Remove these files?"):
         click.echo("Nothing was removed.")
         return
+    resumed = 0  # while this command waited for an answer
     for run, paths in found:
-        if run.state == "running":  # it was resumed while this command waited for an answer
-            continue
-        for path in paths:
-            remove(path)
+        with journal.kept_free(run.directory / journal.FILE) as free:
+            resumed += not free
+            for path in paths if free else ():
+                remove(path)
+    if resumed:
+        click.echo(f"Skipped, because they were resumed: {resumed} of {counted(len(found), 'run')}.")
     click.echo("Removed.")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import click
 
-from trainyard.catalog import resolve
+from trainyard.catalog import StoredRun, resolve
 from trainyard.catalog.garbage import freed
 from trainyard.cli.completion import RUN
 from trainyard.cli.output import size
 from trainyard.errors import TrainyardError, counted
+from trainyard.track import journal
 
 
 @click.command("rm")
@@ -25,13 +27,21 @@ def command(runs: Sequence[str], yes: bool) -> None:
     found = list({run.directory.resolve(): run for run in map(resolve, runs)}.values())
     for run in found:
         if run.state == "running":
-            raise TrainyardError(f"{run.directory}: this run is training. Stop it first (Ctrl-C or SIGTERM).")
+            raise _training(run)
     for run in found:
         click.echo(f"{run.info.name}  {run.state}  {run.directory}")
     click.echo(f"{counted(len(found), 'run')}: {size(freed([run.directory for run in found]))}.")
     if not yes and not click.confirm("Remove these directories?"):
         click.echo("Nothing was removed.")
         return
-    for run in found:
-        shutil.rmtree(run.directory)
+    with ExitStack() as locks:
+        for run in found:  # one may have been resumed while this command waited for an answer
+            if not locks.enter_context(journal.kept_free(run.directory / journal.FILE)):
+                raise _training(run)
+        for run in found:
+            shutil.rmtree(run.directory)
     click.echo("Removed.")
+
+
+def _training(run: StoredRun) -> TrainyardError:
+    return TrainyardError(f"{run.directory}: this run is training. Stop it first (Ctrl-C or SIGTERM).")

@@ -386,6 +386,25 @@ def being_written(path: str | Path) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def kept_free(path: str | Path) -> Iterator[bool]:
+    """Prevent runs from writing the journal; yield False, and prevent nothing, if a run is writing it."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # there is no journal, or it is read-only for this user
+        yield not being_written(path)
+        return
+    try:
+        free = True
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            free = error.errno not in (errno.EACCES, errno.EAGAIN)
+        yield free
+    finally:
+        os.close(fd)
+
+
 def _lock(fd: int, path: Path) -> None:
     # A record lock ends with the process, and its forks do not inherit it: a data loader's orphan cannot hold it.
     try:
