@@ -73,7 +73,7 @@ def _application(trainer: Any = None) -> Any:
     [
         (0, object(), "fuse: 0 is invalid. Expected an integer of at least 1, or auto or off."),
         (-3, object(), "fuse: -3 is invalid"),
-        (8, None, "fuse: 8 is invalid. Expected auto or off. This application trains one job at a time."),
+        (8, None, "fuse: 8 is invalid. Expected auto or off. This application cannot stack jobs."),
     ],
 )
 def test_widths_that_cannot_be(setting: int, fuse: Any, message: str) -> None:

@@ -15,6 +15,7 @@ from waiting import LIMIT, until
 
 from trainyard.cli import main
 from trainyard.errors import TrainyardError
+from trainyard.sweep.detached import _left
 from trainyard.sweep.manifest import FILE, Manifest
 from trainyard.sweep.steering import FOLDER, CommandFolder, acknowledged, acknowledgement
 from trainyard.sweep.steering_cli import SweepState, steer
@@ -133,13 +134,23 @@ def test_the_answer_of_a_head_is_waited_for(sweep: Path, refusal: str) -> None:
     thread.start()
     ready.wait()
     if refusal:
-        with pytest.raises(TrainyardError, match=r"clone #1 optim\.lr=0\.2 was refused: it trains in a stack"):
+        with pytest.raises(TrainyardError, match=r"clone #1 optim\.lr=0\.2 was refused: it trains in a stack\.$"):
             steer(sweep, "clone", "1", ["optim.lr=0.2"], wait=LIMIT)
     else:
         told = steer(sweep, "clone", "1", ["optim.lr=0.2"], wait=LIMIT)
         assert told == "Accepted: clone #1 optim.lr=0.2: #5 starts from epoch_0001.pt of #1."
     thread.join()
     assert taken[0].overrides == ("optim.lr=0.2",)
+
+
+def test_a_pruned_job_is_finished(sweep: Path) -> None:
+    _append(sweep, kind="state", num=4, state="pruned")
+    with pytest.raises(TrainyardError, match=r"a job that is not finished; #4 is pruned\. Not finished: #1-#3\."):
+        steer(sweep, "stop", "4")
+    assert _left(sweep) == "1 job done, 1 job running, 1 job waiting, 1 job paused, 1 job pruned"
+    for num in (1, 2, 3):
+        _append(sweep, kind="state", num=num, state="stopped")
+    assert _left(sweep) == ""
 
 
 def test_a_head_that_does_not_answer(sweep: Path) -> None:
@@ -162,7 +173,7 @@ def test_a_head_that_does_not_answer(sweep: Path) -> None:
         (["clone", ".", "1", "optim.lrr=1"], "Expected a key of optim: optim.lr. Did you mean 'optim.lr'?"),
         (["clone", ".", "1", "sed=1"], "Did you mean 'seed'?"),
         (["clone", ".", "1", "seed=1,2"], "seed: '1,2' is invalid. Expected one value, because a clone is one job."),
-        (["clone", ".", "1", "seed=["], "'seed=[' is invalid. Expected an override."),
+        (["clone", ".", "1", "seed=["], "'seed=[' is invalid. Expected an override, such as optim.lr=0.1."),
         (["clone", ".", "1", "hydra.launcher.fuse=off"], "hydra keys apply to the entire sweep"),
         (["clone", ".", "1", "+tracker.uri=http://me:secret@host"], "without a password"),
     ],

@@ -283,7 +283,8 @@ class GridSweeper(BasicSweeper):
 
         assert self.config is not None
         if launcher is None or self.max_batch_size is not None:
-            accepted = "none, because pruners need hydra/launcher=local and hydra.sweeper.max_batch_size=null"
+            needed = "hydra/launcher=local, slurm or ray, and hydra.sweeper.max_batch_size=null"
+            accepted = f"none, because pruners need {needed}"
             raise ConfigError("hydra/sweeper/pruner", str(self.pruner.get("_target_")).rpartition(".")[2], accepted)
         node = pruner_node(self.pruner, self.config)
         assert node is not None

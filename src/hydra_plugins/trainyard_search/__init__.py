@@ -60,8 +60,8 @@ class SearchSweeper(Sweeper):
             raise ConfigError(
                 "hydra/launcher",
                 given,
-                f"local, because hydra/sweeper={name} supports no other launcher",
-                options=["local"],
+                f"local, slurm or ray, because hydra/sweeper={name} supports no other launcher",
+                options=["local", "slurm", "ray"],
             )
         return self.config, self.hydra_context.config_loader, self.launcher
 

@@ -114,8 +114,9 @@ class AgentSettings(SweepSettings):
     def executor(self, slots: Sequence[Slot], directory: Path, preload: Sequence[str]) -> Executor:
         per_agent = self.slots_per_agent
         if per_agent > len(slots):
+            key = "max_slots" if len(slots) == self.max_slots else "max_jobs"
             accepted = f"at least {per_agent}, the number of slots of an agent"
-            raise ConfigError("max_slots", len(slots), accepted)
+            raise ConfigError(key, len(slots), accepted)
         files = self.files(directory)
         return ClusterExecutor(
             slots,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from trainyard.errors import TrainyardError
 from trainyard.sweep.event_records import Record
-from trainyard.sweep.events import FINAL, Event, Proposed, Unit, Wish
+from trainyard.sweep.events import END_OF_WISH, FINAL, Event, Proposed, Unit, Wish
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job
 from trainyard.sweep.progress import SweepProgress
@@ -21,7 +21,7 @@ TOLD = {
     "pause": "pauses at its next checkpoint",
     "resume": "resumes when a slot is free",
 }
-"""Effect of a command on a job, for users; for a clone, the answer contains its number."""
+"""Effect of a command on a running job, or of `resume` on a paused one, for users."""
 
 Clone = Callable[[int, Sequence[str]], tuple[Job, Proposed]]
 """Makes a clone of a job, with some overrides that are different."""
@@ -49,10 +49,10 @@ class ByHand:
     Args:
         head: the head.
         commands: the commands.
-        scheduler: knows the states of jobs.
-        manifest: has the answers.
-        units: knows the jobs.
-        progress: shows what happens.
+        scheduler: the scheduler, which has the states of jobs.
+        manifest: the manifest, which has the answers.
+        units: has the jobs by number.
+        progress: shows commands and their answers.
         clone: creates clones.
         adopt: adds a recorded clone.
     """
@@ -87,7 +87,7 @@ class ByHand:
         """Execute the commands that are not answered yet. The answer and the event are written together."""
         for command in self._commands.pending(self._manifest.answered):
             if command.job in self._manifest.entries and command.job not in self._units.jobs:
-                continue  # it is of a later batch
+                continue  # the job is of a later batch
             refusal = self._refusal(command)
             told = ""
             if not refusal:
@@ -108,6 +108,8 @@ class ByHand:
         if command.action == "clone":
             return self._cloned(command)
         told = f"#{command.job} {TOLD[command.action]}"
+        if command.action != "resume" and self._scheduler.unit_of(command.job) is None:
+            told = f"#{command.job} is {END_OF_WISH[command.action]}"
         self._acknowledged = acknowledgement(command, told=told)
         if command.action == "resume":
             self._head.resume(command.job)

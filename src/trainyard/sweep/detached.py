@@ -12,6 +12,7 @@ from typing import Any
 from trainyard.application import StartedAs
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
+from trainyard.sweep.events import FINAL
 from trainyard.sweep.executor import slurm_commands
 from trainyard.sweep.executor.slurm import FOLDER, name_of
 from trainyard.sweep.slurm_settings import SlurmSettings
@@ -114,7 +115,7 @@ def attach(directory: Path) -> None:
     if left:
         raise TrainyardError(
             f"Slurm job {number}, which ran this sweep, has ended: {left}. To continue the sweep, run the same "
-            f"command with {shell_override('hydra.sweep.dir', directory)}"
+            f"command with {shell_override('hydra.sweep.dir', directory)}."
         )
 
 
@@ -149,11 +150,11 @@ def _number(directory: Path) -> str:
 
 
 def _left(directory: Path) -> str:
-    """Return the number of jobs in each state, for users; empty if all are done."""
+    """Return the number of jobs in each state, for users; empty if no job is left to run."""
     try:
         states = Counter(SweepState.read(directory).states.values())
     except ConfigError:
         return "no job has started"
-    if set(states) <= {"done", "stopped"}:
+    if set(states) <= FINAL:
         return ""
     return ", ".join(f"{count} {'job' if count == 1 else 'jobs'} {state}" for state, count in states.items())

@@ -45,7 +45,7 @@ class FeedingHead(Protocol):
         """Conclude a job that has left a stack that continues."""
 
     def job_refused(self, running: RunningUnit, num: int, reason: str) -> None:
-        """Run a job that cannot train in a stack alone."""
+        """Run a job alone, because it cannot train in a stack."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class _Stack:
         name: its first jobs, for users.
         lanes: the job in each lane, and the epoch and the iteration from which it trains there at this width.
         width: its lanes.
-        joined: the time at which each of its jobs came.
+        joined: the time at which each of its jobs joined.
         in_vain: the number of consecutive unsuccessful requests.
         wants: the number of free lanes for which it waits for an answer; 0 if it trains.
         idle: whether all its lanes are free.
@@ -81,7 +81,7 @@ class Feeding:
     Args:
         head: the head.
         executor: sends answers to stacks.
-        scheduler: knows what waits.
+        scheduler: the scheduler, which has the waiting units.
         manifest: the manifest, in which lanes are recorded.
         units: creates the data for stacks.
         planner: knows the kinds of jobs.
@@ -171,7 +171,7 @@ class Feeding:
             self._executor.answer(number, cloudpickle.dumps(leave))
 
     def serve(self) -> None:
-        """Give jobs to the stacks that wait for some; end stacks if no jobs will come, or if others need the slot."""
+        """Give jobs to stacks that wait for jobs; end stacks if no jobs will come, or if other units need the slot."""
         for number, stack in list(self._stacks.items()):
             if number not in self._scheduler.running:
                 del self._stacks[number]
@@ -191,7 +191,7 @@ class Feeding:
             self._answer(number, Given(0, (), (), not hopes or bool(self._scheduler.stopping)))
 
     def _are_leaving(self, stack: _Stack, running: RunningUnit) -> bool:
-        """Return whether jobs have left their lanes whose results, which others may follow from, are about to come."""
+        """Return whether results of jobs that have left their lanes are still to come, which may lead to new jobs."""
         if not self._learns or self._scheduler.stopping:
             return False
         return len(running.left) > stack.width - stack.wants

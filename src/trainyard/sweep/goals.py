@@ -46,8 +46,8 @@ class Constraint:
         return cls(found[1], found[2], bound)  # type: ignore[arg-type]
 
     def violation(self, value: float | None) -> float:
-        """Return the distance of a value to the bound on the wrong side: at most 0 if the bound is kept; infinity
-        without a value."""
+        """Return by how much a value violates the bound: at most 0 if the constraint is satisfied; infinity without a
+        value."""
         if value is None or math.isnan(value):
             return math.inf
         return value - self.bound if self.relation == "<=" else self.bound - value
@@ -104,7 +104,7 @@ class Goals:
 
     @property
     def signs(self) -> tuple[float, ...]:
-        """For each objective: 1 if less is better, -1 if more is better."""
+        """For each objective: 1 if a lower value is better, -1 if a higher one is."""
         return tuple(1.0 if each == "minimize" else -1.0 for each in self.directions)
 
     def measured(self, value: Any) -> dict[str, float]:
@@ -127,7 +127,7 @@ class Goals:
         return tuple(math.inf if math.isnan(v) else sign * v for v, sign in zip(values, self.signs, strict=True))
 
     def violations(self, metrics: Mapping[str, float]) -> list[float]:
-        """Return the violation of each constraint: at most 0 if it is kept."""
+        """Return the violation of each constraint: at most 0 if it is satisfied."""
         return [each.violation(metrics.get(each.metric)) for each in self.constraints]
 
     def known_violations(self, metrics: Mapping[str, float]) -> list[float]:
@@ -139,7 +139,7 @@ class Goals:
         return math.fsum(max(0.0, each) for each in self.violations(metrics))
 
     def best(self, value: Any) -> float | None:
-        """Return the one objective of a job that keeps the constraints; None if it does not, or there are several."""
+        """Return the objective of a job; None if the job violates a constraint, or if there are several objectives."""
         found = self.measured(value)
         return None if self.several or self.violation(found) > 0 else found.get(self.names[0])
 

@@ -294,7 +294,7 @@ class Head(Loop):
         self._settle(running, {outcome.num: outcome}, in_stack=True)
 
     def job_refused(self, running: RunningUnit, num: int, reason: str) -> None:
-        """Run a job that cannot train in a stack alone."""
+        """Run a job alone, because it cannot train in a stack."""
         self._decide([[num]], reason)
         self._progress.stack_split(self._stack([num]), reason, None)
         self.queue([Unit((num,), rungs=self._scheduler.rungs.get(num))], "again")

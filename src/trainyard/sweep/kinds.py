@@ -126,7 +126,7 @@ def difference(kind: Kind, other: Kind) -> str:
     """Return the places in which two kinds differ, in words."""
     leaves, others = dict(_leaves(kind.fixed)), dict(_leaves(other.fixed))
     places = [place for place in {**leaves, **others} if leaves.get(place) != others.get(place)]
-    return _listed(places) or "the order of its keys"
+    return _listed(places) or "the order of their keys"
 
 
 def _told(

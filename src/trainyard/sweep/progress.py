@@ -170,7 +170,7 @@ class SweepProgress:
         print(f"command  {command}: {told}", flush=True)
 
     def out_of_host_memory(self, peak: int, running: int) -> None:
-        """Show the number of concurrent jobs for which the memory is sufficient.
+        """Show that the memory is insufficient, and the number of concurrent jobs for which it may be sufficient.
 
         Args:
             peak: the memory of a job in bytes when the system killed it.
@@ -178,11 +178,12 @@ class SweepProgress:
         """
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         fitting = max(1, min(running - 1, total // peak if peak else running - 1))
-        print(
-            f"memory   {running} concurrent jobs need more than {total / 2**30:.1f} GiB: set "
-            f"hydra.launcher.max_jobs={fitting} to run fewer jobs at a time.",
-            flush=True,
-        )
+        memory = f"more than {total / 2**30:.1f} GiB"
+        told = f"a job that runs alone needs {memory}: reduce the memory of the job, or use a larger machine."
+        if running > 1:
+            fewer = f"set hydra.launcher.max_jobs={fitting} to run fewer jobs at a time."
+            told = f"{running} concurrent jobs need {memory}: {fewer}"
+        print(f"memory   {told}", flush=True)
 
     def ended(self, job: Job, state: str, outcome: TaskOutcome, output: Path | None = None, *, width: int = 1) -> None:
         """Show how a job ended.

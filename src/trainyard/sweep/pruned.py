@@ -39,7 +39,7 @@ def fulfilled(wishes: Mapping[int, Wish], last: Last, why: str) -> list[Ended | 
     Args:
         wishes: the requests to jobs, by number.
         last: the last reports of jobs.
-        why: the reason of those that people have stopped.
+        why: the reason for jobs that a user has stopped.
     """
     found: list[Ended | Paused] = []
     for num, wish in wishes.items():

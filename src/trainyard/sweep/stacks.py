@@ -85,7 +85,7 @@ class StackPlanner:
         if self._width is not None:
             integer("fuse", setting, at_least=1, other="auto or off")
         if self._width is not None and self._fuse is None:
-            raise ConfigError("fuse", setting, "auto or off", hint="This application trains one job at a time.")
+            raise ConfigError("fuse", setting, "auto or off", hint="This application cannot stack jobs.")
         self.active = self._fuse is not None and setting != "off" and self._width != 1
         self._fits: dict[str, KnownFit] = {}  # by kind
         self._kind_of: dict[int, str | None] = {}
@@ -258,7 +258,7 @@ class StackPlanner:
         if fit.width < 2 and not fit.note:  # with a note, a stack is possible but not faster
             raise TrainyardError(
                 f"Nothing was started. hydra.launcher.fuse={self._width}: {Stack(tuple(jobs))} cannot be "
-                f"stacked: {fit.reason.rstrip('.')}."
+                f"stacked: {fit.reason.rstrip('.')}. With hydra.launcher.fuse=auto, these jobs run one by one."
             )
         return replace(fit, width=self._width)
 

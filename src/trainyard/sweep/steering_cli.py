@@ -20,12 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_path
 from trainyard.redaction import check_overrides
+from trainyard.sweep.events import FINAL
 from trainyard.sweep.manifest import FILE
 from trainyard.sweep.plan import spans
 from trainyard.sweep.steering import Acknowledgement, Action, Command, CommandFolder, acknowledged, is_run
 
-FOR_GOOD = ("done", "stopped")
-"""States of jobs that do not run again."""
 HYDRA = ".hydra"
 _EVERY = 0.05  # seconds between two looks at the manifest
 
@@ -61,7 +60,7 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
     if answer is None:
         return f"Sent, but not answered yet: {command}. The process that runs the sweep will execute the command."
     if not answer.accepted:
-        raise TrainyardError(f"{command} was refused: {answer.told}")
+        raise TrainyardError(f"{command} was refused: {answer.told.rstrip('.')}.")
     return f"Accepted: {command}{f': {answer.told}' if answer.told else ''}."
 
 
@@ -146,8 +145,8 @@ def _check(action: Action, num: int, state: SweepState, waiting: Sequence[Comman
     now = next((then[command.action] for command in reversed(waiting) if command.action in then), state.states[num])
     if action == "clone":
         return
-    if now in FOR_GOOD:
-        others = sorted(each for each, its in state.states.items() if its not in FOR_GOOD)
+    if now in FINAL:
+        others = sorted(each for each, its in state.states.items() if its not in FINAL)
         hint = f"Not finished: {spans(others)}." if others else "All jobs are finished."
         raise ConfigError("JOB", num, f"a job that is not finished; #{num} is {now}", hint=hint)
     if action == "pause" and now == "paused":
@@ -188,7 +187,8 @@ def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
     try:
         override = OverridesParser.create().parse_override(line)
     except HydraException as error:
-        raise ConfigError("KEY=VALUE", line, "an override", hint=str(error).splitlines()[0]) from error
+        hint = f"{str(error).splitlines()[0]}."
+        raise ConfigError("KEY=VALUE", line, "an override, such as optim.lr=0.1", hint=hint) from error
     key = override.key_or_group
     if override.is_sweep_override():
         raise ConfigError(key, line.partition("=")[2], "one value, because a clone is one job")

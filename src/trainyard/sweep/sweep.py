@@ -223,7 +223,7 @@ class Sweep:
             self.close()
             raise InterruptedSweepError(
                 "Interrupted. To finish the sweep, use the same command with "
-                + shell_override("hydra.sweep.dir", self.directory),
+                + f"{shell_override('hydra.sweep.dir', self.directory)}.",
                 head.signum,
             )
         return head.results
@@ -311,8 +311,11 @@ class Sweep:
         free = max(manifest.next_num, max(given, default=-1) + 1)
         numbered = itertools.count(free)
         numbers = [next(numbered) if each.num is None else each.num for each in new]
-        if any(num >= FIRST_CLONE and num not in manifest.entries for num in numbers):
-            raise TrainyardError(f"A sweep has at most {FIRST_CLONE:,} jobs.")
+        if (last := max((num for num in numbers if num not in manifest.entries), default=0)) >= FIRST_CLONE:
+            raise TrainyardError(
+                f"This sweep would have {last + 1:,} jobs, but a sweep has at most {FIRST_CLONE:,} jobs. "
+                "Divide the jobs into several sweeps."
+            )
         with rare_collections():
             jobs, wrong = self._composed([each.overrides for each in new], numbers, self._places)
             later = self._later(listed, jobs)

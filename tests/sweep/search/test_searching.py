@@ -175,7 +175,7 @@ main()
         ),
         (
             ["+how=well", "hydra/launcher=basic"],
-            ("Expected local, because hydra/sweeper=search supports no other launcher"),
+            "Expected local, slurm or ray, because hydra/sweeper=search supports no other launcher",
         ),
         (["+how=fails", "hydra.launcher.max_jobs=1"], "5 of 5 jobs did not finish"),
     ],
