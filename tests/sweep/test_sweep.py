@@ -233,6 +233,9 @@ def test_interrupted_and_finished_later(sweep: Any, tmp_path: Path) -> None:
     states = Counter(entry.state for entry in Manifest.open(tmp_path / "sweep").entries.values())
     assert states["interrupted"] >= 1
     assert states["done"] == 0
+    told = [entry.error for entry in Manifest.open(tmp_path / "sweep").entries.values() if entry.state == "interrupted"]
+    assert any("Interrupted at iteration 1." in (error or "") for error in told), told
+    assert not any("hydra.run.dir" in (error or "") for error in told), "the sweep's command resumes its jobs"
     assert _statuses(tmp_path / "sweep")[-1] == "KILLED", "like the runs of its jobs"
     (tmp_path / "go").touch()
     finished = sweep(*GRID, "+hook.slow._target_=slow.Slow")

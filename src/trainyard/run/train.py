@@ -101,7 +101,7 @@ def _tried(
         runner = _prepared(own, NoTracker(), collected, position, world, EndEarly(resumes=resumes))
         caught = conduct(runner, [own])
         if not resumes or runner.strategy.agree(bool(caught)):
-            _raise_if_ended_early(runner, caught)
+            _raise_if_ended_early(runner, caught, position)
     runner.strategy.end()
     log.info("Quick check passed: two batches of each split, a checkpoint, and resuming from this checkpoint.")
     return returned(runner.members[0], () if position is None else position.metrics)
@@ -167,7 +167,7 @@ def _trained(runner: Runner, values: Mapping[str, Any], position: SweepPosition 
     for member in runner.all_members:
         member.journal.close()
     runner.strategy.end()
-    _raise_if_ended_early(runner, caught)
+    _raise_if_ended_early(runner, caught, position)
     return returned(runner.members[0], () if position is None else position.metrics)
 
 
@@ -321,14 +321,15 @@ def _report(shipment: Shipment) -> None:
         log.warning("%s", shipment)
 
 
-def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:
+def _raise_if_ended_early(runner: Runner, caught: list[int], position: SweepPosition | None) -> None:
     (member,) = runner.members
     if member.paused:
         raise JobPaused(f"Paused at epoch {runner.epoch} (iteration {runner.iter}).")
     if runner.strategy.world_size > 1:  # the ranks agree on an interruption, whichever of them got the signal
         caught = (caught or [signal.SIGTERM]) if runner.interrupted else []
     if caught:
-        raise InterruptedRunError(f"Interrupted at iteration {runner.iter}; {go_on(member.directory)}", caught[0])
+        further = f"; {go_on(member.directory)}" if position is None else "."  # the command of a sweep resumes its jobs
+        raise InterruptedRunError(f"Interrupted at iteration {runner.iter}{further}", caught[0])
     if member.failed:
         raise RunFailedError(f"The training failed: {member.stop_reason}.")
 

@@ -69,7 +69,7 @@ class Reports:
     def begin(self, job: Job, rungs: Rungs | None) -> None:
         """Expect reports of a job that starts."""
         if rungs is not None:
-            name = str((job.values or {})["objective"])
+            name = str(job.setting("objective"))
             self._readers[job.num] = _Reader(job.directory / journal.FILE, name, rungs, self.metrics)
 
     def told(self, event: Event) -> None:
