@@ -1,6 +1,7 @@
 """Stacks before they run: their width, how they are shared out, what the plan says of them."""
 
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -172,6 +173,19 @@ def test_the_title_counts_paused_and_pruned_jobs_and_has_the_best_result(tmp_pat
         outcome = TaskOutcome(num, "done", JobDone(value), seconds=0.0, attempts=1)
         progress.ended(jobs[num], "done", outcome)
     assert title().split(", ")[-3:] == ["1 paused", "1 pruned", "best 0.2500"]
+
+
+def test_the_memory_of_this_machine_is_named_only_for_jobs_that_run_on_it(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _plan(2)
+    progress = SweepProgress(plan, plan.jobs)
+    progress.out_of_host_memory(2**40, 2, here=True)
+    assert re.match(
+        r"memory   2 concurrent jobs need more than [\d.]+ GiB: set hydra.launcher.max_jobs=1 ", capsys.readouterr().out
+    )
+    progress.out_of_host_memory(3 * 2**30, 8, here=False)
+    told = capsys.readouterr().out
+    assert told.startswith("memory   a job used 3.0 GiB when the memory of its node was exhausted: ")
+    assert "max_jobs" not in told
 
 
 def test_the_time_that_is_left_counts_slots_and_stacks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

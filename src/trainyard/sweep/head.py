@@ -261,7 +261,7 @@ class Head(Loop):
         return Stack(tuple(self._units.of(nums)))
 
     def _out_of_host_memory(self, event: Finished) -> None:
-        self._progress.out_of_host_memory(event.peak, len(self._scheduler.running))
+        self._progress.out_of_host_memory(event.peak, len(self._scheduler.running), here=self._executor.here)
 
     # -- reports -------------------------------------------------------------------------------------------------------
 

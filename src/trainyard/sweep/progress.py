@@ -169,13 +169,18 @@ class SweepProgress:
         """Show a command of a user, and the answer."""
         print(f"command  {command}: {told}", flush=True)
 
-    def out_of_host_memory(self, peak: int, running: int) -> None:
+    def out_of_host_memory(self, peak: int, running: int, *, here: bool) -> None:
         """Show that the memory is insufficient, and the number of concurrent jobs for which it may be sufficient.
 
         Args:
             peak: the memory of a job in bytes when the system killed it.
             running: the number of jobs that were running.
+            here: whether the jobs run on this machine. The memory of other nodes is not known.
         """
+        if not here:
+            used = f"a job used {peak / 2**30:.1f} GiB when the memory of its node was exhausted"
+            print(f"memory   {used}: reduce the memory of the job, or request more memory for each node.", flush=True)
+            return
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         fitting = max(1, min(running - 1, total // peak if peak else running - 1))
         memory = f"more than {total / 2**30:.1f} GiB"
