@@ -257,7 +257,7 @@ def test_copies_from_the_device(make: Any, tmp_path: Path) -> None:
         ({"begin": -1}, "begin: -1 is invalid. Expected an integer of at least 0"),
         (
             {"save_best": "val/loss"},
-            "save_best: 'val/loss' is invalid. Expected true, false, or a rule for each metric",
+            "save_best: 'val/loss' is invalid. Expected true, false, or a direction for each metric",
         ),
         ({"save_best": {"val/a": "max"}}, "save_best.val/a.direction: 'max' is invalid. Expected maximize or minimize"),
         (

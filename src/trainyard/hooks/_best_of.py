@@ -19,7 +19,7 @@ class BestOf:
         files: the checkpoint of the best state for each metric: `best_accuracy.pt` for `val/accuracy`.
 
     Raises:
-        ConfigError: a rule is neither, or the files of two metrics would have the same name.
+        ConfigError: a rule is neither of the two directions, or the files of two metrics would have the same name.
     """
 
     def __init__(self, rules: Mapping[str, Any]) -> None:

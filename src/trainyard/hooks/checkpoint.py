@@ -51,14 +51,14 @@ class Checkpoint(Hook):
         begin: no regular checkpoint before this epoch (or iteration), from which `interval` is counted: with
             `interval=2` and `begin=3`, checkpoints are saved at 3, 5, 7, … The best state is kept in any case.
         max_keep: the number of newest checkpoints to keep; None keeps all.
-        save_best: keep the state with the best objective as `best.pt`. A rule for each of several metrics, such as
-            `{"val/accuracy": "maximize"}`, also keeps the best state for each of these, as `best_accuracy.pt`.
+        save_best: keep the state with the best objective as `best.pt`. A mapping from metrics to directions, such as
+            `{"val/accuracy": "maximize"}`, also keeps the best state by each of these metrics: `best_accuracy.pt`.
         save_last: save the state at the end of the run, regardless of the interval.
-        published: at the end of the training, write only the weights of the best states (of the last one if no best is
-            kept) into `published/`, with the first 8 hex digits of the file's SHA-256 in the name.
-        min_seconds: skip a checkpoint that is due sooner than this after the previous one, so that short epochs do not
-            spend their time on writing. Until the next checkpoint, the best state is held in memory. Checkpoints at the
-            end of a run are always written.
+        published: at the end of the training, also write the weights of the best states (of the last state if no best
+            state is kept) to `published/`, with the first 8 hex digits of the file's SHA-256 in the name.
+        min_seconds: the minimum number of seconds between two checkpoints; a checkpoint that is due earlier is skipped.
+            A best state that is skipped is held in memory until the next checkpoint. Checkpoints at the end of a run
+            are always written.
     """
 
     priority = "VERY_LOW"
@@ -82,7 +82,7 @@ class Checkpoint(Hook):
         if max_keep is not None:
             max_keep = integer("max_keep", max_keep, at_least=1, other="null to keep all")
         if not isinstance(save_best, bool | Mapping):
-            accepted = "true, false, or a rule for each metric, such as {val/accuracy: maximize}"
+            accepted = "true, false, or a direction for each metric, such as {val/accuracy: maximize}"
             raise ConfigError("save_best", save_best, accepted)
         if interval is not None:
             interval = integer("interval", interval, at_least=1, other="null for the loop's val_interval")
@@ -370,10 +370,10 @@ def _place(member: Member) -> tuple[Any, ...]:
 
 
 def publish(source: Path, directory: Path, stem: str) -> Path:
-    """Write the weights that a checkpoint was evaluated with as `<directory>/<stem>-<hash>.pt`.
+    """Write the evaluated weights of a checkpoint to `<directory>/<stem>-<hash>.pt`.
 
-    The hash is the first 8 hex digits of the file's SHA-256, which `torch.hub` checks (`check_hash=True`). Earlier
-    files published under the same stem are removed. `load_from` accepts such a file.
+    The hash is the first 8 hex digits of the file's SHA-256, which `torch.hub` verifies with `check_hash=True`. Earlier
+    files published under the same stem are removed. `load_from` accepts a published file.
 
     Returns:
         The path of the file.

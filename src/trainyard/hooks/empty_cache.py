@@ -15,9 +15,10 @@ log = logging.getLogger("trainyard")
 
 
 class EmptyCache(Hook):
-    """Calls `torch.cuda.empty_cache` at the ends of epochs, for other GPU users. This does not speed up training.
+    """Calls `torch.cuda.empty_cache` at the ends of epochs, so that other processes on the GPU can use the memory.
 
-    Validations and tests count as epochs. Other devices have no CUDA cache; the hook then logs one message.
+    The hook does not speed up training. Validations and tests count as epochs. On other devices, the hook only logs one
+    message.
 
     Args:
         before_epoch: release memory at the start of every epoch.

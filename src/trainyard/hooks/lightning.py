@@ -14,8 +14,8 @@ from trainyard.runner.hook import Hook
 class LightningHooks(Hook):
     """Calls the hooks that a LightningModule overrides, and steps the schedulers of its `configure_optimizers`.
 
-    The model adds this hook, so it is in no config. Schedulers are stepped as in Lightning: after each epoch, or
-    optimizer step, that their frequency divides; schedulers that read a result, after the validation.
+    The model adds this hook, so the hook is in no config. As in Lightning, a scheduler is stepped after every
+    `frequency`-th epoch or optimizer step. A scheduler by epoch that reads a result is stepped after the validation.
 
     Args:
         model: the module's model.
@@ -30,7 +30,7 @@ class LightningHooks(Hook):
 
     @property
     def monitors(self) -> dict[str, str]:
-        """The results that schedulers read, each with the argument for it."""
+        """The results that schedulers read, each with the argument that names the result."""
         return {monitored(each): f"{KEY}.monitor" for each in self.model.schedulers if each.monitor is not None}
 
     def sanity_check(self, runner: Any) -> None:

@@ -33,7 +33,7 @@ class Logger(Hook):
         interval: iterations between two points in the journal.
         line_every: the minimum number of seconds between two lines of text (the journal has every point).
         window: the window of the means in a point: a number of iterations, `epoch` (the current epoch up to now) or
-            `global` (the run up to now). One window for every value, or a mapping by name; such as
+            `global` (the run up to now). One window for every value, or a mapping by name, such as
             `{"loss": 50, "grad_norm": "epoch"}`. None: the iterations since the last point.
         smoothing: use an exponentially weighted mean with this decay, above 0 and below 1, instead of an arithmetic
             mean. One decay for every value, or a mapping by name.
@@ -62,7 +62,7 @@ class Logger(Hook):
         if interval_exp_name is not None:
             interval_exp_name = integer("interval_exp_name", interval_exp_name, at_least=1, other="null for never")
         if not is_number(val_lines) or val_lines < 0:
-            choice("val_lines", val_lines, ("all", "best"), other="a number of seconds")
+            choice("val_lines", val_lines, ("all", "best"), other="a number of seconds of at least 0")
         self.val_lines = val_lines
         self._val_line_at = -math.inf
         self.interval = integer("interval", interval, at_least=1)

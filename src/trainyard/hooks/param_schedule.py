@@ -9,7 +9,7 @@ from trainyard.runner.hook import Hook
 
 
 class ParamSchedule(Hook):
-    """Writes the schedule's row into the optimizer's parameter groups before it is needed.
+    """Writes the schedule's row into the optimizer's parameter groups before each epoch or iteration.
 
     A schedule that depends on a metric (`plateau`) receives the value of the metric after each validation of the
     training.

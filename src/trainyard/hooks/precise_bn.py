@@ -25,10 +25,10 @@ class PreciseBN(Hook):
     """Recomputes BatchNorm's running statistics for the current weights before each validation.
 
     Running averages include the statistics of earlier weights. Wu and Johnson, "Rethinking 'Batch' in BatchNorm"
-    (2021), section 3, use statistics of the population instead. They are aggregated from batches of the training data:
-    mean = E[mean_b] and variance = E[var_b + mean_b^2] - mean^2. As in their code, the model is in training mode. The
-    evaluated model (with an EMA, the averaged model) and checkpoints contain these statistics. The training continues
-    with these statistics, but is not affected, because it normalizes by the batch.
+    (2021), section 3, use statistics of the population instead. These statistics are aggregated from batches of the
+    training data: mean = E[mean_b] and variance = E[var_b + mean_b^2] - mean^2. As in the authors' code, the model is
+    in training mode. The evaluated model (with an EMA, the averaged model) and checkpoints contain these statistics.
+    The statistics do not affect the training, which normalizes by the batch.
 
     Args:
         batches: the number of batches of the training data, at most one epoch.

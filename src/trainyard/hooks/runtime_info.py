@@ -16,7 +16,11 @@ log = logging.getLogger("trainyard")
 
 
 class RuntimeInfo(Hook):
-    """Logs the sizes of the model and the data, and the baselines of the data, and adds them to the run as tags."""
+    """Logs the size of the model, the size of the training data, the length of the run, and the baselines of the data.
+
+    The hook records the baselines at iteration 0. The tags of the run are the class and the size of the model, the
+    device, the number of threads and, for a stack, its width.
+    """
 
     priority = "VERY_HIGH"
     stackable = True

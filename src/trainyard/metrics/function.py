@@ -103,7 +103,8 @@ class FunctionMetric(Metric):
             result = self.function(**values)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             given = f"{described(target)} and {described(outputs)}"
-            raise TrainyardError(f"{self.title} failed for targets and predictions {given}: {error}") from error
+            said = str(error).rstrip(".")
+            raise TrainyardError(f"{self.title} failed for targets and predictions {given}: {said}.") from error
         if isinstance(result, Mapping):
             return {str(name): self._tensor(value) for name, value in result.items()}
         return self._tensor(result)
@@ -120,7 +121,7 @@ class FunctionMetric(Metric):
         except (TypeError, ValueError):
             kind = type(value).__name__
             raise TrainyardError(
-                f"{self.title} returned a {kind}; it must return a number, an array or a dict."
+                f"{self.title} returned a {kind}; it must return a number, an array or a dict of these."
             ) from None
 
     def reset(self) -> None:

@@ -44,7 +44,7 @@ def configured(config: Mapping[str, Any]) -> dict[str, Metric]:
 
 
 def without_paths(value: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the config of a metric without `output` and `target`, which are not the target's arguments, and these."""
+    """Return the config of a metric without `output` and `target`, and these two; arguments of the class are kept."""
     if not is_node(value):
         return value, {}
     paths = {key: value[key] for key in PATHS if value.get(key) is not None and not names_argument(value, key)}

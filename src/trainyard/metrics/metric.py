@@ -56,7 +56,8 @@ class Metric(ABC):
     def __init__(self, prefix: str | None = None) -> None:
         if prefix is not None:
             if not isinstance(prefix, str) or not prefix or prefix != prefix.strip("/ "):
-                raise ConfigError("prefix", prefix, "a prefix for the names of the results, such as coarse")
+                accepted = "a non-empty string without a slash or space at its start or end, such as coarse"
+                raise ConfigError("prefix", prefix, accepted)
             self.prefix = prefix
         self.state: dict[str, Tensor] = {}
 

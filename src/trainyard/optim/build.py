@@ -66,7 +66,7 @@ def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Mo
     default steps.
 
     Two arguments depend on the parameters. If torch rejects `fused=True` for their device or dtype, the optimizer is
-    built without this argument, and a message is logged. If a class has no fused kernels and `foreach` is None,
+    built without this argument, and a warning is logged. If a class has no fused kernels and `foreach` is None,
     `foreach` is set to True for small models on the CPU, for which torch would use a slower loop.
 
     Args:
@@ -88,7 +88,7 @@ def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Mo
     optimizer = _construct(partial, listed)
     refusal = _refusal_of_fused(optimizer)
     if refusal is not None:
-        log.warning("%s runs without fused=True: %s", type(optimizer).__name__, refusal)
+        log.warning("%s runs without fused=True: %s.", type(optimizer).__name__, refusal.rstrip("."))
         optimizer = _construct(functools.partial(partial, fused=None), listed)
     if _foreach_pays(optimizer):
         for numbers in (optimizer.defaults, *optimizer.param_groups):
@@ -112,7 +112,7 @@ def groups_of(partial: Any, params: Sequence[Any], model: nn.Module) -> list[dic
 def _ruled(rules: Paramwise, partial: Callable[..., Optimizer], params: Sequence[Any], model: nn.Module | None) -> Any:
     """Return the groups that `paramwise` defines."""
     if model is None:
-        raise TypeError("paramwise rules need the model; pass it to the builder of the optimizer")
+        raise TypeError("paramwise rules need the model: pass the argument `model` of trainyard.optim.build")
     numbers = _defaults(partial) | getattr(partial, "keywords", {})
     try:
         groups = rules.groups(model, params, numbers)

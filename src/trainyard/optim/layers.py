@@ -12,10 +12,10 @@ from trainyard.models.patterns import fits_within
 
 
 def layer_numbers(model: nn.Module, layers: Sequence[str] | None) -> tuple[dict[str, int], int]:
-    """Return for each parameter's name the number of its layer, and the number of the last one.
+    """Return for each parameter's name the number of its layer, and the highest of these numbers.
 
-    Modules before the layers (embeddings) are layer 0; modules after them (the last norm, the head) have the number of
-    the last layer plus one.
+    The layers are numbered from 1. Modules before the layers (embeddings) have the number 0. Modules after the layers
+    (the last norm, the head) have the highest number: that of the last layer plus one.
 
     Args:
         model: the model; the order is that of its `named_parameters`.
@@ -64,7 +64,8 @@ def _stack(model: nn.Module) -> str:
         raise ConfigError(
             "layers",
             None,
-            f"globs that match the layers, because {type(model).__name__} has no ModuleList or Sequential",
+            f"globs that match the layers, because {type(model).__name__} has no ModuleList or Sequential of several "
+            "modules with parameters",
         )
     largest: str = max(sizes, key=sizes.__getitem__)
     return largest

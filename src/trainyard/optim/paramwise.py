@@ -33,9 +33,10 @@ class Paramwise:
     """Factors on the optimizer's `lr` and `weight_decay`, by the kind or the name of a parameter.
 
     The rules are the same as in MMEngine's `DefaultOptimWrapperConstructor`. If the name of a parameter matches a
-    pattern of `custom_keys`, only that entry applies. For all other parameters, `bias_lr_mult` applies to the biases of
-    layers that do not normalize. Of the factors for the weight decay, `norm_decay_mult`, `bias_decay_mult`,
-    `dwconv_decay_mult` and `flat_decay_mult`, the first given factor that matches the parameter applies. None: no rule.
+    pattern of `custom_keys`, only that entry and `layer_decay` apply. For all other parameters, `bias_lr_mult` applies
+    to the biases of layers that do not normalize. Of the factors for the weight decay, `norm_decay_mult`,
+    `bias_decay_mult`, `dwconv_decay_mult` and `flat_decay_mult`, the first given factor that matches the parameter
+    applies. None: no rule.
 
     Parameters with the same rules form one group, so that an optimizer updates them together. The groups depend on the
     set of given rules, not on their values.

@@ -17,8 +17,8 @@ from trainyard.errors import ConfigError
 class SAM(Optimizer):
     """Sharpness-aware minimization: the base optimizer takes a step with the gradient at a nearby point of higher loss.
 
-        e = rho * grad / |grad|, with the norm of all gradients param = base step from `param`, by the gradient at
-        `param + e`
+        e     = rho * grad / |grad|     (|grad|: the norm of all gradients)
+        param = base step from `param` with the gradient at `param + e`
 
     A step evaluates the loss twice. This optimizer has the groups and the state of the base optimizer.
 

@@ -127,7 +127,7 @@ def owner(model: nn.Module, path: str) -> str:
     if len(owners) != 1:
         kind, found = type(model).__name__, _listed(owners) or "no entry"
         raise ValueError(
-            f"{kind}.optimizer_groups: the parameter {path} belongs to {found}; it must belong to exactly one"
+            f"{kind}.optimizer_groups: the parameter {path} belongs to {found}; it must belong to exactly one entry."
         )
     return owners[0]
 

@@ -117,7 +117,7 @@ def test_large_ones(tested: Any, tmp_path: Path, caplog: pytest.LogCaptureFixtur
     tested(PredictionDump(upload_mb=0))
     assert (tmp_path / "predictions.parquet").exists()
     assert artifacts(tmp_path) == []
-    assert "larger than upload_mb, so it is not uploaded" in caplog.text
+    assert "larger than hook.predictions.upload_mb=0, so the file is not uploaded" in caplog.text
     (tmp_path / "predictions.parquet").unlink()
     caplog.clear()
     runner = tested(PredictionDump(max_mb=0.0001), resume=True)

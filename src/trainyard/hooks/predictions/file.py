@@ -182,7 +182,7 @@ class Predictions:
         path: the file.
         sizes: the number of samples in each batch.
         structure: the nesting of the tensors in a batch, and in the predictions for it.
-        kinds: for each name, the dtype of each tensor and the shape of its rows.
+        kinds: for each name, the dtype of the tensor and the shape of its rows.
         facts: further metadata.
     """
 

@@ -111,7 +111,11 @@ class PredictionLog(Hook):
         for name, gathering in gatherings.items():
             if gathering.complaint and not self._complained:
                 self._complained = True
-                log.warning("hook.prediction_log draws no figures, because it cannot draw %s.", gathering.complaint)
+                log.warning(
+                    "hook.prediction_log draws no figures, because the predictions are %s. The hook draws class "
+                    "scores, tokens and numbers that match the targets.",
+                    gathering.complaint,
+                )
             ranks = [part for part in runner.strategy.gather(gathering.finish()) if part]
             for member, *parts in zip(runner.members, *ranks, strict=False):
                 if member.journal.writes and parts:

@@ -150,7 +150,7 @@ class Gathering:
         x = input_of(batch)
         self.kind = _kind(batch, outputs, self._members is not None)
         if self.kind is None:
-            self.complaint = f"predictions {_shown(outputs)} of this batch; it draws class scores, tokens and numbers"
+            self.complaint = _shown(outputs)
             return
         points = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 2 and self.kind == "classes"
         dots = points or self.kind == "numbers"
