@@ -12,7 +12,7 @@ FORMER = "trainyard.dist"  # the former name of `trainyard.distributed`
 
 @cache
 def public_names() -> dict[str, list[str]]:
-    """Return the names of each public package's `__all__`, but of those that a package above it names, too."""
+    """Return the names in the `__all__` of each public package, without names that a package above it also has."""
     found: dict[str, list[str]] = {"trainyard.inference": ["load", "Predictor"]}
     for file in sorted(PACKAGE.rglob("__init__.py"), key=lambda file: (len(file.parts), file)):
         package = ".".join(file.parent.relative_to(PACKAGE.parent).parts)

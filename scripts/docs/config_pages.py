@@ -44,13 +44,14 @@ class Option:
 
 @cache
 def config_pages() -> dict[str, str]:
-    """Return the Markdown of a page for each group of configs, and of one for the settings, by its path in the site."""
+    """Return the Markdown of the pages of the groups of configs and of the settings, by their paths in the site."""
     groups: dict[str, list[Path]] = {}
     for file in sorted(CONF.rglob("*.yaml")):
         groups.setdefault(file.parent.relative_to(CONF).as_posix(), []).append(file)
     pages = {"reference/config/settings.md": _settings(groups.pop(".")[0])}
     for group, files in groups.items():
-        parts = [f"# {group}", f"Options of the group `{group}`: `{group}=NAME`. {_HOW}"]
+        sign = "+" if "/" in group and not group.startswith("hydra/") else ""  # it is in no list of defaults
+        parts = [f"# {group}", f"Options of the group `{group}`: `{sign}{group}=NAME`. {_HOW}"]
         parts += [_of_file(file, f"## {file.stem}") for file in files]
         pages[f"reference/config/{group.replace('/', '-')}.md"] = "\n\n".join(parts)
     return pages
@@ -117,6 +118,8 @@ def _source(value: Any, lines: list[str]) -> str:
     start, end = value.start_mark, value.end_mark
     if start.line == end.line:
         return lines[start.line][start.column : end.column] if lines else ""
+    if value.style in ("|", ">"):
+        return " ".join(value.value.split())
     text = "\n".join(lines[start.line : end.line + 1])
     return " ".join(text[start.column :].split())
 
@@ -177,6 +180,7 @@ def _further(text: str, named: list[Option]) -> Iterator[Option]:
     if target is None:
         return
     there = {option.key.partition(".")[0] for option in named}
+    there |= {group for each in content.get("defaults", ()) if isinstance(each, dict) for group in each}
     for parameter in inspect.signature(target).parameters.values():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or parameter.name in there:
             continue

@@ -4,7 +4,7 @@
     python scripts/docs/diagrams.py package/dist/mermaid.min.js
 
 It needs Chromium. The images are committed, because neither the site nor its build loads remote scripts. Boxes have a
-background of their own and lines are gray, so that the images can be read on a light and on a dark page.
+background color and lines are gray, so that the images can be read on a light and on a dark page.
 """
 
 from __future__ import annotations

@@ -319,7 +319,7 @@ def touching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_module_that_initializes_cuda_is_a_config_error(touching: Any) -> None:
     """No worker could use CUDA then. `torch.cuda.is_initialized` does not know of it."""
     touching("cuInit(0)")
-    with pytest.raises(ConfigError, match=r"preload: 'touching' is invalid.*importing it initializes CUDA"):
+    with pytest.raises(ConfigError, match=r"preload: 'touching' is invalid.*Importing this module initializes CUDA"):
         run(lambda _: 1, preload=("touching",))
 
 

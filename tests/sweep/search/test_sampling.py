@@ -122,7 +122,8 @@ def test_a_key_whose_condition_does_not_hold_is_not_asked_for(hydra: Any) -> Non
     [
         (
             {"n_trials": 0},
-            "hydra.sweeper.n_trials: 0 is invalid. Expected an integer of at least 1, or null for no limit.",
+            "hydra.sweeper.n_trials: 0 is invalid. Expected an integer of at least 1, or null (100, or no "
+            "limit with timeout or target).",
         ),
         ({"timeout": -1}, "hydra.sweeper.timeout: -1 is invalid. Expected a number of seconds above 0"),
         ({"target": "low"}, "hydra.sweeper.target: 'low' is invalid. Expected a number, or null for none."),

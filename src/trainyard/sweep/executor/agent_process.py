@@ -85,7 +85,9 @@ class _Agent:
                 self.say("failed", module, one_line(error))
                 return
             if cuda_is_initialized():
-                self.say("failed", module, "importing it initializes CUDA, after which workers cannot use CUDA")
+                self.say(
+                    "failed", module, "Importing this module initializes CUDA, after which workers cannot use CUDA"
+                )
                 return
         # Workers neither collect nor finalize the objects that exist now, which would copy memory pages they share with
         # this process. (Torch would also unregister each of its operator libraries: 20 ms.)

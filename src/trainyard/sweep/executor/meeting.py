@@ -73,10 +73,12 @@ def open_head(directory: Path, kind: Literal["tcp", "files"], address: str | Non
         try:
             transport = TcpHead(host, _new_token(folder))
         except OSError as error:
-            hint = f"{error.strerror or error}. hydra.launcher.transport=files needs no port."
-            raise ConfigError(
-                "address", host, "an address of this machine that the nodes can reach", hint=hint
-            ) from error
+            hint = (
+                f"{error.strerror or error}. With hydra/launcher=ray, this setting is hydra.launcher.head_address. "
+                "hydra.launcher.transport=files needs no port."
+            )
+            accepted = "an address of this machine that the nodes can reach"
+            raise ConfigError("hydra.launcher.address", host, accepted, hint=hint) from error
         found = HeadAddress(fence, kind, host, transport.port)
     _replace(folder / _HEAD, json.dumps(asdict(found)))
     return transport, found

@@ -171,7 +171,7 @@ class RayPool(Pool):
     def _last_words(self) -> str:
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors if line.strip()]
-        return lines[-1] if lines else "its process ended"
+        return lines[-1] if lines else "Trainyard's process for Ray ended without a message"
 
     def start(self, command: Sequence[str]) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)

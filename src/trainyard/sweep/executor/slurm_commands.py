@@ -127,7 +127,7 @@ def resources() -> str:
     for line in lines:
         partition, nodes, cpus, memory, gres, limit = line.strip().split("|")
         gpus = "" if gres == "(null)" else f", {gres}"
-        told.append(f"{partition.rstrip('*')}: {nodes} nodes with {cpus} CPUs, {memory} MB{gpus}, at most {limit}")
+        told.append(f"{partition.rstrip('*')}: {nodes} nodes with {cpus} CPUs, {memory} MB{gpus}, time limit {limit}")
     return "; ".join(told)
 
 

@@ -91,7 +91,7 @@ class PopulationSettings:
             ConfigError: an override is invalid, or `explore` names a key that does not vary.
         """
         lines = [*(f"{key}={text_of(value)}" for key, value in self.params.items()), *arguments]
-        space = Space(lines, {}, loader, config)
+        space = Space(lines, {}, loader, config, "pbt")
         for key in self.explore:
             if key not in space.parameters:
                 accepted = f"a key that varies: {', '.join(space.parameters)}"

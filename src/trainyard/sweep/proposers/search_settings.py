@@ -330,7 +330,9 @@ def _limits(values: Mapping[str, Any]) -> Limits:
     return Limits(
         (TRIALS if endless else None)
         if n_trials is None
-        else integer(f"{SWEEPER}.n_trials", n_trials, at_least=1, other="null for no limit"),
+        else integer(
+            f"{SWEEPER}.n_trials", n_trials, at_least=1, other="null (100, or no limit with timeout or target)"
+        ),
         None
         if timeout is None
         else number(f"{SWEEPER}.timeout", timeout, above=0, unit="seconds", other="null for no limit"),

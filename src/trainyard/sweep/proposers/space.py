@@ -79,6 +79,7 @@ class Space:
         when: for each key, the conditions under which the key is a parameter (`trainyard.sweep.conditions.Conditions`).
         loader: Hydra's loader.
         master: the config of the entire sweep.
+        option: the option of `hydra/sweeper`, for messages.
 
     Raises:
         ConfigError: no key varies, or a range is empty.
@@ -86,7 +87,12 @@ class Space:
     """
 
     def __init__(
-        self, lines: Sequence[str], when: Mapping[str, Sequence[str]], loader: ConfigLoader, master: DictConfig
+        self,
+        lines: Sequence[str],
+        when: Mapping[str, Sequence[str]],
+        loader: ConfigLoader,
+        master: DictConfig,
+        option: str = "search",
     ) -> None:
         check_overrides(list(lines))
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(lines))
@@ -96,8 +102,8 @@ class Space:
         if not self.parameters:
             raise ConfigError(
                 "hydra/sweeper",
-                "search",
-                "overrides with a range to search, such as optim.lr=tag(log,interval(1e-5,1e-1)), or "
+                option,
+                "overrides with a range, such as optim.lr=tag(log,interval(1e-5,1e-1)), or "
                 "ranges in hydra.sweeper.params",
                 hint="No override has a range.",
             )

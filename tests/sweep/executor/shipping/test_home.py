@@ -147,7 +147,7 @@ def test_an_agent_that_does_not_see_the_storage(tmp_path: Path) -> None:
         executor.wait(0)
         (process,) = pool.processes.values()
         assert process.wait(60) == 2
-    assert "does not see the sweep in its storage (hydra.launcher.storage): file://" in pool.output[0]
+    assert "does not see the storage of the sweep (hydra.launcher.storage): file://" in pool.output[0]
 
 
 def test_a_task_that_is_to_end_before_its_files_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

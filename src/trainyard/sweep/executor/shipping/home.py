@@ -90,7 +90,9 @@ class HomeFiles(HeadFiles):
         try:
             self._storage.mark({"fence": fence})
         except Exception as error:
-            raise TrainyardError(f"{self._storage.url} cannot be written (hydra.launcher.storage): {error}") from error
+            raise TrainyardError(
+                f"{self._storage.url} cannot be written (hydra.launcher.storage): {str(error).rstrip('.')}."
+            ) from error
 
     def told_to_nodes(self) -> str:
         """Return what an agent needs to know on its node, for `trainyard.sweep.executor.shipping.node`."""

@@ -158,7 +158,8 @@ def _seen(url: str) -> Storage:
         storage.marked()
     except (TrainyardError, StorageError, OSError) as error:
         raise TrainyardError(
-            f"{os.uname().nodename} does not see the sweep in its storage (hydra.launcher.storage): {error}"
+            f"{os.uname().nodename} does not see the storage of the sweep (hydra.launcher.storage): "
+            f"{str(error).rstrip('.')}."
         ) from error
     return storage
 
