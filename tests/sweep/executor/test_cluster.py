@@ -382,4 +382,4 @@ def test_an_agent_with_a_wrong_token(tmp_path: Path, capsys: Any) -> None:
 def test_an_address_that_this_machine_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(TrainyardError) as error, an_executor(tmp_path, 1, settings={"address": "192.0.2.1"}):
         pass
-    assert str(error.value).startswith("hydra.launcher.address: '192.0.2.1' is invalid. Expected an address of this ma")
+    assert str(error.value).startswith("hydra.launcher.address: '192.0.2.1' is invalid. Expected an address")

@@ -227,8 +227,8 @@ def test_a_point_that_is_not_in_the_space_is_refused(hydra: Any, settings_of: An
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        ([], "hydra/sweeper: 'search' is invalid. Expected overrides with a range to search"),
-        (["optim.lr=0.1"], "hydra/sweeper: 'search' is invalid. Expected overrides with a range to search"),
+        ([], "hydra/sweeper: 'search' is invalid. Expected overrides with a range, such as"),
+        (["optim.lr=0.1"], "hydra/sweeper: 'search' is invalid. Expected overrides with a range, such as"),
         (["optim.lr=interval(1,0.1)"], "optim.lr: 'interval(1,0.1)' is invalid. Expected an interval whose first"),
         (
             ["optim.lr=tag(log,interval(0,1))"],
