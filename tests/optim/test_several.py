@@ -289,7 +289,7 @@ def test_what_cannot_work(settings: dict[str, Any], told: str) -> None:
 def test_every_parameter_has_one_optimizer(groups: dict[str, Any], told: str) -> None:
     model = Duel()
     model.optimizer_groups = groups
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(TrainyardError, match=told):
         build_several(dict.fromkeys(groups, OPTIM["a"]), model)
 
 

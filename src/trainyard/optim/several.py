@@ -120,13 +120,13 @@ def owner(model: nn.Module, path: str) -> str:
     """Return the entry of the model's `optimizer_groups` to which the parameter of this name belongs.
 
     Raises:
-        ValueError: there is no such entry, or there are several.
+        TrainyardError: there is no such entry, or there are several.
     """
     groups: Mapping[str, Any] = getattr(model, "optimizer_groups", {})
     owners = [name for name, patterns in groups.items() if _belongs(path, patterns)]
     if len(owners) != 1:
         kind, found = type(model).__name__, _listed(owners) or "no entry"
-        raise ValueError(
+        raise TrainyardError(
             f"{kind}.optimizer_groups: the parameter {path} belongs to {found}; it must belong to exactly one entry."
         )
     return owners[0]

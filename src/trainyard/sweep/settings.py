@@ -22,7 +22,7 @@ class SweepSettings:
 
     Args:
         jobs_per_gpu: jobs that share a GPU; `auto` is 1.
-        threads_per_job: threads of a job on the CPU; `auto` is 1.
+        threads_per_job: threads of a job; `auto` is 1, or with CUDA, an equal share of the cores.
         max_jobs: maximum number of jobs at a time; None for as many as there are slots.
         retries: additional attempts for a failing job.
         timeout: seconds after which a job is ended; None for never.
