@@ -1,7 +1,7 @@
-"""Training by hand, as PyTorch's own pages write it: the sides that this project is compared with.
+"""Hand-written training loops, as in PyTorch's documentation, for the comparison with this project.
 
-All of them take the batches in this project's order for seed 0, from the weights of `Work.net`, with the fused Adam.
-Each function yields the loss of each step, without end.
+All loops use the order of batches of this project for seed 0, the initial weights of `Work.net`, and fused Adam. Each
+function yields the loss of each step, without end.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from work import RATE, Work
 from trainyard.data.order import EpochBatchSampler, epoch_order
 
 WARM_UP = 3
-"""Steps before a capture, as torch's notes on CUDA graphs ask."""
+"""Steps before a capture, as torch's notes on CUDA graphs require."""
 
 
 def net(work: Work) -> nn.Module:
-    """Return the network; one for images has its weights in channels last."""
+    """Return the network; a network for images has its weights in channels last."""
     found = work.net()
     if work.kind == "images":
         found.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -29,7 +29,7 @@ def net(work: Work) -> nn.Module:
 
 
 def resident(work: Work, bf16: bool) -> Iterator[Tensor]:
-    """Train on data that lies on the device."""
+    """Train on data that is on the device."""
     model = net(work).to(work.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
     for x, y in resident_batches(work):
@@ -37,7 +37,7 @@ def resident(work: Work, bf16: bool) -> Iterator[Tensor]:
 
 
 def compiled(work: Work, bf16: bool) -> Iterator[Tensor]:
-    """Train like `resident`, with a model that is compiled in the mode that has CUDA graphs."""
+    """Train like `resident`, with a model that is compiled in a mode with CUDA graphs."""
     model = net(work).to(work.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
     fast: Callable[[Tensor], Tensor] = torch.compile(model, mode="reduce-overhead")
@@ -58,7 +58,7 @@ def with_loader(work: Work, bf16: bool) -> Iterator[Tensor]:
 
 
 def whole_graph(work: Work, bf16: bool) -> Iterator[Tensor]:
-    """Train by a CUDA graph of forward, backward and optimizer."""
+    """Train with a CUDA graph of forward, backward and optimizer."""
     model = net(work).to(work.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True, capturable=True)
     batches = resident_batches(work)
@@ -105,8 +105,8 @@ def recorded(work: Callable[[], Tensor], restore: Callable[[], None]) -> Callabl
     """Return a function that replays `work` as a CUDA graph.
 
     Args:
-        work: the same each time, on memory that stays where it is.
-        restore: puts what the warm-up has changed back to where it was.
+        work: the work, which uses the same memory in each call.
+        restore: restores the state from before the warm-up.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TOTAL = 480
-"""Seconds for the whole check."""
+"""Maximum number of seconds of the complete check."""
 MACHINE = 20
-"""Seconds of it for the first import of PyTorch and the look at the machine."""
+"""Seconds of this time for the first import of PyTorch and the check of the machine."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Table:
 
     Attributes:
         key: its name in the JSON file.
-        title: the sentence above it.
-        rows: the names of its rows.
-        unit: of its timings; None: its rows hold findings.
+        title: the line above the table.
+        rows: the names of the rows.
+        unit: the unit of the times; None: the rows contain findings.
     """
 
     key: str
@@ -29,16 +29,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the check, which runs in a process of its own.
+    """A part of the check, which runs in a separate process.
 
     Attributes:
-        name: on the command line and in the JSON file.
-        module: of the package `parts`.
-        limit: seconds after which it is ended; what it has measured until then is kept.
-        about: what it does.
-        tables: of its results.
-        beside: it runs beside the parts that follow, until one that measures time.
-        timed: it measures time, and has the device to itself.
+        name: the name on the command line and in the JSON file.
+        module: the module in the package `parts`.
+        limit: the number of seconds after which the part is ended; its results until then are kept.
+        about: a description.
+        tables: the tables of the results.
+        beside: whether the part runs at the same time as the next parts, until a part that measures time.
+        timed: whether the part measures time; then no other part runs at the same time.
     """
 
     name: str
@@ -66,11 +66,11 @@ STACK_SIDES = (
     "one run, capture=false",
     "K = 1",
     "K = 16",
-    "K = 128",
+    "K = 256",
     "K = 1024",
-    "torch.func by hand, eager, K = 128",
-    "torch.func by hand, captured, K = 128",
-    "JAX jit(vmap), K = 128",
+    "torch.func by hand, eager, K = 256",
+    "torch.func by hand, captured, K = 256",
+    "JAX jit(vmap), K = 256",
     "8 processes",
     "8 processes, MPS",
 )

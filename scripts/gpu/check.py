@@ -1,8 +1,8 @@
-"""Runs the parts of the check, each in a process of its own with its own limit, and prints what became of them.
+"""Runs the parts of the check, each in a separate process with a time limit, and prints their states.
 
     python scripts/gpu/check.py --json FILE --device cuda --folder DIR [--spent SECONDS] [--only PART,PART]
 
-`scripts/gpu_check.sh` calls it, with everything on the PYTHONPATH. Status 1: a part failed, or has no result.
+`scripts/gpu_check.sh` calls this script and sets PYTHONPATH. The exit status is 1 if a part is not done.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from catalog import PARTS, TOTAL, Part
 
 ROOT = Path(__file__).resolve().parents[2]
 ON_CPU = 10
-"""Factor of the limits on the CPU, whose times mean nothing: they only end what hangs."""
+"""Factor of the limits on the CPU, where they only end parts that hang."""
 SHORT = 5.0
-"""Seconds with which it does not pay to begin a part."""
+"""If fewer seconds are left, no part is started."""
 GRACE = 3.0
-"""Seconds that a part has to end what it has started, such as a service, when its time is over."""
+"""Seconds for a part to end the processes that it has started, after its time limit."""
 TAIL = 3000
 """Characters of a failed part's output that are kept."""
 
 
 class Check:
-    """The parts that run and have run.
+    """Runs parts of the check.
 
     Args:
-        results: where they write to.
+        results: the file of the results.
         device: `cuda`, `cuda:1` or `cpu`.
-        folder: for temporary files.
-        quick: the smallest sizes.
-        spent: seconds of the time for all parts that have gone by.
+        folder: a folder for temporary files.
+        quick: whether to use the smallest sizes.
+        spent: the seconds of the total time limit that have already passed.
     """
 
     def __init__(self, results: Results, device: str, folder: Path, quick: bool, spent: float) -> None:
@@ -53,7 +53,7 @@ class Check:
         self._running: dict[str, _Process] = {}
 
     def run(self, part: Part) -> None:
-        """Run a part to its end, or to its limit; a part beside others is started alone."""
+        """Run a part to its end or its limit; a part with `beside` is only started."""
         if part.timed:
             self.wait()  # for what runs beside
         left = self._deadline - time.monotonic()
@@ -67,12 +67,12 @@ class Check:
             self._finish(part.name)
 
     def wait(self) -> None:
-        """Wait for the parts that run beside others."""
+        """Wait for the parts that were only started."""
         for name in list(self._running):
             self._finish(name)
 
     def kill(self) -> None:
-        """End all that runs."""
+        """Kill all running parts."""
         for process in self._running.values():
             process.kill()
 
@@ -88,7 +88,7 @@ class Check:
 
 
 class _Process:
-    """A part's process, which leads a group of its own."""
+    """Process of a part, which leads a process group."""
 
     def __init__(self, part: Part, arguments: list[str], folder: Path, limit: float) -> None:
         self.begun = time.monotonic()
@@ -108,7 +108,7 @@ class _Process:
         )
 
     def wait(self) -> tuple[str, str | None]:
-        """Return the state in which the part ended, and what was wrong."""
+        """Return the state in which the part ended, and the error."""
         try:
             status = self._process.wait(max(0.0, self.begun + self._limit - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -124,7 +124,7 @@ class _Process:
         return "failed", lines[-1] if lines else f"exit status {status}"
 
     def kill(self) -> None:
-        """Kill the process, and what it has left behind."""
+        """Kill the process, and the processes that it has started."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -132,7 +132,7 @@ class _Process:
         self._process.wait()
 
     def output(self) -> str:
-        """Return what it has printed."""
+        """Return the output."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 
@@ -179,7 +179,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--only", type=lambda text: text.split(","), help=f"parts to run, separated by commas: {', '.join(names)}"
     )
-    parser.add_argument("--quick", action="store_true", help="the smallest sizes; always so on the CPU")
+    parser.add_argument("--quick", action="store_true", help="use the smallest sizes, as always on the CPU")
     options = parser.parse_args()
     unknown = set(options.only or ()) - set(names)
     if unknown:

@@ -42,7 +42,7 @@ def rate(member: int) -> float:
 
 
 def prepared(members: int | None, device: str, **more: Any) -> Runner:
-    """Return a Runner that is ready to train: a stack of so many members, or (None) one run."""
+    """Return a Runner that is ready to train: a stack of this number of members, or (None) a single run."""
     configs = [config(member, device, **more) for member in range(members or 1)]
     runner = Runner.from_cfg(configs[0]) if members is None else FusedRunner(configs)
     runner.prepare()

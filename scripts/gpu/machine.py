@@ -1,8 +1,8 @@
-"""The machine: whether it can run the check, and what it is.
+"""Checks whether the machine can run the check, and records its properties.
 
     python scripts/gpu/machine.py DEVICE FILE.json
 
-Ends with status 1 and one line where it cannot.
+If the machine cannot run the check, the script prints a line and ends with status 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _said(*command: str) -> str | None:
-    """Return the first line that a program prints; None if there is no such program, or it fails."""
+    """Return the first line that a program prints; None if the program is missing or prints nothing."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, check=False)

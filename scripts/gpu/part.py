@@ -1,4 +1,4 @@
-"""A part of the check, seen from its own process."""
+"""A part of the check, in the process of the part."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ NEEDS_CUDA = "needs CUDA"
 
 @dataclass
 class Part:
-    """A part that runs.
+    """A running part.
 
     Attributes:
-        name: of `catalog.PARTS`.
-        results: where the results go.
+        name: the name in `catalog.PARTS`.
+        results: the file of the results.
         device: `cuda`, `cuda:1` or `cpu`.
         quick: whether to use the smallest sizes.
         folder: an empty folder for temporary files.
         until: the time of `time.monotonic` at which the part is ended.
-        failures: what is wrong; a part with any fails at its end.
+        failures: the failures so far; a part with failures fails at its end.
     """
 
     name: str
@@ -52,28 +52,28 @@ class Part:
         return self.until - time.monotonic()
 
     def size(self, full: T, quick: T) -> T:
-        """Return the one that is asked for."""
+        """Return the full size or the quick size, as requested."""
         return quick if self.quick else full
 
     def put(self, table: str, row: str, **values: Any) -> None:
-        """Write a row of a table into the results.
+        """Write a row of a table to the results.
 
         Args:
-            table: its key.
-            row: its name.
-            **values: `found`: a number or a text; `missing`: why there is none; `failed`: an error; or, of timings,
-                what `timing.take_turns` writes.
+            table: the key of the table.
+            row: the name of the row.
+            **values: `found`: a number or a text; `missing`: the reason why there is none; `failed`: an error; for
+                times, the values of `timing.take_turns`.
         """
         self.results.row(self.name, table, row, values)
 
     def fail(self, reason: str) -> None:
-        """Note that something is wrong; the part goes on."""
-        print(f"WRONG: {reason}", flush=True)
+        """Record a failure; the part continues."""
+        print(f"FAILED: {reason}", flush=True)
         self.failures.append(reason)
 
 
 def run(main: Callable[[Part], None]) -> NoReturn:
-    """Run the part that the command line names, and end the process; its last line says what is wrong."""
+    """Run the part that the command line names, and end the process; its last line contains the failures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=[part.name for part in PARTS])
     parser.add_argument("--json", type=Path, required=True)

@@ -1,6 +1,7 @@
-"""Single runs side by side, each in a process of its own, for the comparison with stacks.
+"""Single runs in parallel processes, for the comparison with stacks.
 
-A worker is ready, says so, and trains for one window at each line that it reads. It ends with its input.
+A worker prints a line when it is ready, and trains for one window for each line that it reads. It ends when its input
+ends.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PATIENCE = 60.0
 def side_by_side(
     part: Part, count: int, plan: Plan, environment: Mapping[str, str]
 ) -> Iterator[Callable[[Window], None]]:
-    """Yield a function that has `count` processes train in a window."""
+    """Yield a function that lets `count` processes train for a window."""
     command = [sys.executable, "-m", "processes", part.device, json.dumps(asdict(plan))]
     workers = [
         subprocess.Popen(
@@ -65,7 +66,7 @@ def _answer(worker: subprocess.Popen[str]) -> str:
     """Return the next line of a worker.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: the worker printed no line within `PATIENCE` seconds, or it has ended.
     """
     assert worker.stdout is not None
     poll = select.poll()
@@ -77,7 +78,7 @@ def _answer(worker: subprocess.Popen[str]) -> str:
 
 
 def has_mps() -> bool:
-    """Return whether this machine has CUDA's multi-process service."""
+    """Return whether CUDA's multi-process service is installed on this machine."""
     return shutil.which(CONTROL) is not None
 
 
@@ -86,7 +87,7 @@ def mps(folder: Path) -> Iterator[dict[str, str]]:
     """Run the multi-process service, and yield the environment of its clients. No setting of the device is changed.
 
     Raises:
-        RuntimeError: it does not start.
+        RuntimeError: the service does not start.
     """
     environment = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "log")}
     for own in environment.values():

@@ -1,8 +1,8 @@
-"""Pytest plugin that writes each test's result into the JSON file as it comes: `-p pytest_results --results FILE`.
+"""Pytest plugin that writes the result of each test to the JSON file immediately: `-p pytest_results --results FILE`.
 
-Of the tests that are chosen otherwise, `--share 1/4` runs the second of four shares. Tests that have a result in the
-file already are left out, so that a share whose process has ended is continued by another process. A process whose
-CUDA is in an error state runs no more tests.
+`--share 1/4` runs the second of four shares of the selected tests. Tests that already have a result in the file are
+skipped, so that another process can continue a share whose process has ended. A process whose CUDA is in an error state
+runs no more tests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def outcomes_of(content: Content) -> Outcomes:
 
 
 def count(content: Content) -> None:
-    """Bring the table of the tests up to date."""
+    """Update the table of the tests."""
     outcomes = outcomes_of(content)
     rows = content["parts"]["tests"].setdefault("tables", {}).setdefault("tests", {})
     for row in ("passed", "failed", "skipped", WITHOUT):
@@ -87,7 +87,7 @@ class Plugin:
 
 
 def is_broken() -> bool:
-    """Return whether this process cannot use CUDA any more, after an error on the device."""
+    """Return whether an error on the device prevents this process from using CUDA."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return False

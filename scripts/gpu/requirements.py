@@ -12,7 +12,7 @@ _LINE = re.compile(r"(?P<package>[\w.-]+)  # (?P<module>\w+): (?P<use>.+)")
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package, the module that it brings, and what it is for."""
+    """A package, its module, and its use."""
 
     package: str
     module: str

@@ -1,4 +1,4 @@
-"""Results of the check: one JSON file, replaced as a whole at each change, so that an ended run keeps what it had."""
+"""Results of the check: one JSON file, replaced atomically at each change, so that an interrupted check keeps them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Results:
     """The JSON file; several processes may change it.
 
     Args:
-        path: the file; an absent one is empty.
+        path: the file; a missing file counts as empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,7 +31,7 @@ class Results:
         return content
 
     def change(self, change: Callable[[Content], None]) -> None:
-        """Have `change` change the content, while no other process does."""
+        """Change the content with `change`, while no other process changes it."""
         with self._alone():
             content = self.read()
             change(content)

@@ -1,7 +1,7 @@
-"""Many small models at once by hand, with `torch.func` and with JAX: the sides that a stack is compared with.
+"""Hand-written training of many small models at once, with `torch.func` and with JAX, for the comparison with stacks.
 
-The models are those of `digits`: their weights, learning rates and orders of the data. Each function yields the losses
-of each step, one for each model, without end.
+The models have the weights, learning rates and orders of the data of `digits`. Each function yields the losses of each
+step, one for each model, without end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainyard.data.order import epoch_order
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 EPOCHS = 4
-"""Orders that are made ahead, and used again and again: the losses are compared within them."""
+"""Number of orders that are computed in advance and repeated; the losses are compared before the first repetition."""
 
 
 def start(members: int) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -34,7 +34,7 @@ def start(members: int) -> tuple[list[Tensor], Tensor, Tensor]:
 
 
 def orders(members: int, samples: int) -> list[npt.NDArray[np.int64]]:
-    """Return the rows of the first epochs, `[K, N]` each: every member has an order of its own."""
+    """Return the rows of the first epochs, `[K, N]` each, with a separate order for each member."""
     whole = samples // BATCH * BATCH
     return [
         np.stack([epoch_order(samples, member, epoch)[:whole] for member in range(members)]) for epoch in range(EPOCHS)
@@ -42,7 +42,7 @@ def orders(members: int, samples: int) -> list[npt.NDArray[np.int64]]:
 
 
 def with_torch(members: int, device: str, *, captured: bool) -> Iterator[Tensor]:
-    """Train by `vmap` of `grad`, with an Adam that has a rate for each member; eager, or as one CUDA graph."""
+    """Train with `vmap` of `grad` and an Adam with a rate for each member; eager, or as one CUDA graph."""
     begin, x, y = start(members)
     weights = [tensor.to(device) for tensor in begin]
     x, y = x.to(device), y.to(device)
@@ -89,7 +89,7 @@ def loss(weights: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
 
 
 def with_jax(members: int) -> Iterator[Any]:
-    """Train by `jit` of `vmap` of `grad`, on JAX's device, at full precision."""
+    """Train with `jit` of `vmap` of `grad`, on JAX's device, in full precision."""
     import jax
     import jax.numpy as jnp
 

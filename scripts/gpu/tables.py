@@ -1,10 +1,10 @@
-"""Tables of docs/gpu.md, filled from the results of the check.
+"""Fills the tables of docs/gpu.md with the results of the check.
 
     python scripts/gpu/tables.py FILE.json [--page FILE]
 
-Writes the part of the page between its two markers, and keeps the results beside it, as docs/gpu.json, from which a
-test makes the page again. With `--page` another page is filled, and nothing is kept. What was not run stays "not yet
-run".
+The script writes the part of the page between the two markers, and copies the results to docs/gpu.json, from which a
+test creates the page again. With `--page`, the script fills another page and does not copy the results. Parts that
+were not run are shown as "not yet run".
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def results(content: dict[str, Any]) -> Iterator[str]:
 
 
 def machine(content: dict[str, Any]) -> Iterator[str]:
-    """Yield what the results were measured on."""
+    """Yield the line about the machine of the results."""
     if "machine" not in content:
         yield from [f"The check has not been run on a GPU yet. The complete check takes {TOTAL} s at most.", ""]
         return
@@ -82,7 +82,7 @@ def finding(row: dict[str, Any] | None, without: str) -> str:
 
 
 def timing(row: dict[str, Any] | None, without: str) -> list[str]:
-    """Return the cells of a side's time."""
+    """Return the cells of a side's times."""
     if row is None or "values" not in row:
         return [finding(row, without), "", "", ""]
     values, clocks = row["values"], [clock for clock in row["clocks"] if clock is not None]
@@ -95,19 +95,19 @@ def timing(row: dict[str, Any] | None, without: str) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Return a time with three digits or more."""
+    """Return a time with at least three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def state(found: dict[str, Any] | None) -> str:
-    """Return what became of a part."""
+    """Return the state of a part, with its error."""
     if found is None:
         return NOT_RUN
     return f"{found['state']}: {found['error']}" if found.get("error") else str(found["state"])
 
 
 def seconds(found: dict[str, Any] | None) -> str:
-    """Return how long a part took."""
+    """Return the seconds that a part took."""
     return "" if found is None or found.get("seconds") is None else f"{found['seconds']:.0f}"
 
 

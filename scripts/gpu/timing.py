@@ -1,8 +1,8 @@
-"""Timing: sides that take turns in windows of seconds, whose losses are compared.
+"""Timing: the sides of a table are measured alternately, in windows of seconds, and their losses are compared.
 
-A side trains step by step in a window: steps that are compared, a warm-up, and the seconds that are timed. The device
-has finished its work at the beginning and at the end of these seconds. The loss after the compared steps must be the
-same for all sides of a table, up to rounding: they do the same work.
+A side is one way to do the work of a table. In a window, a side trains the compared steps, a warm-up, and the timed
+seconds. The device has finished its work at the start and at the end of the timed seconds. Because all sides of a table
+do the same work, their losses after the compared steps must be equal up to rounding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from trainyard.nvml import Gpu
 
 SPARE = 2.0
-"""Seconds for what a side does before its window: it builds its model, captures, compiles."""
+"""Seconds for the preparation of a side before its window: building the model, capture, compilation."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Plan:
     """Sizes of a comparison.
 
     Attributes:
-        seconds: of a window.
-        warm: seconds before it.
-        rounds: windows of each side.
-        compared: steps after which the losses are compared.
+        seconds: the timed seconds of a window.
+        warm: the minimum number of seconds of the warm-up.
+        rounds: the number of windows of each side.
+        compared: the number of steps after which the losses are compared.
     """
 
     seconds: float
@@ -59,10 +59,10 @@ class Window:
         self.microseconds = 0.0
 
     def step(self, loss: Any) -> bool:
-        """Note a step that was made, and return whether the window is over.
+        """Count a step, and return whether the window is over.
 
         Args:
-            loss: of the step; of the first member, where there are several.
+            loss: the loss of the step: a number, or one for each member, of which the first is compared.
         """
         self._steps += 1
         now = perf_counter()
@@ -87,7 +87,7 @@ class Window:
         self._synchronize()
 
     def told(self, microseconds: float, loss: float) -> None:
-        """Take the figures of a side that has timed itself in the same way."""
+        """Set the results of a side that was timed in other processes in the same way."""
         self.microseconds, self._loss = microseconds, loss
 
     @property
@@ -102,7 +102,7 @@ class Side:
 
     Attributes:
         train: trains until the window is over.
-        members: how many models one step of it trains; the time is a member's.
+        members: the number of models that one step trains; the time is divided by this number.
     """
 
     train: Callable[[Window], None]
@@ -111,13 +111,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Missing:
-    """A side that there cannot be here."""
+    """A side that cannot run on this machine."""
 
     reason: str
 
 
 def going_on(make: Callable[[], Iterator[Any]], members: int = 1) -> Side:
-    """Return a side that trains on from window to window; `make` yields the loss of each step, without end."""
+    """Return a side that continues its training in each window; `make` yields the loss of each step, without end."""
     kept: list[Iterator[Any]] = []
 
     def train(window: Window) -> None:
@@ -138,19 +138,19 @@ def take_turns(
     *,
     reserve: float = 0.0,
 ) -> None:
-    """Time the sides of these tables, one after the other, round by round, and write each window into the results.
+    """Time the sides of these tables alternately, round by round, and write each window to the results.
 
-    Where the part's time does not suffice for all rounds, the last windows are left out.
+    If the time of the part is not sufficient for all rounds, the last windows are omitted.
 
-    A row of the results has `values` (microseconds a step, one a window), their `median`, `loss`, `same` (whether the
-    loss is that of the table's first side that has one) and `clocks` (MHz, after each window).
+    A row of the results has `values` (microseconds per step, one for each window), their `median`, `loss`, `same`
+    (whether the loss is equal to that of the first side of the table with a loss) and `clocks` (MHz, after each window).
 
     Args:
         part: the part.
-        tables: the sides of each table, by its key and their names.
+        tables: the sides by name, for each table by key.
         plan: the sizes.
-        tolerances: of the losses of each table, relative.
-        reserve: seconds of the part's time that are for what follows.
+        tolerances: the relative tolerance of the losses of each table.
+        reserve: the seconds of the part that are reserved for later work.
     """
     clock, synchronize = clock_of(part), synchronizer(part)
     written = part.results.read().get("parts", {}).get(part.name, {}).get("tables", {})
@@ -188,7 +188,7 @@ def take_turns(
 
 
 def _row(before: dict[str, Any] | None, window: Window, side: Side, clock: int | None) -> dict[str, Any]:
-    """Return the row of a side after one more window; the loss is the first one's, since some sides train on."""
+    """Return the row of a side after one more window; the loss is that of the first window."""
     row = before or {"values": [], "median": None, "loss": window.loss, "same": None, "clocks": []}
     values = [*row["values"], window.microseconds / side.members]
     return row | {"values": values, "median": statistics.median(values), "clocks": [*row["clocks"], clock]}
@@ -200,7 +200,7 @@ def synchronizer(part: Part) -> Callable[[], None]:
 
 
 def clock_of(part: Part) -> Callable[[], int | None]:
-    """Return a function that reads the device's clock in MHz; None without a device, or where it is not told."""
+    """Return a function that reads the device's clock in MHz; the function returns None if the clock is unknown."""
     if not part.cuda:
         return lambda: None
     try:

@@ -159,7 +159,7 @@ def test_what_cannot_be_stacked() -> None:
         list(unshuffled.batches())
     sampler = EpochBatchSampler(26, 4, seed=9)
     given = WorkerLoader(DataLoader(Points(), batch_sampler=sampler), seed=0, device=CPU)
-    with pytest.raises(Unfusable, match="the seed of the EpochBatchSampler is not the run's"):
+    with pytest.raises(Unfusable, match="the seed of the EpochBatchSampler is 9, not the seed 0 of the run"):
         stack_loader(given, [0, 1])
 
 

@@ -192,7 +192,7 @@ def test_what_cannot_be_stacked() -> None:
         stack_loader(own, [0, 1])
     with pytest.raises(Unfusable, match="Straight overrides how batches are created"):
         stack_loader(Straight(dataset.tensors, 4, shuffle=True), [0, 1])
-    with pytest.raises(Unfusable, match="the seed of the TensorLoader is not the run's"):
+    with pytest.raises(Unfusable, match="the seed of the TensorLoader is 9, not the seed 0 of the run"):
         stack_loader(TensorLoader(dataset.tensors, 4, shuffle=True, seed=9), [0, 1])
 
 

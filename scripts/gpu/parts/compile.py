@@ -1,4 +1,4 @@
-"""Models of the step table, compiled ahead: the compiler's cache has them when their steps are timed."""
+"""Compiles the models of the step table, so that they are in the compiler's cache when their steps are timed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Kernels of a step of the MLP, alone and in a stack; two ways to convolve in a stack; the stacked Adam.
+"""Kernels of a step of the MLP, in a single run and in a stack; two stacked convolutions; the stacked Adam.
 
-On the CPU torch's operators take the place of kernels.
+On the CPU, torch's operators are counted instead of kernels.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from trainyard.models import MLP
 
 RATE = 1e-3
 WARM = 12
-"""Steps before the profile: the captured ones have begun."""
+"""Steps before the profile, after which the steps are captured."""
 PROFILED = 10
 SHOWN = 60
-"""Kernels that are written, those that take longest."""
+"""Maximum number of kernels in the results: those that take the most time."""
 
 
 def main(part: Part) -> None:
@@ -72,10 +72,10 @@ def main(part: Part) -> None:
 
 
 def kernels(part: Part, losses: Iterator[Tensor]) -> list[dict[str, Any]]:
-    """Return the kernels of a step: how often each is launched, and the microseconds that it takes in all.
+    """Return the kernels of a step, each with its number of launches and its total microseconds.
 
     Raises:
-        RuntimeError: the profiler has seen none.
+        RuntimeError: the profiler recorded no kernel.
     """
     for _ in islice(losses, WARM):
         pass
@@ -92,7 +92,7 @@ def kernels(part: Part, losses: Iterator[Tensor]) -> list[dict[str, Any]]:
             time = event.self_device_time_total if part.cuda else event.self_cpu_time_total
             rows.append({"name": event.key, "count": event.count / PROFILED, "us": time / PROFILED})
     if not rows:
-        raise RuntimeError("the profiler has seen no kernel")
+        raise RuntimeError("the profiler recorded no kernel")
     return sorted(rows, key=lambda row: -row["us"])
 
 
@@ -108,7 +108,7 @@ def grouped(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def unfolded(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve in the same way by a batched matrix product of the patches."""
+    """Compute the same convolution as a batched matrix product of the patches."""
     members, batch, _, *size = x.shape
     patches = F.unfold(x.flatten(0, 1), 3, padding=1).view(members, batch, -1, size[0] * size[1])
     columns = patches.transpose(1, 2).flatten(2)
@@ -133,18 +133,18 @@ def convolutions(part: Part, convolve: Convolve) -> Iterator[Tensor]:
 
 
 def triton(part: Part) -> Missing | None:
-    """Return why the stacked Adam has no kernel of its own here; None if it has."""
+    """Return why the stacked Adam has no Triton kernel on this machine; None if it has one."""
     if not part.cuda:
         return Missing(NEEDS_CUDA)
     name = "trainyard.fused.optim.one_pass"
     found = find_spec(name) and import_module(name).find("Adam", torch.device(part.device))
-    return None if found else Missing("not available")
+    return None if found else Missing("the Triton kernel is not available")
 
 
 def stacked_adam(part: Part, *, kernel: bool) -> Iterator[Tensor]:
-    """Step the stacked Adam on gradients that do not change; the loss is the size of the first weight.
+    """Step the stacked Adam on gradients that do not change; the loss is the mean size of the first weight of a member.
 
-    An optimizer that is made while `env.fast_paths` is off has no kernel of its own.
+    An optimizer that is created while `env.fast_paths` is off has no Triton kernel.
     """
     with fast_paths(kernel):
         models = stacked_models(part)
@@ -163,7 +163,7 @@ def stacked_adam(part: Part, *, kernel: bool) -> Iterator[Tensor]:
 
 
 def fused_adam(part: Part) -> Iterator[Tensor]:
-    """Step torch's fused Adam on as many numbers: the least that a step can take."""
+    """Step torch's fused Adam on the same number of elements, as a lower bound for the time of a step."""
     models = stacked_models(part)
     columns = zip(*[list(model.parameters()) for model in models], strict=True)
     stacked = [nn.Parameter(torch.stack([each.detach() for each in column])) for column in columns]
@@ -186,7 +186,7 @@ def set_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def repeated(part: Part, work: Callable[[], Tensor]) -> Iterator[Tensor]:
-    """Do the work without end: on CUDA replayed as a graph, so that the time is the device's."""
+    """Repeat the work without end; on CUDA, a graph is replayed, so that only the time of the device counts."""
     replay = recorded(work, lambda: None) if part.cuda else work
     while True:
         yield replay()

@@ -1,4 +1,4 @@
-"""Memory that torch holds, over the epochs of a run with two data workers, and where a capture fails."""
+"""Memory that torch reserves, over the epochs of a run with two data workers, with and without a failing capture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainyard.runner import EpochBasedTrainLoop, Runner
 
 EPOCHS = 10
 SETTLED = 3
-"""Epochs after which nothing more is to be held."""
+"""Epoch after which the reserved memory must not grow."""
 
 
 def main(part: Part) -> None:
@@ -31,7 +31,7 @@ def main(part: Part) -> None:
 
 
 def epochs(part: Part, fails: bool) -> tuple[list[int], str | None]:
-    """Train; return the bytes that are held after each epoch, and why the step is not captured."""
+    """Train; return the reserved bytes after each epoch, and the reason why the step is not captured."""
     work = Work("images", part.size(6400, 8), part.size(64, 4), device=part.device)
     loader = DataLoader(
         TensorDataset(*work.tensors), work.batch, shuffle=True, num_workers=2, persistent_workers=not part.quick
@@ -50,7 +50,7 @@ def epochs(part: Part, fails: bool) -> tuple[list[int], str | None]:
 
 
 def failing_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Return the cross-entropy; wait for the device while the step is captured, which no rehearsal foresees."""
+    """Return the cross-entropy; wait for the device only during the capture, not in the steps before it."""
     loss = torch.nn.functional.cross_entropy(output, target)
     if loss.is_cuda and torch.cuda.is_current_stream_capturing():
         loss.item()
@@ -58,7 +58,7 @@ def failing_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 class Held(Hook):
-    """Notes the memory after each epoch: torch's on the device; on the CPU the process's."""
+    """Records the memory after each epoch: the memory that torch reserves on the device, or the memory of the process."""
 
     priority = "LOWEST"
 
@@ -72,7 +72,7 @@ class Held(Hook):
 
 
 def resident_bytes() -> int:
-    """Return the bytes of main memory that this process holds."""
+    """Return the bytes of main memory that this process uses."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 

@@ -1,8 +1,8 @@
-"""Stacks of K members against one run, by this project and by others, in time and in losses.
+"""Comparison of stacks of K members with single runs and with other methods, in time and losses.
 
-A member is an MLP 64-64-64-10 on the digits with its own seed, order of the data and learning rate. This project's
-sides step through the batches of their loader, without hooks. `processes` are single runs side by side on the device;
-with MPS, CUDA's multi-process service, their kernels share it.
+A member is an MLP 64-64-64-10 on the digits with its own seed, order of the data and learning rate. This project
+performs the steps for the batches of its loader, without hooks. `processes` are single runs in parallel on the device;
+with MPS, CUDA's multi-process service, their kernels can run at the same time.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def main(part: Part) -> None:
 
 def sides(part: Part) -> dict[str, Side | Missing]:
     """Return the sides that train in this process, in the order of `STACK_SIDES`."""
-    many = part.size(128, 4)
+    many = part.size(256, 4)
     found: list[Side | Missing] = [
         going_on(partial(ours, part, None)) if part.cuda else Missing(NEEDS_CUDA),
         going_on(partial(ours, part, None, capture=False)),
-        *(going_on(partial(ours, part, width), width) for width in part.size((1, 16, 128, 1024), (1, 2, 4, 8))),
+        *(going_on(partial(ours, part, width), width) for width in part.size((1, 16, 256, 1024), (1, 2, 4, 8))),
         going_on(partial(with_torch, many, part.device, captured=False), many),
         going_on(partial(with_torch, many, part.device, captured=True), many) if part.cuda else Missing(NEEDS_CUDA),
         jax(part, many),
@@ -61,7 +61,7 @@ def sides(part: Part) -> dict[str, Side | Missing]:
 
 
 def ours(part: Part, width: int | None, **more: Any) -> Iterator[Tensor]:
-    """Train by this project: a stack, or (None) one run."""
+    """Train with this project: a stack, or (None) a single run."""
     runner = prepared(width, part.device, **more)
     for loss in steps(runner):
         must_be_captured(runner)

@@ -1,8 +1,8 @@
-"""Step table: a training step by this project and by hand, for an MLP, a small ResNet and a small transformer.
+"""Step table: a training step of this project and of hand-written loops, for an MLP, a ResNet and a transformer.
 
-The MLP trains in float32, the others in bf16, the ResNet with channels last. Every side takes the batches in the same
-order, from the same weights, with torch's fused Adam. This project's side is a run with its default hooks, which
-writes its journal and its checkpoints; the others are those of `by_hand`.
+The MLP trains in float32, the others in bf16, the ResNet with channels last. All sides use the same order of batches,
+the same initial weights and torch's fused Adam. The side of this project is a run with the default hooks, which writes
+its journal and its checkpoints; the other sides are the functions of `by_hand`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainyard.runner.default_hooks import default_hooks
 
 ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": RATE, "fused": True}
 TOLERANCES = {"mlp": 1e-3, "resnet": 0.05, "transformer": 0.05}
-"""Of the losses after a hundred steps: bf16 has 8 bits, and the sides' kernels add up in other orders."""
+"""Relative tolerances of the losses after 100 steps: bf16 has 8 bits, and kernels sum in different orders."""
 FOREVER = 10**6
 """Epochs."""
 
@@ -36,7 +36,7 @@ def main(part: Part) -> None:
 
 
 def works(part: Part) -> dict[str, Work]:
-    """Return the works of `catalog.WORKS`; their batches are full."""
+    """Return the works of `catalog.WORKS`; all batches are full."""
     kinds = {"mlp": "rings", "resnet": "images", "transformer": "text"}
     samples, batch = part.size((6400, 64), (8, 4))
     return {key: Work(kinds[key], samples, batch, device=part.device) for key in WORKS}
@@ -70,7 +70,7 @@ class Until(Hook):
 
 
 def trainyard(part: Part, work: Work, window: Window, **arguments: Any) -> None:
-    """Train as a run of this project."""
+    """Train a run of this project."""
     with tempfile.TemporaryDirectory(dir=part.folder) as folder:
         runner = Runner(
             model=Supervised(by_hand.net(work), work.loss),

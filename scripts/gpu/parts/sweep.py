@@ -1,7 +1,7 @@
-"""Sweeps from the command line: a small one with what a stack must support, and a whole one, from end to end.
+"""Sweeps from the command line: a small sweep with features that a stack must support, and a complete sweep.
 
-They are tracked in journals alone. What became of the jobs is read from the manifest of the sweep, and what they did
-from their journals and logs.
+The sweeps are tracked only in journals. The states of the jobs are read from the manifest of the sweep, and their
+progress from their journals and logs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainyard.sweep.manifest import Entry, Manifest
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONAL = ("pandas", "pyarrow")
-"""What the ranking at a sweep's end needs, and the check does without."""
+"""Packages that write the result files at the end of a sweep, and that the check does not require."""
 SMALL = (
     "model.hidden=[64,64]",
     "accumulate=2",
@@ -51,7 +51,7 @@ def main(part: Part) -> None:
 
 
 def sweep(part: Part, overrides: list[str], jobs: int, epochs: int) -> None:
-    """Run a sweep, and write what became of it."""
+    """Run a sweep, and write its results."""
     folder = part.folder / "sweep"
     device = "cuda" if part.cuda else "cpu"  # a job sees one device
     always = ["data=digits", "model=mlp", "optim=adam", "tracker=none", f"device={device}"]
@@ -94,7 +94,7 @@ def sweep(part: Part, overrides: list[str], jobs: int, epochs: int) -> None:
 
 
 def stacks(entries: dict[int, Entry]) -> str:
-    """Return how wide the stacks were that the jobs trained in."""
+    """Return the numbers and widths of the stacks in which the jobs trained."""
     widths = Counter(entry.width for entry in entries.values())
     return ", ".join(f"{count // width} of {width}" for width, count in sorted(widths.items())) or "none"
 

@@ -1,7 +1,8 @@
-"""Tests marked `gpu`, in several processes side by side; each result is written as it comes.
+"""Tests marked `gpu`, in several parallel processes; each result is written immediately.
 
-The tests are dealt to shares. A share's process that ends, hangs or breaks CUDA loses the test that it runs; another
-process goes on with the rest. A file that cannot be imported is a failed test, and does not stop the others.
+The tests are divided into shares. If the process of a share ends, hangs or leaves CUDA in an error state, the result of
+its current test is lost, and another process continues with the next test. A file that cannot be imported counts as a
+failed test, and does not stop the other tests.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ def main(part: Part) -> None:
 
 
 def run_share(results: Results, files: list[str], share: tuple[int, int], patience: float) -> None:
-    """Run the tests of a share to the last one, in as many processes as it takes.
+    """Run all tests of a share, in one or more processes.
 
     Args:
-        results: where the plugin writes them.
+        results: the file to which the plugin writes the results.
         files: the files of all tests.
-        share: its number, and how many shares there are.
+        share: the number of the share, and the number of shares.
         patience: seconds without a new result after which a process is ended.
     """
     number, shares = share
@@ -64,7 +65,7 @@ def run_share(results: Results, files: list[str], share: tuple[int, int], patien
 
 
 def run_process(results: Results, arguments: list[str], share: int, patience: float) -> None:
-    """Run tests in one process, until it ends or has had no result for too long."""
+    """Run tests in one process, until it ends or has no new result for `patience` seconds."""
     options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "pytest_results", "--results", str(results.path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "--continue-on-collection-errors", *options, *arguments],
@@ -92,12 +93,12 @@ def of_share(results: Results, share: int) -> Outcomes:
 
 
 def finished(results: Results, share: int) -> int:
-    """Return how many tests of a share have run."""
+    """Return the number of tests of a share that have started."""
     return sum(own["outcome"] != WAITING for own in of_share(results, share).values())
 
 
 def give_up(content: Content, *, share: int, outcome: str) -> None:
-    """Note of a share's tests that are waiting, or running, that they have no result."""
+    """Mark the tests of a share with this outcome (waiting or running) as without a result."""
     for own in outcomes_of(content).values():
         if own["share"] == share and own["outcome"] == outcome:
             own["outcome"] = WITHOUT

@@ -1,4 +1,4 @@
-"""Waits: where the host waits for the device in a run with hooks, two data workers and checkpoints."""
+"""Places at which the host waits for the device in a run with hooks, two data workers and checkpoints."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def main(part: Part) -> None:
 
 
 class Iteration(Hook):
-    """Knows the number of the iteration that runs."""
+    """Records the number of the current iteration."""
 
     priority = "HIGHEST"
     number = 0
@@ -77,7 +77,7 @@ class Iteration(Hook):
 
 @contextmanager
 def waits(iteration: Iteration) -> Iterator[dict[str, list[int]]]:
-    """Note the waits inside the block, also those of other threads: the iterations at which each line waited."""
+    """Record the waits of all threads inside the block: for each line, the iterations at which it waited."""
     places: dict[str, list[int]] = {}
 
     def note(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
@@ -95,7 +95,7 @@ def waits(iteration: Iteration) -> Iterator[dict[str, list[int]]]:
 
 
 def place(filename: str, lineno: int) -> str:
-    """Return the line that waits, and the line of this project that called it."""
+    """Return the line that waits, and the line of this project that called this line."""
     own = [
         f"{Path(frame.filename).relative_to(ROOT / 'src' / 'trainyard')}:{frame.lineno}"
         for frame in traceback.extract_stack(limit=60)

@@ -81,10 +81,16 @@ class LaneClock:
         return ahead.iters if places.schedule_unit(self._runner) == "iter" else ahead.epochs
 
     def distance(self, iteration: int, epoch: int, done: int) -> Ahead:
-        """Return how far a position is ahead of the stack's: `done` batches of an epoch, after so many iterations.
+        """Return how far a position is ahead of the position of the stack.
+
+        Args:
+            iteration: the number of completed iterations.
+            epoch: the number of completed epochs.
+            done: the number of completed batches in the current epoch.
 
         Raises:
-            PlacesDiffer: the two are at different batches of their epochs, and a part of the training needs one.
+            PlacesDiffer: the position and the stack are at different batches of their epochs, but a part of the
+                training needs the same batch.
         """
         runner = self._runner
         epochs, batches = epoch - int(runner.epoch), done - runner.batches_done
@@ -114,7 +120,7 @@ class LaneClock:
         return epoch + 1, done - length
 
     def count_epochs(self) -> None:
-        """Count the members' epochs that end within one of the stack, once the validation at their end is done."""
+        """Count the epochs of members that end within an epoch of the stack, after the validation at their end."""
         runner = self._runner
         present = [member for member in runner.members if not member.vacant]
         if runner.train_loop.val_due or not (self._epochs_differ or any(member.epoch_due for member in present)):
@@ -129,8 +135,8 @@ class LaneClock:
 
     @property
     def resumable(self) -> bool:
-        """Whether a member that leaves now can continue in a lane later: it is at the end of an epoch if this is
-        required."""
+        """Whether a member that leaves now can continue in a lane later: at any time if members can be at different
+        batches of their epochs, otherwise at the end of an epoch."""
         return self._within or (self._runner.batches_done == 0 and not self._runner.train_loop.val_due)
 
     @property
@@ -139,8 +145,8 @@ class LaneClock:
 
         In an iteration loop, this is possible at multiples of `val_interval`, so that members are validated together.
         If this interval is longer than a training, or if members cannot be at different batches of their epochs, it is
-        possible when an epoch ends for all. In an epoch loop, it is possible when an epoch ends. Groups of batches are
-        shared by all members.
+        possible when an epoch ends for all. In an epoch loop, it is possible when an epoch ends. With `accumulate`, it is
+        possible only between two groups of batches.
         """
         runner, loop = self._runner, self._runner.train_loop
         if loop.val_due or (loop.unit == "iter" and runner.iter % runner.settings["accumulate"]):

@@ -47,7 +47,7 @@ def stack_dataloader(loader: WorkerLoader, seeds: Sequence[int]) -> Loader:
         seeds: one for each member.
 
     Raises:
-        Unfusable: its order is not that of the run's seed.
+        Unfusable: the order of the loader does not depend on the seed of the run.
         PlacesDiffer: the seeds are equal, and reading draws random numbers in this process, alternating with the model.
     """
     sampler = loader.epoch_sampler
@@ -55,7 +55,9 @@ def stack_dataloader(loader: WorkerLoader, seeds: Sequence[int]) -> Loader:
     if not sampler.shuffle:
         return loader.undrawn()
     if sampler.seed != seeds[0]:
-        raise Unfusable("the seeds differ, and the seed of the EpochBatchSampler is not the run's")
+        raise Unfusable(
+            f"the seeds differ, and the seed of the EpochBatchSampler is {sampler.seed}, not the seed {seeds[0]} of the run"
+        )
     if len(set(seeds)) == 1 and not loader.workers and _draws(loader.dataset):
         raise PlacesDiffer("reading the data draws random numbers in this process, once for all members")
     return StackedDataLoader(loader, seeds)
@@ -70,7 +72,7 @@ def _draws(dataset: Dataset[Any]) -> bool:
 
 
 class StackedDataLoader(LaneOrders):
-    """Loader of K `WorkerLoader`s' batches that differ in seed or position, each `[K, B, ...]`.
+    """Loader of batches `[K, B, ...]` for K members with a `WorkerLoader`, which differ in seed or position.
 
     Member k's part is the batch of its single-run loader. The workers of one loader read the samples of all members; a
     sample that several members need for a batch is read once. If reading draws random numbers, a worker reads the batch
@@ -151,7 +153,8 @@ class LaneBatches(SeededDataset):
         """Return the stacked batch.
 
         Raises:
-            ReadingDraws: reading has used the generators of this process, which are not those of each member.
+            ReadingDraws: reading has drawn random numbers in this process, which does not have the generators of each
+                member.
             BatchesDiffer: the batches cannot be stacked.
         """
         distinct = list(dict.fromkeys(wanted))

@@ -55,13 +55,12 @@ class Span:
 class Feed(Protocol):
     """Source of the next members of a stack.
 
-    Its methods are called by the training thread when members can join; a feed that waits in `take` makes all lanes
-    wait.
+    The training thread calls the methods. A feed that waits in `take` stops all lanes.
     """
 
     @property
     def closed(self) -> bool:
-        """Whether no more jobs will come; free lanes are then cut out of the stack."""
+        """Whether no more jobs will come; free lanes are then removed from the stack."""
 
     def take(self, count: int, *, wait: bool) -> Sequence[LaneJob]:
         """Return the next jobs, at most this number.

@@ -48,7 +48,7 @@ class JobSource(Protocol):
         """
 
     def placed(self, places: Sequence[Place], width: int) -> None:
-        """Record, before it returns, in which lanes jobs train from here on.
+        """Record in which lanes jobs train from here on. The method returns after the lanes are recorded.
 
         Args:
             places: the number of each job, its lane, its epoch and its iteration.
@@ -108,8 +108,8 @@ class JobLanes:
         return jobs
 
     def cutting(self) -> None:
-        """Save all members: from here on, other rows give other bits, and a run that continues after a kill must not
-        repeat them."""
+        """Save all members, because they get other rows, in which the bits can differ: a run that continues after a kill
+        must not repeat epochs in other rows."""
         if (hook := checkpoint_hook(self._stack)) is not None:
             hook.save_now(self._stack)
 

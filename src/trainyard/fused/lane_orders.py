@@ -17,10 +17,10 @@ Batches = Callable[[Tensor, int, int], Iterator[Batch]]
 
 
 class LaneOrders(ABC):
-    """Loader of K loaders' batches that differ in seed or position, each `[K, B, ...]`.
+    """Loader of batches `[K, B, ...]` for K members that differ in seed or position.
 
     Args:
-        loader: the single-run loader of any of the members; it states `batch_size`, `num_samples` and its length.
+        loader: the single-run loader of any of the members; it has `batch_size`, `num_samples` and a length.
         seeds: one for each member.
         device: the device of the orders.
 

@@ -32,7 +32,7 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
 
     Raises:
         Unfusable: the seeds differ and the order of the data is not a function of the seed.
-        PlacesDiffer: the same applies to equal seeds of members that are `apart`.
+        PlacesDiffer: the seeds are equal, the members are `apart`, and the loader reads one epoch for all members.
     """
     if len(set(seeds)) == 1 and not apart:
         return loader
@@ -50,16 +50,19 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
     if not loader.shuffle:
         return loader
     if loader.seed != seeds[0]:
-        raise Unfusable(f"the seeds differ, and the seed of the {type(loader).__name__} is not the run's")
+        raise Unfusable(
+            f"the seeds differ, and the seed of the {type(loader).__name__} is {loader.seed}, not the seed {seeds[0]} of "
+            "the run"
+        )
     return StackedLoader(loader, seeds)
 
 
 class StackedLoader(LaneOrders):
-    """Loader of K loaders' batches from memory: a tuple (or dict) of contiguous tensors `[K, B, ...]` each.
+    """Loader of batches from memory for K members: each batch is a tuple (or dict) of contiguous tensors `[K, B, ...]`.
 
     Member k's part is the batch of its single-run loader: the order is that of a shallow copy of the loader with
-    the member's seed, the samples are those of `loader.gather`. The data is held once, and one gather serves all
-    members, and several batches where they are small.
+    the member's seed, the samples are those of `loader.gather`. The data is held once. One gather makes the batches of
+    all members, or several such batches if they are small.
 
     Args:
         loader: the single-run loader of any of the members.

@@ -34,7 +34,7 @@ class Ahead(NamedTuple):
     Attributes:
         iters: iterations.
         epochs: epochs of the data.
-        batches: batches within an epoch, from 0 and fewer than an epoch has; 0 where the epochs of both end together.
+        batches: batches within an epoch, from 0 and fewer than an epoch has; 0 if the epochs of both end together.
         since: the stack's count of iterations when the member came to its position.
     """
 
@@ -64,10 +64,10 @@ class StackMember(Member):
         parts: builds the member's own model, optimizer and schedule, which are then stacked.
         lane: the member's random generators.
         ahead: the distance by which the member is ahead of the count of the stack.
-        epoch_due: the end of an epoch, at which the member's checkpoint was saved, is not counted yet.
+        epoch_due: whether the end of an epoch, at which the member's checkpoint was saved, is not counted yet.
         number: its number among all members that the stack has had.
-        position: its position in its sweep; None if it is of none.
-        dismissed: it was asked to end early.
+        position: its position in its sweep; None without a sweep.
+        dismissed: whether it was requested to end early.
         data_seed: the seed of the order of its data; that of another member if it continues from that member.
     """
 
@@ -243,8 +243,8 @@ class StackMember(Member):
     def left(self, start: Start, common: Start) -> Start:
         """Return the checkpoint for a member that left its stack before the checkpoint that others continue from.
 
-        It contains the weights, results and random generators of the member. Everything else is that of the others, so
-        that the rows of the stack match until the member is cut out again.
+        It contains the weights, results and random generators of the member. Everything else comes from the
+        common checkpoint, so that the rows of the stack match until the member is removed again.
         """
         own = start.state
         self._left_at = own["iter"], own["epoch"], own.get("batches_done", 0)

@@ -44,7 +44,7 @@ class StackedModel(nn.Module):
         draws_everywhere: whether all operations are checked for random ones, not only known functions, which is slower.
 
     Raises:
-        Unfusable: the models differ in a parameter or a buffer.
+        Unfusable: the models differ in architecture, or in a value that is neither a parameter nor a buffer.
     """
 
     def __init__(

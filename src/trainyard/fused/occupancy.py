@@ -54,9 +54,13 @@ class Occupancy:
             self._lanes += len(self._runner.members)
 
     def tell(self) -> None:
-        """Log the fraction of the lanes that trained, counted in epochs, while jobs could come."""
+        """Log the number of epochs, summed over the lanes, in which lanes trained while jobs could come."""
         if self._lanes:
-            log.info("Lanes were used in %d of %d epochs in which jobs could join.", self._busy, self._lanes)
+            log.info(
+                "Lanes were used in %d of %d epochs, summed over the lanes, in which jobs could join.",
+                self._busy,
+                self._lanes,
+            )
 
     def obey(self) -> None:
         """Let members leave that were asked to: immediately, or, if they pause, as soon as they can continue in a lane
@@ -107,7 +111,7 @@ class Occupancy:
             leaving = [k for k in runner.leaving() if k in filled]  # one may have been at its end when it joined
 
     def place(self) -> None:
-        """Tell the feed in which lanes all members train from here on."""
+        """Report to the feed in which lanes all members train from here on."""
         self._place([k for k, member in enumerate(self._runner.members) if not member.vacant])
 
     def _place(self, lanes: Sequence[int]) -> None:
@@ -167,7 +171,8 @@ class Occupancy:
 
     def _refuse(self, job: LaneJob, error: TrainyardError) -> None:
         assert self.feed is not None
-        log.warning("A job cannot train in this stack: %s", error)
+        name = "A job" if job.info is None else job.info.name
+        log.warning("%s cannot train in this stack: %s.", name, str(error).strip().removesuffix("."))
         self.feed.refused(job, error)
 
     def _unseat(self, k: int, before: StackMember) -> None:
@@ -198,10 +203,10 @@ class Occupancy:
         The target keeps its directory, its results and its end. Both behave identically until one is changed.
 
         Args:
-                source, target: lanes of members that train.
+            source, target: lanes of members that train.
 
         Raises:
-            PlacesDiffer: a part of the training does not keep a place for each member.
+            PlacesDiffer: a part of the training does not keep a separate position for each member.
         """
         runner = self._runner
         places.check_lanes(runner)
@@ -227,7 +232,7 @@ class Occupancy:
         """Build a job's parts, copy them into the rows of a free lane, and make it a member; return its checkpoint.
 
         Raises:
-            TrainyardError: that cannot be; the lane stays free.
+            TrainyardError: the job cannot train in this stack; the lane stays free.
         """
         runner = self._runner
         free = runner.members[k]

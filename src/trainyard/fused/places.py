@@ -1,4 +1,4 @@
-"""Places in the training at which the members of a stack continue."""
+"""Positions in the training at which the members of a stack continue."""
 
 from __future__ import annotations
 
@@ -122,9 +122,12 @@ def check_loops(loops: Sequence[Any], accumulate: int) -> None:
         return
     first = own[0]
     for loop in own:
+        if type(loop) is not type(first):
+            raise Unfusable(f"the members' loops differ in class: {type(first).__name__} and {type(loop).__name__}")
         for name in ("val_begin", "val_interval", "dynamic_intervals"):
-            if type(loop) is not type(first) or getattr(loop, name) != getattr(first, name):
-                raise Unfusable(f"the members' loops differ in {name}")
+            one, other = getattr(first, name), getattr(loop, name)
+            if one != other:
+                raise Unfusable(f"the members' loops differ in {name}: {one} and {other}")
         if loop.workflow:
             raise Unfusable("the members' loops have a workflow and different lengths")
     if first.unit == "iter" and any(length % accumulate for length in lengths):
@@ -156,8 +159,8 @@ def check_accumulation(runner: FusedRunner, ahead: Sequence[int]) -> None:
     """Check that the groups of batches of members end with those of the stack.
 
     Args:
-        runner: the stack's.
-        ahead: the number of iterations by which each member is ahead.
+        runner: the Runner of the stack.
+        ahead: the number of iterations by which each member is ahead of the stack.
 
     Raises:
         PlacesDiffer: the groups do not end together.

@@ -105,7 +105,8 @@ def _train(config: DictConfig, segment: Mapping[str, Any]) -> Returned:
     found = train_stack([config], [position], source, [segment["lane"]], segment["width"])
     result = source.result or found[0]
     if result is None or result.state != ("done" if end is None else "paused"):
-        raise TrainyardError((result and result.error) or f"The training ended before {by} {end}.")
+        until = "its end" if end is None else f"{by} {end}"
+        raise TrainyardError((result and result.error) or f"The training ended before {until}.")
     return result.value
 
 

@@ -60,8 +60,8 @@ class FusedRunner(Runner):
     Args:
         configs: the configs of the members, which may differ in the keys of `trainyard.fused.train.ALLOWED`. None: a
             lane is free.
-        infos: the records of the members for MLflow; None creates one with the name.
-        tracker: ships all their journals to MLflow.
+        infos: the records of the members for MLflow; None: records with only the names of the members.
+        tracker: uploads the journals of all members to MLflow.
         feed: the source of further members, for lanes that become free.
 
     Raises:
@@ -319,7 +319,7 @@ class FusedRunner(Runner):
             member = self.members[index]
             pauses = "a command or the sweep has ended it" if member.dismissed else "it is paused"
             reason = member.stop_reason or (pauses if member.paused else f"it has completed {member.trained}")
-            log.info("%s ends: %s.", member.info.name, reason, extra={"member": member})
+            log.info("%s leaves the stack: %s.", member.info.name, reason, extra={"member": member})
 
     def run_loop(self) -> None:
         super().run_loop()

@@ -102,11 +102,11 @@ class StackedSchedule:
             self._rows, self._last = [], {}
 
     def put(self, schedules: Mapping[int, Schedule], ahead: Mapping[int, int]) -> None:
-        """Give places in the stack to other members, from the next row on; the rows of the others are not changed.
+        """Give lanes to other members, from the next row on; the rows of the other lanes are not changed.
 
         Args:
-            schedules: the bound schedules, by place.
-            ahead: for each place, the number of rows by which each is ahead of the stack.
+            schedules: the bound schedules, by lane.
+            ahead: for each lane, the number of rows by which each is ahead of the stack.
 
         Raises:
             Unfusable: they differ from the stack's in unit or in the number of parameter groups.
@@ -267,8 +267,11 @@ class StackedPlateau:
         self._current = False
 
     def put(self, schedules: Mapping[int, Plateau], ahead: Mapping[int, int]) -> None:
-        """Give places in the stack to other members: by place, their plateaus and the number of rows by which each is
-        ahead.
+        """Give lanes to other members.
+
+        Args:
+            schedules: the bound plateaus, by lane.
+            ahead: for each lane, the number of rows by which each is ahead of the stack.
 
         Raises:
             Unfusable: they differ from the stack's in what they monitor, or in the number of parameter groups.

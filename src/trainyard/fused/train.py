@@ -198,7 +198,7 @@ def _train(
             except PlacesDiffer as error:
                 if None in rows:
                     raise
-                log.info("No more jobs can join this stack: %s.", error)
+                log.info("No jobs can join this stack: %s.", error)
                 feed, groups = None, places(configs)
         if feed is None:
             if source is not None:

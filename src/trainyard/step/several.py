@@ -140,7 +140,8 @@ def step_of(
         strategy: the strategy for the devices.
 
     Raises:
-        ConfigError: `accumulate` is below 1, or several optimizers are used on several devices.
+        ConfigError: `accumulate` is below 1, several optimizers are used on several devices, or an optimizer needs a
+            closure, which the other settings do not support.
     """
     if not isinstance(optimizer, OptimizerDict):
         train_step = getattr(model, "train_step", partial(call, model, mode="loss"))

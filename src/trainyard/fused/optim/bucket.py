@@ -80,7 +80,7 @@ class KernelSlice(MemberSlice):
         return self._alike
 
     def zeros(self) -> list[Tensor]:
-        """Return zeros laid out as each parameter; they are valid until another run of the bucket asks for its own."""
+        """Return zeros laid out as each parameter; they are valid until another run of the bucket requests zeros."""
         if self._flat is None:
             sizes = [param.numel() for param in self.params]
             self._flat = self._bucket.scratch()[: sum(sizes)]

@@ -33,7 +33,7 @@ class StackedOptimizer(Optimizer):
     The state of a parameter contains the stacked states of the members: `exp_avg` `[K, *shape]`, `step` `[K]`.
     Parameters that step together share their `step`.
 
-    A subclass implements one family of optimizers. It defines the state of a new parameter (`_new_state`), the factors
+    A subclass implements one family of optimizers. It defines the state of a new parameter (`new_state`), the factors
     of its arithmetic, and the arithmetic (`_update`). Each factor is a column `[K]`: `_fixed` factors depend only on
     the numbers, and `_clocked` factors change with every step. On CUDA, a family with Triton kernels (`kernels_of`)
     uses them.
@@ -241,7 +241,7 @@ class StackedOptimizer(Optimizer):
             if param.grad is None:
                 continue
             if param.grad.layout is not torch.strided:
-                raise Unfusable("a gradient is sparse")
+                raise Unfusable("a gradient is sparse, which is not supported in a stack")
             if not self.state.get(param):
                 self.state[param] = self.new_state(group, param)
             state = self.state[param]

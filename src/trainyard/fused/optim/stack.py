@@ -88,12 +88,12 @@ def _stacked_group(members: Sequence[dict[str, Any]], stacked: Mapping[Tensor, n
 
 def _stacked_value(key: str, values: Sequence[Any]) -> Any:
     if any(isinstance(value, Tensor) for value in values):
-        raise Unfusable(f"{key} is a tensor")
+        raise Unfusable(f"{key} is a tensor, which is not supported in a stack: use a number")
     if all(_is_number(value) for value in values):
         return torch.tensor(values, dtype=torch.float64)
     if key == "betas":
         if any(isinstance(beta, Tensor) for pair in values for beta in pair):
-            raise Unfusable("betas are tensors")
+            raise Unfusable("betas are tensors, which are not supported in a stack: use numbers")
         return tuple(torch.tensor(betas, dtype=torch.float64) for betas in zip(*values, strict=True))
     if any(value != values[0] for value in values):
         given = " and ".join(sorted({str(value) for value in values}))

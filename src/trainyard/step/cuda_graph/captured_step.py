@@ -47,7 +47,8 @@ class CapturedStep(AccumulatedStep):
     graph. A batch of resident rows that was not accessed is not copied, but gathered by the graph. The captured step
     performs the same arithmetic with the same kernels.
 
-    If the step of the optimizer cannot be captured, only forward and backward are captured, and it runs after them. If
+    If the step of the optimizer cannot be captured, only forward and backward are captured, and the optimizer steps
+    after them. If
     nothing can be captured, or captures would not pay off, the step is run normally from then on (`refusal`). Both
     cases are logged once with the reason. A batch for which a hook replaces `clip` is run normally.
 
