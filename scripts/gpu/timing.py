@@ -143,7 +143,7 @@ def take_turns(
     If the time of the part is not sufficient for all rounds, the last windows are omitted.
 
     A row of the results has `values` (microseconds per step, one for each window), their `median`, `loss`, `same`
-    (whether the loss is equal to that of the first side of the table with a loss) and `clocks` (MHz, after each window).
+    (whether the loss equals that of the first side of the table with a loss) and `clocks` (MHz, after each window).
 
     Args:
         part: the part.

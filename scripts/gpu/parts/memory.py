@@ -58,7 +58,7 @@ def failing_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 class Held(Hook):
-    """Records the memory after each epoch: the memory that torch reserves on the device, or the memory of the process."""
+    """Records the memory after each epoch: what torch reserves on the device, or the memory of the process."""
 
     priority = "LOWEST"
 

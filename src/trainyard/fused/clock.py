@@ -145,8 +145,8 @@ class LaneClock:
 
         In an iteration loop, this is possible at multiples of `val_interval`, so that members are validated together.
         If this interval is longer than a training, or if members cannot be at different batches of their epochs, it is
-        possible when an epoch ends for all. In an epoch loop, it is possible when an epoch ends. With `accumulate`, it is
-        possible only between two groups of batches.
+        possible when an epoch ends for all. In an epoch loop, it is possible when an epoch ends. With `accumulate`, it
+        is possible only between two groups of batches.
         """
         runner, loop = self._runner, self._runner.train_loop
         if loop.val_due or (loop.unit == "iter" and runner.iter % runner.settings["accumulate"]):

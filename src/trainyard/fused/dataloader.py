@@ -56,7 +56,8 @@ def stack_dataloader(loader: WorkerLoader, seeds: Sequence[int]) -> Loader:
         return loader.undrawn()
     if sampler.seed != seeds[0]:
         raise Unfusable(
-            f"the seeds differ, and the seed of the EpochBatchSampler is {sampler.seed}, not the seed {seeds[0]} of the run"
+            f"the seeds differ, and the seed of the EpochBatchSampler is {sampler.seed}, not the seed {seeds[0]} "
+            "of the run"
         )
     if len(set(seeds)) == 1 and not loader.workers and _draws(loader.dataset):
         raise PlacesDiffer("reading the data draws random numbers in this process, once for all members")

@@ -108,8 +108,8 @@ class JobLanes:
         return jobs
 
     def cutting(self) -> None:
-        """Save all members, because they get other rows, in which the bits can differ: a run that continues after a kill
-        must not repeat epochs in other rows."""
+        """Save all members, because they get other rows, in which the bits can differ: a run that continues after a
+        kill must not repeat epochs in other rows."""
         if (hook := checkpoint_hook(self._stack)) is not None:
             hook.save_now(self._stack)
 

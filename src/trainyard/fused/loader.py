@@ -51,8 +51,8 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
         return loader
     if loader.seed != seeds[0]:
         raise Unfusable(
-            f"the seeds differ, and the seed of the {type(loader).__name__} is {loader.seed}, not the seed {seeds[0]} of "
-            "the run"
+            f"the seeds differ, and the seed of the {type(loader).__name__} is {loader.seed}, not the seed {seeds[0]} "
+            "of the run"
         )
     return StackedLoader(loader, seeds)
 
