@@ -137,7 +137,9 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
     gain = alone / times[best]
     figures = f"{gain:.1f} times as fast as training one by one"
     if gain < PAYS:
-        reason = f"stacking is not sufficiently faster: a stack of {best} is {figures}; at least {PAYS} times is required"
+        reason = (
+            f"stacking is not sufficiently faster: a stack of {best} is {figures}; at least {PAYS} times is required"
+        )
         return Fit(1, reason=reason, note=figures, seconds=alone if known else None)
     return Fit(best, note=f"{figures}, measured with a stack of {best}", seconds=times[best] if known else None)
 
