@@ -48,11 +48,11 @@ def main(part: Part) -> None:
 
 def sides(part: Part) -> dict[str, Side | Missing]:
     """Return the sides that train in this process, in the order of `STACK_SIDES`."""
-    many = part.size(256, 4)
+    many = part.size(128, 4)
     found: list[Side | Missing] = [
         going_on(partial(ours, part, None)) if part.cuda else Missing(NEEDS_CUDA),
         going_on(partial(ours, part, None, capture=False)),
-        *(going_on(partial(ours, part, width), width) for width in part.size((1, 16, 256, 1024), (1, 2, 4, 8))),
+        *(going_on(partial(ours, part, width), width) for width in part.size((1, 16, 128, 1024), (1, 2, 4, 8))),
         going_on(partial(with_torch, many, part.device, captured=False), many),
         going_on(partial(with_torch, many, part.device, captured=True), many) if part.cuda else Missing(NEEDS_CUDA),
         jax(part, many),
