@@ -236,7 +236,7 @@ def test_arrays_that_do_not_fit(save: Any) -> None:
     refused("path", "not 39 targets for 40", save("set.npz", x=X, y=LABELS[:39]))
     gap = X.copy()
     gap[7, 1] = np.nan
-    refused("path", "row 6 of train contains NaN", save("set.npz", x=gap, y=LABELS))
+    refused("path", r"set.npz' is invalid. .* row 6 of train contains NaN", save("set.npz", x=gap, y=LABELS))
     refused("path", "row 7", save("set.npz", x=np.where(np.isnan(gap), np.inf, gap), y=LABELS))
     refused("target", "row 7", save("set.npz", x=X, y=gap[:, 1]))
     refused("path", "numbers, not", save("set.npz", x=LABELS.astype(str), y=LABELS))

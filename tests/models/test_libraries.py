@@ -264,7 +264,7 @@ def test_what_transformers_does_not_have(offline: Path) -> None:
         ({"name": "./nothing"}, "name: './nothing' is invalid. Expected a folder written by save_pretrained"),
         (
             {"name": "nobody/nothing"},
-            f"place the file at {offline}/models--nobody--nothing/snapshots/<commit>, or pass load_from",
+            f"place the files in {offline}/models--nobody--nothing/snapshots/<commit>, or remove this setting",
         ),
     ]:
         with pytest.raises(ConfigError, match=message):

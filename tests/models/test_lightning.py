@@ -320,7 +320,7 @@ class OtherTrainer(Classifier):
         (Absent, "val/f1"),
         (NoOptimizer, "configure_optimizers: None is invalid"),
         (Silent, "Silent.validation_step logs nothing"),
-        (NoLoss, "NoLoss.training_step returned a dict; it must return a loss"),
+        (NoLoss, "NoLoss.training_step returned a dict. Return a loss"),
         (NoValidation, "NoValidation has no validation_step"),
         (Loggers, "self.logger is None in Trainyard, so 'experiment' is not available: use self.log"),
         (OtherTrainer, "self.trainer.datamodule: in Trainyard, the trainer of a LightningModule has only"),

@@ -126,6 +126,12 @@ def test_an_environment_of_other_actions() -> None:
     ):
         runner(None, Three).train()
 
+    class Continuous(Corridor):
+        action_space = SimpleNamespace(low=-1.0, high=1.0)
+
+    with pytest.raises(ConfigError, match=r"loop.environment: 'SimpleNamespace' .* with discrete actions"):
+        runner(None, Continuous).train()
+
 
 # -- the base class ----------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class ArrayData(Data):
             is read by a `DataLoader`. Inputs of dtype uint8 are images with values 0 to 255; batches contain them as
             float32 in [0, 1].
         spec: see `Data`.
-        batch_size: samples per training batch, at most the number of training samples.
+        batch_size: samples per training batch; with `drop_last`, at most the number of training samples.
         eval_batch_size: samples per validation or test batch. Default: the larger of `batch_size` and 256.
         drop_last: drop an incomplete last training batch of an epoch.
         workers: the number of worker processes that create the batches, at most `MOST_WORKERS`; 0: the training process

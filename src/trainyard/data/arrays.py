@@ -105,6 +105,7 @@ class Arrays(ArrayData):
         tables = read_tables("path", path, chosen)
         if "train" not in tables:
             raise ConfigError("path", path, "a file with training data (x_train)")
+        separate: dict[str, tuple[str, str]] = {}
         for split, given in (("val", val_path), ("test", test_path)):
             if given is None:
                 continue
@@ -114,6 +115,7 @@ class Arrays(ArrayData):
                 if str(own).lower().endswith(".npy"):
                     hint = "Put the arrays into one .npz file: x_train, y_train, x_val, ..."
                     raise ConfigError(_key(named), own, "an .npz, .csv or .parquet file", hint=hint)
+                separate[named] = _key(named), str(own)
                 more = read_tables(_key(named), own, _columns_of(own, chosen, tables["train"]))
                 tables[named] = more[split] if split in more else next(iter(more.values()))
         if chosen_fold is not None and any(split.partition("/")[0] == "val" for split in tables):
@@ -143,7 +145,8 @@ class Arrays(ArrayData):
             fold=chosen_fold,
         )
         tables |= {split: _taken(train, chosen_rows) for split, chosen_rows in rows.items()}
-        self.preprocessor = fit(tables, standardize=standardize, missing=missing, max_categories=max_categories)
+        files = {split: separate.get(split, ("path", str(path))) for split in tables}
+        self.preprocessor = fit(tables, files, standardize=standardize, missing=missing, max_categories=max_categories)
 
         x, y = tables["train"].x, tables["train"].y
         spec = input_spec(x.shape[1:])

@@ -44,7 +44,7 @@ class Loader(Protocol):
         """Number of samples in a full batch."""
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `epoch` from number `start` on, always in the same order, without earlier batches."""
+        """Yield the batches of `epoch` from number `start` on, always in the same order; both are counted from 0."""
 
 
 class Data(ABC):

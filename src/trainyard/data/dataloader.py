@@ -279,8 +279,8 @@ class WorkerLoader:
             if batch is end:
                 return
             yield batch
-        what = "a loader with persistent_workers" if self._given.persistent_workers else "a stream with a state"
-        raise RuntimeError(f"{what} was iterated again before its epoch ended; use a second loader")
+        what = "A loader with persistent_workers" if self._given.persistent_workers else "A stream with a state"
+        raise RuntimeError(f"{what} was iterated again before its epoch ended. Use a second loader.")
 
     def on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the finished batches on the device."""

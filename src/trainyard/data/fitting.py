@@ -18,11 +18,19 @@ _ENCODER = "trainyard.models.TableEncoder"
 _PREPROCESSOR = "trainyard.models.DataPreprocessor"
 
 
-def fit(tables: Mapping[str, Table], *, standardize: bool, missing: str, max_categories: int) -> dict[str, Any] | None:
+def fit(
+    tables: Mapping[str, Table],
+    files: Mapping[str, tuple[str, str]],
+    *,
+    standardize: bool,
+    missing: str,
+    max_categories: int,
+) -> dict[str, Any] | None:
     """Return the config of the preprocessor that the training rows need; None if no preprocessor is needed.
 
     Args:
         tables: the splits; columns of categories get their codes, in place.
+        files: for each split, the argument that names its file, and the file; for messages.
         standardize: shift and scale numbers (images: each channel) to mean 0 and standard deviation 1.
         missing: the value for missing entries in a numeric column: "mean" or "median" of the column; "refuse" is an
             error.
@@ -34,7 +42,7 @@ def fit(tables: Mapping[str, Table], *, standardize: bool, missing: str, max_cat
     train = tables["train"]
     if missing == "refuse":
         for split, table in tables.items():
-            _refuse_gaps(split, table)
+            _refuse_gaps(split, table, *files[split])
     if train.names is None and missing != "refuse" and train.x.ndim != 2:
         raise ConfigError("missing", missing, "refuse, because these inputs are not a table [N, F]")
     if train.names is None and missing == "refuse":
@@ -79,7 +87,7 @@ def width(node: Mapping[str, Any], features: int) -> int:
     return len(node["mean"]) + sum(map(len, node["categories"].values())) + len(node["gaps"])
 
 
-def _refuse_gaps(split: str, table: Table) -> None:
+def _refuse_gaps(split: str, table: Table, key: str, file: str) -> None:
     empty = np.isnan(table.x)
     for index, texts in table.texts.items():
         empty[:, index] = [text is None for text in texts]
@@ -90,7 +98,7 @@ def _refuse_gaps(split: str, table: Table) -> None:
     if table.x.ndim != 2:
         hint = "Remove this sample, or fill its missing values."
     if table.names is None:
-        raise ConfigError("path", split, f"inputs without missing values; row {row} of {split} contains NaN", hint=hint)
+        raise ConfigError(key, file, f"inputs without missing values; row {row} of {split} contains NaN", hint=hint)
     name = table.names[int(empty[row].argmax())]
     accepted = f"columns without missing values; in this column, row {row} of {split} is NaN"
     raise ConfigError("features", name, accepted, hint=hint)

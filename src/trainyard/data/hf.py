@@ -241,7 +241,8 @@ def _from_disk(path: str) -> Any:
     try:
         return datasets.load_from_disk(str(Path(path).expanduser()))
     except (OSError, ValueError) as error:
-        raise ConfigError("path", path, "a folder written by save_to_disk", hint=f"{error}") from error
+        hint = f"Reading the folder failed: {str(error).rstrip('.')}."
+        raise ConfigError("path", path, "a folder written by save_to_disk", hint=hint) from error
 
 
 def _array(key: str, name: str, values: Any) -> npt.NDArray[Any]:

@@ -75,7 +75,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         try:
             image = self._read(path)
         except Exception as error:
-            raise TrainyardError(f"{path} cannot be read as an image: {error}") from error
+            raise TrainyardError(f"{path} cannot be read as an image: {str(error).rstrip('.')}.") from error
         if self.size is not None:
             image = resized(image, self.size)
         for transform in self.transforms:

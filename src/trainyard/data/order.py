@@ -30,7 +30,7 @@ def num_batches(n: int, batch_size: int, drop_last: bool) -> int:
         ConfigError: `drop_last` drops the only batch, so an epoch would be empty.
     """
     if n < 1:
-        raise EmptyDataError("batch_size", batch_size, "a data set with at least one sample")
+        raise EmptyDataError("samples", n, "a data set with at least one sample")
     if drop_last and n < batch_size:
         raise ConfigError("batch_size", batch_size, f"at most {n}, the number of samples, because drop_last is true")
     return n // batch_size if drop_last else -(-n // batch_size)

@@ -204,7 +204,7 @@ def _files(key: str, given: str | Sequence[str]) -> list[str]:
         files = sorted(glob.glob(str(Path(pattern).expanduser())))  # noqa: PTH207 (a pattern may be absolute)
         if not files:
             raise ConfigError(
-                key, pattern, "a pattern that matches files, or a list of existing files, such as train/*.npz"
+                key, pattern, "a pattern that matches files, such as train/*.npz, or a list of existing files"
             )
         found += files
     for file in found:
@@ -228,7 +228,7 @@ def _rows(path: str) -> int:
                 shape: Any = read(member)[0]
                 return int(shape[0])
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        hint = f"Reading the file failed: {error}"
+        hint = f"Reading the file failed: {str(error).rstrip('.')}."
         accepted = f"a readable {suffix} file{' with the arrays x and y' if suffix == '.npz' else ''}"
         raise ConfigError("shards", path, accepted, hint=hint) from error
     return len(read_frame("shards", Path(path)))

@@ -74,11 +74,10 @@ def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
         raise ConfigError(key, str(path), f"a file whose name ends in one of {', '.join(SUFFIXES)}")
     if suffix in (".csv", ".parquet"):
         return {"train": _read_columns(key, str(path), read_frame(key, file), chosen)}
-    for name, columns in (("features", chosen.features), ("categories", chosen.categories)):
+    for name, columns, empty in (("features", chosen.features, "null"), ("categories", chosen.categories, "[]")):
         if columns:
-            raise ConfigError(
-                name, list(columns), f"null for a {suffix} file, because its inputs are one array without names"
-            )
+            accepted = f"{empty} for an {suffix} file, because its inputs are one array without names"
+            raise ConfigError(name, list(columns), accepted)
     if suffix == ".npz":
         return _read_npz(key, file, str(path), chosen)
     if chosen.group is not None:
@@ -109,7 +108,8 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
             if chosen.group is not None and split == "train":
                 name = chosen.group if x == "x" else f"{chosen.group}_{split}"
                 if name not in arrays:
-                    raise ConfigError("group", chosen.group, f"the key of the groups: {name!r} is not in the file")
+                    accepted = f"the key of the groups: {name!r} is not in the file"
+                    raise ConfigError("group", chosen.group, accepted, hint=_held(arrays))
                 tables[split] = tables[split]._replace(groups=group_numbers(path, arrays[name], len(arrays[x])))
     if not tables:
         accepted = "an .npz file with the inputs under x, or under x_train, x_val and x_test"
@@ -130,7 +130,7 @@ def _load(key: str, file: Path) -> Any:
                 return dict(loaded)
         return loaded
     except (ValueError, OSError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        hint = f"Reading the file failed: {error}"
+        hint = f"Reading the file failed: {str(error).rstrip('.')}."
         raise ConfigError(key, str(file), "a file of arrays of numbers or strings", hint=hint) from error
 
 
@@ -200,7 +200,7 @@ def read_frame(key: str, file: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(file) if file.suffix.lower() == ".csv" else pd.read_parquet(file)
     except (ValueError, OSError, ImportError) as error:  # pandas' and pyarrow's own errors are ValueErrors
-        hint = f"Reading the file failed: {error}"
+        hint = f"Reading the file failed: {str(error).rstrip('.')}."
         raise ConfigError(key, str(file), f"a readable {file.suffix.lower()} file", hint=hint) from error
 
 

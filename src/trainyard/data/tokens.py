@@ -135,7 +135,8 @@ def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
         try:
             tokens = np.load(file, mmap_mode="c", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            raise ConfigError(key, str(path), "a file of tokens", hint=f"Reading the file failed: {error}") from error
+            hint = f"Reading the file failed: {str(error).rstrip('.')}."
+            raise ConfigError(key, str(path), "a file of tokens", hint=hint) from error
         if tokens.ndim != 1 or tokens.dtype.name not in DTYPES:
             accepted = (
                 f"a one-dimensional array of integers ({', '.join(DTYPES)}), not {tokens.dtype} {list(tokens.shape)}"

@@ -38,7 +38,7 @@ class BaseModel(nn.Module):
     data.
 
     Args:
-        data_preprocessor: a module that is called on every batch before `forward`, after its tensors were moved to the
+        data_preprocessor: a module that is called on every batch before `forward`, after the batch was moved to the
             model's device; or a list or mapping of several modules, called in order. None: batches are only moved to
             the device.
 
@@ -64,7 +64,7 @@ class BaseModel(nn.Module):
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
         """Compute losses, predictions or the raw output, depending on `mode`; see the class."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward(*batch, mode)")
+        raise NotImplementedError(f"{type(self).__name__} must define forward(*batch, mode).")
 
     def train_step(self, batch: Any) -> dict[str, Tensor]:
         """Return the losses of a batch: scalars on the device, not yet summed (see `total_loss`)."""
@@ -145,18 +145,23 @@ def as_module(preprocessor: Preprocessor) -> nn.Module | None:
     """
     if preprocessor is None or isinstance(preprocessor, nn.Module):
         return preprocessor
-    return nn.Sequential(*modules("data_preprocessor", preprocessor))
+    return nn.Sequential(*modules("data_preprocessor", preprocessor, "a torch.nn.Module, or "))
 
 
-def modules(key: str, given: Any) -> list[nn.Module]:
+def modules(key: str, given: Any, other: str = "") -> list[nn.Module]:
     """Return modules from a list, or from a mapping by name, in order; names whose value is None are omitted.
+
+    Args:
+        key: the key of the value.
+        given: the value.
+        other: another value that the caller accepts and has already handled; for the message.
 
     Raises:
         ConfigError: the value is something else.
     """
     found = [each for each in given.values() if each is not None] if isinstance(given, Mapping) else given
     if not isinstance(found, Sequence) or not all(isinstance(each, nn.Module) for each in found):
-        accepted = "a list of torch.nn.Modules, a mapping of them by name, or the `_target_`s that build them"
+        accepted = f"{other}a list of torch.nn.Modules, a mapping of them by name, or the `_target_`s that build them"
         raise ConfigError(key, given, accepted)
     return list(found)
 

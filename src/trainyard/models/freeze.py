@@ -22,7 +22,7 @@ def parse(patterns: Any) -> list[str]:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
-    """Exclude the parameters that match a pattern from training.
+    """Exclude from training the parameters that match a pattern.
 
     They have no gradients and are not passed to the optimizer. A module that matches a pattern itself, or whose
     parameters are all frozen, is kept in evaluation mode as long as none of its parameters is trained: the running
@@ -83,7 +83,7 @@ def _train(model: nn.Module, still: Sequence[str], mode: bool = True) -> nn.Modu
 def unfreeze(model: nn.Module, patterns: Sequence[str], key: str = "unfreeze") -> list[str]:
     """Train the parameters that match a pattern: they get gradients, and their modules leave evaluation mode.
 
-    They must be added to an optimizer that does not contain them yet, as `Runner.unfreeze` does.
+    Parameters that no optimizer contains must then be added to one, as `Runner.unfreeze` does.
 
     Args:
         model: changed in place.

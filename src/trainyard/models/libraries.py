@@ -38,12 +38,13 @@ def not_at_hand(key: str, given: object, file: str | Path | None, error: Excepti
     Args:
         key: the argument that requests them.
         given: its value.
-        file: their place in the cache; None if it is unknown.
+        file: their file or folder in the cache; None if it is unknown.
         error: the error of the library.
     """
     said = str(error).strip().split("\n")[0].rstrip(".")
-    place = "" if file is None else f"place the file at {file}, or "
-    hint = f"Without network access, {place}pass load_from=<file>. Error of the library: {said}."
+    what = "the file at" if file is not None and Path(file).suffix else "the files in"
+    place = "" if file is None else f"place {what} {file}, or "
+    hint = f"Without network access, {place}remove this setting and set load_from=<file>. Error of the library: {said}."
     return ConfigError(key, given, "weights that can be downloaded or are in the library's cache", hint=hint)
 
 

@@ -164,7 +164,7 @@ def _drawn(auto: Any, config: Any, entries: dict[str, Any]) -> Any:
         return auto.from_config(config)
     except ValueError as error:  # as sizes that do not go together
         accepted = f"entries of {type(config).__name__} that define a model"
-        raise ConfigError("config", entries, accepted, hint=f"transformers says: {error}") from error
+        raise ConfigError("config", entries, accepted, hint=f"transformers says: {str(error).rstrip('.')}.") from error
 
 
 def _pretrained(auto: Any, name: str, config: Any) -> Any:

@@ -73,14 +73,17 @@ class DQNLoop(SimulationTrainLoop):
         """Check that the model has as many action values as the environment has actions.
 
         Raises:
-            ConfigError: the numbers differ.
+            ConfigError: the numbers differ, or the actions are not discrete.
         """
         super().sanity_check(runner)
         environment = self._make()
+        actions = getattr(environment.action_space, "n", None)
+        if actions is None:
+            kind = type(environment.action_space).__name__
+            raise ConfigError("loop.environment", kind, "an environment with discrete actions (action_space.n)")
         seen, _ = environment.reset(seed=0)
         with torch.no_grad():
             values = call(runner.model, self._batch_of(runner, as_observation(seen)), "predict")
-        actions = getattr(environment.action_space, "n", None)
         if values.shape[-1] != actions:
             given = f"{values.shape[-1]} outputs"
             raise ConfigError("model", given, f"a net with {actions} outputs, one for each action")

@@ -134,8 +134,8 @@ class Lightning(BaseModel):
         if not isinstance(loss, Tensor):
             found = "None, but a batch cannot be skipped" if output is None else f"a {type(output).__name__}"
             raise TrainyardError(
-                f"{type(self.module).__name__}.training_step returned {found}; it must return a loss, or a mapping "
-                f"with a loss under 'loss'."
+                f"{type(self.module).__name__}.training_step returned {found}. Return a loss, or a mapping with "
+                f"a loss under 'loss'."
             )
         return {"loss": loss, LOGGED: recorder.numbers()}
 

@@ -83,7 +83,7 @@ class Recorder:
         reduction = {"amax": "max", "amin": "min"}.get(reduction, reduction)
         if reduction not in REDUCTIONS:
             raise TrainyardError(
-                f"self.log({name!r}, reduce_fx={reduce_fx!r}): expected one of {', '.join(REDUCTIONS)}."
+                f"self.log({name!r}) received reduce_fx={reduce_fx!r}, but requires one of {', '.join(REDUCTIONS)}."
             )
         if isinstance(value, Mapping):
             for key, each in value.items():

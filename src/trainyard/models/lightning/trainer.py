@@ -14,8 +14,8 @@ class TrainerFacts:
         runner: a Runner, or its parts before it exists; None without a run.
 
     Attributes:
-        epoch_of_batches: the epoch of the latest batches, which Lightning counts only after its validation; None if
-            there were no batches.
+        epoch_of_batches: the epoch of the latest batches, because Lightning increments its counter only after the
+            validation; None if there were no batches.
     """
 
     def __init__(self, runner: Any = None) -> None:
