@@ -76,6 +76,8 @@ def test_what_is_no_file_of_tokens(tokens: dict[str, Any], tmp_path: Path) -> No
     refused(Tokens, "path", "The file has 3 bytes", str(tmp_path / "odd.bin"))
     np.save(tmp_path / "floats.npy", np.zeros(9))
     refused(Tokens, "path", "one-dimensional array of integers", str(tmp_path / "floats.npy"))
+    np.save(tmp_path / "empty.npy", np.zeros(0, dtype=np.uint16))
+    refused(Tokens, "path", "The array is empty", str(tmp_path / "empty.npy"))
     (tmp_path / "broken.npy").write_bytes(b"abc")
     refused(Tokens, "path", "Reading the file failed", str(tmp_path / "broken.npy"))
 

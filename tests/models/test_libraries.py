@@ -19,6 +19,7 @@ from trainyard.data import ArrayData
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.fused.runner import FusedRunner
 from trainyard.models import Supervised, Timm, TorchvisionModel, Transformers
+from trainyard.models.libraries import made
 from trainyard.models.transformers import cross_entropy
 from trainyard.runner import Runner
 
@@ -141,6 +142,13 @@ def test_what_timm_does_not_have(offline: Path) -> None:
             Timm(**{"name": "resnet10t", "num_classes": 2, **arguments})
 
 
+def test_an_argument_that_a_model_of_a_library_does_not_accept() -> None:
+    with pytest.raises(ConfigError, match=r"biass: 1 is invalid\. Expected an argument that torch's Linear accepts"):
+        made(lambda name, **arguments: torch.nn.Linear(1, 2, **arguments), "Linear", {"biass": 1}, of="torch")
+    with pytest.raises(TypeError, match="inside"):  # an error of the library's own code
+        made(lambda name, bias: torch.nn.Linear(1, 2, inside=bias), "Linear", {"bias": 1}, of="torch")
+
+
 # -- torchvision -------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +162,7 @@ def test_what_torchvision_does_not_have(offline: Path) -> None:
     installed("torchvision")
     for arguments, message in [
         ({"name": "resnet19"}, "name: 'resnet19' is invalid. .* Did you mean 'resnet1"),
+        ({"dropuot": 1}, "dropuot: 1 is invalid. Expected an argument that torchvision's resnet18 accepts"),
         (
             {"weights": "IMAGENET"},
             "weights: 'IMAGENET' is invalid. Expected null, or weights of resnet18: DEFAULT, IMAGE",

@@ -69,7 +69,7 @@ class Tokens(ArrayData):
             if given is not None:
                 parts[split] = _mapped(f"{split}_path", given, dtype)
         if vocab_size is None:
-            vocab_size = 1 + max(int(part.max()) for part in parts.values() if len(part))
+            vocab_size = 1 + max(int(part.max()) for part in parts.values())
         integer("vocab_size", vocab_size, at_least=1)
 
         whole, end = parts["train"], len(parts["train"])
@@ -142,6 +142,8 @@ def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
                 f"a one-dimensional array of integers ({', '.join(DTYPES)}), not {tokens.dtype} {list(tokens.shape)}"
             )
             raise ConfigError(key, str(path), accepted)
+        if not tokens.size:
+            raise ConfigError(key, str(path), "a file with at least one token", hint="The array is empty.")
         return tokens  # type: ignore[no-any-return]
     size, width = file.stat().st_size, np.dtype(dtype).itemsize
     if size % width or not size:

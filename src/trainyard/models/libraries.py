@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from torch import nn
 
 from trainyard.errors import ConfigError
 
@@ -46,6 +51,22 @@ def not_at_hand(key: str, given: object, file: str | Path | None, error: Excepti
     place = "" if file is None else f"place {what} {file}, or "
     hint = f"Without network access, {place}remove this setting and set load_from=<file>. Error of the library: {said}."
     return ConfigError(key, given, "weights that can be downloaded or are in the library's cache", hint=hint)
+
+
+def made(create: Callable[..., nn.Module], name: str, arguments: Mapping[str, Any], *, of: str) -> nn.Module:
+    """Return `create(name, **arguments)`: a model of the library `of`.
+
+    Raises:
+        ConfigError: the model does not accept an argument.
+    """
+    try:
+        return create(name, **arguments)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown.group(1) not in arguments:
+            raise
+        key = unknown.group(1)
+        raise ConfigError(key, arguments[key], f"an argument that {of}'s {name} accepts") from None
 
 
 def hub_file(repository: str, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from trainyard.checks import existing_file, integer
 from trainyard.errors import ConfigError
 from trainyard.models.base import Preprocessor
-from trainyard.models.libraries import hub_file, library, not_at_hand
+from trainyard.models.libraries import hub_file, library, made, not_at_hand
 from trainyard.models.supervised import Supervised
 
 
@@ -59,13 +58,7 @@ class Timm(Supervised):
         elif not isinstance(pretrained, bool):
             raise ConfigError("pretrained", pretrained, "true, false or the path of a file")
         try:
-            net = timm.create_model(name, pretrained=bool(pretrained), **arguments)
-        except TypeError as error:
-            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if unknown is None:
-                raise
-            key = unknown.group(1)
-            raise ConfigError(key, arguments.get(key), f"an argument that timm's {name} accepts") from None
+            net = made(timm.create_model, name, {"pretrained": bool(pretrained), **arguments}, of="timm")
         except OSError as error:
             raise not_at_hand("pretrained", pretrained, _place(timm, name), error) from error
         super().__init__(net, loss, data_preprocessor)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainyard.checks import integer
 from trainyard.errors import ConfigError
 from trainyard.models.base import Preprocessor
-from trainyard.models.libraries import library, not_at_hand
+from trainyard.models.libraries import library, made, not_at_hand
 from trainyard.models.supervised import Supervised
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ class TorchvisionModel(Supervised):
         arguments: additional arguments of the model (`dropout`, …).
 
     Raises:
-        ConfigError: torchvision is not installed, the model or the weights do not exist, or the weights are not
-            available.
+        ConfigError: torchvision is not installed, the model or the weights do not exist, the weights are not available,
+            or the model does not accept an argument.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class TorchvisionModel(Supervised):
             )
         num_classes = integer("num_classes", num_classes, at_least=1)
         found = None if weights is None else _weights(models, name, weights)
-        net = models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+        settings = {"weights": None, "num_classes": num_classes, **arguments}
+        net = made(models.get_model, name, settings, of="torchvision")
         if integer("in_channels", in_channels, at_least=1) != 3:
             _take_channels(net, in_channels)
         if found is not None:
