@@ -192,7 +192,7 @@ def text(key: str, value: object, *, at_most: int) -> str:
     given = str(value) if is_number(value) else value
     if not isinstance(given, str) or not given.strip() or not given.isprintable() or len(given) > at_most:
         shown = f"{given[:40]}… ({len(given)} characters)" if isinstance(given, str) and len(given) > at_most else value
-        raise ConfigError(key, shown, f"a single-line string of at most {at_most} characters")
+        raise ConfigError(key, shown, f"a non-empty single-line string of at most {at_most} characters")
     return given
 
 

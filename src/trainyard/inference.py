@@ -42,7 +42,7 @@ def load(
         uri: the MLflow URI; None is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the current folder.
 
     Raises:
-        ConfigError: the run, checkpoint or device does not exist.
+        ConfigError: the run, checkpoint or device does not exist, or the checkpoint is damaged.
 
     Example:
         >>> model = load("outputs/mine")  # doctest: +SKIP

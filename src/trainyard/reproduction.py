@@ -86,8 +86,8 @@ def check(then: StoredRun, now: StoredRun, lineage: Sequence[Segment] = ()) -> R
         found.notes.append(f"the original run was resumed with other values: {', '.join(then.info.changes)}")
     if since >= 0:
         found.notes.append(
-            f"the original run copied another job at iteration {since}, so only the part after this iteration "
-            "is compared"
+            f"the original run continued from the checkpoint of another job at iteration {since}, so only the part "
+            "after this iteration is compared"
         )
     if "stack_width" in then.history.tags and not lineage:
         found.notes.append(

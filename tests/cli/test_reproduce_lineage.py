@@ -72,7 +72,7 @@ def test_a_lineage_is_reproduced_to_the_bit(trainyard: Any, sweep: Path, tmp_pat
     assert status == 0, (found, said)
     assert found["weights"] == []
     assert found["points"] > 3
-    assert any("the original run copied another job" in note for note in found["notes"])
+    assert any("the original run continued from the checkpoint of another job" in note for note in found["notes"])
 
 
 def test_without_an_ancestor_s_config_it_says_so(trainyard: Any, sweep: Path, tmp_path: Path) -> None:

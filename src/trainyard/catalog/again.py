@@ -134,8 +134,9 @@ def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False)
         text = (run.directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
         given = [str(line) for line in yaml.safe_load(text) or []]
     except (OSError, ValueError, yaml.YAMLError) as error:
+        said = str(error).partition("\n")[0].rstrip(".")
         raise TrainyardError(
-            f"{run.directory}: the overrides of this run (.hydra/overrides.yaml) cannot be read: {error}"
+            f"{run.directory}: the overrides of this run (.hydra/overrides.yaml) cannot be read: {said}."
         ) from error
     hydra = _hydra(run)
     new = {_key(line) for line in changes}

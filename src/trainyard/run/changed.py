@@ -34,13 +34,15 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], *, ended: bool)
     for key, new in differing:
         if not _may_change(key):
             value = "nothing" if new is _ABSENT else new
-            free = ", ".join((*OVERRIDDEN, *FREE))
-            accepted = f"the value of the job that it continues: only values of {free} may differ"
+            rule = f"only values of {', '.join((*OVERRIDDEN, *FREE))} may differ"
+            if key.partition(".")[0] in ("optim", "schedule"):
+                rule = "the classes and the paramwise rules of optim and schedule cannot change"
+            accepted = f"the value of the job from which this job continues: {rule}"
             raise ConfigError(key, value, accepted, hint="Train a job with another value from the start.")
     if ended and not any(key in LENGTHS for key, _ in differing):
         raise TrainyardError(
             f"the job has finished, so its clone would have nothing to train. Increase {' or '.join(LENGTHS)} "
-            "to train the clone further"
+            "to train the clone further."
         )
     named = [key for key, _ in differing if _is_below(key, OVERRIDDEN)]
     return [key for key in named if key.rpartition(".")[2] not in FLAGS]

@@ -33,14 +33,13 @@ def export(work_dir: Path, file: Path, folder: Path, card: str) -> list[Path]:
         The files.
 
     Raises:
-        ConfigError: the folder is not empty, or safetensors is not installed.
-        DamagedCheckpointError: the checkpoint cannot be read.
+        ConfigError: the folder is not empty, the checkpoint is damaged, or safetensors is not installed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError("--to", str(folder), "a folder that is empty, or does not exist yet")
     library("safetensors", "safetensors", "export")
     save_file = library("safetensors.torch", "safetensors", "export").save_file
-    state = checkpoint.read(file)
+    _, state = checkpoint.given("--checkpoint", file, checkpoint.read)
     weights = _unshared(state.get("eval_model", state["model"]))
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{WEIGHTS}.tmp"

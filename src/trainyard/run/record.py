@@ -259,14 +259,17 @@ def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, A
 
     Returns:
         The model, and one input for it (None if none was saved).
+
+    Raises:
+        ConfigError: the checkpoint is absent or damaged.
     """
     # libyaml, and only the keys needed: OmegaConf's own reading of the file would take longer than all the rest.
     config = yaml.load((work_dir / CONFIG).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     model = Runner(OmegaConf.create(config["model"]), seed=config["seed"], device="cpu").model
     if file.suffix == foreign_files.SAFE:  # what `trainyard export` wrote
-        model.load_state_dict(foreign_files.read(file))
+        model.load_state_dict(checkpoint.given("run", file, foreign_files.read)[1])
     else:
-        state = checkpoint.read(file)
+        _, state = checkpoint.given("run", file, checkpoint.read)
         model.load_state_dict(state.get("eval_model", state["model"]))
     example = work_dir / EXAMPLE
     return model.eval(), np.load(example) if example.exists() else None

@@ -233,7 +233,10 @@ def known(key: str, value: Any, length: float) -> int:
         ConfigError: it is unknown (infinite).
     """
     if math.isinf(length):
-        hint = "The training data has no length (no __len__), so the length of the run is unknown in this unit."
+        hint = (
+            "The training data has no length (no __len__), so the length of the run in the unit of the schedule is "
+            "unknown."
+        )
         raise ConfigError(key, value, "a number of epochs or iterations", hint=hint)
     return int(length)
 

@@ -125,9 +125,10 @@ class ScheduleSpec:
                 raise ConfigError(key, given, f"{accepted} for this data", hint=hint)
             stride, scale = (1, epoch_length) if self.convert else (epoch_length, 1)
         length = rows if isinf(rows) else ceil(rows / stride)
+        own = "epochs" if (self.by or unit) == "epoch" else "iterations"
         begin = _places("begin", [self.begin], scale, length)[0]
         if begin >= length:
-            hint = f"In this unit, the run has a length of {length / scale:.12g}."
+            hint = f"The length of the run in {own} is {length / scale:.12g}."
             raise ConfigError("begin", self.begin, "a value before the end of the run", hint=hint)
         end = None
         if self.end is not None:
@@ -137,7 +138,7 @@ class ScheduleSpec:
                 raise ConfigError("end", self.end, f"a value after begin={self.begin}")
             if begin >= end:  # shares of a short run can round to nothing
                 return None
-        turns = self._turns((length if end is None else end) - begin, scale)
+        turns = self._turns((length if end is None else end) - begin, scale, own)
         if not turns:
             return None
         last = end
@@ -159,8 +160,8 @@ class ScheduleSpec:
             certain=certain or end is not None,
         )
 
-    def _turns(self, length: float, scale: int) -> list[SchedulerSpan]:
-        """Return the spans of the schedulers in a window of `length`; one unit of the config is `scale` units of the
+    def _turns(self, length: float, scale: int, unit: str) -> list[SchedulerSpan]:
+        """Return the spans of the schedulers in a window of `length`; one `unit` of the config is `scale` units of the
         window."""
         parts = [part.scaled(scale) for part in self.parts]
         if self.together:
@@ -168,7 +169,7 @@ class ScheduleSpec:
         check_milestones("milestones", self.milestones, least=0, length=length / scale)
         later = _places("milestones", self.milestones, scale, length)
         if later and later[-1] >= length:
-            hint = f"In this unit, {self._whole} has a length of {length / scale:.12g}."
+            hint = f"The length of {self._whole} in {unit} is {length / scale:.12g}."
             accepted = f"milestones before the end of {self._whole}"
             raise ConfigError("milestones", list(self.milestones), accepted, hint=hint)
         warmup = _places("warmup", [self.warmup], scale, length)[0]
