@@ -149,11 +149,9 @@ def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
     except (RuntimeError, OSError) as error:
         if download:
             raise
+        advice = " Set download=true to download the files." if "download" in accepts else ""
         raise ConfigError(
-            "root",
-            root,
-            f"a folder with the files of {name}",
-            hint=f"{str(error).rstrip('.')}. Set download=true to download the files.",
+            "root", root, f"a folder with the files of {name}", hint=f"{str(error).rstrip('.')}.{advice}"
         ) from error
 
 

@@ -17,11 +17,11 @@ REFUSED = {
     "configure_optimizers_and_schedulers": "configure_optimizers returns both",
     "configure_sharded_model": "strategy=fsdp shards a model that is not a LightningModule",
     "lr_scheduler_step": "schedulers are stepped according to their interval, frequency and monitor",
-    "on_after_backward": "hook=norms records gradients",
+    "on_after_backward": "hook=norms records the norms of gradients",
     "on_after_batch_transfer": "data_preprocessor changes batches on the device",
     "on_before_backward": "the run performs the backward pass",
     "on_before_batch_transfer": "data_preprocessor changes batches on the device",
-    "on_before_optimizer_step": "hook=norms records gradients, and clip_grad_norm=… clips them",
+    "on_before_optimizer_step": "hook=norms records the norms of gradients, and clip_grad_norm=… clips them",
     "on_before_zero_grad": "a hook of your own can define before_train_iter",
     "on_load_checkpoint": "register values for the checkpoint as buffers (register_buffer)",
     **dict.fromkeys(
