@@ -126,8 +126,12 @@ def _weights(then: StoredRun, now: StoredRun) -> list[str] | None:
 
     found = []
     for path in shared:
-        mine = checkpoint.read(path)
-        theirs = checkpoint.read(now.directory / "checkpoints" / path.name)
+        try:
+            mine = checkpoint.read(path)
+            theirs = checkpoint.read(now.directory / "checkpoints" / path.name)
+        except checkpoint.DamagedCheckpointError as error:
+            found.append(f"{path.name}: not compared, because {error}")
+            continue
         for part in ("model", "eval_model"):
             found += [f"{path.name}: {name}" for name in _different(mine.get(part) or {}, theirs.get(part) or {})]
     return found

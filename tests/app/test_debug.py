@@ -35,5 +35,13 @@ def test_the_first_job_runs_in_this_process(command: Any, monkeypatch: Any) -> N
     assert "ArithmeticError: broken" in said
 
 
+def test_sweeps_without_a_list_of_jobs_refuse_it(command: Any) -> None:
+    for sweeper in ("hydra/sweeper/pruner=asha", "hydra/sweeper=pbt"):
+        status, said = command(sweeper, "optim.lr=1e-3,1e-2", "hydra.launcher.debug=true", quick=_quick("-m"))
+        assert status == 2, said
+        assert "hydra.launcher.debug: True is invalid. Expected false for a search, pbt or a pruner." in said
+        assert not list(Path("multirun").glob("*/*/*/*.pt"))
+
+
 def _quick(*flags: str) -> list[str]:
     return [*flags, "data=rings", "data.num_samples=300", "loop.max_epochs=1", "model.hidden=[8]", "tracker=none"]

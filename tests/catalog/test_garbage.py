@@ -42,6 +42,14 @@ def test_a_run_that_can_be_resumed_keeps_the_newest_as_well(make_run: Any, statu
     assert names(run) == [*NAMES[:-1]]
 
 
+@pytest.mark.parametrize("status", ["FINISHED", "KILLED"])
+def test_the_best_by_other_metrics_stay_and_do_not_stand_for_the_newest(make_run: Any, status: str) -> None:
+    run = make_run(checkpoints=[*NAMES, "best_accuracy.pt"], status=status)
+    age(run)
+    os.utime(run.directory / "checkpoints" / "best_accuracy.pt", (99, 99))
+    assert names(run) == [*NAMES[:-1]]
+
+
 def test_what_a_killed_process_left_is_garbage_and_the_list_of_checkpoints_is_not(make_run: Any) -> None:
     run = make_run(checkpoints=["best.pt", "last.json", ".epoch_0004.pt.tmp", ".best.pt.link"])
     assert names(run) == [".best.pt.link", ".epoch_0004.pt.tmp"]

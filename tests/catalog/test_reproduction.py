@@ -50,6 +50,15 @@ def test_a_run_that_did_not_end_is_compared_as_far_as_it_went(make_run: Any) -> 
     assert not check(now, then).identical, "a run that ended has all its values"
 
 
+def test_a_damaged_checkpoint_is_named_and_does_not_end_the_comparison(make_run: Any) -> None:
+    then, now = make_run("then", checkpoints=["best.pt", "last.pt"]), make_run("now", checkpoints=["best.pt", "last.pt"])
+    for run in (then, now):
+        checkpoint.save(run.directory / "checkpoints" / "last.pt", {"model": {"weight": torch.ones(1)}})
+    found = check(then, now).weights
+    assert found is not None
+    assert [name.partition(",")[0] for name in found] == ["best.pt: not compared"]
+
+
 def test_times_and_loads_are_no_curves(make_run: Any) -> None:
     then, now = make_run("then"), make_run("now")
     for run in (then, now):

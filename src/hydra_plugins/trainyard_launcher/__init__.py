@@ -94,8 +94,17 @@ class LocalLauncher(Launcher):
 
     def run(self, proposer: Proposer) -> None:
         """Run the jobs that a `trainyard.sweep.proposers.Proposer` proposes, then `finish`; for the sweepers of
-        Trainyard."""
+        Trainyard.
+
+        Raises:
+            ConfigError: `debug` is true. It runs one of a list of jobs, but a proposer has no such list.
+        """
         try:
+            if self.settings.get("debug"):
+                from trainyard.errors import ConfigError
+
+                hint = "To debug one job, run it without -m."
+                raise ConfigError("hydra.launcher.debug", True, "false for a search, pbt or a pruner", hint=hint)
             self._begun().run(proposer)
         except BaseException:
             self.close()

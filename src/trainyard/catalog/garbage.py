@@ -9,20 +9,22 @@ from pathlib import Path
 from trainyard.catalog.stored_run import StoredRun
 
 BEST = "best.pt"
+BEST_OF = "best_"
+"""Start of the names of the best checkpoints by other metrics."""
 
 
 def garbage(run: StoredRun) -> list[Path]:
     """Return the files and folders that a run no longer needs; nothing while it trains.
 
-    - Checkpoints. A finished run keeps `best.pt`, or its newest checkpoint if `best.pt` does not exist. Any other run
-      also keeps its newest checkpoint, so that it can be resumed.
+    - Checkpoints. Each run keeps `best.pt` and the best ones by other metrics (`best_accuracy.pt`). A run that has not
+      finished or has no `best.pt` also keeps its newest other checkpoint, with which it can be resumed.
     - Temporary files of a process that was killed while it wrote a checkpoint.
     """
     if run.state == "running":
         return []
     saved = sorted(run.checkpoints, key=lambda path: (path.stat().st_mtime_ns, path.name))
-    regular = [path for path in saved if path.name != BEST]
-    has_best = len(regular) < len(saved)
+    regular = [path for path in saved if path.name != BEST and not path.name.startswith(BEST_OF)]
+    has_best = any(path.name == BEST for path in saved)
     kept = set(regular[-1:] if run.state != "finished" or not has_best else [])
     return [*(path for path in regular if path not in kept), *_temporary(run)]
 

@@ -121,7 +121,7 @@ def _lines(found: Reproduction) -> list[str]:
     if found.weights is None:
         lines.append("weights: not compared, because the runs have no checkpoint of the same name")
     elif found.weights:
-        lines.append(f"weights: different in {counted(len(found.weights), 'tensor')}")
+        lines.append(f"weights: different in {counted(len(found.weights), 'place')}")
         lines += [f"  {name}" for name in found.weights[:_SHOWN]]
         lines += [f"  and {len(found.weights) - _SHOWN} more"] if len(found.weights) > _SHOWN else []
     else:

@@ -38,8 +38,9 @@ class Hook:
 
     A hook that supports several members sets `stackable = True`; a sweep does not stack jobs with other hooks. A
     stackable hook receives the losses of K members as `[K]` and the predictions as `[K, ...]`, in the order of
-    `runner.members`; `metrics` and the means of `after_val_loss` are lists with one mapping per member. The checkpoint
-    stages are called once for each member. `state_dict` and `load_state_dict` receive the index of a member.
+    `runner.members`. With several members, `metrics` and the means of `after_val_loss` are lists with one mapping per
+    member. The checkpoint stages are called once for each member. `state_dict` and `load_state_dict` receive the index
+    of a member.
 
     A hook may have an attribute `monitor` (the name of a metric, None for the objective) or `monitors` (a mapping from
     names of metrics to the arguments that set these names). If no metric has the name, the sanity check raises an error
