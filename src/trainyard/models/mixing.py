@@ -27,8 +27,8 @@ class BatchMix(nn.Module, ABC):
 
     Args:
         num_classes: the number of classes in the data.
-        alpha: the fraction that a sample keeps is drawn from Beta(alpha, alpha), once per batch. Above 0; smaller
-            values are closer to 0 or 1.
+        alpha: the fraction that a sample keeps is drawn from Beta(alpha, alpha), once per batch. Above 0; a
+            smaller alpha gives fractions closer to 0 or 1.
         probability: the probability that a batch is mixed.
         label_smoothing: the fraction of each target that is spread evenly over the classes, for all batches; in [0, 1).
     """
