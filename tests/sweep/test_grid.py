@@ -40,6 +40,9 @@ def test_a_pattern_that_fits_no_option() -> None:
             ConfigError, match=r"optim: 'glob\(adm\*\)' is invalid. Expected a pattern that matches an option: adag"
         ):
             combinations(overrides, lambda key: key == "optim")
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(["optim.lr=glob(*)"])
+        with pytest.raises(ConfigError, match=r"Expected values: .* A pattern can only match the options of a group\."):
+            combinations(overrides, lambda key: key == "optim")
 
 
 def test_mappings_of_one_key_are_merged() -> None:

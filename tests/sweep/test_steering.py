@@ -171,6 +171,7 @@ def test_a_head_that_does_not_answer(sweep: Path) -> None:
         (["clone", ".", "1"], "a clone is a job with other values"),
         (["clone", ".", "2", "seed=1"], "a job that has started; #2 has no checkpoint to start from"),
         (["clone", ".", "1", "optim.lrr=1"], "Expected a key of optim: optim.lr. Did you mean 'optim.lr'?"),
+        (["clone", ".", "1", "optim.lr.x=1"], "Expected a key of this job's config; optim.lr has no keys."),
         (["clone", ".", "1", "sed=1"], "Did you mean 'seed'?"),
         (["clone", ".", "1", "seed=1,2"], "seed: '1,2' is invalid. Expected one value, because a clone is one job."),
         (["clone", ".", "1", "seed=["], "'seed=[' is invalid. Expected an override, such as optim.lr=0.1."),

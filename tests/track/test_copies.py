@@ -120,7 +120,7 @@ def test_what_is_not_installed_is_told_before_the_training(name: str, monkeypatc
 
 
 def test_wrong_settings() -> None:
-    with pytest.raises(ConfigError, match=r"wandb: 'online' is invalid. Expected one of offline, or null"):
+    with pytest.raises(ConfigError, match=r"wandb: 'online' is invalid. Expected offline, or null"):
         MLflowTracker(wandb="online")
     with pytest.raises(ConfigError, match="tensorboard: 'yes' is invalid"):
         MLflowTracker(tensorboard="yes")

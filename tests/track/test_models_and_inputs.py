@@ -224,7 +224,7 @@ def test_the_model_of_another_run_is_registered_when_it_is_there(uri: str, new_r
         ({"register": "a@b c"}, "register: 'a@b c' is invalid"),
         ({"register": "a@latest"}, "The alias latest is reserved by MLflow"),
         ({"register": "a", "log_model": False}, "log_model=false logs no model"),
-        ({"log_model": "kep"}, "kept"),
+        ({"log_model": "kep"}, "Expected true, false or kept"),
         ({"model_format": "onnx"}, "pickle, export"),
     ],
 )

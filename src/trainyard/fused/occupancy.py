@@ -57,7 +57,7 @@ class Occupancy:
         """Log the number of epochs, summed over the lanes, in which lanes trained while jobs could come."""
         if self._lanes:
             log.info(
-                "Lanes were used in %d of %d epochs, summed over the lanes, in which jobs could join.",
+                "Lanes were used in %d of %d epochs in which jobs could join (summed over the lanes).",
                 self._busy,
                 self._lanes,
             )

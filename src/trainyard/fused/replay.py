@@ -106,7 +106,7 @@ def _train(config: DictConfig, segment: Mapping[str, Any]) -> Returned:
     result = source.result or found[0]
     if result is None or result.state != ("done" if end is None else "paused"):
         until = "its end" if end is None else f"{by} {end}"
-        raise TrainyardError((result and result.error) or f"The training ended before {until}.")
+        raise TrainyardError((result and result.error) or f"The training did not reach {until}.")
     return result.value
 
 

@@ -167,7 +167,7 @@ def step_of(
         raise ConfigError("strategy", type(strategy).__name__, "single", hint=hint)
     for name, each in optimizer.optimizers.items():
         if needs_closure(each):
-            accepted = "an optimizer whose step needs no closure, because several take turns"
+            accepted = "an optimizer whose step needs no closure, because several optimizers take turns"
             raise ConfigError(f"optim.{name}", type(each).__name__, accepted)
     steps = {
         name: make_step(model.train_steps, each, precision=precision(), clip=clip, accumulate=accumulate, by=by)

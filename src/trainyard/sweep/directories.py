@@ -56,9 +56,10 @@ def check_name(config: DictConfig, directory: Path) -> None:
         if size > LONGEST:
             key = SUBDIR if name in Path(str(config.hydra.sweep.subdir)).parts else "hydra.sweep.dir"
             written = str(plain(config.hydra.sweep._get_node(key.rpartition(".")[2])))
-            hint = f"{name[:40]!r}… has {size} bytes. A shorter name is ${{hydra:job.num}}"
+            hint = f"{name[:40]!r}… has {size} bytes. Use a shorter name"
+            hint += ", such as ${hydra:job.num}" if key == SUBDIR else ""
             if "override_dirname" in written:
-                hint += "; hydra.job.config.override_dirname.exclude_keys shortens the current one"
+                hint += ", or exclude overrides from the name (hydra.job.config.override_dirname.exclude_keys)"
             raise ConfigError(key, written, f"names of at most {LONGEST} bytes between slashes", hint=f"{hint}.")
 
 

@@ -104,6 +104,9 @@ def effective(overrides: Sequence[Override], is_group: Callable[[str], bool]) ->
         if isinstance(override.value(), Glob) and not _values(override):
             options = override.config_loader.get_group_options(override.key_or_group) if override.config_loader else []
             given = (override.input_line or "").partition("=")[2]
+            if not options:
+                hint = "A pattern can only match the options of a group."
+                raise ConfigError(override.key_or_group, given, "values: 1,2, choice(1,2) or range(1,3)", hint=hint)
             raise ConfigError(
                 override.key_or_group, given, f"a pattern that matches an option: {', '.join(options)}", options=options
             )

@@ -61,7 +61,10 @@ class SweepSettings:
                     "hydra.launcher", name, f"a setting of this launcher: {', '.join(kinds)}", options=kinds
                 )
             if not fits(value, kinds[name]):
-                raise ConfigError(f"hydra.launcher.{name}", value, _ACCEPTED[kinds[name]])
+                accepted = _ACCEPTED[kinds[name]]
+                if name.endswith("_gb"):
+                    accepted = accepted.replace("seconds", "GB")
+                raise ConfigError(f"hydra.launcher.{name}", value, accepted)
         try:
             return cls(**values)
         except ConfigError as error:

@@ -202,7 +202,10 @@ def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
             options = [f"{before}{each!s}" for each in node.keys()] if isinstance(node, DictConfig) else []  # noqa: SIM118
             where = f"a key of {before[:-1]}" if before else "a group or key of this job's config"
             hint = f"To add a new key, use +{key}=…"
-            raise ConfigError(key, f"{before}{name}", f"{where}: {', '.join(options)}", options=options, hint=hint)
+            if not isinstance(node, DictConfig):
+                raise ConfigError(key, f"{before}{name}", f"a key of this job's config; {before[:-1]} has no keys")
+            accepted = f"{where}: {', '.join(options)}" if options else f"{where}, which has no keys"
+            raise ConfigError(key, f"{before}{name}", accepted, options=options, hint=hint)
         node, before = node._get_node(name), f"{before}{name}."
 
 

@@ -98,7 +98,7 @@ class Trials:
         """
         self._seconds = trial.seconds
         if trial.state != "done":
-            print(f"The jobs could not be checked before the start: {trial.error}.", flush=True)
+            print(f"The jobs could not be checked before the start: {str(trial.error).rstrip('.')}.", flush=True)
             return []
         found: TrialResult = trial.value
         if found.left:

@@ -99,7 +99,7 @@ class RunInfo:
             data = json.loads(path.read_bytes())
             return cls(**{key: value for key, value in data.items() if key in known})
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise TrainyardError(f"{path} cannot be read: {error}") from error
+            raise TrainyardError(f"{path} cannot be read: {error}.") from error
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -195,8 +195,8 @@ class MLflowTracker(Tracker):
         self.experiment, self.experiment_id = uris.experiment(experiment, self.uri)
         self.run_name = None if run_name is None else text("run_name", run_name, at_most=MAX_RUN_NAME)
         self.tags = {str(key): str(value) for key, value in (tags or {}).items()}
-        if not isinstance(log_model, bool):
-            choice("log_model", log_model, ("kept",), other="true or false")
+        if not isinstance(log_model, bool) and log_model != "kept":
+            raise ConfigError("log_model", log_model, "true, false or kept", options=("kept",))
         self.log_model = log_model
         self.model_format = choice("model_format", model_format, FORMATS)
         self.experiment_per_sweep = boolean("experiment_per_sweep", experiment_per_sweep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from trainyard.checks import boolean, choice
+from trainyard.checks import boolean
 from trainyard.errors import ConfigError
 
 
@@ -19,7 +19,8 @@ def copies(tensorboard: object, wandb: object) -> list[str]:
         _check("tensorboard", tensorboard, "false")
         found.append("tensorboard")
     if wandb is not None:
-        choice("wandb", wandb, ("offline",), other="null")
+        if wandb != "offline":
+            raise ConfigError("wandb", wandb, "offline, or null", options=("offline",))
         _check("wandb", wandb, "null")
         found.append(f"wandb={wandb}")
     return found
@@ -27,5 +28,5 @@ def copies(tensorboard: object, wandb: object) -> list[str]:
 
 def _check(name: str, given: object, off: str) -> None:
     if find_spec(name) is None:
-        hint = f"To install the package: pip install 'trainyard[{name}]'"
+        hint = f"To install the package: pip install 'trainyard[{name}]'."
         raise ConfigError(name, given, f"{off}, because the package {name} is not installed", hint=hint)

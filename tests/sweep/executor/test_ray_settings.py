@@ -86,7 +86,7 @@ class AuthenticationError(Exception):
         (
             AuthenticationError("no token\nwas found"),
             True,
-            ("The cluster requires a token: RAY_AUTH_MODE=token, with the token"),
+            ("The cluster requires a token: set RAY_AUTH_MODE=token, and store"),
         ),
         (
             ConnectionError("Failed to connect to Ray cluster at h:1."),

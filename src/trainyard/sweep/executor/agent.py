@@ -148,7 +148,7 @@ class Agent:
             output.seek(0)
             said = output.read().decode(errors="replace").strip().splitlines()
         if not ready:
-            last = f": {said[-1]}" if said else ""
+            last = f": {said[-1].rstrip('.')}" if said else ""
             raise ExecutorError(f"The fork server {how} before it was ready{last}.")
         self._launch()
         return how

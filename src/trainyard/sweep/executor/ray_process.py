@@ -40,7 +40,7 @@ _PROBE = 10.0  # seconds to wait for a connection
 _EVERY = 0.3  # seconds between two looks at the actors
 _LAST = 8.0  # seconds that agents have to end when this process closes
 _OF_NODE = ("RAY_", "SLURM", "SBATCH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-_TOKEN = "RAY_AUTH_MODE=token, with the token of the cluster in RAY_AUTH_TOKEN or in ~/.ray/auth_token"
+_TOKEN = "set RAY_AUTH_MODE=token, and store the token of the cluster in RAY_AUTH_TOKEN or in ~/.ray/auth_token"
 _DIES_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == {parent} or sys.exit(1); "
 
 
@@ -246,7 +246,7 @@ def failure(error: Exception, answers: bool) -> str:
     if type(error).__name__ == "AuthenticationError":
         return f"The cluster requires a token: {_TOKEN}"
     if answers and re.search("Failed to connect|connection timeout", told):
-        return f"{told}, although a server answers there. If it requires a token: {_TOKEN}"
+        return f"{told}, although a server answers there. If the server requires a token, {_TOKEN}"
     return told
 
 

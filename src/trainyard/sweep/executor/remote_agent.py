@@ -202,7 +202,8 @@ class RemoteAgent:
                     self._obey(received.message, received.payload)
             except TransportError as error:
                 if self._agent is None:
-                    raise TrainyardError(f"The head at {self._address.host}:{self._address.port}: {error}.") from error
+                    where = f"{self._address.host}:{self._address.port}"
+                    raise TrainyardError(f"The agent cannot connect to the head at {where}: {error}.") from error
                 self._lose_head(str(error))
         self._files.arrivals.handle()
         try:

@@ -127,7 +127,9 @@ def resources() -> str:
     for line in lines:
         partition, nodes, cpus, memory, gres, limit = line.strip().split("|")
         gpus = "" if gres == "(null)" else f", {gres}"
-        told.append(f"{partition.rstrip('*')}: {nodes} nodes with {cpus} CPUs, {memory} MB{gpus}, time limit {limit}")
+        several = "" if nodes == "1" else "s"
+        each = f"{cpus} CPU{'' if cpus == '1' else 's'}, {memory} MB{gpus}"
+        told.append(f"{partition.rstrip('*')}: {nodes} node{several} with {each}, time limit {limit}")
     return "; ".join(told)
 
 

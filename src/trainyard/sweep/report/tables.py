@@ -179,7 +179,7 @@ def of_failures(ranking: Sequence[JobRow], directory: Path) -> Iterator[str]:
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     yield "<h2>Jobs that did not finish</h2>"
-    yield '<p class="note">train.log and output.log in the directory of a job contain the messages of the job.</p>'
+    yield '<p class="note">The log files (*.log) in the directory of a job contain the messages of the job.</p>'
     yield _table([_head("jobs", numeric=True), _head("state"), _head("reason"), _head("which")], lines)
 
 

@@ -48,7 +48,7 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
     except TrainyardError:
         raise
     except Exception as error:
-        raise TrainyardError(f"{shown} could not be queried for the run {run_id}: {first_line(error)}") from error
+        raise TrainyardError(f"{shown} could not be queried for the run {run_id}: {first_line(error)}.") from error
     if run is None:
         raise TrainyardError(
             f"No run has the ID {run_id!r} on this machine or in {shown}. Set `--uri` to use another store."
