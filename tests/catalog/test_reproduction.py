@@ -51,7 +51,10 @@ def test_a_run_that_did_not_end_is_compared_as_far_as_it_went(make_run: Any) -> 
 
 
 def test_a_damaged_checkpoint_is_named_and_does_not_end_the_comparison(make_run: Any) -> None:
-    then, now = make_run("then", checkpoints=["best.pt", "last.pt"]), make_run("now", checkpoints=["best.pt", "last.pt"])
+    then, now = (
+        make_run("then", checkpoints=["best.pt", "last.pt"]),
+        make_run("now", checkpoints=["best.pt", "last.pt"]),
+    )
     for run in (then, now):
         checkpoint.save(run.directory / "checkpoints" / "last.pt", {"model": {"weight": torch.ones(1)}})
     found = check(then, now).weights

@@ -116,9 +116,10 @@ def resumed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     writers = []
 
     def answer(_: str) -> bool:
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        writers.append(subprocess.Popen([sys.executable, "-c", program, str(directory)], text=True, **streams))
-        return writers[0].stdout.readline() == "\n"
+        pipe = subprocess.PIPE
+        writer = subprocess.Popen([sys.executable, "-c", program, str(directory)], text=True, stdin=pipe, stdout=pipe)
+        writers.append(writer)
+        return writer.stdout.readline() == "\n"
 
     monkeypatch.setattr("click.confirm", answer)
     yield directory
