@@ -36,8 +36,13 @@ def test_the_first_job_runs_in_this_process(command: Any, monkeypatch: Any) -> N
 
 
 def test_sweeps_without_a_list_of_jobs_refuse_it(command: Any) -> None:
-    for sweeper in ("hydra/sweeper/pruner=asha", "hydra/sweeper=pbt"):
-        status, said = command(sweeper, "optim.lr=1e-3,1e-2", "hydra.launcher.debug=true", quick=_quick("-m"))
+    for sweeper, values in (
+        ("hydra/sweeper/pruner=asha", "1e-3,1e-2"),
+        ("hydra/sweeper=search", "interval(1e-3,1e-2)"),
+        ("hydra/sweeper=pbt", "interval(1e-3,1e-2)"),
+    ):
+        chosen = (sweeper, f"optim.lr={values}", "loop.max_epochs=20", "hydra.launcher.debug=true")
+        status, said = command(*chosen, quick=_quick("-m"))
         assert status == 2, said
         assert "hydra.launcher.debug: True is invalid. Expected false for a search, pbt or a pruner." in said
         assert not list(Path("multirun").glob("*/*/*/*.pt"))
