@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
     ExponentialLR,
+    LambdaLR,
     LinearLR,
     MultiStepLR,
     OneCycleLR,
@@ -166,6 +167,12 @@ def test_what_only_torch_knows() -> None:
     refused_by_bind("scheduler", Schedule(partial(CosineAnnealingLR)))
     made = partial(OneCycleLR, max_lr=0.1, total_steps="auto", pct_start=0.1, cycle_momentum=False)
     assert "zero" in str(refused_by_bind("scheduler", Schedule(made), 10))
+
+
+def test_a_division_by_zero_in_a_function() -> None:
+    error = refused_by_bind("scheduler", Schedule(partial(LambdaLR, lr_lambda=lambda step: 1 / step)))
+    assert "LambdaLR says: " in str(error)
+    assert "phase" not in str(error)
 
 
 @pytest.mark.parametrize("length", [0, -5, 2.5, "10"])

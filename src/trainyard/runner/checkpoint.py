@@ -95,7 +95,8 @@ def load(path: Path) -> dict[str, Any]:
     missing = [name for name in _KINDS if name not in state]
     if missing and any(isinstance(value, torch.Tensor) for part in (state, *state.values()) for value in _values(part)):
         raise DamagedCheckpointError(
-            f"{path} contains weights only, no training state. To start from these weights, use load_from={path}"
+            f"{path} contains weights, but not the complete training state of a run. "
+            f"To start from these weights, use load_from={path}"
         )
     if missing:
         raise DamagedCheckpointError(

@@ -157,14 +157,15 @@ class Part:
             self._tell_beyond(keywords, length)
         try:
             scheduler = self.make(optimizer, **keywords)
-        except ZeroDivisionError as error:  # OneCycleLR where pct_start * total_steps is 1
-            hint = (
-                f"With {_listed(keywords)}, a phase of the schedule has a single step, which causes a division by zero."
-            )
-            raise ConfigError(
-                self.key, self.name, "arguments with at least two steps in each phase", hint=hint
-            ) from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            if self.make is OneCycleLR and isinstance(error, ZeroDivisionError):  # pct_start * total_steps is 1
+                given = _listed(keywords)
+                raise ConfigError(
+                    self.key,
+                    self.name,
+                    "arguments with at least two steps in each phase",
+                    hint=f"With {given}, a phase of the schedule has a single step, which causes a division by zero.",
+                ) from error
             said = f"{self.name} says: {str(error).rstrip('.')}."
             blamed = self._blamed(optimizer, keywords)
             if blamed is None:

@@ -91,7 +91,10 @@ class Recorder:
             return
         if not is_metric(value):
             if not isinstance(value, Tensor | int | float):
-                raise TrainyardError(f"self.log({name!r}) received a {type(value).__name__}, but requires a number.")
+                raise TrainyardError(
+                    f"self.log({name!r}) received a {type(value).__name__}, but requires a tensor, an int, a float or "
+                    "a metric of torchmetrics."
+                )
             value = torch.as_tensor(value, device=self._device).detach()
             if value.numel() != 1:
                 raise TrainyardError(
