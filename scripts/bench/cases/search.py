@@ -4,7 +4,7 @@
 configuration is trained for 20 epochs with three seeds. A replay uses one of these seeds. All tools search the same
 space: learning rate, weight decay and width on logarithmic scales, batch size, and optimizer. A point in the space has
 the curve of the nearest configuration. All tools use their defaults, except for the number of epochs. The objective of
-a trial is the value of its best epoch. The time that the tools take for decisions is not counted. The regret is the
+a trial is the value of its best epoch. Except for Syne Tune, the time of decisions is not counted. The regret is the
 difference between the best value in the table and the best value of the search, after the same number of epochs of all
 workers together. The time is simulated: the number of seconds until the search reaches 99 % of the best value. A figure
 is the mean over the seeds, with its 95 % interval. There are 50 seeds for the digits data and HPOBench (16 for BORE),

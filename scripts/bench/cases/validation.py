@@ -1,8 +1,8 @@
 """Time of a validation batch: 25,600 points, batch size 256, MLP 2-64-64-2; accuracy and mean loss over all points.
 
 The plain loop sums the loss and the correct predictions on the device, and reads both sums at the end. Trainyard uses
-the metrics `accuracy` and `loss` of `metric=classification`, and its default hooks. Ignite uses its metrics `Accuracy`
-and `Loss`. Lightning uses `self.log` for both, with the mean over the epoch.
+its metrics `Accuracy` and `CrossEntropy`, and its default hooks. Ignite uses its metrics `Accuracy` and `Loss`.
+Lightning uses `self.log` for both, with the mean over the epoch.
 """
 
 from __future__ import annotations
