@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from trainyard.batch import samples
 from trainyard.errors import TrainyardError
+
+log = logging.getLogger(__name__)
 
 REDUCTIONS = ("mean", "sum", "max", "min")
 PREFIXES = {
@@ -111,12 +115,24 @@ class Recorder:
             self.log(name, value, *args, **kwargs)
 
     def numbers(self) -> dict[str, Tensor]:
-        """Return the values of a training step by name; the loss is recorded in any case."""
-        return {
-            name: entry.value
-            for name, entry in self.entries.items()
-            if name != "loss" and isinstance(entry.value, Tensor)
-        }
+        """Return the values of a training step by name; the loss is recorded in any case.
+
+        Metrics of torchmetrics are left out, with one warning for each name.
+        """
+        found = {name: entry.value for name, entry in self.entries.items() if name != "loss"}
+        for name, value in found.items():
+            if not isinstance(value, Tensor):
+                _warn_once(name)
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+@cache
+def _warn_once(name: str) -> None:
+    log.warning(
+        "%r is a metric of torchmetrics that training_step logs. It is not recorded: log a number instead, or log the "
+        "metric in validation_step or test_step.",
+        name,
+    )
 
 
 def is_metric(value: Any) -> bool:
