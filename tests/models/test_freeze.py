@@ -13,7 +13,7 @@ from torch import nn
 from trainyard.errors import ConfigError
 from trainyard.fused.runner import FusedRunner
 from trainyard.models import CNN, MLP
-from trainyard.models.freeze import freeze
+from trainyard.models.freeze import freeze, unfreeze
 from trainyard.runner import Runner
 
 # net.0 Conv2d, net.1 BatchNorm2d, net.4 Conv2d, net.5 BatchNorm2d, net.9 Dropout, net.10 Linear
@@ -92,6 +92,23 @@ def test_a_norm_without_parameters() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Linear(2, 1))
     freeze(model, ["BatchNorm1d"])
     assert not model.train()[0].training
+
+
+def test_dropout_that_a_pattern_names_is_active_again_when_all_that_the_pattern_froze_is_trained() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2), nn.Linear(2, 1))
+    freeze(model, ["[0-2]"])
+    assert not model[1].training
+    unfreeze(model, ["2"])
+    assert model[2].training
+    assert not model[1].training, "what is before it is frozen"
+    unfreeze(model, ["0"])
+    assert model[1].training
+    model.eval().train()
+    assert model[1].training
+
+    alone = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    freeze(alone, ["Dropout"])
+    assert not alone.train()[1].training, "it was frozen for its own sake"
 
 
 def test_a_copy_stands_on_its_own() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -27,7 +27,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
     They have no gradients and are not passed to the optimizer. A module that matches a pattern itself, or whose
     parameters are all frozen, is kept in evaluation mode as long as none of its parameters is trained: the running
     statistics of its BatchNorm are used but not updated, and its dropout is inactive. `frozen_stages` and `norm_eval`
-    of the OpenMMLab networks do the same.
+    of the OpenMMLab networks do the same. A module without parameters that matches a pattern itself (`Dropout`) is kept
+    in evaluation mode until all parameters that its patterns froze are trained.
 
     Args:
         model: changed in place.
@@ -44,23 +45,27 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
     modules = {name: module for name, module in model.named_modules() if name}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen, frozen = set[int](), set[int]()
+    froze: dict[int, list[str]] = {}  # by module, the names of what its patterns freeze
     for pattern in patterns:
         fitting = [module for name, module in modules.items() if fits(pattern, name, module)]
         named = [parameter for name, parameter in parameters.items() if fits(pattern, name)]
         if not fitting and not named:
             raise unknown("freeze", pattern, modules, parameters)
         chosen.update(map(id, fitting))
-        frozen.update(id(parameter) for module in fitting for parameter in module.parameters())
-        frozen.update(map(id, named))
+        own = {id(parameter) for module in fitting for parameter in module.parameters()} | {id(each) for each in named}
+        frozen |= own
+        names = [name for name, each in parameters.items() if id(each) in own and each.requires_grad]
+        for module in fitting:
+            froze.setdefault(id(module), []).extend(names)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.requires_grad and id(parameter) not in frozen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("freeze", patterns, "patterns that leave at least one parameter trainable")
-    still = []
+    still = {}
     for name, module in modules.items():
         own = {id(parameter) for parameter in module.parameters()}
         if id(module) in chosen or (own and own <= frozen):
-            still.append(name)
+            still[name] = [] if own else froze[id(module)]
     # Set on the instance, as hooks and copies expect: a partial is copied along with its module. It holds the model,
     # and names of modules, because modules may be replaced later (BatchNorm by SyncBatchNorm).
     model.train = functools.partial(_train, model, still)  # type: ignore[method-assign]
@@ -70,12 +75,19 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
     return f"Frozen: {len(frozen)} of {len(sizes)} parameters ({numbers} of {sum(sizes.values())} elements)"
 
 
-def _train(model: nn.Module, still: Sequence[str], mode: bool = True) -> nn.Module:
-    """Set the model's training mode, except for the modules that stay in evaluation mode."""
+def _train(model: nn.Module, still: Mapping[str, Sequence[str]], mode: bool = True) -> nn.Module:
+    """Set the model's training mode, except for the modules that stay in evaluation mode.
+
+    Args:
+        model: the model.
+        still: the modules by name; of one without parameters, the names of the parameters on which its mode depends.
+        mode: whether the other modules are trained.
+    """
     type(model).train(model, mode)
-    for name in still:
+    for name, others in still.items():
         module = model.get_submodule(name)
-        if not any(parameter.requires_grad for parameter in module.parameters()):  # some may be unfrozen by now
+        trained = any(parameter.requires_grad for parameter in module.parameters())  # some may be unfrozen by now
+        if not trained and not (others and all(model.get_parameter(each).requires_grad for each in others)):
             module.train(False)
     return model
 
