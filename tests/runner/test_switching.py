@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from trainyard.hooks import Checkpoint
+from trainyard.hooks import Checkpoint, Hook, PreciseBN
 from trainyard.metrics import CrossEntropy
-from trainyard.models import MLP
+from trainyard.models import MLP, Supervised
 from trainyard.runner import EpochBasedTrainLoop, Runner, checkpoint
 
 
@@ -51,23 +51,59 @@ def optimizers() -> list[Any]:
     return [partial(Switching), "schedulefree"]
 
 
-def runner(folder: Path | None, epochs: int, given: Any, *, interval: int = 1, resume: Any = False) -> Runner:
+def runner(
+    folder: Path | None,
+    epochs: int,
+    given: Any,
+    *,
+    interval: int = 1,
+    resume: Any = False,
+    hooks: dict[str, Hook] | None = None,
+) -> Runner:
     if given == "schedulefree":
         given = partial(pytest.importorskip("schedulefree").AdamWScheduleFree, lr=0.05)
     torch.manual_seed(0)
     x = torch.randn(32, 2)
     data = TensorDataset(x, (x.sum(1) > 0).long())
+    normed = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
     return Runner(
-        MLP(2, 2, [4]),
+        Supervised(normed) if hooks else MLP(2, 2, [4]),
         {"train": DataLoader(data, 8), "val": DataLoader(data, 32), "test": DataLoader(data, 32)},
         given,
-        hooks={"checkpoint": Checkpoint()} if folder else {},
+        hooks=hooks or ({"checkpoint": Checkpoint()} if folder else {}),
         metrics={"loss": CrossEntropy()},
         loop=EpochBasedTrainLoop(epochs, val_interval=interval),
         work_dir=folder,
         resume=resume,
         device="cpu",
     )
+
+
+class Weights(PreciseBN):
+    """Keeps the weights with which statistics are measured, and the weights of the validation after it."""
+
+    def __init__(self) -> None:
+        super().__init__(batches=2)
+        self.measured: list[Any] = []
+        self.evaluated: list[Any] = []
+
+    def _measure(self, runner: Runner, *arguments: Any) -> None:
+        self.measured.append([parameter.clone() for parameter in runner.model.parameters()])
+        super()._measure(runner, *arguments)
+
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
+        self.evaluated.append([parameter.clone() for parameter in runner.model.parameters()])
+
+
+@pytest.mark.parametrize("given", optimizers())
+def test_statistics_are_those_of_the_evaluated_weights(given: Any) -> None:
+    hook = Weights()
+    run = runner(None, 3, given, hooks={"precise_bn": hook})
+    run.train()
+    assert len(hook.measured) == len(hook.evaluated) == 3
+    for measured, evaluated in zip(hook.measured, hook.evaluated, strict=True):
+        for one, other in zip(measured, evaluated, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def assert_same(one: Any, other: Any) -> None:

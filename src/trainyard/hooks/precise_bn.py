@@ -16,6 +16,7 @@ from trainyard.hooks._batch import of_first_member
 from trainyard.models import call
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
+from trainyard.runner.switching import evaluated_in_training
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -50,7 +51,8 @@ class PreciseBN(Hook):
         alone.train()
         layers = {name: layer for name, layer in alone.named_modules() if _updates(layer)}
         if layers:
-            with runner.seeded("precise_bn", runner.iter):  # the training's draws are unchanged
+            # The training's draws are unchanged, and the weights are those that the validation evaluates.
+            with runner.seeded("precise_bn", runner.iter), evaluated_in_training(runner):
                 self._measure(runner, model, alone, layers)
         model.train(mode)
 

@@ -10,6 +10,7 @@ from trainyard.errors import ConfigError
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 from trainyard.runner.member import read
+from trainyard.runner.switching import evaluated_in_training
 
 PREFIX = "train_eval"
 """Prefix of the names of the results."""
@@ -55,7 +56,8 @@ class TrainMetrics(Hook):
     def before_val(self, runner: Runner) -> None:
         if not runner.training or runner.data is None:
             return
-        with runner.seeded("train_metrics", runner.iter):  # the training's draws are unchanged
+        # The training's draws are unchanged, and the weights are those that the validation evaluates.
+        with runner.seeded("train_metrics", runner.iter), evaluated_in_training(runner):
             # A loader of its own: its samples are the same at each time, and for all runs and members.
             own = runner.data.loader("train", seed=0, device=runner.device)
             loader = runner.strategy.loader(own, "val")
