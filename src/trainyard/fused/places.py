@@ -110,13 +110,16 @@ def _place(start: Found | None) -> tuple[Any, ...]:
 
 
 def check_loops(loops: Sequence[Any], accumulate: int) -> None:
-    """Check that loops differ only in their lengths.
+    """Check that loops differ only in their lengths. Loops that are not a `TrainLoop` must not differ.
 
     Raises:
         Unfusable: they differ otherwise, or members of different lengths need an action at their end that other members
             must not have.
     """
     own = [loop for loop in loops if isinstance(loop, TrainLoop)]
+    others = [loop for loop in loops if not isinstance(loop, TrainLoop)]
+    if any(type(loop) is not type(others[0]) or _plain(loop) != _plain(others[0]) for loop in others[1:]):
+        raise Unfusable(f"the members' loops differ, and {type(others[0]).__name__} is not a TrainLoop")
     lengths = {loop.length for loop in own}
     if len(lengths) < 2:
         return
@@ -132,6 +135,11 @@ def check_loops(loops: Sequence[Any], accumulate: int) -> None:
             raise Unfusable("the members' loops have a workflow and different lengths")
     if first.unit == "iter" and any(length % accumulate for length in lengths):
         raise Unfusable(f"accumulate={accumulate} does not divide the members' {sorted(lengths)} iterations")
+
+
+def _plain(loop: Any) -> dict[str, Any]:
+    """Return the attributes of a loop that are numbers or text."""
+    return {name: value for name, value in vars(loop).items() if isinstance(value, bool | int | float | str)}
 
 
 def check_lanes(runner: FusedRunner) -> None:

@@ -167,9 +167,10 @@ class Checkpoint(Hook):
         self._strategy.agree(False)  # no rank continues to read before rank 0 has written
 
     def before_leave(self, runner: Runner, leaving: Sequence[int]) -> None:
-        last = self._unsaved(runner, leaving)
-        if self.save_last and last:
-            self._save(runner, last, at_end=True, only=leaving)
+        # A member that a command pauses or stops is interrupted: see `after_train`.
+        saved = [index for index in leaving if self.save_last or runner.members[index].paused]
+        if saved and (last := self._unsaved(runner, saved)):
+            self._save(runner, last, at_end=True, only=saved)
         self._publish([runner.members[index] for index in leaving])
 
     def save_now(self, runner: Runner) -> None:

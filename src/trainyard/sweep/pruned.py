@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from trainyard.files import remove
 from trainyard.sweep.events import END_OF_WISH, Ended, Paused, Wish
 
 Last = Mapping[int, tuple[int, float]]
@@ -22,7 +23,7 @@ def remove_regular(directory: Path) -> None:
     folder = directory / "checkpoints"
     for file in [folder / "last.json", *folder.glob("epoch_*.pt"), *folder.glob("iter_*.pt")]:
         with suppress(OSError):
-            file.unlink()
+            remove(file)
 
 
 def of_pruned(event: Ended | Paused, last: Last) -> Ended | Paused:
