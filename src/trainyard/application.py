@@ -47,16 +47,22 @@ class StartedAs:
             return mine.samefile(theirs)
         return mine.name == theirs.name and self.module == other.module
 
-    def check(self, other: StartedAs, directory: Path) -> None:
+    def check(
+        self, other: StartedAs, directory: Path, then: str = "Use another hydra.sweep.dir for this sweep."
+    ) -> None:
         """Check that another process runs this application, to which the sweep in a directory belongs.
+
+        Args:
+            other: how the other process was started.
+            directory: the directory of the sweep.
+            then: the next step for the user if it runs another application.
 
         Raises:
             TrainyardError: it runs another application.
         """
         if not self.is_same(other):
             raise TrainyardError(
-                f"{directory} contains a sweep of {self}, but this command runs {other}. Use another "
-                "hydra.sweep.dir for this sweep."
+                f"{directory} contains a sweep of {self}, but this command runs {other}. {then}"
             )
 
     def __str__(self) -> str:

@@ -76,6 +76,8 @@ def integer(
         return int(value)
     if isinstance(value, Integral) and at_most is None and int(value) >= 2**63:
         at_most = 2**63 - 1
+    if isinstance(value, Integral) and at_least is None and int(value) < -(2**63):
+        at_least = -(2**63)
     accepted = f"an integer{_bounds(at_least=at_least, at_most=at_most)}"
     hint = (
         "No value can be inferred for auto here. Give an integer." if isinstance(value, str) and value == "auto" else ""
@@ -192,7 +194,8 @@ def text(key: str, value: object, *, at_most: int) -> str:
     given = str(value) if is_number(value) else value
     if not isinstance(given, str) or not given.strip() or not given.isprintable() or len(given) > at_most:
         shown = f"{given[:40]}… ({len(given)} characters)" if isinstance(given, str) and len(given) > at_most else value
-        raise ConfigError(key, shown, f"a non-empty single-line string of at most {at_most} characters")
+        accepted = f"a non-empty single-line string of at most {at_most} printable characters"
+        raise ConfigError(key, shown, accepted)
     return given
 
 

@@ -92,8 +92,13 @@ def despite_absence(folder: Path, write: Callable[[], T], patience: float | None
 
 
 @contextmanager
-def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
+def writing(path: Path, temporary: Path | None = None, then: str = _RESUME) -> Iterator[None]:
     """Name the file in the error of a full disk, and remove the temporary file if writing fails.
+
+    Args:
+        path: the file, or its folder.
+        temporary: the temporary file; None for none.
+        then: the next step for the user once there is space.
 
     Raises:
         DiskFullError: no space is left.
@@ -107,7 +112,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
         cause = disk_full(error)
         if cause is None or isinstance(error, DiskFullError):
             raise
-        raise DiskFullError(path, cause) from error
+        raise DiskFullError(path, cause, then) from error
 
 
 def append_whole(fd: int, lines: bytes, path: Path, then: str = _RESUME) -> None:

@@ -54,14 +54,17 @@ def load(
     if not path.exists():
         if is_run_id(str(run)):
             return Predictor(stored_model(str(run), uri), place)
-        accepted = "the directory of a run, a checkpoint in it, or the ID of a run in MLflow"
+        accepted = (
+            "the directory of a run, a checkpoint in it, a folder of `trainyard export`, or the ID of a run in MLflow"
+        )
         raise ConfigError("run", str(run), accepted, hint="This file or folder does not exist.")
     directory, file = (path, _checkpoint_in(path, which)) if path.is_dir() else (path.parent.parent, path)
     if not (directory / CONFIG).exists():
         accepted = f"the directory of a run, with its {CONFIG}, or a checkpoint in its checkpoints/"
-        raise ConfigError(
-            "run", str(run), accepted, hint=f"A weights file does not define a model; the {CONFIG} of a run does."
-        )
+        hint = f"A weights file does not define a model; the {CONFIG} of a run does."
+        if path.is_dir():
+            hint = f"The directory has no {CONFIG}."
+        raise ConfigError("run", str(run), accepted, hint=hint)
     if (directory / run_info.FILE).exists():
         sys.path += [folder for folder in RunInfo.read(directory).python_path if folder not in sys.path]
     return Predictor(load_model(directory.resolve(), file.resolve())[0], place)

@@ -55,4 +55,4 @@ def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
                 remove(path)
     if resumed:
         click.echo(f"Skipped, because they were resumed: {resumed} of {counted(len(found), 'run')}.")
-    click.echo("Removed.")
+    click.echo("Removed." if resumed < len(found) else "Nothing was removed.")

@@ -43,7 +43,7 @@ def export(work_dir: Path, file: Path, folder: Path, card: str) -> list[Path]:
     weights = _unshared(state.get("eval_model", state["model"]))
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{WEIGHTS}.tmp"
-    with writing(folder / WEIGHTS, part):
+    with writing(folder / WEIGHTS, part, "repeat the command"):
         save_file(weights, part, metadata={"format": "pt"})
         put(part, folder / WEIGHTS)
     shutil.copyfile(work_dir / CONFIG, folder / CONFIG)

@@ -112,7 +112,7 @@ def _devices(strategy: Distributed, device: str, room: int) -> int:
 
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if gpus:
-        count, limit, what = gpus, gpus, "the number of GPUs of this machine"
+        count, limit, what = gpus, gpus, "the number of GPUs that this process may use"
     elif device in ("auto", "cpu"):  # a device is a process, and one process makes the best use of a few cores
         count, limit, what = 1, cores(), "the number of cores that this process may use"
     else:
@@ -122,7 +122,10 @@ def _devices(strategy: Distributed, device: str, room: int) -> int:
     if strategy.devices != "auto":
         count = int(strategy.devices)
     if count > limit and not what:
-        raise ConfigError("device", device, f"auto, cuda or cpu, because strategy.devices={count}")
+        accepted = f"auto, cuda or cpu, because strategy.devices={count}"
+        if device == "cuda":
+            accepted = "auto or cpu, because torch finds no CUDA device"
+        raise ConfigError("device", device, accepted)
     if count > limit:
         raise ConfigError("devices", count, f"at most {limit}, {what}")
     if strategy.min_devices is not None and strategy.min_devices > count:

@@ -41,6 +41,8 @@ class RungReports(Hook):
         loop = runner.train_loop
         for rungs in (each.rungs for each in self._positions if each.rungs is not None):
             unseen = [at for at in rungs.at if at < loop.length and not loop.validates_after(at)]
+            if loop.unit == rungs.by and unseen and unseen[0] < loop.val_begin:
+                raise ConfigError("loop.val_begin", loop.val_begin, f"at most {unseen[0]}, a rung of the sweep")
             if loop.unit == rungs.by and unseen:
                 accepted = f"an interval that validates after {rungs.by} {unseen[0]}, a rung of the sweep"
                 raise ConfigError("loop.val_interval", loop.val_interval, accepted)

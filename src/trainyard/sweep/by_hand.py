@@ -107,7 +107,7 @@ class ByHand:
         """
         if command.action == "clone":
             return self._cloned(command)
-        told = f"#{command.job} {TOLD[command.action]}"
+        told = f"#{command.job} {TOLD[command.action] if self._units.resumes else 'stops'}"
         if command.action != "resume" and self._scheduler.unit_of(command.job) is None:
             told = f"#{command.job} is {END_OF_WISH[command.action]}"
         self._acknowledged = acknowledgement(command, told=told)

@@ -75,11 +75,15 @@ def _application(directory: Path, given: Path | None) -> StartedAs:
         own = StartedAs(str(given.resolve()))
         if recorded is None:
             return own
-        recorded.check(own, directory)
+        recorded.check(own, directory, "Pass the script of this sweep with --app.")
         return recorded if Path(recorded.file).is_file() else own  # it may be a module
     if recorded is None:
         raise TrainyardError(
             f"The manifest in {directory} names no application. Pass the application's script with --app."
+        )
+    if recorded.module is not None and not Path(recorded.file).is_file():
+        raise TrainyardError(
+            f"{directory} contains a sweep of {recorded}, whose file {recorded.file} does not exist. Restore this file."
         )
     if not Path(recorded.file).is_file():
         raise TrainyardError(

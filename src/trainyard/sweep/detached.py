@@ -133,7 +133,7 @@ def cancel(directory: Path) -> None:
         time.sleep(_EVERY)
     slurm_commands.cancel([number])
     slurm_commands.cancel([job.place for job in slurm_commands.queue(name_of(directory))])
-    print(f"Slurm job {number} has ended; {_left(directory) or 'all jobs are done'}.")
+    print(f"Slurm job {number} has ended; {_left(directory) or 'no job is left to run'}.")
 
 
 def _number(directory: Path) -> str:

@@ -138,6 +138,6 @@ _ACCEPTED = {
     str: "a string",
     str | None: "a string, or null",
     list[str] | None: "a list of strings, or null",
-    dict[str, Any] | None: "a mapping of options, or null",
+    dict[str, Any] | None: "a mapping of names to values, or null",
     Literal["tcp", "files"]: "tcp or files",
 }

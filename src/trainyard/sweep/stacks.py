@@ -257,7 +257,7 @@ class StackPlanner:
             return fit
         if fit.width < 2 and not fit.note:  # with a note, a stack is possible but not faster
             raise TrainyardError(
-                f"Nothing was started. hydra.launcher.fuse={self._width}: {Stack(tuple(jobs))} cannot be "
+                f"None of these jobs was started. hydra.launcher.fuse={self._width}: {Stack(tuple(jobs))} cannot be "
                 f"stacked: {fit.reason.rstrip('.')}. With hydra.launcher.fuse=auto, these jobs run one by one."
             )
         return replace(fit, width=self._width)

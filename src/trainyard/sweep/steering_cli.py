@@ -58,7 +58,7 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
             return f"No process is running this sweep. The command will be executed when the sweep continues: {how}"
     answer = _answer(command, state, wait)
     if answer is None:
-        return f"Sent, but not answered yet: {command}. The process that runs the sweep will execute the command."
+        return f"Sent, but not answered yet: {command}. The process that runs the sweep will execute or refuse it."
     if not answer.accepted:
         raise TrainyardError(f"{command} was refused: {answer.told.rstrip('.')}.")
     return f"Accepted: {command}{f': {answer.told}' if answer.told else ''}."
@@ -146,9 +146,10 @@ def _check(action: Action, num: int, state: SweepState, waiting: Sequence[Comman
     if action == "clone":
         return
     if now in FINAL:
-        others = sorted(each for each, its in state.states.items() if its not in FINAL)
-        hint = f"Not finished: {spans(others)}." if others else "All jobs are finished."
-        raise ConfigError("JOB", num, f"a job that is not finished; #{num} is {now}", hint=hint)
+        others = sorted(each for each, its in state.states.items() if its not in FINAL and each != num)
+        hint = f"Not finished: {spans(others)}." if others else "All other jobs are finished."
+        how = f"is {now}" if now == state.states[num] else f"will be {now} by an earlier command"
+        raise ConfigError("JOB", num, f"a job that is not finished; #{num} {how}", hint=hint)
     if action == "pause" and now == "paused":
         raise ConfigError(
             "JOB", num, f"a job that is not paused; #{num} is already paused", hint="Use `resume` to continue."

@@ -93,7 +93,9 @@ class Sweep:
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
-        limit = "" if settings.max_jobs is None else f"hydra.launcher.max_jobs={settings.max_jobs} limits the number."
+        limit = ""
+        if settings.max_jobs is not None and settings.max_jobs <= len(self._slots):
+            limit = f"hydra.launcher.max_jobs={settings.max_jobs} limits the number."
         if not self._executor.here and not limit:
             limit = f"hydra.launcher.max_slots={len(self._slots)} limits the number."
         if not self._executor.shares_disk:

@@ -41,8 +41,10 @@ def _error(config: DictConfig, key: str, value: Any, common: Any) -> ConfigError
     choices: Any = OmegaConf.to_container(hydra.runtime.choices)
     files = [f"{group}/{option}" for group, option in choices.items() if option is not None and group in given]
     setting = [name for name in files if at(read_config(name, sources_of(hydra))[0], key) is not None]
-    cause = f"{setting[0]}.yaml sets this key" if setting else f"{' or '.join(files) or 'A file'} changes this key"
-    hint = f"{cause}, but the key applies to the entire sweep: set {key} on the command line instead."
+    cause = f"{' or '.join(files) or 'An override of the job'} changes this key"
+    if setting:
+        cause = f"{setting[0]}.yaml sets this key"
+    hint = f"{cause}, but the key applies to the entire sweep: set {key} to one value on the command line instead."
     return ConfigError(key, value, f"{common!r}, as for the entire sweep", hint=hint)
 
 

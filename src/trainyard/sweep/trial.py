@@ -123,7 +123,7 @@ def _run(executor: Executor, tasks: Sequence[Task]) -> list[TaskOutcome]:
         print("Measuring the best stack width …", flush=True)
     results = run_tasks(executor, tasks, POLICY, Callbacks(ends=_finds_errors))
     if results.signum is not None:
-        raise InterruptedSweepError("Interrupted before the sweep began.", results.signum)
+        raise InterruptedSweepError("Interrupted before the jobs started.", results.signum)
     return results.outcomes
 
 

@@ -49,12 +49,10 @@ def resolve(uri: str | None, folder: Path) -> str:
             )
         return f"{scheme}:///{folder / path}"
     if dialect == "file" or not (separator or given == "databricks"):
-        raise ConfigError(
-            key,
-            redact(given),
-            _ACCEPTED,
-            hint="MLflow no longer supports its file store. Use sqlite:///mlflow.db.",
-        )
+        hint = "MLflow no longer supports its file store. Use sqlite:///mlflow.db."
+        if not separator and ":" in given and not given.startswith("file:"):
+            hint = "The URI has no ://."
+        raise ConfigError(key, redact(given), _ACCEPTED, hint=hint)
     if dialect not in _SERVERS + _DATABASES and not _has_plugin(scheme):
         raise ConfigError(
             key, redact(given), _ACCEPTED, options=[f"{name}://{redact(rest)}" for name in _SERVERS + _DATABASES]

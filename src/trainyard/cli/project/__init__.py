@@ -33,7 +33,7 @@ def create(name: str, parent: Path) -> Path:
     """
     _check(name, parent)
     part = parent / temporary.marked(f".{name}.")
-    with writing(parent / name, part):
+    with writing(parent / name, part, "repeat the command"):
         try:
             for file in sorted(_FILES.rglob(f"*{_SUFFIX}")):
                 own = [name if piece == _PACKAGE else piece for piece in file.relative_to(_FILES).parts]
@@ -48,7 +48,7 @@ def create(name: str, parent: Path) -> Path:
 
 
 def _check(name: str, parent: Path) -> None:
-    accepted = "a Python identifier that is not a keyword"
+    accepted = "a Python identifier of ASCII characters that is not a keyword"
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
         valid = "".join(
             character if f"_{character}".isidentifier() else "_" for character in name if character.isascii()

@@ -104,7 +104,8 @@ class Earlier:
         if (path / FILE).is_file():
             return cls._of_sweep(path, space, goals)
         if path.exists():
-            raise ConfigError(WARM_START, str(given), ACCEPTED, hint=f"The directory has no {FILE}.")
+            hint = f"The directory has no {FILE}." if path.is_dir() else "This is a file."
+            raise ConfigError(WARM_START, str(given), ACCEPTED, hint=hint)
         return cls._of_mlflow(str(given), space, config, goals)
 
     @classmethod

@@ -23,7 +23,9 @@ def direction_of(value: Any, config: DictConfig, key: str = f"{SWEEPER}.directio
         ConfigError: it is neither of the two.
     """
     own = _of_config("direction", config) if value is None else value
-    return choice(key, str(own or "minimize").rpartition(".")[2].lower(), DIRECTIONS)
+    return choice(
+        "direction" if value is None else key, str(own or "minimize").rpartition(".")[2].lower(), DIRECTIONS
+    )
 
 
 def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
@@ -41,11 +43,15 @@ def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
     constraints = values.get("constraints")
     constraints = [constraints] if isinstance(constraints, str) else constraints
     if not isinstance(constraints, list | None):
-        raise ConfigError(CONSTRAINTS, constraints, "a list of constraints: ['model/parameters <= 1e5'], or null")
+        accepted = "a constraint, a list of constraints: ['model/parameters <= 1e5'], or null"
+        raise ConfigError(CONSTRAINTS, constraints, accepted)
     bounds = tuple(map(Constraint.read, constraints or ()))
     if names is not None and not (_is_texts(names) and len(set(names)) == len(names) > 1):
         hint = "For a single objective, use objective=… and direction=… of the training."
-        raise ConfigError(OBJECTIVE, names, "a list of several metrics: [val/accuracy,model/parameters]", hint=hint)
+        accepted = "a list of several different metrics: [val/accuracy,model/parameters], or null"
+        raise ConfigError(OBJECTIVE, names, accepted, hint=hint)
+    if directions == []:
+        raise ConfigError(f"{SWEEPER}.direction", directions, "minimize, maximize, or a list with one for each metric")
     if isinstance(directions, list) and len(directions) == 1 and names is None:
         directions = directions[0]
     if not isinstance(directions, list) and names is None:

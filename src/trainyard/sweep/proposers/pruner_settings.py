@@ -64,7 +64,8 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
         return None
     if not is_node(node):
         accepted = (
-            "a pruner: hydra/sweeper/pruner=none, asha, hyperband, median, percentile, wilcoxon, threshold or patient"
+            "a pruner: hydra/sweeper/pruner=none, asha, hyperband, median, percentile, wilcoxon, threshold or patient, "
+            "or a mapping with _target_"
         )
         raise ConfigError(PRUNER, node, accepted)
     if str(node["_target_"]).endswith(".NoPruner"):

@@ -145,13 +145,14 @@ class SearchProposer(Proposer):
         if self._without is not None:
             num, value = self._without
             given = "nothing" if value is None else repr(value)
+            what = "a search" if self.explores else "a grid with a pruner"
             wanted = "one number: the objective, as returned by the task function"
             if self.goals is not None:
                 wanted = f"a number for each of {', '.join(self.goals.metrics)}: "
                 wanted += f"there is none for {', '.join(self.goals.missing(value))}"
             raise TrainyardError(
-                f"#{num} returned {given}, but a search needs {wanted}. A job without a value must "
-                "return NaN or raise an error. To search again, use another hydra.sweep.dir."
+                f"#{num} returned {given}, but {what} needs {wanted}. A job without a value must "
+                "return NaN or raise an error. To start again, use another hydra.sweep.dir."
             )
 
     def judge(self, num: int, at: int, value: float) -> Wish | None:
@@ -160,8 +161,9 @@ class SearchProposer(Proposer):
     @property
     def ending(self) -> Sequence[str]:
         lines, target = [], self._limits.target
+        what = "search" if self.explores else "sweep"
         if self._is_hopeless:
-            lines.append(f"The search ended because its first {HOPELESS} trials failed.")
+            lines.append(f"The {what} ended because its first {HOPELESS} trials failed.")
         values = [trial.value for trial in self._trials if trial.value is not None]
         if values and all(map(math.isnan, values)):
             lines.append("The objective of every trial is NaN.")

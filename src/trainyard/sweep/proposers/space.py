@@ -103,9 +103,9 @@ class Space:
             raise ConfigError(
                 "hydra/sweeper",
                 option,
-                "overrides with a range, such as optim.lr=tag(log,interval(1e-5,1e-1)), or "
-                "ranges in hydra.sweeper.params",
-                hint="No override has a range.",
+                "overrides with a range, such as optim.lr=tag(log,interval(1e-5,1e-1)), or with several values, such "
+                "as model=mlp,cnn, on the command line or in hydra.sweeper.params",
+                hint="No override has a range or several values.",
             )
         fixed = [each for each in self._lines if isinstance(each, str)]
         self._conditions = (

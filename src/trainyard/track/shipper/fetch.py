@@ -39,7 +39,7 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
     database = sqlite_file(uri)
     if database is not None and not database.is_file():  # MLflow would make it
         raise TrainyardError(
-            f"The run {run_id!r} is not on this machine, and the MLflow database {database} does not exist. "
+            f"The run {run_id!r} cannot be downloaded, because the MLflow database {database} does not exist. "
             "Set `--uri` to use another store."
         )
     try:
@@ -50,9 +50,7 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
     except Exception as error:
         raise TrainyardError(f"{shown} could not be queried for the run {run_id}: {first_line(error)}.") from error
     if run is None:
-        raise TrainyardError(
-            f"No run has the ID {run_id!r} on this machine or in {shown}. Set `--uri` to use another store."
-        )
+        raise TrainyardError(f"No run in {shown} has the ID {run_id!r}. Set `--uri` to use another store.")
     try:
         there = {entry.path for entry in client.list_artifacts(run.info.run_id)}
         for name in _WANTED:

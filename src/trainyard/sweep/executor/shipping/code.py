@@ -55,9 +55,9 @@ def pack(folders: Sequence[str], archive: Path, without: Iterable[Path] = ()) ->
                 total += path.stat().st_size
                 if total > LIMIT:
                     raise TrainyardError(
-                        f"The code has more than {LIMIT >> 20} MiB of files that git does not ignore, in "
-                        f"{', '.join(folders)}, so it cannot be sent to the nodes. Move data out of these folders, or "
-                        "add the data to .gitignore."
+                        f"The code in {', '.join(folders)} has more than {LIMIT >> 20} MiB, without files that git "
+                        "ignores, so it cannot be sent to the nodes. Move data out of these folders or, in a git "
+                        "repository, add the data to .gitignore."
                     )
                 member = zipfile.ZipInfo(f"{index}/{path.relative_to(folder)}", _LONG_AGO)
                 member.external_attr = (path.stat().st_mode & 0o777) << 16

@@ -107,7 +107,7 @@ async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, t
     await writer.drain()
     magic, theirs, proof = await _read(reader, len(MAGIC), _CHALLENGE, _CODE)
     if magic != MAGIC:
-        raise RefusedError("the peer is not an agent")
+        raise RefusedError("the peer is not an agent, or runs an incompatible version of Trainyard")
     if not hmac.compare_digest(proof, _proof(token, b"agent", mine, theirs)):
         writer.write(bytes(_CODE))
         await writer.drain()
