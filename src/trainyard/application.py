@@ -61,9 +61,7 @@ class StartedAs:
             TrainyardError: it runs another application.
         """
         if not self.is_same(other):
-            raise TrainyardError(
-                f"{directory} contains a sweep of {self}, but this command runs {other}. {then}"
-            )
+            raise TrainyardError(f"{directory} contains a sweep of {self}, but this command runs {other}. {then}")
 
     def __str__(self) -> str:
         return f"python -m {self.module}" if self.module else self.file

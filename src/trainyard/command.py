@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from trainyard.config.command_line import arranged
+from trainyard.config.command_line import MULTIRUN, arranged
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target
@@ -62,7 +62,7 @@ def run(config_path: str | Path, config_name: str) -> None:
         known: TrainyardError | None = error if isinstance(error, TrainyardError) else None
         full = disk_full(error)
         if known is None and full is not None:
-            known = DiskFullError(full.filename or Path.cwd(), full)
+            known = DiskFullError(full.filename or Path.cwd(), full, *_then(sys.argv))
         if known is None and not _is_from_train(error):
             known = explain(error, overrides, directory, config_name)
         if known is None or whole:
@@ -166,6 +166,11 @@ class Application(SweepableTask):
     def at(self, position: SweepPosition) -> Application:
         """Return the task function of the job at this position of a sweep."""
         return replace(self, position=position)
+
+
+def _then(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the next step after a full disk in a sweep; empty for a single run."""
+    return ("`trainyard sweep resume` continues the sweep",) if {*MULTIRUN} & {*arguments} else ()
 
 
 def _first_line(cfg: DictConfig) -> str:

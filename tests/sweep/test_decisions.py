@@ -193,7 +193,7 @@ def test_jobs_that_can_no_longer_be_a_stack_are_told() -> None:
     new, lines = decide(jobs, stacking, recorded, SLOT)
     assert new == [decided(0), decided(1), decided(2)]
     assert lines == [
-        f"#0-#1 cannot train as recorded: the jobs of a stack no longer differ only in numbers ({PROMISE}).",
+        f"#0-#1 cannot train as recorded: the jobs can no longer be one stack ({PROMISE}).",
         f"#2 cannot train as recorded: threads was 9, but is 2 here ({PROMISE}).",
     ]
 

@@ -70,6 +70,8 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         names = [name for run in runs for name in (run.info.name, run.directory.name)]
         close = nearest(text, names)
         hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists the runs."
+        if len(text) < _SHORTEST and any(run.info.id.startswith(text) for run in runs):
+            hint = f" The start of an ID needs at least {_SHORTEST} characters."
         among = f"the {counted(len(runs), 'run')} in {where}"
         raise TrainyardError(f"No run has the name or ID {text!r} among {among}.{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])

@@ -311,7 +311,7 @@ def decide(
         if nums[0] in stacking.followed:
             decision, why = recorded[nums[0]].followed(decision, decisions.room(slot))
         elif any(num in recorded for num in nums):
-            why = "the jobs of a stack no longer differ only in numbers"
+            why = "the jobs can no longer be one stack"
         if why:
             refused.setdefault(why, []).extend(nums)
         if recorded.get(nums[0]) != decision:

@@ -23,9 +23,7 @@ def direction_of(value: Any, config: DictConfig, key: str = f"{SWEEPER}.directio
         ConfigError: it is neither of the two.
     """
     own = _of_config("direction", config) if value is None else value
-    return choice(
-        "direction" if value is None else key, str(own or "minimize").rpartition(".")[2].lower(), DIRECTIONS
-    )
+    return choice("direction" if value is None else key, str(own or "minimize").rpartition(".")[2].lower(), DIRECTIONS)
 
 
 def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:

@@ -73,7 +73,8 @@ def test_what_cannot_be_a_storage(url: str, told: str, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
-        ConfigError, match=r"storage: .file://.* The storage cannot be written and read: (Not a directory|File exists)\."
+        ConfigError,
+        match=r"storage: 'file://.* The storage cannot be written and read: (Not a directory|File exists)\.",
     ):
         RaySettings(storage=f"file://{tmp_path}/file/inner").files(tmp_path)
 
