@@ -237,7 +237,7 @@ def test_a_warm_start_takes_the_runs_of_mlflow_that_have_its_parameters(
         "  skipped other: the value of model.hidden is unknown",
         "  skipped killed: killed",
         "  skipped cut: pruned",
-        "  skipped loss: no metric val/accuracy",
+        "  skipped loss: val/accuracy is missing or NaN",
     ]
     assert found.identity["warm_start"] == [
         [{"optim.lr": 0.01, "model.hidden": "[16]"}, 0.9],

@@ -129,7 +129,7 @@ class Earlier:
             if run.state != "finished":
                 why = run.state
             elif lacks:
-                why = f"no metric {objective}" if goals is None else lacks
+                why = f"{objective} is missing or NaN" if goals is None else lacks
             if why:
                 left.setdefault(why, []).append(run.name)
             else:
