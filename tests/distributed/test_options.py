@@ -117,7 +117,7 @@ def test_norms_of_shares_are_norms_of_the_whole(found: Found) -> None:
         ("cpu_offload", "strategy.cpu_offload: True is invalid. Expected false, because the model is already"),
         ("sync_batchnorm", "strategy.sync_batchnorm: True is invalid. Expected false on the CPU"),
         ("bf16_compress", "strategy.bf16_compress: True is invalid. Expected false on the CPU"),
-        ("batch_size", "batch_size: 1 is invalid. Expected at least 2: batch_size is the total over all devices"),
+        ("batch_size", "data.batch_size: 1 is invalid. Expected at least 2: batch_size is the total over all devices"),
         (
             "several",
             "strategy: 'DDP' is invalid. Expected single. A model with several optimizers trains on one device.",

@@ -77,7 +77,7 @@ def test_ranks_that_are_missing_are_named() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     try:
-        with pytest.raises(TrainyardError, match=r"after 0.5 s \(strategy.timeout\) .* Missing: 1, 2\."):
+        with pytest.raises(TrainyardError, match=r"after 0.5 s \(strategy.timeout\) .* Missing: ranks 1, 2\."):
             join(World(0, 3, 0, "127.0.0.1", port), timeout=0.5)
     finally:
         leave()

@@ -259,7 +259,7 @@ def test_copies_from_the_device(make: Any, tmp_path: Path) -> None:
             {"save_best": "val/loss"},
             "save_best: 'val/loss' is invalid. Expected true, false, or a direction for each metric",
         ),
-        ({"save_best": {"val/a": "max"}}, "save_best.val/a.direction: 'max' is invalid. Expected maximize or minimize"),
+        ({"save_best": {"val/a": "max"}}, "save_best.val/a: 'max' is invalid. Expected one of maximize, minimize"),
         (
             {"save_best": {"val/a_b": "minimize", "val/a/b": "minimize"}},
             "metrics with different file names, but the file names are best_a_b.pt, best_a_b.pt",

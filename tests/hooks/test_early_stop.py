@@ -109,7 +109,10 @@ def test_validating_alone_counts_for_nothing(make: Any, scripted: Any, quick: An
         ({"patience": 0}, "patience: 0 is invalid. Expected an integer of at least 1"),
         ({"patience": 1.5}, "patience: 1.5 is invalid"),
         ({"min_delta": -0.1}, "min_delta: -0.1 is invalid. Expected a number of at least 0"),
-        ({"direction": "max"}, "direction: 'max' is invalid. Expected maximize or minimize"),
+        (
+            {"direction": "max"},
+            "direction: 'max' is invalid. Expected one of maximize, minimize, or null for the direction",
+        ),
     ],
 )
 def test_settings_that_cannot_work(settings: Any, told: str) -> None:

@@ -398,7 +398,7 @@ def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
         ({"hooks": [EMA()]}, "hook: 'list' is invalid. Expected a mapping from names"),
         ({"hooks": {"ema": EMA}}, "Expected a trainyard.hooks.Hook, or its config"),
         ({"hooks": {"ema": {"decay": 0.9}}}, "To select the option with this name, use hook=ema"),
-        ({"metrics": {"a": {"topk": 1}}}, "metric: {'topk': 1} is invalid. Expected a trainyard.metrics.Metric"),
+        ({"metrics": {"a": {"topk": 1}}}, "metric.a: {'topk': 1} is invalid. Expected a trainyard.metrics.Metric"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -64,7 +64,10 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         options = _options(group, config_dir)
         package = PACKAGES.get(group, {}).get(option)
         hint = f"The option {option} is in a separate package: pip install {package}" if package else ""
-        return ConfigError(group or "config", option, f"one of {', '.join(options)}", options=options, hint=hint)
+        accepted = (
+            f"one of {', '.join(options)}" if options else f"an option of an existing group; {group} has no options"
+        )
+        return ConfigError(group or "config", option, accepted, options=options, hint=hint)
     if isinstance(error, OverrideParseException):
         return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
     if isinstance(error, ConfigCompositionException) and (told := _explain_sweep(str(error))):
@@ -94,6 +97,8 @@ def _explain_key(
     cfg, groups = _composed_without(key, overrides, config_dir, config_name)
     node, parent, name = _deepest(cfg, key)
     options = [str(entry) for entry in node]
+    removed = any(entry.startswith("~") and entry.lstrip("~").split("=")[0] == key for entry in overrides)
+    how_to_add = f"The config has no {key} to remove." if removed else f"To add a new key, use +{key}=…"
     if name in options:
         full = f"{parent}.{name}" if parent else name
         if key != full:
@@ -102,7 +107,7 @@ def _explain_key(
     if not parent:
         options = sorted({*groups, *options})
         meant = [] if "." in key else _of_that_name(cfg, name)
-        hint = _how_to_add(key) if not meant else f"Did you mean {' or '.join(meant)}?"
+        hint = how_to_add if not meant else f"Did you mean {' or '.join(meant)}?"
         return ConfigError(key, name, "a group or key of this config", options=() if meant else options, hint=hint)
     if parent in PLUGINS:  # a plugin refuses an argument that it does not have, also one that is added
         options = [option for option in options if not option.startswith("_")]
@@ -110,8 +115,8 @@ def _explain_key(
         accepted = f"a setting of {parent.replace('.', '/')}={chosen}: {', '.join(options)}"
         return ConfigError(key, name, accepted, options=options)
     chosen_with = name in _options(parent.replace(".", "/"), config_dir)
-    hint = f"{name} is an option of {parent} that is not selected." if chosen_with else _how_to_add(key)
-    if chosen_with and parent == "hook":
+    hint = f"{name} is an option of {parent} that is not selected." if chosen_with else how_to_add
+    if chosen_with and parent == "hook" and not removed:
         hint = f"{hint} Use hook={name} to select it."
     return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", options=options, hint=hint)
 
@@ -208,10 +213,6 @@ def _explain_choice(overrides: Sequence[str], config_dir: str) -> TrainyardError
 
 def _is_choice(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
-
-
-def _how_to_add(key: str) -> str:
-    return f"To add a new key, use +{key}=…"
 
 
 def _composed_without(

@@ -120,7 +120,7 @@ class Arrays(ArrayData):
                 tables[named] = more[split] if split in more else next(iter(more.values()))
         if chosen_fold is not None and any(split.partition("/")[0] == "val" for split in tables):
             raise ConfigError("folds", folds, "null, because the validation set is given separately")
-        _check_alike(tables)
+        _check_alike(tables, separate)
 
         self.classes: list[Any] = []
         ys = [table.y for table in tables.values()]
@@ -194,16 +194,20 @@ def _taken(table: Table, rows: Rows) -> Table:
     return Table(table.x[rows], table.y[rows], texts, table.names)
 
 
-def _check_alike(tables: dict[str, Table]) -> None:
-    """Raise a ConfigError unless the inputs and targets of all splits have the same shape and kind."""
+def _check_alike(tables: dict[str, Table], separate: Mapping[str, Any]) -> None:
+    """Raise a ConfigError unless the inputs and targets of all splits have the same shape and kind.
+
+    Splits that are not in `separate` are in the file of the training split.
+    """
     train = tables["train"]
     for split, table in tables.items():
+        key, where = (_key(split), "") if split in separate else ("path", f" for {split!r}")
         if table.x.shape[1:] != train.x.shape[1:]:
             shapes = list(table.x.shape[1:]), list(train.x.shape[1:])
-            raise ConfigError(_key(split), shapes[0], f"inputs of shape {shapes[1]}, as in the training split")
+            raise ConfigError(key, shapes[0], f"inputs of shape {shapes[1]}{where}, as in the training split")
         kinds = [_kind(y) for y in (table.y, train.y)]
         if kinds[0] != kinds[1]:
-            raise ConfigError(_key(split), kinds[0], f"targets that are {kinds[1]}, as in the training split")
+            raise ConfigError(key, kinds[0], f"targets{where} that are {kinds[1]}, as in the training split")
 
 
 def _key(split: str) -> str:

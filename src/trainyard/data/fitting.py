@@ -100,7 +100,7 @@ def _refuse_gaps(split: str, table: Table, key: str, file: str) -> None:
     if table.names is None:
         raise ConfigError(key, file, f"inputs without missing values; row {row} of {split} contains NaN", hint=hint)
     name = table.names[int(empty[row].argmax())]
-    accepted = f"columns without missing values; in this column, row {row} of {split} is NaN"
+    accepted = f"columns without missing values; in this column, row {row} of {split} is empty or NaN"
     raise ConfigError("features", name, accepted, hint=hint)
 
 

@@ -95,7 +95,11 @@ class ImageFolder(ArrayData):
                 raise ConfigError(
                     "decoder", decoder, "pillow, because torchcodec does not work here", hint=hint
                 ) from error
-        size = None if image_size is None else integer("image_size", image_size, at_least=1)
+        size = (
+            None
+            if image_size is None
+            else integer("image_size", image_size, at_least=1, other="null to keep the sizes")
+        )
         train_transform, own_transform = (
             _functions("transform", transform),
             _functions("eval_transform", eval_transform),

@@ -83,10 +83,12 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         if self.shape is None:
             self.shape = image.shape
         elif image.shape != self.shape:
+            advice = "set data.image_size, for example to 64, or add a transform (torchvision.transforms.v2.Resize)"
+            if self.size is not None:
+                advice = "add a transform that gives them equal sizes (torchvision.transforms.v2.Resize)"
             raise TrainyardError(
                 f"{path} has the shape {list(image.shape)}, but an earlier image has {list(self.shape)}. All "
-                "images need the same shape: set data.image_size, for example to 64, or add a transform "
-                "(torchvision.transforms.v2.Resize)."
+                f"images need the same shape: {advice}."
             )
         return image
 

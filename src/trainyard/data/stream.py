@@ -61,7 +61,11 @@ class Stream(Data):
         self.eval_batch_size = integer("eval_batch_size", eval_batch_size or max(self.batch_size, 256), at_least=1)
         self.shuffle = boolean("shuffle", shuffle)
         self.drop_last = boolean("drop_last", drop_last)
-        self.classes = None if num_classes is None else integer("num_classes", num_classes, at_least=1)
+        self.classes = (
+            None
+            if num_classes is None
+            else integer("num_classes", num_classes, at_least=1, other="null for regression")
+        )
         self.columns = Columns(target, features)
         given = {"shards": shards, "val_shards": val_shards, "test_shards": test_shards}
         self.shards = {
@@ -192,7 +196,9 @@ def read_shard(path: str, columns: Columns, classes: int | None) -> Table:
             raise ConfigError("target", table.y.dtype.name, "numbers, because num_classes=null selects regression")
         return table._replace(y=table.y.astype(np.float32))
     if table.y.dtype.kind not in "biu" or table.y.ndim != 1 or table.y.min() < 0 or table.y.max() >= classes:
-        given = f"{table.y.dtype.name} from {table.y.min()} to {table.y.max()}"
+        given = table.y.dtype.name
+        if table.y.dtype.kind in "biuf":
+            given = f"{given} from {table.y.min()} to {table.y.max()}"
         raise ConfigError("target", given, f"classes from 0 to {classes - 1} (num_classes), in {path}")
     return table._replace(y=table.y.astype(np.int64))
 

@@ -118,7 +118,7 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
 
 
 def _held(arrays: dict[str, Any]) -> str:
-    return f"The file contains {', '.join(sorted(arrays))}."
+    return f"The file contains {', '.join(sorted(arrays)) or 'no arrays'}."
 
 
 def _load(key: str, file: Path) -> Any:

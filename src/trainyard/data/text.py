@@ -53,7 +53,11 @@ class Text(ArrayData):
         drop_last: bool = False,
     ) -> None:
         self.context_length = integer("context_length", context_length, at_least=1)
-        self.stride = self.context_length if stride is None else integer("stride", stride, at_least=1)
+        self.stride = (
+            self.context_length
+            if stride is None
+            else integer("stride", stride, at_least=1, other="null for context_length")
+        )
         shares = fractions(val_fraction, test_fraction)
         text = _python_topics() if path is None else _read(path)
         self.vocab = "".join(sorted(set(text)))

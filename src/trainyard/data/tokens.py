@@ -61,7 +61,11 @@ class Tokens(ArrayData):
         drop_last: bool = False,
     ) -> None:
         self.context_length = integer("context_length", context_length, at_least=1)
-        self.stride = self.context_length if stride is None else integer("stride", stride, at_least=1)
+        self.stride = (
+            self.context_length
+            if stride is None
+            else integer("stride", stride, at_least=1, other="null for context_length")
+        )
         choice("dtype", dtype, DTYPES)
         shares = fractions(val_fraction, test_fraction)
         parts = {"train": _mapped("path", path, dtype)}
@@ -70,7 +74,7 @@ class Tokens(ArrayData):
                 parts[split] = _mapped(f"{split}_path", given, dtype)
         if vocab_size is None:
             vocab_size = 1 + max(int(part.max()) for part in parts.values())
-        integer("vocab_size", vocab_size, at_least=1)
+        integer("vocab_size", vocab_size, at_least=1, other="null for the largest token plus 1")
 
         whole, end = parts["train"], len(parts["train"])
         for split in ("test", "val"):

@@ -58,7 +58,11 @@ class Torchvision(ArrayData):
         workers: int = 0,
     ) -> None:
         shares = {"val": fractions(val_fraction, 0.0)["val"]}
-        size = None if image_size is None else integer("image_size", image_size, at_least=1)
+        size = (
+            None
+            if image_size is None
+            else integer("image_size", image_size, at_least=1, other="null to keep the sizes")
+        )
         kind = _class(name)
         parts = [_part(kind, name, root, boolean("download", download), train) for train in (True, False)]
         labels = _labels(parts)
@@ -118,7 +122,7 @@ def _class(name: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        if module_name.startswith("torchvision"):
+        if error.name == "torchvision":
             hint = "Install it with: pip install torchvision"
             raise ConfigError(
                 "name", name, "a class of an installed package; torchvision is not installed", hint=hint

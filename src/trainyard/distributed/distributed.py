@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -200,5 +201,6 @@ def _own_gpu(local_rank: int) -> int:
     if count == 1:
         return 0  # if it is shared with another rank, NCCL reports that
     if local_rank >= count:
-        raise ConfigError("devices", local_rank + 1, f"at most {count}, the number of GPUs of this machine")
+        hint = "" if os.environ.get(world.OURS) else "The launcher has started more processes on this machine."
+        raise ConfigError("devices", local_rank + 1, f"at most {count}, the number of GPUs of this machine", hint=hint)
     return local_rank

@@ -109,7 +109,8 @@ def _mpi(environ: Mapping[str, str]) -> World:
     rank, size = _required("mpi", environ, names, "mpirun -n 2 python train.py …")
     address = environ.get("MASTER_ADDR") or ("127.0.0.1" if local_size == size else None)
     if address is None:
-        hint = "mpirun started ranks on several machines. Set MASTER_ADDR to the host of rank 0 on all of them."
+        started = "started" if local_size else "may have started"
+        hint = f"mpirun {started} ranks on several machines. Set MASTER_ADDR to the host of rank 0 on all of them."
         raise ConfigError("launcher", "mpi", "pytorch or slurm, or mpi with MASTER_ADDR set", hint=hint)
     return World(int(rank), int(size), int(local or rank), address, int(environ.get("MASTER_PORT") or _PORT))
 
@@ -173,7 +174,7 @@ def _wait_for_all(store: Store, world: World, timeout: float) -> None:
         store.wait(keys, timedelta(seconds=timeout))
     except dist.DistStoreError as error:
         missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
-        raise _missing(world, timeout, ", ".join(missing)) from error
+        raise _missing(world, timeout, f"rank{'s' * (len(missing) > 1)} {', '.join(missing)}") from error
 
 
 def _missing(world: World, timeout: float, which: str) -> TrainyardError:
@@ -217,8 +218,8 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
         return
     kind = "cpu" if device is None else device.type
     chosen = dist.Backend.default_device_backend_map.get(kind, "gloo") if backend == "auto" else backend
-    if chosen not in dist.Backend.backend_list:
-        names = dist.Backend.backend_list
+    names = [name for name in dist.Backend.backend_list if name != dist.Backend.UNDEFINED]
+    if chosen not in names:
         accepted = f"auto, or a backend of this torch: {', '.join(names)}"
         raise ConfigError("backend", backend, accepted, options=names)
     store = meeting(world, timeout)

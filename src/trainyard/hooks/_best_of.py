@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainyard.checks import choice
 from trainyard.errors import ConfigError
 from trainyard.runner import Best, Member, Objective
 
@@ -65,7 +66,4 @@ class BestOf:
 
 
 def _objective(name: str, rule: Any) -> Objective:
-    try:
-        return Objective(name, rule)
-    except ConfigError as error:
-        raise error.under(f"save_best.{name}") from None
+    return Objective(name, choice(f"save_best.{name}", rule, ("maximize", "minimize")))  # type: ignore[arg-type]

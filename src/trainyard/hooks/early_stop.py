@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainyard.checks import boolean, integer, number
+from trainyard.checks import boolean, choice, integer, number
 from trainyard.errors import counted
 from trainyard.runner import Member, Objective, Runner
 from trainyard.runner.hook import Hook
@@ -44,7 +44,8 @@ class EarlyStopping(Hook):
         check_finite: bool = False,
         stopping_threshold: float | None = None,
     ) -> None:
-        Objective("", direction or "minimize")  # rejects an invalid direction
+        if direction is not None:
+            choice("direction", direction, ("maximize", "minimize"), other="null for the direction of the run")
         if stopping_threshold is not None:
             stopping_threshold = number(
                 "stopping_threshold", stopping_threshold, finite=False, other="null for no threshold"
@@ -97,7 +98,8 @@ class EarlyStopping(Hook):
             return
         self._waited[index] = self._waited.get(index, 0) + 1
         if self._waited[index] >= self.patience:
-            than = "" if best is None else f" on {best:.6g}"
+            least = f" by more than {self.min_delta:g}" if self.min_delta else ""
+            than = "" if best is None else f" on {best:.6g}{least}"
             member.stop(f"{name} has not improved{than} for {counted(self.patience, 'validation')}")
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:

@@ -126,7 +126,10 @@ class LRFinder(Hook):
             member.load_step_state(state["step"])
         for member, curve in zip(runner.members, self.curves, strict=True):
             found = curve.suggestion
-            told = "no learning rate reduces the loss" if found is None else f"learning rate {found:.2e} suggested"
+            none = (
+                "no learning rate reduces the loss" if curve.lr else "the loss is not finite at the first learning rate"
+            )
+            told = none if found is None else f"learning rate {found:.2e} suggested"
             if found is not None:
                 member.record({"lr_finder/suggestion": found}, step=runner.iter, epoch=runner.epoch)
             if member.journal.writes:

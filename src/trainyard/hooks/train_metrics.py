@@ -35,7 +35,9 @@ class TrainMetrics(Hook):
     stackable = True
 
     def __init__(self, batches: int | None = 100) -> None:
-        self.batches = None if batches is None else integer("batches", batches, at_least=1)
+        self.batches = (
+            None if batches is None else integer("batches", batches, at_least=1, other="null for all batches")
+        )
 
     def sanity_check(self, runner: Runner) -> None:
         """Check that the training data can be read a second time."""

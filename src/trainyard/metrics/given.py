@@ -32,7 +32,11 @@ def configured(config: Mapping[str, Any]) -> dict[str, Metric]:
         nodes[name], chosen[name] = without_paths(value)
     built = {}
     for name, given in build_all(nodes, "metric").items():
-        metric = as_metric(given)
+        try:
+            metric = as_metric(given)
+        except ConfigError as error:
+            error.key = f"metric.{name}"
+            raise
         metric.name = str(name)
         for key, path in chosen[name].items():
             if not metric.selects or (key == "target" and isinstance(metric, MMEngineMetric)):

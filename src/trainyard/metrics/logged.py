@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainyard.errors import TrainyardError
 from trainyard.metrics.metric import Metric
+from trainyard.metrics.selection import described
 from trainyard.models.lightning import Evaluated
 from trainyard.models.lightning.recorder import Entry, is_metric
 
@@ -32,7 +33,10 @@ class Logged(Metric):
     def process(self, batch: Any, outputs: Any) -> None:
         """Add the values that a step logged."""
         if not isinstance(outputs, Evaluated):
-            raise self.refusal(outputs, None, "values logged by a LightningModule (model=lightning)")
+            raise TrainyardError(
+                f"Logged: the outputs are {described(outputs)}, but the metric needs values logged by a "
+                "LightningModule (model=lightning)."
+            )
         self._source = outputs
         for name, entry in outputs.logged.items():
             self._add(name, entry)

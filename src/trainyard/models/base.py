@@ -199,6 +199,12 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
                     term = _one_number(key, term, term.shape[:stacked])
                 total = term if total is None else total + term
     if not isinstance(total, Tensor):
+        named = next((key for key in losses if "loss" in key), None)
+        if named is not None:
+            raise TrainyardError(
+                f"forward(mode='loss') returned {named!r} as a {type(losses[named]).__name__}, but a loss must be a "
+                "tensor, or a list of at least one tensor."
+            )
         found = ", ".join(map(repr, losses)) or "none"
         raise TrainyardError(
             f"forward(mode='loss') returned no loss: the returned keys are {found}, but the key of a loss must "

@@ -20,7 +20,7 @@ def listed(key: str, given: Any) -> list[str]:
     if given is None:
         return []
     if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(each, str) for each in given):
-        raise ConfigError(key, given, "a list of patterns for the names of modules")
+        raise ConfigError(key, given, "a list of patterns (strings)")
     return list(given)
 
 

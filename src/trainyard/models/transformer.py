@@ -61,7 +61,10 @@ class Transformer(Supervised):
             raise ConfigError("heads", heads, f"a divisor of dim={dim}; nearest: {' or '.join(map(str, near))}")
         if rotary and dim // heads % 2:
             raise ConfigError(
-                "heads", heads, f"a number for which dim / heads is even, but dim / heads is {dim // heads}"
+                "heads",
+                heads,
+                f"a number for which dim / heads is even, but dim / heads is {dim // heads}",
+                hint="With positions=learned, dim / heads can be odd.",
             )
         net = Decoder(vocab_size, context_length, dim, heads, layers, dropout, rotary, tie_embeddings)
         super().__init__(net, token_cross_entropy, data_preprocessor)

@@ -167,7 +167,7 @@ def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimize
         if key is None and not isinstance(error, ValueError):
             raise
         given = name if key is None else keywords.get(key, _defaults(partial).get(key))
-        accepted = _ACCEPTED.get(key or "", f"a value that {name} accepts")
+        accepted = _ACCEPTED.get(key or "", f"{'arguments' if key is None else 'a value'} that {name} accepts")
         raise ConfigError(key or "", given, accepted, hint=f"{name} says: {str(error).rstrip('.')}.") from error
     _check(optimizer)
     return optimizer

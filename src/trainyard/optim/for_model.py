@@ -49,6 +49,11 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
     if isinstance(part, ByModel):
         part = part.of(model)
     several = hasattr(model, "train_steps")
+    if several and not isinstance(part, OptimizerDict) and not getattr(model, "optimizer_groups", None):
+        if hasattr(model, "configured_optimizers"):
+            raise ConfigError("optim", part, "optim=model, because this model configures several optimizers")
+        accepted = "a model with `optimizer_groups`, because it has `train_steps` (docs/optim.md)"
+        raise ConfigError("model", type(model).__name__, accepted)
     if several != isinstance(part, Mapping | OptimizerDict):
         names = ", ".join(getattr(model, "optimizer_groups", ()))
         accepted = f"a config for each of {names}" if several else "one config, because the model has no train_steps"

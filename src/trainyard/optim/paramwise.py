@@ -86,7 +86,9 @@ class Paramwise:
             "dwconv": _factor("dwconv_decay_mult", dwconv_decay_mult),
             "flat": _factor("flat_decay_mult", flat_decay_mult),
         }
-        self._layer_decay = None if layer_decay is None else number("layer_decay", layer_decay, above=0, at_most=1)
+        self._layer_decay = (
+            None if layer_decay is None else number("layer_decay", layer_decay, above=0, at_most=1, other="null")
+        )
         self._layers = None if layers is None else listed("layers", layers)
         if layer_decay is None and layers is not None:
             raise ConfigError("layers", list(layers), "null, because layer_decay is null")

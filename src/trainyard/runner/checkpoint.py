@@ -294,7 +294,7 @@ def given(
         return file, reader(file)
     except FileNotFoundError:
         others = sorted(str(other) for other in file.parent.glob("*.pt"))
-        raise ConfigError(key, str(path), "the path of a checkpoint file that exists", options=others) from None
+        raise ConfigError(key, str(path), "the path of a checkpoint that exists", options=others) from None
     except DamagedCheckpointError as error:
         raise ConfigError(
             key, str(path), "a complete checkpoint", hint=f"This checkpoint cannot be used: {error}."

@@ -41,6 +41,9 @@ def read(path: Path) -> Any:
         ConfigError: the file is a safetensors file, and safetensors is not installed.
     """
     if path.is_dir() and (files := _files(path)):
+        absent = next((file for file in files if not file.exists()), None)
+        if absent is not None:
+            raise DamagedCheckpointError(f"{path} is not complete: its index lists {absent.name}, which does not exist")
         return {name: tensor for file in files for name, tensor in read(file).items()}
     if path.suffix == SAFE:
         return _safetensors(path)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from trainyard.batch import joined, to_device
+from trainyard.data.lengths import no_batches
 from trainyard.errors import ConfigError
 from trainyard.runner import checkpoint
 from trainyard.runner.dispatch import Dispatch, priority
@@ -105,6 +106,8 @@ class Interactive(Parts):
         finally:
             model.train(training)
         if not found:
+            if isinstance(loader, str):
+                raise no_batches(loader)
             raise ConfigError("loader", type(loader).__name__, "a loader with at least one batch")
         return joined(found)
 
@@ -121,9 +124,9 @@ class Interactive(Parts):
         done, length = (self.epoch, loop.max_epochs(self)) if by_epoch else (self.iter, loop.max_iters(self))
         if self.iter and length is not None and done >= length and not loop.val_due:
             log.warning(
-                "Nothing to train: the run has finished (%s %d of %d). To train longer, set "
-                "runner.train_loop.length = %d.",
-                *(loop.unit, done, length, 2 * length),
+                "Nothing to train: the run has finished (%s %d of %d). To train longer, set loop.max_%ss=%d in the "
+                "config, or runner.train_loop.length = %d in Python.",
+                *(loop.unit, done, length, loop.unit, 2 * length, 2 * length),
             )
 
     @contextmanager

@@ -326,8 +326,9 @@ class Member:
         """
         metrics = self.metrics
         if name not in metrics:
-            names = [known for known in metrics if not known.startswith("train/")]
-            raise UnknownMetricError(key, name, f"This run computes {', '.join(names)}", options=names)
+            trained = name.startswith("train/")
+            names = [known for known in metrics if trained or not known.startswith("train/")]
+            raise UnknownMetricError(key, name, f"This run computes {', '.join(names) or 'no metrics'}", options=names)
         return metrics[name]
 
     def judge(self, *, step: int, epoch: int) -> None:

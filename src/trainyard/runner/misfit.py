@@ -118,6 +118,8 @@ class Scene:
             self._measure(values.get("outputs"), values.get("target"))
         elif isinstance(own, Hook):
             self._name("hook", own, parts.dispatch.hooks)
+        elif name in ("val_losses", "sanity_check") and file.endswith("workflow.py") and file.startswith(_OURS):
+            self.split = values.get("name", self.split)
         elif name in ("sanity_check", "run_set"):
             self.split = getattr(own, "current", self.split)
         self.clipping |= file.endswith("clip.py") and file.startswith(_OURS)
@@ -251,18 +253,17 @@ def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigEr
     node = parts.settings["data"]
     names = node if isinstance(node, Mapping) else {}
     key = "data.batch_size" if "batch_size" in names else "data"
-    size = parts.loader("train").batch_size
+    size, ranks = parts.loader("train").batch_size, parts.strategy.world_size
     drop = "data.drop_last=true" if "drop_last" in names else "drop_last=True of its DataLoader"
-    found = (
-        "the last batch has one sample"
-        if samples is None
-        else f"the last batch of the {samples} samples has one sample"
-    )
+    of_samples = "" if samples is None else f" of the {samples} samples"
+    found = f"the last batch{of_samples} has one sample" + (" on a device" if ranks > 1 else "")
     why = f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance, but {found}."
-    if size == 1:
-        accepted, why = "at least 2", f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance."
+    if size < 2 * ranks:
+        accepted = f"at least {2 * ranks}" + (f", because {ranks} devices share each batch" if ranks > 1 else "")
+        why = f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance."
     else:
-        accepted = f"a batch size that does not leave a single sample; {drop} drops the last batch"
+        single = "a single sample" + (" on a device" if ranks > 1 else "")
+        accepted = f"a batch size that does not leave {single}; {drop} drops the last batch"
     given = size if key != "data" else f"a batch size of {size}"
     return ConfigError(key, given, accepted, hint=f"{why} LayerNorm and GroupNorm also work with one sample.")
 

@@ -121,8 +121,8 @@ def position(member: Member, reading: dict[str, Any], done: int, iteration: int)
         return reading, done, False
     if done and "place" in reading:
         raise ValueError(
-            f"the data is a stream, and the checkpoint was saved within an epoch with {BATCH_SIZE}={saved}. Use this "
-            "value, or resume from the end of an epoch"
+            f"the number of batches in an epoch is not known in advance, and the checkpoint was saved within an epoch "
+            f"with {BATCH_SIZE}={saved}. Use this value, or resume from the end of an epoch"
         )
     group = member.runner.step.accumulate
     batches = done * int(saved) // int(own)

@@ -289,9 +289,15 @@ class Parts:
             return limits.FirstBatches(loader, overfit, repeat=True)
 
         if split == "train":  # a rank has its rows of every batch
-            return first(self.strategy.loader(self.whole_loader(split), split))
+            return first(self._of_rank(self.whole_loader(split), split))
         evaluated = "train" if overfit is not None and not split.startswith("test") else split
-        return self.strategy.loader(first(self.whole_loader(evaluated)), split)  # a rank has some of the batches
+        return self._of_rank(first(self.whole_loader(evaluated)), split)  # a rank has some of the batches
+
+    def _of_rank(self, loader: Loader, split: str) -> Loader:
+        try:
+            return self.strategy.loader(loader, split)
+        except ConfigError as error:
+            raise error.under("data") from None
 
     def whole_loader(self, split: str) -> Loader:
         """Return a new loader of all batches of a set, of all ranks."""

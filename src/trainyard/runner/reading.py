@@ -108,12 +108,13 @@ class TrainingReader:
             ValueError: the batches of the data have changed.
         """
         length, size = exact_length(self.loader), self.loader.batch_size
+        saved = state.get("batch_size", size)
+        hint = HINT if saved not in (None, size) and "place" not in state else ""
         if None not in (state["batches"], length) and state["batches"] != length:
-            raise ValueError(f"it has {state['batches']} batches per epoch, but this run has {length}{HINT}")
-        if done and state.get("batch_size", size) != size:
-            saved = state["batch_size"]
+            raise ValueError(f"it has {state['batches']} batches per epoch, but this run has {length}{hint}")
+        if done and saved != size:
             raise ValueError(
-                f"it was saved within an epoch with batch size {saved}, but the batch size is now {size}{HINT}"
+                f"it was saved within an epoch with batch size {saved}, but the batch size is now {size}{hint}"
             )
         self._resumed = state if "place" in state else None
 

@@ -96,7 +96,8 @@ def read(path: Path) -> dict[str, Any]:
     for weights in (*found, state):
         if isinstance(weights, Mapping) and any(isinstance(value, Tensor) for value in weights.values()):
             return {str(name): value for name, value in weights.items()}
-    inside = f" (its entries: {', '.join(map(str, list(state)[:8]))})" if isinstance(state, dict) else ""
+    more = ", …" if isinstance(state, dict) and len(state) > 8 else ""
+    inside = f" (its entries: {', '.join(map(str, list(state)[:8]))}{more})" if isinstance(state, dict) else ""
     raise checkpoint.DamagedCheckpointError(
         f"{path} contains no named tensors{inside}. Expected named tensors in the file itself or in one of "
         f"the entries {', '.join(PARTS[1:-1])} or {PARTS[-1]}"
@@ -133,15 +134,16 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
         if name in weights and getattr(weights[name], "shape", None) != getattr(own[name], "shape", None)
     }
     taken = {name: weights[name] for name in wanted if name in weights and name not in shapes}
+    if asked.exclude and not (wanted or foreign):
+        accepted = "patterns that leave at least one tensor of the model to load"
+        raise ConfigError(f"{key}.exclude", list(asked.exclude), accepted)
     if not taken or (asked.strict and (missing or foreign or shapes)):
         differ = [f"{name} is missing" for name in missing]
         differ += [f"{name} is not in this model" for name in foreign]
         differ += [f"{name.replace(' ', ' has shape ', 1)}" for name in shapes.values()]
         accepted = f"a checkpoint of this model ({type(model).__name__})"
-        what = (
-            f"In this checkpoint, {_some(differ)}." if differ else "The checkpoint has none of the requested tensors."
-        )
-        raise ConfigError(key, str(asked.path), accepted, hint=f"{what}{_advice(missing, foreign)}")
+        advice = _advice(missing, foreign, revisable=key == KEY)
+        raise ConfigError(key, str(asked.path), accepted, hint=f"In this checkpoint, {_some(differ)}.{advice}")
     model.load_state_dict({name: like(value, own[name]) for name, value in taken.items()}, strict=False)
     told = [f"{len(taken)} of {len(own)} tensors loaded"]
     told += [f"with the prefix {before!r}"] if before else []
@@ -193,6 +195,8 @@ def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
             names = [re.sub(pattern, replacement, name) for name in names]
     if unused:
         accepted = "the prefix of a name in the file" if beginnings else "a pattern that matches a name in the file"
+        if unused[0] != pairs[0][0]:
+            accepted += " that no earlier prefix matches" if beginnings else ", after the replacements before it"
         above = [f"{module}." for module in above_all(weights)] if beginnings else []
         raise ConfigError(key, unused[0], accepted, options=above, hint=f"The file has {_some(list(weights))}.")
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
@@ -235,11 +239,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _advice(missing: Sequence[str], foreign: Sequence[str]) -> str:
-    """Suggest how more names would match: another prefix for all, or the nearest name for the first."""
+def _advice(missing: Sequence[str], foreign: Sequence[str], *, revisable: bool) -> str:
+    """Suggest how more names would match: another prefix for all (if the setting has `revise_keys`), or the nearest
+    name for the first."""
     if not missing or not foreign:
         return ""
-    for old, new in _beginnings(missing[0], foreign):
+    for old, new in _beginnings(missing[0], foreign) if revisable else ():
         count = sum(new + name.removeprefix(old) in missing for name in foreign if name.startswith(old))
         if count > len(missing) // 2:
             return f' With revise_keys: {{"{old}": "{new}"}}, {count} of the {len(missing)} missing tensors match.'

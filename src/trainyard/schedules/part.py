@@ -27,7 +27,7 @@ DURATIONS = ("T_max", "T_0", "total_iters", "total_steps", "step_size", "step_si
 OWN_LR = ("max_lr", "base_lr")
 """Arguments of torch's schedulers that are learning rates: "auto" is the learning rate of the group."""
 
-_MILESTONES = "integers or fractions of the run in (0, 1), each larger than the one before"
+_MILESTONES = "integers of at least {} or fractions of the run in (0, 1), each larger than the one before"
 
 
 @dataclass(frozen=True)
@@ -260,15 +260,16 @@ def check_milestones(key: str, given: Any, *, least: int, length: float | None =
 
     Integers and fractions of the run can be compared only when its `length` is known.
     """
+    accepted = _MILESTONES.format(least)
     if not isinstance(given, (list, tuple)) or not all(is_share(value) or is_count(value, least) for value in given):
-        raise ConfigError(key, given, _MILESTONES)
+        raise ConfigError(key, given, accepted)
     for one, other in pairwise(given):
         comparable = is_share(one) == is_share(other)
         if length is not None and not comparable:
             one, other = (value * length if is_share(value) else value for value in (one, other))
             comparable = True
         if comparable and not one < other:
-            raise ConfigError(key, given, _MILESTONES)
+            raise ConfigError(key, given, accepted)
 
 
 def _listed(keywords: Mapping[str, Any]) -> str:

@@ -83,7 +83,10 @@ class PredictionWriter:
         if self._structure is None:
             self._structure = structure
         elif structure != self._structure:
-            raise UnfitError("the predictions differ in their nesting between batches")
+            same = structure["outputs"] == self._structure["outputs"]
+            raise UnfitError(
+                f"the {'batches differ' if same else 'predictions differ between batches'} in their nesting"
+            )
         lengths = {len(tensor) if tensor.ndim else None for tensor in tensors.values()}
         rows = lengths.pop() if len(lengths) == 1 else None
         if rows is None:

@@ -92,7 +92,7 @@ def _scheduled(given: Any) -> Scheduled:
     if interval not in ("epoch", "step"):
         raise ConfigError(KEY, interval, "an interval of epoch or step", options=("epoch", "step"))
     if not isinstance(frequency, int) or frequency < 1:
-        raise ConfigError(KEY, frequency, "a frequency of at least 1")
+        raise ConfigError(KEY, frequency, "an integer frequency of at least 1")
     plateau = isinstance(scheduler, ReduceLROnPlateau) or bool(options.get("reduce_on_plateau"))
     if plateau and options.get("monitor") is None:
         raise ConfigError(
