@@ -57,7 +57,7 @@ def test_the_environment_says_which_rank_this_is(launcher: str, environ: Any, ex
         ("torchrun", {}, "launcher: 'torchrun' is invalid. Expected one of auto, none, pytorch, slurm, mpi"),
         ("pytorch", {"RANK": "0"}, "WORLD_SIZE is not set. This command sets it: `torchrun"),
         ("slurm", {}, "SLURM_PROCID is not set. This command sets it: `srun"),
-        ("mpi", {}, "PMI_RANK is not set. This command sets it: `mpirun"),
+        ("mpi", {}, "nor PMI_RANK is set. This command sets one of them: `mpirun"),
         ("mpi", MPICH, "Set MASTER_ADDR to the host of rank 0"),
     ],
 )

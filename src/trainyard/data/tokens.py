@@ -85,7 +85,9 @@ class Tokens(ArrayData):
         for split, part in parts.items():
             if len(part) <= self.context_length:
                 accepted = f"less than {len(part)}, the number of tokens in the {split} part"
-                raise ConfigError("context_length", context_length, accepted)
+                own = {"train": path, "val": val_path, "test": test_path}[split]
+                hint = f"A larger {split}_fraction makes this part longer." if own is None else ""
+                raise ConfigError("context_length", context_length, accepted, hint=hint)
         super().__init__(
             {split: (torch.from_numpy(parts[split]),) for split in SPLITS if split in parts},
             {"vocab_size": vocab_size, "context_length": self.context_length},

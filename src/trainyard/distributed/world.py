@@ -119,6 +119,8 @@ def _required(launcher: str, environ: Mapping[str, str], names: tuple[str, ...] 
     missing = [name for name in names if name not in environ]
     if missing:
         hint = f"{missing[0]} is not set. This command sets it: `{how}`."
+        if missing[0] == "PMI_RANK":
+            hint = f"Neither OMPI_COMM_WORLD_RANK nor PMI_RANK is set. This command sets one of them: `{how}`."
         raise ConfigError(
             "launcher", launcher, "auto or none, because no such launcher started this process", hint=hint
         )

@@ -57,7 +57,7 @@ def explained(parts: Parts) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        if Scene(error, parts).module is None or error.key.partition(".")[0] in parts.settings:
+        if Scene(error, parts).module is None or error.key.partition(".")[0] in (*parts.settings, "hook", "metric"):
             raise
         raise error.under("model") from error
     except _KINDS as error:

@@ -105,7 +105,7 @@ class PredictionWriter:
         size = sum(array.nbytes for array in arrays.values())
         self._bytes += size
         if self._bytes > self._max_bytes:
-            raise UnfitError(f"the predictions take more than {self._max_bytes / 1e6:.0f} MB (hook.predictions.max_mb)")
+            raise UnfitError(f"the predictions take more than {self._max_bytes / 1e6:g} MB (hook.predictions.max_mb)")
         if self._gathered and self._gathered_bytes + size > GROUP_BYTES:
             self._write_group()
         self._sizes.append(rows)
