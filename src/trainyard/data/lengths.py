@@ -43,6 +43,13 @@ def samples_hint(loader: Loader) -> int | None:
     return samples
 
 
+def stated_size(loader: Loader) -> int | None:
+    """Return the number of samples in a full batch; None if it is unknown."""
+    given: Any = getattr(loader, "loader", loader)  # of a rank
+    size: int | None = getattr(given, "stated_batch_size", loader.batch_size)
+    return size
+
+
 def first_batch(loader: Loader, split: str, epoch: int = 0) -> Batch:
     """Return the first batch of an epoch.
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from trainyard.data.lengths import exact_length, length_hint, samples_hint
+from trainyard.data.lengths import exact_length, length_hint, samples_hint, stated_size
+from trainyard.data.nothing import NoLoader
 from trainyard.errors import counted
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
@@ -64,11 +65,14 @@ def _sizes(runner: Runner) -> str:
     """Return the size of the training data and the length of the run; estimates are marked with `about`."""
     loader, loop = runner.loader("train"), runner.train_loop
     samples, batches = samples_hint(loader), length_hint(loader)
-    about = "" if exact_length(loader) is not None else "about "
-    of_epoch = f"an unknown number of batches of {loader.batch_size} per epoch"
+    no_data = isinstance(loader, NoLoader)
+    about = "" if no_data or exact_length(loader) is not None else "about "
+    size = stated_size(loader)
+    of_size = "of unknown size" if size is None else f"of {size}"
+    of_epoch = "no training data" if no_data else f"an unknown number of batches {of_size} per epoch"
     if batches is not None:
         known = "" if samples is None else f"{samples:,} samples, "
-        of_epoch = f"{about}{known}{counted(batches, 'batch', 'batches')} of {loader.batch_size} per epoch"
+        of_epoch = f"{about}{known}{counted(batches, 'batch', 'batches')} {of_size} per epoch"
     counts = (("epoch", "epoch", loop.max_epochs(runner)), ("iter", "iteration", loop.max_iters(runner)))
     of_run = [
         f"{'' if unit == loop.unit else about}{counted(count, name)}"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import trainyard
 from trainyard.config.build import AUTO
+from trainyard.data.lengths import stated_size
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.metrics import Metric
 from trainyard.runner.hook import Hook
@@ -253,19 +254,21 @@ def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigEr
     node = parts.settings["data"]
     names = node if isinstance(node, Mapping) else {}
     key = "data.batch_size" if "batch_size" in names else "data"
-    size, ranks = parts.loader("train").batch_size, parts.strategy.world_size
+    size, ranks = stated_size(parts.loader("train")), parts.strategy.world_size
     drop = "data.drop_last=true" if "drop_last" in names else "drop_last=True of its DataLoader"
     of_samples = "" if samples is None else f" of the {samples} samples"
     found = f"the last batch{of_samples} has one sample" + (" on a device" if ranks > 1 else "")
-    why = f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance, but {found}."
-    if size < 2 * ranks:
+    why = f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance"
+    if size is None:
+        key, accepted = "data", f"batches of at least {2 * ranks} samples"
+    elif size < 2 * ranks:
         accepted = f"at least {2 * ranks}" + (f", because {ranks} devices share each batch" if ranks > 1 else "")
-        why = f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance."
     else:
+        why = f"{why}, but {found}"
         single = "a single sample" + (" on a device" if ranks > 1 else "")
         accepted = f"a batch size that does not leave {single}; {drop} drops the last batch"
-    given = size if key != "data" else f"a batch size of {size}"
-    return ConfigError(key, given, accepted, hint=f"{why} LayerNorm and GroupNorm also work with one sample.")
+    given = size if key != "data" else "a batch of one sample" if size is None else f"a batch size of {size}"
+    return ConfigError(key, given, accepted, hint=f"{why}. LayerNorm and GroupNorm also work with one sample.")
 
 
 def _without_graph() -> TrainyardError:
