@@ -250,8 +250,8 @@ def _tried(
     for name in metrics:
         if name.startswith("val/") and parts.names and name not in parts.names:
             accepted = f"These jobs compute {', '.join(parts.names)}"
-            key = f"{METRICS} or constraints"
-            return str(UnknownMetricError(key, name, accepted, options=parts.names)), None
+            where = f"{METRICS} or constraints"
+            return str(UnknownMetricError(where, name, accepted, options=parts.names)), None
     return None, estimate(parts, parts.names, parts.given["tracker"]) if values["mode"] == "train" else None
 
 
