@@ -12,6 +12,7 @@ from streams import CLASSES, FEATURES, Stream, sample
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainyard.errors import Unfusable
+from trainyard.fused.places import check_loops
 from trainyard.fused.probe import probe
 from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import Checkpoint, Hook
@@ -73,3 +74,16 @@ def test_seeds_that_differ_train_one_by_one() -> None:
 
 def test_a_stack_of_unknown_length_is_measured() -> None:
     assert probe([config(rate, None) for rate in (0.1, 0.2)], of=2).note
+
+
+class OwnLoop:
+    """A loop that is not a `TrainLoop`."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+
+
+def test_loops_that_are_no_train_loop_must_be_equal() -> None:
+    check_loops([OwnLoop(3), OwnLoop(3)], 1)
+    with pytest.raises(Unfusable, match="the members' loops differ, and OwnLoop is not a TrainLoop"):
+        check_loops([OwnLoop(3), OwnLoop(4)], 1)

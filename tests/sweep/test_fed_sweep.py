@@ -148,7 +148,7 @@ def state(folder: Path, num: int) -> str:
 @pytest.mark.parametrize("action", ["stop", "pause"])
 def test_one_job_is_asked_to_end_and_the_others_train_on(start: Any, tmp_path: Path, action: str) -> None:
     """Its lane is given to the next job; the process stays. A job that pauses goes on later, where it stood."""
-    process = start("asked", "early")
+    process = start("asked", "early", *(["hook.checkpoint.save_last=false"] if action == "stop" else []))
     until((tmp_path / "waits").exists, process)
     until(lambda: state(tmp_path / "asked", 1) == "running", process)
     steer(tmp_path / "asked", action, "1", wait=LIMIT)
@@ -168,6 +168,9 @@ def test_one_job_is_asked_to_end_and_the_others_train_on(start: Any, tmp_path: P
     if action == "stop":
         told = [record for record, _ in read(tmp_path / "asked/1/metrics.jsonl") if record["kind"] == "status"]
         assert told[-1]["status"] == "KILLED"
+        newest = checkpoint.newest(tmp_path / "asked/1/checkpoints")
+        assert newest is not None
+        assert newest[1]["iter"] >= trained, "an interrupted job is saved without save_last, too"
     else:
         assert trained % 3 == 0, "at the end of an epoch"
         steer(tmp_path / "asked", "resume", "1")
