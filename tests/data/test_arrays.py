@@ -245,7 +245,7 @@ def test_arrays_that_do_not_fit(save: Any) -> None:
     refused("target", r"\[N, D\]", save("set.npz", x=X, y=np.zeros((40, 2, 2))))
     refused("target", "one class per sample", save("set.npz", x=X, y=np.ones((40, 2), int)))
     refused("task", "strings", save("set.npz", x=X, y=LABELS.astype(str)), task="regression")
-    refused("test_path", "shape", save("set.npz", x_train=X, y_train=LABELS, x_test=X[:, :2], y_test=LABELS))
+    refused("path", "for 'test'", save("set.npz", x_train=X, y_train=LABELS, x_test=X[:, :2], y_test=LABELS))
     refused("val_path", "integers", save("set.npz", x=X, y=LABELS), val_path=save("v.npz", x=X, y=X[:, 0]))
 
 
