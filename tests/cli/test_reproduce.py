@@ -102,7 +102,7 @@ def test_a_run_whose_directory_is_gone_is_reproduced_from_mlflow(trainyard: Any,
     assert found["points"] > 3
     assert found["files"] == []
     status, _, said = trainyard("reproduce", "f" * 32, "--uri", store, cwd=tmp_path)
-    assert (status, "No run has the ID" in said) == (2, True)
+    assert (status, f"No run in {store} has the ID" in said) == (2, True)
     with closing(sqlite3.connect(copy / "mlflow.db")) as database:
         database.execute("UPDATE runs SET artifact_uri = 's3://not-ours/artifacts'")
         database.commit()

@@ -284,7 +284,7 @@ def test_an_objective_that_is_missing_is_told_after_the_timeout_too() -> None:
     assert len(proposer.ask(1)) == 1
     proposer.told(Proposed(0, ("x=0",)))
     proposer.told(Ended(0, "done", 1.0, None))
-    with pytest.raises(TrainyardError, match="#0 returned nothing, but a search needs one number"):
+    with pytest.raises(TrainyardError, match="#0 returned nothing, but a grid with a pruner needs one number"):
         proposer.ask(1)
 
 
