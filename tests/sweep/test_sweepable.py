@@ -57,7 +57,7 @@ def test_a_part_of_the_protocol_is_an_error() -> None:
         def __call__(self, cfg: Any) -> Any:
             return 1.0
 
-    with pytest.raises(TrainyardError, match="has the attributes resumes, which a sweep"):
+    with pytest.raises(TrainyardError, match="has the attribute resumes, which a sweep"):
         as_sweepable(Half())
 
 

@@ -26,7 +26,9 @@ def arranged(names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         split, slash, own = name.partition("/")
         if split not in SPLITS or (slash and (split == "train" or not own or "/" in own)):
-            raise ConfigError("split", name, "train, val, test, val/<name> or test/<name>", options=SPLITS)
+            accepted = "train, val, test, val/<name> or test/<name>"
+            accepted += " with a <name> that is not empty and contains no slash" if slash else ""
+            raise ConfigError("split", name, accepted, options=() if slash else SPLITS)
     return tuple(name for split in SPLITS for name in names if name.partition("/")[0] == split)
 
 

@@ -216,7 +216,9 @@ def _of_table(key: str, file: Path, image: str, target: str, group: str | None) 
     frame.columns = columns
     for argument, name in (("image", image), ("target", target), ("group", group)):
         if name is not None and name not in columns:
-            raise ConfigError(argument, name, f"one of the columns {', '.join(columns)}", options=columns)
+            raise ConfigError(
+                argument, name, f"one of the columns of {file.name}: {', '.join(columns)}", options=columns
+            )
     paths = [str(file.parent / str(path)) for path in frame[image]]
     for path in paths:
         if not Path(path).is_file():

@@ -151,7 +151,8 @@ def _read_columns(key: str, path: str, frame: pd.DataFrame, chosen: Columns) -> 
             raise ConfigError(argument, names, "at least one column")
         for name in names:
             if name not in columns:
-                raise ConfigError(argument, name, f"one of the columns {', '.join(columns)}", options=columns)
+                accepted = f"one of the columns of {path}: {', '.join(columns)}"
+                raise ConfigError(argument, name, accepted, options=columns)
     for name in chosen.categories:
         if name not in inputs:
             raise ConfigError("categories", name, f"one of the features {', '.join(inputs)}", options=inputs)

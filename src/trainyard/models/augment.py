@@ -73,7 +73,10 @@ class Augment(nn.Module):
         shapes = {tuple(sample.shape) for sample in made}
         if len(shapes) > 1:
             found = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
-            raise TrainyardError(f"The transforms of Augment return samples of different shapes: {found}.")
+            raise TrainyardError(
+                f"The transforms of Augment return samples of different shapes: {found}. All samples of a batch must "
+                "have the same shape. Add a transform that resizes or crops the samples to a fixed size."
+            )
         return torch.stack(made)
 
     def _transformed(self, x: Tensor) -> Tensor:

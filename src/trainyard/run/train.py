@@ -386,7 +386,8 @@ def _nothing_left_behind(directory: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not (directory / "metrics.jsonl").exists():
+        begun = (directory / "metrics.jsonl").exists()
+        if not begun:
             job = HydraConfig.get()
             if job.output_subdir is not None:
                 shutil.rmtree(directory / job.output_subdir, ignore_errors=True)
@@ -398,7 +399,8 @@ def _nothing_left_behind(directory: Path) -> Iterator[None]:
                 folder.rmdir()
         if isinstance(error, KeyboardInterrupt):
             signum = error.args[0] if error.args else signal.SIGINT
-            raise InterruptedRunError("Interrupted before the run began.", signum) from None
+            when = "" if begun else " before the run began"
+            raise InterruptedRunError(f"Interrupted{when}.", signum) from None
         raise
     finally:
         if on_main:

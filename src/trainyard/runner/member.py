@@ -284,10 +284,10 @@ class Member:
             self._tell_best()
         self.journal.status(status, message)
         if (gone := self.journal.gone()) is not None:
+            where = "lost, and missing" if gone == "removed" else "only in the moved file, and missing"
             log.warning(
-                "%s was %s during the run: records written since then are missing in this file and in MLflow.",
-                self.journal.path,
-                gone,
+                "%s was %s during the run: records written since then are %s in MLflow.",
+                *(self.journal.path, gone, where),
                 extra={"member": self},
             )
 

@@ -264,10 +264,11 @@ def as_sweepable(function: TaskFunction) -> Sweepable:
         return function
     names = [name for name in ("check", "slots", "resumes", "fuse") if hasattr(function, name)]
     if names:
+        several = "s" if len(names) > 1 else ""
         raise TrainyardError(
-            f"The task function {getattr(function, '__name__', function)!r} has the attributes {', '.join(names)}, "
-            "which a sweep does not read from a function. Instead of the function, use an object of a subclass of "
-            "trainyard.sweep.sweepable.SweepableTask."
+            f"The task function {getattr(function, '__name__', function)!r} has the attribute{several} "
+            f"{', '.join(names)}, which a sweep does not read from a function. Instead of the function, use an object "
+            "of a subclass of trainyard.sweep.sweepable.SweepableTask."
         )
     return PlainTask(function)
 
