@@ -153,7 +153,7 @@ def test_a_warm_start_takes_what_has_all_objectives(
     [
         (
             {"objective": "val/loss"},
-            "hydra.sweeper.objective: 'val/loss' is invalid. Expected a list of several metrics",
+            "hydra.sweeper.objective: 'val/loss' is invalid. Expected a list of several different metrics, such as",
         ),
         ({"objective": ["val/loss"]}, "hydra.sweeper.objective: ['val/loss'] is invalid. Expected a list of several"),
         (
@@ -169,7 +169,10 @@ def test_a_warm_start_takes_what_has_all_objectives(
             {"direction": BOTH},
             "hydra.sweeper.objective: None is invalid. Expected a list of 2 metrics, one per entry of",
         ),
-        ({"constraints": {"val/loss": 1}}, "hydra.sweeper.constraints: {'val/loss': 1} is invalid. Expected a list of"),
+        (
+            {"constraints": {"val/loss": 1}},
+            "hydra.sweeper.constraints: {'val/loss': 1} is invalid. Expected a constraint such as",
+        ),
         (
             {"constraints": ["val/loss < 1"]},
             "hydra.sweeper.constraints: 'val/loss < 1' is invalid. Expected a metric, <=",

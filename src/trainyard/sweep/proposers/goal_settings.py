@@ -41,12 +41,12 @@ def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
     constraints = values.get("constraints")
     constraints = [constraints] if isinstance(constraints, str) else constraints
     if not isinstance(constraints, list | None):
-        accepted = "a constraint, a list of constraints: ['model/parameters <= 1e5'], or null"
+        accepted = "a constraint such as 'model/parameters <= 1e5', a list of constraints, or null"
         raise ConfigError(CONSTRAINTS, constraints, accepted)
     bounds = tuple(map(Constraint.read, constraints or ()))
     if names is not None and not (_is_texts(names) and len(set(names)) == len(names) > 1):
         hint = "For a single objective, use objective=… and direction=… of the training."
-        accepted = "a list of several different metrics: [val/accuracy,model/parameters], or null"
+        accepted = "a list of several different metrics, such as [val/accuracy,model/parameters], or null"
         raise ConfigError(OBJECTIVE, names, accepted, hint=hint)
     if directions == []:
         raise ConfigError(f"{SWEEPER}.direction", directions, "minimize, maximize, or a list with one for each metric")
