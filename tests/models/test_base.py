@@ -144,9 +144,17 @@ def test_total_loss_keeps_members_apart() -> None:
     assert total_loss({"loss_a": torch.ones(3), "loss_b": torch.ones(3)}, stacked=True).tolist() == [2, 2, 2]
 
 
-@pytest.mark.parametrize("losses", [{"nll": torch.ones(())}, {}, {"loss": 1.0}, {"loss": []}])
-def test_no_loss_names_the_keys(losses: dict[str, Any]) -> None:
-    with pytest.raises(TrainyardError, match="no loss") as error:
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ({"nll": torch.ones(())}, "no loss"),
+        ({}, "no loss"),
+        ({"loss": 1.0}, "'loss' as a float, but a loss must be a tensor"),
+        ({"loss": []}, "'loss' as a list, but a loss must be a tensor, or a list of at least one tensor"),
+    ],
+)
+def test_no_loss_names_the_keys(losses: dict[str, Any], told: str) -> None:
+    with pytest.raises(TrainyardError, match=told) as error:
         total_loss(losses)
     assert all(repr(key) in str(error.value) for key in losses)
 

@@ -63,9 +63,17 @@ def test_an_optimizer_without_that_number(schedule: Any, make: Any, param: str, 
 @pytest.mark.parametrize(
     ("key", "schedule", "said"),
     [
-        ("schedules.late.begin", {"late": Schedule(COSINE, begin=40)}, "a length of 40"),
-        ("schedules.0.begin", [Schedule(COSINE, begin=8, by="epoch"), Schedule(COSINE, by="iter")], "a length of 8"),
-        ("schedules.0.begin", [Schedule(COSINE, begin=8, convert_to_iter_based=True)], "a length of 8"),
+        ("schedules.late.begin", {"late": Schedule(COSINE, begin=40)}, "length of the run in epochs is 40"),
+        (
+            "schedules.0.begin",
+            [Schedule(COSINE, begin=8, by="epoch"), Schedule(COSINE, by="iter")],
+            "length of the run in epochs is 8",
+        ),
+        (
+            "schedules.0.begin",
+            [Schedule(COSINE, begin=8, convert_to_iter_based=True)],
+            "length of the run in epochs is 8",
+        ),
         ("schedules.0.end", [Schedule(COSINE, begin=0.5, end=15)], "a value after begin=0.5"),
         ("schedules.0.warmup", [Schedule(COSINE, begin=10, end=20, warmup=10)], "less than 10"),
         ("schedules.0.milestones", [Schedule([COSINE, COSINE], milestones=[10], begin=10, end=20)], "the window"),
