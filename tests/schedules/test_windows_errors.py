@@ -63,7 +63,7 @@ def test_an_optimizer_without_that_number(schedule: Any, make: Any, param: str, 
 @pytest.mark.parametrize(
     ("key", "schedule", "said"),
     [
-        ("schedules.late.begin", {"late": Schedule(COSINE, begin=40)}, "length of the run in epochs is 40"),
+        ("schedules.late.begin", {"late": Schedule(COSINE, begin=40)}, "in epochs is 40"),
         (
             "schedules.0.begin",
             [Schedule(COSINE, begin=8, by="epoch"), Schedule(COSINE, by="iter")],
