@@ -397,9 +397,9 @@ def kept_free(path: str | Path) -> Iterator[bool]:
     try:
         free = True
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            free = error.errno not in (errno.EACCES, errno.EAGAIN)
+            _lock(fd, Path(path))
+        except TrainyardError:
+            free = False
         yield free
     finally:
         os.close(fd)
