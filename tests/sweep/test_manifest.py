@@ -69,7 +69,10 @@ def test_a_full_disk_leaves_whole_lines_and_says_how_to_continue(tmp_path: Path)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limit[1]))
     try:
-        with pytest.raises(DiskFullError, match=r"manifest\.jsonl could not .* the same command") as error:
+        with pytest.raises(
+            DiskFullError,
+            match=r"manifest\.jsonl could not be written: .* `trainyard sweep resume` continues the sweep",
+        ) as error:
             manifest.define(1, ["seed=1"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

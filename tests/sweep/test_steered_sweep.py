@@ -94,7 +94,8 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
     assert "command  stop #99: this sweep has no job #99" in out
     assert "command  pause #1: #1 is stopped" in out
     assert (
-        "command  clone #0 model.hidden=[16]: model.hidden: [16] is invalid. Expected the value of the job that" in out
+        "command  clone #0 model.hidden=[16]: model.hidden: [16] is invalid. Expected the value of the job from which"
+        in out
     )
     undisturbed = start("hydra.sweep.dir=u", "hydra.launcher.fuse=off", "seed=0")
     assert undisturbed.communicate(timeout=LIMIT)

@@ -64,7 +64,7 @@ def test_commands_that_wait_count(sweep: Path) -> None:
     for action in ("pause", "resume", "pause", "stop"):
         steer(sweep, action, "2")
     assert [str(each) for each in CommandFolder(sweep).pending(())] == ["pause #2", "resume #2", "pause #2", "stop #2"]
-    with pytest.raises(TrainyardError, match="#2 is stopped"):
+    with pytest.raises(TrainyardError, match="#2 will be stopped by an earlier command"):
         steer(sweep, "resume", "2")
 
 
