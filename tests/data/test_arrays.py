@@ -233,10 +233,15 @@ def test_npy_needs_its_target(tmp_path: Path) -> None:
 
 
 def test_arrays_that_do_not_fit(save: Any) -> None:
-    refused("path", "not 39 targets for 40", save("set.npz", x=X, y=LABELS[:39]))
+    refused("path", "not 39 targets for 40 inputs", save("set.npz", x=X, y=LABELS[:39]))
+    refused("path", "not 1 target for 40 inputs", save("set.npz", x=X, y=LABELS[:1]))
+    pairs = save("set.npz", x=X, y=LABELS, patients=np.zeros((40, 2)))
+    refused("group", r"'patients' is invalid. Expected one group per sample: \[40\], not", pairs, group="patients")
     gap = X.copy()
     gap[7, 1] = np.nan
-    refused("path", r"set.npz' is invalid. .* row 6 of train contains NaN", save("set.npz", x=gap, y=LABELS))
+    refused("path", r"set.npz' is invalid. .* row 7 contains NaN", save("set.npz", x=gap, y=LABELS))
+    sets = save("set.npz", x_train=X, y_train=LABELS, x_val=gap, y_val=LABELS)
+    refused("path", "row 7 of val contains NaN", sets)
     refused("path", "row 7", save("set.npz", x=np.where(np.isnan(gap), np.inf, gap), y=LABELS))
     refused("target", "row 7", save("set.npz", x=X, y=gap[:, 1]))
     refused("path", "numbers, not", save("set.npz", x=LABELS.astype(str), y=LABELS))
@@ -244,7 +249,7 @@ def test_arrays_that_do_not_fit(save: Any) -> None:
     refused("path", "of shape", save("set.npz", x=np.float32(3), y=LABELS))
     refused("target", r"\[N, D\]", save("set.npz", x=X, y=np.zeros((40, 2, 2))))
     refused("target", "one class per sample", save("set.npz", x=X, y=np.ones((40, 2), int)))
-    refused("task", "strings", save("set.npz", x=X, y=LABELS.astype(str)), task="regression")
+    refused("task", "auto or classification, because", save("set.npz", x=X, y=LABELS.astype(str)), task="regression")
     refused("path", "for 'test'", save("set.npz", x_train=X, y_train=LABELS, x_test=X[:, :2], y_test=LABELS))
     refused("val_path", "integers", save("set.npz", x=X, y=LABELS), val_path=save("v.npz", x=X, y=X[:, 0]))
 
@@ -262,7 +267,7 @@ def test_columns_that_do_not_fit(table: Any) -> None:
     gaps = FRAME.assign(b=FRAME["b"].where(FRAME.index != 5), kind=FRAME["kind"].where(FRAME.index != 6))
     refused("features", "missing=mean", table("gaps.csv", gaps), target="count", features=["a", "b"])
     texts = pd.DataFrame({"a": range(150), "note": [f"patient {number}" for number in range(150)]})
-    refused("target", "but this column has 150 different strings in 150 rows", table("texts.csv", texts), target="note")
+    refused("target", "but the targets are 150 different strings in 150 rows", table("texts.csv", texts), target="note")
     refused("target", "row 6", table("gaps.csv", gaps), target="kind", features=["a"])
 
 

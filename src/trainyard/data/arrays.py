@@ -11,7 +11,7 @@ import torch
 
 from trainyard.checks import boolean, choice, integer
 from trainyard.data.array_data import ArrayData, input_spec
-from trainyard.data.fitting import MISSING, fit, width
+from trainyard.data.fitting import MISSING, fit, refuse_gaps, width
 from trainyard.data.split import Rows, fold_of, fractions, split_rows
 from trainyard.data.tables import Columns, Table, Target, read_tables
 from trainyard.errors import ConfigError
@@ -104,7 +104,7 @@ class Arrays(ArrayData):
         chosen = Columns(target, features, tuple(categories), group)
         tables = read_tables("path", path, chosen)
         if "train" not in tables:
-            raise ConfigError("path", path, "a file with training data (x_train)")
+            raise ConfigError("path", path, "a file with training data (x or x_train)")
         separate: dict[str, tuple[str, str]] = {}
         for split, given in (("val", val_path), ("test", test_path)):
             if given is None:
@@ -121,6 +121,8 @@ class Arrays(ArrayData):
         if chosen_fold is not None and any(split.partition("/")[0] == "val" for split in tables):
             raise ConfigError("folds", folds, "null, because the validation set is given separately")
         _check_alike(tables, separate)
+        if missing == "refuse":
+            refuse_gaps(tables, {split: separate.get(split, ("path", str(path))) for split in tables})
 
         self.classes: list[Any] = []
         ys = [table.y for table in tables.values()]
@@ -128,8 +130,8 @@ class Arrays(ArrayData):
         numbered: Sequence[npt.NDArray[Any]] = _as_numbers(ys) if regression else self._as_classes(ys)
         if len(self.classes) > max(MOST_CLASSES, sum(map(len, ys)) // 2) and isinstance(self.classes[0], str):
             different = f"{len(self.classes)} different strings in {sum(map(len, ys))} rows"
-            accepted = f"a column of classes, but this column has {different}"
-            hint = "If the column contains numbers as text, convert it to numbers. For text as input, use data=hf."
+            accepted = f"classes, but the targets are {different}"
+            hint = "If the targets are numbers as text, convert them to numbers. For text as input, use data=hf."
             raise ConfigError("target", target, accepted, hint=hint)
         tables = {split: tables[split]._replace(y=y) for split, y in zip(tables, numbered, strict=True)}
 
@@ -145,8 +147,9 @@ class Arrays(ArrayData):
             fold=chosen_fold,
         )
         tables |= {split: _taken(train, chosen_rows) for split, chosen_rows in rows.items()}
-        files = {split: separate.get(split, ("path", str(path))) for split in tables}
-        self.preprocessor = fit(tables, files, standardize=standardize, missing=missing, max_categories=max_categories)
+        self.preprocessor = fit(
+            tables, str(path), standardize=standardize, missing=missing, max_categories=max_categories
+        )
 
         x, y = tables["train"].x, tables["train"].y
         spec = input_spec(x.shape[1:])
@@ -167,8 +170,8 @@ class Arrays(ArrayData):
 
     def _as_classes(self, ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.int64]]:
         if ys[0].ndim != 1:
-            hint = "Several targets per sample require regression: set task=regression, or store the targets as floats."
-            raise ConfigError("target", list(ys[0].shape), "one class per sample: [N] integers or strings", hint=hint)
+            hint = "Several targets per sample require regression: set task=regression. The targets must be numbers."
+            raise ConfigError("target", list(ys[0].shape), "one class per sample, [N]", hint=hint)
         classes, numbers = np.unique(np.concatenate(ys), return_inverse=True)
         self.classes = classes.tolist()
         return np.split(numbers.astype(np.int64), np.cumsum([len(y) for y in ys])[:-1])
@@ -176,7 +179,7 @@ class Arrays(ArrayData):
 
 def _as_numbers(ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
     if ys[0].dtype.kind not in "biuf":
-        raise ConfigError("task", "regression", "classification, because the targets are strings")
+        raise ConfigError("task", "regression", "auto or classification, because the targets are strings")
     return [y.astype(np.float32) for y in ys]
 
 

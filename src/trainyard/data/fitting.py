@@ -20,7 +20,7 @@ _PREPROCESSOR = "trainyard.models.DataPreprocessor"
 
 def fit(
     tables: Mapping[str, Table],
-    files: Mapping[str, tuple[str, str]],
+    path: str,
     *,
     standardize: bool,
     missing: str,
@@ -30,19 +30,16 @@ def fit(
 
     Args:
         tables: the splits; columns of categories get their codes, in place.
-        files: for each split, the argument that names its file, and the file; for messages.
+        path: the file of the training rows, for messages.
         standardize: shift and scale numbers (images: each channel) to mean 0 and standard deviation 1.
-        missing: the value for missing entries in a numeric column: "mean" or "median" of the column; "refuse" is an
-            error.
+        missing: the value for missing entries in a numeric column: "mean" or "median" of the column; "refuse" if the
+            tables have none (`refuse_gaps`).
         max_categories: the maximum number of categories of a column.
 
     Raises:
-        ConfigError: a value is missing, or a column has too many categories or no number.
+        ConfigError: a column has too many categories or no number.
     """
     train = tables["train"]
-    if missing == "refuse":
-        for split, table in tables.items():
-            _refuse_gaps(split, table, *files[split])
     if train.names is None and missing != "refuse" and train.x.ndim != 2:
         raise ConfigError("missing", missing, "refuse, because these inputs are not a table [N, F]")
     if train.names is None and missing == "refuse":
@@ -64,6 +61,9 @@ def fit(
     chosen = train.x[:, numbers].astype(np.float64)
     for index, column in zip(numbers, chosen.T, strict=True):
         if np.isnan(column).all():
+            if train.names is None:
+                accepted = f"inputs with a number in each column; in the training rows, column {index} has none"
+                raise ConfigError("path", path, accepted)
             raise ConfigError("features", names[index], "a column with a number in the training rows")
     fill = (np.nanmedian if missing == "median" else np.nanmean)(chosen, axis=0) if numbers else np.zeros(0)
     mean, std = np.zeros(len(numbers)), np.ones(len(numbers))
@@ -87,7 +87,22 @@ def width(node: Mapping[str, Any], features: int) -> int:
     return len(node["mean"]) + sum(map(len, node["categories"].values())) + len(node["gaps"])
 
 
-def _refuse_gaps(split: str, table: Table, key: str, file: str) -> None:
+def refuse_gaps(tables: Mapping[str, Table], files: Mapping[str, tuple[str, str]]) -> None:
+    """Check that no value is missing.
+
+    Args:
+        tables: the tables as they are in the files, so that the message names the row of the file.
+        files: for each split, the argument that names its file, and the file.
+
+    Raises:
+        ConfigError: a value is missing.
+    """
+    for split, table in tables.items():
+        shared = list(files.values()).count(files[split]) > 1
+        _refuse_gaps(table, *files[split], of=f" of {split}" if shared else "")
+
+
+def _refuse_gaps(table: Table, key: str, file: str, *, of: str) -> None:
     empty = np.isnan(table.x)
     for index, texts in table.texts.items():
         empty[:, index] = [text is None for text in texts]
@@ -98,9 +113,9 @@ def _refuse_gaps(split: str, table: Table, key: str, file: str) -> None:
     if table.x.ndim != 2:
         hint = "Remove this sample, or fill its missing values."
     if table.names is None:
-        raise ConfigError(key, file, f"inputs without missing values; row {row} of {split} contains NaN", hint=hint)
+        raise ConfigError(key, file, f"inputs without missing values; row {row}{of} contains NaN", hint=hint)
     name = table.names[int(empty[row].argmax())]
-    accepted = f"columns without missing values; in this column, row {row} of {split} is empty or NaN"
+    accepted = f"columns without missing values; in this column, row {row} of {file} is empty or NaN"
     raise ConfigError("features", name, accepted, hint=hint)
 
 

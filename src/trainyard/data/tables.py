@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from trainyard.checks import existing_file
 from trainyard.data.base import SPLITS
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 from trainyard.models.table_encoder import texts_of
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
                 if name not in arrays:
                     accepted = f"the key of the groups: {name!r} is not in the file"
                     raise ConfigError("group", chosen.group, accepted, hint=_held(arrays))
-                tables[split] = tables[split]._replace(groups=group_numbers(path, arrays[name], len(arrays[x])))
+                groups = group_numbers(chosen.group, arrays[name], len(arrays[x]))
+                tables[split] = tables[split]._replace(groups=groups)
     if not tables:
         accepted = "an .npz file with the inputs under x, or under x_train, x_val and x_test"
         raise ConfigError(key, str(file), accepted, hint=_held(arrays))
@@ -197,7 +198,8 @@ def read_frame(key: str, file: Path) -> pd.DataFrame:
         import pandas as pd
     except ImportError as error:
         hint = "Install it with: pip install pandas pyarrow"
-        raise ConfigError(key, str(file), "an .npz or .npy file, because pandas is not installed", hint=hint) from error
+        accepted = "data in another format, because pandas, which reads .csv and .parquet files, is not installed"
+        raise ConfigError(key, str(file), accepted, hint=hint) from error
     try:
         return pd.read_csv(file) if file.suffix.lower() == ".csv" else pd.read_parquet(file)
     except (ValueError, OSError, ImportError) as error:  # pandas' and pyarrow's own errors are ValueErrors
@@ -216,8 +218,9 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
     numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.isinf(numbers) if argument == "features" else ~np.isfinite(numbers)
     if wrong.any():
+        what = "not finite" if argument == "features" else "empty or not finite"
         raise ConfigError(
-            argument, name, f"columns of finite numbers; row {int(wrong.argmax())} of this column is not finite"
+            argument, name, f"columns of finite numbers; row {int(wrong.argmax())} of this column is {what}"
         )
     return numbers
 
@@ -241,15 +244,14 @@ def _checked(key: str, path: str, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> T
     if x.ndim == 1:
         x = x[:, None]
     if x.ndim == 0 or x.size == 0:
-        raise ConfigError(
-            key, path, f"inputs of shape [N, F] or [N, C, H, W] with at least one sample, not {list(x.shape)}"
-        )
+        raise ConfigError(key, path, f"inputs of shape [N, …] with at least one number, not {list(x.shape)}")
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.dtype.kind not in "biufUS" or y.ndim not in (1, 2):
         raise ConfigError("target", path, f"targets [N] or [N, D] of numbers or strings, not {y.dtype} {list(y.shape)}")
     if len(x) != len(y):
-        raise ConfigError(key, path, f"as many targets as inputs, not {len(y)} targets for {len(x)} inputs")
+        counts = f"{counted(len(y), 'target')} for {counted(len(x), 'input')}"
+        raise ConfigError(key, path, f"as many targets as inputs, not {counts}")
     for argument, array, what in ((key, x, "inputs"), ("target", y, "targets")):
         wrong = (np.isinf(array) if array is x else ~np.isfinite(array)) if array.dtype.kind == "f" else None
         if wrong is not None and wrong.any():
