@@ -147,13 +147,14 @@ def refused(key: str, match: str, **kwargs: Any) -> None:
 
 
 def test_what_is_no_data_set(tmp_path: Path) -> None:
-    refused("tokenizer", "'text' contains text.*AutoTokenizer", dataset=COLUMNS)
+    refused("tokenizer", r"'text' contains text.*AutoTokenizer.*text=null and .* columns=\[…\]", dataset=COLUMNS)
     refused("columns", "contains text", dataset=COLUMNS, text=None)
     refused("columns", "contains text", dataset=COLUMNS, text=None, columns=["text"])
     refused("target", "Did you mean 'label'", dataset=COLUMNS, target="labl", tokenizer=Words())
-    refused("text", "one of the columns", dataset=COLUMNS, text="sentence", tokenizer=Words())
+    refused("text", "one of the columns .*, or null", dataset=COLUMNS, text="sentence", tokenizer=Words())
+    refused("columns", r"columns: \[\] is invalid", dataset=COLUMNS, text=None, columns=[])
     refused("path", "save_to_disk", dataset=None)
-    refused("dataset", "a mapping of columns", dataset=[1, 2])
+    refused("dataset", "a mapping of columns, or a mapping of splits", dataset=[1, 2])
     refused("dataset", "a split named train", dataset={"test": COLUMNS})
     refused("fold", "from 0 to 4", dataset=COLUMNS, tokenizer=Words(), folds=5, fold=-1)
     ragged = COLUMNS | {"list": [[1] * (1 + n % 2) for n in range(120)]}
@@ -192,6 +193,8 @@ def test_data_sets_of_the_library(tmp_path: Path) -> None:
     )
     own = datasets.Dataset.from_dict(COLUMNS, features=features)
     datasets.DatasetDict({"train": own, "test": own.select(range(10))}).save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"test": own}).save_to_disk(str(tmp_path / "odd"))
+    refused("path", "a split named train", path=str(tmp_path / "odd"), tokenizer=Words())
     disk = HuggingFace(path=str(tmp_path / "saved"), tokenizer=Words(), columns=[])
     assert disk.classes == ["bad", "good", "none"]
     assert disk.splits == ("train", "val", "test")

@@ -87,7 +87,7 @@ class HuggingFace(ArrayData):
             raise ConfigError("tokenizer", tokenizer, "a tokenizer, or a `_target_` that builds one")
         self.tokenizer = tokenizer
         self.classes: list[Any] = []
-        parts = _parts(_from_disk(path) if path is not None else dataset)
+        parts = _parts("dataset", dataset) if path is None else _parts("path", _from_disk(path))
         if chosen_fold is not None and "val" in parts:
             raise ConfigError("folds", folds, "null, because the validation set is given separately")
         texts = [] if text is None else [text] if isinstance(text, str) else list(text)
@@ -96,6 +96,7 @@ class HuggingFace(ArrayData):
             for name in names:
                 if name not in train:
                     held = f"one of the columns {', '.join(train)}"
+                    held += ", or null" if argument != "columns" and len(names) == 1 else ""
                     raise ConfigError(argument, name, held, options=list(train))
         targets = {} if target is None else self._targets(parts, target)
         labels = targets.get("train")
@@ -133,7 +134,7 @@ class HuggingFace(ArrayData):
                     "For example: {_target_: transformers.AutoTokenizer.from_pretrained, "
                     "pretrained_model_name_or_path: …}. "
                     "{_target_: trainyard.data.BytePairs} trains a tokenizer on the training texts. "
-                    "text=null excludes the column."
+                    "To exclude the column, set text=null and name the input columns: columns=[…]."
                 )
                 raise ConfigError("tokenizer", None, f"a tokenizer, because {texts[0]!r} contains text", hint=hint)
             given = [[str(value) for value in part[name]] for name in texts]
@@ -155,7 +156,8 @@ class HuggingFace(ArrayData):
             kind = np.float32 if array.dtype.kind == "f" else np.int64
             found[name] = torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
         if not found:
-            raise ConfigError("columns", list(columns or others), "at least one input column, or a text column")
+            given_columns = None if columns is None else list(columns)
+            raise ConfigError("columns", given_columns, "at least one input column, or a text column")
         return found
 
     def _targets(self, parts: Mapping[str, Columns], target: str) -> dict[str, Tensor]:
@@ -194,19 +196,18 @@ class _Part(Mapping[str, Any]):
         return len(self.given.column_names)
 
 
-def _parts(given: Any) -> dict[str, Columns]:
+def _parts(key: str, given: Any) -> dict[str, Columns]:
     """Return the columns of each split; a data set without splits is "train"."""
     splits = given if isinstance(given, Mapping) and all(map(_is_set, given.values())) and given else {"train": given}
     parts: dict[str, Columns] = {}
     for name, part in splits.items():
         if not _is_set(part):
-            raise ConfigError(
-                "dataset", type(part).__name__, "a datasets.Dataset, a DatasetDict, or a mapping of columns"
-            )
+            accepted = "a datasets.Dataset, a DatasetDict, a mapping of columns, or a mapping of splits to these"
+            raise ConfigError(key, type(part).__name__, accepted)
         if name in SPLIT_NAMES:
             parts[SPLIT_NAMES[name]] = part if isinstance(part, Mapping) else _Part(part)
     if "train" not in parts:
-        raise ConfigError("dataset", list(splits), "a data set with a split named train")
+        raise ConfigError(key, list(splits), "a data set with a split named train")
     return parts
 
 
