@@ -169,6 +169,8 @@ def test_files_that_are_no_images_of_one_size(digits: Path, tmp_path: Path) -> N
     data = ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0)
     with pytest.raises(TrainyardError, match=r"set data\.image_size"):
         next(data.loader("train", seed=0, device=CPU).batches())
+    with pytest.raises(TrainyardError, match=r"same shape: set data\.image_size, for example to 64\."):
+        ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0, in_memory=True)
     assert ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0, image_size=5).spec["image_size"] == 5
     (tmp_path / "a" / "0.png").write_text("no image")
     with pytest.raises(TrainyardError, match=r"0.png cannot be read"):

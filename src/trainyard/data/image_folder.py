@@ -91,7 +91,9 @@ class ImageFolder(ArrayData):
             try:
                 import_module("torchcodec.decoders")
             except (ImportError, OSError) as error:  # OSError: built for another torch
-                hint = f"Importing torchcodec failed: {error}. Install it with: pip install torchcodec"
+                absent = isinstance(error, ModuleNotFoundError)
+                advice = "it with: pip install torchcodec" if absent else "a version that was built for this torch."
+                hint = f"Importing torchcodec failed: {str(error).rstrip('.')}. Install {advice}"
                 raise ConfigError(
                     "decoder", decoder, "pillow, because torchcodec does not work here", hint=hint
                 ) from error

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from trainyard.checks import integer, is_integer, number, seed_number
 from trainyard.data.base import SPLITS
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 from trainyard.rng import generator
 
 Rows = npt.NDArray[np.int64]
@@ -94,7 +94,7 @@ def split_rows(
             continue
         size = max(1, round(n * share))
         if size >= len(rest):
-            raise ConfigError(f"{split}_fraction", share, f"a fraction that leaves some of the {n} samples to train on")
+            raise ConfigError(f"{split}_fraction", share, _leaves("sample", n))
         # Taken at even distances along the rows in order of class, so that each class gives its share.
         taken = np.diff(np.arange(len(rest) + 1) * size // len(rest)) > 0
         rows[split], rest = np.sort(rest[taken]), rest[~taken]
@@ -120,8 +120,7 @@ def _split_groups(
         ends = np.cumsum(sizes[rest])
         count = int(np.abs(ends - max(1, round(n * share))).argmin()) + 1
         if count >= len(rest):
-            accepted = f"a fraction that leaves some of the {len(sizes)} groups to train on"
-            raise ConfigError(f"{split}_fraction", share, accepted)
+            raise ConfigError(f"{split}_fraction", share, _leaves("group", len(sizes)))
         chosen[split], rest = rest[:count], rest[count:]
     if fold is not None:
         if fold.of > len(rest):
@@ -134,3 +133,9 @@ def _split_groups(
         chosen["val"], rest = rest[place == fold.number], rest[place != fold.number]
     chosen["train"] = rest
     return {split: np.flatnonzero(np.isin(groups, own)) for split, own in chosen.items()}
+
+
+def _leaves(one: str, count: int) -> str:
+    """Describe the accepted fractions of data with this number of samples or groups."""
+    total = counted(count, one)
+    return f"0, or a fraction that leaves training {one}s: the data has {total}, and a split has at least 1"
