@@ -42,6 +42,10 @@ def test_a_mapping_is_data() -> None:
     assert as_data(data) is data
 
 
+def too_large() -> Loaders:
+    return Loaders(val={"easy": DataLoader(DATASET, 10_000, drop_last=True)})
+
+
 @pytest.mark.parametrize(
     ("key", "match", "make"),
     [
@@ -50,6 +54,7 @@ def test_a_mapping_is_data() -> None:
         ("", "train, val, test, spec. Did you mean 'test'", lambda: as_data({"tset": DataLoader(DATASET)})),
         ("", "mapping", lambda: as_data(DataLoader(DATASET))),
         ("split", "one of train", lambda: Loaders(train=DataLoader(DATASET)).loader("val", seed=0, device=CPU)),
+        ("val.easy.batch_size", "drop_last is true", lambda: too_large().loader("val/easy", seed=0, device=CPU)),
     ],
 )
 def test_what_cannot_work(key: str, match: str, make: Any) -> None:

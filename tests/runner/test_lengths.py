@@ -313,7 +313,7 @@ def test_other_data_than_the_checkpoint_has_seen(tmp_path: Path) -> None:
     make(DataLoader(Stream(12), 2), hooks=hooks | {"end": InterruptAt(5)}, work_dir=tmp_path).train()
     with pytest.raises(ConfigError, match="saved within an epoch with batch size 2, but the batch size is now 3"):
         make(DataLoader(Stream(12), 3), work_dir=tmp_path, resume=True).train()
-    with pytest.raises(TrainyardError, match="ends after 3 batches of an epoch, but this run has already trained on 5"):
+    with pytest.raises(TrainyardError, match="ends after 3 batches of an epoch, but this run has already read 5"):
         make(DataLoader(Stream(6), 2), work_dir=tmp_path, resume=True).train()
 
 

@@ -224,8 +224,8 @@ def dataset(count: Any) -> Any:
         ({"val": {"easy": 3}}, "data.val.easy: 3 is invalid. Expected a torch.utils.data.DataLoader"),
         ({"val": {}}, "data.train: None is invalid. Expected a loader for at least one"),
         ({"train": {"a": DataLoader([1])}}, "data.train: {'a'"),
-        ({"val": {"a/b": DataLoader([1])}}, "data.split: 'val/a/b' is invalid. Expected train, val, test, val/<name>"),
-        ({"val": {"": DataLoader([1])}}, "data.split: 'val/' is invalid"),
+        ({"val": {"a/b": DataLoader([1])}}, "data.val: 'a/b' is invalid. Expected names of sets"),
+        ({"val": {"": DataLoader([1])}}, "data.val: '' is invalid"),
     ],
 )
 def test_what_is_no_set(data: Any, told: str) -> None:
@@ -235,9 +235,9 @@ def test_what_is_no_set(data: Any, told: str) -> None:
 
 
 def test_names_of_splits_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"split: 'vall' is invalid. .* Did you mean 'val'"):
+    with pytest.raises(ConfigError, match=r"sources: 'vall' is invalid. .* Did you mean 'val'"):
         ArrayData({"train": points(8, 1.0), "vall": points(8, 1.0)}, {})
-    with pytest.raises(ConfigError, match="split: 'train/more' is invalid"):
+    with pytest.raises(ConfigError, match="sources: 'train/more' is invalid"):
         ArrayData({"train": points(8, 1.0), "train/more": points(8, 1.0)}, {})
 
 
@@ -246,6 +246,8 @@ def test_files_by_name(tmp_path: Path) -> None:
         x, y = points(40, noise)
         np.savez(tmp_path / f"{name}.npz", x=x.numpy(), y=y.numpy())
     files = {name: str(tmp_path / f"{name}.npz") for name in ("easy", "hard")}
+    with pytest.raises(ConfigError, match="val_path: 'a/b' is invalid"):
+        Arrays(str(tmp_path / "all.npz"), val_path={"a/b": files["easy"]})
     data = Arrays(str(tmp_path / "all.npz"), val_path=files, test_fraction=0.0, standardize=True)
     assert data.splits == ("train", "val/easy", "val/hard")
     assert len(data.sources["train"][0]) == 40, "nothing is drawn for a validation that has its own"

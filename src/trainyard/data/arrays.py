@@ -11,6 +11,7 @@ import torch
 
 from trainyard.checks import boolean, choice, integer
 from trainyard.data.array_data import ArrayData, input_spec
+from trainyard.data.base import check_names
 from trainyard.data.fitting import MISSING, fit, refuse_gaps, width
 from trainyard.data.split import Rows, fold_of, fractions, split_rows
 from trainyard.data.tables import Columns, Table, Target, read_tables
@@ -110,6 +111,8 @@ class Arrays(ArrayData):
             if given is None:
                 continue
             tables.pop(split, None)
+            if isinstance(given, Mapping):
+                check_names(f"{split}_path", given)
             for name, own in given.items() if isinstance(given, Mapping) else [("", given)]:
                 named = f"{split}/{name}" if isinstance(given, Mapping) else split
                 if str(own).lower().endswith(".npy"):

@@ -28,8 +28,19 @@ def arranged(names: Iterable[str]) -> tuple[str, ...]:
         if split not in SPLITS or (slash and (split == "train" or not own or "/" in own)):
             accepted = "train, val, test, val/<name> or test/<name>"
             accepted += " with a <name> that is not empty and contains no slash" if slash else ""
-            raise ConfigError("split", name, accepted, options=() if slash else SPLITS)
+            raise ConfigError("sources", name, accepted, options=() if slash else SPLITS)
     return tuple(name for split in SPLITS for name in names if name.partition("/")[0] == split)
+
+
+def check_names(key: str, names: Iterable[object]) -> None:
+    """Check the names of the sets of one split.
+
+    Raises:
+        ConfigError: a name is empty or contains a slash.
+    """
+    for name in names:
+        if not str(name) or "/" in str(name):
+            raise ConfigError(key, name, "names of sets that are not empty and contain no slash")
 
 
 @runtime_checkable

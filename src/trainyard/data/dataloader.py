@@ -247,17 +247,18 @@ class WorkerLoader:
         """Read and drop `count` batches, and return the rest."""
         if count and not self._told:
             self._told = True
+            source: object = self._given.dataset if type(self._given) is DataLoader else self._given
             log.info(
                 "%s cannot restore its position. The data is read from the start of the epoch, and the first "
                 "%s dropped.",
-                type(self._given.dataset).__name__,
+                type(source).__name__,
                 "batch is" if count == 1 else f"{count} batches are",
             )
         dropped = sum(1 for _ in islice(batches, count))
         if dropped < count:
             raise TrainyardError(
                 f"The data ends after {counted(dropped, 'batch', 'batches')} of an epoch, but this run has already "
-                f"trained on {count}: the data has changed. Resume with the original data."
+                f"read {count}: the data has changed. Resume with the original data."
             )
         return batches
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from trainyard.checks import choice
-from trainyard.data.base import SPLITS, Data, Loader, arranged
+from trainyard.data.base import SPLITS, Data, Loader, arranged, check_names
 from trainyard.data.dataloader import WorkerLoader
 from trainyard.errors import ConfigError
 
@@ -30,7 +30,7 @@ class Loaders(Data):
         spec: the values for `auto` in model configs, e.g. `{"num_classes": 10}`; see `Data`.
 
     Raises:
-        ConfigError: no loader was given, or a value is neither a DataLoader nor a `Loader`.
+        ConfigError: no loader was given, a value is neither a DataLoader nor a `Loader`, or a name is invalid.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Loaders(Data):
         given: dict[str, Any] = {"train": train}
         for split, loaders in (("val", val), ("test", test)):
             if isinstance(loaders, Mapping):
+                check_names(split, loaders)
                 given |= {f"{split}/{name}": each for name, each in loaders.items()}
             else:
                 given[split] = loaders
@@ -62,7 +63,12 @@ class Loaders(Data):
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
         """Return the loader of `split`."""
         loader = self.loaders[choice("split", split, self.splits)]
-        return WorkerLoader(loader, seed=seed, device=device) if isinstance(loader, DataLoader) else loader
+        if not isinstance(loader, DataLoader):
+            return loader
+        try:
+            return WorkerLoader(loader, seed=seed, device=device)
+        except ConfigError as error:
+            raise error.under(split.replace("/", ".")) from None
 
     def metainfo(self, split: str) -> Any:
         """Return the `metainfo` of the data set of a DataLoader; None if the data set has no `metainfo`."""
