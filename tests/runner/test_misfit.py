@@ -182,6 +182,7 @@ def test_a_last_batch_of_one_under_batch_norm(told: Any) -> None:
         "Layer net.norm (BatchNorm1d) needs several values to compute a variance, but the last batch of the 33 samples"
         in message
     )
+    assert "Expected at least 2 training samples." in told(model=model, data=_data(_tensors(1)))
     node = {"_target_": "trainyard.data.Rings", "num_samples": 100, "val_fraction": 0.1, "batch_size": 1}
     mlp = {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 3, "batch_norm": True, "hidden": [4]}
     assert told(model=mlp, data=node).startswith("data.batch_size: 1 is invalid. Expected at least 2.")

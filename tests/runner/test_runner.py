@@ -364,7 +364,7 @@ def test_a_directory_that_holds_a_run(finished: Any, make: Any) -> None:
 
 
 def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
-    with pytest.raises(ConfigError, match=r"resume: True is invalid. Expected the path of a checkpoint"):
+    with pytest.raises(ConfigError, match=r"resume: True is invalid. Expected false or the path of a checkpoint"):
         make(resume=True).train()
 
 

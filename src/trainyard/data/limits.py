@@ -114,6 +114,7 @@ def limited(loader: Any, limit: int | float | None, split: str) -> Any:
         length = length_hint(loader)
         if length is None:
             hint = "This data has no length, so a fraction cannot be computed."
-            raise ConfigError(f"{KEY}.{KEYS[split.partition('/')[0]]}", limit, "a number of batches", hint=hint)
+            key = f"{KEY}.{KEYS[split.partition('/')[0]]}"
+            raise ConfigError(key, limit, "a number of batches, or null for all batches", hint=hint)
         limit = max(1, math.ceil(limit * length))
     return FirstBatches(loader, limit)

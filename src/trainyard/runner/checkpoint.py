@@ -58,7 +58,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     except FileNotFoundError as error:
         raise DirectoryGoneError(
             f"{path.parent.parent} was moved or removed during the run, so {path.name} cannot be saved. "
-            "Use resume=true in the new directory to continue from the last checkpoint."
+            "If it was moved, resume=true in the new directory continues from the last checkpoint."
         ) from error
 
 
@@ -264,7 +264,7 @@ def newest(directory: Path, upto: str | None = None) -> tuple[Path, dict[str, An
         try:
             return path, load(path)
         except (DamagedCheckpointError, FileNotFoundError) as error:
-            log.warning("Skipped a damaged checkpoint: %s.", error)
+            log.warning("Skipped a checkpoint that cannot be used: %s.", error)
     return None
 
 

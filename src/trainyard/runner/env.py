@@ -10,7 +10,7 @@ import torch
 
 from trainyard._fast_paths import use_fast_paths
 from trainyard.checks import boolean, choice, integer
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 from trainyard.host_memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -107,10 +107,10 @@ class Env:
             torch.set_num_interop_threads(count)
         except RuntimeError:  # the threads are already running
             log.warning(
-                "env.interop_threads=%d has no effect: this process already uses %d interop threads, and torch can set "
+                "env.interop_threads=%d has no effect: this process already uses %s, and torch can set "
                 "this number only once in a process.",
                 count,
-                torch.get_num_interop_threads(),
+                counted(torch.get_num_interop_threads(), "interop thread"),
             )
 
 

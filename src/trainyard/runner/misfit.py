@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import trainyard
 from trainyard.config.build import AUTO
 from trainyard.data.lengths import stated_size
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.metrics import Metric
 from trainyard.runner.hook import Hook
 
@@ -231,7 +231,7 @@ def no_class(parts: Parts, split: str, target: int, classes: int) -> ConfigError
     hint = "".join(f" The data defines {name}={fact} (`spec`)." for name, fact in stated.items())
     if target < 0:
         hint += " To ignore targets, set ignore_index of the loss and of the metrics."
-    accepted = f"targets from 0 to {classes - 1} in {split!r}: the model has {classes} outputs"
+    accepted = f"targets from 0 to {classes - 1} in {split!r}: the model has {counted(classes, 'output')}"
     return ConfigError("data", target, accepted, hint=hint.strip())
 
 
@@ -255,19 +255,22 @@ def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigEr
     names = node if isinstance(node, Mapping) else {}
     key = "data.batch_size" if "batch_size" in names else "data"
     size, ranks = stated_size(parts.loader("train")), parts.strategy.world_size
-    drop = "data.drop_last=true" if "drop_last" in names else "drop_last=True of its DataLoader"
+    drop = "data.drop_last=true" if "drop_last" in names else "drop_last=True"
     of_samples = "" if samples is None else f" of the {samples} samples"
     found = f"the last batch{of_samples} has one sample" + (" on a device" if ranks > 1 else "")
     why = f"{_capital(layer or 'BatchNorm')} needs several values to compute a variance"
     if size is None:
         key, accepted = "data", f"batches of at least {2 * ranks} samples"
+    elif samples == 1:
+        key, accepted = "data", "at least 2 training samples"
     elif size < 2 * ranks:
         accepted = f"at least {2 * ranks}" + (f", because {ranks} devices share each batch" if ranks > 1 else "")
     else:
         why = f"{why}, but {found}"
         single = "a single sample" + (" on a device" if ranks > 1 else "")
         accepted = f"a batch size that does not leave {single}; {drop} drops the last batch"
-    given = size if key != "data" else "a batch of one sample" if size is None else f"a batch size of {size}"
+    alone = size is None or samples == 1
+    given = size if key != "data" else "a batch of one sample" if alone else f"a batch size of {size}"
     return ConfigError(key, given, accepted, hint=f"{why}. LayerNorm and GroupNorm also work with one sample.")
 
 

@@ -52,7 +52,7 @@ def starting_point(member: Member) -> Start | None:
     """
     if member.resume is True:
         if member.work_dir is None:
-            raise ConfigError("resume", True, "the path of a checkpoint, because the Runner has no work_dir")
+            raise ConfigError("resume", True, "false or the path of a checkpoint, because the run has no work_dir")
         names = checkpoint.read_last(member.checkpoints)
         found = _kept(member, [member.checkpoints / name for name in names[-1:]]) or checkpoint.newest(
             member.checkpoints

@@ -160,12 +160,12 @@ def sanity_check(runner: Runner, entries: Entries) -> None:
             all ranks.
     """
     if not runner.has_split("val"):
-        raise ConfigError("loop.workflow", entries, "[[train, 1]], because the data has no validation set")
+        raise ConfigError("loop.workflow", entries, "null or [[train, 1]], because the data has no validation set")
     if hasattr(runner.model, "train_steps"):
-        accepted = "[[train, 1]], because the model trains with several optimizers"
+        accepted = "null or [[train, 1]], because the model trains with several optimizers"
         raise ConfigError("loop.workflow", entries, accepted)
     if runner.strategy.gathers:
-        accepted = "[[train, 1]], because every forward pass of this strategy needs all ranks"
+        accepted = "null or [[train, 1]], because every forward pass of this strategy needs all ranks"
         raise ConfigError("loop.workflow", entries, accepted)
     runner.model.eval()
     with torch.no_grad():
