@@ -62,7 +62,7 @@ SHAPES = {
     "one of two": (r"'loss_b' with the shape \[8\]", "grow with their number"),
     "in a list": (r"'losses' with the shape \[8\]", "grow with their number"),
     "column": (r"'loss' with the shape \[8, 1\]", "grow with their number"),
-    "accuracy": (r"'accuracy' with the shape \[8\]", "recorded as train/accuracy"),
+    "accuracy": (r"'accuracy' with the shape \[8\]", "It is recorded as a metric"),
 }
 
 

@@ -189,7 +189,8 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
     """
     if not isinstance(losses, (dict, Mapping)):  # a dict is recognized faster
         raise TrainyardError(
-            f"forward(mode='loss') returned a {type(losses).__name__}; it must return a dict such as {{'loss': loss}}."
+            f"The model returned a {type(losses).__name__} as the losses of a batch; it must return a dict such as "
+            "{'loss': loss}."
         )
     total: Any = None
     for key, value in losses.items():
@@ -202,12 +203,12 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
         named = next((key for key in losses if "loss" in key), None)
         if named is not None:
             raise TrainyardError(
-                f"forward(mode='loss') returned {named!r} as a {type(losses[named]).__name__}, but a loss must be a "
+                f"The model returned {named!r} as a {type(losses[named]).__name__}, but a loss must be a "
                 "tensor, or a list of at least one tensor."
             )
         found = ", ".join(map(repr, losses)) or "none"
         raise TrainyardError(
-            f"forward(mode='loss') returned no loss: the returned keys are {found}, but the key of a loss must "
+            f"The model returned no loss: the returned keys are {found}, but the key of a loss must "
             f"contain 'loss'."
         )
     return total
@@ -223,6 +224,6 @@ def _one_number(key: str, loss: Tensor, shape: torch.Size) -> Tensor:
 def not_one_number(key: str, shape: Sequence[int], why: str) -> TrainyardError:
     """Return the error for an entry of the losses that has more than one number for each member."""
     return TrainyardError(
-        f"forward(mode='loss') returned {key!r} with the shape {list(shape)}, but a loss must be "
-        f"one number. {why}. Take the mean (reduction='mean', or .mean()) or another reduction."
+        f"The model returned {key!r} with the shape {list(shape)}, but it must be one number. {why}. Take the mean "
+        "(reduction='mean', or .mean()) or another reduction."
     )

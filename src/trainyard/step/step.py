@@ -149,7 +149,7 @@ class Step:
         for key, value in numbers:
             if key != "loss" and isinstance(value, Tensor):
                 if value.numel() != loss.numel():
-                    raise not_one_number(key, value.shape[loss.dim() :], "The value is recorded as train/" + key)
+                    raise not_one_number(key, value.shape[loss.dim() :], "It is recorded as a metric")
                 outputs[key] = value.detach()
         outputs["loss"] = loss.detach()
         return outputs
