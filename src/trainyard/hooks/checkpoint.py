@@ -85,7 +85,8 @@ class Checkpoint(Hook):
             accepted = "true, false, or a direction for each metric, such as {val/accuracy: maximize}"
             raise ConfigError("save_best", save_best, accepted)
         if interval is not None:
-            interval = integer("interval", interval, at_least=1, other="null for the loop's val_interval")
+            other = "null for the val_interval of the loop (1 if `by` is not the unit of the loop)"
+            interval = integer("interval", interval, at_least=1, other=other)
         self.interval = interval
         self.by = by
         self.begin = integer("begin", begin, at_least=0)

@@ -37,7 +37,8 @@ class RuntimeInfo(Hook):
             tags["stack_width"] = str(len(runner.members))
         if runner.device.type == "cuda":
             tags["gpu"] = torch.cuda.get_device_name(runner.device)
-        log.info("%s with %s parameters.", kind, f"{parameters:,}")
+        told = "%s with %s parameters." if parameters != 1 else "%s with %s parameter."
+        log.info(told, kind, f"{parameters:,}")
         self._tags = tags
         for member in runner.members:
             member.journal.tags(tags)
@@ -71,7 +72,7 @@ def _sizes(runner: Runner) -> str:
     of_size = "of unknown size" if size is None else f"of {size}"
     of_epoch = "no training data" if no_data else f"an unknown number of batches {of_size} per epoch"
     if batches is not None:
-        known = "" if samples is None else f"{samples:,} samples, "
+        known = "" if samples is None else f"{samples:,} samples, " if samples != 1 else "1 sample, "
         of_epoch = f"{about}{known}{counted(batches, 'batch', 'batches')} {of_size} per epoch"
     counts = (("epoch", "epoch", loop.max_epochs(runner)), ("iter", "iteration", loop.max_iters(runner)))
     of_run = [

@@ -196,7 +196,8 @@ def test_what_is_nothing_to_look_at_is_said_once(make: Any, tmp_path: Path, capl
     model = Supervised(Segmenting())
     make({"log": PredictionLog()}, model=model, data=loaders(x, y), metrics={"loss": Zero()}, work_dir=tmp_path).train()
     assert not (tmp_path / "figures").exists()
-    assert sum("because the predictions are torch.float32 [16, 3, 4, 4]." in text for text in caplog.messages) == 1
+    told = "because the predictions are torch.float32 [16, 3, 4, 4] and the targets are torch.int64 [16, 4, 4]."
+    assert sum(told in text for text in caplog.messages) == 1
 
 
 TEXT = {

@@ -150,7 +150,7 @@ class Gathering:
         x = input_of(batch)
         self.kind = _kind(batch, outputs, self._members is not None)
         if self.kind is None:
-            self.complaint = _shown(outputs)
+            self.complaint = f"{_shown(outputs)} and {_of_target(batch)}"
             return
         points = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 2 and self.kind == "classes"
         dots = points or self.kind == "numbers"
@@ -224,5 +224,13 @@ def _at(value: Tensor, rows: Tensor) -> Tensor:
     return value[torch.arange(len(rows), device=rows.device).unsqueeze(1).to(value.device), rows.to(value.device)]
 
 
-def _shown(outputs: Any) -> str:
-    return f"{outputs.dtype} {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+def _of_target(batch: Any) -> str:
+    try:
+        target = target_of(batch)
+    except TrainyardError:
+        return "the batches have no target"
+    return f"the targets are {_shown(target)}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
