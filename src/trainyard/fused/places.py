@@ -134,7 +134,8 @@ def check_loops(loops: Sequence[Any], accumulate: int) -> None:
         if loop.workflow:
             raise Unfusable("the members' loops have a workflow and different lengths")
     if first.unit == "iter" and any(length % accumulate for length in lengths):
-        raise Unfusable(f"accumulate={accumulate} does not divide the members' {sorted(lengths)} iterations")
+        counts = ", ".join(map(str, sorted(lengths)))
+        raise Unfusable(f"accumulate={accumulate} does not divide all numbers of iterations of the members: {counts}")
 
 
 def _plain(loop: Any) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def check_accumulation(runner: FusedRunner, ahead: Sequence[int]) -> None:
     """
     accumulate = int(runner.settings["accumulate"])
     if runner.train_loop.unit == "iter" and any(iters % accumulate for iters in ahead):
-        raise PlacesDiffer(f"accumulate={accumulate} does not divide the iterations between the members")
+        raise PlacesDiffer(f"accumulate={accumulate} does not divide the number of iterations between the members")
 
 
 def check_joining(runner: FusedRunner, member: StackMember) -> None:
@@ -203,7 +204,7 @@ def why_not_within(runner: FusedRunner) -> str | None:
     if not isinstance(whole, LaneOrders) or getattr(loader, "repeat", False):
         return "the data is not shuffled by the seed of the run"
     if (length := exact_length(loader)) is None or not whole.are_full(length):
-        return "the last batch of an epoch is smaller (data.drop_last=true omits it)"
+        return "the last batch of an epoch is smaller (drop_last=true omits it)"
     if runner.schedule is not None and schedule_unit(runner) == "epoch":
         return "the schedule counts epochs"
     for name, hook in runner.dispatch.hooks.items():

@@ -3,6 +3,7 @@ run."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -199,9 +200,12 @@ def _check(together: _Outcome, alone: Sequence[_Outcome], members: Sequence[int]
             differences = torch.where(both[0] & both[1], differences, torch.where(both[0] == both[1], 0.0, torch.inf))
             worst = int(differences.argmax())
             if differences[worst] > TOLERANCE:
+                most = float(differences[worst])
+                how = f"differs by {most:.0%} from"
+                if math.isinf(most):
+                    how = f"is {'finite' if both[0][worst] else 'not finite'}, unlike in"
                 raise Unfusable(
-                    f"in a stack, the {what} of the member with seed {seeds[worst]} differs by "
-                    f"{float(differences[worst]):.0%} from its single run: {REMEDY}"
+                    f"in a stack, the {what} of the member with seed {seeds[worst]} {how} its single run: {REMEDY}"
                 )
 
 
