@@ -444,7 +444,7 @@ def test_what_lies_beyond_the_run_is_said_once(caplog: pytest.LogCaptureFixture)
         schedule.bind(optimizer_of(), length=11)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "schedule.scheduler.milestones: 83 is never reached, because this scheduler ends at 11."
+        "schedule: 83 (milestones of MultiStepLR) is never reached, because this scheduler ends at 11."
     )
     caplog.clear()
     Schedule(partial(CosineAnnealingLR, T_max=11), by="epoch").bind(optimizer_of(), length=11)

@@ -90,7 +90,9 @@ class Part:
             check_milestones(key, value, least=1)
         elif name in DURATIONS:
             if not (value == "auto" or (value is None and default is None)):
-                check_position(key, value, at_least=1, other='"auto" (the entire run)')
+                other = '"auto" (from the start to the end of this scheduler)'
+                other += ", or null" if default is None else ""
+                check_position(key, value, at_least=1, other=other)
         elif value == "auto":
             if name not in (*OWN_LR, "cycle_momentum"):
                 raise ConfigError(key, value, "an explicit value, because the run does not define this argument")
@@ -185,7 +187,7 @@ class Part:
             ends = value if name == "milestones" else [value] if name in DURATIONS and value is not None else []
             for end in ends:
                 if end > length:
-                    _tell_once(f"{self.key}.{name}", end, length)
+                    _tell_once(self.name, name, end, length)
 
     def _resolve(self, name: str, value: Any, optimizer: StandIn, length: float) -> Any:
         if isinstance(value, str) and value == "auto":
@@ -223,8 +225,8 @@ def check_position(key: str, value: Any, *, at_least: int, other: str = "") -> N
 
 
 @functools.cache
-def _tell_once(key: str, end: int, length: float) -> None:
-    log.warning("schedule.%s: %d is never reached, because this scheduler ends at %d.", key, end, length)
+def _tell_once(kind: str, name: str, end: int, length: float) -> None:
+    log.warning("schedule: %d (%s of %s) is never reached, because this scheduler ends at %d.", end, name, kind, length)
 
 
 def known(key: str, value: Any, length: float) -> int:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainyard.checks import choice, integer, number
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 from trainyard.schedules.part import check_position, positions
 from trainyard.schedules.schedule import Row
 from trainyard.schedules.standin import PARAMS, entry, groups_of, joined_entry, numbers, plain, standin_of
@@ -139,7 +139,8 @@ class Plateau:
         groups = self._groups = groups_of(optimizer)
         floors = self._arguments["min_lr"]
         if isinstance(floors, list) and len(floors) != len(groups):
-            raise ConfigError("min_lr", floors, f"one number, or one for each of the {len(groups)} parameter groups")
+            accepted = f"one number, or a list of {counted(len(groups), 'number')}, one for each parameter group"
+            raise ConfigError("min_lr", floors, accepted)
         self._standin = standin_of(groups, numbers(optimizer.defaults), self._param)
         self._scheduler = ReduceLROnPlateau(self._standin, mode=self._mode or _MODES[direction], **self._arguments)
         self._joined: list[dict[str, Any]] = []
