@@ -66,7 +66,7 @@ def test_layers_by_name() -> None:
         (
             Net(),
             {"layer_decay": 0.5, "layers": ["block"]},
-            "layers: 'block' is invalid. Expected a glob that matches",
+            "layers: 'block' is invalid. Expected a glob that matches .* Did you mean 'blocks'",
         ),
         (Net(), {"layers": ["blocks.0"]}, "Expected null, because layer_decay is null"),
         (nn.Linear(2, 2), {"layer_decay": 0.5}, "Linear has no ModuleList or Sequential"),

@@ -60,8 +60,8 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
         raise ConfigError("optim", part, accepted)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        count = sum(1 for _ in model.parameters())
-        hint = f"All {count} parameters have requires_grad=False." if count else "The module has no parameters."
+        frozen = any(True for _ in model.parameters())
+        hint = "Every parameter has requires_grad=False." if frozen else "The module has no parameters."
         raise ConfigError("model", type(model).__name__, "a module with at least one trainable parameter", hint=hint)
     if isinstance(part, Optimizer):
         held = {id(parameter) for group in part.param_groups for parameter in group["params"]}

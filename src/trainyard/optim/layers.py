@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from trainyard.errors import ConfigError
-from trainyard.models.patterns import fits_within
+from trainyard.models.patterns import above_all, fits_within
 
 
 def layer_numbers(model: nn.Module, layers: Sequence[str] | None) -> tuple[dict[str, int], int]:
@@ -44,7 +44,8 @@ def _matchers(model: nn.Module, names: Sequence[str], layers: Sequence[str] | No
         return [partial(_begins, f"{stack}.{name}." if stack else f"{name}.") for name, _ in children]
     for pattern in layers:
         if not any(fits_within(pattern, name) for name in names):
-            raise ConfigError("layers", pattern, "a glob that matches a module with parameters")
+            accepted = "a glob that matches a module with parameters"
+            raise ConfigError("layers", pattern, accepted, options=above_all(names))
     return [partial(fits_within, pattern) for pattern in layers]
 
 
