@@ -317,7 +317,7 @@ class OtherTrainer(Classifier):
         ),
         (Unscheduled, "a `monitor` in the same mapping"),
         (OnTraining, "monitor: 'train_loss' is invalid. Expected a result of the validation"),
-        (Absent, "val/f1"),
+        (Absent, "^model.module.configure_optimizers.monitor: No metric named 'val/f1'"),
         (NoOptimizer, "configure_optimizers: None is invalid"),
         (Silent, "Silent.validation_step logs nothing"),
         (NoLoss, "NoLoss.training_step returned a dict. Return a loss"),

@@ -207,7 +207,7 @@ def test_a_loss_without_a_graph(told: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "why"), [(Net().requires_grad_(False), "Every parameter has"), (nn.Flatten(), "The module has no parameters")]
+    ("net", "why"), [(Net().requires_grad_(False), "Every parameter"), (nn.Flatten(), "The module has no parameters")]
 )
 def test_a_model_of_which_nothing_is_trained(told: Any, net: nn.Module, why: str) -> None:
     message = told(model=Supervised(net))

@@ -19,10 +19,14 @@ class LightningHooks(Hook):
 
     Args:
         model: the module's model.
+
+    Attributes:
+        config_key: the part of the config that has the arguments in `monitors`.
     """
 
     priority = "HIGH"
     ranks = "one"
+    config_key = KEY
 
     def __init__(self, model: Lightning) -> None:
         self.model = model
@@ -31,7 +35,7 @@ class LightningHooks(Hook):
     @property
     def monitors(self) -> dict[str, str]:
         """The results that schedulers read, each with the argument that names the result."""
-        return {monitored(each): f"{KEY}.monitor" for each in self.model.schedulers if each.monitor is not None}
+        return {monitored(each): "monitor" for each in self.model.schedulers if each.monitor is not None}
 
     def sanity_check(self, runner: Any) -> None:
         schedule = vars(runner).get("schedule")

@@ -71,8 +71,9 @@ def watched(runner: Parts) -> Iterator[tuple[str, str]]:
     for key, part in (parts | {"schedule": runner.schedule}).items():
         if hasattr(part, "monitor"):
             yield f"{key}.monitor", part.monitor or objective
+        place = getattr(part, "config_key", key)
         for name, argument in getattr(part, "monitors", {}).items():
-            yield f"{key}.{argument}", name
+            yield f"{place}.{argument}", name
 
 
 def _nothing(*args: Any) -> tuple[()]:
