@@ -120,7 +120,7 @@ def test_tracked_in_mlflow(train: Any, tmp_path: Path) -> None:
     resumed = train(*tracked, "resume=true", "clip_grad_norm=100", "optim.weight_decay=0.1")
     assert resumed.returncode == 0, resumed.stderr
     step = re.search(r"Resumed .*, iteration (\d+)", resumed.stdout)[1]
-    assert f"Changed on resume (also a tag in MLflow): clip_grad_norm@{step}=100." in resumed.stdout
+    assert f"Changed on resume (also a tag of the run): clip_grad_norm@{step}=100." in resumed.stdout
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in resumed.stdout
     assert "not uploaded to MLflow" not in resumed.stdout
     assert "not in MLflow" not in resumed.stdout

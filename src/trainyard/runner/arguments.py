@@ -65,8 +65,8 @@ def as_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in given:
         if _GROUPS.get(name, name) not in _taken():
-            accepted = f"an argument of the Runner: {', '.join(_taken())}"
-            raise ConfigError("Runner.from_cfg", name, accepted, options=_taken())
+            accepted = f"the group {' or '.join(_GROUPS)}, or an argument of the Runner: {', '.join(_taken())}"
+            raise ConfigError("Runner.from_cfg", name, accepted, options=[*_taken(), *_GROUPS])
     return {_GROUPS.get(key, key): value for key, value in given.items()}
 
 

@@ -246,7 +246,7 @@ class Member:
             changed = [f"{key}={value}" for key, value in info.changes.items() if key.endswith(f"@{self.iter}")]
             if resume and changed:
                 told = ", ".join(changed)
-                log.info("Changed on resume (also a tag in MLflow): %s.", told, extra={"member": self})
+                log.info("Changed on resume (also a tag of the run): %s.", told, extra={"member": self})
         self.tell_notes()
         self.journal.status("RUNNING")
 
