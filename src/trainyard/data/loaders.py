@@ -62,7 +62,7 @@ class Loaders(Data):
 
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
         """Return the loader of `split`."""
-        loader = self.loaders[choice("split", split, self.splits)]
+        loader: DataLoader[Any] | Loader = self.loaders[choice("split", split, self.splits)]
         if not isinstance(loader, DataLoader):
             return loader
         try:
