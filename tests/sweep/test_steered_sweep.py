@@ -75,7 +75,7 @@ def state(folder: Path, num: int) -> str:
 def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: Path, fuse: str) -> None:
     process = start(f"hydra.launcher.fuse={fuse}")
     until(lambda: state(tmp_path, 0) == "running", process)
-    assert "pauses at its next checkpoint" in steer(tmp_path / "s", "pause", "0", wait=LIMIT)
+    assert "saves a checkpoint and pauses" in steer(tmp_path / "s", "pause", "0", wait=LIMIT)
     until(lambda: state(tmp_path, 0) == "paused", process)
     until(lambda: state(tmp_path, 1) == "running", process)
     assert "resumes when a slot is free" in steer(tmp_path / "s", "resume", "0", wait=LIMIT)

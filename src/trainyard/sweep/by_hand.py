@@ -12,13 +12,13 @@ from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job
 from trainyard.sweep.progress import SweepProgress
 from trainyard.sweep.scheduler import Scheduler
-from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
+from trainyard.sweep.steering import Command, CommandFolder, acknowledgement, in_words
 from trainyard.sweep.units import UnitTasks
 
 BY_HAND = "by hand"
 TOLD = {
-    "stop": "stops at its next checkpoint",
-    "pause": "pauses at its next checkpoint",
+    "stop": "saves a checkpoint and stops",
+    "pause": "saves a checkpoint and pauses",
     "resume": "resumes when a slot is free",
 }
 """Effect of a command on a running job, or of `resume` on a paused one, for users."""
@@ -139,12 +139,12 @@ class ByHand:
         if command.action == "clone":
             return "" if self._units.resumes else "this sweep's application cannot resume from a checkpoint"
         if state in FINAL:
-            return f"#{num} is {state}"
+            return f"#{num} {in_words(state)}"
         if command.action == "resume":
-            return "" if state == "paused" else f"#{num} is {state}, not paused"
+            return "" if state == "paused" else f"#{num} {in_words(state)}; only a paused job can be resumed"
         if command.action == "pause":
             if not self._units.resumes:
                 return "this sweep's application cannot resume from a checkpoint"
             if state not in ("running", "waiting"):
-                return f"#{num} is {state}"
+                return f"#{num} {in_words(state)}"
         return ""

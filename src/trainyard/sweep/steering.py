@@ -82,7 +82,7 @@ def acknowledgement(command: Command, refusal: str = "", told: str = "") -> dict
     Args:
         command: the command.
         refusal: why it is refused; empty if it is accepted.
-        told: the effect on the job if it is accepted, such as `#12 pauses at its next checkpoint`.
+        told: the effect on the job if it is accepted, such as `#12 saves a checkpoint and pauses`.
     """
     return {
         "kind": KIND,
@@ -181,7 +181,9 @@ class CommandFolder:
                     raise ValueError(f"{command.action} {command.job}")
                 self._known[name] = command
             except (OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("%s is not a valid command and was skipped: %s", self._folder / f"{name}.json", error)
+                what = "cannot be read" if isinstance(error, OSError) else "is not a valid command"
+                why = f"the key {error} is missing" if isinstance(error, KeyError) else error
+                log.warning("%s %s and was skipped: %s", self._folder / f"{name}.json", what, why)
                 self._known[name] = None
         return self._known[name]
 
@@ -194,6 +196,11 @@ class CommandFolder:
             yield
         finally:
             os.close(fd)
+
+
+def in_words(state: str) -> str:
+    """Return the state of a job as the predicate of a sentence: `is done`, `has failed`."""
+    return {"failed": "has failed", "timeout": "has timed out", "lost": "was lost"}.get(state, f"is {state}")
 
 
 def _place(name: str) -> tuple[int, str]:

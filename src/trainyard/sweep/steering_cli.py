@@ -20,10 +20,18 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_path
 from trainyard.redaction import check_overrides
-from trainyard.sweep.events import FINAL
+from trainyard.sweep.events import FINAL, FIRST_CLONE
 from trainyard.sweep.manifest import FILE
 from trainyard.sweep.plan import spans
-from trainyard.sweep.steering import Acknowledgement, Action, Command, CommandFolder, acknowledged, is_run
+from trainyard.sweep.steering import (
+    Acknowledgement,
+    Action,
+    Command,
+    CommandFolder,
+    acknowledged,
+    in_words,
+    is_run,
+)
 
 HYDRA = ".hydra"
 _EVERY = 0.05  # seconds between two looks at the manifest
@@ -48,7 +56,7 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
     num = _number(job, state)
     waiting = [command for command in folder.pending(state.answers) if command.job == num]
     if not (waiting and waiting[-1].is_same(action, num, overrides)):  # else it is given again
-        _check(action, num, state, waiting)
+        _check(action, num, state, waiting, directory)
         _check_overrides(action, num, directory, state, overrides)
     command, _ = folder.give(action, num, overrides, state.answers)
     if not is_run(directory):
@@ -60,7 +68,8 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
     if answer is None:
         return f"Sent, but not answered yet: {command}. The process that runs the sweep will execute or refuse it."
     if not answer.accepted:
-        raise TrainyardError(f"{command} was refused: {answer.told.rstrip('.')}.")
+        end = "" if answer.told.endswith((".", "?")) else "."
+        raise TrainyardError(f"{command} was refused: {answer.told}{end}")
     return f"Accepted: {command}{f': {answer.told}' if answer.told else ''}."
 
 
@@ -130,34 +139,41 @@ def _number(job: str, state: SweepState) -> int:
     """
     text = job.removeprefix("#")
     if not text.isdecimal() or int(text) not in state.states:
-        jobs = spans(sorted(state.states)) if state.states else "none yet"
-        raise ConfigError("JOB", job, f"the number of a job of this sweep: {jobs}")
+        nums = sorted(state.states)
+        groups = [num for num in nums if num < FIRST_CLONE], [num for num in nums if num >= FIRST_CLONE]
+        jobs = ", ".join(map(spans, filter(None, groups)))
+        accepted = f"a job of this sweep: {jobs}" if jobs else "a job, but this sweep has no jobs yet"
+        raise ConfigError("JOB", job, f"the number of {accepted}")
     return int(text)
 
 
-def _check(action: Action, num: int, state: SweepState, waiting: Sequence[Command]) -> None:
+def _check(action: Action, num: int, state: SweepState, waiting: Sequence[Command], directory: Path) -> None:
     """Check that the state of a job after pending commands allows an action.
 
     Raises:
         ConfigError: it does not.
     """
-    then = {"stop": "stopped", "pause": "paused", "resume": "waiting"}
-    now = next((then[command.action] for command in reversed(waiting) if command.action in then), state.states[num])
     if action == "clone":
         return
+    then = {"stop": "stopped", "pause": "paused", "resume": "waiting"}
+    runs = is_run(directory)  # else no job runs, whatever a killed process has recorded
+    states = {each: "waiting" if its == "running" and not runs else its for each, its in state.states.items()}
+    pending = next((command.action for command in reversed(waiting) if command.action in then), None)
+    now = states[num] if pending is None else then[pending]
+    how = in_words(now)
+    if pending is not None and now != states[num]:
+        how = f"will be {'resumed' if pending == 'resume' else now} by an earlier command"
     if now in FINAL:
-        others = sorted(each for each, its in state.states.items() if its not in FINAL and each != num)
-        hint = f"Not finished: {spans(others)}." if others else "All other jobs are finished."
-        how = f"is {now}" if now == state.states[num] else f"will be {now} by an earlier command"
+        others = sorted(each for each, its in states.items() if its not in FINAL and each != num)
+        hint = f"Not finished: {spans(others)}." if others else "This sweep has no other unfinished job."
         raise ConfigError("JOB", num, f"a job that is not finished; #{num} {how}", hint=hint)
     if action == "pause" and now == "paused":
-        raise ConfigError(
-            "JOB", num, f"a job that is not paused; #{num} is already paused", hint="Use `resume` to continue."
-        )
+        hint = f"`trainyard sweep resume {shell_path(directory)} {num}` resumes this job."
+        raise ConfigError("JOB", num, f"a job that is not paused; #{num} {how}", hint=hint)
     if action == "resume" and now != "paused":
-        paused = sorted(each for each, its in state.states.items() if its == "paused")
-        hint = f"Paused: {spans(paused)}." if paused else "No job is paused."
-        raise ConfigError("JOB", num, f"a job that is paused; #{num} is {now}", hint=hint)
+        paused = sorted(each for each, its in states.items() if its == "paused" and each != num)
+        hint = f"Paused: {spans(paused)}." if paused else "No other job is paused."
+        raise ConfigError("JOB", num, f"a job that is paused; #{num} {how}", hint=hint)
 
 
 def _check_overrides(action: Action, num: int, directory: Path, state: SweepState, overrides: Sequence[str]) -> None:
@@ -178,6 +194,8 @@ def _check_overrides(action: Action, num: int, directory: Path, state: SweepStat
     try:
         config, hydra = OmegaConf.load(folder / "config.yaml"), OmegaConf.load(folder / "hydra.yaml")
     except OSError:
+        if state.states[num] != "waiting":  # it has started without these files (`hydra.output_subdir`)
+            return
         raise ConfigError("JOB", num, f"a job that has started; #{num} has no checkpoint to start from") from None
     groups = [str(group) for group in OmegaConf.select(hydra, "hydra.runtime.choices", default={})]
     for line in overrides:
@@ -202,7 +220,7 @@ def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
         if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118, `in node` resolves
             options = [f"{before}{each!s}" for each in node.keys()] if isinstance(node, DictConfig) else []  # noqa: SIM118
             where = f"a key of {before[:-1]}" if before else "a group or key of this job's config"
-            hint = f"To add a new key, use +{key}=…"
+            hint = f"The config has no {key} to remove." if override.is_delete() else f"To add a new key, use +{key}=…"
             if not isinstance(node, DictConfig):
                 raise ConfigError(key, f"{before}{name}", f"a key of this job's config; {before[:-1]} has no keys")
             accepted = f"{where}: {', '.join(options)}" if options else f"{where}, which has no keys"
