@@ -162,7 +162,7 @@ def test_a_hung_job_that_hears_no_signal_is_killed_after_its_grace(command: Any,
         tmp_path / "app.py", "+a=1", "hydra/launcher=local", "hydra.sweep.dir=s", "hydra.launcher.timeout=0.5",
         "hydra.launcher.grace=0.5",
     )  # fmt: skip
-    assert "OUT OF TIME  #0 #0: took longer than 0.5 s" in result.stdout, result.stderr
+    assert "OUT OF TIME  #0: took longer than 0.5 s" in result.stdout, result.stderr
     assert "Report: " in result.stdout, "also from a sweeper that ends with the error"
     assert "Exception ignored" not in result.stderr
     assert result.returncode == 1

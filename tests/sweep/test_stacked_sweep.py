@@ -349,7 +349,7 @@ def test_a_killed_stack_without_another_attempt_has_failed(command: Any, sweep: 
     (pid,) = _wait_for(tmp_path / "pid0")
     os.kill(int(pid), signal.SIGKILL)
     out, _ = process.communicate(timeout=LIMIT)
-    assert out.count("KILLED  #") == 2
+    assert out.count("LOST  #") == 2
     assert _states(tmp_path) == {0: "lost", 1: "lost"}
 
     (tmp_path / "go").touch()

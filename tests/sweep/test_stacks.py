@@ -1,7 +1,7 @@
 """Stacks before they run: their width, how they are shared out, what the plan says of them."""
 
 import math
-import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,6 +116,33 @@ def test_the_plan_shows_stacks_and_reasons() -> None:
     ]
 
 
+def test_the_plan_counts_jobs_that_do_not_run() -> None:
+    plan = _plan(5)
+    for num, state in enumerate(("done", "stopped", "pruned", "paused")):
+        plan.entries[num].state = state
+    assert str(plan).startswith("5 jobs, 1 already done, 1 stopped, 1 pruned; 2 to run (1 paused), ")
+
+
+def test_a_job_without_overrides_of_its_own_has_its_number_once(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = replace(_plan(1), keys=[])
+    assert str(plan).splitlines()[2:] == ["  #0"]
+    SweepProgress(plan, plan.jobs).paused(plan.jobs[0])
+    assert capsys.readouterr().out == "paused   #0\n"
+
+
+def test_a_job_that_no_process_runs_is_told_to_have_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _plan(1)
+    outcome = TaskOutcome(0, "failed", error="the task cannot be pickled: TypeError")
+    SweepProgress(plan, plan.jobs).ended(plan.jobs[0], "failed", outcome)
+    assert capsys.readouterr().out == "FAILED  #0 lr=0: the task cannot be pickled: TypeError\n"
+
+
+def test_a_stack_with_one_job_is_not_divided(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _plan(2)
+    SweepProgress(plan, plan.jobs).stack_split(Stack((plan.jobs[1],)), "its last batch is smaller", None)
+    assert capsys.readouterr().out == "alone    #1 continues as a single job: its last batch is smaller\n"
+
+
 def test_a_reason_that_many_share_is_given_once() -> None:
     plan = _plan(60, [], dict.fromkeys(range(59), "one by one is faster") | {59: "alone in lr=59"})
     lines = str(plan).splitlines()[2:]
@@ -178,13 +205,12 @@ def test_the_title_counts_paused_and_pruned_jobs_and_has_the_best_result(tmp_pat
 def test_the_memory_of_this_machine_is_named_only_for_jobs_that_run_on_it(capsys: pytest.CaptureFixture[str]) -> None:
     plan = _plan(2)
     progress = SweepProgress(plan, plan.jobs)
-    progress.out_of_host_memory(2**40, 2, here=True)
-    assert re.match(
-        r"memory   2 concurrent jobs need more than [\d.]+ GiB: set hydra.launcher.max_jobs=1 ", capsys.readouterr().out
-    )
+    used = "memory   a process used 3.0 GiB when the available memory was exhausted: "
+    progress.out_of_host_memory(3 * 2**30, 2, here=True)
+    assert capsys.readouterr().out == f"{used}set hydra.launcher.max_jobs=1 to run fewer jobs at a time.\n"
     progress.out_of_host_memory(3 * 2**30, 8, here=False)
     told = capsys.readouterr().out
-    assert told.startswith("memory   a job used 3.0 GiB when the memory of its node was exhausted: ")
+    assert told.startswith(f"{used}reduce the memory of the job, or request more")
     assert "max_jobs" not in told
 
 

@@ -103,7 +103,7 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
         assert points(tmp_path / "s/0") == points(tmp_path / "u/0"), "a pause changes no bit"
     again = start(f"hydra.launcher.fuse={fuse}")
     out, _ = again.communicate(timeout=LIMIT)
-    assert "2 jobs, 2 already done; 0 to run" in out
+    assert "2 jobs, 1 already done, 1 stopped; 0 to run" in out
 
 
 def test_what_a_dead_head_was_asked_for_is_done_by_the_next(start: Any, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, counted
 from trainyard.quoting import shell_override
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import SHOWN
@@ -23,7 +23,7 @@ class SweepFailedError(TrainyardError):
         left = [f"#{num}" for num, entry in entries.items() if entry.has_failed]
         shown = ", ".join(left[:SHOWN]) + (", …" if len(left) > SHOWN else "")
         return (
-            f"{len(left)} of {len(entries)} jobs did not finish: {shown}. "
+            f"{len(left)} of {counted(len(entries), 'job')} did not finish: {shown}. "
             f"To retry, run the same command with {shell_override('hydra.sweep.dir', self.manifest.path.parent)}."
         )
 

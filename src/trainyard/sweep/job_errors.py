@@ -11,7 +11,7 @@ from hydra.core.utils import filter_overrides
 from omegaconf import OmegaConf
 
 from trainyard.config.explain import explain
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, counted
 from trainyard.sweep.plan import Job, SweepPlan
 
 
@@ -31,10 +31,15 @@ def told(wrong: Sequence[tuple[Job, Exception]], plan: SweepPlan, in_own_words: 
                 in_own_words and _explained(error, job)
             ) or f"{type(error).__name__}: {error}".strip()
         jobs.setdefault(text, []).append(job)
+    count = counted(len(plan.jobs), "job")
     return [
-        f"{text}\n    in {len(those)} of {len(plan.jobs)} jobs, first in #{those[0].num}: {plan.name(those[0])}"
-        for text, those in jobs.items()
+        f"{text}\n    in {len(those)} of {count}, first in {_label(those[0], plan)}" for text, those in jobs.items()
     ]
+
+
+def _label(job: Job, plan: SweepPlan) -> str:
+    chosen = plan.chosen(job)
+    return f"#{job.num}: {chosen}" if chosen else f"#{job.num}"
 
 
 def _explained(error: Exception, job: Job) -> str | None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.distinct import JobSize
 from trainyard.config.plain import is_open, plain
+from trainyard.errors import counted
 from trainyard.sweep.events import Origin
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.manifest import Entry
@@ -216,7 +217,15 @@ class SweepPlan:
 
     def name(self, job: Job) -> str:
         """Return a job's name: the overrides chosen for it, or its number if there are none."""
-        return " ".join(f"{key}={job.choices[key]}" for key in self.keys if key in job.choices) or f"#{job.num}"
+        return self.chosen(job) or f"#{job.num}"
+
+    def label(self, job: Job) -> str:
+        """Return a job's number, and the overrides chosen for it."""
+        return f"#{job.num} {self.chosen(job)}".rstrip()
+
+    def chosen(self, job: Job) -> str:
+        """Return the overrides chosen for a job; empty if there are none."""
+        return " ".join(f"{key}={job.choices[key]}" for key in self.keys if key in job.choices)
 
     def __str__(self) -> str:
         return self.text(SHOWN)
@@ -225,14 +234,15 @@ class SweepPlan:
         """Return the plan as text, with at most `limit` of its jobs."""
         kinds = Counter((slot.device, slot.threads) for slot in self.slots)
         slots = ", ".join(
-            f"{count} on {device} ({threads} thread{'s' * (threads > 1)} each)"
-            for (device, threads), count in kinds.items()
+            f"{count} on {device} ({counted(threads, 'thread')} each)" for (device, threads), count in kinds.items()
         )
-        total = f"{len(self.jobs)} job{'s' * (len(self.jobs) != 1)}"
-        done = len(self.jobs) - len(self.left)
-        before = f", {done} already done" if done else ""
+        states = Counter(self.entries[job.num].state for job in self.jobs)
+        before = f", {states['done']} already done" if states["done"] else ""
+        before += "".join(f", {states[each]} {each}" for each in ("stopped", "pruned") if states[each])
+        paused = f" ({states['paused']} paused)" if states["paused"] else ""
         lines = [
-            f"{total}{before}; {len(self.left)} to run, {len(self.slots)} at a time: {slots}.",
+            f"{counted(len(self.jobs), 'job')}{before}; {len(self.left)} to run{paused}, "
+            f"{len(self.slots)} at a time: {slots}.",
             f"Sweep: {self.directory}",
             *self._estimate(),
         ]
@@ -253,7 +263,7 @@ class SweepPlan:
         slots = max(1, len(self.slots))
         if known and left:
             seconds = sum(known) / len(known) * sum(job.slots for job in left) / slots
-            told.append(f"{duration(seconds)}, estimated from {len(known)} finished job{'s' * (len(known) > 1)}")
+            told.append(f"{duration(seconds)}, estimated from {counted(len(known), 'finished job')}")
         elif left and all(job.num in self.seconds for job in left):
             seconds = sum(self.seconds[job.num] for job in left) / min(slots, len(left))
             told.append(f"{duration(seconds)} of training (measured, without validation)")
@@ -294,7 +304,7 @@ class SweepPlan:
             remarks += [f"{job.slots} slots"] if job.slots > 1 else []
             remarks += [self.alone[job.num]] if job.num in self.alone and not told else []
             remark = f"  ({'; '.join(remarks)})" if remarks else ""
-            lines.append(f"{indent}#{job.num:<4} {self.name(job)}{remark}")
+            lines.append(f"{indent}#{job.num:<4} {self.chosen(job)}{remark}".rstrip())
         if len(jobs) > len(shown):
             lines.append(f"{indent}… and {len(jobs) - len(shown)} more")
         return lines

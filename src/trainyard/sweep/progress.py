@@ -29,7 +29,7 @@ _WORDS = {
     "done": "done",
     "failed": "FAILED",
     "timeout": "OUT OF TIME",
-    "lost": "KILLED",
+    "lost": "LOST",
     "interrupted": "interrupted",
     "stopped": "stopped",
 }
@@ -85,7 +85,7 @@ class SweepProgress:
         """Show that a job that runs alone has started or is retried."""
         job = self._jobs[event.num]
         if event.kind == "started":
-            self._started(event, f"#{job.num}", self.plan.name(job), [job])
+            self._started(event, f"#{job.num}", self.plan.chosen(job), [job])
         else:
             self.left(event.num)
             self.again(job, event.error, event.traceback)
@@ -95,7 +95,7 @@ class SweepProgress:
 
     def joined(self, job: Job, stack: str) -> None:
         """Show that a job takes a free lane of a stack."""
-        print(f"joined   #{job.num} {self.plan.name(job)}  ({stack})", flush=True)
+        print(f"joined   {self.plan.label(job)}  ({stack})", flush=True)
 
     def stack_again(self, event: TaskEvent, stack: Stack) -> None:
         """Show that a stack is retried."""
@@ -108,7 +108,10 @@ class SweepProgress:
 
     def stack_split(self, stack: Stack, reason: str, trace: str | None) -> None:
         """Show that the jobs of a stack run alone from here on."""
-        print(f"split    {stack} into single jobs: {reason}", flush=True)
+        how = f"split    {stack} into single jobs"
+        if len(stack.jobs) == 1:
+            how = f"alone    {stack} continues as a single job"
+        print(f"{how}: {reason}", flush=True)
         if trace:
             print(trace, flush=True)
 
@@ -118,7 +121,7 @@ class SweepProgress:
 
     def again(self, job: Job, error: str | None, trace: str | None = None) -> None:
         """Show that a job is retried."""
-        print(f"retried  #{job.num} {self.plan.name(job)}: {error}", flush=True)
+        print(f"retried  {self.plan.label(job)}: {error}", flush=True)
         if trace:
             print(trace, flush=True)
 
@@ -129,12 +132,12 @@ class SweepProgress:
     def paused(self, job: Job) -> None:
         """Show that a job has been paused."""
         self._paused.add(job.num)
-        print(f"paused   #{job.num} {self.plan.name(job)}", flush=True)
+        print(f"paused   {self.plan.label(job)}", flush=True)
 
     def promoted(self, job: Job) -> None:
         """Show that a paused job continues."""
         self._paused.discard(job.num)
-        print(f"promoted #{job.num} {self.plan.name(job)}", flush=True)
+        print(f"promoted {self.plan.label(job)}", flush=True)
 
     def inherited(self, job: Job, source: Job, at: int, apart: str = "") -> None:
         """Show that a job continues from another one, and the differences because of which both cannot share a
@@ -163,32 +166,29 @@ class SweepProgress:
         self._pruned += 1
         self._paused.discard(job.num)
         reported = "" if value is None else f"  {value:.4f} at rung {at}"
-        print(f"pruned   #{job.num} {self.plan.name(job)}{reported}", flush=True)
+        print(f"pruned   {self.plan.label(job)}{reported}", flush=True)
 
     def commanded(self, command: str, told: str) -> None:
         """Show a command of a user, and the answer."""
         print(f"command  {command}: {told}", flush=True)
 
     def out_of_host_memory(self, peak: int, running: int, *, here: bool) -> None:
-        """Show that the memory is insufficient, and the number of concurrent jobs for which it may be sufficient.
+        """Show that the memory is insufficient, and the number of jobs at a time for which it may be sufficient.
 
         Args:
-            peak: the memory of a job in bytes when the system killed it.
-            running: the number of jobs that were running.
+            peak: the memory of the process in bytes when the system killed it.
+            running: the number of jobs and stacks that were running.
             here: whether the jobs run on this machine. The memory of other nodes is not known.
         """
-        if not here:
-            used = f"a job used {peak / 2**30:.1f} GiB when the memory of its node was exhausted"
-            print(f"memory   {used}: reduce the memory of the job, or request more memory for each node.", flush=True)
-            return
+        used = f"a process used {peak / 2**30:.1f} GiB when the available memory was exhausted"
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         fitting = max(1, min(running - 1, total // peak if peak else running - 1))
-        memory = f"more than {total / 2**30:.1f} GiB"
-        told = f"a job that runs alone needs {memory}: reduce the memory of the job, or use a larger machine."
-        if running > 1:
-            fewer = f"set hydra.launcher.max_jobs={fitting} to run fewer jobs at a time."
-            told = f"{running} concurrent jobs need {memory}: {fewer}"
-        print(f"memory   {told}", flush=True)
+        advice = "reduce the memory of the job, or use a machine with more memory."
+        if not here:
+            advice = "reduce the memory of the job, or request more memory for each agent."
+        elif running > 1:
+            advice = f"set hydra.launcher.max_jobs={fitting} to run fewer jobs at a time."
+        print(f"memory   {used}: {advice}", flush=True)
 
     def ended(self, job: Job, state: str, outcome: TaskOutcome, output: Path | None = None, *, width: int = 1) -> None:
         """Show how a job ended.
@@ -201,7 +201,7 @@ class SweepProgress:
             width: the number of jobs that trained together, among which the time is divided.
         """
         self._ended += 1
-        title = f"#{job.num} {self.plan.name(job)}"
+        title = self.plan.label(job)
         if state == "done":
             self._seconds += outcome.seconds / width
             self._timed += 1
@@ -213,12 +213,13 @@ class SweepProgress:
                 flush=True,
             )
             self._tell_time_left()
-        elif outcome.attempts:
+        elif outcome.attempts or state == "failed":
             print(f"{_WORDS[state]}  {title}: {outcome.error}", flush=True)
             if state == "failed" and outcome.traceback:
                 print(outcome.traceback, flush=True)
-            what = "output" if output else "log"
-            print(f"         {what}: {output or job.directory / f'{job.config.hydra.job.name}.log'}", flush=True)
+            if outcome.attempts:  # else there was no process
+                what = "output" if output else "log"
+                print(f"         {what}: {output or job.directory / f'{job.config.hydra.job.name}.log'}", flush=True)
 
     def tick(self) -> None:
         """Redraw the live table, twice a second."""
@@ -282,7 +283,7 @@ class SweepProgress:
         self._running[event.num] = _Row(label, title, event.slot, jobs[0].num, len(jobs), tail)
         self._at_once = max(self._at_once, len(self._running))
         if self._live is None:
-            print(f"started  {label} {title}", flush=True)
+            print(f"started  {label} {title}".rstrip(), flush=True)
 
 
 @dataclass(frozen=True)
