@@ -8,6 +8,7 @@ import pytest
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor import find_slots, slots
 from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.settings import SweepSettings
 
 GPUS = ["GPU-aaaa-1", "GPU-aabb-2", "GPU-cccc-3"]
 
@@ -36,6 +37,13 @@ def test_threads_per_job_share_out_the_cores(machine: Any) -> None:
     machine(range(5))
     assert find_slots(threads_per_job=2) == [Slot(0, "cpu", (0, 1), 2), Slot(1, "cpu", (2, 3), 2)]
     assert find_slots(threads_per_job=5) == [Slot(0, "cpu", (0, 1, 2, 3, 4), 5)]
+
+
+def test_max_jobs_limits_a_job_only_where_there_are_more_devices(machine: Any) -> None:
+    machine(range(16), GPUS[:2])
+    for max_jobs, limits in ((1, True), (2, False), (3, False), (None, False)):
+        settings = SweepSettings(jobs_per_gpu=2, max_jobs=max_jobs)
+        assert settings.limits_a_job(settings.slots(False), False) == limits
 
 
 def test_each_device_is_a_slot_and_jobs_per_gpu_multiplies_them(machine: Any) -> None:

@@ -16,7 +16,7 @@ from trainyard.sweep.executor.task import TaskEvent, TaskOutcome
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, Stack, SweepPlan, spans
 from trainyard.sweep.progress import SweepProgress
-from trainyard.sweep.stacks import StackPlanner, chunks
+from trainyard.sweep.stacks import StackPlanner, _by_strategy, chunks
 from trainyard.sweep.sweepable import SweepableTask
 from trainyard.sweep.worker_tasks import JobDone
 from trainyard.track import Journal
@@ -135,6 +135,13 @@ def test_a_job_that_no_process_runs_is_told_to_have_failed(capsys: pytest.Captur
     outcome = TaskOutcome(0, "failed", error="the task cannot be pickled: TypeError")
     SweepProgress(plan, plan.jobs).ended(plan.jobs[0], "failed", outcome)
     assert capsys.readouterr().out == "FAILED  #0 lr=0: the task cannot be pickled: TypeError\n"
+
+
+def test_a_strategy_that_is_no_option_of_its_group() -> None:
+    config = OmegaConf.create({"hydra": {"runtime": {"choices": {}}}})
+    job = Job(0, (), config, Path(), {"strategy": {"launcher": None}}, slots=2)
+    assert _by_strategy(job) == "the strategy trains on several devices"
+    assert _by_strategy(replace(job, values={})) == "the job trains on several devices"
 
 
 def test_a_stack_with_one_job_is_not_divided(capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,7 +155,7 @@ def test_a_pruned_job_is_finished(sweep: Path) -> None:
     _append(sweep, kind="state", num=4, state="pruned")
     with pytest.raises(TrainyardError, match=r"a job that is not finished; #4 is pruned\. Not finished: #1-#3\."):
         steer(sweep, "stop", "4")
-    assert _left(sweep) == "1 job done, 1 job running, 1 job waiting, 1 job paused, 1 job pruned"
+    assert _left(sweep) == "1 job done, 1 job interrupted, 1 job waiting, 1 job paused, 1 job pruned"
     for num in (1, 2, 3):
         _append(sweep, kind="state", num=num, state="stopped")
     assert _left(sweep) == ""

@@ -100,7 +100,7 @@ def test_an_application_of_its_own(run: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "s/manifest.jsonl").exists()
     killed = run("own.py", "-m", "+x=0,1", "hydra/launcher=local", "hydra.sweep.dir=s")
     assert killed.returncode == 0, killed.stderr
-    assert "The jobs could not be checked before the start: " in killed.stdout
+    assert "The check of the jobs before the start failed: " in killed.stdout
 
 
 class Waiting(SweepableTask):

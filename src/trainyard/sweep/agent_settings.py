@@ -37,6 +37,9 @@ class AgentSettings(SweepSettings):
     patience: float = 60.0
     idle: float = 30.0
 
+    ADDRESS = "address"
+    """Name of the setting of `listens_at`."""
+
     def __post_init__(self) -> None:
         integer("max_slots", self.max_slots, at_least=1)
         number("patience", self.patience, at_least=10, unit="seconds")
@@ -111,6 +114,9 @@ class AgentSettings(SweepSettings):
         count = min(self.max_slots, self.max_jobs or self.max_slots)
         return [Slot(index, f"cuda:{index % gpus}" if gpus else "cpu", None, threads) for index in range(count)]
 
+    def limits_a_job(self, slots: Sequence[Slot], continued: bool) -> bool:
+        return self.max_jobs is not None and self.max_jobs < self.max_slots
+
     def executor(self, slots: Sequence[Slot], directory: Path, preload: Sequence[str]) -> Executor:
         per_agent = self.slots_per_agent
         if per_agent > len(slots):
@@ -137,6 +143,7 @@ class AgentSettings(SweepSettings):
                     "max_jobs": per_agent,
                     "cores": self.agent_cpus,
                 },
+                f"hydra.launcher.{self.ADDRESS}",
             ),
             tell=tell,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import time
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.application import StartedAs
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.quoting import shell_override
 from trainyard.sweep.events import FINAL
 from trainyard.sweep.executor import slurm_commands
@@ -109,13 +110,15 @@ def attach(directory: Path) -> None:
             break
         if jobs[0].state == "PENDING" and jobs[0].reason != waits:
             waits = jobs[0].reason
-            print(f"Slurm job {number} is pending: {waits}.", flush=True)
+            why = "" if waits == "None" else f": {waits}"  # Slurm has not looked at the job yet
+            print(f"Slurm job {number} is pending{why}.", flush=True)
         time.sleep(_EVERY)
     left = _left(directory)
     if left:
+        paused = " `trainyard sweep resume DIR JOB` resumes a paused job." if "paused" in left else ""
         raise TrainyardError(
             f"Slurm job {number}, which ran this sweep, has ended: {left}. To continue the sweep, run the same "
-            f"command with {shell_override('hydra.sweep.dir', directory)}."
+            f"command with {shell_override('hydra.sweep.dir', directory)}.{paused}"
         )
 
 
@@ -133,7 +136,7 @@ def cancel(directory: Path) -> None:
         time.sleep(_EVERY)
     slurm_commands.cancel([number])
     slurm_commands.cancel([job.place for job in slurm_commands.queue(name_of(directory))])
-    print(f"Slurm job {number} has ended; {_left(directory) or 'no job is left to run'}.")
+    print(f"Slurm job {number} has ended; {_left(directory) or 'all jobs so far are finished'}.")
 
 
 def _number(directory: Path) -> str:
@@ -145,16 +148,18 @@ def _number(directory: Path) -> str:
             "press Ctrl-C in its terminal."
         )
         raise ConfigError("DIR", str(directory), "the directory of a detached sweep", hint=hint) from None
-    slurm_commands.check_installed()
+    if shutil.which("squeue") is None:
+        raise TrainyardError("squeue is not on the PATH. Run this command on a machine of the Slurm cluster.")
     return number
 
 
 def _left(directory: Path) -> str:
-    """Return the number of jobs in each state, for users; empty if no job is left to run."""
+    """Return the number of jobs in each state after the end of the head, for users; empty if all jobs are finished."""
     try:
-        states = Counter(SweepState.read(directory).states.values())
+        last = SweepState.read(directory).states.values()
     except ConfigError:
         return "no job has started"
+    states = Counter("interrupted" if state == "running" else state for state in last)  # a killed head records no end
     if set(states) <= FINAL:
         return ""
-    return ", ".join(f"{count} {'job' if count == 1 else 'jobs'} {state}" for state, count in states.items())
+    return ", ".join(f"{counted(count, 'job')} {state}" for state, count in states.items())

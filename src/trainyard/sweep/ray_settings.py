@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from trainyard.checks import integer, number
 from trainyard.errors import ConfigError
@@ -41,6 +41,8 @@ class RaySettings(AgentSettings):
     autoscaling: bool = False
     head_address: str | None = None
     storage: str | None = None
+
+    ADDRESS = "head_address"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +79,9 @@ class RaySettings(AgentSettings):
     def check(self, config: DictConfig) -> None:
         if find_spec("ray") is None:
             hint = "This option needs Ray: pip install 'trainyard[ray]'."
-            raise ConfigError("hydra/launcher", "ray", "an option whose packages are installed", hint=hint)
+            choices = OmegaConf.select(config, "hydra.runtime.choices") or {}
+            given = choices.get("hydra/launcher", "ray")
+            raise ConfigError("hydra/launcher", given, "an option whose packages are installed", hint=hint)
         super().check(config)
 
     def files(self, directory: Path) -> HeadFiles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
 
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.config.annotations import fits
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor import Executor, LocalExecutor, find_slots
-from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.slots import Slot, capacity
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,16 @@ class SweepSettings:
         if threads != "auto" and continued:
             threads = min(threads, len(os.sched_getaffinity(0)))
         return find_slots(self.jobs_per_gpu, threads, self.max_jobs)
+
+    def limits_a_job(self, slots: Sequence[Slot], continued: bool) -> bool:
+        """Return whether a job could take more slots without `max_jobs`.
+
+        Args:
+            slots: the result of `slots`.
+            continued: as for `slots`.
+        """
+        every = slots if self.max_jobs is None else replace(self, max_jobs=None).slots(continued)
+        return capacity(every) > capacity(slots)
 
     def executor(self, slots: Sequence[Slot], directory: Path, preload: Sequence[str]) -> Executor:
         """Return the executor of the jobs.

@@ -336,7 +336,8 @@ def _by_strategy(job: Job) -> str:
     node = (job.values or {}).get("strategy")
     if job.slots < 2 and not (isinstance(node, Mapping) and "launcher" in node):
         return ""
-    strategy = f"strategy={job.config.hydra.runtime.choices.get('strategy', 'given')}"
+    option = job.config.hydra.runtime.choices.get("strategy")
+    strategy = f"strategy={option}" if option is not None else "the strategy" if node else "the job"
     return f"{strategy} trains on several devices" if job.slots > 1 else f"{strategy} trains one job at a time"
 
 

@@ -85,7 +85,8 @@ class Sweep:
         self._manifest = Manifest.open(self.directory, self._replay)
         self._manifest.patience = settings.disk_patience
         try:
-            self._slots = settings.slots(continued=bool(self._manifest.decisions))
+            continued = bool(self._manifest.decisions)
+            self._slots = settings.slots(continued=continued)
             self._policy = Policy(settings.retries, settings.timeout, settings.fail_fast, settings.grace)
             preload = preloaded(self.application, settings.fuse)
             self._executor = settings.executor(self._slots, self.directory, preload)
@@ -94,7 +95,7 @@ class Sweep:
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
         limit = ""
-        if settings.max_jobs is not None and settings.max_jobs <= len(self._slots):
+        if settings.limits_a_job(self._slots, continued):
             limit = f"hydra.launcher.max_jobs={settings.max_jobs} limits the number."
         if not self._executor.here and not limit:
             limit = f"hydra.launcher.max_slots={len(self._slots)} limits the number."

@@ -98,7 +98,7 @@ class Trials:
         """
         self._seconds = trial.seconds
         if trial.state != "done":
-            print(f"The jobs could not be checked before the start: {str(trial.error).rstrip('.')}.", flush=True)
+            print(f"The check of the jobs before the start failed: {str(trial.error).rstrip('.')}.", flush=True)
             return []
         found: TrialResult = trial.value
         if found.left:
@@ -123,7 +123,7 @@ def _run(executor: Executor, tasks: Sequence[Task]) -> list[TaskOutcome]:
         print("Measuring the best stack width …", flush=True)
     results = run_tasks(executor, tasks, POLICY, Callbacks(ends=_finds_errors))
     if results.signum is not None:
-        raise InterruptedSweepError("Interrupted before the jobs started.", results.signum)
+        raise InterruptedSweepError("Interrupted before the next jobs started.", results.signum)
     return results.outcomes
 
 

@@ -26,7 +26,9 @@ from trainyard.sweep.executor.remotes import ClusterSettings
 from trainyard.sweep.executor.shipping.files import HeadFiles
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
+from trainyard.sweep.ray_settings import RaySettings
 from trainyard.sweep.run_tasks import Callbacks, run_tasks
+from trainyard.sweep.slurm_settings import SlurmSettings
 
 BOTH = pytest.mark.parametrize("transport", ["tcp", "files"])
 
@@ -379,7 +381,11 @@ def test_an_agent_with_a_wrong_token(tmp_path: Path, capsys: Any) -> None:
         assert told == ["A connection was refused: the agent has a different token."]
 
 
-def test_an_address_that_this_machine_does_not_have(tmp_path: Path) -> None:
-    with pytest.raises(TrainyardError) as error, an_executor(tmp_path, 1, settings={"address": "192.0.2.1"}):
+@pytest.mark.parametrize("kind", [SlurmSettings, RaySettings])
+def test_an_address_that_this_machine_does_not_have(kind: Any, tmp_path: Path) -> None:
+    key = f"hydra.launcher.{kind.ADDRESS}"
+    settings = {"address": "192.0.2.1", "address_key": key}
+    with pytest.raises(TrainyardError) as error, an_executor(tmp_path, 1, settings=settings):
         pass
-    assert str(error.value).startswith("hydra.launcher.address: '192.0.2.1' is invalid. Expected an address")
+    assert hasattr(kind(), kind.ADDRESS)
+    assert str(error.value).startswith(f"{key}: '192.0.2.1' is invalid. Expected an address")

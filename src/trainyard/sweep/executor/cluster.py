@@ -150,7 +150,8 @@ class ClusterExecutor(Executor):
     def _open(self) -> None:
         self._files.prepare()
         before = self._files.left_agents()
-        self._transport, address = open_head(self._directory, self._settings.transport, self._settings.address)
+        own = self._settings
+        self._transport, address = open_head(self._directory, own.transport, own.address, own.address_key)
         self._outbox.open(self._transport)
         self._process = process_message()
         self._fence = address.fence

@@ -50,13 +50,16 @@ class HeadAddress:
     port: int = 0
 
 
-def open_head(directory: Path, kind: Literal["tcp", "files"], address: str | None) -> tuple[Transport, HeadAddress]:
+def open_head(
+    directory: Path, kind: Literal["tcp", "files"], address: str | None, key: str = "hydra.launcher.address"
+) -> tuple[Transport, HeadAddress]:
     """Open the head's end of its links, and publish its address.
 
     Args:
         directory: the sweep's directory.
         kind: the transport.
         address: the address to listen at; None for that of this machine's name.
+        key: the setting of the address, for the message.
 
     Raises:
         ConfigError: this machine has no such address.
@@ -73,12 +76,9 @@ def open_head(directory: Path, kind: Literal["tcp", "files"], address: str | Non
         try:
             transport = TcpHead(host, _new_token(folder))
         except OSError as error:
-            hint = (
-                f"{error.strerror or error}. With hydra/launcher=ray, this setting is hydra.launcher.head_address. "
-                "hydra.launcher.transport=files needs no port."
-            )
+            hint = f"{error.strerror or error}. On a shared disk, hydra.launcher.transport=files needs no port."
             accepted = "an address of this machine that the nodes can reach"
-            raise ConfigError("hydra.launcher.address", host, accepted, hint=hint) from error
+            raise ConfigError(key, host, accepted, hint=hint) from error
         found = HeadAddress(fence, kind, host, transport.port)
     _replace(folder / _HEAD, json.dumps(asdict(found)))
     return transport, found

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.ray_process import CODE
 from trainyard.sweep.executor.remote_agent import PLACE
@@ -142,7 +142,7 @@ class RayPool(Pool):
             start_new_session=True,  # Ctrl-C is for the head
         )
         threading.Thread(target=self._read, args=(self._process.stdout,), name="trainyard ray", daemon=True).start()
-        self._answer(_IMPORT)
+        self._answer(_IMPORT, "Ray could not be imported within")
         match self._answer(_START if self._address == "local" else REACH):
             case ["connected", nodes]:
                 return list(nodes)
@@ -150,11 +150,11 @@ class RayPool(Pool):
                 self._refuse(why)
         raise AssertionError
 
-    def _answer(self, timeout: float) -> list[Any]:
+    def _answer(self, timeout: float, failure: str = "The Ray cluster did not respond for") -> list[Any]:
         try:
             message = self._messages.get(timeout=timeout)
         except queue.Empty:
-            self._refuse(f"The Ray cluster did not respond for {timeout:.0f} seconds")
+            self._refuse(f"{failure} {timeout:.0f} seconds")
         if message is None:
             self._refuse(self._last_words())
         return message
@@ -211,7 +211,7 @@ class RayPool(Pool):
         elif time.monotonic() - self._waits_since > _SLOW:
             self._told_waiting = True
             what = _in_words(self._request.amounts)
-            agents = f"{waiting} of {len(self._places)} agents {'waits' if waiting == 1 else 'wait'}"
+            agents = f"{waiting} of {counted(len(self._places), 'agent')} {'waits' if waiting == 1 else 'wait'}"
             self._tell(f"{agents} for a free or additional node with {what}.")
 
     def _send(self, *message: Any) -> None:
@@ -239,7 +239,8 @@ class RayPool(Pool):
                 case ["placed", place]:
                     self._on_nodes.add(place)
                 case None:
-                    raise TrainyardError(f"The connection to the Ray cluster was lost: {self._last_words()}.")
+                    why = self._last_words().rstrip(".")
+                    raise TrainyardError(f"The connection to the Ray cluster was lost: {why}.")
 
     def _left(self, place: str, why: str, said: str) -> None:
         if place in self._arrived or place in self._taken_back:
@@ -290,7 +291,7 @@ def _nodes_in_words(nodes: Sequence[Mapping[str, float]]) -> str:
         _in_words({name: amount for name, amount in sorted(node.items()) if not _is_ray_own(name)}) or "no resources"
         for node in nodes
     )
-    return "; ".join(f"{count} x ({kind})" for kind, count in kinds.items())
+    return "; ".join(f"{count} x ({kind})" for kind, count in kinds.items()) or "no nodes"
 
 
 def _is_ray_own(name: str) -> bool:

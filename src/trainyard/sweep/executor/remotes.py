@@ -26,6 +26,7 @@ class ClusterSettings:
         patience: seconds of silence after which an agent gives up its head; the head waits for this time plus `grace`.
         idle: seconds after which an agent without tasks ends.
         slots: the arguments of `find_slots` on each node.
+        address_key: the setting of `address`, for messages.
     """
 
     transport: Literal["tcp", "files"] = "tcp"
@@ -33,6 +34,7 @@ class ClusterSettings:
     patience: float = 60.0
     idle: float = 30.0
     slots: Mapping[str, Any] = field(default_factory=dict)
+    address_key: str = "hydra.launcher.address"
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainyard.checks import integer
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 from trainyard.nvml import gpu_uuids
 
 
@@ -62,7 +62,7 @@ def find_slots(
     if jobs_per_gpu != "auto":
         integer("jobs_per_gpu", jobs_per_gpu, at_least=1, other="auto")
     if threads_per_job != "auto":
-        other = f"auto (this process may use {len(cores)} cores)"
+        other = f"auto (this process may use {counted(len(cores), 'core')})"
         integer("threads_per_job", threads_per_job, at_least=1, at_most=len(cores), other=other)
     if max_jobs is not None:
         integer("max_jobs", max_jobs, at_least=1, other="null")

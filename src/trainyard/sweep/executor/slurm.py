@@ -130,7 +130,7 @@ class SlurmPool(Pool):
 
     def _refusal(self, error: SlurmError) -> TrainyardError:
         if error.passes:
-            return TrainyardError(f"The request of agents could not be checked: {error}. Try again later.")
+            return TrainyardError(f"The request for agents could not be checked: {error}. Try again later.")
         told = f"Slurm rejects agents with these settings: {error}."
         if "configuration is not available" in str(error) or "invalid partition" in str(error).lower():
             with suppress(SlurmError):

@@ -133,7 +133,7 @@ class Courier:
         except Exception as error:  # a storage's own, of many kinds
             if not self._failing:
                 self._failing, self._pause = True, _SHORTEST / 2
-                self._tell(f"The storage failed and will be retried: {_in_words(error)}.")
+                self._tell(f"The storage failed: {_in_words(error)}. The transfer will be repeated.")
             self._pause = min(_LONGEST, 2 * self._pause)
             return False
         if self._failing:

@@ -19,7 +19,10 @@ from fsspec.registry import known_implementations  # type: ignore[import-untyped
 from trainyard.errors import ConfigError
 
 KEY = "storage"
-ACCEPTED = "a URL that fsspec writes to: s3://BUCKET/FOLDER, gs://…, sftp://…, or file:///FOLDER on a disk of all nodes"
+ACCEPTED = (
+    "a URL that fsspec writes to (s3://BUCKET/FOLDER, gs://…, sftp://…, or file:///FOLDER on a disk of all nodes), or "
+    "null if all nodes share the disk of the sweep"
+)
 _MARK = "sweep.json"
 _PART = ".part"
 _OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
