@@ -75,6 +75,11 @@ def test_a_module_goes_on_as_a_module(python: Any, tmp_path: Path) -> None:
     for further in ([], ["--app", tmp_path / "project/waves/sine.py"]):
         assert python(*RESUME, tmp_path / "project/s", *further, cwd=".").returncode == 0
     assert len((tmp_path / "project/calls").read_text().split()) == 6
+    (tmp_path / "project/waves/sine.py").rename(tmp_path / "project/waves/cosine.py")
+    for further in ([], ["--app", tmp_path / "project/waves/cosine.py"]):
+        lost = python(*RESUME, tmp_path / "project/s", *further, cwd=".")
+        assert lost.returncode == 2
+        assert f"{tmp_path}/project/waves/sine.py does not exist. Restore this file." in lost.stderr
 
 
 def test_another_application_is_refused(python: Any, tmp_path: Path) -> None:
@@ -110,7 +115,10 @@ def test_a_manifest_without_an_application(python: Any, tmp_path: Path) -> None:
     manifest.write_text("".join(lines))
     nameless = python(*RESUME, "s")
     assert nameless.returncode == 2
-    assert "names no application. Pass the application's script with --app." in nameless.stderr
+    assert (
+        "s contains no record of the application that started the sweep. Pass the application's script with --app."
+        in nameless.stderr
+    )
     assert python(*RESUME, "s", "--app", "waves/sine.py").returncode == 0
     assert Manifest.open(tmp_path / "project/s").application is not None, "and then it has one"
 

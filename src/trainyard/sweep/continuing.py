@@ -69,6 +69,10 @@ def _application(directory: Path, given: Path | None) -> StartedAs:
         TrainyardError: the application cannot be found, or the given one differs.
     """
     recorded = Manifest.open(directory).application
+    if recorded is not None and recorded.module is not None and not Path(recorded.file).is_file():
+        raise TrainyardError(
+            f"{directory} contains a sweep of {recorded}, whose file {recorded.file} does not exist. Restore this file."
+        )
     if given is not None:
         if not given.is_file():
             raise ConfigError("--app", str(given), "the path of the application's script, which must exist")
@@ -76,14 +80,11 @@ def _application(directory: Path, given: Path | None) -> StartedAs:
         if recorded is None:
             return own
         recorded.check(own, directory, "Pass the script of this sweep with --app.")
-        return recorded if Path(recorded.file).is_file() else own  # it may be a module
+        return recorded if Path(recorded.file).is_file() else own
     if recorded is None:
         raise TrainyardError(
-            f"The manifest in {directory} names no application. Pass the application's script with --app."
-        )
-    if recorded.module is not None and not Path(recorded.file).is_file():
-        raise TrainyardError(
-            f"{directory} contains a sweep of {recorded}, whose file {recorded.file} does not exist. Restore this file."
+            f"{directory} contains no record of the application that started the sweep. Pass the application's script "
+            "with --app."
         )
     if not Path(recorded.file).is_file():
         raise TrainyardError(

@@ -53,7 +53,8 @@ def _zip(value: Any) -> tuple[tuple[str, ...], ...]:
         return ()
     groups = value if isinstance(value, list) else [value]
     if not groups or not all(isinstance(keys, list) and len(keys) > 1 for keys in groups):
-        raise ConfigError(ZIP, value, "a list of lists of at least two keys: [[optim.lr,data.batch_size]]")
+        accepted = "a list of lists of at least two keys, such as [[optim.lr,data.batch_size]], or null"
+        raise ConfigError(ZIP, value, accepted)
     found: list[str] = []
     for key in (key for keys in groups for key in keys):
         if not isinstance(key, str):
@@ -67,7 +68,10 @@ def _zip(value: Any) -> tuple[tuple[str, ...], ...]:
 def _blocks(value: Any) -> tuple[tuple[str, ...], ...]:
     if value is None:
         return ()
-    form = "a list of blocks, each a mapping of keys to values ({model: mlp, seed: '0,1'}) or a list of overrides"
+    form = (
+        "a list of blocks, or null. Each block is a mapping of keys to values ({model: mlp, seed: '0,1'}) or a list of "
+        "overrides"
+    )
     if not isinstance(value, list) or not value:
         raise ConfigError(BLOCKS, value, form)
     return tuple(_lines(block, form) for block in value)
@@ -101,8 +105,8 @@ def when_of(value: Any) -> dict[str, tuple[str, ...]]:
     if value is None:
         return {}
     form = (
-        "a mapping of keys to conditions, {model.hidden: model=mlp}, or to lists of conditions, all of which must "
-        "be true"
+        "null, or a mapping of keys to conditions, {model.hidden: model=mlp}, or to lists of conditions, all of which "
+        "must be true"
     )
     if not isinstance(value, dict):
         raise ConfigError(WHEN, value, form)

@@ -6,22 +6,41 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-FOR_PEOPLE = "versions"
-"""A key that is recorded, and not compared."""
+_NOT_COMPARED = ("versions", "warm_start")
+"""Keys that are recorded, and not compared: the trials of a warm start follow from its name."""
+_NAMES = {"warm_start_from": "warm_start"}
+"""Settings whose name in an identity differs."""
+_DEFAULTS = {"learn_from": "all"}
+"""Values that are not recorded."""
 _SHOWN = 200  # characters of a value
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two identities, as texts such as `order: any (now job)`.
+    """Return what differs between two identities, as texts such as `order: any (now job)`; only the kinds if
+    these differ.
 
     Args:
         before: as it was recorded, in JSON.
         now: that of a proposer.
     """
     found = json.loads(json.dumps(now))
-    keys = [key for key in dict.fromkeys([*before, *found]) if key != FOR_PEOPLE]
-    told = [each for key in keys for each in _differences(key, before.get(key), found.get(key))]
-    return told if before and found else told[:1]  # one of the two is a grid, which has no settings
+    if (own := _kind(before)) != (other := _kind(found)):
+        return [f"{own} (now {other})"]
+    told: list[str] = []
+    for key in dict.fromkeys([*before, *found]):
+        if key not in _NOT_COMPARED:
+            default = _DEFAULTS.get(key)
+            told += _differences(_NAMES.get(key, key), before.get(key, default), found.get(key, default))
+    return told
+
+
+def _kind(identity: Mapping[str, Any]) -> str:
+    """Return the kind of a proposer, for users."""
+    if "sampler" in identity:
+        return "hydra/sweeper=search"
+    if "sweeper" in identity:
+        return f"hydra/sweeper={identity['sweeper']}"
+    return "a grid with a pruner" if identity else "a grid without a pruner"
 
 
 def _differences(key: str, before: Any, now: Any) -> Iterator[str]:

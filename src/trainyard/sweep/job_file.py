@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from trainyard.checks import existing_file
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 from trainyard.sweep.grid_settings import FILE
 
 
@@ -66,7 +66,8 @@ class JobFile:
         jobs = []
         for line, cells in body:
             if len(cells) != len(columns):
-                hint = f"Line {line} has {len(cells)} cells, but there are {len(columns)} columns."
+                own, needed = counted(len(cells), "cell"), counted(len(columns), "column")
+                hint = f"Line {line} has {own}, but the file has {needed}."
                 raise ConfigError(FILE, given, "one cell per column in each row", hint=hint)
             job = [f"{column}={cell}" for column, cell in zip(columns, cells, strict=True) if cell]
             for text in job:

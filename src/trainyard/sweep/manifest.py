@@ -142,8 +142,7 @@ class Manifest:
         if self.entries and (found := differences(self.proposer or {}, identity)):
             raise TrainyardError(
                 f"The sweep in {self.path.parent} was started with {', '.join(found)}. "
-                f"To continue the sweep, use the same value{'s' if len(found) > 1 else ''}. "
-                "For another search, use another hydra.sweep.dir."
+                "To continue the sweep, use the same settings. For another sweep, use another hydra.sweep.dir."
             )
 
     def check_application(self, application: StartedAs | None) -> None:
@@ -301,7 +300,7 @@ class Manifest:
         if record["format"] > FORMAT:
             raise TrainyardError(
                 f"{self.path} was written by a newer version of Trainyard: its format is {record['format']}, and this "
-                f"version reads formats up to {FORMAT}. Update Trainyard to continue the sweep."
+                f"version reads formats up to {FORMAT}. Update Trainyard."
             )
 
     def _take_job(self, record: Record) -> None:

@@ -45,7 +45,8 @@ def _error(config: DictConfig, key: str, value: Any, common: Any) -> ConfigError
     if setting:
         cause = f"{setting[0]}.yaml sets this key"
     hint = f"{cause}, but the key applies to the entire sweep: set {key} to one value on the command line instead."
-    return ConfigError(key, value, f"{common!r}, as for the entire sweep", hint=hint)
+    accepted = "no value" if common is None else repr(common)
+    return ConfigError(key, value, f"{accepted}, as for the entire sweep", hint=hint)
 
 
 def _raw(config: DictConfig) -> Any:

@@ -117,6 +117,9 @@ def test_a_key_whose_condition_does_not_hold_is_not_asked_for(hydra: Any) -> Non
     assert asked(every) == every
 
 
+MAX = "hydra.sweeper.direction: 'max' is invalid. Expected one of minimize, maximize."
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
@@ -127,8 +130,16 @@ def test_a_key_whose_condition_does_not_hold_is_not_asked_for(hydra: Any) -> Non
         ),
         ({"timeout": -1}, "hydra.sweeper.timeout: -1 is invalid. Expected a number of seconds above 0"),
         ({"target": "low"}, "hydra.sweeper.target: 'low' is invalid. Expected a number, or null for none."),
-        ({"order": "jobs"}, "hydra.sweeper.order: 'jobs' is invalid. Expected one of any, job. Did you mean 'job'?"),
-        ({"direction": "max"}, "hydra.sweeper.direction: 'max' is invalid. Expected one of minimize, maximize."),
+        (
+            {"order": "jobs"},
+            "hydra.sweeper.order: 'jobs' is invalid. Expected one of any, job, or null for any. Did you mean 'job'?",
+        ),
+        (
+            {"direction": "max"},
+            "hydra.sweeper.direction: 'max' is invalid. Expected one of minimize, maximize, or null for the direction "
+            "of the training.",
+        ),
+        ({"objective": ["a", "b"], "direction": ["max", "minimize"]}, MAX),
         ({"n_trial": 5}, "hydra.sweeper: 'n_trial' is invalid. Expected a setting of hydra/sweeper=search"),
         ({"params": ["optim.lr=1"]}, "hydra.sweeper.params: ['optim.lr=1'] is invalid. Expected a mapping"),
         (
@@ -161,7 +172,15 @@ def test_a_key_whose_condition_does_not_hold_is_not_asked_for(hydra: Any) -> Non
         ({"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha", "eta": 1}}, "hydra.sweeper.pruner.eta: 1"),
         (
             {"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha", "by": "iter"}},
-            "hydra.sweeper.pruner.by: 'iter' is invalid. Expected epoch, the unit of this loop.",
+            "hydra.sweeper.pruner.by: 'iter' is invalid. Expected epoch, the unit of this loop, or auto.",
+        ),
+        (
+            {"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha", "first": 0}},
+            "hydra.sweeper.pruner.first: 0 is invalid. Expected an integer of at least 1, or auto.",
+        ),
+        (
+            {"pruner": {"_target_": "optuna.pruners.MedianPruner", "every": 0}},
+            "hydra.sweeper.pruner.every: 0 is invalid. Expected an integer of at least 1, or auto.",
         ),
     ],
 )
@@ -181,7 +200,7 @@ def test_rungs_at_which_nothing_is_reported_are_refused(hydra: Any, settings_of:
         settings_of(config, pruner={**asha, "first": 3})
     assert str(error.value).startswith(
         "hydra.sweeper.pruner.first: 3 is invalid. Expected rungs at which the objective is reported: multiples of "
-        "loop.val_interval=2 from 2 on."
+        "loop.val_interval=2 from 2 on, or auto."
     )
     with pytest.raises(ConfigError) as error:
         settings_of(config, pruner={"_target_": "optuna.pruners.MedianPruner", "every": 3})

@@ -266,7 +266,7 @@ def test_a_search_ends_at_its_target() -> None:
     ("value", "lines"),
     [
         (1.0, ["The target 0.5 was not reached."]),
-        (math.nan, ["The objective of every trial is NaN.", "The target 0.5 was not reached."]),
+        (math.nan, ["All objectives of the jobs are NaN.", "The target 0.5 was not reached."]),
     ],
 )
 def test_what_the_ranking_does_not_show_is_told_at_the_end(value: float, lines: list[str]) -> None:

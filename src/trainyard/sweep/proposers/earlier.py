@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENQUEUE = "hydra.sweeper.enqueue"
 WARM_START = "hydra.sweeper.warm_start"
 FROM = "warm_start_from"  # in the identity of a search
-ACCEPTED = "the directory of a sweep, or an experiment or a run of MLflow"
+ACCEPTED = "the directory of a sweep, or an experiment or a run of MLflow, or null"
 SHOWN = 10  # names of runs in a line
 
 
@@ -39,7 +39,7 @@ def given_points(value: Any, space: Space) -> list[dict[str, Any]]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(point, Mapping) for point in value):
-        raise ConfigError(ENQUEUE, value, "a list of points, such as [{optim.lr: 1e-3}]")
+        raise ConfigError(ENQUEUE, value, "a list of points, such as [{optim.lr: 1e-3}], or null")
     return [{str(key): _checked(str(key), each, space) for key, each in point.items()} for point in value]
 
 

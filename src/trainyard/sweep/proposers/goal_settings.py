@@ -16,14 +16,22 @@ OBJECTIVE = f"{SWEEPER}.objective"
 DIRECTIONS = {"minimize": 1.0, "maximize": -1.0}
 
 
-def direction_of(value: Any, config: DictConfig, key: str = f"{SWEEPER}.direction") -> Any:
+def direction_of(value: Any, config: DictConfig, other: str = "null for the direction of the training") -> Any:
     """Return `hydra.sweeper.direction`; None means `direction` of the config, or `minimize` without it.
+
+    Args:
+        value: the given value.
+        config: the config of the entire sweep.
+        other: other values of `hydra.sweeper.direction` that are accepted, for the message.
 
     Raises:
         ConfigError: it is neither of the two.
     """
     own = _of_config("direction", config) if value is None else value
-    return choice("direction" if value is None else key, str(own or "minimize").rpartition(".")[2].lower(), DIRECTIONS)
+    name = str(own or "minimize").rpartition(".")[2].lower()
+    if value is None:
+        return choice("direction", name, DIRECTIONS)
+    return choice(f"{SWEEPER}.direction", name, DIRECTIONS, other=other)
 
 
 def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
@@ -49,7 +57,8 @@ def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
         accepted = "a list of several different metrics, such as [val/accuracy,model/parameters], or null"
         raise ConfigError(OBJECTIVE, names, accepted, hint=hint)
     if directions == []:
-        raise ConfigError(f"{SWEEPER}.direction", directions, "minimize, maximize, or a list with one for each metric")
+        accepted = "minimize, maximize, a list with one for each metric, or null"
+        raise ConfigError(f"{SWEEPER}.direction", directions, accepted)
     if isinstance(directions, list) and len(directions) == 1 and names is None:
         directions = directions[0]
     if not isinstance(directions, list) and names is None:
@@ -65,7 +74,7 @@ def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
     if not isinstance(directions, list) or len(directions) != len(names):
         accepted = f"a list with minimize or maximize for each of the metrics {', '.join(names)}"
         raise ConfigError(f"{SWEEPER}.direction", directions, accepted)
-    return Goals(tuple(names), tuple(direction_of(each or "", config) for each in directions), bounds)
+    return Goals(tuple(names), tuple(direction_of(each or "", config, other="") for each in directions), bounds)
 
 
 def _is_texts(value: Any) -> bool:

@@ -65,7 +65,7 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
     if not is_node(node):
         accepted = (
             "a pruner: hydra/sweeper/pruner=none, asha, hyperband, median, percentile, wilcoxon, threshold or patient, "
-            "or a mapping with _target_"
+            "a mapping with _target_, or null"
         )
         raise ConfigError(PRUNER, node, accepted)
     if str(node["_target_"]).endswith(".NoPruner"):
@@ -78,18 +78,19 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
     auto = {"by": unit, "first": first, "every": interval, "last": loop.get(f"max_{unit}s")}
     if not _is_own(node):  # the rungs are not an argument of Optuna's class
         node = {**dict.fromkeys(auto, "auto"), **node}
-    node = {key: auto.get(key, value) if value == "auto" else value for key, value in node.items()}
+    known = {key: value for key, value in auto.items() if value is not None}
+    node = {key: known.get(key, value) if value == "auto" else value for key, value in node.items()}
     if loop and node.get("by", "epoch") != unit:
-        raise ConfigError(f"{PRUNER}.by", node.get("by", "epoch"), f"{unit}, the unit of this loop", options=[unit])
+        accepted = f"{unit}, the unit of this loop, or auto"
+        raise ConfigError(f"{PRUNER}.by", node.get("by", "epoch"), accepted, options=[unit])
     for place, at in enumerate(build_pruner(node).places if loop else ()):
-        if not loop.get("dynamic_intervals") and (at < begin or at % interval) and at < auto["last"]:
+        is_end = auto["last"] is not None and at >= auto["last"]
+        if not loop.get("dynamic_intervals") and (at < begin or at % interval) and not is_end:
             key = "every" if place and "every" in node else "first"
-            raise ConfigError(
-                f"{PRUNER}.{key}",
-                node.get(key, 1),
-                f"rungs at which the objective is reported: multiples of loop.val_interval={interval} from {first} on",
-                hint=f"There is no validation at {unit} {at}.",
-            )
+            multiples = f"multiples of loop.val_interval={interval} from {first} on, or auto"
+            accepted = f"rungs at which the objective is reported: {multiples}"
+            hint = f"There is no validation at {unit} {at}."
+            raise ConfigError(f"{PRUNER}.{key}", node.get(key, 1), accepted, hint=hint)
     return node
 
 
@@ -105,6 +106,13 @@ def build_pruner(node: Mapping[str, Any] | None) -> Pruner:
     """
     if node is None:
         return NoPruner()
+    try:
+        return _built(node)
+    except ConfigError as error:
+        raise _also_auto(error if error.key.startswith(PRUNER) else error.under(PRUNER)) from None
+
+
+def _built(node: Mapping[str, Any]) -> Pruner:
     if _is_own(node):
         found: Pruner = build(node, PRUNER)
         return found
@@ -114,11 +122,16 @@ def build_pruner(node: Mapping[str, Any] | None) -> Pruner:
     from trainyard.sweep.proposers.stopping import StoppingPruner
 
     rungs = {key: node[key] for key in ("last", "first", "every", "by") if key in node}
-    try:
-        with quiet():
-            pruner = build({key: each for key, each in node.items() if key not in rungs}, PRUNER)
-        if not isinstance(pruner, BasePruner):
-            raise ConfigError(PRUNER, node["_target_"], "the class of a pruner of Optuna")
-        return StoppingPruner(pruner, **rungs)
-    except ConfigError as error:
-        raise error if error.key.startswith(PRUNER) else error.under(PRUNER) from None
+    with quiet():
+        pruner = build({key: each for key, each in node.items() if key not in rungs}, PRUNER)
+    if not isinstance(pruner, BasePruner):
+        raise ConfigError(PRUNER, node["_target_"], "the class of a pruner of Optuna")
+    return StoppingPruner(pruner, **rungs)
+
+
+def _also_auto(error: ConfigError) -> ConfigError:
+    """Return an error about a rung with `auto` among the accepted values, unless `auto` is not possible here."""
+    is_rung = error.key.rpartition(".")[2] in ("first", "every", "last", "by")
+    if not is_rung or error.given == "auto" or not error.accepted.startswith(("an integer", "one of")):
+        return error
+    return ConfigError(error.key, error.given, f"{error.accepted}, or auto", hint=error.hint, options=error.options)

@@ -161,15 +161,15 @@ class SearchProposer(Proposer):
     @property
     def ending(self) -> Sequence[str]:
         lines, target = [], self._limits.target
-        what = "search" if self.explores else "sweep"
-        if self._is_hopeless:
-            lines.append(f"The {what} ended because its first {HOPELESS} trials failed.")
+        what, each = ("search", "trials") if self.explores else ("sweep", "jobs")
+        if self._is_hopeless and self._source.has_more(self._trials, self._limits.n_trials):
+            lines.append(f"The {what} ended because its first {HOPELESS} {each} failed.")
         values = [trial.value for trial in self._trials if trial.value is not None]
         if values and all(map(math.isnan, values)):
-            lines.append("The objective of every trial is NaN.")
+            lines.append(f"All objectives of the {each} are NaN.")
         if target is not None:
             reached = "was reached, which ended the search" if self._is_over else "was not reached"
-            lines.append(f"The target {target:g} {reached}.")
+            lines.append(f"The target {target:.12g} {reached}.")
         return lines
 
     def told(self, event: Event) -> None:

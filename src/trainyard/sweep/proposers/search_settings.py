@@ -34,6 +34,7 @@ SAMPLER = f"{SWEEPER}.sampler"
 REPEATS = f"{SWEEPER}.repeats"
 ORDERS = ("any", "job")
 LEAST = 10  # trials that a rung needs to be learned from, where the sampler does not say
+WIDTH = "null for the number of slots times hydra.sweeper.together"
 TRIALS = 100  # where neither n_trials nor timeout nor target ends a search
 
 NOT_HERE = {
@@ -118,7 +119,7 @@ class SearchSettings:
             order_of(values.get("order")),
             None
             if n_jobs is None
-            else integer(f"{SWEEPER}.n_jobs", n_jobs, at_least=1, other="null for the number of slots"),
+            else integer(f"{SWEEPER}.n_jobs", n_jobs, at_least=1, other=WIDTH),
             params_of(values.get("params")),
             when_of(values.get("when")),
             integer(f"{SWEEPER}.together", values.get("together", 1), at_least=1),
@@ -142,7 +143,7 @@ class SearchSettings:
         why = f"because the search has {goals}"
         if self.goals.several and self.pruner is not None:
             pruner = str(self.pruner["_target_"]).rpartition(".")[2]
-            hint = "A pruner needs a single objective: use objective=… without hydra.sweeper.objective."
+            hint = "A pruner needs a single objective: use hydra.sweeper.objective=null and a single direction."
             raise ConfigError("hydra/sweeper/pruner", pruner, f"none, {why}", hint=hint)
         if self.goals.several and self.limits.target is not None:
             raise ConfigError(f"{SWEEPER}.target", self.limits.target, f"null, {why}")
@@ -273,7 +274,7 @@ def _learn_from(
     Raises:
         ConfigError: the value is something else, or `rung` is not possible.
     """
-    given = choice(f"{SWEEPER}.learn_from", value or "auto", ("auto", "rung", "all"))
+    given = choice(f"{SWEEPER}.learn_from", value or "auto", ("auto", "rung", "all"), other="null for auto")
     can_be = (
         goals is None
         and str(sampler["_target_"]).endswith(".TPESampler")
@@ -321,7 +322,7 @@ def order_of(value: Any) -> Literal["any", "job"]:
     Raises:
         ConfigError: the value is something else.
     """
-    return choice(f"{SWEEPER}.order", value or "any", ORDERS)  # type: ignore[return-value]
+    return choice(f"{SWEEPER}.order", value or "any", ORDERS, other="null for any")  # type: ignore[return-value]
 
 
 def _limits(values: Mapping[str, Any]) -> Limits:
