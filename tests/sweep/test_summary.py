@@ -70,6 +70,11 @@ def test_the_winner_of_repeats_is_the_configuration_with_the_best_mean(tmp_path:
     )
 
 
+def test_a_sweep_of_one_job(tmp_path: Path) -> None:
+    tags = summary_tags(rank(rows(tmp_path, 0.5), "maximize"), "val/accuracy", "maximize", "train", "here")
+    assert "\n\n1 of 1 job is done.\n\n" in tags["mlflow.note.content"]
+
+
 def test_without_a_ranked_job_there_is_no_winner(tmp_path: Path) -> None:
     tags = summary_tags(rows(tmp_path, None, math.nan), None, "minimize", "train", "here")
     assert tags.keys() == {"mlflow.note.content"}

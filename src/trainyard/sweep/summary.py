@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.application import StartedAs
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, counted
 from trainyard.redaction import redact
 from trainyard.sweep.goals import Direction
 from trainyard.sweep.report.ranking import places
@@ -73,7 +73,8 @@ def summary_tags(
     best = order[0] if order and order[0].ranked else None
     winner = next((each for each in configurations(order, direction) if each.is_whole), None)
     done = sum(row.state == "done" for row in order)
-    lines = [f"{done} of {len(order)} jobs are done.", "", f"`{said}`", "", f"in `{directory}`", ""]
+    are = "is" if done == 1 else "are"
+    lines = [f"{done} of {counted(len(order), 'job')} {are} done.", "", f"`{said}`", "", f"in `{directory}`", ""]
     place_of = front_of(order)
     front = [row for row in order if place_of.get(row.num) == 1]
     measured = measures(order, objective)
@@ -87,7 +88,7 @@ def summary_tags(
         ]
         margin = "" if winner.margin is None else f" ± {number(winner.margin, 2)} (95 %)"
         varied = ", ".join(f"`{key}={value}`" for key, value in winner.overrides.items()) or "all jobs"
-        of_mean = f"mean {objective or 'objective'} {number(winner.mean)}{margin} over {winner.count} jobs"
+        of_mean = f"mean {objective or 'objective'} {number(winner.mean)}{margin} over {counted(winner.n, 'job')}"
         lines[:0] = [f"**Best configuration: {varied}**, {of_mean}: {', '.join(linked)}", ""]
     elif best is not None:
         name = f"#{best.num}" if ids[best.num] is None else f"[#{best.num}](run:{ids[best.num]})"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.sweep.goals import Direction
+from trainyard.sweep.goals import Constraint, Direction, Goals
 from trainyard.sweep.report import JobRow, html, rank, result_files, table, text
 from trainyard.sweep.report.axes import Scale, of_parameter
 from trainyard.sweep.report.charts import history
@@ -22,6 +22,7 @@ from trainyard.sweep.report.importance import importance, importance_in_search
 from trainyard.sweep.report.items import of_jobs, shades
 from trainyard.sweep.report.journals import POINTS, RUNG, read_all, read_numbers
 from trainyard.sweep.report.rows import duration, in_order, number, parse, shortened, varying, with_spread
+from trainyard.sweep.report.tables import _metrics_note
 from trainyard.track import Journal
 
 SOME = settings(max_examples=100)
@@ -360,6 +361,33 @@ def test_page_of_a_sweep(tmp_path: Path) -> None:
     page_of(rows[::-1], tmp_path)
     assert (tmp_path / "report.html").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_the_advice_on_seeds_fits_the_sweep(tmp_path: Path) -> None:
+    rows = grid(tmp_path, {"optim.lr": ["1e-4", "1e-3"]})
+    goals = Goals(("val/accuracy",), ("maximize",), (Constraint.read("val/loss <= 1"),))
+
+    def page(searched: bool, goals: Goals | None = None) -> str:
+        own = html.write(
+            rows, tmp_path, title="t", objective="val/accuracy", direction="maximize", searched=searched, goals=goals
+        )
+        return own.read_text()
+
+    assert "Several seeds (<code>'seed=range(5)'</code>)" in page(searched=False)
+    assert "Several seeds (<code>hydra.sweeper.repeats=5</code>)" in page(searched=True)
+    assert "Several seeds" not in page(searched=True, goals=goals), "repeats are not supported"
+
+
+@pytest.mark.parametrize(
+    ("split", "told"),
+    [
+        ("val", "val/… belongs to the validation with the best objective; train/… is the last value."),
+        ("train", "val/… is the last value; train/… belongs to the point with the best objective."),
+        ("objective", "val/… is the last value; train/… is the last value."),
+    ],
+)
+def test_the_page_says_which_values_of_metrics_it_shows(split: str, told: str) -> None:
+    assert _metrics_note(split) == f"test/… is measured with the best checkpoint; {told}"
 
 
 def test_failures_are_listed_by_their_reason(tmp_path: Path) -> None:

@@ -50,6 +50,14 @@ def test_configurations_are_ranked_by_their_means() -> None:
     ]  # fmt: skip
 
 
+def test_the_page_names_what_pairs_the_jobs(tmp_path: Path) -> None:
+    pairs = [(each, each.overrides["optim.lr"], each.overrides["seed"]) for each in ROWS]
+    folds = [replace(each, overrides={"optim.lr": rate, "data.fold": fold}) for each, rate, fold in pairs]
+    for rows, name in ((ROWS, "seed"), (folds, "fold")):
+        page = html.write(rows, tmp_path, title="t", objective="val/accuracy", direction="maximize").read_text()
+        assert f"the pairs of jobs with the same {name}, with its 95 % confidence interval" in page
+
+
 def test_result_files_hold_them(tmp_path: Path) -> None:
     csv, parquet = result_files.write(ROWS, tmp_path, "maximize", "val/accuracy")
     for frame in (pd.read_csv(csv), pd.read_parquet(parquet)):

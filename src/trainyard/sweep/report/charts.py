@@ -169,8 +169,13 @@ def front(
     return drawing(frame.width, frame.height, parts, f"Pareto front of {across} and {up}")
 
 
-def bars(shares: Mapping[str, float | None]) -> str:
-    """Draw a bar in [0, 1] for each parameter, the longest first; parameters without a fraction come last."""
+def bars(shares: Mapping[str, float | None], why: str) -> str:
+    """Draw a bar in [0, 1] for each parameter, the longest first; parameters without a fraction come last.
+
+    Args:
+        shares: the fraction of each parameter.
+        why: why a parameter has no fraction.
+    """
     order = sorted(shares, key=lambda name: -1.0 if shares[name] is None else shares[name] or 0.0, reverse=True)
     left, length, step = 190.0, 300.0, 26.0
     parts = []
@@ -178,7 +183,7 @@ def bars(shares: Mapping[str, float | None]) -> str:
         share, y = shares[name], index * step + 4
         parts.append(text(left - 8, y + 13, name, "end", longest=24))
         if share is None:
-            parts.append(text(left + 4, y + 13, "unknown: too few jobs with each value"))
+            parts.append(text(left + 4, y + 13, f"unknown: {why}"))
             continue
         parts.append(f'<rect class="bar" x="{left}" y="{y}" width="{max(1.0, share * length):.1f}" height="17"/>')
         parts.append(text(left + share * length + 7, y + 13, f"{share:.2f}"))

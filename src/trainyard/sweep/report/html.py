@@ -178,9 +178,11 @@ class _Page:
         if live:
             yield '\n<p class="note screen">The sweep is running. This page reloads itself.</p>'
         if not repeated(self.ranking) and sum(row.ranked for row in self.ranking) > 1:
+            setting = "hydra.sweeper.repeats=5" if self.searched else "'seed=range(5)'"
+            advice = f" Several seeds (<code>{setting}</code>) give means with confidence intervals."
             yield (
                 '\n<p class="note">Each configuration was trained with one seed, so a small difference can be due to '
-                "chance. Several seeds (<code>'seed=range(5)'</code>) give means with confidence intervals.</p>"
+                f"chance.{advice if self.goals is None else ''}</p>"
             )
         if far:
             yield (
@@ -240,7 +242,8 @@ class _Page:
                 "pointer."
             )
         if any(own.curves.get(RUNG) for own in self.numbers.values()):
-            note += " Dotted lines: rungs, at which jobs report to the search. Dots: the job was pruned at this point."
+            note += " Dotted lines: rungs, at which jobs report their objective to the sweep."
+            note += "" if self.configurations else " Dots: the job was pruned at this point."
         yield f'<p class="note">{note}</p>'
         yield f'<div class="charts">{"".join(drawn)}</div>'
 
@@ -254,7 +257,8 @@ class _Page:
         what = "configuration (the mean of its jobs)" if self.configurations else "finished job"
         yield f'<h2>Parallel coordinates</h2>\n<p class="note">One line for each {what}.</p>'
         yield f'<div class="scroll wide">{charts.parallel(self.items, names, self.first, self.shade)}</div>'
-        note = "A horizontal bar marks the median of the jobs with a value."
+        several = "configurations" if self.configurations else "jobs"
+        note = f"A horizontal bar marks the median of the {several} with the same value."
         if self.configurations:
             note = (
                 "Means with 95 % confidence intervals. Configurations with the same value are drawn side by side. "
@@ -271,7 +275,8 @@ class _Page:
                 yield f"<h3>{escape(objective)}</h3>"
             rows = _by(self.ranking, objective)
             own = {name: importance(rows, name) for name in names}
-            chart = charts.bars(importance_in_search(rows, names, direction) if searched else own)
+            why = "too few comparable jobs" if searched else "too few jobs with each value"
+            chart = charts.bars(importance_in_search(rows, names, direction) if searched else own, why)
             yield f'<div class="charts">{chart}</div>'
 
 

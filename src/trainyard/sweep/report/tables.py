@@ -74,11 +74,11 @@ def of_configurations(
         kind = "" if each.is_whole else ' class="unfinished"'
         lines.append(f'<tr{kind} data-key="c{each.rows[0].num}">{"".join(cells)}</tr>')
     yield f"<h2>Configurations: means over {escape(', '.join(repeated(rows)))}</h2>"
-    yield f'<p class="note">{_configurations_note(apart, bool(tests))}</p>'
+    yield f'<p class="note">{_configurations_note(apart, bool(tests), repeated(rows))}</p>'
     yield _table(heads, lines)
 
 
-def _configurations_note(apart: Sequence[Difference | None], tests: bool) -> str:
+def _configurations_note(apart: Sequence[Difference | None], tests: bool, over: Sequence[str]) -> str:
     note = (
         "The 95 % confidence interval of the mean uses Student's t distribution. Test metrics are mean ± standard "
         "deviation. "
@@ -87,9 +87,10 @@ def _configurations_note(apart: Sequence[Difference | None], tests: bool) -> str
     )
     comparisons = sum(each is not None and each.p is not None for each in apart)
     if comparisons:
+        same = " and ".join(key.rpartition(".")[2] for key in over)
         note += (
-            "The difference to the best configuration is the mean over the pairs of jobs with the same seed, "
-            "with its 95 % confidence interval. p is the p-value of a two-sided paired t-test, with Holm's "
+            f"The difference to the best configuration is the mean over the pairs of jobs with the same {same}, with "
+            "its 95 % confidence interval. p is the p-value of a two-sided paired t-test, with Holm's "
             f"correction for {comparisons} comparison{'s' * (comparisons > 1)}. The best configuration was "
             "selected with the same jobs, so confirm a small difference with new seeds. "
         )
@@ -143,15 +144,25 @@ def of_jobs(
         lines.append(f'<tr{kind} data-job="{row.num}" data-key="{key_of[row.num]}">{"".join(cells)}</tr>')
     note = '<span class="screen">Click a heading to sort. </span>The number of each job links to its directory.'
     if metrics:
-        note += (
-            " test/… is measured with the best checkpoint; val/… belongs to the validation with the best objective; "
-            "train/… is the last value."
-        )
+        note += f" {_metrics_note(objective.partition('/')[0])}"
     if len(lines) < len(ranking):
         note += f" The table shows the best {len(lines):,} of {len(ranking):,} jobs; results.csv contains all jobs."
     yield "<h2>Jobs</h2>"
     yield f'<p class="note">{note}</p>'
     yield _table(heads, lines)
+
+
+def _metrics_note(split: str) -> str:
+    """Return which value of a metric a table shows, by its split.
+
+    Args:
+        split: the split of the objective.
+    """
+    last = "is the last value"
+    told = {"test": "is measured with the best checkpoint", "val": last, "train": last}
+    if split in told:
+        told[split] = f"belongs to the {'validation' if split == 'val' else 'point'} with the best objective"
+    return f"{'; '.join(f'{name}/… {how}' for name, how in told.items())}."
 
 
 def of_failures(ranking: Sequence[JobRow], directory: Path) -> Iterator[str]:
