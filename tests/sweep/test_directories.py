@@ -3,17 +3,18 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import forked
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from waiting import LIMIT
 
 from trainyard.config.current_job import current_job
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError
-from trainyard.sweep.directories import Places, job_directory
+from trainyard.sweep.directories import Places, check_name, job_directory
 from trainyard.sweep.plan import Job
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,12 @@ def test_a_directory_outside_the_sweep_is_refused(tmp_path: Path, subdir: str) -
 
 def test_a_directory_inside_the_sweep(tmp_path: Path) -> None:
     assert _job(tmp_path, 3, "seed=1", subdir="${seed}/./a/../${hydra:job.num}").directory == tmp_path / "1/3"
+
+
+def test_a_name_is_measured_in_bytes() -> None:
+    config: Any = OmegaConf.create({"hydra": {"sweep": {"subdir": "é" * 200, "dir": "s"}}})
+    with pytest.raises(ConfigError, match="has 400 bytes. Use a shorter name, such as"):
+        check_name(config, Path("s", "é" * 200))
 
 
 def test_two_jobs_in_one_directory(tmp_path: Path) -> None:

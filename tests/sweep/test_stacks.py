@@ -144,6 +144,14 @@ def test_a_strategy_that_is_no_option_of_its_group() -> None:
     assert _by_strategy(replace(job, values={})) == "the job trains on several devices"
 
 
+def test_a_job_that_continues_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _plan(3)
+    progress = SweepProgress(plan, plan.jobs)
+    for job, how in zip(plan.jobs, ("promoted", "resumed", ""), strict=True):
+        progress.promoted(job, how)
+    assert capsys.readouterr().out == "promoted #0 lr=0\nresumed  #1 lr=1\n"
+
+
 def test_a_stack_with_one_job_is_not_divided(capsys: pytest.CaptureFixture[str]) -> None:
     plan = _plan(2)
     SweepProgress(plan, plan.jobs).stack_split(Stack((plan.jobs[1],)), "its last batch is smaller", None)

@@ -1,6 +1,7 @@
 """Commands to a running sweep: on disk, in order, each once; the command line that gives them."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,9 @@ from waiting import LIMIT, until
 
 from trainyard.cli import main
 from trainyard.errors import TrainyardError
-from trainyard.sweep.detached import _left
+from trainyard.sweep.detached import _left, attach
+from trainyard.sweep.executor import slurm_commands
+from trainyard.sweep.executor.slurm_commands import SlurmError
 from trainyard.sweep.manifest import FILE, Manifest
 from trainyard.sweep.steering import FOLDER, CommandFolder, acknowledged, acknowledgement
 from trainyard.sweep.steering_cli import SweepState, steer
@@ -159,6 +162,26 @@ def test_a_pruned_job_is_finished(sweep: Path) -> None:
     for num in (1, 2, 3):
         _append(sweep, kind="state", num=num, state="stopped")
     assert _left(sweep) == ""
+
+
+def test_the_end_of_a_detached_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (sweep / "slurm").mkdir()
+    (sweep / "slurm/head").write_text("12")
+    (sweep / "slurm/head.out").touch()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(TrainyardError, match=r"^squeue is not on the PATH\. Run this command"):
+        attach(sweep)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(slurm_commands, "queue", lambda name: [])
+    with pytest.raises(TrainyardError, match="1 job paused.* `trainyard sweep resume DIR JOB` resumes a paused job"):
+        attach(sweep)
+
+    def fails(name: str) -> Any:
+        raise SlurmError("squeue did not respond within 20 s", passes=True)
+
+    monkeypatch.setattr(slurm_commands, "queue", fails)
+    with pytest.raises(SlurmError, match=r"^Slurm: squeue did not respond within 20 s\.$"):
+        attach(sweep)
 
 
 def test_clones_have_numbers_of_their_own(sweep: Path) -> None:

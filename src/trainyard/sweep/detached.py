@@ -7,6 +7,8 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,16 @@ exit $status
 """
 
 
+@contextmanager
+def _of_slurm() -> Iterator[None]:
+    """Name Slurm in an error of its commands, which ends without a full stop."""
+    try:
+        yield
+    except slurm_commands.SlurmError as error:
+        raise slurm_commands.SlurmError(f"Slurm: {error}.", error.passes) from error
+
+
+@_of_slurm()
 def submit_head(settings: SlurmSettings, directory: Path) -> str:
     """Submit the command of this process as a job that runs the sweep, and return the message.
 
@@ -91,6 +103,7 @@ def is_detached(directory: Path) -> bool:
     return (directory / FOLDER / _JOB).is_file()
 
 
+@_of_slurm()
 def attach(directory: Path) -> None:
     """Print the output of the head of a sweep, from the beginning, until it has ended.
 
@@ -122,6 +135,7 @@ def attach(directory: Path) -> None:
         )
 
 
+@_of_slurm()
 def cancel(directory: Path) -> None:
     """End the head of a sweep and its agents: jobs save a checkpoint first.
 

@@ -49,7 +49,7 @@ def check_name(config: DictConfig, directory: Path) -> None:
     Raises:
         ConfigError: a part of its path is longer than file systems allow.
     """
-    if len(str(directory)) <= LONGEST:
+    if len(os.fsencode(str(directory))) <= LONGEST:
         return
     for name in directory.parts:
         size = len(os.fsencode(name))

@@ -172,7 +172,8 @@ class Head(Loop):
         promoted: dict[tuple[Rungs | None, Rungs | None], list[int]] = {}  # by where they go, and where they paused
         for each in proposals:
             if isinstance(each, Promote):
-                self._progress.promoted(self._units.jobs[each.num])
+                how = "" if each.source is not None else "resumed" if self._proposer.returns else "promoted"
+                self._progress.promoted(self._units.jobs[each.num], how)
                 promoted.setdefault((each.rungs, self._scheduler.rungs.get(each.num)), []).append(each.num)
         units = []
         for (rungs, paused), nums in promoted.items():

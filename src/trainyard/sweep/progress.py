@@ -134,10 +134,16 @@ class SweepProgress:
         self._paused.add(job.num)
         print(f"paused   {self.plan.label(job)}", flush=True)
 
-    def promoted(self, job: Job) -> None:
-        """Show that a paused job continues."""
+    def promoted(self, job: Job, how: str = "promoted") -> None:
+        """Show that a paused job continues.
+
+        Args:
+            job: the job.
+            how: the word for it; empty if a line about the job was already shown.
+        """
         self._paused.discard(job.num)
-        print(f"promoted {self.plan.label(job)}", flush=True)
+        if how:
+            print(f"{how:<8} {self.plan.label(job)}", flush=True)
 
     def inherited(self, job: Job, source: Job, at: int, apart: str = "") -> None:
         """Show that a job continues from another one, and the differences because of which both cannot share a

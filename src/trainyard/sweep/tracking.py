@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.build import build, is_node
+from trainyard.errors import counted
 from trainyard.sweep.events import Inherited
 from trainyard.sweep.goals import Direction, Goals
 from trainyard.sweep.plan import Job, SweepPlan
@@ -216,7 +217,7 @@ class SweepTracking:
         folder.mkdir(parents=True, exist_ok=True)
         name = " ".join(f"{key}={value}" for key, value in found.overrides.items()) or "all jobs"
         info = RunInfo(
-            name=f"{name} ({len(found.rows)} repeats)",
+            name=f"{name} ({counted(len(found.rows), 'repeat')})",
             params=dict(found.overrides),
             tags={"kind": "configuration", "jobs": ", ".join(f"#{row.num}" for row in found.rows)},
             parent=self.parent,
