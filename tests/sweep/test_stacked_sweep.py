@@ -286,7 +286,7 @@ def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep: Any, tmp_path: Path, h
 def test_a_stack_that_is_divided_goes_on_in_groups(sweep: Any, tmp_path: Path) -> None:
     result = sweep("seed=0,1,2", "how=divides", ONE)
     assert result.returncode == 0, result.stderr
-    assert "divided  #0-#2 into #0, #2 and #1: no room for 3" in result.stdout
+    assert "divided  #0-#2 into 2 groups (#0, #2; #1): no room for 3" in result.stdout
     assert _decisions(tmp_path) == [
         [([0, 1, 2], 1, "3 tried")],
         [([0, 2], 1, "no room for 3"), ([1], 1, "no room for 3")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,7 +90,12 @@ class AgentSettings(SweepSettings):
         tracker = OmegaConf.select(config, "tracker", throw_on_resolution_failure=False)
         if not isinstance(tracker, DictConfig) or "uri" not in tracker:
             return
-        uri = resolve(tracker.uri, launch_folder())
+        of_environment = not tracker.uri and os.environ.get("MLFLOW_TRACKING_URI")
+        key = "MLFLOW_TRACKING_URI" if of_environment else "tracker.uri"
+        try:
+            uri = resolve(tracker.uri, launch_folder())
+        except ConfigError as error:
+            raise (error if of_environment else error.under("tracker")) from None
         dialect, _, path = uri.partition(":///")
         if dialect.partition("+")[0] == "sqlite" and (disk := network_disk(Path(path.partition("?")[0]))) is not None:
             hint = (
@@ -98,7 +104,7 @@ class AgentSettings(SweepSettings):
                 "`trainyard sync`."
             )
             accepted = "a server (http://HOST:PORT), or a file on a disk of this machine: sqlite:////var/tmp/mlflow.db"
-            raise ConfigError("tracker.uri", uri, accepted, hint=hint)
+            raise ConfigError(key, uri, accepted, hint=hint)
 
     def slots(self, continued: bool) -> list[Slot]:
         if self.threads_per_job != "auto":

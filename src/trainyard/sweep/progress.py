@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from trainyard.errors import counted
 from trainyard.sweep.executor.task import TaskEvent, TaskOutcome
 from trainyard.sweep.goals import Goals, fronts
 from trainyard.sweep.plan import Job, Stack, SweepPlan
@@ -104,7 +105,8 @@ class SweepProgress:
 
     def stack_divided(self, stack: Stack, into: Sequence[Stack], reason: str) -> None:
         """Show that the jobs of a stack train in several from here on."""
-        print(f"divided  {stack} into {' and '.join(map(str, into))}: {reason}", flush=True)
+        groups = f"{counted(len(into), 'group')} ({'; '.join(map(str, into))})"
+        print(f"divided  {stack} into {groups}: {reason}", flush=True)
 
     def stack_split(self, stack: Stack, reason: str, trace: str | None) -> None:
         """Show that the jobs of a stack run alone from here on."""

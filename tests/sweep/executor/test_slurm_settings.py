@@ -110,3 +110,8 @@ def test_a_database_on_a_network_disk(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError) as error:
         settings.check(OmegaConf.create({"tracker": {"uri": "sqlite:////home/me/mlflow.db"}}))
     assert "This database is on a network disk (nfs4 at /home/me/mlflow.db)" in str(error.value)
+    with pytest.raises(ConfigError, match=r"^tracker\.uri: 'file:runs' is invalid"):
+        settings.check(OmegaConf.create({"tracker": {"uri": "file:runs"}}))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////home/me/mlflow.db")
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI: 'sqlite:////home/me/mlflow\.db' is invalid"):
+        settings.check(OmegaConf.create({"tracker": {"uri": None}}))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from mlflow.entities import Metric, Param
+from omegaconf import OmegaConf
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.events import Ended, Proposed
@@ -293,3 +294,6 @@ def test_a_warm_start_from_what_mlflow_does_not_have_is_refused(
     )
     assert str(error.value).startswith(told)
     assert f"There is no directory {Path.cwd()}/nothing. The MLflow database {tmp_path}/none.db" in str(error.value)
+    OmegaConf.update(config, "tracker", {"uri": "file:runs"}, force_add=True)
+    with pytest.raises(ConfigError, match=r"tracker\.uri: 'file:runs' is invalid"):
+        settings_of(config, warm_start="nothing").proposer(LINES, loader, config)

@@ -116,7 +116,8 @@ class Earlier:
         try:
             title, runs = past_runs(given, uri, names, list(space.parameters))
         except TrainyardError as error:
-            hint = f"There is no directory {Path(given).expanduser().absolute()}. {str(error).rstrip('.')}."
+            cause = error.under("tracker") if isinstance(error, ConfigError) and error.key == "uri" else error
+            hint = f"There is no directory {Path(given).expanduser().absolute()}. {str(cause).rstrip('.')}."
             raise ConfigError(WARM_START, given, ACCEPTED, hint=hint) from None
         taken: list[tuple[dict[str, Any], Any]] = []
         left: dict[str, list[str]] = {}
