@@ -44,7 +44,7 @@ def test_a_directory_inside_the_sweep(tmp_path: Path) -> None:
 
 def test_a_name_is_measured_in_bytes() -> None:
     config: Any = OmegaConf.create({"hydra": {"sweep": {"subdir": "é" * 200, "dir": "s"}}})
-    with pytest.raises(ConfigError, match="has 400 bytes. Use a shorter name, such as"):
+    with pytest.raises(ConfigError, match=r"has 400 bytes\. Use a shorter name, such as"):
         check_name(config, Path("s", "é" * 200))
 
 

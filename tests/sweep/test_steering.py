@@ -173,7 +173,7 @@ def test_the_end_of_a_detached_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatc
         attach(sweep)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(slurm_commands, "queue", lambda name: [])
-    with pytest.raises(TrainyardError, match="1 job paused.* `trainyard sweep resume DIR JOB` resumes a paused job"):
+    with pytest.raises(TrainyardError, match=r"1 job paused.* `trainyard sweep resume DIR JOB` resumes a paused job"):
         attach(sweep)
 
     def fails(name: str) -> Any:
