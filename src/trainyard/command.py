@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -64,7 +65,7 @@ def run(config_path: str | Path, config_name: str) -> None:
         if known is None and full is not None:
             known = DiskFullError(full.filename or Path.cwd(), full, *_then(sys.argv))
         if known is None and not _is_from_train(error):
-            known = explain(error, overrides, directory, config_name)
+            known = explain(error, overrides, *_primary_config(directory, config_name), _directory_key(sys.argv))
         if known is None or whole:
             _print_traceback(error)
         sys.exit(1 if known is None else tell(known))
@@ -170,7 +171,20 @@ class Application(SweepableTask):
 
 def _then(arguments: Sequence[str]) -> tuple[str, ...]:
     """Return the next step after a full disk in a sweep; empty for a single run."""
-    return ("`trainyard sweep resume` continues the sweep",) if {*MULTIRUN} & {*arguments} else ()
+    return ("`trainyard sweep resume DIR` continues the sweep",) if {*MULTIRUN} & {*arguments} else ()
+
+
+def _directory_key(arguments: Sequence[str]) -> str:
+    """Return the key of the directory that this command creates."""
+    return "hydra.sweep.dir" if {*MULTIRUN} & {*arguments} else "hydra.run.dir"
+
+
+def _primary_config(config_dir: str, config_name: str) -> tuple[str, str]:
+    """Return the folder and the name of the primary config: those of the application, or of the command line."""
+    given, _ = get_args_parser().parse_known_args()
+    folder = Path(given.config_path or config_dir)
+    exists = folder.is_absolute() and folder.is_dir()
+    return str(folder) if exists else config_dir, given.config_name or config_name
 
 
 def _first_line(cfg: DictConfig) -> str:

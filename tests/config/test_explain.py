@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE
@@ -49,9 +51,13 @@ def told(*overrides: Any) -> Any:
         (["batch_size=32"], "Did you mean data.batch_size?"),
         (["optim=[1]"], "optim: [1] is invalid. Expected one of adagrad, adam, "),
         (["hydra/sweeper=optuna"], "The option optuna is in a separate package: pip install hydra-optuna-sweeper"),
-        (["model=mlp,cnn"], "model: 'mlp,cnn' is invalid. Expected one value. To train with each"),
-        (["model=mlp,cnn"], "pass -m. A list is model=[mlp,cnn]; a string is 'model=\"mlp,cnn\"'."),
+        (["model=mlp,cnn"], "model: 'mlp,cnn' is invalid. Expected one value. To train with each value, pass -m."),
+        (["hook=default,ema"], "pass -m. To select all of these options, use hook=[default,ema]."),
+        (["name=a,b"], "To train with each value, pass -m. A list is name=[a,b]; a string is 'name=\"a,b\"'."),
+        (["hydra.job.name=a,b"], "Expected one value. A list is hydra.job.name=[a,b]; a string is 'hydra.job.name="),
         (["optim.lr=interval(0,1)"], "optim.lr: 'interval(0,1)' is invalid. Expected one value. -m starts a sweep."),
+        (["optim.lr=interval(0,1)"], "needs a sweeper that samples from it, such as hydra/sweeper=search."),
+        (["hook=[]", "hook.logger.interval=5"], "'logger' is invalid. Expected no key, because hook is empty."),
         (["hydra.run.dir=a/lr=1,seed=2"], "characters must be quoted: 'hydra.run.dir=\"a/lr=1,seed=2\"'."),
         (["name=héllo"], "a string with these characters must be quoted: 'name=\"héllo\"'."),
         (["init={a: 1}", "init={b: 2}"], "init: the key 'b' does not exist. A mapping can only change existing keys"),
@@ -107,6 +113,8 @@ def test_of_a_sweep_the_options_that_it_has_chosen_are_listed(overrides: Any, me
 def test_what_is_none_of_hydras_is_left_alone() -> None:
     for error in (ZeroDivisionError(), KeyError("x"), ValueError("mine")):
         assert explain(error, [], CONF, "train") is None
+    assert explain(ValueError("mine"), ["model=cnn,mlp", "~metric"], CONF, "train") is None, "both are valid"
+    assert explain(ConnectionRefusedError(111, "Connection refused"), [], CONF, "train") is None
 
 
 def test_a_directory_that_cannot_be_made() -> None:
@@ -114,3 +122,36 @@ def test_a_directory_that_cannot_be_made() -> None:
     assert str(explain(error, [], CONF, "train")) == (
         "hydra.run.dir: '/outputs' is invalid. Expected a writable directory. Permission denied."
     )
+    assert str(explain(error, [], CONF, "train", "hydra.sweep.dir")).startswith("hydra.sweep.dir: '/outputs'")
+
+
+def test_a_primary_config_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigCompositionException) as raised, initialize_config_dir(CONF, **VERSION_BASE):
+        compose("trian")
+    explained = str(explain(raised.value, [], CONF, "train"))
+    assert explained.startswith("--config-name: 'trian' is invalid. Expected the name of a primary config: ")
+    assert explained.endswith("Did you mean 'train'?")
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ConfigCompositionException) as raised, initialize_config_dir(str(nowhere), **VERSION_BASE):
+        compose("train")
+    assert str(explain(raised.value, [], CONF, "train")) == (
+        f"The folder of the configs, {nowhere}, does not exist or cannot be read. To use another folder, pass its "
+        "absolute path with --config-path."
+    )
+
+
+def test_a_fault_in_a_config_file_is_no_fault_of_an_override(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/wrong.yaml").write_text("# @package _global_\ndefaults: [override /modle: cnn]\n")
+    overrides = ["experiment=wrong", f"hydra.searchpath=[file://{tmp_path}]"]
+    with pytest.raises(ConfigCompositionException) as raised, initialize_config_dir(CONF, **VERSION_BASE):
+        compose("train", overrides=overrides)
+    explained = str(explain(raised.value, overrides, CONF, "train"))
+    assert explained.startswith("In 'experiment/wrong': Could not override 'modle")
+
+
+def test_an_interpolation_of_hydras_own_keys() -> None:
+    config = OmegaConf.create({"hydra": {"run": {"dir": "${nowhere}"}}})
+    with pytest.raises(OmegaConfBaseException) as raised:
+        _ = config.hydra.run.dir
+    assert str(explain(raised.value, [], CONF, "train")) == "hydra.run.dir: Interpolation key 'nowhere' not found."

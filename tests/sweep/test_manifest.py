@@ -71,7 +71,7 @@ def test_a_full_disk_leaves_whole_lines_and_says_how_to_continue(tmp_path: Path)
     try:
         with pytest.raises(
             DiskFullError,
-            match=r"manifest\.jsonl could not be written: .* `trainyard sweep resume` continues the sweep",
+            match=r"manifest\.jsonl could not be written: .* `trainyard sweep resume DIR` continues the sweep",
         ) as error:
             manifest.define(1, ["seed=1"])
     finally:

@@ -147,7 +147,7 @@ def stop(directory: Path, job: str, wait: float) -> None:
 def cancel(directory: Path) -> None:
     """End a sweep that was started with hydra.launcher.detach=true: its jobs save a checkpoint first.
 
-    To continue it, use the same command or `trainyard sweep resume`.
+    To continue it, use `trainyard sweep resume DIR`, or the same command with hydra.sweep.dir=DIR.
     """
     from trainyard.sweep import detached
 

@@ -47,9 +47,18 @@ SYNONYMS = {
     "num_workers": "workers",
 }
 """Names that other tools use for a key."""
+_OF_FILES = ("In ", "Multiple values for ", "Duplicate ", "primary config ")
+"""Starts of Hydra's messages about config files, in which a quoted name is no key of an override."""
+_MERGING = "Error merging override "
 
 
-def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_name: str) -> TrainyardError | None:
+def explain(
+    error: Exception,
+    overrides: Sequence[str],
+    config_dir: str,
+    config_name: str,
+    directory: str = "hydra.run.dir",
+) -> TrainyardError | None:
     """Explain an error of Hydra or OmegaConf to the user; return None if it is not caused by the command.
 
     Args:
@@ -57,25 +66,28 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         overrides: the overrides of the command line.
         config_dir: the folder of the primary config.
         config_name: its name.
+        directory: the key of the directory that the command creates.
     """
     absent = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
     if isinstance(error, MissingConfigException) and absent:
         group, _, option = absent.group(1).rpartition("/")
-        options = _options(group, config_dir)
+        options = sorted(error.options or _options(group, config_dir))
         package = PACKAGES.get(group, {}).get(option)
         hint = f"The option {option} is in a separate package: pip install {package}" if package else ""
         accepted = (
             f"one of {', '.join(options)}" if options else f"an option of an existing group; {group} has no options"
         )
         return ConfigError(group or "config", option, accepted, options=options, hint=hint)
+    if isinstance(error, MissingConfigException):
+        return _explain_primary(str(error))
     if isinstance(error, OverrideParseException):
         return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
-    if isinstance(error, ConfigCompositionException) and (told := _explain_sweep(str(error))):
+    if isinstance(error, ConfigCompositionException) and (told := _explain_sweep(str(error), config_dir)):
         return told
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _explain_key(error, overrides, config_dir, config_name)
-    if isinstance(error, OSError):  # Hydra makes the directory before it calls the task
-        return ConfigError("hydra.run.dir", error.filename, "a writable directory", hint=f"{error.strerror}.")
+    if isinstance(error, OSError) and error.filename is not None:  # the directory is made before the task is called
+        return ConfigError(directory, error.filename, "a writable directory", hint=f"{error.strerror}.")
     if isinstance(error, ValueError | TypeError) and (told := _explain_choice(overrides, config_dir)):
         return told
     mark = getattr(error, "problem_mark", None)
@@ -86,10 +98,38 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
     return None
 
 
+def _explain_primary(text: str) -> TrainyardError:
+    """Explain a primary config, or a folder of configs, that does not exist."""
+    folder = re.search(r"config directory '([^']+)'", text)
+    if folder is not None:
+        return TrainyardError(
+            f"The folder of the configs, {folder[1]}, does not exist or cannot be read. To use another folder, pass "
+            "its absolute path with --config-path."
+        )
+    name, place = re.search(r"primary config '([^']+)'", text), re.search(r"provider=main, path=file://(.+)", text)
+    if name is None:
+        return TrainyardError(text.partition("\n")[0])
+    options = [] if place is None else [option for option in _options("", place[1]) if option[:1] != "_"]
+    accepted = "the name of a primary config" + (f": {', '.join(options)}" if options else "")
+    return ConfigError("--config-name", name[1], accepted, options=options)
+
+
 def _explain_key(
     error: Exception, overrides: Sequence[str], config_dir: str, config_name: str
 ) -> ConfigError | TrainyardError:
-    text = str(error)
+    cause = error if str(error) or error.__cause__ is None else error.__cause__
+    text = str(cause)
+    if text.startswith(_OF_FILES):
+        return TrainyardError(" ".join(line.strip() for line in text.splitlines()[:2] if line.strip()))
+    if text.startswith("Interpolation key "):
+        return TrainyardError(f"{getattr(cause, 'full_key', None) or 'config'}: {_first_line(cause)}.")
+    if required := re.match(r"You must specify '([^']+)'", text):
+        options = _options(required[1].partition("@")[0], config_dir)
+        return ConfigError(required[1], "???", f"one of {', '.join(options)}", options=options)
+    if text.startswith(_MERGING) and error.__cause__ is not None:
+        return TrainyardError(
+            f"{text.removeprefix(_MERGING)!r} is not a valid override: {_first_line(error.__cause__)}."
+        )
     found = re.search(r"'([^']+)'", text)
     if found is None:
         return TrainyardError(_first_line(error))
@@ -102,7 +142,9 @@ def _explain_key(
     if name in options:
         full = f"{parent}.{name}" if parent else name
         if key != full:
-            return TrainyardError(f"{key}: {full} is a single value and has no keys. To change it, use {full}=…")
+            value = OmegaConf.select(cfg, full, throw_on_missing=False, throw_on_resolution_failure=False)
+            kind = "list" if OmegaConf.is_list(value) else "single value"
+            return TrainyardError(f"{key}: {full} is a {kind} and has no keys. To change it, use {full}=…")
         return _explain_value(error, key)
     if not parent:
         options = sorted({*groups, *options})
@@ -118,7 +160,8 @@ def _explain_key(
     hint = f"{name} is an option of {parent} that is not selected." if chosen_with else how_to_add
     if chosen_with and parent == "hook" and not removed:
         hint = f"{hint} Use hook={name} to select it."
-    return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", options=options, hint=hint)
+    accepted = f"a key of {parent}: {', '.join(options)}" if options else f"no key, because {parent} is empty"
+    return ConfigError(key, name, accepted, options=options, hint=hint)
 
 
 def _explain_value(error: Exception, key: str) -> TrainyardError:
@@ -133,22 +176,29 @@ def _explain_value(error: Exception, key: str) -> TrainyardError:
     )
 
 
-def _explain_sweep(text: str) -> TrainyardError | None:
+def _explain_sweep(text: str, config_dir: str) -> TrainyardError | None:
     """Explain several values of one key in a single run, and several values of a hydra key in a sweep."""
     given = re.search(r"'(.+?)'(?:\n|$| requires --multirun)", text.removeprefix("Sweeping over Hydra's"))
     if given is None:
         return None
     key, _, value = given[1].partition("=")
     key = key.lstrip("+")
+    of_hydra = key.startswith(("hydra.", "hydra/"))
     if text.startswith("Sweeping over Hydra's"):
         return ConfigError(key, value, "one value, because hydra keys apply to the entire sweep")
     if text.startswith("Ambiguous value"):
-        text_of = quote(f'{key}="{value}"')
-        choose = f"To train with each value, pass -m. A list is {key}=[{value}]; a string is {text_of}"
-        return ConfigError(key, value, f"one value. {choose}")
+        each = [] if of_hydra else ["To train with each value, pass -m"]  # a sweep has one value of hydra's keys
+        if key == "hook":
+            each.append(f"To select all of these options, use hook=[{value}]")
+        elif not _options(key, config_dir):
+            as_text = quote(f'{key}="{value}"')
+            each.append(f"A list is {key}=[{value}]; a string is {as_text}")
+        return ConfigError(key, value, ". ".join(["one value", *each]))
     if "requires --multirun" in text:
-        hint = "-m starts a sweep. A range, interval(…), needs a sweeper that samples from it: hydra/sweeper=…"
-        return ConfigError(key, value, "one value", hint=hint if "interval" in value else "-m starts a sweep.")
+        hint = "" if of_hydra else "-m starts a sweep."
+        if hint and "interval" in value:
+            hint += " A range, interval(…), needs a sweeper that samples from it, such as hydra/sweeper=search."
+        return ConfigError(key, value, "one value", hint=hint)
     return None
 
 
@@ -203,6 +253,8 @@ def _deepest(cfg: DictConfig, key: str) -> tuple[DictConfig, str, str]:
 def _explain_choice(overrides: Sequence[str], config_dir: str) -> TrainyardError | None:
     """Explain `group=null` or `group=<number>`: neither is the name of an option."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override() or override.is_delete():
+            continue  # these have values of other kinds
         options = _options(override.key_or_group, config_dir)
         if options and not _is_choice(override.value()):
             key, given = override.key_or_group, override.value()

@@ -35,7 +35,7 @@ FILE = MANIFEST
 FORMAT = 2
 """Version of the format that is written. Older manifests without a version can be read."""
 _BLOCK = 1 << 20  # bytes that are parsed at once
-_THEN = "`trainyard sweep resume` continues the sweep"
+_THEN = "`trainyard sweep resume DIR` continues the sweep"
 
 
 @dataclass

@@ -81,7 +81,7 @@ def write(
     file = Path(directory, "report.html")
     content = document(title, "\n".join(page.sections(title, live is not None)), live)
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    with writing(file, part, "`trainyard sweep report` writes the report"):
+    with writing(file, part, "`trainyard sweep report DIR` writes the report"):
         part.write_text(content, encoding="utf-8", errors="replace")
         part.replace(file)
     return file
