@@ -91,7 +91,7 @@ def test_what_loses_nothing_passes(checked: Any, files: Any, override: str) -> N
 
 
 SET_BACK = (
-    "hook.logger.interval: 5 is invalid. Expected 10, because hook/{0}.yaml is not the last option that sets "
+    "hook.logger.interval: 5 is invalid. Expected 10, because hook/{0}.yaml is not the last file that sets "
     "this key: ema includes hook/default.yaml again, which resets the key. Choose {0} after ema, or set "
     "hook.logger.interval on the command line."
 )
@@ -115,7 +115,7 @@ def test_a_hook_that_a_later_option_brings_back(checked: Any) -> None:
 
 def test_a_removed_hook_that_a_later_option_brings_back(checked: Any) -> None:
     with pytest.raises(
-        ConfigError, match=r"^hook\.predictions: None is invalid. .* ema includes hook/default\.yaml again"
+        ConfigError, match=r"^hook\.predictions: None is invalid. Expected a hook, .* ema includes hook/default\.yaml"
     ):
         checked({"mine": ADDED + "predictions: null\n"}, "hook=[mine,ema]")
 

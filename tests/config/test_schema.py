@@ -115,14 +115,15 @@ def test_any_integer_from_0_is_a_seed(seed: int) -> None:
         ),
         (
             {"compile": "max-autotun"},
-            "compile: 'max-autotun' is invalid. Expected true, false, or a mode: default, reduce-overhead, "
+            "compile: 'max-autotun' is invalid. Expected true, false, null, a mapping of torch.compile's arguments, "
+            "or a mode: default, reduce-overhead, "
             "max-autotune, "
             "max-autotune-no-cudagraphs. Did you mean 'max-autotune'?",
         ),
         ({"capture": "always"}, "capture: 'always' is invalid. Expected auto, true or false."),
         (
             {"compile": 3},
-            "compile: 3 is invalid. Expected true, false, a mode, or a mapping of torch.compile's arguments.",
+            "compile: 3 is invalid. Expected true, false, null, a mode, or a mapping of torch.compile's arguments.",
         ),
         (
             {"compile": {"mod": "default"}},
@@ -171,6 +172,7 @@ def test_numbers_that_are_equal_will_do() -> None:
 @pytest.mark.parametrize(
     ("config", "told"),
     [
+        ("data: {sizes: [1, '???']}", "data.sizes.1: '???' is invalid. Expected a value: data.sizes.1=… on the"),
         ("data: {path: '???'}", "data.path: '???' is invalid. Expected a value: data.path=… on the command line"),
         ("a: ${b}", "a: '${b}' is invalid. Expected an interpolation that can be resolved"),
         ("a: ${oc.env:NO_SUCH_VARIABLE}", "a: '${oc.env:NO_SUCH_VARIABLE}' is invalid"),

@@ -197,9 +197,9 @@ def test_what_compile_stands_for(given: Any, arguments: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("reduce-overhed", "compile: 'reduce-overhed' is invalid. Expected true, false, or a mode: default"),
+        ("reduce-overhed", "compile: 'reduce-overhed' is invalid. Expected true, false, null, a mapping of torch.comp"),
         ("reduce-overhed", "Did you mean 'reduce-overhead'?"),
-        (3, "compile: 3 is invalid. Expected true, false, a mode, or a mapping"),
+        (3, "compile: 3 is invalid. Expected true, false, null, a mode, or a mapping"),
         ({"fulgraph": True}, "Did you mean 'fullgraph'?"),
         ({"mode": "fast"}, "compile.mode: 'fast' is invalid. Expected a mode: default"),
         (

@@ -28,7 +28,7 @@ def compile_arguments(given: Any) -> dict[str, Any] | None:
         _check_mode("compile", given)
         return {"mode": given}
     if not isinstance(given, Mapping):
-        raise ConfigError("compile", given, "true, false, a mode, or a mapping of torch.compile's arguments")
+        raise ConfigError("compile", given, "true, false, null, a mode, or a mapping of torch.compile's arguments")
     for name in given:
         if name not in ARGUMENTS:
             raise ConfigError(
@@ -67,5 +67,5 @@ def check_capture(given: Any, device: str = "cuda") -> None:
 
 def _check_mode(key: str, mode: Any) -> None:
     if mode not in MODES:
-        others = "" if "." in key else "true, false, or "
+        others = "" if "." in key else "true, false, null, a mapping of torch.compile's arguments, or "
         raise ConfigError(key, mode, f"{others}a mode: {', '.join(MODES)}", options=MODES)

@@ -78,10 +78,11 @@ def check_hook_names(cfg: DictConfig) -> None:
                 way = f"Choose {each.option} after {each.later}"
                 if each.option == each.later:
                     way = f"Name {each.file} last in the defaults list of hook/{each.option}.yaml"
+                back = "a hook" if each.key.count(".") == 1 else repr(each.back)  # the first: a hook that was removed
                 raise ConfigError(
                     each.key,
                     each.value,
-                    f"{each.back!r}, because hook/{each.file}.yaml is not the last option that sets this key: {again}",
+                    f"{back}, because hook/{each.file}.yaml is not the last file that sets this key: {again}",
                     hint=f"{way}, or set {each.key} on the command line.",
                 )
 

@@ -90,7 +90,7 @@ def _explained(cfg: DictConfig, key: str, error: OmegaConfBaseException) -> Conf
     given = _written(cfg, full)
     said = str(error).splitlines()[0].rstrip(".")
     hint = f"{said}."
-    if "${hydra:" in str(given):
+    if "${hydra:" in str(given) and not HydraConfig.initialized():
         hint = f"{said}: ${{hydra:…}} has a value only in a Hydra application (hydra.main)."
     elif "Unsupported interpolation type" in said:
         hint = f"{said}. Register the resolver with OmegaConf.register_new_resolver before the config is used."

@@ -208,7 +208,7 @@ def _missing(value: Any, key: str = "") -> Iterator[str]:
             yield from _missing(entry, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):
         for index, entry in enumerate(value):
-            yield from _missing(entry, f"{key}[{index}]")
+            yield from _missing(entry, f"{key}.{index}")
     elif isinstance(value, str) and value == "???":
         yield key
 
