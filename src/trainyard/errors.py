@@ -77,6 +77,14 @@ class ConfigError(TrainyardError):
         return f"{_shown(self.given)} is invalid. Expected {self.accepted}."
 
 
+class VariableError(ConfigError):
+    """The value of an environment variable is invalid; its key is the name of the variable, in every part."""
+
+    def under(self, prefix: str) -> ConfigError:
+        """Return the same error: a variable is in no group of the config."""
+        return super().under("")
+
+
 class UnknownMetricError(ConfigError):
     """No metric has the name in a config.
 

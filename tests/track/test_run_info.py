@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from waiting import LIMIT, until
 
+from trainyard.config.build import build
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.redaction import redact
 from trainyard.track import MLflowTracker, NoTracker, RunInfo, facts
@@ -157,6 +158,16 @@ def test_the_file_store_is_not_offered(uri: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI: .*sqlite:///mlflow.db"):
         MLflowTracker()
+
+
+def test_a_variable_is_in_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = {"_target_": "trainyard.track.MLflowTracker"}
+    for name, value in {"MLFLOW_EXPERIMENT_NAME": "a\nb", "MLFLOW_TRACKING_URI": "mlruns"}.items():
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=f"^{name}: "):
+            build(tracker, "tracker")
+    with pytest.raises(ConfigError, match=r"^tracker\.uri: "):
+        build({**tracker, "uri": "mlruns"}, "tracker")
 
 
 def test_wrong_settings_are_named() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from trainyard.checks import text
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, VariableError
 from trainyard.redaction import MASK, escaped, redact
 
 DEFAULT_EXPERIMENT = "trainyard"
@@ -38,23 +38,22 @@ def resolve(uri: str | None, folder: Path) -> str:
         ConfigError: MLflow does not (or no longer) support this kind of store.
     """
     key = "uri" if uri else "MLFLOW_TRACKING_URI"
+    refusal: type[ConfigError] = ConfigError if uri else VariableError
     given = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     scheme, separator, rest = given.partition("://")
     dialect = scheme.partition("+")[0]
     if dialect == "sqlite":
         path = rest.removeprefix("/")
         if not path or path.startswith(":memory:"):
-            raise ConfigError(
-                key, redact(given), _ACCEPTED, hint="An in-memory database is lost when its process ends."
-            )
+            raise refusal(key, redact(given), _ACCEPTED, hint="An in-memory database is lost when its process ends.")
         return f"{scheme}:///{folder / path}"
     if dialect == "file" or not (separator or given == "databricks"):
         hint = "MLflow no longer supports its file store. Use sqlite:///mlflow.db."
         if not separator and ":" in given and not given.startswith("file:"):
             hint = "The URI has no ://."
-        raise ConfigError(key, redact(given), _ACCEPTED, hint=hint)
+        raise refusal(key, redact(given), _ACCEPTED, hint=hint)
     if dialect not in _SERVERS + _DATABASES and not _has_plugin(scheme):
-        raise ConfigError(
+        raise refusal(
             key, redact(given), _ACCEPTED, options=[f"{name}://{redact(rest)}" for name in _SERVERS + _DATABASES]
         )
     return escaped(given.rstrip("/") if dialect in ("http", "https") else given)
@@ -74,23 +73,29 @@ def experiment(given: str | float | None, uri: str) -> tuple[str | None, str | N
         ConfigError: MLflow does not accept the name or the ID, or the experiment is missing or marked as deleted in a
             database.
     """
+    refusal: type[ConfigError] = VariableError
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or None if given is None else given
     number = None if name is not None else os.environ.get("MLFLOW_EXPERIMENT_ID") or None
     if number is None:
-        key = "experiment" if given is not None or name is None else "MLFLOW_EXPERIMENT_NAME"
-        name = text(key, DEFAULT_EXPERIMENT if name is None else name, at_most=_MAX_EXPERIMENT)
+        of_config = given is not None or name is None
+        key = "experiment" if of_config else "MLFLOW_EXPERIMENT_NAME"
+        refusal = ConfigError if of_config else VariableError
+        try:
+            name = text(key, DEFAULT_EXPERIMENT if name is None else name, at_most=_MAX_EXPERIMENT)
+        except ConfigError as error:
+            raise refusal(key, error.given, error.accepted) from None
         state = _state_in_database(uri, "name", name)
     else:
         key, name = "MLFLOW_EXPERIMENT_ID", number
         state = _state_in_database(uri, "experiment_id", number)
         if not _EXPERIMENT_ID.fullmatch(number) or state == "missing":
-            raise ConfigError(key, number, f"the ID of an experiment in {redact(uri)}")
+            raise refusal(key, number, f"the ID of an experiment in {redact(uri)}")
     if state == "deleted":
         hint = (
             f"The experiment was deleted in {redact(uri)}. Choose another one (tracker.experiment=…), or restore "
             "it in MLflow."
         )
-        raise ConfigError(key, name, "an experiment that is not deleted", hint=hint)
+        raise refusal(key, name, "an experiment that is not deleted", hint=hint)
     return (name, None) if number is None else (None, number)
 
 
