@@ -112,7 +112,8 @@ def test_norms_of_shares_are_norms_of_the_whole(found: Found) -> None:
         ),
         (
             "mixed_precision",
-            "strategy.mixed_precision: 'bf61' is invalid. Expected one of fp32, bf16, fp16. Did you mean",
+            "strategy.mixed_precision: 'bf61' is invalid. Expected one of fp32, bf16, fp16, null, or a mapping with "
+            "the keys param_dtype, reduce_dtype, output_dtype. Did you mean",
         ),
         ("cpu_offload", "strategy.cpu_offload: True is invalid. Expected false, because the model is already"),
         ("sync_batchnorm", "strategy.sync_batchnorm: True is invalid. Expected false on the CPU"),

@@ -193,7 +193,7 @@ def ddp(**settings: Any) -> Any:
     [
         (
             {"devices": cores() + 1},
-            f"strategy.devices: {cores() + 1} is invalid. Expected at most {cores()}, the number of cores",
+            f"strategy.devices: {cores() + 1} is invalid. Expected auto, or at most {cores()}, the number of cores",
         ),
         ({"devices": 0}, "strategy.devices: 0 is invalid"),
         ({"devices": 2, "min_devices": 3}, "strategy.min_devices: 3 is invalid. Expected at most 2"),
@@ -221,6 +221,9 @@ def test_what_a_run_is_spread_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (over.devices, over.world.world_size) == (1, 2)
     assert ranks.spread(ddp(devices=2, launcher="none")).devices == 2
     with pytest.raises(ConfigError, match=r"strategy\.devices: 3 is invalid. Expected auto, or 2"):
+        ranks.spread(ddp(devices=3))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.raises(ConfigError, match=r"number of started processes \(2\), or those of this machine \(1\)"):
         ranks.spread(ddp(devices=3))
     with pytest.raises(ConfigError, match="This run was started in 2 processes"):
         ranks.spread({"strategy": {"_target_": "trainyard.distributed.Strategy"}})

@@ -68,8 +68,9 @@ def test_a_launcher_that_has_not_started_this_is_a_config_error(launcher: str, e
 
 
 def test_ranks_that_meet_at_a_name_without_an_address_do_not_wait_for_it() -> None:
-    with pytest.raises(ConfigError, match="The ranks connect to gpu07, which cannot be resolved here"):
+    with pytest.raises(ConfigError, match="The ranks connect to gpu07, which cannot be resolved here") as error:
         meeting(World(0, 2, 0, "gpu07", 1))
+    assert str(error.value.under("strategy")).startswith("MASTER_ADDR: ")
 
 
 def test_ranks_that_are_missing_are_named() -> None:

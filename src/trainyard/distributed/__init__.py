@@ -22,7 +22,7 @@ def as_strategy(given: Any) -> Strategy:
     if isinstance(given, Strategy):
         return given
     if given is not None and not (isinstance(given, str) and given in _KINDS):
-        raise ConfigError("strategy", given, f"one of {', '.join(_KINDS)}, or a Strategy", options=_KINDS)
+        raise ConfigError("strategy", given, f"one of {', '.join(_KINDS)}, null, or a Strategy", options=_KINDS)
     module, _, kind = _KINDS[given or "single"].partition(".")
     strategy: Strategy = getattr(
         import_module(f"trainyard.distributed.{module}"), kind

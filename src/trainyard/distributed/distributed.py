@@ -56,9 +56,10 @@ class Distributed(Strategy):
 
     def __post_init__(self) -> None:
         if self.devices != "auto":
-            self.devices = integer("devices", self.devices, at_least=1, other="auto for every GPU of this machine")
+            every = "auto for every GPU, or for one process on the CPU"
+            self.devices = integer("devices", self.devices, at_least=1, other=every)
         if self.min_devices is not None:
-            end = "null to end the run when a rank fails"
+            end = "null to end the run when a rank is killed"
             self.min_devices = integer("min_devices", self.min_devices, at_least=1, other=end)
         if self.port is not None:
             self.port = integer("port", self.port, at_least=1, at_most=2**16 - 1, other="null to find a free port")
@@ -202,5 +203,6 @@ def _own_gpu(local_rank: int) -> int:
         return 0  # if it is shared with another rank, NCCL reports that
     if local_rank >= count:
         hint = "" if os.environ.get(world.OURS) else "The launcher has started more processes on this machine."
-        raise ConfigError("devices", local_rank + 1, f"at most {count}, the number of GPUs of this machine", hint=hint)
+        accepted = f"at most {count}, the number of GPUs that this process may use"
+        raise ConfigError("devices", local_rank + 1, accepted, hint=hint)
     return local_rank

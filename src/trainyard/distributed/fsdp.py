@@ -145,11 +145,14 @@ def _size(module: nn.Module) -> int:
 
 
 def _policy(given: str | Mapping[str, str] | None) -> MixedPrecisionPolicy:
+    known = ("param_dtype", "reduce_dtype", "output_dtype")
     names = {"param_dtype": given} if isinstance(given, str) else dict(given or {})
     for key, name in names.items():
-        if key not in ("param_dtype", "reduce_dtype", "output_dtype"):
-            known = ("param_dtype", "reduce_dtype", "output_dtype")
+        if key not in known:
             raise ConfigError("mixed_precision", key, f"one of the keys {', '.join(known)}", options=known)
         if name not in _DTYPES:
-            raise ConfigError("mixed_precision", name, f"one of {', '.join(_DTYPES)}", options=_DTYPES)
+            accepted = f"one of {', '.join(_DTYPES)}"
+            if isinstance(given, str):
+                accepted += f", null, or a mapping with the keys {', '.join(known)}"
+            raise ConfigError("mixed_precision", name, accepted, options=_DTYPES)
     return MixedPrecisionPolicy(**{key: _DTYPES[name] for key, name in names.items()})  # type: ignore[arg-type]

@@ -378,8 +378,8 @@ def _sizes(part: Any) -> Iterator[int]:
 
 def _uncut(part: Any, reason: str) -> TrainyardError:
     return TrainyardError(
-        f"A {type(part).__name__} cannot be split among the devices: {reason}. With a map-style data set, batches "
-        "are not split: the samples are distributed before they are read."
+        f"An object of type {type(part).__name__} cannot be split among the devices: {reason}. With a map-style data "
+        "set, batches are not split: the samples are distributed before they are read."
     )
 
 

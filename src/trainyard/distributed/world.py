@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, VariableError
 
 T = TypeVar("T")
 
@@ -194,7 +194,7 @@ def _check_address(name: str) -> None:
             f"The ranks connect to {name}, which cannot be resolved here: {error.strerror}. Set MASTER_ADDR to "
             "another host."
         )
-        raise ConfigError("MASTER_ADDR", name, "a host name or address that all nodes can reach", hint=hint) from None
+        raise VariableError("MASTER_ADDR", name, "a host name or address that all nodes can reach", hint=hint) from None
 
 
 def join(world: World, backend: str = "auto", device: torch.device | None = None, timeout: float = 600.0) -> None:

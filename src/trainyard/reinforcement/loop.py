@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainyard.checks import integer, number
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 from trainyard.models import call
 from trainyard.reinforcement.dqn import DQN
 from trainyard.reinforcement.environment import Episodes, as_observation
@@ -57,7 +57,8 @@ class DQNLoop(SimulationTrainLoop):
     ) -> None:
         super().__init__(max_iters, val_begin, val_interval)
         if not callable(environment):
-            raise ConfigError("environment", environment, "a config with `_partial_: true` that builds an environment")
+            accepted = "a function that returns an environment (in a config, a `_target_` with `_partial_: true`)"
+            raise ConfigError("environment", environment, accepted)
         self._make = environment
         self.memory = ReplayMemory(integer("memory", memory, at_least=1))
         self.warm_up = integer("warm_up", warm_up, at_least=1)
@@ -85,8 +86,8 @@ class DQNLoop(SimulationTrainLoop):
         with torch.no_grad():
             values = call(runner.model, self._batch_of(runner, as_observation(seen)), "predict")
         if values.shape[-1] != actions:
-            given = f"{values.shape[-1]} outputs"
-            raise ConfigError("model", given, f"a net with {actions} outputs, one for each action")
+            given = counted(values.shape[-1], "output")
+            raise ConfigError("model", given, f"a net with {counted(actions, 'output')}, one for each action")
 
     def next_batch(self, runner: Runner) -> dict[str, Tensor]:
         """Make a step (before the first iteration, `warm_up` steps), and return a batch from the memory."""

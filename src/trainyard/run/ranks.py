@@ -92,8 +92,12 @@ def spread(values: Mapping[str, Any], room: int = 0) -> Spread:
             nodes = Nodes.find()
             room = max(room, 0 if nodes is None else nodes.total)
             return Spread(_devices(strategy, str(values.get("device", "auto")), room), None, strategy)
-        if strategy.devices not in ("auto", found.world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "0"))):
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+        if strategy.devices not in ("auto", found.world_size, local):
             accepted = f"auto, or {found.world_size}, the number of started processes"
+            if 0 < local < found.world_size:
+                own = f"those of this machine ({local})"
+                accepted = f"auto, the number of started processes ({found.world_size}), or {own}"
             raise ConfigError("devices", strategy.devices, accepted)
     except ConfigError as error:
         raise error if error.key == "device" else error.under("strategy") from None
@@ -127,7 +131,7 @@ def _devices(strategy: Distributed, device: str, room: int) -> int:
             accepted = "auto or cpu, because torch finds no CUDA device"
         raise ConfigError("device", device, accepted)
     if count > limit:
-        raise ConfigError("devices", count, f"at most {limit}, {what}")
+        raise ConfigError("devices", count, f"auto, or at most {limit}, {what}")
     if strategy.min_devices is not None and strategy.min_devices > count:
         raise ConfigError("min_devices", strategy.min_devices, f"at most {count}, the number of devices, or null")
     return count
@@ -182,7 +186,7 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> Retur
             if outcome.signum is not None or not outcome.killed or left < (over.strategy.min_devices or left + 1):
                 break
             job = _resumed(job, work_dir)
-            origin = "the last checkpoint" if _has_checkpoint(work_dir) else "the start, because there is no checkpoint"
+            origin = _origin(job, work_dir)
             log.warning("%s Continuing with %d of %d devices from %s.", outcome.error, left, over.devices, origin)
     except KeyboardInterrupt:
         following.note("KILLED", "interrupted")
@@ -255,6 +259,15 @@ def _resumed(job: RankJob, work_dir: Path) -> RankJob:
         with read_write(config), open_dict(config):
             config.resume = True
     return replace(job, config=config)
+
+
+def _origin(job: RankJob, work_dir: Path) -> str:
+    """Return where a job of `_resumed` continues, for the log."""
+    if _has_checkpoint(work_dir):
+        return "the last checkpoint"
+    if isinstance(job.config.resume, str):
+        return f"{job.config.resume}, because there is no later checkpoint"
+    return "the start, because there is no checkpoint"
 
 
 def _has_checkpoint(work_dir: Path) -> bool:
