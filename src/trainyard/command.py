@@ -39,6 +39,8 @@ from trainyard.starting import PRELOAD, WHOLE
 from trainyard.sweep.sweepable import SweepableTask
 from trainyard.track.sweep_position import Returned, SweepPosition
 
+_OF_SWEEP = "`trainyard sweep resume DIR` continues the sweep"
+
 
 def run(config_path: str | Path, config_name: str) -> None:
     """Run the command line: see `trainyard.app.main`.
@@ -105,9 +107,20 @@ class Application(SweepableTask):
                 return replay(cfg)
             return train(cfg, self.position)
         except TrainyardError as error:
+            told = self._with_next_step(error, cfg)
             if HydraConfig.get().mode is RunMode.MULTIRUN or os.environ.get(WHOLE):
-                raise
-            sys.exit(tell(error))
+                raise told
+            sys.exit(tell(told))
+
+    def _with_next_step(self, error: TrainyardError, cfg: DictConfig) -> TrainyardError:
+        """Return the error of a run. For a full disk, its next step is that of a sweep's job, or of a run without a
+        checkpoint."""
+        if isinstance(error, DiskFullError):
+            if self.position is not None:
+                return error.followed_by(_OF_SWEEP)
+            if cfg.get("mode", "train") != "train" or cfg.get("quick"):
+                return error.followed_by("repeat the command in another directory (hydra.run.dir)")
+        return error
 
     def check(self, config: DictConfig) -> dict[str, Any]:
         """Check a job of a sweep before any job is started.
@@ -171,7 +184,7 @@ class Application(SweepableTask):
 
 def _then(arguments: Sequence[str]) -> tuple[str, ...]:
     """Return the next step after a full disk in a sweep; empty for a single run."""
-    return ("`trainyard sweep resume DIR` continues the sweep",) if {*MULTIRUN} & {*arguments} else ()
+    return (_OF_SWEEP,) if {*MULTIRUN} & {*arguments} else ()
 
 
 def _directory_key(arguments: Sequence[str]) -> str:

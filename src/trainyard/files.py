@@ -20,6 +20,8 @@ DISK_PATIENCE = "TRAINYARD_DISK_PATIENCE"
 jobs."""
 _LOOK = 0.2  # seconds
 _RESUME = "resume=true continues from the last checkpoint"
+_FREE = "Free some disk space"
+_RAISE = "Raise the limit for the size of a file (ulimit -f, or the limit of the file system)"
 
 
 class DiskFullError(TrainyardError):
@@ -42,7 +44,13 @@ class DiskFullError(TrainyardError):
 
     def __str__(self) -> str:
         path, said, then = self.args
-        return f"{path} could not be written: {said}. Free some disk space; then {then}."
+        advice = _RAISE if said == os.strerror(errno.EFBIG) else _FREE
+        return f"{path} could not be written: {said}. {advice}; then {then}."
+
+    def followed_by(self, then: str) -> DiskFullError:
+        """Return the same error with another next step for the user."""
+        path, said, _ = self.args
+        return DiskFullError(path, OSError(0, said), then)
 
 
 class DirectoryGoneError(TrainyardError):

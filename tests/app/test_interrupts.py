@@ -83,6 +83,7 @@ def test_without_checkpoints(start: Any) -> None:
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, said
+    assert "Interrupted: ending the run." in said
     assert "no checkpoint was saved, so the run cannot be resumed" in " ".join(said.split())
     assert "resume=true" not in said
 

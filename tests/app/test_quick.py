@@ -52,3 +52,9 @@ def test_what_cannot_work_is_told(command: Any, override: str, said: str) -> Non
     status, told = command(override)
     assert status == 2
     assert said in " ".join(told.split())
+
+
+def test_without_checkpoints(train: Any) -> None:
+    result = train("quick=true", "~hook.checkpoint", "hydra.run.dir=run")
+    assert result.returncode == 0, result.stderr
+    assert "Quick check passed: two batches of each split. No hook saves checkpoints" in result.stdout

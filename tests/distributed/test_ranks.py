@@ -126,7 +126,7 @@ def test_a_run_that_lost_a_rank_or_was_interrupted_goes_on(train: Any, start: An
     process.terminate()
     _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 143
-    assert err.count("saving a checkpoint") == 1
+    assert err.count("ending the ranks of this run") == 1
     assert err.count("to resume, use the same command with hydra.run.dir=run resume=true") == 1
     assert records(folder, "status")[-1]["status"] == "KILLED"
     assert len(pids) >= 2

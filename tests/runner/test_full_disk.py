@@ -57,7 +57,9 @@ def test_the_file_is_named_and_no_temporary_one_stays(tmp_path: Path, write: Any
     with no_file_above(5000), pytest.raises(DiskFullError) as error:
         write(tmp_path)
     assert str(error.value).startswith(f"{tmp_path / name} could not be written: ")
-    assert str(error.value).endswith("Free some disk space; then resume=true continues from the last checkpoint.")
+    told = "(ulimit -f, or the limit of the file system); then resume=true continues from the last checkpoint."
+    assert str(error.value).endswith(f"File too large. Raise the limit for the size of a file {told}")
+    assert str(error.value.followed_by("repeat the command")).endswith("file system); then repeat the command.")
     assert error.value.status == 1
     assert list(tmp_path.iterdir()) == []
     assert write(tmp_path).exists()

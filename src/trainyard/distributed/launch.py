@@ -212,7 +212,7 @@ class _Ranks:
         if self._signum is not None:
             raise KeyboardInterrupt(signum)
         self._signum = signum
-        os.write(2, b"\nInterrupted: saving a checkpoint. Interrupt again to stop immediately.\n")
+        os.write(2, b"\nInterrupted: ending the ranks of this run. Interrupt again to stop immediately.\n")
         for process in self._processes:
             process.terminate()
 

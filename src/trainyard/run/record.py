@@ -177,7 +177,7 @@ def begin_inputs(runner: Runner, config: Mapping[str, Any]) -> Callable[[], list
             sets = found.result()
         except Exception as error:  # a data set of the user's that looks like one of ours
             log.warning(
-                "MLflow will show no datasets for this run, because digests of the data could not be computed: %s: %s",
+                "No data sets are recorded for this run, because the digests of the data could not be computed: %s: %s",
                 type(error).__name__,
                 error,
             )

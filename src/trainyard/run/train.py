@@ -94,6 +94,7 @@ def _tried(
     """Perform the quick check of a run: see `trainyard.run.quick`."""
     from trainyard.run.measured import returned
     from trainyard.run.quick import EndEarly, quickly
+    from trainyard.runner.training_check import writes_checkpoints
 
     runner: Runner
     for resumes in (True, False):
@@ -101,9 +102,12 @@ def _tried(
         runner = _prepared(own, NoTracker(), collected, position, world, EndEarly(resumes=resumes))
         caught = conduct(runner, [own])
         if not resumes or runner.strategy.agree(bool(caught)):
-            _raise_if_ended_early(runner, caught, position)
+            _raise_if_ended_early(runner, caught, position, own["mode"])
     runner.strategy.end()
-    log.info("Quick check passed: two batches of each split, a checkpoint, and resuming from this checkpoint.")
+    resumed = ", a checkpoint, and resuming from this checkpoint."
+    if not writes_checkpoints(runner):
+        resumed = ". No hook saves checkpoints, so resuming was not checked."
+    log.info("Quick check passed: two batches of each split%s", resumed)
     return returned(runner.members[0], () if position is None else position.metrics)
 
 
@@ -167,7 +171,7 @@ def _trained(runner: Runner, values: Mapping[str, Any], position: SweepPosition 
     for member in runner.all_members:
         member.journal.close()
     runner.strategy.end()
-    _raise_if_ended_early(runner, caught, position)
+    _raise_if_ended_early(runner, caught, position, values["mode"])
     return returned(runner.members[0], () if position is None else position.metrics)
 
 
@@ -200,10 +204,12 @@ def conduct(
         The signals that ended the run early.
     """
     from trainyard.run import record
+    from trainyard.runner.training_check import writes_checkpoints
 
     collect_as_usual()
     is_main = runner.strategy.is_main
-    with writing(runner.work_dir or Path.cwd()), _interruptible(runner) as caught, runner.session():
+    saves = configs[0]["mode"] == "train" and writes_checkpoints(runner)
+    with writing(runner.work_dir or Path.cwd()), _interruptible(runner, saves) as caught, runner.session():
         own: Record | None = None
         if is_main:
             inputs = record.begin_inputs(runner, configs[0])
@@ -262,7 +268,7 @@ def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
         what = {"logger": "logs values (hook.logger)", "checkpoint": "saves checkpoints (hook.checkpoint)"}
         log.warning(
             "No hook %s. To keep the default hooks, start your option file of `hook` with "
-            "`defaults: [default, _self_]`, or select both options: hook=[default,…].",
+            "`defaults: [default, _self_]`, or select default together with your option: hook=[default,…].",
             " and none ".join(what[name] for name in missing),
         )
 
@@ -321,13 +327,15 @@ def _report(shipment: Shipment) -> None:
         log.warning("%s", shipment)
 
 
-def _raise_if_ended_early(runner: Runner, caught: list[int], position: SweepPosition | None) -> None:
+def _raise_if_ended_early(runner: Runner, caught: list[int], position: SweepPosition | None, mode: str) -> None:
     (member,) = runner.members
     if member.paused:
         raise JobPaused(f"Paused at epoch {runner.epoch} (iteration {runner.iter}).")
     if runner.strategy.world_size > 1:  # the ranks agree on an interruption, whichever of them got the signal
         caught = (caught or [signal.SIGTERM]) if runner.interrupted else []
     if caught:
+        if mode != "train":
+            raise InterruptedRunError("The evaluation was interrupted.", caught[0])
         further = f"; {go_on(member.directory)}" if position is None else "."  # the command of a sweep resumes its jobs
         raise InterruptedRunError(f"Interrupted at iteration {runner.iter}{further}", caught[0])
     if member.failed:
@@ -335,9 +343,9 @@ def _raise_if_ended_early(runner: Runner, caught: list[int], position: SweepPosi
 
 
 @contextmanager
-def _interruptible(runner: Runner) -> Iterator[list[int]]:
-    """End the run with a checkpoint on the first SIGINT or SIGTERM, and immediately on the second. Yield the caught
-    signals.
+def _interruptible(runner: Runner, saves: bool) -> Iterator[list[int]]:
+    """End the run on the first SIGINT or SIGTERM, with a checkpoint if it saves any, and immediately on the second.
+    Yield the caught signals.
 
     The process that started the ranks of a run passes signals on, and kills ranks that do not end: a rank that receives
     Ctrl-C twice must not end immediately.
@@ -358,7 +366,8 @@ def _interruptible(runner: Runner) -> Iterator[list[int]]:
         if not is_rank:
             for each, handler in before.items():
                 signal.signal(each, handler)
-            os.write(2, b"\nInterrupted: saving a checkpoint. Interrupt again to stop immediately.\n")
+            what = "saving a checkpoint" if saves else "ending the run"
+            os.write(2, f"\nInterrupted: {what}. Interrupt again to stop immediately.\n".encode())
 
     owner = os.getpid()
     handled = [signal.SIGTERM] if OURS in os.environ else [signal.SIGINT, signal.SIGTERM]
