@@ -102,12 +102,14 @@ def metric_config(
             return _composed(parsed, config_dir)
         recorded = file.parent / CONFIG
         if not recorded.exists():
+            if not file.exists():
+                raise TrainyardError(f"{file} does not exist.")
             hint = f"The directory of {file} contains no {CONFIG} of a run."
             raise ConfigError("metric", None, "an option of the group, such as metric=classification", hint=hint)
         if not (trust or own.is_own_directory(file.parent)):
             hint = (
-                f"{recorded} was not created by you, and its config can run any code. "
-                "Pass --trust if you trust this run."
+                f"{file.parent} is not recognized as your own (it may be a copy or a download), and its {CONFIG} can "
+                "run any code. Pass --trust if you trust this run."
             )
             raise ConfigError("metric", None, "an option of the group, such as metric=classification", hint=hint)
         config = OmegaConf.create({"metric": yaml.safe_load(recorded.read_text(encoding="utf-8")).get("metric") or {}})
@@ -156,11 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-dir", "-cd", help="config folder with your own `metric` group")
     parser.add_argument("--chunk-size", type=int, help="samples per batch (default: the batches of the test)")
     parser.add_argument(
-        "--trust", action="store_true", help="trust the config of a run that you did not create; it can run any code"
+        "--trust",
+        action="store_true",
+        help="trust the config of a run that is not recognized as your own; it can run any code",
     )
     given = parser.parse_intermixed_args(arguments)
     sys.path.insert(0, str(Path.cwd()))  # for classes in the working folder that a config names
     try:
+        if given.chunk_size is not None:
+            integer("--chunk-size", given.chunk_size, at_least=1)
         config = metric_config(given.file, given.overrides, given.config_dir, trust=given.trust)
         results = offline(given.file, config, chunk_size=given.chunk_size)
     except TrainyardError as error:

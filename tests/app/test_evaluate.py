@@ -149,7 +149,7 @@ def test_a_run_from_elsewhere(file: Path, tmp_path: Path, capsys: pytest.Capture
     assert main([copy]) == 2
     said = capsys.readouterr().err
     assert (
-        "config.yaml was not created by you, and its config can run any code. Pass --trust if you trust this run."
+        "is not recognized as your own (it may be a copy or a download), and its config.yaml can run any code. Pass "
         in said
     )
     assert main([copy, "~metric.evil"]) == 2
@@ -191,7 +191,7 @@ def test_an_option_of_ones_own(file: Path, tmp_path: Path, capsys: pytest.Captur
         (["metric=classification", "metric.acuracy.topk=1"], "Could not override 'metric.acuracy.topk'"),
         (["metric=classification", "metric.accuracy.k=1"], "metric.accuracy"),
         (["metric=regression"], "MeanSquaredError: outputs [8, 3] do not match the target [8]"),
-        (["metric=classification", "--chunk-size=0"], "chunk_size: 0 is invalid"),
+        (["metric=classification", "--chunk-size=0"], "--chunk-size: 0 is invalid. Expected an integer of at least 1."),
     ],
 )
 def test_mistakes(file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
@@ -202,8 +202,9 @@ def test_mistakes(file: Path, capsys: pytest.CaptureFixture[str], arguments: lis
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "none.parquet"), "metric=classification"]) == 2
-    assert "none.parquet does not exist" in capsys.readouterr().err
+    for arguments in (["metric=classification"], []):
+        assert main([str(tmp_path / "none.parquet"), *arguments]) == 2
+        assert "none.parquet does not exist" in capsys.readouterr().err
 
 
 def test_as_a_command_with_a_class_of_ones_own(file: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_what_differs_is_said_with_status_3(trainyard: Any, copy: Path, tmp_path
     arguments = ("reproduce", run, "--to", tmp_path / "again")
     status, _, said = trainyard(*arguments, cwd=copy)
     assert status == 2
-    assert "was not created by you" in said
+    assert "is not recognized as your own run (it may be a copy or a download)" in said
     assert "--trust" in said
     assert not (tmp_path / "again").exists()
     status, text, _ = trainyard(*arguments, "--trust", cwd=copy)

@@ -64,7 +64,7 @@ def test_nothing_is_executed_and_nothing_else_is_sent(
     """The rest is shipped, one message says what is left out, and --trust ships that too."""
     assert sync("packed", "--uri", uri) == 1
     said = capsys.readouterr().out
-    assert said.count("was not created by you") == 1
+    assert said.count("is not recognized as your own (it may be a copy or a download)") == 1
     assert "Skipped: artifact absolute/secret, artifact folder, artifact link.txt and 2 more." in said
     assert f"trainyard sync --trust {elsewhere}" in said
     assert "4 records uploaded, 5 not uploaded" in said

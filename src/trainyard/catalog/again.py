@@ -64,8 +64,8 @@ def check_trust(run: StoredRun, place: str, trust: bool) -> None:
     """
     if not (trust or own.is_own(run.info, run.directory)):
         raise TrainyardError(
-            f"{run.info.name} ({place}) was not created by you, and its config names code that would run. "
-            "Pass --trust if you trust this run."
+            f"{run.info.name} ({place}) is not recognized as your own run (it may be a copy or a download), and its "
+            "config names code that would run. Pass --trust if you trust this run."
         )
 
 

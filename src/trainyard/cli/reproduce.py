@@ -29,10 +29,14 @@ _IDS = 32  # characters of an id of MLflow's
 @click.command("reproduce")
 @click.argument("run", type=RUN)
 @click.option(
-    "--uri", metavar="URI", help="MLflow store of a RUN that is not on this machine (default: MLFLOW_TRACKING_URI)."
+    "--uri",
+    metavar="URI",
+    help="MLflow store of a RUN that is not on this machine (default: MLFLOW_TRACKING_URI, otherwise mlflow.db).",
 )
 @click.option("--to", "directory", type=click.Path(path_type=Path), metavar="DIR", help="Directory of the new run.")
-@click.option("--trust", is_flag=True, help="Allow a RUN that you did not create. Its config can run any code.")
+@click.option(
+    "--trust", is_flag=True, help="Allow a RUN that is not recognized as your own. Its config can run any code."
+)
 @as_json
 def command(run: str, uri: str | None, directory: Path | None, trust: bool, json_: bool) -> None:
     """Repeat a RUN from its resolved config, without tracking, and compare curves and weights.

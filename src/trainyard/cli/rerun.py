@@ -18,9 +18,13 @@ from trainyard.cli.reproduce import start, stored
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
 @click.option("--multirun", "-m", is_flag=True, help="Run a sweep over the changes.")
 @click.option(
-    "--uri", metavar="URI", help="MLflow store of a RUN that is not on this machine (default: MLFLOW_TRACKING_URI)."
+    "--uri",
+    metavar="URI",
+    help="MLflow store of a RUN that is not on this machine (default: MLFLOW_TRACKING_URI, otherwise mlflow.db).",
 )
-@click.option("--trust", is_flag=True, help="Allow a RUN that you did not create. Its config can run any code.")
+@click.option(
+    "--trust", is_flag=True, help="Allow a RUN that is not recognized as your own. Its config can run any code."
+)
 def command(run: str, changes: Sequence[str], multirun: bool, uri: str | None, trust: bool) -> None:
     """Repeat the command of a RUN with the current configs; KEY=VALUE replaces overrides of the same keys.
 

@@ -25,7 +25,7 @@ from trainyard.errors import TrainyardError
     "--trust",
     is_flag=True,
     help=(
-        "From now on, trust directories that you did not create. Trainyard then builds their models (which "
+        "From now on, trust directories that are not recognized as your own. Trainyard then builds their models (which "
         "runs code), follows links that lead out of these directories, and uploads their runs to the store "
         "that they name."
     ),

@@ -35,9 +35,9 @@ def check_place(work_dir: Path, info: RunInfo, trust: bool) -> None:
     if trust or info.uri is None or own.is_own(info, work_dir) or info.uri == redact(resolve(None, Path.cwd())):
         return
     raise TrainyardError(
-        f"{info.name} ({work_dir}) was not created by you, and names a store other than the one of your "
-        f"environment: {info.uri}. No data and no credentials were sent to that store. Pass a store with "
-        "--uri, or trust the directory with --trust."
+        f"{info.name} ({work_dir}) is not recognized as your own run (it may be a copy or a download), and names a "
+        f"store other than the one of your environment: {info.uri}. No data and no credentials were sent to that "
+        "store. Pass a store with --uri, or trust the directory with --trust."
     )
 
 

@@ -34,7 +34,8 @@ class HeldBack:
         for name in (run_info.FILE, journal.FILE, SHIPPED, LOCK, LOG):
             if (work_dir / name).is_symlink():
                 raise TrainyardError(
-                    f"{work_dir} was not created by you, and {name} in this directory is a link. {_how(work_dir)}"
+                    f"{work_dir} is not recognized as your own (it may be a copy or a download), and {name} in this "
+                    f"directory is a link. {_how(work_dir)}"
                 )
 
     def holds(self, name: str, record: Record) -> bool:
@@ -55,8 +56,8 @@ class HeldBack:
         names = sorted(self.names)
         shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         return (
-            "The directory was not created by you, so no code is run from this directory and no file outside it "
-            f"is uploaded. Skipped: {shown}. {_how(self._work_dir)}"
+            "The directory is not recognized as your own (it may be a copy or a download), so no code is run from this "
+            f"directory and no file outside it is uploaded. Skipped: {shown}. {_how(self._work_dir)}"
         )
 
     def _leads_out(self, path: str) -> bool:
