@@ -1,5 +1,6 @@
 """Finding runs, and the run that a user means."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_a_run_is_meant_by_its_directory_a_file_in_it_its_id_its_name_or_its_fol
 
 def test_a_name_that_is_nowhere_names_the_nearest(make_run: Any, tmp_path: Path) -> None:
     make_run("cnn rings")
-    told = r"No run has the name or ID 'cnn ring' among the 1 run in .* Did you mean 'cnn rings'\?"
+    told = r"No run has the name or ID 'cnn ring'\. Searched: 1 run in .*\. Did you mean 'cnn rings'\?"
     with pytest.raises(TrainyardError, match=told):
         resolve("cnn ring", [tmp_path])
 
@@ -50,3 +51,12 @@ def test_an_ambiguous_name_lists_the_ids(make_run: Any, tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainyardError, match="neither the directory of a run"):
         resolve(str(tmp_path))
+    (tmp_path / "manifest.jsonl").touch()
+    with pytest.raises(TrainyardError, match=r"is the directory of a sweep\. Give the directory of one of its jobs"):
+        resolve(str(tmp_path))
+
+
+def test_copies_have_one_id(make_run: Any, tmp_path: Path) -> None:
+    shutil.copytree(make_run("twin").directory, tmp_path / "copy")
+    with pytest.raises(TrainyardError, match=r"2 runs in .*\. Give the directory of one of them:"):
+        resolve("twin", [tmp_path])

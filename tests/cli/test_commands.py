@@ -130,14 +130,14 @@ def resumed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_gc_skips_a_run_that_is_resumed_before_the_answer(copy: Path, resumed: Path) -> None:
     before = sorted(resumed.rglob("*.pt"))
     done = CliRunner().invoke(gc.command, [str(copy)], catch_exceptions=False)
-    assert "Skipped, because they were resumed: 1 of 3 runs.\nRemoved." in done.output
+    assert "Runs that were resumed meanwhile, which are skipped: 1 of 3.\nRemoved." in done.output
     assert sorted(resumed.rglob("*.pt")) == before
     assert {path.name for path in (copy / "multirun").rglob("*.pt")} == {"best.pt"}
 
 
 def test_rm_removes_nothing_if_a_run_is_resumed_before_the_answer(copy: Path, resumed: Path) -> None:
     found = [str(run.directory) for run in find([copy])]
-    with pytest.raises(TrainyardError, match="this run is training"):
+    with pytest.raises(TrainyardError, match="this run is in progress"):
         CliRunner().invoke(rm.command, found, catch_exceptions=False)
     assert len(find([copy])) == 3
 

@@ -69,6 +69,14 @@ def test_what_cannot_track_is_wrong(monkeypatch: pytest.MonkeyPatch, server: str
     assert not found.ok
 
 
+def test_a_server_that_stops_within_its_response_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(*_: Any, **__: Any) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("urllib.request.urlopen", stops)
+    assert tracking(monkeypatch, "http://127.0.0.1:9").text == "http://127.0.0.1:9 does not respond: timed out"
+
+
 def test_an_installation_that_works_is_ok_and_leaves_nothing(
     trainyard: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -64,7 +64,7 @@ def test_a_new_project_tests_builds_and_sweeps(trainyard: Any, tmp_path: Path) -
         ("", "a Python identifier"),
         ("json", "neither a Python module"),
         ("tests", "a folder of the project"),
-        ("torch", "A package with this name is installed"),
+        ("torch", "A module or package with this name can be imported"),
         ("taken", "taken already exists"),
     ],
 )

@@ -258,7 +258,7 @@ time.sleep(3600)
         loader = int(process.stdout.readline())
         try:
             assert being_written(path)
-            with pytest.raises(TrainyardError, match="another process is training"):
+            with pytest.raises(TrainyardError, match="another process is using this directory"):
                 Journal(tmp_path)
             process.kill()
             process.wait()

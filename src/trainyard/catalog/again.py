@@ -111,7 +111,7 @@ def _repeatable(run: StoredRun, config: Mapping[str, Any]) -> dict[str, Any]:
     values["name"] = f"{run.info.name} (again)"
     for key, value in _leaves(values):
         if isinstance(value, str) and MASK in value:
-            hint = "Use `trainyard rerun`, and pass the credential as an override."
+            hint = "Use `trainyard rerun`, which composes the config again, with its credentials."
             raise ConfigError(key, value, "the credential, which is not stored", hint=hint)
     return values
 

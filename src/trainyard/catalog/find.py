@@ -57,12 +57,14 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         for directory in (path, *path.absolute().parents[:3]):
             if (directory / run_info.FILE).is_file() and not (directory / SWEEP).exists():
                 return StoredRun(directory, RunInfo.read(directory))
+        if (path / SWEEP).exists():
+            raise TrainyardError(f"{text} is the directory of a sweep. Give the directory of one of its jobs.")
         raise TrainyardError(
             f"{text} is neither the directory of a run (it has no {run_info.FILE}) nor a file in such a directory."
         )
     folders = default_folders() if folders is None else folders
     runs = find(folders)
-    where = " and ".join(str(folder) for folder in folders)
+    where = " and ".join("the current folder" if folder == Path() else str(folder) for folder in folders)
     found = [run for run in runs if _is_meant(run, text)]
     if len(found) == 1:
         return found[0]
@@ -72,12 +74,14 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists the runs."
         if len(text) < _SHORTEST and any(run.info.id.startswith(text) for run in runs):
             hint = f" The start of an ID needs at least {_SHORTEST} characters."
-        among = f"the {counted(len(runs), 'run')} in {where}"
-        raise TrainyardError(f"No run has the name or ID {text!r} among {among}.{hint}")
+        searched = f"Searched: {counted(len(runs), 'run')} in {where}."
+        raise TrainyardError(f"No run has the name or ID {text!r}. {searched}{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     what = f"{text!r} is the name or ID of {len(found)} runs in {where}"
-    raise TrainyardError(f"{what}. Give the ID or the directory of one of them:{shown}{more}")
+    differ = len({run.info.id for run in found}) == len(found)  # copies of a directory have one ID
+    give = "Give the ID or the directory" if differ else "Give the directory"
+    raise TrainyardError(f"{what}. {give} of one of them:{shown}{more}")
 
 
 def _is_meant(run: StoredRun, text: str) -> bool:

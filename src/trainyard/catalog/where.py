@@ -29,7 +29,7 @@ _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.NotIn: lambda value, values: value not in values,
 }
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
-_ACCEPTED = "comparisons such as val/accuracy>0.9, joined by and, or, not and parentheses"
+_ACCEPTED = "comparisons such as val/accuracy>0.9, combined with and, or, not and parentheses"
 
 
 class Where:

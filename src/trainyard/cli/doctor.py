@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import importlib.metadata
 import json
 import os
@@ -30,6 +31,7 @@ _PACKAGES = ("torch", "hydra-core", "omegaconf", "mlflow", "numpy")
 _LITTLE_SPACE = 1e9  # bytes
 _EXPERIMENTS = "/api/2.0/mlflow/experiments/search?max_results=1"
 _PATIENCE = 5.0  # seconds for a server to answer
+_ANOTHER = "set MLFLOW_TRACKING_URI or tracker.uri to another file"
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _tracking() -> Iterator[Finding]:
     if file := sqlite_file(uri):
         folder = Path(file).parent
         ok = os.access(file if Path(file).exists() else folder, os.W_OK)
-        yield Finding("MLflow", ok, f"{file}" if ok else f"{file} is not writable; set tracker.uri to another file")
+        yield Finding("MLflow", ok, f"{file}" if ok else f"{file} is not writable; {_ANOTHER}")
     elif uri.startswith(("http://", "https://")):
         yield _try("MLflow", lambda: _ask(uri))
     else:
@@ -147,9 +149,9 @@ def _ask(uri: str) -> str:
             json.load(answer)
     except urllib.error.HTTPError as error:
         raise RuntimeError(f"{redact(uri)} refused the request: {error.code} {error.reason}") from error
-    except urllib.error.URLError as error:
-        raise RuntimeError(f"{redact(uri)} does not respond: {error.reason}") from error
-    except ValueError as error:
+    except OSError as error:  # a URLError, or an error while the response is read
+        raise RuntimeError(f"{redact(uri)} does not respond: {getattr(error, 'reason', error)}") from error
+    except (ValueError, http.client.HTTPException) as error:
         raise RuntimeError(f"{redact(uri)} is not an MLflow server: its response is not JSON") from error
     return f"{redact(uri)} responds"
 

@@ -9,7 +9,7 @@ import click
 from trainyard.catalog import StoredRun, resolve
 from trainyard.cli.completion import RUN
 from trainyard.cli.output import date, number
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, counted
 
 BEST = "best.pt"
 
@@ -58,7 +58,7 @@ def card(run: StoredRun, checkpoint: str) -> str:
         ("model", settings.get("model", run.config.get("model", {}).get("_target_", ""))),
         ("data", settings.get("data", (run.config.get("data") or {}).get("_target_", ""))),
         ("seed", settings.get("seed")),
-        ("trained", f"{date(run.info.start_time)}, {run.step} iterations"),
+        ("trained", f"{date(run.info.start_time)}, {counted(run.step, 'iteration')}"),
         ("checkpoint", checkpoint),
         ("overrides", f"`{run.info.tags['overrides']}`" if run.info.tags.get("overrides") else ""),
         ("commit", facts.get("git.commit", "")),

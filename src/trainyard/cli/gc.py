@@ -21,10 +21,10 @@ from trainyard.track import journal
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
-    """Remove temporary files of killed processes, and all checkpoints except the best, in FOLDERs.
+    """Remove temporary files of killed processes, and all checkpoints except the best ones, in FOLDERs.
 
     The default FOLDERs are outputs and multirun. An unfinished run, or a run without a best checkpoint, keeps its
-    newest checkpoint. Runs that are training are skipped. Nothing is removed from MLflow.
+    newest checkpoint. Runs that are in progress are skipped. Nothing is removed from MLflow.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -32,7 +32,7 @@ def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
     runs = find(folders or default_folders())
     training = sum(run.state == "running" for run in runs)
     if training:
-        click.echo(f"Skipped, because the training continues: {training} of {counted(len(runs), 'run')}.")
+        click.echo(f"Runs in progress, which are skipped: {training} of {len(runs)}.")
     found = [(run, paths) for run in runs if (paths := garbage(run))]
     files = [path for _, paths in found for path in paths]
     if not files:
@@ -44,7 +44,7 @@ def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
         for path in files:
             click.echo(f"  {path}")
         return
-    if not yes and not click.confirm("Remove these files?"):
+    if not yes and not click.confirm("Remove this file?" if len(files) == 1 else "Remove these files?"):
         click.echo("Nothing was removed.")
         return
     resumed = 0  # while this command waited for an answer
@@ -54,5 +54,5 @@ def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
             for path in paths if free else ():
                 remove(path)
     if resumed:
-        click.echo(f"Skipped, because they were resumed: {resumed} of {counted(len(found), 'run')}.")
+        click.echo(f"Runs that were resumed meanwhile, which are skipped: {resumed} of {len(found)}.")
     click.echo("Removed." if resumed < len(found) else "Nothing was removed.")

@@ -49,7 +49,7 @@ def _lines(run: StoredRun) -> list[tuple[str, str]]:
         ("directory", str(run.directory)),
         ("state", run.state + message),
         ("progress", progress(run)),
-        ("started", f"{date(run.info.start_time)}, trained for {duration(run.history.seconds)}"),
+        ("started", f"{date(run.info.start_time)}, ran for {duration(run.history.seconds)}"),
         ("best", "" if best is None else f"{best.name} {number(best.point.value)}, at {_at(best.point)}"),
         ("overrides", run.info.tags.get("overrides", "")),
         ("code", f"commit {commit[:12]}{changed}" if commit else ""),

@@ -74,7 +74,7 @@ def _show_live(sweep: StoredSweep) -> None:
 
 
 def _print_changes(sweep: StoredSweep) -> None:
-    click.echo(f"{counted(len(sweep.jobs), 'job')}: {sweep.counts()}")
+    click.echo(_jobs(sweep))
     runs = True
     while runs:
         runs = sweep.running
@@ -117,12 +117,16 @@ def _head(sweep: StoredSweep) -> str:
     goals, jobs = sweep.goals, sweep.jobs.values()
     if goals is not None and goals.several:
         front = sum(place == 1 for place in front_of(sweep.rows()).values())
-        return f"{counted(len(sweep.jobs), 'job')}: {sweep.counts()}; {front} on the Pareto front"
+        return f"{_jobs(sweep)}; {front} on the Pareto front"
     found = [job.objective if goals is None else goals.best(job.value) for job in jobs]
     values = [value for value in found if value is not None]
     best = (max if sweep.direction == "maximize" else min)(values, default=None)
     told = "" if best is None else f"; best {sweep.objective or 'objective'} {number(best)}"
-    return f"{counted(len(sweep.jobs), 'job')}: {sweep.counts()}{told}"
+    return f"{_jobs(sweep)}{told}"
+
+
+def _jobs(sweep: StoredSweep) -> str:
+    return f"{counted(len(sweep.jobs), 'job')}: {sweep.counts()}" if sweep.jobs else "no jobs yet"
 
 
 def _journal_of(sweep: StoredSweep, job: SweepJob) -> Path:

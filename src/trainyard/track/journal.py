@@ -412,8 +412,8 @@ def _lock(fd: int, path: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise TrainyardError(
-                f"{path.parent}: another process is training in this directory. Wait until that process ends, or use "
-                "another directory (hydra.run.dir, or work_dir of the Runner)."
+                f"{path.parent}: another process is using this directory. Wait until that process ends, or use another "
+                "directory (hydra.run.dir, or hydra.sweep.dir for a sweep, or work_dir of the Runner)."
             ) from error
         # Some network file systems have no locks; the journal works without them.
 

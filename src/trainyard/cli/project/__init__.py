@@ -61,4 +61,4 @@ def _check(name: str, parent: Path) -> None:
     if (parent / name).exists():
         raise ConfigError("NAME", name, "a name that does not exist here", hint=f"{parent / name} already exists.")
     if find_spec(name) is not None:
-        raise ConfigError("NAME", name, "an unused name", hint="A package with this name is installed.")
+        raise ConfigError("NAME", name, "an unused name", hint="A module or package with this name can be imported.")
