@@ -103,7 +103,7 @@ def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
         (tmp_path / "nowhere", "This file or folder does not exist."),
         (tmp_path / "weights.pt", "A weights file does not define a model; the config.yaml of a run does."),
         (tmp_path / "empty", "Expected the directory of a run with a checkpoint."),
-        ("0" * 32, "Expected the ID of a run in MLflow that has logged a model. MLflow says: "),
+        ("0" * 32, "Expected the ID of a run in MLflow that has logged a model. MLflow reports: "),
     ):
         with pytest.raises(ConfigError) as error:
             trainyard.load(given, uri=f"sqlite:///{tmp_path}/mlflow.db")
@@ -114,7 +114,7 @@ def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
     model = trainyard.load(folder)
     for inputs, told in (
         ([], "at least one sample"),
-        ("text", "arrays or tensors"),
+        ("text", "an array or a tensor, a mapping or a list"),
         ({"a": [1], "b": [1, 2]}, "the same number"),
     ):
         with pytest.raises(ConfigError, match=told):

@@ -60,7 +60,10 @@ def load(
         raise ConfigError("run", str(run), accepted, hint="This file or folder does not exist.")
     directory, file = (path, _checkpoint_in(path, which)) if path.is_dir() else (path.parent.parent, path)
     if not (directory / CONFIG).exists():
-        accepted = f"the directory of a run, with its {CONFIG}, or a checkpoint in its checkpoints/"
+        accepted = (
+            f"the directory of a run, with its {CONFIG}, a checkpoint in its checkpoints/, a folder of "
+            "`trainyard export`, or the ID of a run in MLflow"
+        )
         hint = f"A weights file does not define a model; the {CONFIG} of a run does."
         if path.is_dir():
             hint = f"The directory has no {CONFIG}."
@@ -143,7 +146,7 @@ def _tensor(value: Any) -> Tensor:
         array = np.asarray(value)
         return torch.from_numpy(np.ascontiguousarray(array.astype(np.float32) if array.dtype == np.float64 else array))
     except (TypeError, ValueError) as error:
-        accepted = "arrays or tensors, a mapping of them, a list of them, or a DataLoader"
+        accepted = "an array or a tensor, a mapping or a list of arrays or tensors, or a DataLoader"
         raise ConfigError("inputs", type(value).__name__, accepted) from error
 
 

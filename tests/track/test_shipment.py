@@ -1,5 +1,6 @@
 """What a command says at its end of the runs that it has tracked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from trainyard.track import RunShipment, Shipment
@@ -24,3 +25,9 @@ def test_runs_that_have_not_arrived_are_not_counted() -> None:
     assert Shipment((sweep, *jobs)).arrived.startswith("1 of 3 runs below 'sweep'; ")
     assert Shipment((sweep, jobs[0])).arrived.startswith("1 run below 'sweep'; ")
     assert Shipment((shipped("sweep", left=1, run_id=None), *jobs)).arrived == ""
+
+
+def test_a_run_whose_status_is_missing_has_all_records() -> None:
+    missing = replace(shipped("MLP"), error="MLflow did not respond.")
+    assert str(Shipment((missing,))).startswith(f"Run MLP is not complete in MLflow ({URI}). MLflow did not respond.\n")
+    assert str(Shipment((missing, missing))).startswith(f"2 runs are not complete in MLflow ({URI}).")

@@ -44,8 +44,8 @@ def command(run: str, uri: str | None, directory: Path | None, trust: bool, json
     A job of a sweep is trained again in its lane of a stack. For a member of a population, its ancestors are trained
     first.
 
-    RUN can also be an MLflow run ID. The exit status is 0 if all bits are identical, and 3 if bits differ. In this case,
-    the first differences are printed, together with the differences in code, versions, data and device.
+    RUN can also be an MLflow run ID. The exit status is 0 if all bits are identical, and 3 if bits differ. If bits
+    differ, the first differences are printed, together with the differences in code, versions, data and device.
     """
     if directory is not None and (directory / "run.json").exists():
         raise TrainyardError(f"--to: {directory} already contains a run.")

@@ -102,9 +102,15 @@ class RunInfo:
             raise TrainyardError(f"{path} cannot be read: {error}.") from error
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write a small JSON file so that a reader finds either the old or the new content, never a part."""
+def write_json(path: Path, data: Any, *then: str) -> None:
+    """Write a small JSON file so that a reader finds either the old or the new content, never a part.
+
+    Args:
+        path: the file.
+        data: its content.
+        *then: the next step for the user after a full disk, if it is not to resume the run.
+    """
     part = path.with_name(temporary.marked(f".{path.name}."))
-    with writing(path, part):
+    with writing(path, part, *then):
         part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         part.replace(path)

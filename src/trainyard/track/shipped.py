@@ -87,7 +87,7 @@ class Shipped:
     def save(self, work_dir: Path, uri: str) -> None:
         stores = _read(work_dir)
         stores[redact(uri)] = dataclasses.asdict(self)
-        write_json(work_dir / FILE, stores)
+        write_json(work_dir / FILE, stores, "`trainyard sync` uploads the missing records")
 
 
 def checksum_before(path: Path, end: int) -> int:
@@ -251,10 +251,11 @@ class Shipment:
         what = f"run {missing[0].name}" if len(missing) == 1 else f"{len(missing)} runs"
         folders = [str(run.work_dir) for run in missing]
         reason = self.error or next((run.error for run in missing if run.error), None)
-        lines.append(
-            f"{_records(records)} of {what} {'is' if records == 1 else 'are'} not in MLflow ({missing[0].uri}) yet."
-            + (f" {reason}" if reason else "")
-        )
+        state = f"{_records(records)} of {what} {'is' if records == 1 else 'are'} not in MLflow ({missing[0].uri}) yet."
+        if not records:  # but an upload failed, such as that of the status
+            be = "is" if len(missing) == 1 else "are"
+            state = f"{what[:1].upper()}{what[1:]} {be} not complete in MLflow ({missing[0].uri})."
+        lines.append(f"{state} {reason}" if reason else state)
         if self.running:
             lines.append("The records are being uploaded in the background.")
         lines.append(

@@ -86,7 +86,8 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
             print(error)
             complete = False
         else:
-            new = after.shipped - before.shipped
+            # A run that was deleted from MLflow is created again: nothing of before is in this one.
+            new = after.shipped - (before.shipped if after.run_id == before.run_id else 0)
             print(
                 f"{after}\n  {new} of these records {'was' if new == 1 else 'were'} uploaded by this command"
                 if new

@@ -36,6 +36,7 @@ from trainyard.track.viewers import copies
 _ROOT = Path(__file__).resolve().parents[2]  # the folder from which `trainyard` is imported
 FORMATS = ("pickle", "export")
 _CHECKPOINTS = ("best", "last")
+_SELECTED = "an empty list, or a list with best, last or both"
 _PARTING = 1.0  # seconds in which a shipper must end after it was asked to stop
 
 
@@ -189,7 +190,7 @@ class MLflowTracker(Tracker):
     ) -> None:
         for name in log_checkpoints:
             if name not in _CHECKPOINTS:
-                raise ConfigError("log_checkpoints", name, "a list with best, last or both", options=_CHECKPOINTS)
+                raise ConfigError("log_checkpoints", name, _SELECTED, options=_CHECKPOINTS)
         self.folder = uris.launch_folder()
         self.uri = uris.resolve(uri, self.folder)
         self.experiment, self.experiment_id = uris.experiment(experiment, self.uri)
@@ -364,7 +365,7 @@ class MLflowTracker(Tracker):
             error = (
                 f"The shipper ended early: {redact(said[-1])}"
                 if said
-                else f"The shipper ended early. See {LOG} in the directory of the run."
+                else f"The shipper ended early. See {next(iter(self._runs), Path()) / LOG}."
             )
         return Shipment(tuple(runs), running, error)
 

@@ -48,7 +48,8 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
     except TrainyardError:
         raise
     except Exception as error:
-        raise TrainyardError(f"{shown} could not be queried for the run {run_id}: {first_line(error)}.") from error
+        said = first_line(error).rstrip(".")
+        raise TrainyardError(f"{shown} could not be queried for the run {run_id}: {said}.") from error
     if run is None:
         raise TrainyardError(f"No run in {shown} has the ID {run_id!r}. Set `--uri` to use another store.")
     try:
@@ -57,8 +58,9 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
             if name in there:
                 client.download_artifacts(run.info.run_id, name, str(folder))
     except Exception as error:
+        said = first_line(error).rstrip(".")
         raise TrainyardError(
-            f"The artifacts of the run {run_id} in {shown} cannot be read: {first_line(error)}. The artifacts "
+            f"The artifacts of the run {run_id} in {shown} cannot be read: {said}. The artifacts "
             f"include the config of the run and are stored at {redact(str(run.info.artifact_uri))}."
         ) from error
     if "config.yaml" not in there:

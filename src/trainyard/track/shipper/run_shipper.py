@@ -20,7 +20,7 @@ from trainyard.track.shipper.model_records import EPOCH, of_evaluation, planned_
 from trainyard.track.shipper.names import Names
 from trainyard.track.shipper.other_runs import AwaitedError, linked
 from trainyard.track.shipper.registry import register
-from trainyard.track.shipper.sanitize import describe
+from trainyard.track.shipper.sanitize import describe, first_line
 from trainyard.track.shipper.store import MAX_ITEMS, MESSAGE_TAG, RunLostError, Store, StoredRun, Stores
 from trainyard.track.shipper.uploads import LeftOutError
 
@@ -166,7 +166,7 @@ class RunShipper:
         """
         self.looked = self._saved = time.monotonic()
         if not self._lock.acquire():
-            raise InUseError("another process is shipping this run")
+            raise InUseError("Another shipper is uploading this run.")
         if self._connection is None:
             self._state = Shipped.load(self.work_dir, self.uri)  # an earlier holder of the lock may have gone further
         elif not self._state.check_journal(self._path):
@@ -195,7 +195,8 @@ class RunShipper:
     def failed(self, error: BaseException) -> None:
         """Record the error for readers and for the log. The next step looks the run up in MLflow again."""
         self._connection = None
-        text = describe(error)
+        told = isinstance(error, TrainyardError | InUseError | RunLostError)  # a complete message
+        text = first_line(error) if told else describe(error)
         with contextlib.suppress(OSError):  # the disk may be the cause
             if text != self._state.error:
                 self.log(text)

@@ -36,7 +36,7 @@ def stored_model(run: str, uri: str | None) -> Any:
     try:
         return mlflow.pytorch.load_model(f"runs:/{run.removeprefix('runs:/')}/model", map_location="cpu")
     except MlflowException as error:
-        hint = f"MLflow says: {str(error).rstrip('.')}."
+        hint = f"MLflow reports: {str(error).rstrip('.')}."
         raise ConfigError("run", run, "the ID of a run in MLflow that has logged a model", hint=hint) from error
     finally:
         mlflow.set_tracking_uri(before)

@@ -15,7 +15,6 @@ from typing import Any
 
 from trainyard.config.saved import saved_config, value_text
 from trainyard.errors import TrainyardError
-from trainyard.redaction import redact
 from trainyard.track.shipper.__main__ import configure
 
 configure()  # before mlflow is imported
@@ -32,6 +31,7 @@ PARENT = "mlflow.parentRunId"
 PARAMETERS = "model/parameters"  # is a tag of a run, no metric
 _ID = re.compile(r"[0-9a-f]{32}")
 _PAGE = 1000
+_SHOWN = 5  # runs in a message
 
 
 def answer(uri: str, given: str, metrics: Sequence[str], keys: Sequence[str] = ()) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def answer(uri: str, given: str, metrics: Sequence[str], keys: Sequence[str] = (
     except TrainyardError:
         raise
     except Exception as error:
-        raise TrainyardError(f"{redact(uri)} could not be queried: {first_line(error)}.") from error
+        raise TrainyardError(f"MLflow could not be queried: {first_line(error)}.") from error
 
 
 def _runs(client: MlflowClient, given: str) -> tuple[str, list[Run]]:
@@ -66,7 +66,7 @@ def _runs(client: MlflowClient, given: str) -> tuple[str, list[Run]]:
         everywhere = [each.experiment_id for each in client.search_experiments()]
         named = list(_found(client, everywhere, f"attributes.run_name = '{given}'")) if "'" not in given else []
         if len(named) > 1:
-            ids = ", ".join(each.info.run_id for each in named[:5])
+            ids = ", ".join(each.info.run_id for each in named[:_SHOWN]) + (", …" if len(named) > _SHOWN else "")
             raise TrainyardError(f"{len(named)} runs in MLflow have that name. Give the ID of one of them: {ids}.")
         if not named:
             raise TrainyardError("MLflow has no experiment and no run with that name or ID.")
