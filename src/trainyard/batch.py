@@ -145,7 +145,7 @@ def no_target(batch: Any) -> NoTargetError:
     else:
         what = f"a single {type(batch).__name__}"
     return NoTargetError(
-        f"The batch has no target: it is {what}. The target must be the last element of a tuple of at least "
+        f"The batch has no target: it is {what}. The target must be the last element of a tuple or list of at least "
         f"two elements, or have one of the keys {', '.join(TARGET_KEYS)}."
     )
 

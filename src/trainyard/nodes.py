@@ -85,7 +85,7 @@ class Nodes:
             time.sleep(_LOOK)
         raise TrainyardError(
             f"The first of {len(self.devices)} nodes did not start within {timeout:g} s: {self.meeting} does not exist."
-            " Check the log of that node, and that this folder is shared by all nodes."
+            " Check the log of that node, and that all nodes share the folder of this file."
         )
 
 

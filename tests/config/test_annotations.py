@@ -29,6 +29,7 @@ class Net:
         mode: Mode | None = None,
         sizes: Sequence[int] = (),
         pair: tuple[float, float] = (0.0, 1.0),
+        one: tuple[str] = ("",),
         many: tuple[int, ...] = (),
         either: int | list[int] = 1,
         loose: "Nowhere" = None,  # type: ignore[name-defined] # noqa: F821
@@ -84,6 +85,7 @@ def refusal(target: Any, **values: Any) -> str | None:
         ({"sizes": [8, 8.5]}, "a list of integers."),
         ({"pair": [1]}, "a list of 2 numbers."),
         ({"pair": [1, "x"]}, "a list of 2 numbers."),
+        ({"one": ["a", "b"]}, "a list of 1 string."),
         ({"many": [1, True]}, "a list of integers."),
         ({"either": "x"}, "an integer, or a list of integers."),
         ({"text": "x"}, "an integer."),

@@ -190,9 +190,8 @@ def _word(hint: Any) -> str:
         count, entries = "", set(arguments[:1])
     entry = next(iter(entries)) if len(entries) == 1 else None
     plain = [option for option in options_of(entry) if not is_tensor(option)]
-    return (
-        f"a list of {count}{_PLURALS.get(plain[0], 'values') if len(plain) == 1 else 'values'}" if entries else "a list"
-    )
+    words = _PLURALS.get(plain[0], "values") if len(plain) == 1 else "values"
+    return f"a list of {count}{words.removesuffix('s') if count == '1 ' else words}" if entries else "a list"
 
 
 def _yaml(value: Any) -> Any:

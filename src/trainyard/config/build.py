@@ -106,7 +106,7 @@ def _is_too_large(error: BaseException | None) -> bool:
 def _too_large(key: str, node: Any, error: BaseException | None) -> ConfigError:
     """Return the error for a size that does not fit into memory; it names the largest number of the node."""
     found = re.search(r"allocate (\d+) bytes", str(error))
-    said = f"{int(found[1]) / 2**30:.0f} GiB would be needed" if found else str(error).partition("\n")[0].rstrip(".")
+    said = f"{int(found[1]) / 2**30:,.1f} GiB would be needed" if found else str(error).partition("\n")[0].rstrip(".")
     plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     key, largest = max(_integers(plain, key), key=lambda each: each[1], default=(key, 0))
     return ConfigError(key, largest, "a size that fits into the memory of this machine", hint=f"{said}.")
