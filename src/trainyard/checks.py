@@ -180,13 +180,14 @@ def choice(key: str, value: object, options: Collection[str], *, other: str = ""
     raise ConfigError(key, value, _either(f"one of {', '.join(options)}", other), options=options)
 
 
-def text(key: str, value: object, *, at_most: int) -> str:
+def text(key: str, value: object, *, at_most: int, other: str = "") -> str:
     """Return `value` as a single-line string; a number is converted.
 
     Args:
         key: the key of the value.
         value: the given value.
         at_most: the maximum number of characters.
+        other: other values that the caller accepts and has already handled; for the message.
 
     Raises:
         ConfigError: the value is not a string, empty, or too long.
@@ -195,7 +196,7 @@ def text(key: str, value: object, *, at_most: int) -> str:
     if not isinstance(given, str) or not given.strip() or not given.isprintable() or len(given) > at_most:
         shown = f"{given[:40]}… ({len(given)} characters)" if isinstance(given, str) and len(given) > at_most else value
         accepted = f"a non-empty single-line string of at most {at_most} printable characters"
-        raise ConfigError(key, shown, accepted)
+        raise ConfigError(key, shown, _either(accepted, other))
     return given
 
 

@@ -9,6 +9,7 @@ from trainyard.errors import ConfigError
 from trainyard.track.shipper.sanitize import MAX_RUN_NAME
 
 DEFAULT_ALIAS = "best"
+_NONE = "null to register no model"
 
 
 def registered(given: object) -> tuple[str, str]:
@@ -17,10 +18,10 @@ def registered(given: object) -> tuple[str, str]:
     Raises:
         ConfigError: MLflow does not accept the name or the alias.
     """
-    whole = text("register", given, at_most=MAX_RUN_NAME)
+    whole = text("register", given, at_most=MAX_RUN_NAME, other=_NONE)
     name, at, alias = whole.partition("@")
     alias = alias if at else DEFAULT_ALIAS
-    accepted = "NAME or NAME@ALIAS: a name without / and :, an alias of letters, digits, - and _"
+    accepted = f"NAME or NAME@ALIAS (a name without / and :, an alias of letters, digits, - and _), or {_NONE}"
     if not name or re.search(r"[/:]", name) or not re.fullmatch(r"[\w\-]+", alias):
         raise ConfigError("register", given, accepted)
     if re.fullmatch(r"[vV]\d+", alias) or alias.lower() == "latest":

@@ -194,7 +194,8 @@ class MLflowTracker(Tracker):
         self.folder = uris.launch_folder()
         self.uri = uris.resolve(uri, self.folder)
         self.experiment, self.experiment_id = uris.experiment(experiment, self.uri)
-        self.run_name = None if run_name is None else text("run_name", run_name, at_most=MAX_RUN_NAME)
+        own_name = "null for the name of the run"
+        self.run_name = None if run_name is None else text("run_name", run_name, at_most=MAX_RUN_NAME, other=own_name)
         self.tags = {str(key): str(value) for key, value in (tags or {}).items()}
         if not isinstance(log_model, bool) and log_model != "kept":
             raise ConfigError("log_model", log_model, "true, false or kept", options=("kept",))

@@ -81,7 +81,8 @@ def experiment(given: str | float | None, uri: str) -> tuple[str | None, str | N
         key = "experiment" if of_config else "MLFLOW_EXPERIMENT_NAME"
         refusal = ConfigError if of_config else VariableError
         try:
-            name = text(key, DEFAULT_EXPERIMENT if name is None else name, at_most=_MAX_EXPERIMENT)
+            given_name = DEFAULT_EXPERIMENT if name is None else name
+            name = text(key, given_name, at_most=_MAX_EXPERIMENT, other="null for the default" if of_config else "")
         except ConfigError as error:
             raise refusal(key, error.given, error.accepted) from None
         state = _state_in_database(uri, "name", name)
