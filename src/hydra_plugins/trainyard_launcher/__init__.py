@@ -77,7 +77,8 @@ class LocalLauncher(Launcher):
         SweepSettings.from_config(self.settings)
         setup_globals()
         own = list(job_overrides[0])
-        print(f"hydra.launcher.debug: running only job {number}, in this process: {' '.join(own)}", flush=True)
+        what = f": {' '.join(own)}" if own else ""
+        print(f"hydra.launcher.debug: running only job {number}, in this process{what}", flush=True)
         config = self.hydra_context.config_loader.load_sweep_config(self.config, own)
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
