@@ -34,7 +34,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], *, ended: bool)
     for key, new in differing:
         if not _may_change(key):
             value = "nothing" if new is _ABSENT else new
-            rule = f"only values of {', '.join((*OVERRIDDEN, *FREE))} may differ"
+            rule = f"only values of {', '.join((*OVERRIDDEN, *FREE, 'name', 'tracker', 'env'))} may differ"
             if key.partition(".")[0] in ("optim", "schedule"):
                 rule = "the classes and the paramwise rules of optim and schedule cannot change"
             accepted = f"the value of the job from which this job continues: {rule}"
