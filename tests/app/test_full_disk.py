@@ -35,7 +35,7 @@ def test_in_a_sweep_only_that_job_fails(train: Any, tmp_path: Path) -> None:
     ends = {each["num"]: each for each in records if each.get("kind") == "state" and each["state"] != "running"}
     assert {num: end["state"] for num, end in ends.items()} == {0: "done", 1: "failed", 2: "done"}
     assert "could not be written" in ends[1]["error"]
-    assert ends[1]["error"].endswith("; then `trainyard sweep resume DIR` continues the sweep.")
+    assert "; then `trainyard sweep resume DIR` continues the sweep." in ends[1]["error"]
     assert "Traceback" not in done.stdout + done.stderr
     assert [path.name for path in (tmp_path / "sweep" / "1").rglob(".*.tmp")] == []
     assert (tmp_path / "sweep" / "report.html").exists()

@@ -39,7 +39,7 @@ def test_the_checkpoint_has_some_of_what_is_different_too() -> None:
         (
             {"model": {"hidden": [16]}},
             False,
-            r"model.hidden: \[16\] is invalid. Expected the value of the job .*: only values of .*, tracker, env may differ",
+            r"model.hidden: \[16\] is invalid. Expected the value of the job .*: only values of .*, env may differ",
         ),
         ({"data": {"split": {"val": 0.5}}}, False, r"data.split.val: 0.5 is invalid"),
         ({"optim": {"_target_": "torch.optim.SGD"}}, False, r"optim._target_: 'torch.optim.SGD' is invalid"),
