@@ -109,7 +109,7 @@ class Application(SweepableTask):
         except TrainyardError as error:
             told = self._with_next_step(error, cfg)
             if HydraConfig.get().mode is RunMode.MULTIRUN or os.environ.get(WHOLE):
-                raise told
+                raise told from error.__cause__
             sys.exit(tell(told))
 
     def _with_next_step(self, error: TrainyardError, cfg: DictConfig) -> TrainyardError:

@@ -208,8 +208,7 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
             )
         found = ", ".join(map(repr, losses)) or "none"
         raise TrainyardError(
-            f"The model returned no loss: the returned keys are {found}, but the key of a loss must "
-            f"contain 'loss'."
+            f"The model returned no loss: the returned keys are {found}, but the key of a loss must contain 'loss'."
         )
     return total
 

@@ -117,9 +117,7 @@ class SearchSettings:
             goals,
             limits,
             order_of(values.get("order")),
-            None
-            if n_jobs is None
-            else integer(f"{SWEEPER}.n_jobs", n_jobs, at_least=1, other=WIDTH),
+            None if n_jobs is None else integer(f"{SWEEPER}.n_jobs", n_jobs, at_least=1, other=WIDTH),
             params_of(values.get("params")),
             when_of(values.get("when")),
             integer(f"{SWEEPER}.together", values.get("together", 1), at_least=1),
