@@ -4,6 +4,7 @@ import base64
 import shutil
 import threading
 from collections.abc import Iterator
+from http.client import IncompleteRead
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,12 +70,21 @@ def test_what_cannot_track_is_wrong(monkeypatch: pytest.MonkeyPatch, server: str
     assert not found.ok
 
 
-def test_a_server_that_stops_within_its_response_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TimeoutError("timed out"), "does not respond: timed out"),
+        (IncompleteRead(b"[", 9), "could not be queried: IncompleteRead(1 bytes read, 9 more expected)"),
+    ],
+)
+def test_a_server_that_stops_within_its_response_is_named(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
     def stops(*_: Any, **__: Any) -> None:
-        raise TimeoutError("timed out")
+        raise error
 
     monkeypatch.setattr("urllib.request.urlopen", stops)
-    assert tracking(monkeypatch, "http://127.0.0.1:9").text == "http://127.0.0.1:9 does not respond: timed out"
+    assert tracking(monkeypatch, "http://127.0.0.1:9").text == f"http://127.0.0.1:9 {told}"
 
 
 def test_an_installation_that_works_is_ok_and_leaves_nothing(

@@ -31,7 +31,6 @@ _PACKAGES = ("torch", "hydra-core", "omegaconf", "mlflow", "numpy")
 _LITTLE_SPACE = 1e9  # bytes
 _EXPERIMENTS = "/api/2.0/mlflow/experiments/search?max_results=1"
 _PATIENCE = 5.0  # seconds for a server to answer
-_ANOTHER = "set MLFLOW_TRACKING_URI or tracker.uri to another file"
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,8 @@ def _tracking() -> Iterator[Finding]:
     if file := sqlite_file(uri):
         folder = Path(file).parent
         ok = os.access(file if Path(file).exists() else folder, os.W_OK)
-        yield Finding("MLflow", ok, f"{file}" if ok else f"{file} is not writable; {_ANOTHER}")
+        advice = "" if ok else " is not writable; set MLFLOW_TRACKING_URI or tracker.uri to another file"
+        yield Finding("MLflow", ok, f"{file}{advice}")
     elif uri.startswith(("http://", "https://")):
         yield _try("MLflow", lambda: _ask(uri))
     else:
@@ -151,7 +151,9 @@ def _ask(uri: str) -> str:
         raise RuntimeError(f"{redact(uri)} refused the request: {error.code} {error.reason}") from error
     except OSError as error:  # a URLError, or an error while the response is read
         raise RuntimeError(f"{redact(uri)} does not respond: {getattr(error, 'reason', error)}") from error
-    except (ValueError, http.client.HTTPException) as error:
+    except http.client.HTTPException as error:  # the response is not complete, or not of HTTP
+        raise RuntimeError(f"{redact(uri)} could not be queried: {error!r}") from error
+    except ValueError as error:
         raise RuntimeError(f"{redact(uri)} is not an MLflow server: its response is not JSON") from error
     return f"{redact(uri)} responds"
 
