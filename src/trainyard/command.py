@@ -13,12 +13,11 @@ from types import TracebackType
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from trainyard.config.command_line import MULTIRUN, arranged
+from trainyard.config.command_line import MULTIRUN, arranged, primary_config
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target
@@ -26,7 +25,7 @@ from trainyard.config.schema import check_settings
 from trainyard.config.single_composition import composed_once
 from trainyard.console import BOLD, coloured, tell
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.files import DiskFullError, disk_full
+from trainyard.files import RESUME, RESUME_SWEEP, DiskFullError, disk_full
 from trainyard.fused import train as stack_trainer
 from trainyard.fused.replay import PLAN, replay
 from trainyard.redaction import check_overrides
@@ -38,8 +37,6 @@ from trainyard.run.train import train
 from trainyard.starting import PRELOAD, WHOLE
 from trainyard.sweep.sweepable import SweepableTask
 from trainyard.track.sweep_position import Returned, SweepPosition
-
-_OF_SWEEP = "`trainyard sweep resume DIR` continues the sweep"
 
 
 def run(config_path: str | Path, config_name: str) -> None:
@@ -63,11 +60,12 @@ def run(config_path: str | Path, config_name: str) -> None:
     except Exception as error:
         overrides = [entry for entry in sys.argv[1:] if entry[:1] != "-" and ("=" in entry or entry[:1] == "~")]
         known: TrainyardError | None = error if isinstance(error, TrainyardError) else None
-        full = disk_full(error)
+        full, multirun = disk_full(error), bool({*MULTIRUN} & {*sys.argv})
         if known is None and full is not None:
-            known = DiskFullError(full.filename or Path.cwd(), full, *_then(sys.argv))
+            known = DiskFullError(full.filename or Path.cwd(), full, RESUME_SWEEP if multirun else RESUME)
         if known is None and not _is_from_train(error):
-            known = explain(error, overrides, *_primary_config(directory, config_name), _directory_key(sys.argv))
+            made = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+            known = explain(error, overrides, *primary_config(directory, config_name), made)
         if known is None or whole:
             _print_traceback(error)
         sys.exit(1 if known is None else tell(known))
@@ -107,20 +105,18 @@ class Application(SweepableTask):
                 return replay(cfg)
             return train(cfg, self.position)
         except TrainyardError as error:
-            told = self._with_next_step(error, cfg)
+            if isinstance(error, DiskFullError) and (then := self._after_full_disk(cfg)):
+                error.follow_with(then)
             if HydraConfig.get().mode is RunMode.MULTIRUN or os.environ.get(WHOLE):
-                raise told from error.__cause__
-            sys.exit(tell(told))
+                raise
+            sys.exit(tell(error))
 
-    def _with_next_step(self, error: TrainyardError, cfg: DictConfig) -> TrainyardError:
-        """Return the error of a run. For a full disk, its next step is that of a sweep's job, or of a run without a
-        checkpoint."""
-        if isinstance(error, DiskFullError):
-            if self.position is not None:
-                return error.followed_by(_OF_SWEEP)
-            if cfg.get("mode", "train") != "train" or cfg.get("quick"):
-                return error.followed_by("repeat the command in another directory (hydra.run.dir)")
-        return error
+    def _after_full_disk(self, cfg: DictConfig) -> str:
+        """Return the next step after a full disk; empty if it is to resume this run, as the error already says."""
+        if self.position is not None:
+            return RESUME_SWEEP
+        resumable = cfg.get("mode", "train") == "train" and not cfg.get("quick")
+        return "" if resumable else "repeat the command in another directory (hydra.run.dir)"
 
     def check(self, config: DictConfig) -> dict[str, Any]:
         """Check a job of a sweep before any job is started.
@@ -180,24 +176,6 @@ class Application(SweepableTask):
     def at(self, position: SweepPosition) -> Application:
         """Return the task function of the job at this position of a sweep."""
         return replace(self, position=position)
-
-
-def _then(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Return the next step after a full disk in a sweep; empty for a single run."""
-    return (_OF_SWEEP,) if {*MULTIRUN} & {*arguments} else ()
-
-
-def _directory_key(arguments: Sequence[str]) -> str:
-    """Return the key of the directory that this command creates."""
-    return "hydra.sweep.dir" if {*MULTIRUN} & {*arguments} else "hydra.run.dir"
-
-
-def _primary_config(config_dir: str, config_name: str) -> tuple[str, str]:
-    """Return the folder and the name of the primary config: those of the application, or of the command line."""
-    given, _ = get_args_parser().parse_known_args()
-    folder = Path(given.config_path or config_dir)
-    exists = folder.is_absolute() and folder.is_dir()
-    return str(folder) if exists else config_dir, given.config_name or config_name
 
 
 def _first_line(cfg: DictConfig) -> str:

@@ -19,7 +19,9 @@ DISK_PATIENCE = "TRAINYARD_DISK_PATIENCE"
 """Environment variable with the number of seconds for which a directory may be missing. Agents set it for their
 jobs."""
 _LOOK = 0.2  # seconds
-_RESUME = "resume=true continues from the last checkpoint"
+RESUME = "resume=true continues from the last checkpoint"
+RESUME_SWEEP = "`trainyard sweep resume DIR` continues the sweep"
+"""Next steps for the user after a full disk."""
 _FREE = "Free some disk space"
 _RAISE = "Raise the limit for the size of a file (ulimit -f, or the limit of the file system)"
 
@@ -35,7 +37,7 @@ class DiskFullError(TrainyardError):
 
     status = 1
 
-    def __init__(self, path: str | Path, cause: OSError, then: str = _RESUME) -> None:
+    def __init__(self, path: str | Path, cause: OSError, then: str = RESUME) -> None:
         super().__init__(path, cause.strerror, then)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -47,10 +49,9 @@ class DiskFullError(TrainyardError):
         advice = _RAISE if said == os.strerror(errno.EFBIG) else _FREE
         return f"{path} could not be written: {said}. {advice}; then {then}."
 
-    def followed_by(self, then: str) -> DiskFullError:
-        """Return the same error with another next step for the user."""
-        path, said, _ = self.args
-        return DiskFullError(path, OSError(0, said), then)
+    def follow_with(self, then: str) -> None:
+        """Replace the next step for the user."""
+        self.args = (*self.args[:2], then)
 
 
 class DirectoryGoneError(TrainyardError):
@@ -100,7 +101,7 @@ def despite_absence(folder: Path, write: Callable[[], T], patience: float | None
 
 
 @contextmanager
-def writing(path: Path, temporary: Path | None = None, then: str = _RESUME) -> Iterator[None]:
+def writing(path: Path, temporary: Path | None = None, then: str = RESUME) -> Iterator[None]:
     """Name the file in the error of a full disk, and remove the temporary file if writing fails.
 
     Args:
@@ -123,7 +124,7 @@ def writing(path: Path, temporary: Path | None = None, then: str = _RESUME) -> I
         raise DiskFullError(path, cause, then) from error
 
 
-def append_whole(fd: int, lines: bytes, path: Path, then: str = _RESUME) -> None:
+def append_whole(fd: int, lines: bytes, path: Path, then: str = RESUME) -> None:
     """Append lines to a file in one call, all of them or none; only the last one can be incomplete.
 
     Args:

@@ -59,7 +59,8 @@ def test_the_file_is_named_and_no_temporary_one_stays(tmp_path: Path, write: Any
     assert str(error.value).startswith(f"{tmp_path / name} could not be written: ")
     told = "(ulimit -f, or the limit of the file system); then resume=true continues from the last checkpoint."
     assert str(error.value).endswith(f"File too large. Raise the limit for the size of a file {told}")
-    assert str(error.value.followed_by("repeat the command")).endswith("file system); then repeat the command.")
+    error.value.follow_with("repeat the command")
+    assert str(error.value).endswith("file system); then repeat the command.")
     assert error.value.status == 1
     assert list(tmp_path.iterdir()) == []
     assert write(tmp_path).exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Action
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -38,6 +39,18 @@ def arranged(arguments: Sequence[str]) -> list[str]:
             )
         overrides = _of_each_job(overrides)
     return [*flags, *overrides]
+
+
+def primary_config(folder: str, name: str) -> tuple[str, str]:
+    """Return the folder and the name of the primary config of this command.
+
+    Args:
+        folder: the folder of the application, which --config-path can replace.
+        name: the name of the application, which --config-name can replace.
+    """
+    given, _ = get_args_parser().parse_known_args()
+    own = Path(given.config_path or folder)
+    return str(own) if own.is_absolute() and own.is_dir() else folder, given.config_name or name
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

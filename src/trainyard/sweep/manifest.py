@@ -24,7 +24,7 @@ from typing import Any
 
 from trainyard.application import StartedAs
 from trainyard.errors import TrainyardError
-from trainyard.files import append_whole, despite_absence
+from trainyard.files import RESUME_SWEEP, append_whole, despite_absence
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
 from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Inherited, Origin, Proposed
@@ -35,7 +35,6 @@ FILE = MANIFEST
 FORMAT = 2
 """Version of the format that is written. Older manifests without a version can be read."""
 _BLOCK = 1 << 20  # bytes that are parsed at once
-_THEN = "`trainyard sweep resume DIR` continues the sweep"
 
 
 @dataclass
@@ -279,7 +278,7 @@ class Manifest:
         def write() -> None:
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                append_whole(fd, content, self.path, _THEN)
+                append_whole(fd, content, self.path, RESUME_SWEEP)
                 if sync:
                     os.fsync(fd)
             finally:
