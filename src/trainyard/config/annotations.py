@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 
 UNKNOWN = object()
 """Annotation of an argument that has none, or one that does not resolve."""
@@ -21,7 +21,7 @@ UNKNOWN = object()
 LISTS = (list, tuple, Sequence, MutableSequence, Collection, Iterable)
 MAPPINGS = (dict, Mapping, MutableMapping)
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
-_PLURALS = {bool: "booleans", int: "integers", float: "numbers", str: "strings"}
+_NAMES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 _TRUTH = dict.fromkeys(("no", "off", "n", "false"), "false") | dict.fromkeys(("yes", "on", "y", "true"), "true")
 
 
@@ -185,13 +185,15 @@ def _word(hint: Any) -> str:
     if kind not in LISTS:
         return f"an object of class {kind.__name__}" if isinstance(kind, type) else f"a value of type {hint}"
     if kind is tuple and arguments and arguments[-1] is not ...:
-        count, entries = f"{len(arguments)} ", set(arguments)
+        count, entries = len(arguments), set(arguments)
     else:
-        count, entries = "", set(arguments[:1])
+        count, entries = 0, set(arguments[:1])
+    if not entries:
+        return "a list"
     entry = next(iter(entries)) if len(entries) == 1 else None
     plain = [option for option in options_of(entry) if not is_tensor(option)]
-    words = _PLURALS.get(plain[0], "values") if len(plain) == 1 else "values"
-    return f"a list of {count}{words.removesuffix('s') if count == '1 ' else words}" if entries else "a list"
+    name = _NAMES.get(plain[0], "value") if len(plain) == 1 else "value"
+    return f"a list of {counted(count, name)}" if count else f"a list of {name}s"
 
 
 def _yaml(value: Any) -> Any:
