@@ -104,10 +104,10 @@ def _tried(
         if not resumes or runner.strategy.agree(bool(caught)):
             _raise_if_ended_early(runner, caught, position, own["mode"])
     runner.strategy.end()
-    resumed = ", a checkpoint, and resuming from this checkpoint."
+    passed = "two batches of each split, a checkpoint, and resuming from this checkpoint"
     if not writes_checkpoints(runner):
-        resumed = ". No hook saves checkpoints, so resuming was not checked."
-    log.info("Quick check passed: two batches of each split%s", resumed)
+        passed = "two batches of each split. No hook saves checkpoints, so resuming was not checked"
+    log.info("Quick check passed: %s.", passed)
     return returned(runner.members[0], () if position is None else position.metrics)
 
 
