@@ -11,7 +11,9 @@ OVERRIDDEN = ("optim", "data.batch_size")
 """Keys that are also in a checkpoint, and whose values in the config apply if `resume_override` names them."""
 FREE = ("seed", "loop", "schedule", "hook", "clip_grad_norm", "clip_grad_value", "objective", "direction")
 """Values that a resumed run takes from its config."""
-NOT_COMPARED = ("work_dir", "name", "tracker", "resume", "resume_override", "env")
+UNRELATED = ("name", "tracker", "env")
+"""Values that may differ in any way."""
+NOT_COMPARED = ("work_dir", "resume", "resume_override", *UNRELATED)
 LENGTHS = ("loop.max_epochs", "loop.max_iters")
 FLAGS = ("foreach", "fused", "capturable", "differentiable")
 _ABSENT = object()
@@ -34,7 +36,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], *, ended: bool)
     for key, new in differing:
         if not _may_change(key):
             value = "nothing" if new is _ABSENT else new
-            rule = f"only values of {', '.join((*OVERRIDDEN, *FREE, 'name', 'tracker', 'env'))} may differ"
+            rule = f"only values of {', '.join((*OVERRIDDEN, *FREE, *UNRELATED))} may differ"
             if key.partition(".")[0] in ("optim", "schedule"):
                 rule = "the classes and the paramwise rules of optim and schedule cannot change"
             accepted = f"the value of the job from which this job continues: {rule}"
