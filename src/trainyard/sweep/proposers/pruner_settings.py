@@ -9,10 +9,11 @@ from typing import Any
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from trainyard.checks import choice, integer
 from trainyard.config.build import build, is_node
 from trainyard.errors import ConfigError
 from trainyard.sweep.proposers.given_settings import SWEEPER, plain
-from trainyard.sweep.proposers.pruners import NoPruner, Pruner
+from trainyard.sweep.proposers.pruners import UNITS, NoPruner, Pruner
 from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.sweepable import as_sweepable
 
@@ -75,16 +76,19 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
     unit = "iter" if "max_iters" in loop else "epoch"
     interval, begin = loop.get("val_interval", 1), loop.get("val_begin", 1)
     first = -(-begin // interval) * interval if isinstance(interval, int) and isinstance(begin, int) else 1
-    auto = {"by": unit, "first": first, "every": interval, "last": loop.get(f"max_{unit}s")}
+    last = loop.get(f"max_{unit}s")  # None: unknown
+    auto = {"by": unit, "first": first, "every": interval, "last": "auto" if last is None else last}
     if not _is_own(node):  # the rungs are not an argument of Optuna's class
         node = {**dict.fromkeys(auto, "auto"), **node}
-    known = {key: value for key, value in auto.items() if value is not None}
-    node = {key: known.get(key, value) if value == "auto" else value for key, value in node.items()}
+    for key, given in node.items():
+        if key in auto and given != "auto":
+            _check_rungs(key, given)
+    node = {key: auto.get(key, value) if value == "auto" else value for key, value in node.items()}
     if loop and node.get("by", "epoch") != unit:
         accepted = f"{unit}, the unit of this loop, or auto"
         raise ConfigError(f"{PRUNER}.by", node.get("by", "epoch"), accepted, options=[unit])
     for place, at in enumerate(build_pruner(node).places if loop else ()):
-        is_end = auto["last"] is not None and at >= auto["last"]
+        is_end = last is not None and at >= last
         if not loop.get("dynamic_intervals") and (at < begin or at % interval) and not is_end:
             key = "every" if place and "every" in node else "first"
             multiples = f"multiples of loop.val_interval={interval} from {first} on, or auto"
@@ -92,6 +96,18 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
             hint = f"There is no validation at {unit} {at}."
             raise ConfigError(f"{PRUNER}.{key}", node.get(key, 1), accepted, hint=hint)
     return node
+
+
+def _check_rungs(key: str, value: Any) -> None:
+    """Check a setting of rungs that is not `auto`.
+
+    Raises:
+        ConfigError: it is not valid.
+    """
+    if key == "by":
+        choice(f"{PRUNER}.by", value, UNITS, other="auto")
+    else:
+        integer(f"{PRUNER}.{key}", value, at_least=1, other="auto")
 
 
 def _is_own(node: Mapping[str, Any]) -> bool:
@@ -106,13 +122,6 @@ def build_pruner(node: Mapping[str, Any] | None) -> Pruner:
     """
     if node is None:
         return NoPruner()
-    try:
-        return _built(node)
-    except ConfigError as error:
-        raise _also_auto(error if error.key.startswith(PRUNER) else error.under(PRUNER)) from None
-
-
-def _built(node: Mapping[str, Any]) -> Pruner:
     if _is_own(node):
         found: Pruner = build(node, PRUNER)
         return found
@@ -122,16 +131,11 @@ def _built(node: Mapping[str, Any]) -> Pruner:
     from trainyard.sweep.proposers.stopping import StoppingPruner
 
     rungs = {key: node[key] for key in ("last", "first", "every", "by") if key in node}
-    with quiet():
-        pruner = build({key: each for key, each in node.items() if key not in rungs}, PRUNER)
-    if not isinstance(pruner, BasePruner):
-        raise ConfigError(PRUNER, node["_target_"], "the class of a pruner of Optuna")
-    return StoppingPruner(pruner, **rungs)
-
-
-def _also_auto(error: ConfigError) -> ConfigError:
-    """Return an error about a rung with `auto` among the accepted values, unless `auto` is not possible here."""
-    is_rung = error.key.rpartition(".")[2] in ("first", "every", "last", "by")
-    if not is_rung or error.given == "auto" or not error.accepted.startswith(("an integer", "one of")):
-        return error
-    return ConfigError(error.key, error.given, f"{error.accepted}, or auto", hint=error.hint, options=error.options)
+    try:
+        with quiet():
+            pruner = build({key: each for key, each in node.items() if key not in rungs}, PRUNER)
+        if not isinstance(pruner, BasePruner):
+            raise ConfigError(PRUNER, node["_target_"], "the class of a pruner of Optuna")
+        return StoppingPruner(pruner, **rungs)
+    except ConfigError as error:
+        raise error if error.key.startswith(PRUNER) else error.under(PRUNER) from None
