@@ -90,12 +90,10 @@ class AgentSettings(SweepSettings):
         tracker = OmegaConf.select(config, "tracker", throw_on_resolution_failure=False)
         if not isinstance(tracker, DictConfig) or "uri" not in tracker:
             return
-        of_environment = not tracker.uri and os.environ.get("MLFLOW_TRACKING_URI")
-        key = "MLFLOW_TRACKING_URI" if of_environment else "tracker.uri"
         try:
             uri = resolve(tracker.uri, launch_folder())
         except ConfigError as error:
-            raise (error if of_environment else error.under("tracker")) from None
+            raise error.under("tracker") from None
         dialect, _, path = uri.partition(":///")
         if dialect.partition("+")[0] == "sqlite" and (disk := network_disk(Path(path.partition("?")[0]))) is not None:
             hint = (
@@ -104,6 +102,8 @@ class AgentSettings(SweepSettings):
                 "`trainyard sync`."
             )
             accepted = "a server (http://HOST:PORT), or a file on a disk of this machine: sqlite:////var/tmp/mlflow.db"
+            of_environment = not tracker.uri and os.environ.get("MLFLOW_TRACKING_URI")
+            key = "MLFLOW_TRACKING_URI" if of_environment else "tracker.uri"
             raise ConfigError(key, uri, accepted, hint=hint)
 
     def slots(self, continued: bool) -> list[Slot]:

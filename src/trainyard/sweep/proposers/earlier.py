@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENQUEUE = "hydra.sweeper.enqueue"
 WARM_START = "hydra.sweeper.warm_start"
 FROM = "warm_start_from"  # in the identity of a search
-ACCEPTED = "the directory of a sweep, or an experiment or a run of MLflow, or null"
+ACCEPTED = "the directory of a sweep, an experiment or a run of MLflow, or null"
 SHOWN = 10  # names of runs in a line
 
 
@@ -116,7 +116,7 @@ class Earlier:
         try:
             title, runs = past_runs(given, uri, names, list(space.parameters))
         except TrainyardError as error:
-            cause = error.under("tracker") if isinstance(error, ConfigError) and error.key == "uri" else error
+            cause = error.under("tracker") if isinstance(error, ConfigError) else error
             hint = f"There is no directory {Path(given).expanduser().absolute()}. {str(cause).rstrip('.')}."
             raise ConfigError(WARM_START, given, ACCEPTED, hint=hint) from None
         taken: list[tuple[dict[str, Any], Any]] = []
