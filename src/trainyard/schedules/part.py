@@ -90,9 +90,8 @@ class Part:
             check_milestones(key, value, least=1)
         elif name in DURATIONS:
             if not (value == "auto" or (value is None and default is None)):
-                other = '"auto" (from the start to the end of this scheduler)'
-                other += ", or null" if default is None else ""
-                check_position(key, value, at_least=1, other=other)
+                own = '"auto" (from the start to the end of this scheduler)'
+                check_position(key, value, own, *(["null"] if default is None else []), at_least=1)
         elif value == "auto":
             if name not in (*OWN_LR, "cycle_momentum"):
                 raise ConfigError(key, value, "an explicit value, because the run does not define this argument")
@@ -214,13 +213,13 @@ def is_share(value: Any) -> bool:
     return is_number(value, above=0, below=1)
 
 
-def check_position(key: str, value: Any, *, at_least: int, other: str = "") -> None:
+def check_position(key: str, value: Any, *others: str, at_least: int) -> None:
     """Raise a `ConfigError` unless `value` counts in the unit or is a fraction of the run.
 
-    `other` describes other values that the caller accepts and has already handled, for the message.
+    `others` describe other values that the caller accepts and has already handled, for the message.
     """
     if not (is_share(value) or is_count(value, at_least)):
-        kinds = [f"an integer of at least {at_least}", "a fraction of the run in (0, 1)", *filter(None, [other])]
+        kinds = [f"an integer of at least {at_least}", "a fraction of the run in (0, 1)", *others]
         raise ConfigError(key, value, f"{', '.join(kinds[:-1])}, or {kinds[-1]}")
 
 

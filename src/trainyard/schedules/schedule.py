@@ -94,7 +94,7 @@ class Schedule:
         choice("param", param, PARAMS)
         check_position("begin", begin, at_least=0)
         if end is not None:
-            check_position("end", end, at_least=1, other="null for the end of the run")
+            check_position("end", end, "null for the end of the run", at_least=1)
         if end is not None and is_share(begin) == is_share(end) and end <= begin:
             raise ConfigError("end", end, f"a value after begin={begin}")
         if boolean("convert_to_iter_based", convert_to_iter_based) and by == "iter":
