@@ -79,8 +79,7 @@ class RaySettings(AgentSettings):
     def check(self, config: DictConfig) -> None:
         if find_spec("ray") is None:
             hint = "This option needs Ray: pip install 'trainyard[ray]'."
-            choices = OmegaConf.select(config, "hydra.runtime.choices") or {}
-            given = choices.get("hydra/launcher", "ray")
+            given = OmegaConf.select(config, "hydra.runtime.choices.hydra/launcher", default="ray")
             raise ConfigError("hydra/launcher", given, "an option whose packages are installed", hint=hint)
         super().check(config)
 
