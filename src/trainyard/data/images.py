@@ -84,7 +84,6 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
             self.shape = image.shape
         elif image.shape != self.shape:
             advice = "set data.image_size, for example to 64"
-            advice += ", or add a transform (torchvision.transforms.v2.Resize)" if self.transforms else ""
             if self.size is not None:
                 advice = "add a transform that gives them equal sizes (torchvision.transforms.v2.Resize)"
             raise TrainyardError(

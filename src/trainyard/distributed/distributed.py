@@ -56,7 +56,7 @@ class Distributed(Strategy):
 
     def __post_init__(self) -> None:
         if self.devices != "auto":
-            every = "auto for every GPU, or for one process on the CPU"
+            every = "auto (every GPU; without a GPU, one process)"
             self.devices = integer("devices", self.devices, at_least=1, other=every)
         if self.min_devices is not None:
             end = "null to end the run when a rank is killed"
