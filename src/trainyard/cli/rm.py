@@ -45,6 +45,6 @@ def command(runs: Sequence[str], yes: bool) -> None:
 
 def _in_progress(run: StoredRun) -> TrainyardError:
     return TrainyardError(
-        f"{run.directory}: this run is in progress. Stop a single run with Ctrl-C or SIGTERM, and a job of a sweep with "
-        "`trainyard sweep stop DIR JOB`."
+        f"{run.directory}: this run is in progress. Stop a single run with Ctrl-C or SIGTERM, and a job of a sweep "
+        "with `trainyard sweep stop DIR JOB`."
     )
