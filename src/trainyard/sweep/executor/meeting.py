@@ -51,7 +51,7 @@ class HeadAddress:
 
 
 def open_head(
-    directory: Path, kind: Literal["tcp", "files"], address: str | None, key: str = "hydra.launcher.address"
+    directory: Path, kind: Literal["tcp", "files"], address: str | None, key: str
 ) -> tuple[Transport, HeadAddress]:
     """Open the head's end of its links, and publish its address.
 
