@@ -132,7 +132,7 @@ def _explain_key(
         )
     found = re.search(r"'([^']+)'", text)
     if found is None:
-        return TrainyardError(_first_line(error))
+        return TrainyardError(_first_line(cause))
     key = found.group(1).lstrip("+~").split("=")[0]
     cfg, groups = _composed_without(key, overrides, config_dir, config_name)
     node, parent, name = _deepest(cfg, key)
