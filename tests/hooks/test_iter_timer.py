@@ -57,8 +57,9 @@ def test_the_mean_of_a_window_is_its_share_of_the_clock(
         assert found["train/time", 6 * epoch] == 2e-6
 
 
+@pytest.mark.parametrize("workflow", [None, [["train", 1], ["val", 2]]])
 def test_waiting_for_data_is_told_apart_and_validation_is_left_out(
-    make: Any, points: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Any, points: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workflow: Any
 ) -> None:
     class Work(Hook):
         def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
@@ -73,7 +74,8 @@ def test_waiting_for_data_is_told_apart_and_validation_is_left_out(
         "spec": {"in_features": 2, "num_classes": 2},
     }
     hooks = {"timer": IterTimer(), "work": Work(), "logger": Logger(2)}
-    make(hooks, data=data, loop=IterBasedTrainLoop(8, val_interval=2), work_dir=tmp_path).train()
+    loop = IterBasedTrainLoop(8, val_interval=2, workflow=workflow)
+    make(hooks, data=data, loop=loop, work_dir=tmp_path).train()
     found = points(tmp_path)
     for step in (2, 4, 6, 8):
         assert found["train/data_time", step] == pytest.approx(READ)

@@ -12,7 +12,8 @@ from trainyard.runner.hook import Hook
 class IterTimer(Hook):
     """Records the mean seconds per iteration (`time`) and per wait for a batch (`data_time`) since the last point.
 
-    On CUDA, the hook measures host time: kernels may still be running at the end of an iteration.
+    The times do not include validations and the validation turns of a workflow. On CUDA, the hook measures host time:
+    kernels may still be running at the end of an iteration.
     """
 
     priority = "NORMAL"
@@ -45,6 +46,9 @@ class IterTimer(Hook):
         self._count += 1
 
     def after_val(self, runner: Runner) -> None:
+        self._last = perf_counter_ns()
+
+    def after_val_loss(self, runner: Runner, losses: Any) -> None:
         self._last = perf_counter_ns()
 
     def _time(self) -> float:
