@@ -7,13 +7,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from trainings import ADAM, EMA, MLP, Blobs, config, loop, options, state  # type: ignore[import-not-found]
+from torch.utils.data import TensorDataset
+from trainings import (  # type: ignore[import-not-found]
+    ADAM,
+    BATCH,
+    EMA,
+    MLP,
+    SAMPLES,
+    Blobs,
+    config,
+    loop,
+    options,
+    state,
+)
 
+from trainyard.data import EpochBatchSampler, Loader
+from trainyard.data.dataloader import dataset_loader
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.distributed.shares import has_share, local
 from trainyard.errors import ConfigError
@@ -71,6 +86,14 @@ class Spoilt(Blobs):
             self.x = self.x.clone()  # type: ignore[has-type]
             self.x[7] = torch.nan
         return super().loader(split, seed=seed, device=device)
+
+
+class Worked(Blobs):
+    """Read by a worker that persists."""
+
+    def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
+        sampler = EpochBatchSampler(SAMPLES, BATCH, shuffle=split == "train", seed=seed)
+        return dataset_loader(TensorDataset(self.x, self.y), sampler, 1, device)
 
 
 class Sums(Hook):
@@ -147,6 +170,20 @@ def batch_norm(precise: bool) -> Any:
     return dict(runner.members[0].metrics), runner.model.net[1].running_mean.clone()
 
 
+def precise_within_an_epoch(precise: bool) -> Any:
+    """In an iteration loop, whose last batch of an epoch is of 3 samples on one rank and of 2 on the other."""
+    hook = {"precise_bn": {"_target_": "trainyard.hooks.PreciseBN"}} if precise else {}
+    loop = {"_target_": "trainyard.runner.IterBasedTrainLoop", "max_iters": 16, "val_interval": 5}
+    runner = run("ddp", model={"_target_": Normed}, data={"_target_": Worked}, hook=hook, loop=loop)
+    return {name: value.clone() for name, value in runner.model.state_dict().items()}
+
+
+def train_metrics(strategy: str, batches: int | None) -> Any:
+    """On more batches of one rank than of the other."""
+    hook = {"train_metrics": {"_target_": "trainyard.hooks.TrainMetrics", "batches": batches}}
+    return dict(run(strategy, hook=hook, loop=loop(4)).members[0].metrics)
+
+
 def frozen(strategy: str) -> Any:
     return state(run(strategy, freeze=["net.1"]))
 
@@ -210,6 +247,13 @@ CASES: dict[str, Callable[[], Any]] = {
     "skipped_fsdp": lambda: spoilt_and_skipped("fsdp"),
     "batch_norm": lambda: batch_norm(precise=False),
     "precise_bn": lambda: batch_norm(precise=True),
+    "within": lambda: precise_within_an_epoch(precise=False),
+    "precise_within": lambda: precise_within_an_epoch(precise=True),
+    **{
+        f"train_metrics_{kind}_{batches}": partial(train_metrics, kind, batches)
+        for kind in ("ddp", "fsdp")
+        for batches in (None, 1, 3)
+    },
     "frozen_ddp": lambda: frozen("ddp"),
     "frozen_fsdp": lambda: frozen("fsdp"),
     "activation_checkpointing": activation_checkpointing,

@@ -68,6 +68,27 @@ def test_every_rank_evaluates_with_the_same_statistics(found: Found) -> None:
     assert not torch.equal(found[0]["batch_norm"][1], found[0]["precise_bn"][1])
 
 
+def test_statistics_from_a_second_loader_leave_the_weights_of_the_ranks(found: Found) -> None:
+    for rank in found:
+        plain, precise = rank["within"], rank["precise_within"]
+        for name, value in plain.items():
+            assert torch.equal(value, precise[name]) == ("running" not in name), name
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_training_data_is_evaluated_by_the_ranks_together(found: Found, kind: str) -> None:
+    """The validation set is the training set, whose 7 batches are 4 of one rank and 3 of the other."""
+    for rank in found:
+        metrics = rank[f"train_metrics_{kind}_None"]
+        assert metrics["train_eval/accuracy"] == metrics["val/accuracy"]
+        assert metrics["train_eval/loss"] == pytest.approx(metrics["val/loss"], rel=1e-12)
+    for batches in (1, 3):
+        (first, second) = (rank[f"train_metrics_{kind}_{batches}"] for rank in found)
+        own = {name: value for name, value in first.items() if name.startswith("train_eval/")}
+        assert len(own) == 2
+        assert own == {name: second[name] for name in own}
+
+
 def test_what_is_frozen_stays(found: Found) -> None:
     ddp, fsdp = found[0]["frozen_ddp"], found[0]["frozen_fsdp"]
     torch.testing.assert_close(weights(fsdp), weights(ddp), rtol=1e-10, atol=1e-12)

@@ -3,14 +3,15 @@ from typing import Any
 
 import pytest
 import torch
+from streams import StatefulLoader, StatefulStream, Stream, sample
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterDataPipe, TensorDataset
 
 from trainyard.data import Digits
 from trainyard.errors import ConfigError
 from trainyard.hooks import EMA, Checkpoint, Hook, PreciseBN
 from trainyard.models import CNN, Supervised
-from trainyard.runner import IterBasedTrainLoop, checkpoint
+from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, checkpoint
 
 MLP = {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "hidden": [8, 8], "batch_norm": True}
 
@@ -159,3 +160,79 @@ def test_a_model_without_normalisation_is_let_be(make: Any) -> None:
 def test_a_number_of_batches_that_cannot_be(given: float) -> None:
     with pytest.raises(ConfigError, match=r"batches: .* is invalid. Expected an integer of at least 1"):
         PreciseBN(given)
+
+
+class Pipe(IterDataPipe[Any]):
+    """A data pipe, of which only one iterator is valid at a time."""
+
+    def __iter__(self) -> Any:
+        return iter([sample(number) for number in range(20)])
+
+
+class Alone(DataLoader[Any]):
+    """A loader with an iteration of its own, which Trainyard uses as it is."""
+
+    def __iter__(self) -> Any:
+        return super().__iter__()
+
+
+SAMPLES: Any = [sample(number) for number in range(20)]
+ITER, EPOCH = IterBasedTrainLoop(7, val_interval=2), EpochBasedTrainLoop(2)
+
+
+def of(train: Any, hooks: Any, loop: Any, **more: Any) -> Runner:
+    """A run of which the training data is this loader, of five batches."""
+    return Runner(
+        model=MLP | {"in_features": 4, "num_classes": 3},
+        data={"train": train, "val": DataLoader(SAMPLES, 4)},
+        optim={"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01},
+        loop=loop,
+        metrics={"loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
+        hooks=hooks,
+        device="cpu",
+        **more,
+    )
+
+
+def test_workers_that_persist_go_on_within_their_epoch() -> None:
+    """Those of the training are not asked for the batches of the hook."""
+    found = []
+    for workers, hooks in ((1, {"precise": PreciseBN(3)}), (0, {"precise": PreciseBN(3)}), (0, {})):
+        train: Any = DataLoader(SAMPLES, 4, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+        runner = of(train, hooks, IterBasedTrainLoop(7, val_interval=2))
+        runner.train()
+        found.append((dict(runner.model.state_dict()), dict(runner.members[0].metrics)))
+    (worked, metrics), (alone, other_metrics), (plain, _) = found
+    assert metrics == other_metrics
+    for name, value in worked.items():
+        assert torch.equal(value, alone[name]), name
+        assert torch.equal(value, plain[name]) == ("running" not in name), name
+
+
+@pytest.mark.parametrize(
+    ("train", "loop", "works"),
+    [
+        (DataLoader(Stream(20), 4), ITER, True),
+        (DataLoader(Stream(20), 4), EPOCH, True),
+        (DataLoader(StatefulStream(20), 4), ITER, False),
+        (DataLoader(StatefulStream(20), 4), EPOCH, False),
+        (StatefulLoader(SAMPLES, 4), EPOCH, False),
+        (DataLoader(Pipe(), 4), ITER, False),
+        (DataLoader(Pipe(), 4), EPOCH, True),
+        (Alone(SAMPLES, 4), ITER, True),
+        (Alone(SAMPLES, 4, num_workers=1, persistent_workers=True), ITER, False),
+        (Alone(SAMPLES, 4, num_workers=1, persistent_workers=True), EPOCH, True),
+    ],
+)
+def test_data_that_cannot_be_read_twice_is_told_before_the_training(
+    tmp_path: Path, train: Any, loop: Any, works: bool
+) -> None:
+    runner = of(train, {"precise": PreciseBN(3)}, loop, work_dir=tmp_path / "run")
+    if works:
+        runner.train()
+        return
+    with pytest.raises(
+        ConfigError, match=r"^hook\.precise: 'PreciseBN' is invalid\. Expected training data that can be"
+    ):
+        runner.train()
+    assert not (tmp_path / "run").exists()

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
-from trainyard.data import Data
+from trainyard.data import Data, EpochBatchSampler
+from trainyard.data.dataloader import dataset_loader
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.fused.runner import FusedRunner
 from trainyard.runner import Runner
@@ -114,6 +116,27 @@ def test_precise_bn(tmp_path: Path, average: bool) -> None:
         assert expected["net.2.running_var"].var() > 0
         for name, buffer in ours.eval_model.named_buffers():
             torch.testing.assert_close(buffer, expected[name], rtol=1e-7, atol=1e-9)
+    for member in range(3):
+        ours, theirs = (journal(tmp_path / kind / str(member), "val/") for kind in ("fused", "solo"))
+        assert ours == pytest.approx(theirs, rel=1e-7)
+
+
+class Worked(Points):
+    """The same points from workers that persist."""
+
+    def loader(self, split: Any, *, seed: Any, device: Any) -> Any:
+        sampler = EpochBatchSampler(192, 32, shuffle=split == "train", drop_last=False, seed=seed)
+        return dataset_loader(TensorDataset(self.x, self.y), sampler, workers=1, device=device)
+
+
+def test_precise_bn_within_an_epoch_that_workers_read(tmp_path: Path) -> None:
+    """Some members leave the stack early: the loader of the hook serves those that remain."""
+    stop = {"stop": {"_target_": "trainyard.hooks.EarlyStopping", "patience": 1, "min_delta": 0.04}}
+    loop = {"_target_": "trainyard.runner.IterBasedTrainLoop", "max_iters": 24, "val_interval": 4}
+    fused, solos = both(tmp_path, ["precise_bn"], data={"_target_": Worked}, loop=loop, hook=stop)
+    assert len({member.iter for member in fused.all_members}) > 1, "nobody left early: this has tested nothing"
+    for ours, theirs in zip(fused.all_members, solos, strict=True):
+        assert ours.iter == theirs.iter
     for member in range(3):
         ours, theirs = (journal(tmp_path / kind / str(member), "val/") for kind in ("fused", "solo"))
         assert ours == pytest.approx(theirs, rel=1e-7)

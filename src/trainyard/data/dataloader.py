@@ -183,7 +183,7 @@ class WorkerLoader:
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether a new iteration ends the previous one because both share a source."""
+        """Whether a new iteration ends the previous one, because both have the same workers or the same position."""
         return self._given.persistent_workers or bool(self._state)
 
     def __len__(self) -> int:
@@ -236,8 +236,20 @@ class WorkerLoader:
 
     @property
     def is_stream(self) -> bool:
-        """Whether the data set is a stream, which has one position at a time."""
+        """Whether the data set is a stream."""
         return isinstance(self._given.dataset, IterableDataset)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the data has a state, from which a resumed run continues to read it."""
+        return bool(self._state)
+
+    @property
+    def one_position(self) -> bool:
+        """Whether all loaders of this data share one position, so that the data cannot be read twice at a time."""
+        given = self._given
+        pipe = isinstance(given.dataset, IterDataPipe) and not given.num_workers
+        return self.has_state or (self._loader is given and (given.persistent_workers or pipe))
 
     def stream_state(self) -> Any:
         """Return the state of the stream after the yielded batches, for `batches`; None if the stream has no state."""
@@ -281,7 +293,8 @@ class WorkerLoader:
                 return
             yield batch
         what = "A loader with persistent_workers" if self._given.persistent_workers else "A stream with a state"
-        raise RuntimeError(f"{what} was iterated again before its epoch ended. Use a second loader.")
+        then = "" if self.one_position else " Use another loader: runner.second_loader() reads the training data."
+        raise RuntimeError(f"{what} was iterated again before its epoch ended.{then}")
 
     def on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the finished batches on the device."""

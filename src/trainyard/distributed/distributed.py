@@ -87,11 +87,12 @@ class Distributed(Strategy):
         world.leave()
 
     def loader(self, loader: Loader, split: str) -> Loader:
-        if split != "train":
-            return turns_of(loader, self.rank, self.world_size)
-        share = share_of(loader, self.rank, self.world_size)
+        of_rank = share_of if split == "train" else turns_of
+        return of_rank(loader, self.rank, self.world_size)
+
+    def train_on(self, loader: Loader) -> None:
+        share: Any = loader
         self._weight, self._size = lambda: share.weight, lambda: share.size
-        return share
 
     def samples(self, batch: Any) -> int:
         return self._size()

@@ -80,6 +80,7 @@ class _OfRank:
 
     def __init__(self, loader: Loader, rank: int, world_size: int) -> None:
         self.loader: Any = loader
+        self._own: Any = loader
         self.rank = rank
         self.world_size = world_size
 
@@ -105,6 +106,32 @@ class _OfRank:
         """Return the order of the samples of all ranks together, or None if the loader does not state it."""
         order = getattr(self.loader, "order", None)
         return None if order is None else order(epoch)
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether a new iteration ends the previous one."""
+        return bool(getattr(self._own, "one_at_a_time", False))
+
+    @property
+    def turn(self) -> int:
+        """Number of iterations that have been started, if the loader serves one at a time."""
+        turn: int = self._own.turn
+        return turn
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the data has a state."""
+        return bool(getattr(self.loader, "has_state", False))
+
+    @property
+    def one_position(self) -> bool:
+        """Whether all loaders of this data share one position."""
+        return bool(getattr(self.loader, "one_position", False))
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the data set is a stream."""
+        return bool(getattr(self.loader, "is_stream", False))
 
     @property
     def exact_length(self) -> int | None:

@@ -69,6 +69,9 @@ class Strategy:
         """Return this rank's share of a split."""
         return loader
 
+    def train_on(self, loader: Loader) -> None:
+        """Weight the losses of training batches by this rank's share of the batches that `loader` serves."""
+
     def together(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield training batches, whose number is unknown in advance, as long as every rank has a batch."""
         return batches

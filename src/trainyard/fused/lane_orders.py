@@ -52,6 +52,11 @@ class LaneOrders(ABC):
         return size
 
     @property
+    def one_at_a_time(self) -> bool:
+        """Whether a new iteration ends the previous one."""
+        return bool(getattr(self.loader, "one_at_a_time", False))
+
+    @property
     def num_samples(self) -> int:
         """Number of samples that one epoch serves to each member."""
         samples: int = self.loader.num_samples

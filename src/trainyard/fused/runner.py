@@ -264,6 +264,13 @@ class FusedRunner(Runner):
             raise Unfusable(f"the {split} batches are in a different order for each member")
         return loader
 
+    def second_loader(self) -> Loader:
+        own: Any = self.loader("train")
+        other: Any = super().second_loader()
+        if other is not own and getattr(other, "stacked", False):
+            other.place(own.ahead, own.seeds, own.length)  # the members may have changed since it was created
+        return other  # type: ignore[no-any-return]
+
     def whole_loader(self, split: str) -> Loader:
         apart = split == "train" and (self._fed or len(set(self._positions)) > 1)
         return stack_loader(super().whole_loader(split), [member.seed for member in self.members], apart=apart)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from trainyard.batch import samples
 from trainyard.checks import integer
+from trainyard.data.lengths import exact_length
 from trainyard.hooks._batch import of_first_member
+from trainyard.hooks._second_reading import check_second_reading
 from trainyard.models import call
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
@@ -33,6 +35,9 @@ class PreciseBN(Hook):
 
     Args:
         batches: the number of batches of the training data, at most one epoch.
+
+    Raises:
+        ConfigError: (in the sanity check) the training data cannot be read a second time during the training.
     """
 
     priority = "NORMAL"
@@ -40,6 +45,9 @@ class PreciseBN(Hook):
 
     def __init__(self, batches: int = 100) -> None:
         self.batches = integer("batches", batches, at_least=1)
+
+    def sanity_check(self, runner: Runner) -> None:
+        check_second_reading(self, runner)
 
     @torch.no_grad()
     def before_val(self, runner: Runner) -> None:
@@ -57,11 +65,14 @@ class PreciseBN(Hook):
         model.train(mode)
 
     def _measure(self, runner: Runner, model: nn.Module, alone: nn.Module, layers: dict[str, Any]) -> None:
-        loader = runner.loader("train")
+        loader = runner.second_loader() if runner.batches_done else runner.loader("train")
+        batches = loader.batches(runner.epoch)
+        if exact_length(loader) is None:
+            batches = runner.strategy.together(batches)
         buffers = {name.replace("/", "."): buffer for name, buffer in model.named_buffers()}  # slashes in a stack
         statistics: list[_Statistics] = []
         first = 0
-        for batch in islice(loader.batches(runner.epoch), self.batches):
+        for batch in islice(batches, self.batches):
             one = of_first_member(batch, loader)
             if not statistics:
                 first = samples(one)

@@ -105,7 +105,7 @@ class TestTimeAugmentation(Hook):
             predict(batch)
         model.train(mode)
 
-    def before_val_epoch(self, runner: Runner) -> None:
+    def before_val(self, runner: Runner) -> None:
         if self.val:
             self._begin(runner)
 

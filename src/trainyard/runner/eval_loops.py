@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from trainyard.data import Loader
 from trainyard.data.lengths import no_batches
 from trainyard.metrics import results_of
 from trainyard.runner.batch_checks import check_resident_targets, in_range
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from trainyard.runner.runner import Runner
 
 Results = list[dict[str, float]]
+Stage = Callable[..., None]
+"""Method of a hook for a stage."""
 
 
 class ValLoop:
@@ -73,29 +76,8 @@ class ValLoop:
         Raises:
             TrainyardError: the set has no batch, or the ranks have read different data.
         """
-        split = self.split
-        before_iter, after_iter = runner.stage(f"before_{split}_iter"), runner.stage(f"after_{split}_iter")
-        predict = self.predictor(runner, name)
-        evaluate = runner.evaluator.begin(predict, runner.metrics, watched=bool(before_iter or after_iter))
-        with torch.no_grad():
-            seen = 0
-            for index, batch in enumerate(runner.loader(name).batches()):
-                seen = index + 1
-                for hook in before_iter:
-                    hook(runner, index, batch)
-                outputs = evaluate(batch)
-                for hook in after_iter:
-                    hook(runner, index, batch, outputs)
-                if runner.interrupted:
-                    return
-            evaluate.end()
-            runner.strategy.check_served(runner.loader(name), name)
-            for batch in runner.strategy.idle(runner.loader(name)):
-                predict(batch)  # another rank has one more batch, and a forward pass may need all ranks
-                runner.call("after_idle_iter", batch)
-        of_all = getattr(runner.loader(name), "served", runner.strategy.world_size > 1)
-        if not (seen or of_all):  # of several ranks, one may have no turn
-            raise no_batches(name)
+        stages = (f"before_{self.split}_iter", f"after_{self.split}_iter", "after_idle_iter")
+        self._run(runner, name, runner.loader(name), *map(runner.stage, stages))
 
     def judge(self, runner: Runner) -> None:
         """Compare the results with the best objective."""
@@ -135,21 +117,57 @@ class ValLoop:
             names += numbers
         return names
 
-    def measure(self, runner: Runner, name: str, batches: Iterable[Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Evaluate batches of any data; return the results that are one number per member, and the other results.
+    def measure(
+        self, runner: Runner, loader: Loader, prefix: str
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+        """Evaluate training data like a validation set, without the stages of hooks.
 
         Args:
             runner: the Runner, whose metrics are reset.
-            name: the name of the set, which is the prefix of the names of the results.
-            batches: the batches, which all members share.
+            loader: the loader of the batches, which all members share; of several ranks, each has some of the batches.
+            prefix: the prefix of the names of the results.
+
+        Returns:
+            The results that are one number per member, and the other results; None if the run was interrupted.
+
+        Raises:
+            TrainyardError: there is no batch, or the ranks have read different data.
         """
+        self._run(runner, "train", loader)
+        return None if runner.interrupted else self._compute(runner, prefix)
+
+    def _run(
+        self,
+        runner: Runner,
+        name: str,
+        loader: Loader,
+        before_iter: Sequence[Stage] = (),
+        after_iter: Sequence[Stage] = (),
+        after_idle: Sequence[Stage] = (),
+    ) -> None:
+        """Run every batch of a loader through the model, and pass the predictions to the metrics."""
         predict = self.predictor(runner, name)
+        evaluate = runner.evaluator.begin(predict, runner.metrics, watched=bool(before_iter or after_iter))
         with torch.no_grad():
-            for batch in batches:
-                outputs = predict(batch)
-                for metric in runner.metrics.values():
-                    metric.process(batch, outputs)
-            return self._compute(runner, name)
+            seen = 0
+            for index, batch in enumerate(loader.batches()):
+                seen = index + 1
+                for hook in before_iter:
+                    hook(runner, index, batch)
+                outputs = evaluate(batch)
+                for hook in after_iter:
+                    hook(runner, index, batch, outputs)
+                if runner.interrupted:
+                    return
+            evaluate.end()
+            runner.strategy.check_served(loader, name)
+            for batch in runner.strategy.idle(loader):
+                predict(batch)  # another rank has one more batch, and a forward pass may need all ranks
+                for hook in after_idle:
+                    hook(runner, batch)
+        of_all = getattr(loader, "served", runner.strategy.world_size > 1)
+        if not (seen or of_all):  # of several ranks, one may have no turn
+            raise no_batches(name)
 
     def predictor(self, runner: Runner, name: str) -> Callable[[Any], Any]:
         """Prepare model and metrics for a set, and return the function from a batch to predictions."""

@@ -275,23 +275,49 @@ class Parts:
                 self.loaders[split] = NoLoader()
                 return self.loaders[split]
             self.loaders[split] = self._loader(split)
+            if split == "train":
+                self.strategy.train_on(self.loaders[split])
         return self.loaders[split]
+
+    def second_loader(self) -> Loader:
+        """Return a loader of the training batches for code that reads them while the training reads `loader("train")`.
+
+        It is the same loader, unless a second iteration of that loader would end the first one.
+        """
+        own = self.loader("train")
+        return self._second_loader if getattr(own, "one_at_a_time", False) else own
+
+    @cached_property
+    def _second_loader(self) -> Loader:
+        return self._loader("train")
+
+    def training_sample(self, batches: int | None) -> Loader:
+        """Return a new loader of training data for evaluation: complete batches, of which each rank has some.
+
+        With `overfit`, they are the batches of the training. Otherwise, they are the same samples for all seeds.
+
+        Args:
+            batches: the maximum number of batches of all ranks together, in addition to `limit`; None for no maximum.
+        """
+        seed = 0 if self.settings["overfit"] is None else self.seed
+        loader = self._first(self._read("train", seed), "train")
+        return self._of_rank(loader if batches is None else limits.FirstBatches(loader, batches), "val")
 
     def _loader(self, split: str) -> Loader:
         """Return a new loader of this rank's part of a set, with `limit` and `overfit` applied."""
-        limit = limits.parse(self.settings["limit"]).get(split.partition("/")[0])
-        overfit = limits.batches_to_overfit(self.settings["overfit"])
-
-        def first(loader: Loader) -> Loader:
-            if overfit is None or split.startswith("test"):
-                found: Loader = limits.limited(loader, limit, split)
-                return found
-            return limits.FirstBatches(loader, overfit, repeat=True)
-
         if split == "train":  # a rank has its rows of every batch
-            return first(self._of_rank(self.whole_loader(split), split))
-        evaluated = "train" if overfit is not None and not split.startswith("test") else split
-        return self._of_rank(first(self.whole_loader(evaluated)), split)  # a rank has some of the batches
+            return self._first(self._of_rank(self.whole_loader(split), split), split)
+        evaluated = "train" if self.settings["overfit"] is not None and not split.startswith("test") else split
+        return self._of_rank(self._first(self.whole_loader(evaluated), split), split)  # a rank has some of the batches
+
+    def _first(self, loader: Loader, split: str) -> Loader:
+        """Return a loader of the batches of a set that `limit` and `overfit` leave."""
+        overfit = limits.batches_to_overfit(self.settings["overfit"])
+        if overfit is not None and not split.startswith("test"):
+            return limits.FirstBatches(loader, overfit, repeat=True)
+        limit = limits.parse(self.settings["limit"]).get(split.partition("/")[0])
+        found: Loader = limits.limited(loader, limit, split)
+        return found
 
     def _of_rank(self, loader: Loader, split: str) -> Loader:
         try:
@@ -301,12 +327,16 @@ class Parts:
 
     def whole_loader(self, split: str) -> Loader:
         """Return a new loader of all batches of a set, of all ranks."""
+        return self._read(split, self.seed)
+
+    def _read(self, split: str, seed: int) -> Loader:
+        """Return a new loader of a set in the order of a seed."""
         if self.data is None:
             raise ConfigError("data", None, f"data with the split {split}")
         if split not in self.data.splits:
             raise ConfigError("data", split, f"a split that the data has: {', '.join(self.data.splits)}")
         try:
-            return self.data.loader(split, seed=self.seed, device=self.device)
+            return self.data.loader(split, seed=seed, device=self.device)
         except EmptyDataError as error:
             raise no_batches(split) from error
         except ConfigError as error:
