@@ -17,6 +17,7 @@ from trainyard.config.current_job import current_job
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import check_nodes, check_settings
+from trainyard.data import ArrayData
 from trainyard.errors import TrainyardError
 from trainyard.models import MLP, BaseModel
 from trainyard.run import trial
@@ -206,6 +207,25 @@ def test_what_fails_on_the_meta_device_alone_is_no_error() -> None:
     assert good is None
     assert str(failing).startswith("AssertionError: by the model's own code (test_trial.py:")
     assert "hidden: [0] is invalid" in str(wrong)
+
+
+class Late(ArrayData):
+    """Points of which the last target is no class."""
+
+    def __init__(self, splits: Sequence[str]) -> None:
+        x, y = torch.rand(100, 2), torch.arange(100) % 2
+        late = torch.where(torch.arange(100) == 99, 7, y)
+        sources = {split: (x, late if split == "train" else y) for split in splits}
+        super().__init__(sources, {"in_features": 2, "num_classes": 2}, batch_size=10)
+
+
+def test_a_late_target_is_found_with_any_kind_of_validation() -> None:
+    plain = _values()
+    both = plain | {"data": {"_target_": Late, "splits": ["train", "val"]}}
+    by_losses: dict[str, Any] = {"metric": {}, "objective": "val/loss"}
+    jobs = [both, both | by_losses, plain | {"data": {"_target_": Late, "splits": ["train"]}}]
+    for found in _errors(jobs):
+        assert str(found).startswith("data: 7 is invalid. Expected targets from 0 to 1 in 'train'")
 
 
 def test_trying_stops_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

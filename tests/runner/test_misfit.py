@@ -143,6 +143,60 @@ def test_a_target_in_memory_is_found_wherever_it_is(told: Any) -> None:
     assert message.startswith("data: 7 is invalid. Expected targets from 0 to 2 in 'train'")
 
 
+@pytest.mark.parametrize(
+    ("sets", "more"),
+    [
+        (["train"], {}),
+        (["train"], {"sanity_check": False}),
+        (["train", "val"], {"metrics": {}, "objective": "val/loss"}),
+    ],
+    ids=["no validation", "no trial step", "validation by losses"],
+)
+def test_a_target_in_memory_is_found_without_predictions_of_a_validation(told: Any, sets: Any, more: Any) -> None:
+    x, y = _tensors().tensors
+    late = y.clone()
+    late[-1] = 7
+    sources = {split: (x, late if split == "train" else y) for split in sets}
+    message = told(model=Supervised(Net()), data=ArrayData(sources, FACTS, batch_size=8), **more)
+    assert message.startswith("data: 7 is invalid. Expected targets from 0 to 2 in 'train'")
+
+
+def test_parameters_without_a_shape_are_not_given_one_by_the_check(parts: Any) -> None:
+    """The step gives them their shapes, with the numbers that the training draws."""
+    x, y = _tensors().tensors
+
+    net = nn.Sequential(nn.LazyLinear(3))
+    Runner(**parts | {"model": Supervised(net), "data": ArrayData({"train": (x, y)}, FACTS)}).prepare()
+    assert isinstance(net[0], nn.LazyLinear)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"model": Supervised(Net())}, r"data: 5 is invalid. Expected targets from 0 to 2 in 'train'"),
+        ({"model": Tokens(4)}, r"in a batch of 'train': an Embedding has rows 0 to 3, but got index"),
+    ],
+)
+def test_the_first_step_is_checked_before_its_indices_reach_a_device(
+    parts: Any, monkeypatch: pytest.MonkeyPatch, more: Any, told: str
+) -> None:
+    """As on CUDA, where torch's own error would end the process: this one is no explanation of it."""
+    monkeypatch.setattr("trainyard.runner.training_check.in_range", IndexRanges)
+    data = Loaders(DataLoader(_tensors(y=lambda y: torch.where(y == 2, 5, y)), 16), spec=FACTS)
+    with pytest.raises(TrainyardError, match=told) as error:
+        Runner(**parts | {"data": data} | more).train()
+    assert error.value.__cause__ is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", [Supervised(Net()), Tokens(4)])
+def test_an_index_out_of_range_does_not_end_the_process(parts: Any, model: Any) -> None:
+    data = Loaders(DataLoader(_tensors(y=lambda y: torch.where(y == 2, 5, y)), 16), spec=FACTS)
+    with pytest.raises(TrainyardError, match=r"5 is invalid|rows 0 to 3"):
+        Runner(**parts | {"data": data, "model": model, "device": "cuda"}).train()
+    assert torch.ones(1, device="cuda").item() == 1
+
+
 def test_indices_are_checked_before_they_reach_a_device(parts: Any) -> None:
     runner = Runner(**parts | {"data": _data()})
     logits = torch.zeros(4, 3)

@@ -40,7 +40,7 @@ from trainyard.run import ranks
 from trainyard.run.job_size import estimate
 from trainyard.runner import Runner, checkpoint, weights
 from trainyard.runner.arguments import arguments
-from trainyard.runner.batch_checks import check_last_batch, check_resident_targets
+from trainyard.runner.batch_checks import check_last_batch, check_resident_targets, check_training_targets
 from trainyard.runner.env import find_device
 from trainyard.runner.member import Member, member_arguments
 from trainyard.runner.misfit import explained
@@ -218,7 +218,7 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
     yield _validation, (*_MODEL, "metric", "mode"), ""
     if trains:
         clips = [values.get(key) is not None for key in ("clip_grad_norm", "clip_grad_value")]
-        yield _step, (*_MODEL, "device", "precision"), f"{clips} {_shape(optim)}"
+        yield _step, (*_MODEL, "metric", "device", "precision"), f"{clips} {_shape(optim)}"
         yield _hook_checks, (*_MODEL, "hook", *loops), ""
         yield _names, (*_MODEL, "metric", "hook", "schedule", *loops, "objective"), _shape(optim)
 
@@ -380,7 +380,9 @@ def _results(parts: _Parts, split: str) -> list[str]:
 
 def _step(parts: _Parts) -> None:
     """Perform one step with a batch of the training data, if the model is small and trains on the CPU."""
-    check_last_batch(parts, META if parts.meta else CPU)
+    device = META if parts.meta else CPU
+    check_last_batch(parts, device)
+    check_training_targets(parts, device)
     if parts.meta or find_device(parts.settings["device"]) != CPU or hasattr(parts.model, "train_steps"):
         return
     parts.model.train()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from trainyard.config.compiling import compile_arguments
@@ -103,20 +104,55 @@ def check_resident_targets(parts: Parts, outputs: Any) -> None:
     Raises:
         ConfigError: a target is not a class.
     """
-    model = parts.model
-    loss = model.loss if isinstance(model, Supervised) else None
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or parts.strategy.world_size > 1:
+    loss = _classification_loss(parts)
+    if loss is None or not isinstance(outputs, Tensor) or outputs.ndim < 2:
         return
-    if loss is token_cross_entropy:
-        classes = outputs.shape[-1]
-    elif isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
-        classes = classes_of(outputs)
-    else:
-        return
+    classes = outputs.shape[-1] if loss is token_cross_entropy else classes_of(outputs)
     for split, loader in parts.loaders.items():
-        tensors = loader.tensors if isinstance(loader, TensorLoader) and type(loader) in _AS_THEY_ARE else ()
-        if len(tensors) > 1 and tensors[-1].ndim == outputs.ndim - 1:
-            check_targets(parts, split, tensors[-1], classes, getattr(loss, "ignore_index", -100))
+        target = _resident_target(loader)
+        if target is not None and target.ndim == outputs.ndim - 1:
+            check_targets(parts, split, target, classes, getattr(loss, "ignore_index", -100))
+
+
+def check_training_targets(parts: Parts, device: torch.device) -> None:
+    """Check all targets of sets in memory in a run whose validation, if there is one, does not predict.
+
+    Otherwise, the predictions of the validation are used: see `check_resident_targets`.
+
+    Args:
+        parts: the parts of the run, for one member.
+        device: the device of the model.
+
+    Raises:
+        TrainyardError: a target is not a class, or an index is out of range for an Embedding.
+    """
+    if parts.has_split("val") and not parts.validates_by_loss:
+        return
+    if _classification_loss(parts) is None or _resident_target(parts.loader("train")) is None:
+        return
+    if not any(is_lazy(tensor) for tensor in parts.model.parameters()):  # the prediction would initialize it
+        check_resident_targets(parts, _prediction(parts, device))
+
+
+def _classification_loss(parts: Parts) -> Any:
+    """Return the loss of a `Supervised` model if it is a classification loss of a run on one device; otherwise None."""
+    loss = parts.model.loss if isinstance(parts.model, Supervised) else None
+    known = loss is token_cross_entropy or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    return loss if known and parts.strategy.world_size == 1 else None
+
+
+def _resident_target(loader: Any) -> Tensor | None:
+    """Return the targets of a set in memory; None if they are not all known."""
+    tensors = loader.tensors if isinstance(loader, TensorLoader) and type(loader) in _AS_THEY_ARE else ()
+    return tensors[-1] if len(tensors) > 1 else None
+
+
+def _prediction(parts: Parts, device: torch.device) -> Any:
+    """Return the predictions for the first training batch, in evaluation mode."""
+    model = parts.model.eval()
+    predict = getattr(model, "val_step", partial(call, model, mode="predict"))
+    with torch.no_grad(), device, in_range(parts, "train"):
+        return predict(to_device(first_batch(parts.loader("train"), "train"), device))
 
 
 def check_last_batch(parts: Parts, device: torch.device) -> None:
@@ -152,11 +188,8 @@ def check_last_batch(parts: Parts, device: torch.device) -> None:
         return of
 
     handles = [module.register_forward_pre_hook(look(name)) for name, module in norms.items()]
-    model.eval()
     try:
-        predict = getattr(model, "val_step", partial(call, model, mode="predict"))
-        with torch.no_grad(), device:
-            predict(to_device(first_batch(loader, "train"), device))
+        _prediction(parts, device)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trainyard import rng_state
 from trainyard.errors import ConfigError, UnknownMetricError
 from trainyard.runner import training_check
-from trainyard.runner.batch_checks import check_last_batch
+from trainyard.runner.batch_checks import check_last_batch, check_training_targets
 
 if TYPE_CHECKING:
     from trainyard.runner.parts import Parts
@@ -44,6 +44,8 @@ def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
             known = [*names, *(name for more in further for name in more)]
         elif results := getattr(runner.train_loop, "results", ()):  # of a loop without data
             known = names = [f"val/{name}" for name in results]
+        if not runner.stacked:
+            check_training_targets(runner, runner.device)
     for name, hook in runner.dispatch.hooks.items():
         try:
             getattr(hook, "sanity_check", _nothing)(runner)

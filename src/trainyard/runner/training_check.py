@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from trainyard.data.lengths import exact_length
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.files import writing
 from trainyard.runner import checkpoint
+from trainyard.runner.batch_checks import in_range
 from trainyard.runner.loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from trainyard.runner.state import capture
 
@@ -39,7 +40,9 @@ def check(runner: Runner, *, resumes: bool) -> None:
             runner.seed_generators()  # a stream that is opened here is the one that will be trained on
             batch = runner.reader.look_ahead()
             runner.model.train()
-            runner.step.uncaptured(batch, 0, 1)
+            # The members of a stack have different batches inside vmap, which cannot read a value.
+            with nullcontext() if runner.stacked else in_range(runner, "train"):
+                runner.step.uncaptured(batch, 0, 1)
             if writes_checkpoints(runner):
                 _try_checkpoint(runner)
     except Exception as error:

@@ -17,6 +17,7 @@ from trainyard.data import Batch, Loader
 from trainyard.data.lengths import first_batch, length_hint, no_batches
 from trainyard.errors import ConfigError
 from trainyard.models import call, total_loss
+from trainyard.runner.batch_checks import in_range
 from trainyard.runner.member import read
 from trainyard.step.group import items_of
 from trainyard.step.step import Step
@@ -170,7 +171,8 @@ def sanity_check(runner: Runner, entries: Entries) -> None:
     runner.model.eval()
     with torch.no_grad():
         for name in runner.sets("val"):
-            losses = runner.step.precision.forward(_losses_of(runner), first_batch(runner.loader(name), name))
+            with in_range(runner, name):
+                losses = runner.step.precision.forward(_losses_of(runner), first_batch(runner.loader(name), name))
             total_loss(losses, stacked=runner.stacked)
 
 
