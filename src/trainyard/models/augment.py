@@ -23,7 +23,7 @@ class Augment(nn.Module):
     first key of a mapping that is not a target, or a single tensor. The other parts of the batch are unchanged.
 
     Transforms draw their random numbers on the host. A step with transforms is therefore not captured into a CUDA
-    graph, and runs that differ in seeds train one by one, not as a stack.
+    graph, and the jobs of a sweep train one by one, not as a stack.
 
     Args:
         transforms: the transforms, which are applied in order.
