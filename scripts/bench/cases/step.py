@@ -1,7 +1,7 @@
 """Time of an iteration: rings data, MLP 2-64-64-2, batch size 64, Adam.
 
 Trainyard runs with its defaults: a journal with a point every ten iterations, checkpoints, and a process that uploads
-both to MLflow. The other tools only train. Each of them reads the same `DataLoader(TensorDataset)`, with logging,
+the points to MLflow. The other tools only train. Each of them reads the same `DataLoader(TensorDataset)`, with logging,
 checkpoints and progress bar turned off. In the row "resident data", Trainyard reads the data in the same way as its
 built-in data sets and `data=arrays`. In the row "the same DataLoader", Trainyard uses the loader of the other tools.
 Each tool uses Adam as in a typical program: `torch.optim.Adam(...)` in the scripts, and `fused=true` in Trainyard's
