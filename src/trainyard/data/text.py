@@ -21,7 +21,7 @@ class Text(ArrayData):
 
     A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is `tokens` shifted by
     one character. The text is divided by position: training, then validation, then test. A training epoch divides the
-    training part into windows that start every `stride` characters, from an offset that differs between epochs. The
+    training part into windows that start every `stride` characters, from an offset that is drawn for each epoch. The
     order of the windows is shuffled. Validation and test windows do not overlap.
 
     Args:

@@ -25,7 +25,7 @@ class Tokens(ArrayData):
 
     A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is `tokens` shifted by
     one token. A training epoch divides the training part into windows that start every `stride` tokens, from an offset
-    that differs between epochs. The order of the windows is shuffled. Validation and test windows do not overlap.
+    that is drawn for each epoch. The order of the windows is shuffled. Validation and test windows do not overlap.
 
     Args:
         path: an `.npy` with one axis of integers, or a file that contains only numbers of `dtype`
