@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+from waiting import LIMIT
+
 
 def test_a_model_that_no_group_holds(train: Any, tmp_path: Path) -> None:
     net = "net: {_target_: torch.nn.Linear, in_features: 2, out_features: 2}"
@@ -52,6 +55,23 @@ def test_what_was_left_out_on_purpose_is_not_told(train: Any) -> None:
 def test_a_schedule_that_no_hook_applies(train: Any) -> None:
     assert "The schedule has no effect" in train("~hook.param_schedule", "schedule=cosine").stdout
     assert "The schedule has no effect" not in train("schedule=cosine").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["hook=lr_finder"],
+        ["hook.checkpoint.save_best=false", "hook.checkpoint.save_last=false", "hook.checkpoint.interval=9"],
+    ],
+)
+def test_a_run_that_saves_no_checkpoint_by_design_misses_no_model(train: Any, tmp_path: Path, arguments: Any) -> None:
+    uri = f"tracker.uri=sqlite:///{tmp_path}/m.db"
+    done = train("tracker=mlflow", uri, f"tracker.wait={LIMIT}", "hydra.run.dir=run", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "run").glob("checkpoints/*.pt"))
+    assert "MLflow: run " in done.stdout
+    assert "not uploaded" not in done.stderr + done.stdout
+    assert "not in MLflow" not in done.stderr + done.stdout
 
 
 def test_without_checkpoints_no_model_is_promised(train: Any, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from trainyard.track import Journal
-from trainyard.track.shipped import Shipped
+from trainyard.track import Journal, read
+from trainyard.track.shipped import Shipped, summary
 from trainyard.track.shipper.fleet import ship_now
+from trainyard.track.shipper.run_shipper import RunShipper
 from trainyard.track.shipper.store import Stores
 
 LOADER = """
@@ -119,3 +120,31 @@ def test_a_checkpoint_that_was_never_saved_is_named(uri: str, new_run: Callable[
         journal.model("checkpoints/best.pt", f"{loader}:load")
         journal.status("FINISHED")
     assert ship_now(work_dir, Stores()).notes == ("model: there is no checkpoint checkpoints/best.pt",)
+
+
+@pytest.mark.parametrize("shipped", [False, True])
+def test_a_model_that_was_withdrawn_is_not_missed(
+    uri: str, new_run: Callable[..., Path], loader: str, tmp_path: Path, shipped: bool
+) -> None:
+    """Also if the shipper has read its record before."""
+    work_dir = new_run(uri, "withdrawn", python_path=[str(tmp_path / "mine")])
+    save(work_dir / "1.pt", 1)
+    shipper = RunShipper(work_dir, Stores())
+    with Journal(work_dir) as journal:
+        journal.withdraw_model()  # which nobody has recorded
+        journal.model("checkpoints/best.pt", f"{loader}:load")
+        journal.model("1.pt", f"{loader}:load", name="kept")
+        if shipped:
+            shipper.step()
+        journal.withdraw_model()
+        journal.withdraw_model()
+        journal.status("FINISHED")
+    shipper.step()
+    shipper.release()
+    found = summary(work_dir)
+    assert found.complete
+    assert found.notes == ()
+    models = MlflowClient(uri).search_logged_models([str(found.experiment_id)])
+    assert [model.name for model in models] == ["kept"]
+    records = [record for record, _ in read(work_dir / "metrics.jsonl") if record["kind"] == "model"]
+    assert [record["checkpoint"] for record in records] == ["checkpoints/best.pt", "1.pt", None]

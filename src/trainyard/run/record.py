@@ -246,6 +246,8 @@ def _name_models(member: Member, tracker: Tracker, history: Sequence[str]) -> No
             steps[file.stem] = file, checkpoint.read(file)["iter"]
     for name, (file, step) in steps.items():
         member.journal.model(file, LOADER, PREDICT, name=name, step=step, form=tracker.model_format)
+    if MODEL not in steps:
+        member.journal.withdraw_model()  # a training that saved no checkpoint, such as that of hook.lr_finder
     if steps and tracker.register is not None and member.info.parent is None:  # a sweep registers its best job's
         member.journal.register(*tracker.register)
 

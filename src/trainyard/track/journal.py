@@ -73,6 +73,7 @@ class Journal:
         self._array_marks: dict[str, int] = {}
         self._forms: dict[tuple[str, ...], str] = {}
         self._latest: dict[str, float] = {}
+        self._models: set[str] = set()
         self._highest: float = -math.inf
         self.buffer: Buffer | None = None
         if work_dir is None:
@@ -213,7 +214,15 @@ class Journal:
         optional = {"predict": predict, "name": None if name == "model" else name, "step": step}
         named = {key: value for key, value in optional.items() if value is not None}
         named |= {} if form == "pickle" else {"form": form}
+        self._models.add(name)
         self._add("model", checkpoint=self._inside(checkpoint), loader=loader, **named)
+
+    def withdraw_model(self, name: str = "model") -> None:
+        """Record that the run has no model of this name, if this object has recorded one: its checkpoint was never
+        saved."""
+        if name in self._models:
+            self._models.remove(name)
+            self._add("model", checkpoint=None, **({} if name == "model" else {"name": name}))
 
     def inputs(self, inputs: Sequence[Mapping[str, Any]]) -> None:
         """Record the data sets of the run, each with `name`, `digest`, `context`, `source` and other properties."""

@@ -315,7 +315,11 @@ class RunShipper:
         for what, (start, record) in batch.uploads.items():
             if record["kind"] == "array":
                 self._names("array", record["name"])  # here, in the journal's order: uploads may fail and come later
-            self._state.uploads[what], self._records[what] = start, record
+            if record["kind"] == "model" and record["checkpoint"] is None:  # withdrawn
+                self._state.uploads.pop(what, None)
+                self._records.pop(what, None)
+            else:
+                self._state.uploads[what], self._records[what] = start, record
         self._save_if_due()
 
     def _upload(self, store: Store, run: StoredRun) -> bool:
