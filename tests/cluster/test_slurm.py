@@ -194,12 +194,17 @@ def test_a_sweep_has_the_bits_of_the_local_launcher(slurm: Any, tmp_path: Path, 
 
 def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Path) -> None:
     directory = tmp_path / "sweep"
-    status, text = run(directory, slurm, "loop.max_epochs=100000", "hydra.launcher.max_slots=1", DETACH)
+    where = ["hydra.launcher.constraint=tested", "hydra.launcher.additional_parameters={comment: mine}"]
+    status, text = run(directory, slurm, "loop.max_epochs=100000", "hydra.launcher.max_slots=1", *where, DETACH)
     assert status == 0, text
     assert "4 jobs; 4 to run" in text
     assert "runs this sweep." in text
     steer = [sys.executable, "-m", "trainyard", "sweep"]
     wait_for(lambda: begun(directory, 0))
+    head, agent = sorted(ask(slurm, "squeue", "-h", "-o", "%f %k %j").splitlines(), key=len, reverse=True)
+    assert head.startswith("tested mine trainyard-")
+    assert head.endswith("-head")
+    assert head == f"{agent}-head", "both run on the same kind of node"
     attached = subprocess.Popen([*steer, "attach", directory], env=slurm, stdout=subprocess.PIPE, text=True)
     assert attached.stdout is not None
     while "started  #0" not in attached.stdout.readline():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,19 @@ from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.quoting import shell_override
 from trainyard.sweep.events import FINAL
 from trainyard.sweep.executor import slurm_commands
-from trainyard.sweep.executor.slurm import FOLDER, name_of
+from trainyard.sweep.executor.slurm import FOLDER, SlurmPool, header, name_of
+from trainyard.sweep.executor.slurm_commands import SlurmError
 from trainyard.sweep.slurm_settings import SlurmSettings
 from trainyard.sweep.steering_cli import SweepState
 
 _JOB, _SCRIPT, _OUTPUT = "head", "head.sh", "head.out"
 _EVERY = 0.5  # seconds between two looks
+_OF_AGENTS = re.compile(
+    r"(gpu|gres|tres|mem|cpu|core|ntasks|sockets-per|threads-per|thread-spec|time).*"
+    r"|nodes|use-min-nodes|exclusive|mincpus|extra-node-info|distribution|hint|tmp|licenses|array|error"
+)
+"""Options of `sbatch` that do not suit the head, which is one process: requests for resources, their layout and
+their time limit."""
 
 # Near its time limit, and when its node is wanted, the head ends as by Ctrl-C, and the job goes back into the queue.
 _BODY = """\
@@ -56,34 +64,34 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
         directory: the sweep's directory.
 
     Raises:
-        TrainyardError: this process was not started from a script or a module, or Slurm rejects the job.
+        TrainyardError: this process was not started from a script or a module, or Slurm rejects this job or the agents.
     """
     started = StartedAs.now()
     if started is None:
         accepted = "false, because Slurm can only run a sweep that was started from a script or a module"
         raise ConfigError("hydra.launcher.detach", True, accepted)
+    SlurmPool(directory, settings.resources, 1).check()  # now, because nobody may watch the head when it checks them
     own = [shell_override("hydra.sweep.dir", directory), "hydra.launcher.detach=false"]
     given = [word for word in sys.argv[1:] if not word.startswith(("hydra.launcher.detach", "hydra.sweep.dir="))]
     command = " ".join([shlex.join([sys.executable, *started.command, *given]), *own])
     folder = directory / FOLDER
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    asked = settings.resources.options()
-    options: dict[str, Any] = {
-        "job-name": head_name(directory),
-        "output": str(folder / _OUTPUT),
-        "open-mode": "append",
-        "chdir": str(Path.cwd()),
-        "ntasks": 1,
-        "cpus-per-task": 1,
-        "requeue": True,
-        "signal": f"B:USR2@{settings.signal_delay_s}",
-        **{name: asked[name] for name in ("partition", "account", "qos") if name in asked},
-    }
-    lines = [f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={value}" for name, value in options.items()]
+    lines = header(head_options(settings, directory))
     script = folder / _SCRIPT
-    script.write_text("\n".join(["#!/bin/bash", *lines, *(settings.setup or ()), _BODY.format(command=command)]))
+    script.write_text("\n".join([*lines, *(settings.setup or ()), _BODY.format(command=command)]))
     (folder / _OUTPUT).write_text("")
-    number = slurm_commands.submit(script)
+    try:
+        number = slurm_commands.submit(script)
+    except SlurmError as error:
+        for file in (script, folder / _OUTPUT):
+            file.unlink()
+        for each in made:
+            each.rmdir()
+        raise TrainyardError(
+            f"The job that runs the sweep could not be submitted: {error}. This job requests one CPU and no GPU. To "
+            "run the sweep in this terminal instead, use hydra.launcher.detach=false."
+        ) from None
     (folder / _JOB).write_text(number)
     place = shlex.quote(str(directory))
     return (
@@ -91,6 +99,22 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
         f"  to watch it:  trainyard sweep attach {place}\n"
         f"  to end it:    trainyard sweep cancel {place}"
     )
+
+
+def head_options(settings: SlurmSettings, directory: Path) -> Mapping[str, Any]:
+    """Return the options of `sbatch` for the job that runs a sweep: those of the agents, without their requests for
+    resources."""
+    kept = {name: each for name, each in settings.resources.options().items() if not _OF_AGENTS.fullmatch(name)}
+    return kept | {
+        "job-name": head_name(directory),
+        "output": str(directory / FOLDER / _OUTPUT),
+        "open-mode": "append",
+        "chdir": str(Path.cwd()),
+        "ntasks": 1,
+        "cpus-per-task": 1,
+        "requeue": True,
+        "signal": f"B:USR2@{settings.signal_delay_s}",
+    }
 
 
 def head_name(directory: Path) -> str:

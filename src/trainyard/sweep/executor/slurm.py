@@ -72,12 +72,17 @@ class Resources:
 
 def script(command: Sequence[str], options: Mapping[str, Any], setup: Sequence[str] = ()) -> str:
     """Return a script for `sbatch` that runs a command as a separate step, which receives the signals of the job."""
+    run = f"exec srun --ntasks=1 --cpus-per-task={options.get('cpus-per-task', 1)} --unbuffered"
+    return "\n".join([*header(options), *setup, f"{run} {shlex.join(command)}", ""])
+
+
+def header(options: Mapping[str, Any]) -> list[str]:
+    """Return the first lines of a script for `sbatch`, with the options of the job; `False` leaves an option out."""
     lines = ["#!/bin/bash"]
     for name, value in options.items():
         if value is not False:
             lines.append(f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}")
-    run = f"exec srun --ntasks=1 --cpus-per-task={options.get('cpus-per-task', 1)} --unbuffered"
-    return "\n".join([*lines, *setup, f"{run} {shlex.join(command)}", ""])
+    return lines
 
 
 def name_of(directory: Path) -> str:
