@@ -232,6 +232,33 @@ def test_npy_needs_its_target(tmp_path: Path) -> None:
     refused("val_path", "x_train", str(tmp_path / "x.npy"), str(tmp_path / "x.npy"), val_path="v.npy")
 
 
+def test_npy_that_is_an_archive_and_the_reverse(tmp_path: Path, save: Any) -> None:
+    np.save(tmp_path / "x.npy", X)
+    archive = save("set.npz", x=X, y=LABELS)
+    match = r"set\.npz' .* single array .* contains x, y\. .* ends in \.npz"
+    refused("target", match, str(tmp_path / "x.npy"), archive)
+    renamed = Path(archive).rename(tmp_path / "set.npy")
+    refused("path", r"set\.npy' .* single array", str(renamed), str(tmp_path / "x.npy"))
+    (tmp_path / "x.npy").rename(tmp_path / "x.npz")
+    refused("path", "an .npz archive", str(tmp_path / "x.npz"))
+
+
+def test_numbers_that_float32_cannot_represent(table: Any, save: Any) -> None:
+    large = X.astype(np.float64)
+    large[7, 1] = -1e39
+    refused("path", "range of float32; row 7, column 1 contains -1e\\+39", save("set.npz", x=large, y=LABELS))
+    refused("target", "finite targets .*; row 7 contains -1e\\+39", save("set.npz", x=X, y=large[:, 1]))
+    images = np.where(np.arange(40)[:, None, None, None] == 3, 1e39, np.zeros((40, 1, 2, 2)))
+    refused("path", r"; row 3 contains 1e\+39", save("set.npz", x=images, y=LABELS))
+    frame = FRAME.assign(b=large[:, 1])
+    for name in ("set.csv", "set.parquet"):
+        refused("features", "'b' .*; row 7 of this column contains -1e", table(name, frame), target="kind")
+        refused("target", "'b' .*; row 7 of this column contains -1e", table(name, frame), target="b", features=["a"])
+        refused("target", "'b' .*; row 7 of this column", table(name, frame), target=["a", "b"], features=["count"])
+    largest = Arrays(save("set.npz", x=np.where(np.isinf(X), 0, np.finfo(np.float32).max), y=LABELS))
+    assert all(torch.isfinite(largest.sources[split][0]).all() for split in largest.splits)
+
+
 def test_arrays_that_do_not_fit(save: Any) -> None:
     refused("path", "not 39 targets for 40 inputs", save("set.npz", x=X, y=LABELS[:39]))
     refused("path", "not 1 target for 40 inputs", save("set.npz", x=X, y=LABELS[:1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +28,7 @@ class Table(NamedTuple):
 
     Attributes:
         x: float32 `[N, ...]`, finite or NaN; the columns of `texts` are NaN.
-        y: `[N]` or `[N, D]`: integers, floats or strings, all finite.
+        y: `[N]` or `[N, D]`: integers, strings, or floats that are finite and in the range of float32.
         texts: the strings `[N]` of each column of categories, by the index of the column; None for a missing value.
         names: the names of the columns; None for an array.
         groups: `[N]`, the group of each row; None if no column of groups was requested.
@@ -82,7 +83,7 @@ def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
         return _read_npz(key, file, str(path), chosen)
     if chosen.group is not None:
         raise ConfigError("group", chosen.group, "null for an .npy file: an .npz file can contain the groups")
-    arrays = _load(key, file), _load("target", existing_file("target", chosen.target))
+    arrays = _array(key, file), _array("target", existing_file("target", chosen.target))
     return {"train": _checked(key, str(path), *arrays)}
 
 
@@ -91,6 +92,8 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
     if not isinstance(target, str):
         raise ConfigError("target", target, "the key of the targets in the .npz file")
     arrays = _load(key, file)
+    if not isinstance(arrays, dict):
+        raise ConfigError(key, path, "an .npz archive", hint="This file contains a single array, as an .npy file does.")
     stems = {"train": ("x", target)} if "x" in arrays else {s: (f"x_{s}", f"{target}_{s}") for s in SPLITS}
     tables = {}
     for split, (x, y) in stems.items():
@@ -122,15 +125,27 @@ def _held(arrays: dict[str, Any]) -> str:
     return f"The file contains {', '.join(sorted(arrays)) or 'no arrays'}."
 
 
-def _load(key: str, file: Path) -> Any:
-    """Return the array of an `.npy` file, or the dict of arrays of an `.npz`; nothing is unpickled."""
+def _array(key: str, file: Path) -> npt.NDArray[Any]:
+    """Return the array of an `.npy` file."""
+    array = _load(key, file)
+    if isinstance(array, dict):
+        hint = "To read inputs and targets from one archive, give a file whose name ends in .npz as `path`."
+        raise ConfigError(key, str(file), "a file with a single array (.npy)", hint=f"{_held(array)} {hint}")
+    return array
+
+
+def _load(key: str, file: Path) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
+    """Return the array of an `.npy` file, or the arrays of an `.npz` archive by name; nothing is unpickled.
+
+    The content of the file decides, not its name.
+    """
     try:
-        loaded = np.load(file, allow_pickle=False)
-        if file.suffix.lower() == ".npz":
-            with loaded:
-                return dict(loaded)
-        return loaded
-    except (ValueError, OSError, EOFError, BadZipFile, AttributeError, TypeError) as error:
+        loaded: npt.NDArray[Any] | np.lib.npyio.NpzFile = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            return dict(loaded)
+    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
         hint = f"Reading the file failed: {str(error).rstrip('.')}."
         raise ConfigError(key, str(file), "a file of arrays of numbers or strings", hint=hint) from error
 
@@ -216,13 +231,40 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
             argument, name, f"columns of numbers, but this column has the dtype {column.dtype}", hint=hint
         )
     numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = np.isinf(numbers) if argument == "features" else ~np.isfinite(numbers)
-    if wrong.any():
-        what = "not finite" if argument == "features" else "empty or not finite"
-        raise ConfigError(
-            argument, name, f"columns of finite numbers; row {int(wrong.argmax())} of this column is {what}"
-        )
+    check_column(argument, name, numbers, gaps=argument == "features")
     return numbers
+
+
+def unfit(values: npt.NDArray[Any], *, gaps: bool = False) -> tuple[int, ...] | None:
+    """Return the index of the first value that is not a finite float32; None if all values are.
+
+    Args:
+        values: numbers of any shape and dtype.
+        gaps: accept NaN, a missing value.
+    """
+    if values.dtype.kind != "f":
+        return None
+    with np.errstate(over="ignore"):
+        wrong = np.isinf(values.astype(np.float32, copy=False))
+    if not gaps:
+        wrong |= np.isnan(values)
+    return tuple(map(int, np.unravel_index(wrong.argmax(), wrong.shape))) if wrong.any() else None
+
+
+def check_column(argument: str, name: str, values: npt.NDArray[Any], *, gaps: bool = False) -> None:
+    """Check that a column contains only finite numbers in the range of float32; with `gaps`, also NaN.
+
+    Raises:
+        ConfigError: another number; the error has the key `argument`, and names the column and the row.
+    """
+    if (place := unfit(values, gaps=gaps)) is not None:
+        accepted = f"a column of finite numbers within the range of float32; row {place[0]} of this column "
+        raise ConfigError(argument, name, accepted + what_is(values[place]))
+
+
+def what_is(value: float) -> str:
+    """Describe a number that is not a finite float32, as the end of a sentence about its row."""
+    return "is empty or not a number" if np.isnan(value) else f"contains {value:g}"
 
 
 def target_column(name: str, column: pd.Series) -> npt.NDArray[Any]:
@@ -235,6 +277,7 @@ def target_column(name: str, column: pd.Series) -> npt.NDArray[Any]:
     whole = is_bool_dtype(column) or is_integer_dtype(column)
     kind = np.int64 if whole else np.float64 if is_float_dtype(column) else str
     values: npt.NDArray[Any] = column.to_numpy(dtype=kind)
+    check_column("target", name, values)
     return values
 
 
@@ -253,8 +296,8 @@ def _checked(key: str, path: str, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> T
         counts = f"{counted(len(y), 'target')} for {counted(len(x), 'input')}"
         raise ConfigError(key, path, f"as many targets as inputs, not {counts}")
     for argument, array, what in ((key, x, "inputs"), ("target", y, "targets")):
-        wrong = (np.isinf(array) if array is x else ~np.isfinite(array)) if array.dtype.kind == "f" else None
-        if wrong is not None and wrong.any():
-            row = int(wrong.reshape(len(array), -1).any(axis=1).argmax())
-            raise ConfigError(argument, path, f"finite {what}; row {row} has a value that is not finite")
+        if (place := unfit(array, gaps=array is x)) is not None:
+            where = ", ".join(f"{name} {index}" for name, index in zip(("row", "column"), place, strict=False))
+            accepted = f"finite {what} within the range of float32; {where if array.ndim <= 2 else f'row {place[0]}'} "
+            raise ConfigError(argument, path, accepted + what_is(array[place]))
     return Table(np.ascontiguousarray(x, dtype=np.float32), y, {}, None)
