@@ -167,6 +167,41 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
         refused("path", "written by save_to_disk", path=str(tmp_path))
 
 
+def test_columns_that_a_split_lacks() -> None:
+    no_stars = {name: column for name, column in COLUMNS.items() if name != "stars"}
+    given = {"train": COLUMNS, "validation": no_stars, "test": COLUMNS}
+    refused("columns", "the validation split are text, label.*columns=", dataset=given, tokenizer=Words())
+    refused("columns", "the validation split", dataset=given, tokenizer=Words(), columns=["stars"])
+    no_text = {name: column for name, column in COLUMNS.items() if name != "text"}
+    refused("text", "the test split are label, stars", dataset={"train": COLUMNS, "test": no_text}, tokenizer=Words())
+    more = {"train": no_stars, "validation": COLUMNS}
+    found = HuggingFace(dataset=more, tokenizer=Words(), test_fraction=0)
+    assert {split: list(source) for split, source in found.sources.items()} == {  # type: ignore[call-overload]
+        split: ["input_ids", "attention_mask", "labels"] for split in ("train", "val")
+    }
+
+
+class Streamed:
+    """A data set of `load_dataset(streaming=True)`: its columns are known, but it has no length."""
+
+    column_names = tuple(COLUMNS)
+
+
+def test_data_sets_that_cannot_be_read() -> None:
+    refused("dataset", "'Streamed' .* has no length.*leave out streaming=true", dataset=Streamed())
+    refused("dataset", "'Streamed'", dataset={"train": COLUMNS, "test": Streamed()}, tokenizer=Words())
+    empty: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    refused("dataset", "training split without rows", dataset=empty, tokenizer=Words())
+    refused("dataset", "training split without rows", dataset=empty, tokenizer=Words(), target=None, text=None)
+    refused("dataset", "test split without rows", dataset={"train": COLUMNS, "test": empty}, tokenizer=Words())
+    uneven = COLUMNS | {"stars": [1.0]}
+    refused("dataset", "text 120, label 120, stars 1.*equal lengths in the training", dataset=uneven, tokenizer=Words())
+    large = COLUMNS | {"stars": [0.0] * 119 + [1e39]}
+    match = r"'stars' .* row 119 of this column in the test split contains 1e\+39"
+    refused("columns", match, dataset={"train": COLUMNS, "test": large}, tokenizer=Words())
+    refused("target", "row 119 .* training", dataset=large, tokenizer=Words(), columns=[], target="stars")
+
+
 def test_a_model_of_texts_learns() -> None:
     metric = {"accuracy": {"_target_": "trainyard.metrics.Accuracy"}}
     loop = {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 15}

@@ -15,9 +15,12 @@ from trainyard.checks import integer
 from trainyard.data.array_data import ArrayData
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.split import fold_of, fractions, split_rows
+from trainyard.data.tables import unfit, what_is
 from trainyard.errors import ConfigError
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "dev": "val", "test": "test"}
+_WORDS = {"train": "training", "val": "validation", "test": "test"}
+"""Names of the splits in messages."""
 TARGET = "labels"
 """Name of the target in a batch, as models of transformers call it."""
 Columns = Mapping[str, Any]
@@ -39,7 +42,7 @@ class HuggingFace(ArrayData):
             by name, or of splits to such mappings.
         text: the column of texts, or two columns (sentence pairs); None: no texts.
         target: the column to predict; integers and strings are classes, floats are regression targets; None: no target.
-        columns: additional input columns; None: all columns of numbers; []: no columns.
+        columns: additional input columns; None: all columns of the training split that contain numbers; []: no columns.
         tokenizer: called as `tokenizer(texts, padding="max_length", truncation=True, max_length=...)`, returns lists by
             name: `{_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: ...}`. Or an
             object whose `fit(texts)` trains a tokenizer on the training texts: `{_target_: trainyard.data.BytePairs}`.
@@ -52,8 +55,8 @@ class HuggingFace(ArrayData):
         tokenizer: the tokenizer.
 
     Raises:
-        ConfigError: `datasets` is not installed, a folder or column does not exist, texts have no tokenizer, or another
-            value is invalid.
+        ConfigError: `datasets` is not installed, a folder or column does not exist, the data set is a stream, a
+            split has no rows, texts have no tokenizer, or another value is invalid.
     """
 
     def __init__(
@@ -87,7 +90,8 @@ class HuggingFace(ArrayData):
             raise ConfigError("tokenizer", tokenizer, "a tokenizer, or a `_target_` that builds one")
         self.tokenizer = tokenizer
         self.classes: list[Any] = []
-        parts = _parts("dataset", dataset) if path is None else _parts("path", _from_disk(path))
+        key = "dataset" if path is None else "path"
+        parts = _parts(key, dataset if path is None else _from_disk(path))
         if chosen_fold is not None and "val" in parts:
             raise ConfigError("folds", folds, "null, because the validation set is given separately")
         texts = [] if text is None else [text] if isinstance(text, str) else list(text)
@@ -98,17 +102,18 @@ class HuggingFace(ArrayData):
                     held = f"one of the columns {', '.join(train)}"
                     held += ", or null" if argument != "columns" and len(names) == 1 else ""
                     raise ConfigError(argument, name, held, options=list(train))
+        samples = {split: _rows(key, split, part) for split, part in parts.items()}
         targets = {} if target is None else self._targets(parts, target)
         labels = targets.get("train")
         drawn = {split: share for split, share in shares.items() if split not in parts}
         stratified = labels.numpy() if labels is not None and self.classes else None
-        samples = len(train[next(iter(texts), target or next(iter(train)))])
-        rows = split_rows(samples, drawn, split_seed, stratified, fold=chosen_fold)
+        rows = split_rows(samples["train"], drawn, split_seed, stratified, fold=chosen_fold)
         if texts and hasattr(self.tokenizer, "fit"):
             read = [train[name] for name in texts]
             self.tokenizer = self.tokenizer.fit(str(column[row]) for column in read for row in rows["train"])
 
-        tensors = {split: self._inputs(part, texts, target, columns) for split, part in parts.items()}
+        inputs = self._input_columns(train, texts, target, columns)
+        tensors = {split: self._inputs(split, part, texts, inputs) for split, part in parts.items()}
         for split, values in targets.items():
             tensors[split][TARGET] = values
         whole = tensors["train"]
@@ -123,45 +128,57 @@ class HuggingFace(ArrayData):
             spec |= {"vocab_size": known, "context_length": self.max_length}
         super().__init__(tensors, spec, batch_size=batch_size, eval_batch_size=eval_batch_size, drop_last=drop_last)
 
-    def _inputs(
-        self, part: Columns, texts: Sequence[str], target: str | None, columns: Sequence[str] | None
-    ) -> dict[str, Tensor]:
+    def _input_columns(
+        self, train: Columns, texts: Sequence[str], target: str | None, columns: Sequence[str] | None
+    ) -> list[str]:
+        """Return the names of the input columns of numbers."""
+        if texts and self.tokenizer is None:
+            hint = (
+                "For example: {_target_: transformers.AutoTokenizer.from_pretrained, "
+                "pretrained_model_name_or_path: …}. "
+                "{_target_: trainyard.data.BytePairs} trains a tokenizer on the training texts. "
+                "To exclude the column, set text=null and name the input columns: columns=[…]."
+            )
+            raise ConfigError("tokenizer", None, f"a tokenizer, because {texts[0]!r} contains text", hint=hint)
+        found: list[str] = []
+        for name in [name for name in train if name not in (*texts, target)] if columns is None else columns:
+            if not isinstance(_first(train, name), str):
+                found.append(name)
+            elif columns is not None or not texts:
+                hint = (
+                    "Set text to this column and give a tokenizer. To exclude the column, name the columns to use: "
+                    "columns=[…]."
+                )
+                raise ConfigError("columns", name, "columns of numbers, but this column contains text", hint=hint)
+        if not found and not texts:
+            given = None if columns is None else list(columns)
+            raise ConfigError("columns", given, "at least one input column, or a text column")
+        return found
+
+    def _inputs(self, split: str, part: Columns, texts: Sequence[str], columns: Sequence[str]) -> dict[str, Tensor]:
         """Return the inputs of a split by name."""
+        for key, names in (("text", texts), ("columns", columns)):
+            for name in names:
+                if name not in part:
+                    held = ", ".join(part)
+                    accepted = f"a column of every split; the columns of the {_WORDS[split]} split are {held}"
+                    hint = "To exclude the column, name the columns to use: columns=[…]." if key == "columns" else ""
+                    raise ConfigError(key, name, accepted, hint=hint)
         found: dict[str, Tensor] = {}
         if texts:
-            if self.tokenizer is None:
-                hint = (
-                    "For example: {_target_: transformers.AutoTokenizer.from_pretrained, "
-                    "pretrained_model_name_or_path: …}. "
-                    "{_target_: trainyard.data.BytePairs} trains a tokenizer on the training texts. "
-                    "To exclude the column, set text=null and name the input columns: columns=[…]."
-                )
-                raise ConfigError("tokenizer", None, f"a tokenizer, because {texts[0]!r} contains text", hint=hint)
             given = [[str(value) for value in part[name]] for name in texts]
             made = self.tokenizer(*given, padding="max_length", truncation=True, max_length=self.max_length)
             for name, values in made.items():
-                found[name] = torch.from_numpy(_array("tokenizer", name, values).astype(np.int64))
-        others = [name for name in part if name not in (*texts, target)]
-        for name in others if columns is None else columns:
-            values = part[name]
-            if len(values) and isinstance(values[0], str):
-                if columns is not None or not texts:
-                    hint = (
-                        "Set text to this column and give a tokenizer. To exclude the column, name the columns to use: "
-                        "columns=[…]."
-                    )
-                    raise ConfigError("columns", name, "columns of numbers, but this column contains text", hint=hint)
-                continue
-            array = _array("columns", name, values)
+                found[name] = torch.from_numpy(_array("tokenizer", name, values, split).astype(np.int64))
+        for name in columns:
+            array = _array("columns", name, part[name], split)
             kind = np.float32 if array.dtype.kind == "f" else np.int64
             found[name] = torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
-        if not found:
-            given_columns = None if columns is None else list(columns)
-            raise ConfigError("columns", given_columns, "at least one input column, or a text column")
         return found
 
     def _targets(self, parts: Mapping[str, Columns], target: str) -> dict[str, Tensor]:
-        values = {split: _array("target", target, part[target]) for split, part in parts.items() if target in part}
+        given = {split: part for split, part in parts.items() if target in part}
+        values = {split: _array("target", target, part[target], split) for split, part in given.items()}
         every = np.concatenate(list(values.values()))
         if every.dtype.kind == "f":
             return {split: torch.from_numpy(own.astype(np.float32)) for split, own in values.items()}
@@ -205,10 +222,30 @@ def _parts(key: str, given: Any) -> dict[str, Columns]:
             accepted = "a datasets.Dataset, a DatasetDict, a mapping of columns, or a mapping of splits to these"
             raise ConfigError(key, type(part).__name__, accepted)
         if name in SPLIT_NAMES:
+            if not isinstance(part, Mapping) and not hasattr(part, "__len__"):
+                hint = "With datasets.load_dataset, leave out streaming=true." if key == "dataset" else ""
+                accepted = "a data set that is in memory or on disk: a stream has no length, and is read only in order"
+                raise ConfigError(key, type(part).__name__, accepted, hint=hint)
             parts[SPLIT_NAMES[name]] = part if isinstance(part, Mapping) else _Part(part)
     if "train" not in parts:
         raise ConfigError(key, list(splits), "a data set with a split named train")
     return parts
+
+
+def _rows(key: str, split: str, part: Columns) -> int:
+    """Return the number of rows of a split, which is at least 1."""
+    lengths = {name: len(part.given if isinstance(part, _Part) else part[name]) for name in part}
+    if len({*lengths.values()}) > 1:
+        shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ConfigError(key, shown, f"columns of equal lengths in the {_WORDS[split]} split")
+    if not any(lengths.values()):
+        raise ConfigError(key, f"{_WORDS[split]} split without rows", "a data set whose splits have at least one row")
+    return next(iter(lengths.values()))
+
+
+def _first(part: Columns, name: str) -> Any:
+    """Return the first value of a column."""
+    return part.given[0][name] if isinstance(part, _Part) else part[name][0]
 
 
 def _is_set(given: Any) -> bool:
@@ -246,7 +283,7 @@ def _from_disk(path: str) -> Any:
         raise ConfigError("path", path, "a folder written by save_to_disk", hint=hint) from error
 
 
-def _array(key: str, name: str, values: Any) -> npt.NDArray[Any]:
+def _array(key: str, name: str, values: Any, split: str) -> npt.NDArray[Any]:
     try:
         array = np.asarray(values)
     except ValueError:  # rows of several lengths
@@ -255,6 +292,8 @@ def _array(key: str, name: str, values: Any) -> npt.NDArray[Any]:
         kinds = "numbers or strings" if key == "target" else "numbers"
         accepted = f"a column of {kinds}, or of lists of numbers of equal length, without missing values"
         raise ConfigError(key, name, accepted)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ConfigError(key, name, "a column of finite numbers")
+    if (place := unfit(array)) is not None:
+        where = f"row {place[0]} of this column in the {_WORDS[split]} split"
+        accepted = f"a column of finite numbers within the range of float32; {where} {what_is(array[place])}"
+        raise ConfigError(key, name, accepted)
     return array
