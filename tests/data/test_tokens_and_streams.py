@@ -148,10 +148,25 @@ def test_a_start_at_any_batch_serves_the_rest(
         list(loader.batches(epoch, len(whole) + 2))
 
 
+def test_shards_of_an_evaluation_are_named(tmp_path: Path) -> None:
+    for split in ("val", "test"):
+        (tmp_path / split).mkdir()
+    more = {f"{split}_shards": shards(tmp_path / split, [3]) for split in ("val", "test")}
+    data = Stream(shards(tmp_path), num_classes=3, **more)
+    for split in ("val", "test"):
+        loader = data.loader(split, seed=0, device=CPU)
+        with pytest.raises(TrainyardError, match=f"{split}_shards: The data ends .* already read 4: the data has"):
+            list(loader.batches(0, 4))
+        (tmp_path / split / "0.npz").write_bytes(b"broken")
+        with pytest.raises(ConfigError, match="Reading the file failed") as caught:
+            list(loader.batches())
+        assert caught.value.key == f"{split}_shards"
+
+
 def test_a_start_reads_no_shard_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     inner = streams.read_shard
-    monkeypatch.setattr(streams, "read_shard", lambda path, *rest: (read.append(path), inner(path, *rest))[1])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(streams, "read_shard", lambda key, path, *rest: (read.append(path), inner(key, path, *rest))[1])  # type: ignore[func-returns-value]
     data = Stream(shards(tmp_path, [8] * 10), num_classes=3, batch_size=8)
     read.clear()
     list(data.loader("train", seed=0, device=CPU).batches(0, 7))
@@ -162,6 +177,7 @@ def test_what_is_no_stream(tmp_path: Path) -> None:
     pattern = shards(tmp_path)
     refused(Stream, "shards", "that matches files", str(tmp_path / "none*"))
     refused(Stream, "target", "classes from 0 to 1", pattern, num_classes=2)
+    refused(Stream, "eval_batch_size", "0 is invalid", pattern, num_classes=3, eval_batch_size=0)
     (tmp_path / "notes.txt").write_text("no")
     refused(Stream, "shards", "end in one of", str(tmp_path / "*"))
     texts = pd.DataFrame({"word": ["a", "b"], "y": [0, 1]})

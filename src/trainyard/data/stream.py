@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.rng import generator
 
 SUFFIXES = (".npz", ".parquet", ".csv")
+_KEYS = {"train": "shards", "val": "val_shards", "test": "test_shards"}
+"""Argument that names the shards of each split."""
 
 
 class Stream(Data):
@@ -58,7 +61,9 @@ class Stream(Data):
         drop_last: bool = False,
     ) -> None:
         self.batch_size = integer("batch_size", batch_size, at_least=1)
-        self.eval_batch_size = integer("eval_batch_size", eval_batch_size or max(self.batch_size, 256), at_least=1)
+        self.eval_batch_size = integer(
+            "eval_batch_size", max(self.batch_size, 256) if eval_batch_size is None else eval_batch_size, at_least=1
+        )
         self.shuffle = boolean("shuffle", shuffle)
         self.drop_last = boolean("drop_last", drop_last)
         self.classes = (
@@ -67,17 +72,17 @@ class Stream(Data):
             else integer("num_classes", num_classes, at_least=1, other="null for regression")
         )
         self.columns = Columns(target, features)
-        given = {"shards": shards, "val_shards": val_shards, "test_shards": test_shards}
+        given = (shards, val_shards, test_shards)
         self.shards = {
-            key.removesuffix("shards").rstrip("_") or "train": _files(key, files)
-            for key, files in given.items()
+            split: _files(key, files)
+            for (split, key), files in zip(_KEYS.items(), given, strict=True)
             if files is not None
         }
         self.splits = tuple(self.shards)
-        first = next((file for file in self.shards["train"] if _rows(file)), None)
+        first = next((file for file in self.shards["train"] if _rows("shards", file)), None)
         if first is None:
             raise ConfigError("shards", shards, "shards with at least one row")
-        table = read_shard(first, self.columns, self.classes)
+        table = read_shard("shards", first, self.columns, self.classes)
         self.spec = dict(input_spec(table.x.shape[1:]))
         if self.classes is None:
             self.spec |= {"out_features": 1 if table.y.ndim == 1 else table.y.shape[1], "loss": dict(REGRESSION_LOSS)}
@@ -97,6 +102,7 @@ class Stream(Data):
             drop_last=train and self.drop_last,
             seed=seed,
             device=device,
+            key=_KEYS[split],
         )
 
 
@@ -107,6 +113,7 @@ class ShardLoader:
         shards: files.
         columns, classes: see `read_shard`.
         batch_size, shuffle, drop_last, seed, device: see `TensorLoader`.
+        key: the argument that names the shards, for errors.
     """
 
     def __init__(
@@ -120,8 +127,10 @@ class ShardLoader:
         drop_last: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        key: str = "shards",
     ) -> None:
         self.shards = list(shards)
+        self.key = key
         self.columns = columns
         self.classes = classes
         self.batch_size = integer("batch_size", batch_size, at_least=1)
@@ -159,11 +168,11 @@ class ShardLoader:
         if self.shuffle:
             order = generator(self.seed, "shards", epoch).permutation(len(order))
         for shard in order.tolist():
-            rows = _rows(self.shards[shard])
+            rows = _rows(self.key, self.shards[shard])
             if skipped + rows <= wanted:
                 skipped += rows
                 continue
-            table = read_shard(self.shards[shard], self.columns, self.classes)
+            table = read_shard(self.key, self.shards[shard], self.columns, self.classes)
             own: npt.NDArray[np.int64] = np.arange(rows)
             if self.shuffle:
                 own = generator(self.seed, "rows", epoch, shard).permutation(rows)
@@ -172,25 +181,31 @@ class ShardLoader:
         if skipped < wanted - self.batch_size * (wanted > 0) or (skipped < wanted and self.drop_last):
             read = counted(skipped // self.batch_size, "batch", "batches")
             raise TrainyardError(
-                f"The data ends after {read} of an epoch, but this run has already trained on {start}: the data "
+                f"{self.key}: The data ends after {read} of an epoch, but this run has already read {start}: the data "
                 "has changed. Resume with the original data."
             )
 
 
-def read_shard(path: str, columns: Columns, classes: int | None) -> Table:
+def read_shard(key: str, path: str, columns: Columns, classes: int | None) -> Table:
     """Return the rows of a shard: y int64 with a number of classes, float32 without.
+
+    Args:
+        key: the argument that names the shard, for errors.
+        path: the shard.
+        columns: the selected columns.
+        classes: the number of classes; None for regression.
 
     Raises:
         ConfigError: the shard cannot be read, contains strings or missing values, or its targets are not such classes.
     """
-    table = next(iter(read_tables("shards", path, columns).values()))
+    table = next(iter(read_tables(key, path, columns).values()))
     if table.texts:
         name = (table.names or [])[next(iter(table.texts))]
         hint = "In a stream, categories and text must be numbers, because their values are not known in advance."
         raise ConfigError("features", name, "columns of numbers", hint=hint)
     if np.isnan(table.x).any():
         row = int(np.isnan(table.x).reshape(len(table.x), -1).any(axis=1).argmax())
-        raise ConfigError("shards", path, f"rows without missing values; row {row} has a missing value")
+        raise ConfigError(key, path, f"rows without missing values; row {row} has a missing value")
     if classes is None:
         if table.y.dtype.kind not in "biuf":
             raise ConfigError("target", table.y.dtype.name, "numbers, because num_classes=null selects regression")
@@ -219,7 +234,7 @@ def _files(key: str, given: str | Sequence[str]) -> list[str]:
     return found
 
 
-def _rows(path: str) -> int:
+def _rows(key: str, path: str) -> int:
     """Return the number of rows of a shard, from its header if it has one."""
     suffix = Path(path).suffix.lower()
     try:
@@ -233,8 +248,8 @@ def _rows(path: str) -> int:
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape: Any = read(member)[0]
                 return int(shape[0])
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error) as error:
         hint = f"Reading the file failed: {str(error).rstrip('.')}."
         accepted = f"a readable {suffix} file{' with the arrays x and y' if suffix == '.npz' else ''}"
-        raise ConfigError("shards", path, accepted, hint=hint) from error
-    return len(read_frame("shards", Path(path)))
+        raise ConfigError(key, path, accepted, hint=hint) from error
+    return len(read_frame(key, Path(path)))
