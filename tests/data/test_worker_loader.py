@@ -370,6 +370,37 @@ def test_an_endless_sampler_works() -> None:
     assert len([next(batches) for _ in range(100)]) == 100
 
 
+class Unsized(Dataset[Any]):
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class UnsizedSampler(Sampler[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(range(5))
+
+
+class UnsizedBatches(Sampler[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter([[0, 1], [2]])
+
+
+def test_the_part_that_has_no_length_is_named() -> None:
+    loaders = {
+        "sampler": (DataLoader(Numbers(), 4, sampler=UnsizedSampler()), "UnsizedSampler"),
+        "batch_sampler": (DataLoader(Numbers(), batch_sampler=UnsizedBatches()), "UnsizedBatches"),
+    }
+    for key, (plain, kind) in loaders.items():
+        loader = wrapped(plain)
+        assert loader.exact_length is None
+        with pytest.raises(ConfigError, match=f"'{kind}' is invalid. .* __len__") as caught:
+            len(loader)
+        assert caught.value.key == key
+        assert sum(1 for _ in loader.batches()) == 2
+    with pytest.raises(ConfigError, match="dataset: 'Unsized' is invalid"):
+        wrapped(DataLoader(Unsized(), 4))
+
+
 def test_samples_that_are_batches_themselves() -> None:
     loader = wrapped(DataLoader(Numbers(), batch_size=None, shuffle=True))
     order = [int(sample) for sample in loader.batches(4)]

@@ -92,7 +92,7 @@ class WorkerLoader:
         turn: the number of iterations that have been started.
 
     Raises:
-        ConfigError: an epoch has no batch.
+        ConfigError: an epoch has no batch, or a map-style data set that is read in order has no length.
         RuntimeError: with `persistent_workers`, or a stream with a state, an iteration is continued after a newer
             iteration has started.
     """
@@ -190,13 +190,12 @@ class WorkerLoader:
         """Return the number of batches in an epoch.
 
         Raises:
-            ConfigError: the data set is a stream without a length.
+            ConfigError: the data set, or the sampler, has no length.
         """
         try:
             return len(self._given)
         except TypeError:
-            kind = type(self._given.dataset).__name__
-            raise ConfigError("dataset", kind, "a data set with a length: define __len__ in its class") from None
+            raise _no_length(self._given) from None
 
     def batches(self, epoch: int = 0, start: int = 0, state: Any = None) -> Iterator[Batch]:
         """Yield the batches of `epoch` from batch number `start` on.
@@ -441,9 +440,25 @@ def _positioned(loader: DataLoader[Any], seed: int) -> PositionedSampler:
         sampler = batch_sampler.sampler
         shuffle = _is_permutation(sampler)
         if shuffle or type(sampler) is SequentialSampler:
-            n, batch_size, drop_last = len(cast(Sized, sampler)), batch_sampler.batch_size, batch_sampler.drop_last
+            try:
+                n = len(cast(Sized, sampler))
+            except TypeError:
+                raise _no_length(loader) from None
+            batch_size, drop_last = batch_sampler.batch_size, batch_sampler.drop_last
             return EpochBatchSampler(n, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed)
     return ReplayedSampler(cast(Iterable[Any], loader.sampler if batch_sampler is None else batch_sampler), seed)
+
+
+def _no_length(loader: DataLoader[Any]) -> ConfigError:
+    """Return the error for a loader without a length; it names the part on whose missing length the others depend."""
+    batches = loader.batch_sampler
+    sampler = loader.sampler if batches is None else getattr(batches, "sampler", None)
+    source = loader.dataset if isinstance(loader.dataset, IterableDataset) else getattr(sampler, "data_source", None)
+    parts: dict[str, object] = {"dataset": source, "sampler": sampler, "batch_sampler": batches, "loader": loader}
+    without = [name for name, part in parts.items() if part is not None and not hasattr(part, "__len__")]
+    key = without[0] if without else "loader"
+    blamed = parts[key]
+    return ConfigError(key, type(blamed).__name__, "an object with a length: define __len__ in its class")
 
 
 def _is_permutation(sampler: object) -> bool:
