@@ -60,8 +60,10 @@ class Count:
         return {"count": float(sum(results))}
 
 
-def run(folder: Path, hook: DetectionLog, model: nn.Module | None = None, data: Any = None, epochs: int = 2) -> Runner:
-    loader = DataLoader(data or Squares(), 2, collate_fn=pseudo_collate)
+def run(
+    folder: Path, hook: DetectionLog, model: nn.Module | None = None, *, epochs: int = 2, collate: Any = pseudo_collate
+) -> Runner:
+    loader = DataLoader(Squares(), 2, collate_fn=collate)
     runner = Runner(
         model or Detector(),
         {"train": loader, "val": loader, "spec": {"classes": ["none", "square"]}},
@@ -119,6 +121,26 @@ def test_a_figure_is_a_picture(tmp_path: Path) -> None:
     run(tmp_path, DetectionLog(), epochs=1)
     (file,) = (tmp_path / "figures").iterdir()
     assert imread(file).shape[1] > 500
+
+
+def no_targets(samples: Any) -> Any:
+    return {"pictures": [picture for picture, _ in samples]}
+
+
+def test_batches_without_a_target_are_drawn_with_their_predictions(tmp_path: Path) -> None:
+    run(tmp_path, DetectionLog(), epochs=1, collate=no_targets)
+    assert len([*(tmp_path / "figures").iterdir()]) == 1
+
+
+class Nameless(Detector):
+    def forward(self, pictures: Any, targets: Any = None, mode: str = "tensor") -> Any:
+        found = super().forward(pictures, targets, mode)
+        return found if mode == "loss" else [{"boxes": [[0, 0, 1, 1]]} for _ in found]
+
+
+def test_boxes_that_are_no_tensors_do_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(tmp_path, DetectionLog(), Nameless(), epochs=1)
+    assert sum("draws no images" in record.getMessage() for record in caplog.records) == 1
 
 
 class Classifier(Detector):

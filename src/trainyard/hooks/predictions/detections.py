@@ -6,11 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from trainyard.batch import input_of, target_of
+from trainyard.batch import NoTargetError, input_of, target_of
 from trainyard.checks import integer, number
 from trainyard.hooks.predictions.boxes import Instances, figure
 from trainyard.runner import Member, Runner, checkpoint
@@ -39,8 +38,9 @@ class DetectionLog(Hook):
 
     Predictions and targets are a mapping for each image, as in torchvision's detectors: `boxes`, float `[n, 4]`,
     `x1, y1, x2, y2` in pixels, and optionally `labels` `[n]`, `scores` `[n]`, `masks` `[n, H, W]` or `[n, 1, H, W]`.
-    For segmentation, predictions are scores `[B, C, H, W]` and targets are classes `[B, H, W]`. The images are taken
-    from the batch before the `data_preprocessor`. Class names are read from `data.spec["classes"]` or `data.classes`.
+    For segmentation, predictions are scores `[B, C, H, W]` and targets are classes `[B, H, W]`. If a batch has no
+    target, only the predictions are drawn. The images are taken from the batch before the `data_preprocessor`. Class
+    names are read from `data.spec["classes"]` or `data.classes`.
 
     The figures are `figures/<set>_<iteration>_detections.png` and are artifacts of the run. A separate thread draws
     them. A run without a directory draws nothing.
@@ -101,14 +101,16 @@ class DetectionLog(Hook):
         room = self.count - len(kept.pictures)
         if room <= 0:
             return
-        pictures = input_of(batch)
-        targets = target_of(batch) if not isinstance(batch, Tensor) else [None] * len(batch)
         try:
-            for picture, mine, true in zip(list(pictures)[:room], outputs, targets, strict=False):
+            targets = target_of(batch)
+        except NoTargetError:  # only the predictions are drawn
+            targets = repeat(None)
+        try:
+            for picture, mine, true in zip(list(input_of(batch))[:room], outputs, targets, strict=False):
                 kept.predicted.append(Instances.of(mine, self.score_thr))
                 kept.true.append(None if true is None else Instances.of(true))
                 kept.pictures.append(picture.detach().cpu().numpy())
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
             self._kept = None
             if not self._complained:
                 self._complained = True
