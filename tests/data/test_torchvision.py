@@ -15,6 +15,7 @@ from trainyard.errors import ConfigError
 
 CPU = torch.device("cpu")
 MODULE = """
+import urllib.error
 import numpy as np, torch
 from PIL import Image
 
@@ -26,6 +27,8 @@ def targets(train):
 
 class Colour:                       # as CIFAR10: [N, H, W, C] and a list
     def __init__(self, root, train=True, transform=None, target_transform=None, download=False):
+        if root.endswith("offline") and download:
+            raise urllib.error.URLError("Name or service not known")
         if root.endswith("absent") and not download:
             raise RuntimeError("Dataset not found or corrupted. You can use download=True to download it.")
         self.root, self.transform, self.data, self.targets = root, transform, images(train), targets(train)
@@ -55,6 +58,16 @@ class GreyFiles(Files):
 
 class Unsplit:
     def __init__(self, root, transform=None): pass
+
+class Val(Files):                   # as ImageNet: split is train or val
+    def __init__(self, root, split="train"):
+        if split not in ("train", "val"):
+            raise ValueError(f"Unknown value {split!r} for argument split. Valid values are {{'train', 'val'}}.")
+        super().__init__(root, split)
+
+class Needing(Files):               # as SVHN, which needs scipy
+    def __init__(self, root, split="train"):
+        import no_such_package
 
 class Unlabelled(Files):
     classes = None
@@ -133,6 +146,9 @@ def test_images_from_files_can_be_resized(sets: Any) -> None:
         ("name", "training and a test part", {"name": "small_sets.Unsplit"}),
         ("name", "lists its classes", {"name": "small_sets.Unlabelled"}),
         ("root", "download=true", {"root": "absent"}),
+        ("root", "to which they can be downloaded. .* failed: .*Name or", {"root": "offline", "download": True}),
+        ("name", "Unknown value 'test' .* 'val'}.$", {"name": "small_sets.Val"}),
+        ("name", "packages are installed. No module named 'no_such_package'.$", {"name": "small_sets.Needing"}),
         ("image_size", "fixed size", {"image_size": 8}),
         ("image_size", "an integer", {"image_size": 0}),
         ("val_fraction", "fraction", {"val_fraction": 1}),

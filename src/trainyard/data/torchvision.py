@@ -40,8 +40,8 @@ class Torchvision(ArrayData):
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:
-        ConfigError: torchvision is not installed, the data set does not exist, files are missing, or another value is
-            invalid.
+        ConfigError: torchvision is not installed, the data set does not exist, files are missing or cannot be
+            downloaded, or another value is invalid.
     """
 
     def __init__(
@@ -151,12 +151,20 @@ def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
     try:
         return kind(str(Path(root).expanduser()), **which)
     except (RuntimeError, OSError) as error:
+        accepted = f"a folder with the files of {name}"
+        hint = f"{str(error).rstrip('.')}."
         if download:
-            raise
-        advice = " Set download=true to download the files." if "download" in accepts else ""
-        raise ConfigError(
-            "root", root, f"a folder with the files of {name}", hint=f"{str(error).rstrip('.')}.{advice}"
-        ) from error
+            accepted += ", or one to which they can be downloaded"
+            hint = f"Loading or downloading the files failed: {hint}"
+        elif "download" in accepts:
+            hint += " Set download=true to download the files."
+        raise ConfigError("root", root, accepted, hint=hint) from error
+    except ValueError as error:  # a value of `split`
+        accepted = "a data set with a training and a test part, whose class takes `train`, or `split` (train, test)"
+        raise ConfigError("name", name, accepted, hint=f"{str(error).rstrip('.')}.") from error
+    except ImportError as error:
+        accepted = "a data set whose required packages are installed"
+        raise ConfigError("name", name, accepted, hint=f"{str(error).rstrip('.')}.") from error
 
 
 def _labels(parts: list[Any]) -> list[npt.NDArray[np.int64]] | None:
