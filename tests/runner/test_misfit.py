@@ -1,5 +1,6 @@
 """What does not fit together is told in one sentence: the key, or the layer with its name and shapes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,35 @@ def test_sparse_gradients(told: Any, more: Any, said: str) -> None:
     message = told(model=Tokens(sparse=True), optim=optim, **more, before=None)
     assert message.startswith(said)
     assert "parse" in message
+
+
+class TwoTokens(Tokens):
+    """Sparse rows with an optimizer of their own, next to another part."""
+
+    optimizer_groups = {"rows": "rows", "rest": "rest"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__(sparse=True)
+        self.rest = nn.Linear(4, 3)
+
+    def train_steps(self, batch: Any) -> Iterator[tuple[str, Any]]:
+        x, y = batch
+        yield "rest", {"loss": F.cross_entropy(self.rest(x), y)}
+        yield "rows", self(x, y, mode="loss")
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("Adam", {}, "optim.rows: 'Adam' is invalid. Expected an optimizer for sparse gradients"),
+        ("SGD", {"precision": "fp16"}, "optim.rows.fused: True is invalid. Expected false, because the gradients"),
+    ],
+)
+def test_sparse_gradients_of_one_of_several_optimizers(told: Any, name: str, more: Any, said: str) -> None:
+    optim = {"_target_": f"torch.optim.{name}", "_partial_": True, "lr": 0.1, "fused": name == "SGD"}
+    message = told(model=TwoTokens(), optim={"rest": optim, "rows": optim}, **more, before=None)
+    assert message.startswith(said)
+    assert "OptimizerDict" not in message
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

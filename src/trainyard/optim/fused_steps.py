@@ -57,7 +57,7 @@ class _FirstGradients(Optimizer):
         """Prepare the step for parameters that have their first gradient, or the first since a state was loaded."""
         if self.defaults["fused"] and any(param.grad is not None and param.grad.is_sparse for _, param in first):
             if getattr(self, "found_inf", None) is not None:  # GradScaler has left its part to the fused step
-                raise ConfigError("optim.fused", True, "false, because the gradients are sparse and precision is fp16")
+                raise ConfigError("fused", True, "false, because the gradients are sparse and precision is fp16")
             log.warning("%s runs without fused=True, which does not support sparse gradients.", type(self).__name__)
             for numbers in (self.defaults, *self.param_groups):
                 numbers["fused"] = False

@@ -21,6 +21,7 @@ from trainyard.config.build import AUTO
 from trainyard.data.lengths import stated_size
 from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.metrics import Metric
+from trainyard.optim.identity import optimizers_of
 from trainyard.runner.hook import Hook
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ def explained(parts: Parts) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        if Scene(error, parts).module is None or error.key.partition(".")[0] in (*parts.settings, "hook", "metric"):
+        scene = Scene(error, parts)
+        if scene.raised_by_optimizer:
+            raise error.under(scene.optim_key(parts)) from error
+        if scene.module is None or error.key.partition(".")[0] in (*parts.settings, "hook", "metric"):
             raise
         raise error.under("model") from error
     except _KINDS as error:
@@ -85,7 +89,8 @@ class Scene:
         place: the innermost line of code outside torch and Trainyard.
         by_torch: whether torch raised the error.
         clipping: whether gradients were clipped.
-        stepping: whether the optimizer stepped.
+        optimizer: the optimizer that stepped (of several optimizers, the one whose turn it was), or None.
+        raised_by_optimizer: whether a method of this optimizer raised the error.
     """
 
     def __init__(self, error: BaseException, parts: Parts) -> None:
@@ -100,7 +105,8 @@ class Scene:
         self.target: Tensor | None = None
         self.split = "train"
         self.place = ""
-        self.by_torch = self.clipping = self.stepping = False
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.by_torch = self.clipping = self.raised_by_optimizer = False
         frames = error.__traceback__
         while frames is not None:
             self._see(frames.tb_frame, frames.tb_lineno, parts)
@@ -124,7 +130,9 @@ class Scene:
         elif name in ("sanity_check", "run_set"):
             self.split = getattr(own, "current", self.split)
         self.clipping |= file.endswith("clip.py") and file.startswith(_OURS)
-        self.stepping |= isinstance(own, torch.optim.Optimizer)
+        self.raised_by_optimizer = isinstance(own, torch.optim.Optimizer)
+        if isinstance(own, torch.optim.Optimizer):
+            self.optimizer = own
         if name in ("cross_entropy", "nll_loss") and isinstance(values.get("target"), Tensor):
             self.logits, self.target = values["input"], values["target"]
         if not self.by_torch and not file.startswith((_OURS, sys.prefix, sys.base_prefix, "<")):
@@ -139,6 +147,12 @@ class Scene:
         if isinstance(outputs, Tensor) and isinstance(target, Tensor):
             self.measured = f" was given the outputs {_shown(outputs)} and the target {_shown(target)}"
             self.target = target
+
+    def optim_key(self, parts: Parts) -> str:
+        """Return the key of the optimizer that stepped."""
+        several = optimizers_of(parts.optimizer)
+        name = next((name for name, each in several.items() if each is self.optimizer), "")
+        return f"optim.{name}" if name else "optim"
 
     @property
     def where(self) -> str:
@@ -162,7 +176,7 @@ def _explanation(scene: Scene, parts: Parts) -> TrainyardError | None:
     if isinstance(scene.error, TypeError):
         fits_not = _OF_FORWARD.search(scene.text) is not None
     in_metric = (scene.part or "").startswith("metric.")
-    if (scene.module is None and not in_metric) or not fits_not or scene.stepping:
+    if (scene.module is None and not in_metric) or not fits_not or scene.optimizer is not None:
         return None
     return _shapes(scene, parts)
 
@@ -291,16 +305,16 @@ def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
         key = "clip_grad_value" if parts.settings["clip_grad_norm"] is None else "clip_grad_norm"
         hint = f"{whose}, but torch clips only dense gradients; {dense}."
         return ConfigError(key, parts.settings[key], "null, because the gradients are sparse", hint=hint)
-    if not scene.stepping:
+    if scene.optimizer is None:
         key, whose = scene.part or "model", f"{whose[0].lower()}{whose[1:]}"
         return TrainyardError(
             f"{key}: {whose}, which a part of the step does not support; {dense}. torch says: {scene.text}."
         )
-    name = type(parts.optimizer).__name__
+    name = type(scene.optimizer).__name__
     taken = (
         "an optimizer for sparse gradients: SGD or Adagrad without momentum and weight decay, or torch.optim.SparseAdam"
     )
-    return ConfigError("optim", name, taken, hint=f"{whose}: {dense}. {name} says: {scene.text}.")
+    return ConfigError(scene.optim_key(parts), name, taken, hint=f"{whose}: {dense}. {name} says: {scene.text}.")
 
 
 # -- the messages ------------------------------------------------------------------------------------------------------
