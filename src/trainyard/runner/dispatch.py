@@ -189,7 +189,10 @@ class Dispatch:
         hook = self.hooks[name]
         needed = ("priority", "state_dict", "load_state_dict")
         if isinstance(hook, type) or not all(hasattr(hook, member) for member in needed):
-            hint = f"To select the option with this name, use hook={name}; to remove the hook, use ~hook.{name}."
+            hint = (
+                f"If the group `hook` has the option {name}, select it with hook={name}. To remove these values, use "
+                f"~hook.{name}."
+            )
             accepted = "a trainyard.hooks.Hook, or its config with `_target_`"
             raise ConfigError(f"hook.{name}", hook, accepted, hint=hint if isinstance(hook, Mapping) else "")
 
