@@ -31,12 +31,12 @@ class Presses(Hook):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def made(folder: Path | None = None, epochs: int = 3, **hooks: Any) -> Runner:
+def made(folder: Path | None = None, epochs: int = 3, width: int = 8, **hooks: Any) -> Runner:
     torch.manual_seed(0)
     x, y = torch.randn(24, 4), torch.randint(3, (24,))
     loaders = {name: DataLoader(TensorDataset(x, y), 4, shuffle=name == "train") for name in ("train", "val")}
     return Runner(
-        MLP(4, 3, [8], dropout=0.5),
+        MLP(4, 3, [width], dropout=0.5),
         loaders,
         partial(torch.optim.Adam, lr=0.01),
         loop=EpochBasedTrainLoop(epochs),
@@ -123,8 +123,10 @@ def test_a_checkpoint_by_hand(tmp_path: Path) -> None:
     other.train()
     assert same(whole, other)
     assert other.epoch == 3
-    with pytest.raises(ConfigError, match=r"resume: '.*absent.pt' is invalid"):
+    with pytest.raises(ConfigError, match=r"^path: '.*absent.pt' is invalid"):
         other.load_checkpoint(tmp_path / "absent.pt")
+    with pytest.raises(ConfigError, match=r"^path: '.*half.pt' is invalid. Expected a checkpoint of this model"):
+        made(width=3).load_checkpoint(file)
 
 
 def test_hooks_that_are_added() -> None:

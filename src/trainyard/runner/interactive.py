@@ -83,7 +83,7 @@ class Interactive(Parts):
             ConfigError: the checkpoint does not exist, is damaged, or belongs to another training.
         """
         self.prepare()
-        restore(self.members[0], Start("resume", *checkpoint.given("resume", str(path))))
+        restore(self.members[0], Start("path", *checkpoint.given("path", str(path))))
 
     def predict(self: Any, loader: Any, split: str = "val") -> Any:
         """Return the evaluated model's predictions for all batches of a loader, joined, on the CPU.

@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Checkpoint with which a run starts: its complete state for `resume`, only its weights for `load_from`.
+    """Checkpoint with which a run starts: only its weights for `load_from`, otherwise its complete state.
 
     Attributes:
-        key: the setting that names the checkpoint.
+        key: the setting, or the argument of a method, that names the checkpoint.
         path: the file.
         state: its contents; for `load_from` the weights by name.
     """
@@ -41,7 +41,7 @@ class Start:
 
     @property
     def resumes(self) -> bool:
-        return self.key == "resume"
+        return self.key != weights.KEY
 
 
 def starting_point(member: Member) -> Start | None:
