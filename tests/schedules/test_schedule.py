@@ -38,6 +38,7 @@ from torch.optim.lr_scheduler import (
 )
 
 import trainyard.schedules.schedule
+from trainyard.errors import ConfigError
 from trainyard.schedules import Schedule
 from trainyard.schedules.part import DURATIONS
 from trainyard.schedules.schedule import BLOCK
@@ -449,6 +450,23 @@ def test_what_lies_beyond_the_run_is_said_once(caplog: pytest.LogCaptureFixture)
     caplog.clear()
     Schedule(partial(CosineAnnealingLR, T_max=11), by="epoch").bind(optimizer_of(), length=11)
     assert not caplog.records
+
+
+def test_what_is_converted_to_iterations_is_told_in_epochs(caplog: pytest.LogCaptureFixture) -> None:
+    def bind(make: Any, length: int) -> None:
+        schedule = Schedule(make, convert_to_iter_based=True)
+        schedule.bind(optimizer_of(), length=length, unit="epoch", epoch_length=4)
+
+    bind(partial(MultiStepLR, milestones=[3, 85]), 12 * 4)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "schedule: 85 (milestones of MultiStepLR) is never reached, because this scheduler ends at 12."
+    )
+    cycle = partial(OneCycleLR, max_lr="auto", cycle_momentum=False)
+    with pytest.raises(ConfigError, match=r'total_steps: 5 is invalid. Expected "auto", or at least 12, the length'):
+        bind(partial(cycle, total_steps=5), 12 * 4)
+    with pytest.raises(ConfigError, match=r"With max_lr=.*, total_steps=3, pct_start=0.0833.*, a phase"):
+        bind(partial(cycle, total_steps=3, pct_start=1 / 12), 3 * 4)
 
 
 @given(length=st.integers(1, 2500), index=st.integers(0, 2600), groups=st.integers(1, 3))

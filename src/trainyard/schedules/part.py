@@ -7,7 +7,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -38,11 +38,15 @@ class Part:
         key: its place in the config, for messages.
         make: the scheduler's class, or a function that takes an optimizer and returns a scheduler.
         keywords: its arguments, with "auto" and fractions as they were given.
+        scale: the number of steps in a unit of the config; see `scaled`.
+        given: the arguments before they were scaled, for messages.
     """
 
     key: str
     make: Callable[..., Any]
     keywords: Mapping[str, Any]
+    scale: int = 1
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, key: str, given: Any) -> Part:
@@ -118,7 +122,20 @@ class Part:
             elif name == "gamma" and self.make in (ExponentialLR, CyclicLR):
                 value = value ** (1 / units)
             keywords[name] = value
-        return replace(self, keywords=keywords)
+        return replace(self, keywords=keywords, scale=units, given=self.keywords)
+
+    def _in_units(self, steps: float) -> float:
+        """Return a number of steps in the unit of the config."""
+        units = steps / self.scale
+        return int(units) if units == units // 1 else units
+
+    def _as_given(self, name: str, value: Any) -> Any:
+        """Return the value of an argument as the user gave it; for "auto" and for defaults, in the unit of the
+        config."""
+        given = self.given.get(name, "auto")
+        if not (isinstance(given, str) and given == "auto"):
+            return given
+        return self._in_units(value) if name in DURATIONS and value is not None else value
 
     def last_step(self, length: float) -> float:
         """Return the number of the last meaningful step if a run may be longer than the estimate `length`.
@@ -160,7 +177,7 @@ class Part:
             scheduler = self.make(optimizer, **keywords)
         except (TypeError, ValueError, ZeroDivisionError) as error:
             if self.make is OneCycleLR and isinstance(error, ZeroDivisionError):  # pct_start * total_steps is 1
-                given = _listed(keywords)
+                given = _listed({name: self._as_given(name, value) for name, value in keywords.items()})
                 raise ConfigError(
                     self.key,
                     self.name,
@@ -172,12 +189,12 @@ class Part:
             if blamed is None:
                 raise ConfigError(self.key, self.name, f"arguments that {self.name} accepts", hint=said) from error
             key, accepted = f"{self.key}.{blamed}", f"a value that {self.name} accepts"
-            raise ConfigError(key, keywords[blamed], accepted, hint=said) from error
+            raise ConfigError(key, self._as_given(blamed, keywords[blamed]), accepted, hint=said) from error
         if not isinstance(scheduler, LRScheduler):
             raise ConfigError(self.key, self.name, f"a callable that returns an LRScheduler, not {scheduler!r}")
         if certain and isinstance(scheduler, OneCycleLR) and scheduler.total_steps < length:
-            accepted = f'"auto", or at least {length}, the number of steps of the schedule'
-            raise ConfigError(f"{self.key}.total_steps", scheduler.total_steps, accepted)
+            accepted = f'"auto", or at least {self._in_units(length):.12g}, the length of the schedule'
+            raise ConfigError(f"{self.key}.total_steps", self._in_units(scheduler.total_steps), accepted)
         return scheduler
 
     def _tell_beyond(self, keywords: Mapping[str, Any], length: float) -> None:
@@ -186,7 +203,7 @@ class Part:
             ends = value if name == "milestones" else [value] if name in DURATIONS and value is not None else []
             for end in ends:
                 if end > length:
-                    _tell_once(self.name, name, end, length)
+                    _tell_once(self.name, name, self._in_units(end), self._in_units(length))
 
     def _resolve(self, name: str, value: Any, optimizer: StandIn, length: float) -> Any:
         if isinstance(value, str) and value == "auto":
@@ -224,8 +241,9 @@ def check_position(key: str, value: Any, *others: str, at_least: int) -> None:
 
 
 @functools.cache
-def _tell_once(kind: str, name: str, end: int, length: float) -> None:
-    log.warning("schedule: %d (%s of %s) is never reached, because this scheduler ends at %d.", end, name, kind, length)
+def _tell_once(kind: str, name: str, end: float, length: float) -> None:
+    place = f"{end:.12g} ({name} of {kind})"
+    log.warning("schedule: %s is never reached, because this scheduler ends at %.12g.", place, length)
 
 
 def known(key: str, value: Any, length: float) -> int:
