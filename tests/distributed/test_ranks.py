@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from forked import Forked
 from waiting import LIMIT, until, until_gone
 
@@ -208,6 +209,22 @@ def test_wrong_settings(settings: Any, said: str, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError) as caught:
         ranks.spread(ddp(**settings))
     assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "accepted"),
+    [
+        ("cuda", 0, "auto or cpu, because torch finds no CUDA device"),
+        ("mps", 0, "auto or cpu, because strategy.devices=2"),
+        ("cuda:0", 2, "auto, cuda or cpu, because strategy.devices=2"),
+    ],
+)
+def test_devices_that_cannot_be_shared(device: str, gpus: int, accepted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ConfigError, match=rf"^device: '{device}' is invalid. Expected {accepted}\.$"):
+        ranks.spread(ddp(devices=2) | {"device": device})
 
 
 def test_what_a_run_is_spread_over(monkeypatch: pytest.MonkeyPatch) -> None:

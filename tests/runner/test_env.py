@@ -111,6 +111,15 @@ def test_other_devices_are_tried(name: str) -> None:
         assert find_device(name).type == name
 
 
+def test_other_accelerators_are_among_the_accepted_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    for name in ("cuda", "xpus", "meta"):
+        with pytest.raises(ConfigError, match=r"Expected one of auto, cpu, xpu, xpu:0, xpu:1\."):
+            find_device(name)
+
+
 @pytest.mark.gpu
 def test_cuda_devices() -> None:
     assert find_device("cuda").type == "cuda"

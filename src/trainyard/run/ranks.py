@@ -126,9 +126,10 @@ def _devices(strategy: Distributed, device: str, room: int) -> int:
     if strategy.devices != "auto":
         count = int(strategy.devices)
     if count > limit and not what:
-        accepted = f"auto, cuda or cpu, because strategy.devices={count}"
+        known = "auto, cuda or cpu" if torch.cuda.device_count() else "auto or cpu"
+        accepted = f"{known}, because strategy.devices={count}"
         if device == "cuda":
-            accepted = "auto or cpu, because torch finds no CUDA device"
+            accepted = f"{known}, because torch finds no CUDA device"
         raise ConfigError("device", device, accepted)
     if count > limit:
         raise ConfigError("devices", count, f"auto, or at most {limit}, {what}")

@@ -123,29 +123,39 @@ def _threads(key: str, value: int | None) -> int | None:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device for `auto` (CUDA if available, else the CPU), `cpu`, `cuda` or `cuda:1`.
+    """Return the device for `auto` (CUDA if available, else the CPU), `cpu`, `cuda` or `cuda:1`, or for another device
+    of torch on which a number can be stored, such as `mps` or `xpu`.
 
     Raises:
         ConfigError: torch does not know the name, or this machine does not have the device.
     """
     count = torch.cuda.device_count()
-    available = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if name == "auto":
         return torch.device("cuda" if count else "cpu")
     try:
         device = torch.device(str(name))  # a number would be one of CUDA's
     except RuntimeError:
+        available = _available()
         raise ConfigError("device", name, f"one of {', '.join(available)}", options=available) from None
     if device.type == "cuda" and (count == 0 or (device.index or 0) >= count):
         hint = "" if count else f"This torch ({torch.__version__}) finds no CUDA device."
-        raise ConfigError("device", name, f"one of {', '.join(available)}", hint=hint)
+        raise ConfigError("device", name, f"one of {', '.join(_available())}", hint=hint)
     if device.type not in ("cpu", "cuda"):
         try:
             torch.zeros(1, device=device).item()
         except (RuntimeError, NotImplementedError, AssertionError):  # no such device, or one without storage (meta)
             hint = f"This torch ({torch.__version__}) has no such device to train on."
-            raise ConfigError("device", name, f"one of {', '.join(available)}", hint=hint) from None
+            raise ConfigError("device", name, f"one of {', '.join(_available())}", hint=hint) from None
     return device
+
+
+def _available() -> list[str]:
+    """Return the names of the devices that this machine has, and `auto`."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return ["auto", "cpu"]
+    count, kind = torch.accelerator.device_count(), accelerator.type
+    return ["auto", "cpu", kind, *(f"{kind}:{index}" for index in range(count))]
 
 
 def describe(device: torch.device) -> str:
