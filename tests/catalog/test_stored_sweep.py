@@ -75,6 +75,20 @@ def test_a_job_that_goes_on_keeps_its_best_so_far(directory: Path) -> None:
     assert (job.state, job.objective, job.seconds) == ("running", 0.9, 2.0)
 
 
+def test_members_of_a_population_have_their_last_values_and_are_not_repeats(directory: Path) -> None:
+    (directory / "manifest.jsonl").write_text(
+        lines(
+            {"kind": "proposer", "identity": {"sweeper": "pbt"}},
+            {"kind": "job", "num": 0, "overrides": ["lr=0.1", "seed=0"], "subdir": "0"},
+            {"kind": "job", "num": 1, "overrides": ["lr=0.2", "seed=1"], "subdir": "1"},
+            {"kind": "inherited", "num": 1, "source": 0, "at": 2, "overrides": ["lr=0.1", "seed=0"]},
+        )
+    )
+    rows = StoredSweep.read(directory).rows()
+    assert [row.overrides for row in rows] == [{"lr": "0.1", "seed": "0"}] * 2
+    assert rows[0].history != rows[1].history
+
+
 def test_a_command_that_begins_again_runs_nothing_of_before(directory: Path) -> None:
     with (directory / "manifest.jsonl").open("a") as file:
         file.write(lines({"kind": "began", "time": 200.0}))

@@ -13,6 +13,8 @@ from trainyard.catalog.find import SWEEP, directories
 from trainyard.catalog.stored_run import StoredRun
 from trainyard.errors import ConfigError
 from trainyard.sweep.goals import Direction, Goals, as_number
+from trainyard.sweep.identity import is_population
+from trainyard.sweep.report.repeats import history
 from trainyard.sweep.report.rows import JobRow
 from trainyard.sweep.steering import is_run
 from trainyard.track.run_info import RunInfo
@@ -64,6 +66,7 @@ class StoredSweep:
         jobs: the jobs by number, as of the last `read_on`.
         started: the time of the first start, in Unix seconds.
         searched: whether a search chooses the jobs.
+        population: whether the jobs are the members of a population.
         goals: the goals by which the search compares the jobs, if these are more than the objective.
     """
 
@@ -71,6 +74,7 @@ class StoredSweep:
     jobs: dict[int, SweepJob] = field(default_factory=dict)
     started: float | None = None
     searched: bool = False
+    population: bool = False
     goals: Goals | None = None
     _read_to: int = 0
     _told: tuple[str | None, Direction] | None = None
@@ -151,6 +155,7 @@ class StoredSweep:
                 seconds=None if job.seconds is None else job.seconds / job.width,
                 directory=self.directory / job.subdir,
                 error=job.error,
+                history=history(num, job.overrides, in_population=self.population),
             ).graded(job.value, self.goals)
             for num, job in sorted(self.jobs.items())
         ]
@@ -165,6 +170,7 @@ class StoredSweep:
         kind = record["kind"]
         if kind == "proposer":
             self.searched, self.goals = "sampler" in record["identity"], Goals.of(record["identity"])
+            self.population = is_population(record["identity"])
         if kind == "began":
             self.started = record["time"] if self.started is None else self.started
             running = [job for job in self.jobs.values() if job.state == "running"]
@@ -175,6 +181,9 @@ class StoredSweep:
             num = record["num"]
             subdir = record.get("subdir")
             self.jobs[num] = SweepJob(num, list(record["overrides"]), str(num) if subdir is None else str(subdir))
+            return []
+        if kind == "inherited":
+            self.jobs[record["num"]].overrides = list(record["overrides"])
             return []
         if kind == "queued":
             jobs = [self.jobs[num] for unit in record["units"] for num in _nums(unit)]

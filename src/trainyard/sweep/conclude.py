@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from trainyard.sweep.goals import Direction, Goals
+from trainyard.sweep.identity import is_population
 from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.proposers import Proposer
 from trainyard.sweep.report import JobRow, ranking
+from trainyard.sweep.report.repeats import history
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.track import Status
 
@@ -70,7 +72,7 @@ def conclude(
     goals = proposer.goals
     if goals is not None:
         name, direction = goals.names[0], goals.directions[0]
-    rows = [_row(job, plan, goals) for job in plan.jobs]
+    rows = [_row(job, plan, goals, in_population=is_population(proposer.identity)) for job in plan.jobs]
     files: list[Path] = []
     numbers: dict[int, journals.JobNumbers] = {}
     with _reported("ranking"):
@@ -121,7 +123,7 @@ def _reported(what: str) -> Iterator[None]:
         log.debug("", exc_info=True)
 
 
-def _row(job: Job, plan: SweepPlan, goals: Goals | None) -> JobRow:
+def _row(job: Job, plan: SweepPlan, goals: Goals | None, *, in_population: bool) -> JobRow:
     entry = plan.entries[job.num]
     row = JobRow(
         num=job.num,
@@ -131,5 +133,6 @@ def _row(job: Job, plan: SweepPlan, goals: Goals | None) -> JobRow:
         seconds=entry.cost,
         directory=job.directory,
         error=entry.error,
+        history=history(job.num, job.overrides, in_population=in_population),
     )
     return row.graded(entry.objective, goals)

@@ -15,6 +15,11 @@ _DEFAULTS = {"learn_from": "all"}
 _SHOWN = 200  # characters of a value
 
 
+def is_population(identity: Mapping[str, Any]) -> bool:
+    """Return whether this is the identity of population-based training."""
+    return identity.get("sweeper") == "pbt"
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs between two identities, as texts such as `order: any (now job)`; only the kinds if
     these differ.

@@ -84,6 +84,24 @@ def test_a_sweep_without_repeats_has_numbers_alone() -> None:
     assert text.endswith("One job per configuration.\n")
 
 
+def test_a_seed_that_distinguishes_configurations_is_a_column(tmp_path: Path) -> None:
+    """Members of a population: nothing is averaged over their seeds."""
+    rows = [
+        JobRow(num, {"lr": "0.1", "seed": seed}, "done", num / 10, 1.0, Path(str(num)), history=f"#{num}")
+        for num, seed in enumerate("334")
+    ]
+    found = Comparison.of(rows, None, "maximize", {})
+    lines = as_markdown(found).splitlines()
+    assert lines[0] == "| seed | objective | n |"
+    assert lines[2:5] == ["| 4 | 0.2 | 1 |", "| 3 | 0.1 | 1 |", "| 3 | 0 | 1 |"]
+    assert lines[-1] == "One job per configuration."
+    assert [line.split(",")[:3] for line in as_csv(found, None).splitlines()] == [
+        ["rank", "seed", "n"], ["1", "4", "1"], ["2", "3", "1"], ["3", "3", "1"],
+    ]  # fmt: skip
+    drawn = figures.write(found, {}, None, tmp_path / "figure.svg", "svg").read_text()
+    assert re.findall(r"<text[^>]*>(seed=.)</text>", drawn) == ["seed=4", "seed=3", "seed=3"]
+
+
 def test_latex_escapes_and_compiles(sweep: tuple[list[JobRow], dict[int, JobNumbers]], tmp_path: Path) -> None:
     source = as_latex(table(sweep))
     rows = [line for line in source.splitlines() if line.endswith(r"\\")]

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainyard.sweep.events import FIRST_CLONE
 from trainyard.sweep.report import JobRow, html, result_files, table, text
 from trainyard.sweep.report.curves import averaged
-from trainyard.sweep.report.repeats import KEYS, configurations
+from trainyard.sweep.report.ranking import places, rank
+from trainyard.sweep.report.repeats import KEYS, configurations, history
 from trainyard.sweep.report.samples import Sample
 from trainyard.track import Journal
 
@@ -177,6 +179,55 @@ def test_nothing_is_added_without_repeats(tmp_path: Path) -> None:
     assert "n" not in pd.read_csv(result_files.write(rows, tmp_path, "minimize")[0]).columns
 
 
+def test_jobs_with_the_same_values_and_seed_are_not_repeats() -> None:
+    """A sampler has suggested two configurations with equal values, each with its repeats."""
+    rates = ("0.1", "0.1", "0.2")
+    rows = [
+        row(num, {"optim.lr": rate, "seed": str(seed)}, 0.1 * num)
+        for num, (rate, seed) in enumerate((rate, seed) for rate in rates for seed in range(2))
+    ]
+    found = configurations(rows, "maximize")
+    assert [[each.num for each in one.rows] for one in found] == [[4, 5], [2, 3], [0, 1]]
+    assert all(each.is_whole for each in found)
+    assert configurations([row(num, {"seed": "3", "x": x}, num) for num, x in enumerate("aab")], "maximize") == []
+
+
+def test_a_clone_is_a_repeat_only_of_clones_with_the_same_start() -> None:
+    given = [["lr=0.1", "seed=0"], ["lr=0.1", "seed=1"], ["lr=0.2", "seed=0"], ["lr=0.2", "seed=1"]]
+    given += [["lr=0.1", "seed=0", "lr=0.2"], ["lr=0.1", "seed=1", "lr=0.2"], ["lr=0.2", "seed=0", "seed=5"]]
+    rows = []
+    for index, lines in enumerate(given):
+        num = index if index < 4 else FIRST_CLONE + index - 4
+        overrides = dict(line.split("=") for line in lines)
+        own = history(num, lines, in_population=False)
+        rows.append(replace(row(num, overrides, index / 10), history=own))
+    found = configurations(rows, "maximize")
+    assert [[each.num - FIRST_CLONE * (each.num >= FIRST_CLONE) for each in one.rows] for one in found] == [
+        [0, 1], [2, 3], [0, 1], [2],
+    ]  # fmt: skip
+    assert [each.is_whole for each in found] == [True, True, True, False]
+
+
+def test_members_of_a_population_are_ranked_one_by_one(tmp_path: Path) -> None:
+    """Two of them have come to the limit of a range, from the same seed; two others only to the same value."""
+    values = [("0.1", "3"), ("0.1", "3"), ("0.05", "1"), ("0.05", "2")]
+    rows = [
+        replace(row(num, {"lr": rate, "seed": seed}, value), history=history(num, [], in_population=True))
+        for num, ((rate, seed), value) in enumerate(zip(values, (0.7, 0.8, 0.9, 0.6), strict=True))
+    ]
+    ranking = rank(rows, "maximize")
+    assert [each.num for each in ranking] == [2, 1, 0, 3]
+    assert list(places(ranking, "maximize")) == [1, 2, 3, 4]
+    assert "Means" not in text(table(rows, None, "maximize"))
+    frame = pd.read_csv(result_files.write(rows, tmp_path, "maximize")[0])
+    assert frame["rank"].tolist() == [1, 2, 3, 4]
+    assert "n" not in frame.columns
+    page = html.write(rows, tmp_path, title="s", objective=None, direction="maximize").read_text()
+    assert "<dt>Best job</dt><dd>#2 lr=0.05 seed=1: 0.9</dd>" in page
+    assert "<h2>Configurations" not in page
+    assert "was trained with one seed" not in page
+
+
 @given(
     jobs=st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("01"), st.none() | st.floats(-1e6, 1e6))),
     direction=st.sampled_from(["maximize", "minimize"]),
@@ -188,5 +239,6 @@ def test_every_job_is_in_one_configuration(jobs, direction) -> None:  # type: ig
         assert sorted(each.num for one in found for each in one.rows) == [each.num for each in rows]
     for each in found:
         assert not set(each.overrides) & set(KEYS)
+        assert len({row.overrides["seed"] for row in each.rows}) == len(each.rows)
         assert each.mean is None or each.mean == pytest.approx(statistics.fmean(each.objectives))
         assert each.std is None or math.isclose(each.std, statistics.stdev(each.objectives), rel_tol=1e-6, abs_tol=1e-6)

@@ -90,8 +90,8 @@ class Comparison:
         samples = {name: [each.sample_of(values) for each in found] for name, values in columns.items()}
         apart = compared(found, columns[chosen[0]])
         tested = any(each is not None and each.sample.n > 1 for each in apart)
-        over = repeated(rows)
-        names = tuned(rows) or [key for key in keys(rows) if key not in over]
+        over = repeated(found)
+        names = tuned(rows, over) or [key for key in keys(rows) if key not in over]
         return cls(names, chosen, over, found, samples, apart if tested else [])
 
     @property
@@ -113,7 +113,7 @@ class Comparison:
         heads = [*self.names, *self.metrics, "n", *(["difference", "p (Holm)"] if self.differences else [])]
         rows = []
         for index, each in enumerate(self.configurations):
-            cells = [each.overrides.get(name, "-") for name in self.names]
+            cells = ["-" if (value := each.value(name)) is None else value for name in self.names]
             cells += [" ± ".join(filter(None, _spread(self.samples[name][index]))) for name in self.metrics]
             cells.append(each.count)
             if self.differences:
@@ -160,7 +160,7 @@ def as_csv(table: Comparison, objective: str | None) -> str:
     writer.writerow(heads)
     places = configuration_places(table.configurations)
     for index, (each, place) in enumerate(zip(table.configurations, places, strict=True)):
-        values: list[object] = [place, *(each.overrides.get(name) for name in table.names), each.n]
+        values: list[object] = [place, *(each.value(name) for name in table.names), each.n]
         for name in table.metrics:
             sample = table.samples[name][index]
             values += [sample.mean, sample.std, sample.margin]

@@ -81,7 +81,7 @@ def write(table: Comparison, numbers: Mapping[int, JobNumbers], objective: str |
                     linewidth=1,
                 )
         names = _short(table.names)
-        labels = [" ".join(f"{names[key]}={each.overrides.get(key, '-')}" for key in table.names) for each in shown]
+        labels = [" ".join(f"{names[key]}={each.value(key) or '-'}" for key in table.names) for each in shown]
         ticks = right.set_yticks(range(len(shown)), [label or "all jobs" for label in labels])
         for index, tick in enumerate(ticks[:COLOURED]):
             tick.label1.set_color(f"C{index}")  # the names of the curves

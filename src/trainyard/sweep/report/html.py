@@ -31,7 +31,7 @@ from trainyard.sweep.report.journals import RUNG, TRAIN_LOSS, JobNumbers, read_a
 from trainyard.sweep.report.origin import Origin
 from trainyard.sweep.report.page import document
 from trainyard.sweep.report.ranking import rank
-from trainyard.sweep.report.repeats import Configuration, configurations, repeated, tuned
+from trainyard.sweep.report.repeats import Configuration, configurations, seeds_vary, tuned
 from trainyard.sweep.report.rows import JobRow, duration, front_of, number, with_spread
 
 SHOWN = 1000
@@ -177,7 +177,7 @@ class _Page:
         what = "configurations" if self.configurations else "finished jobs"
         if live:
             yield '\n<p class="note screen">The sweep is running. This page reloads itself.</p>'
-        if not repeated(self.ranking) and sum(row.ranked for row in self.ranking) > 1:
+        if not seeds_vary(self.ranking) and sum(row.ranked for row in self.ranking) > 1:
             setting = "hydra.sweeper.repeats=5" if self.searched else "'seed=range(5)'"
             advice = f" Several seeds (<code>{setting}</code>) give means with confidence intervals."
             yield (

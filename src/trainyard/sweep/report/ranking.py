@@ -146,7 +146,7 @@ def means_table(
     if not found:
         return None
     names = tuned(rows)
-    over = ", ".join(repeated(rows))
+    over = ", ".join(repeated(found))
     more = f". Best {limit} of {len(found)} configurations" if limit is not None and limit < len(found) else ""
     result = _empty(
         ["rank"], names, [f"mean {objective or 'objective'}", "95 %", "std", "n"], f"Means over {over}{more}"

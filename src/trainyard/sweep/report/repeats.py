@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
+from trainyard.sweep.events import FIRST_CLONE
 from trainyard.sweep.goals import Direction
 from trainyard.sweep.report.rows import JobRow, front_of, keys
 from trainyard.sweep.report.samples import Difference, Sample, differences
@@ -19,7 +22,7 @@ LEFT = ("waiting", "running", "paused", "interrupted")
 
 @dataclass(frozen=True)
 class Configuration:
-    """Jobs that are repeats of each other.
+    """Jobs that are repeats of each other: each has another seed or fold.
 
     Attributes:
         overrides: the overrides that they share.
@@ -90,6 +93,11 @@ class Configuration:
         """Half of the width of the 95 % confidence interval of the mean, by Student's t; None for fewer than two."""
         return self.sample.margin
 
+    def value(self, key: str) -> str | None:
+        """Return the value of an override that all jobs share; None if they share none."""
+        found = {row.overrides.get(key) for row in self.rows}
+        return found.pop() if len(found) == 1 else None
+
     def pairs(self, values: Mapping[int, float]) -> dict[Sequence[str], float]:
         """Return a metric of the jobs that finished with an objective, by their seed and fold."""
         return {
@@ -99,14 +107,44 @@ class Configuration:
         }
 
 
-def repeated(rows: Sequence[JobRow]) -> list[str]:
-    """Return the keys of repeats that vary between these jobs."""
-    return [key for key in KEYS if len({row.overrides.get(key) for row in rows}) > 1]
+def history(num: int, overrides: Sequence[str], *, in_population: bool) -> str:
+    """Return how a job was trained before it had its current overrides; only jobs with equal histories can be repeats.
+
+    Args:
+        num: the number of the job.
+        overrides: its overrides, as recorded.
+        in_population: whether the sweep trains a population. The values of its members change during the training, so
+            no member is a repeat of another one.
+
+    Returns:
+        A text that is equal for clones of the same configuration with the same changes, and different for all members
+        of a population. It is empty for other jobs.
+    """
+    if in_population:
+        return f"#{num}"
+    if num < FIRST_CLONE:
+        return ""
+    return " ".join(line for line in overrides if line.partition("=")[0].lstrip("+") not in KEYS)
 
 
-def tuned(rows: Sequence[JobRow]) -> list[str]:
-    """Return the keys that vary between these jobs and are parameters: neither the seed nor the fold."""
-    return [key for key in keys(rows) if key not in KEYS and len({row.overrides.get(key) for row in rows}) > 1]
+def seeds_vary(rows: Sequence[JobRow]) -> bool:
+    """Return whether the seed or the fold varies between these jobs."""
+    return any(len({row.overrides.get(key) for row in rows}) > 1 for key in KEYS)
+
+
+def repeated(found: Sequence[Configuration]) -> list[str]:
+    """Return the keys in which the repeats of these configurations differ."""
+    return [key for key in KEYS if any(len({row.overrides.get(key) for row in each.rows}) > 1 for each in found)]
+
+
+def tuned(rows: Sequence[JobRow], over: Collection[str] = KEYS) -> list[str]:
+    """Return the keys that vary between these jobs and are parameters.
+
+    Args:
+        rows: the jobs.
+        over: the keys that are no parameters: by default, the seed and the fold.
+    """
+    return [key for key in keys(rows) if key not in over and len({row.overrides.get(key) for row in rows}) > 1]
 
 
 def configurations(rows: Sequence[JobRow], direction: Direction) -> list[Configuration]:
@@ -118,18 +156,26 @@ def configurations(rows: Sequence[JobRow], direction: Direction) -> list[Configu
         rows: the jobs, in any order.
         direction: whether a high or a low objective is better.
     """
-    if not repeated(rows) or front_of(rows):
+    if not seeds_vary(rows) or front_of(rows):
         return []
     found = grouped(rows, direction)
     return [] if len(found) == len(rows) else found
 
 
 def grouped(rows: Sequence[JobRow], direction: Direction) -> list[Configuration]:
-    """Return the configurations like `configurations`, including those with a single job."""
-    found: dict[tuple[tuple[str, str], ...], Configuration] = {}
+    """Return the configurations like `configurations`, including those with a single job.
+
+    Jobs with the same seed and fold, or with different histories, are not repeats: they are in different
+    configurations, even if their values are equal.
+    """
+    found: dict[tuple[Any, ...], Configuration] = {}
+    alike: Counter[tuple[Any, ...]] = Counter()  # jobs with the same values, the seed and the fold included
     for row in sorted(rows, key=lambda row: row.num):
         shared = {key: value for key, value in row.overrides.items() if key not in KEYS}
-        found.setdefault(tuple(sorted(shared.items())), Configuration(shared, [])).rows.append(row)
+        values, own = tuple(sorted(shared.items())), tuple(row.overrides.get(key) for key in KEYS)
+        before = alike[row.history, values, own]
+        alike[row.history, values, own] += 1
+        found.setdefault((row.history, values, before), Configuration(shared, [])).rows.append(row)
     most = max((len(each.rows) for each in found.values()), default=0)
     has_ended = all(row.state not in LEFT for row in rows)
     needed = max((each.n for each in found.values()), default=0) if has_ended else most

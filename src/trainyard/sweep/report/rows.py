@@ -34,6 +34,8 @@ class JobRow:
         metrics: the returned values by name, if jobs return more than a single objective.
         losses: several objectives as numbers that are minimized; empty for a single objective.
         violation: the total constraint violation; 0 if it is feasible.
+        history: how it was trained before it had these overrides (`trainyard.sweep.report.repeats.history`); empty if
+            it has had them from the start.
     """
 
     num: int
@@ -46,6 +48,7 @@ class JobRow:
     metrics: Mapping[str, float] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
     violation: float = 0.0
+    history: str = ""
 
     def graded(self, value: Any, goals: Goals | None) -> JobRow:
         """Return the row with the result of its job.

@@ -73,8 +73,8 @@ def of_configurations(
         cells += _difference(apart[index]) if apart else []
         kind = "" if each.is_whole else ' class="unfinished"'
         lines.append(f'<tr{kind} data-key="c{each.rows[0].num}">{"".join(cells)}</tr>')
-    yield f"<h2>Configurations: means over {escape(', '.join(repeated(rows)))}</h2>"
-    yield f'<p class="note">{_configurations_note(apart, bool(tests), repeated(rows))}</p>'
+    yield f"<h2>Configurations: means over {escape(', '.join(repeated(found)))}</h2>"
+    yield f'<p class="note">{_configurations_note(apart, bool(tests), repeated(found))}</p>'
     yield _table(heads, lines)
 
 
