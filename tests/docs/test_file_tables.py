@@ -77,7 +77,8 @@ def test_every_kind_of_record_in_a_manifest_has_a_row(tmp_path: Path) -> None:
     unit = Unit((0,), 2, 1, 3.0, ("cpu",), Rungs((1,)), ((0, Rungs((2,))),), fed=True)
     manifest.log(Began(), SlotsGained(((0, "cpu"),)), SlotsLost((0,)), Queued((unit,), "again"), Started(0))
     manifest.log(Joined(0, (0,)), Emptied(0), Inherited(0, 0, 1, ("seed=0",), ("optim.lr",), "epoch_0001.pt"))
-    manifest.log(Reported(0, 1, 0.5, (("val/loss", 0.1),)), Asked(0, "stop", "by hand"), Paused(0), Stopping("enough"))
+    manifest.log(Reported(0, 1, 0.5, (("val/loss", 0.1),)), Asked(0, "stop", "by hand"), Stopping("enough"))
+    manifest.log(Paused(0, by_hand=True))
     manifest.answer(Command("000001-00", "stop", 0))
     manifest.log(Ended(0, "done", 1.0, 0.5, None, 2))
     records: dict[str, set[str]] = {}

@@ -44,7 +44,7 @@ class HalvingProposer(Proposer):
                 self._jobs.add(num)
             case Reported(num, _, value):
                 self._values[num] = value
-            case Paused(num):
+            case Paused(num, by_hand=False):
                 self._paused.add(num)
             case Queued(units, _):
                 for unit in units:

@@ -106,6 +106,39 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
     assert "2 jobs, 1 already done, 1 stopped; 0 to run" in out
 
 
+def test_a_member_of_a_population_remains_paused_until_it_is_resumed(start: Any, tmp_path: Path) -> None:
+    own = [
+        "hydra/sweeper=pbt", "hydra.sweeper.population=3", "hydra.sweeper.interval=1", "hydra.sweeper.quantile=0.34",
+        "optim.lr=tag(log,interval(1e-3,1e-1))", "seed=0", "hydra.launcher.fuse=off",
+    ]  # fmt: skip
+    process = start(*own)
+    until((tmp_path / "waits0").exists, process)  # in the second epoch
+    steer(tmp_path / "s", "pause", "0", wait=LIMIT)
+    until(lambda: state(tmp_path, 0) == "paused", process)
+    (tmp_path / "go").touch()
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert [state(tmp_path, num) for num in range(3)] == ["paused", "done", "done"]
+    assert out.count("promoted #0") == 1
+    how = f"trainyard sweep resume {tmp_path / 's'}"
+    told = f"A user has paused #0. To resume the job, run `{how} 0`, and then `{how}`."
+    assert told in out
+
+    process = start(*own)
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert "3 jobs, 2 already done, 1 paused by a user; 0 to run" in out
+    assert told in out
+    assert state(tmp_path, 0) == "paused"
+
+    steer(tmp_path / "s", "resume", "0")
+    process = start(*own)
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert state(tmp_path, 0) == "done"
+    assert "A user has paused" not in out
+
+
 def test_what_a_dead_head_was_asked_for_is_done_by_the_next(start: Any, tmp_path: Path) -> None:
     (tmp_path / "deaf").touch()
     process = start("hydra.launcher.fuse=off")

@@ -33,13 +33,13 @@ def _append(directory: Path, **record: Any) -> None:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """A sweep without a head: #0 is done, #1 runs, #2 waits, #3 is paused, #4 has failed."""
+    """A sweep without a head: #0 is done, #1 runs, #2 waits, #3 is paused by a user, #4 has failed."""
     directory = tmp_path / "a sweep"
     directory.mkdir()
     for num in range(5):
         _append(directory, kind="job", num=num, overrides=[f"seed={num}"], subdir=f"{num}")
     for num, state in {0: "done", 1: "running", 3: "paused", 4: "failed"}.items():
-        _append(directory, kind="state", num=num, state=state)
+        _append(directory, kind="state", num=num, state=state, **({"by_hand": True} if state == "paused" else {}))
     for num in (0, 1):
         folder = directory / f"{num}/.hydra"
         folder.mkdir(parents=True)
@@ -159,9 +159,24 @@ def test_a_pruned_job_is_finished(sweep: Path) -> None:
     with pytest.raises(TrainyardError, match=r"a job that is not finished; #4 is pruned\. Not finished: #1-#3\."):
         steer(sweep, "stop", "4")
     assert _left(sweep) == "1 job done, 1 job interrupted, 1 job waiting, 1 job paused, 1 job pruned"
-    for num in (1, 2, 3):
+    for num in (1, 2):
         _append(sweep, kind="state", num=num, state="stopped")
-    assert _left(sweep) == ""
+    assert _left(sweep) == "", "a job that a user has paused is left to the user"
+    _append(sweep, kind="state", num=3, state="paused")
+    assert _left(sweep) == "1 job done, 2 jobs stopped, 1 job paused, 1 job pruned"
+
+
+def test_a_job_that_is_paused_at_a_rung_can_be_paused_by_hand(sweep: Path) -> None:
+    _append(sweep, kind="state", num=2, state="paused")
+    assert steer(sweep, "pause", "2").startswith("No process is running this sweep.")
+    _append(sweep, kind="state", num=1, state="paused")
+    _append(sweep, kind="state", num=1, state="paused", by_hand=True)
+    with pytest.raises(TrainyardError, match="#1 is paused"):
+        steer(sweep, "pause", "1")
+    _append(sweep, kind="queued", units=[[1]])
+    _append(sweep, kind="state", num=1, state="running")
+    _append(sweep, kind="state", num=1, state="paused")
+    steer(sweep, "pause", "1")
 
 
 def test_the_end_of_a_detached_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

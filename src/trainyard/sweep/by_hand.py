@@ -145,6 +145,8 @@ class ByHand:
         if command.action == "pause":
             if not self._units.resumes:
                 return "this sweep's application cannot resume from a checkpoint"
+            if state == "paused" and not self._manifest.entries[num].is_held:
+                return ""  # at a rung
             if state not in ("running", "waiting"):
                 return f"#{num} {in_words(state)}"
         return ""

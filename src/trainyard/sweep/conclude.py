@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from trainyard.quoting import shell_path
 from trainyard.sweep.goals import Direction, Goals
 from trainyard.sweep.identity import is_population
-from trainyard.sweep.plan import Job, SweepPlan
+from trainyard.sweep.plan import SHOWN, Job, SweepPlan
 from trainyard.sweep.proposers import Proposer
 from trainyard.sweep.report import JobRow, ranking
 from trainyard.sweep.report.repeats import history
@@ -83,6 +84,8 @@ def conclude(
             print(ranking.text(table))
     for line in () if interrupted else proposer.ending:
         print(line)
+    if held := [job.num for job in plan.jobs if plan.entries[job.num].is_held]:
+        print(_told_held(held, directory))
     with _reported("results"):
         numbers = journals.read_all(rows, name, direction)
         files += result_files.write(rows, directory, direction, name, numbers)
@@ -110,6 +113,14 @@ def conclude(
         print(f"MLflow: {shipment.arrived}")
     if str(shipment):
         print(shipment)
+
+
+def _told_held(held: Sequence[int], directory: Path) -> str:
+    """Return what to do about the jobs that a user has paused."""
+    shown = ", ".join(f"#{num}" for num in held[:SHOWN]) + (", …" if len(held) > SHOWN else "")
+    which, job = ("one of these jobs", "JOB") if held[1:] else ("the job", str(held[0]))
+    command = f"trainyard sweep resume {shell_path(directory)}"
+    return f"A user has paused {shown}. To resume {which}, run `{command} {job}`, and then `{command}`."
 
 
 @contextmanager

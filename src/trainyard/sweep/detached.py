@@ -192,12 +192,13 @@ def _number(directory: Path) -> str:
 
 
 def _left(directory: Path) -> str:
-    """Return the number of jobs in each state after the end of the head, for users; empty if all jobs are finished."""
+    """Return the number of jobs in each state after the end of the head, for users; empty if no job is left to run,
+    except by a user who has paused it."""
     try:
-        last = SweepState.read(directory).states.values()
+        found = SweepState.read(directory)
     except ConfigError:
         return "no job has started"
-    states = Counter("interrupted" if state == "running" else state for state in last)  # a killed head records no end
-    if set(states) <= FINAL:
+    if all(state in FINAL or num in found.held for num, state in found.states.items()):
         return ""
+    states = Counter("interrupted" if state == "running" else state for state in found.states.values())
     return ", ".join(f"{counted(count, 'job')} {state}" for state, count in states.items())

@@ -56,8 +56,9 @@ def to_record(event: Event) -> Record:
             return {**report, "metrics": dict(metrics)} if metrics else report
         case Asked(num, wish, why):
             return {"kind": "asked", "num": num, "wish": wish, "why": why}
-        case Paused(num, seconds, width):
-            return {"kind": "state", "num": num, "state": "paused", **_span(seconds, width)}
+        case Paused(num, seconds, width, by_hand):
+            own = {"kind": "state", "num": num, "state": "paused", **_span(seconds, width)}
+            return {**own, "by_hand": True} if by_hand else own
         case Ended(num, state, seconds, objective, error, width):
             own = {"kind": "state", "num": num, "state": state, **_span(seconds, width)}
             return {**own, "objective": objective, "error": error}
@@ -142,7 +143,7 @@ def _state(record: Mapping[str, Any]) -> Event:
         return Started(num, record.get("attempt", 1))
     span = record.get("seconds", 0.0), record.get("width", 1)
     if state == "paused":
-        return Paused(num, *span)
+        return Paused(num, *span, record.get("by_hand", False))
     return Ended(num, state, span[0], record.get("objective"), record.get("error"), span[1])
 
 

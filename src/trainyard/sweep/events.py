@@ -199,11 +199,17 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """A job no longer has a process, and has one checkpoint from which it can be resumed."""
+    """A job no longer has a process, and has one checkpoint from which it can be resumed.
+
+    Attributes:
+        seconds, width: see `Ended`.
+        by_hand: whether a user has paused it, so that it does not continue before a user resumes it.
+    """
 
     num: int
     seconds: float = 0.0
     width: int = 1
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,8 +126,11 @@ class Head(Loop):
             end = Ended(num, "pruned", entry.seconds or 0.0, None, why, entry.width)
             self.apply(of_pruned(end, self._reports.last))
             self._pruned(num)
+        elif wish == "pause":
+            entry = self._manifest.entries[num]
+            self.apply(Paused(num, entry.seconds or 0.0, entry.width, by_hand=True))
         else:
-            self.apply(Paused(num) if wish == "pause" else Ended(num, "stopped", error=why or None))
+            self.apply(Ended(num, "stopped", error=why or None))
 
     def obey(self) -> None:
         """Execute the commands that are not answered yet."""
@@ -137,7 +140,7 @@ class Head(Loop):
         """Resume a paused job beyond the rung at which it paused."""
         rungs = self._scheduler.rungs.get(num)
         if rungs is not None and rungs.until is not None and self._reports.is_known(num, rungs.until):
-            rungs = None
+            rungs = self._proposer.beyond(num)
         self.queue(self._alone([num], rungs), "resumed")
 
     # -- what is to run ------------------------------------------------------------------------------------------------

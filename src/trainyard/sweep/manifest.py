@@ -39,7 +39,10 @@ _BLOCK = 1 << 20  # bytes that are parsed at once
 
 @dataclass
 class Entry:
-    """Entry of a job: overrides, directory, decision, last state and result, origin, and lineage."""
+    """Entry of a job: overrides, directory, decision, last state and result, origin, and lineage.
+
+    `by_hand` is whether a user has paused it.
+    """
 
     overrides: list[str]
     subdir: str | None = None
@@ -49,6 +52,7 @@ class Entry:
     objective: Any = None
     error: str | None = None
     width: int = 1
+    by_hand: bool = False
     origin: Origin | None = None
     lineage: list[Inherited] = field(default_factory=list)
 
@@ -61,6 +65,11 @@ class Entry:
     def is_left(self) -> bool:
         """Whether the job runs when the sweep is continued."""
         return self.state not in FINAL
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the job is paused until a user resumes it."""
+        return self.state == "paused" and self.by_hand
 
     @property
     def has_failed(self) -> bool:
@@ -350,6 +359,7 @@ class Manifest:
             entry.seconds, entry.width = record["seconds"], record.get("width", 1)
         entry.objective = record.get("objective", entry.objective)
         entry.error = record.get("error")
+        entry.by_hand = record.get("by_hand", False)
 
 
 _TAKES: dict[str, Callable[[Manifest, Record], None]] = {

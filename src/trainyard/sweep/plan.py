@@ -204,6 +204,11 @@ class SweepPlan:
         """Jobs that are not done."""
         return [job for job in self.jobs if self.entries[job.num].is_left]
 
+    @property
+    def to_run(self) -> list[Job]:
+        """Jobs that are not done and that no user has paused."""
+        return [job for job in self.left if not self.entries[job.num].is_held]
+
     def extend(self, later: SweepPlan) -> None:
         """Add a later plan of the same sweep in time proportional to its jobs."""
         self.jobs += later.jobs
@@ -237,11 +242,13 @@ class SweepPlan:
             f"{count} on {device} ({counted(threads, 'thread')} each)" for (device, threads), count in kinds.items()
         )
         states = Counter(self.entries[job.num].state for job in self.jobs)
+        held = len(self.left) - len(self.to_run)
         before = f", {states['done']} already done" if states["done"] else ""
         before += "".join(f", {states[each]} {each}" for each in ("stopped", "pruned") if states[each])
-        paused = f" ({states['paused']} paused)" if states["paused"] else ""
+        before += f", {held} paused by a user" if held else ""
+        paused = f" ({states['paused'] - held} paused)" if states["paused"] > held else ""
         lines = [
-            f"{counted(len(self.jobs), 'job')}{before}; {len(self.left)} to run{paused}, "
+            f"{counted(len(self.jobs), 'job')}{before}; {len(self.to_run)} to run{paused}, "
             f"{len(self.slots)} at a time: {slots}.",
             f"Sweep: {self.directory}",
             *self._estimate(),
@@ -257,7 +264,7 @@ class SweepPlan:
 
     def _estimate(self) -> list[str]:
         """Return a line with the time, the disk space and the rows in MLflow of the jobs to run."""
-        left = self.left
+        left = self.to_run
         known = [cost for entry in self.entries.values() if entry.state == "done" and (cost := entry.cost) is not None]
         told: list[str] = []
         slots = max(1, len(self.slots))

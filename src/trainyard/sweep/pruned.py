@@ -45,7 +45,7 @@ def fulfilled(wishes: Mapping[int, Wish], last: Last, why: str) -> list[Ended | 
     found: list[Ended | Paused] = []
     for num, wish in wishes.items():
         if wish == "pause":
-            found.append(Paused(num))
+            found.append(Paused(num, by_hand=True))
         else:
             found.append(of_pruned(Ended(num, END_OF_WISH[wish], error=why if wish == "stop" else None), last))
     return found

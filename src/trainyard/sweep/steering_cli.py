@@ -80,11 +80,13 @@ class SweepState:
     Attributes:
         states: the state of each job, by number.
         subdirs: the directory of each job below the sweep's.
+        held: the jobs that a user has paused; others are paused at a rung.
         answers: the acknowledgements of commands, by id.
     """
 
     path: Path
     states: dict[int, str] = field(default_factory=dict)
+    held: set[int] = field(default_factory=set)
     subdirs: dict[int, str | None] = field(default_factory=dict)
     answers: dict[str, Acknowledgement] = field(default_factory=dict)
     _read_to: int = 0
@@ -125,6 +127,7 @@ class SweepState:
             self.subdirs[record["num"]] = record.get("subdir")
         elif record["kind"] == "state":
             self.states[record["num"]] = record["state"]
+            (self.held.add if record.get("by_hand") else self.held.discard)(record["num"])
         elif record["kind"] == "queued":
             for unit in record["units"]:
                 for num in unit if isinstance(unit, list) else unit["nums"]:
@@ -167,7 +170,7 @@ def _check(action: Action, num: int, state: SweepState, waiting: Sequence[Comman
         others = sorted(each for each, its in states.items() if its not in FINAL and each != num)
         hint = f"Not finished: {spans(others)}." if others else "This sweep has no other unfinished job."
         raise ConfigError("JOB", num, f"a job that is not finished; #{num} {how}", hint=hint)
-    if action == "pause" and now == "paused":
+    if action == "pause" and now == "paused" and (pending is not None or num in state.held):
         hint = f"`trainyard sweep resume {shell_path(directory)} {num}` resumes this job."
         raise ConfigError("JOB", num, f"a job that is not paused; #{num} {how}", hint=hint)
     if action == "resume" and now != "paused":

@@ -240,9 +240,9 @@ def event_of(num: int, outcome: TaskOutcome, width: int, wish: Wish | None) -> E
         width: the number of jobs in the unit.
         wish: the request that the job received.
     """
-    state, asked = outcome.state, outcome.state in ("interrupted", "lost")
-    if state == "paused" or (wish == "pause" and asked):
-        return Paused(num, outcome.seconds, width)
+    state, asked = outcome.state, outcome.state in ("interrupted", "lost", "paused")  # paused: at its rung, meanwhile
+    if (wish == "pause" and asked) or (wish is None and state == "paused"):
+        return Paused(num, outcome.seconds, width, by_hand=wish == "pause")
     value = outcome.value.return_value if isinstance(outcome.value, worker_tasks.JobDone) else None
     ended: JobState = END_OF_WISH[wish] if wish is not None and asked else state
     return Ended(num, ended, outcome.seconds, value, None if ended == "pruned" else outcome.error, width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from random import Random
 from typing import Any
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainyard.errors import ConfigError
-from trainyard.sweep.events import Event, Inherited, Proposed, Queued, Reported
+from trainyard.sweep.events import Event, Inherited, Paused, Proposed, Queued, Reported, Unit
 from trainyard.sweep.proposers.population import Exploration, PopulationProposer, perturbed, within
 from trainyard.sweep.proposers.population_settings import PopulationSettings
 from trainyard.sweep.proposers.space import Space
 from trainyard.sweep.simulation import SimulatedJob, SimulatedSweep
+from trainyard.track.sweep_position import Rungs
 
 EPOCHS, INTERVAL = 9, 2
 LINES = ["optim.lr=tag(log,interval(1e-4,1e-1))", "data.batch_size=range(16,65,16)", "model.hidden=[8],[16],[32]"]
@@ -71,6 +73,46 @@ def test_neither_durations_nor_kills_decide(
     assert other.run()
     assert told(other.log) == told(undisturbed.log)
     assert {other.state(num) for num in range(count)} == {"done"}
+
+
+@pytest.mark.parametrize("at_rung", [False, True])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_member_that_a_user_has_paused_leaves_the_population_until_it_is_resumed(
+    space: Space, at_rung: bool, slots: int
+) -> None:
+    found = sweep(space, 6, 0.34, slots, lambda num: 1.0 + num / 100)
+    state = "paused" if at_rung else "running"
+    found.run(lambda: found.epochs.get(2) == INTERVAL and found.state(2) == state)
+    found._coming[:] = [each for each in found._coming if each[3].nums != (2,)]
+    heapq.heapify(found._coming)
+    found._tell(Paused(2, by_hand=True))
+    begun = len(found.log)
+    for _ in range(2):
+        assert found.run()
+        assert [found.state(num) for num in range(6)] == ["done", "done", "paused", "done", "done", "done"]
+        found.kill()
+    for event in found.log[begun:]:
+        assert not (isinstance(event, Queued) and any(2 in unit.nums for unit in event.units))
+        assert not (isinstance(event, Inherited) and 2 in (event.num, event.source))
+
+    rungs = found.proposer.beyond(2) if at_rung else found._scheduler.rungs.get(2)
+    assert rungs == Rungs((2 * INTERVAL,), until=2 * INTERVAL)
+    found._tell(Queued((Unit((2,), rungs=rungs),), "resumed"))
+    assert found.run()
+    assert found.state(2) == "done"
+    assert [event.at for event in found.log if isinstance(event, Reported) and event.num == 2] == [2, 4, 6, 8]
+
+
+def test_the_others_wait_for_a_member_that_is_resumed(space: Space) -> None:
+    found = sweep(space, 4, 0.25, 4, lambda num: 1.0)
+    found.run(lambda: found.state(1) == "paused")
+    found._tell(Paused(1, by_hand=True))
+    found.run(lambda: found.epochs[0] == 2 * INTERVAL)
+    found._tell(Queued((Unit((1,), rungs=found.proposer.beyond(1)),), "resumed"))
+    assert found.run()
+    assert {found.state(num) for num in range(4)} == {"done"}
+    reports = [(event.num, event.at) for event in found.log if isinstance(event, Reported)]
+    assert reports.index((1, 2 * INTERVAL)) < min(reports.index((num, 3 * INTERVAL)) for num in range(4))
 
 
 def test_the_worst_go_on_as_the_best_with_other_values_and_the_same_seed(space: Space) -> None:

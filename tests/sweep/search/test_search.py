@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 from collections import Counter
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from trainyard.errors import TrainyardError
 from trainyard.sweep.event_records import event_of, to_record
-from trainyard.sweep.events import Ended, Event, Paused, Proposed, Queued, Reported
+from trainyard.sweep.events import Ended, Event, Paused, Proposed, Queued, Reported, Unit
 from trainyard.sweep.proposers.pruners import Asha, Hyperband, NoPruner, Pruner
 from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.proposers.search import Limits, SearchProposer
@@ -215,6 +216,53 @@ def test_the_checkpoint_of_a_paused_job_is_given_up_when_it_cannot_be_promoted_a
     found.run(lambda: len(decisions(found.log)) == 13)
     # 2 was promoted. Of 3 jobs at the second rung one is: 0.
     assert [found.state(num) for num in (0, 1, 2, 8)] == ["done", "pruned", "paused", "pruned"]
+
+
+def paused_by_hand(found: SimulatedSweep, num: int) -> None:
+    """Pause a job that runs, or has paused at a rung, as a user does."""
+    found._coming[:] = [each for each in found._coming if each[3].nums != (num,)]
+    heapq.heapify(found._coming)
+    found._tell(Paused(num, by_hand=True))
+
+
+def resumed(found: SimulatedSweep, num: int) -> None:
+    """Resume a job as the head does."""
+    rungs = found._scheduler.rungs.get(num)
+    if any(isinstance(each, Reported) and (each.num, each.at) == (num, rungs and rungs.until) for each in found.log):
+        rungs = found.proposer.beyond(num)
+    found._tell(Queued((Unit((num,), rungs=rungs),), "resumed"))
+
+
+@pytest.mark.parametrize("order", ["any", "job"])
+@pytest.mark.parametrize("pruner", [Asha, percentile])
+@pytest.mark.parametrize("held", [0, 1])
+def test_a_job_that_a_user_has_paused_is_neither_promoted_nor_pruned(order: str, pruner: Any, held: int) -> None:
+    """The first job is at its first rung by then, and the second one is not."""
+    found = sweep({num: [float(num)] * EPOCHS for num in range(9)}, pruner, order, 2, lambda num: 1.0 + num / 100)
+    found.run(lambda: True)
+    assert found.epochs == {0: 1}
+    paused_by_hand(found, held)
+    begun = len(found.log)
+    for _ in range(2):
+        assert found.run()
+        assert [num for num in range(9) if found.state(num) == "paused"] == [held]
+        assert "done" in [found.state(num) for num in range(9)]
+        found.kill()
+    assert not any(isinstance(each, Queued) and each.units[0].nums == (held,) for each in found.log[begun:])
+    resumed(found, held)
+    assert found.run()
+    assert found.state(held) in ("done", "pruned")
+
+
+def test_a_search_goes_on_after_a_user_has_paused_its_first_jobs() -> None:
+    found = sweep({num: [1.0] * EPOCHS for num in range(7)}, NoPruner, "any", 1, lambda num: 1.0)
+    for num in range(5):
+        (proposal,) = found.proposer.ask(1)
+        found._take(proposal)
+        paused_by_hand(found, num)
+    assert found.run()
+    assert [found.state(num) for num in range(7)] == ["paused"] * 5 + ["done"] * 2
+    assert list(found.proposer.ending) == []
 
 
 def test_a_job_whose_objective_is_nan_is_not_promoted() -> None:

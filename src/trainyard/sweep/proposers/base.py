@@ -31,7 +31,7 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Promote:
-    """A paused job continues from its checkpoint.
+    """A paused job continues from its checkpoint. A user must not have paused it (`Paused.by_hand`).
 
     Attributes:
         num: its number.
@@ -108,6 +108,10 @@ class Proposer(ABC):
 
     def judge(self, num: int, at: int, value: float) -> Wish | None:
         """Return the decision about a job after its report was received; None: the job continues."""
+        return None
+
+    def beyond(self, num: int) -> Rungs | None:
+        """Return the next rungs of a job that a user resumes at its last rung; None: the job trains to its end."""
         return None
 
     @property

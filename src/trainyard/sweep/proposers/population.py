@@ -101,7 +101,8 @@ class PopulationProposer(Proposer):
 
     All members train to the next position, at which the worst continue as copies of the best. A generation is decided
     when all members have reported and paused, so the decision does not depend on their order, and a killed sweep
-    continues identically. A failed member no longer belongs to the population.
+    continues identically. A failed member no longer belongs to the population. A member that a user has paused does not
+    belong to the population until a user resumes it; the member then trains to the generation of the others.
 
     Args:
         exploration: the initial values, and their changes.
@@ -139,15 +140,16 @@ class PopulationProposer(Proposer):
         self._sign = sign
         self._seed = seed
         self._seeds = seeds
-        self._overrides: dict[int, tuple[str, ...]] = {}  # of the members that have not failed
+        self._overrides: dict[int, tuple[str, ...]] = {}  # of the members that train, or continue with a generation
         self._values: dict[int, dict[int, float]] = {}  # by member and place
         self._paused: set[int] = set()
         self._inherited: set[tuple[int, int]] = set()  # member and place
         self._done: set[int] = set()
         self._failed: dict[int, tuple[str, ...]] = {}
+        self._held: dict[int, tuple[str, ...]] = {}  # of the members that a user has paused
 
     def ask(self, free: int) -> Sequence[Proposal]:
-        count = len(self._overrides) + len(self._done) + len(self._failed)
+        count = len(self._overrides) + len(self._done) + len(self._failed) + len(self._held)
         if count < self._population:
             return [NewJob(self._first(index), rungs=self._rungs(-1)) for index in range(count, self._population)]
         reached = {num: max(self._values.get(num, {0: 0.0})) for num in self._overrides}
@@ -168,22 +170,30 @@ class PopulationProposer(Proposer):
                 self._overrides[num] = tuple(overrides)
             case Reported(num, at, value) if num in self._overrides:
                 self._values.setdefault(num, {})[at] = value
-            case Paused(num) if num in self._overrides:
+            case Paused(num, by_hand=by_hand) if num in self._overrides:
                 self._paused.add(num)
+                if by_hand:
+                    self._held[num] = self._overrides.pop(num)
             case Inherited(num, _, at, overrides):
                 self._overrides[num] = tuple(overrides)
                 self._inherited.add((num, at))
             case Queued(units, _):
-                for unit in units:
-                    self._paused.difference_update(unit.nums)
-            case Ended(num, "done" | "stopped" | "pruned") if num in self._overrides:
-                del self._overrides[num]
+                for num in (num for unit in units for num in unit.nums):
+                    self._paused.discard(num)
+                    if num in self._held:
+                        self._overrides[num] = self._held.pop(num)
+            case Ended(num, "done" | "stopped" | "pruned") if num in self._overrides or num in self._held:
+                self._overrides.pop(num, None)
+                self._held.pop(num, None)
                 self._done.add(num)
             case Ended(num, state) if num in self._overrides and state != "interrupted":
                 self._failed[num] = self._overrides.pop(num)
             case Began():  # they are tried again
                 self._overrides |= self._failed
                 self._failed.clear()
+
+    def beyond(self, num: int) -> Rungs | None:
+        return self._rungs(self._places.index(max(self._values[num])))
 
     def _first(self, index: int) -> tuple[str, ...]:
         own = self._exploration.first(self._random("first", index))
@@ -202,7 +212,8 @@ class PopulationProposer(Proposer):
 
     def _heirs(self, at: int) -> dict[int, int]:
         """Return the members that continue from others at a position, each with the other one."""
-        values = {num: own[at] for num, own in self._values.items() if at in own}
+        left = {*self._failed, *self._held}
+        values = {num: own[at] for num, own in self._values.items() if at in own and num not in left}
         ranked = sorted(values, key=lambda num: (loss(values[num], self._sign), num))
         count = min(int(len(ranked) * self._quantile), len(ranked) // 2)
         best = [num for num in ranked[:count] if num in self._overrides and max(self._values[num]) == at]

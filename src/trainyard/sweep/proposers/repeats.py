@@ -15,6 +15,8 @@ from trainyard.sweep.proposers.trials import Trial, loss
 NOTE = "repeat"  # in a note: the numbers of the configuration and of the repeat
 LEVEL = 0.05
 """A configuration is raced out by a one-sided test at this level."""
+ENDED = ("done", "failed", "held")
+"""States of repeats for which other repeats do not wait."""
 
 
 class RepeatedSource(Source):
@@ -104,7 +106,7 @@ class RepeatedSource(Source):
         if len(own) >= self._repeats or any(each.state == "pruned" for each in own):
             return False
         before = own[: (1 << (len(own) + 1).bit_length() - 1) - 1]  # the groups that have begun wholly
-        return all(each.state in ("done", "failed") for each in before)
+        return all(each.state in ENDED for each in before)
 
     def _is_worse(self, own: Sequence[Trial], best: Sequence[Trial], variance: float, degrees: int) -> bool:
         mine, its = self._losses(own), self._losses(best)
@@ -118,7 +120,7 @@ class RepeatedSource(Source):
         return self._mean_loss(own) > self._mean_loss(best) + margin
 
     def _is_complete(self, own: Sequence[Trial]) -> bool:
-        ended = [each for each in own if each.state in ("done", "failed")]
+        ended = [each for each in own if each.state in ENDED]
         return len(ended) == self._repeats and bool(self._losses(own))
 
     def _losses(self, own: Sequence[Trial]) -> list[float]:

@@ -138,7 +138,7 @@ class SamplerSource(Source):
                 return complete(self._goals, trial.metrics, self._space, params, system_attrs)
             if self._goals.constraints and trial.reports:
                 system_attrs[CONSTRAINTS] = self._goals.known_violations(trial.metrics)
-        if trial.state == "failed" or (trial.state == "pruned" and not trial.reports):
+        if trial.state == "failed" or (trial.state in ("pruned", "held") and not trial.reports):
             state = TrialState.FAIL
         elif trial.state == "done":
             own = trial.results[0] if self._knows_noise and trial.results else trial.result

@@ -25,7 +25,7 @@ from trainyard.sweep.goals import Goals, as_number
 from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.proposers.pruners import NoPruner, Pruner
 from trainyard.sweep.proposers.source import Source
-from trainyard.sweep.proposers.trials import Outcome, Segment, Trial, loss
+from trainyard.sweep.proposers.trials import Outcome, Segment, Trial, TrialState, loss
 from trainyard.track.sweep_position import Rungs
 
 HOPELESS = 5
@@ -199,10 +199,13 @@ class SearchProposer(Proposer):
                 self._values.setdefault(num, {})[at] = value, dict(metrics)
                 if self._latest[num].until is None and not self._in_order:
                     self._report(self._of[num], at, value, dict(metrics))
-            case Paused(num) if num in self._of:
+            case Paused(num, by_hand=by_hand) if num in self._of:
                 until = self._latest[num].until
                 known = None if until is None else self._values.get(num, {}).get(until)
-                self._end(num, Outcome("failed") if known is None else Outcome("paused", until, *known))
+                if known is None:
+                    self._end(num, Outcome("held" if by_hand else "failed"))
+                else:
+                    self._end(num, Outcome("held" if by_hand else "paused", until, *known))
             case Ended(num, state, _, objective) if num in self._of:
                 self._wishes.discard(num)
                 if state in ("pruned", "stopped"):
@@ -351,10 +354,12 @@ class SearchProposer(Proposer):
         if trial.state == "pruned":
             return
         self._leave(trial, outcome.state)
-        if outcome.state == "paused":
-            assert outcome.at is not None
-            assert outcome.value is not None
-            self._report(trial, outcome.at, outcome.value, outcome.metrics)
+        if outcome.state in ("paused", "held"):
+            if outcome.at is not None:
+                assert outcome.value is not None
+                self._report(trial, outcome.at, outcome.value, outcome.metrics)
+            if outcome.state == "held":
+                self._pruner.left(trial)
             return
         trial.result, trial.metrics = outcome.value, outcome.metrics
         self._judge_target(trial)
@@ -386,7 +391,7 @@ class SearchProposer(Proposer):
         self._leave(trial, "pruned")
         self._pruner.ended(trial)
 
-    def _leave(self, trial: Trial, state: Literal["running", "paused", "done", "failed", "pruned"]) -> None:
+    def _leave(self, trial: Trial, state: TrialState) -> None:
         if trial.state == "running":
             self._running -= 1
         elif trial.state == "paused":

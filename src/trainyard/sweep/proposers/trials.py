@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-TrialState = Literal["running", "paused", "done", "failed", "pruned"]
+TrialState = Literal["running", "paused", "held", "done", "failed", "pruned"]
 
 
 @dataclass
@@ -19,7 +19,8 @@ class Trial:
         num: the number of its job.
         overrides: the overrides of that job.
         note: the data recorded with it.
-        state: `running` until a result of its last segment is processed; `paused` at a rung.
+        state: `running` until a result of its last segment is processed; `paused` at a rung; `held` if a user has
+            paused it, until a user resumes it.
         reports: the values of the objective, by place.
         result: the objective of the entire training (the first of several); None before it ends, or if there is none.
         metrics: the results of the entire training, by name: the objectives and the bounded metrics. At a rung, the
@@ -56,13 +57,13 @@ class Outcome:
     """How a segment of a job ended: from its start, or a rung, to the next rung or its end.
 
     Attributes:
-        state: `paused` at a rung, `done`, or `failed`.
-        at: the rung.
+        state: `paused` at a rung, `held` (paused by a user), `done`, or `failed`.
+        at: the rung, if it has reported there.
         value: the objective reported at the rung, or that of the entire training.
         metrics: the results of the entire training, or the values reported in addition to the objective.
     """
 
-    state: Literal["paused", "done", "failed"]
+    state: Literal["paused", "held", "done", "failed"]
     at: int | None = None
     value: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
