@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from trainyard.runner.hook import Hook
 
 SEEN: list[tuple[int, int]] = []
@@ -33,6 +35,19 @@ def test_the_first_job_runs_in_this_process(command: Any, monkeypatch: Any) -> N
     )
     assert status == 1
     assert "ArithmeticError: broken" in said
+
+
+@pytest.mark.parametrize("sweeper", ["grid", "basic"])
+def test_only_the_first_job_of_several_batches_runs(command: Any, monkeypatch: Any, sweeper: str) -> None:
+    monkeypatch.setitem(sys.modules, "debugged_hooks", sys.modules[__name__])
+    SEEN.clear()
+    status, said = command(
+        "+hook.seen._target_=debugged_hooks.Process", "seed=3,4,5", "hydra.sweep.dir=sweep",
+        "hydra.launcher.debug=true", f"hydra/sweeper={sweeper}", "hydra.sweeper.max_batch_size=1", quick=_quick("-m"),
+    )  # fmt: skip
+    assert status == 0, said
+    assert [(os.getpid(), 3)] == SEEN
+    assert sorted(path.name for path in Path("sweep").iterdir() if path.is_dir()) == ["0"]
 
 
 def test_sweeps_without_a_list_of_jobs_refuse_it(command: Any) -> None:

@@ -158,6 +158,13 @@ def test_a_sweeper_that_learns_is_shown_its_first_batch_only(sweep: Any, tmp_pat
     assert not (tmp_path / "s").exists()
 
 
+def test_a_sweeper_that_learns_ends_after_the_job_that_is_debugged(sweep: Any, tmp_path: Path) -> None:
+    result = sweep(LEARN, "tracker=none", "hydra.launcher.debug=true")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("hydra.launcher.debug: running only job 0, in this process") == 1
+    assert [path.name for path in (tmp_path / "s").iterdir() if path.is_dir()] == ["0"]
+
+
 def test_optuna(sweep: Any, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     result = sweep(

@@ -56,11 +56,16 @@ class LocalLauncher(Launcher):
             hydra_context.config_loader = SweepLoader(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        uses_results = not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper)
         if self.settings.get("debug"):
-            return [self._in_this_process(job_overrides, initial_job_idx)]
+            is_first = uses_results or initial_job_idx == 0
+            results = [self._in_this_process(job_overrides, initial_job_idx)] if is_first else []
+            if uses_results:
+                sys.exit()  # it cannot continue without those of the other jobs
+            return results
         sweep = self._begun()
         returns = sweep.launch(job_overrides, initial_job_idx)
-        if not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):  # it uses the results
+        if uses_results:
             from trainyard.sweep.objective import tell_worst_for_nan
 
             if sweep.settings.dry_run:
