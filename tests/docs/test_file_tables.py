@@ -69,7 +69,7 @@ def test_every_kind_of_record_in_a_journal_has_a_row(tmp_path: Path) -> None:
 
 def test_every_kind_of_record_in_a_manifest_has_a_row(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path / FILE)
-    manifest.begin(StartedAs("train.py"), {"sampler": {"_target_": "optuna.samplers.TPESampler"}})
+    manifest.begin(StartedAs("train.py"), {"sampler": {"_target_": "optuna.samplers.TPESampler"}}, 3)
     manifest.define_all([Proposed(0, ("seed=0",), Rungs((1,)), "0", Origin(0, 0, ("seed",), "epoch_0001.pt"), {})])
     manifest.measured({"0f": KnownFit(1, "", "", 1)})
     manifest.decide([Decision((0,), "cpu", 1)])

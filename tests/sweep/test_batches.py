@@ -113,6 +113,39 @@ def test_a_wrong_later_batch_ends_the_sweep_with_what_there_is(sweep: Any, tmp_p
     assert [row["job"] for row in _ranked(tmp_path)] == ["0"]
 
 
+@pytest.mark.parametrize("size", ["null", "2"])
+def test_a_smaller_grid_in_the_directory_of_a_sweep_is_refused(sweep: Any, tmp_path: Path, size: str) -> None:
+    """Also if the later batches have not started: a job of the first one has failed."""
+    own = [f"hydra.sweeper.max_batch_size={size}", "hydra.launcher.fail_fast=true", "tracker=none"]
+    failing = "+hook.f._target_=failing.Fail"
+    assert sweep(*own, "optim.lr=0.01,0.02", "seed=0,1,2", failing).returncode == 1
+    assert len(_states(tmp_path)) == (2 if size == "2" else 6)
+    before = {path: path.read_bytes() for path in (tmp_path / "s").iterdir() if path.is_file()}
+    for values, told in (
+        (["optim.lr=0.01", "seed=0,1,2"], "contains a sweep of 6 jobs, but this command has only 3 jobs."),
+        (["optim.lr=0.01", "seed=0,1"], "contains a sweep of 6 jobs, but this command has only 2 jobs."),
+        (["optim.lr=0.01,0.02", "seed=0,1"], "contains "),
+    ):
+        result = sweep(*own, *values, failing)
+        assert result.returncode == 2, result.stderr
+        assert told in " ".join(result.stderr.split())
+    assert {path: path.read_bytes() for path in (tmp_path / "s").iterdir() if path.is_file()} == before
+
+
+def test_the_batches_of_another_grid_are_refused_before_the_first_one(sweep: Any, tmp_path: Path) -> None:
+    own = ["hydra.sweeper.max_batch_size=2", "tracker=none"]
+    assert sweep(*own, "optim.lr=0.01,0.02", "seed=0,1,2").returncode == 0
+    before = (tmp_path / "s/multirun.yaml").read_text()
+    result = sweep(*own, "optim.lr=0.01,0.02,0.03", "seed=0,1")
+    assert result.returncode == 2, result.stderr
+    assert "contains another sweep: its job 2" in result.stderr
+    assert "already done" not in result.stdout
+    assert (tmp_path / "s/multirun.yaml").read_text() == before
+    result = sweep(*own, "optim.lr=0.01,0.02,0.03", "seed=0,1,2")
+    assert result.returncode == 0, result.stderr
+    assert _states(tmp_path) == dict.fromkeys(range(9), "done")
+
+
 def test_hydras_basic_sweeper_ends_with_the_batch_that_fails(sweep: Any, tmp_path: Path) -> None:
     result = sweep(
         "seed=0,1,2,3", "hydra/sweeper=basic", "hydra.sweeper.max_batch_size=2", "tracker=none",

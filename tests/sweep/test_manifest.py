@@ -54,6 +54,28 @@ def test_another_definition_is_refused(tmp_path: Path) -> None:
         manifest.define(1, ["optim.lr=7"])
 
 
+def test_a_grid_must_contain_all_jobs_of_the_sweep(tmp_path: Path) -> None:
+    jobs = [[f"optim.lr={num}"] for num in range(6)]
+    _write(tmp_path, []).begin(None, grid=5)  # of which three are recorded
+    manifest = Manifest.open(tmp_path)
+    manifest.check_grid(jobs)
+    manifest.check_grid(jobs[:5])
+    with pytest.raises(
+        TrainyardError,
+        match=r"contains a sweep of 5 jobs, but this command has only 4 jobs\. To continue the sweep, run",
+    ):
+        manifest.check_grid(jobs[:4])
+    with pytest.raises(TrainyardError, match="contains another sweep: its job 2"):
+        manifest.check_grid([*jobs[:2], *jobs[3:]])
+    size = manifest.path.stat().st_size
+    manifest.begin(None, grid=4)
+    assert manifest.path.stat().st_size == size
+    manifest.begin(None, grid=6)
+    assert Manifest.open(tmp_path).grid == 6
+    manifest.clear()
+    manifest.check_grid(jobs[:1])
+
+
 def test_forgetting(tmp_path: Path) -> None:
     manifest = _write(tmp_path, [(0, "done"), (1, "done"), (2, "done")])
     assert manifest.is_done(range(3))

@@ -55,6 +55,15 @@ class LocalLauncher(Launcher):
 
             hydra_context.config_loader = SweepLoader(hydra_context.config_loader, config)
 
+    def expect(self, jobs: Sequence[Sequence[str]]) -> None:
+        """Announce all jobs of a grid, which are then launched in one or several batches.
+
+        Args:
+            jobs: the overrides of each job, in order.
+        """
+        if not self.settings.get("debug"):
+            self._begun().grid = jobs
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         uses_results = not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper)
         if self.settings.get("debug"):
@@ -276,6 +285,8 @@ class GridSweeper(BasicSweeper):
         returns: list[Sequence[JobReturn]] = []
         first = 0
         try:
+            if ours is not None:
+                ours.expect([job for batch in batches for job in batch])
             for batch in batches:
                 returns.append(self.launcher.launch(batch, initial_job_idx=first))
                 first += len(batch)

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.application import StartedAs
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, counted
 from trainyard.files import RESUME_SWEEP, append_whole, despite_absence
+from trainyard.quoting import shell_path
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
 from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Inherited, Origin, Proposed
@@ -87,6 +88,7 @@ class Manifest:
         fits: the measured fits, by kind.
         answered: the ids of the commands that are answered.
         proposer: the identity of the proposer whose jobs these are; None if it has none.
+        grid: the number of jobs of the grid, some of which may not be recorded yet; 0 if it is not a grid.
         next_num: the number after those of all jobs except clones.
         next_clone: the number of the next clone.
         patience: seconds for which its directory may be missing, on a network disk.
@@ -98,6 +100,7 @@ class Manifest:
     fits: dict[str, KnownFit] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
     proposer: Mapping[str, Any] | None = None
+    grid: int = 0
     next_num: int = 0
     next_clone: int = FIRST_CLONE
     patience: float = 0.0
@@ -131,8 +134,9 @@ class Manifest:
                     continue  # a line of something else, left by a crash of the machine
         return manifest
 
-    def begin(self, application: StartedAs | None, proposer: Mapping[str, Any] | None = None) -> None:
-        """Record, the first time, the version of the format, how this process was started, and the proposer."""
+    def begin(self, application: StartedAs | None, proposer: Mapping[str, Any] | None = None, grid: int = 0) -> None:
+        """Record, the first time, the version of the format, how this process was started, the proposer, and the number
+        of jobs of the grid, which may grow later."""
         if not self.entries and self.application is None:
             self._append({"kind": "manifest", "format": FORMAT})
         if self.application is None and application is not None:
@@ -140,6 +144,27 @@ class Manifest:
 
         if self.proposer is None and proposer:
             self._append({"kind": "proposer", "identity": dict(proposer)})
+        if grid > self.grid:
+            self._append({"kind": "grid", "jobs": grid})
+
+    def check_grid(self, jobs: Sequence[Sequence[str]]) -> None:
+        """Check that a grid contains all jobs of the recorded sweep.
+
+        Args:
+            jobs: the overrides of each job of the grid, in order.
+
+        Raises:
+            TrainyardError: a recorded job differs, or the recorded sweep has more jobs.
+        """
+        for num, overrides in enumerate(jobs):
+            self.check(num, overrides)
+        count = max(self.grid, self.next_num)
+        if len(jobs) < count:
+            raise TrainyardError(
+                f"{self.path.parent} contains a sweep of {count:,} jobs, but this command has only "
+                f"{counted(len(jobs), 'job')}. To continue the sweep, run `trainyard sweep resume "
+                f"{shell_path(self.path.parent)}`. For another sweep, use another hydra.sweep.dir."
+            )
 
     def check_proposer(self, identity: Mapping[str, Any]) -> None:
         """Check that the recorded jobs were proposed by the current proposer.
@@ -231,6 +256,7 @@ class Manifest:
         self.fits.clear()
         self.answered.clear()
         self.application = self.proposer = None
+        self.grid = 0
         self.next_num, self.next_clone = 0, FIRST_CLONE
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:
@@ -326,6 +352,9 @@ class Manifest:
     def _take_proposer(self, record: Record) -> None:
         self.proposer = record["identity"]
 
+    def _take_grid(self, record: Record) -> None:
+        self.grid = max(self.grid, record["jobs"])
+
     def _take_fit(self, record: Record) -> None:
         self.fits[record["key"]] = KnownFit(
             **{each.name: record[each.name] for each in fields(KnownFit) if each.name in record}
@@ -367,6 +396,7 @@ _TAKES: dict[str, Callable[[Manifest, Record], None]] = {
     "application": Manifest._take_application,
     "job": Manifest._take_job,
     "proposer": Manifest._take_proposer,
+    "grid": Manifest._take_grid,
     "fit": Manifest._take_fit,
     "decisions": Manifest._take_decisions,
     "queued": Manifest._take_queued,

@@ -60,6 +60,9 @@ class Sweep:
         config: the config of the entire sweep.
         settings: the sweep's settings.
 
+    Attributes:
+        grid: the overrides of all jobs, in order, if several launches run the jobs of one grid.
+
     Raises:
         ConfigError: a setting is invalid here.
         TrainyardError: the task function has only a part of the protocol, which would be ignored.
@@ -76,6 +79,7 @@ class Sweep:
         self.application = as_sweepable(function)
         self.config = config
         self.settings = settings
+        self.grid: Sequence[Sequence[str]] = ()
         self.directory = Path(str(config.hydra.sweep.dir)).absolute()
         settings.check(config)
         loader = context.config_loader
@@ -155,7 +159,7 @@ class Sweep:
             The results of the jobs that ended now, by number; None for a dry run.
 
         Raises:
-            TrainyardError: a config is invalid, or the sweep was interrupted.
+            TrainyardError: a config is invalid, the directory contains another sweep, or the sweep was interrupted.
         """
         setup_globals()
         self._executor.start()  # starts while this process composes
@@ -165,7 +169,11 @@ class Sweep:
         if type(proposer).told is not Proposer.told:
             Manifest.open(self.directory, partial(tell, proposer))
         self._manifest.check_proposer(proposer.identity)
+        self._manifest.check_application(StartedAs.now())
         self._from_proposer = recorded
+        self.grid = self.grid or proposer.listed
+        if self._plan is None and self.grid and not self._starts_over(range(len(self.grid))):
+            self._manifest.check_grid(self.grid)
         known = recorded_jobs(self._manifest, self._scheduler, clones_alone=not recorded) if self._plan is None else []
         # Where recorded jobs are left to run the head asks, when it knows how many slots they leave.
         left = any(each.is_left and each.state != "paused" for each in self._manifest.entries.values())
@@ -387,7 +395,7 @@ class Sweep:
             self._scheduler, self._reports = Scheduler(), Reports()
             CommandFolder(self.directory).clear()
         self._reports.metrics = () if self._proposer.goals is None else self._proposer.goals.bounded
-        self._manifest.begin(StartedAs.now(), self._proposer.identity)
+        self._manifest.begin(StartedAs.now(), self._proposer.identity, len(self.grid))
         # What jobs were asked to do when the head before this one was killed has come true.
         ends = fulfilled(self._scheduler.wished, self._reports.last, BY_HAND)
         for event in self._manifest.log(Began(), *ends):
@@ -406,9 +414,8 @@ class Sweep:
         """Return the entries of these jobs for the manifest, before anything is written to it.
 
         Raises:
-            TrainyardError: a number belongs to another job, or the manifest to another application.
+            TrainyardError: a number belongs to another job.
         """
-        self._manifest.check_application(StartedAs.now())
         if self._starts_over(job.num for job in jobs):
             return {job.num: Entry(list(job.overrides)) for job in jobs}
         for job in jobs:
