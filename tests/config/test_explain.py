@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE
+from trainyard.config.sweepers import SETTINGS
 
 CONF = str(Path(__file__).parents[2] / "conf")
 
@@ -51,6 +52,7 @@ def told(*overrides: Any) -> Any:
         (["batch_size=32"], "Did you mean data.batch_size?"),
         (["optim=[1]"], "optim: [1] is invalid. Expected one of adagrad, adam, "),
         (["hydra/sweeper=optuna"], "The option optuna is in a separate package: pip install hydra-optuna-sweeper"),
+        (["hydra/sweeper=optuna"], "hydra/sweeper=search uses Optuna's samplers: pip install 'trainyard[search]'"),
         (["model=mlp,cnn"], "model: 'mlp,cnn' is invalid. Expected one value. To train with each value, pass -m."),
         (["hook=default,ema"], "pass -m. To select all of these options, use hook=[default,ema]."),
         (["name=a,b"], "To train with each value, pass -m. A list is name=[a,b]; a string is 'name=\"a,b\"'."),
@@ -108,6 +110,51 @@ def test_of_a_sweep_the_options_that_it_has_chosen_are_listed(overrides: Any, me
     assert message in explained
     if "hydra." in overrides[-1]:
         assert "To add a new key, use" not in explained  # the plugin would refuse it
+
+
+SEARCH, GRID, PBT = ("search", "grid", "pbt")
+
+
+@pytest.mark.parametrize(
+    ("option", "override", "message"),
+    [
+        (SEARCH, "hydra.sweeper.storage=sqlite:///a.db", "A search is stored in the directory of its sweep."),
+        (SEARCH, "hydra.sweeper.study_name=a", "A search is identified by the directory of its sweep, hydra."),
+        (SEARCH, "hydra.sweeper.max_failure_rate=1", "A failed trial does not end a search, unless hydra.launch"),
+        (SEARCH, "hydra.sweeper.search_space={}", "Pass the ranges of a search as overrides, on the command line or"),
+        (SEARCH, "hydra.sweeper.custom_search_space=a.b", "Use hydra.sweeper.when for the conditional keys of"),
+        (SEARCH, "hydra.sweeper.max_batch_size=3", "learn_from. Trials start as slots become free."),
+        (SEARCH, "hydra.sweeper.seed=3", "learn_from. The seed of a search is hydra.sweeper.sampler.seed."),
+        (SEARCH, "hydra.sweeper.interval=3", "learn_from. interval is a setting of hydra/sweeper=pbt."),
+        (SEARCH, "hydra.sweeper.sampler.constraints_func=a.b", "constant_liar. Use hydra.sweeper.constraints."),
+        (SEARCH, "hydra/sweeper/sampler=motpe", "qmc, random, tpe. hydra/sweeper/sampler=tpe also supports several"),
+        (SEARCH, "hydra/sweeper/sampler=grid", "hydra/sweeper=grid runs every combination of the values."),
+        (GRID, "hydra.sweeper.storage=sqlite:///a.db", "To search, use hydra/sweeper=search. A search is stored in"),
+        (GRID, "hydra.sweeper.study_name=a", "To search, use hydra/sweeper=search. A search is identified by the"),
+        (GRID, "hydra.sweeper.n_trials=3", "order. n_trials is a setting of hydra/sweeper=search."),
+        (GRID, "hydra.sweeper.n_jobs=3", "order. n_jobs is a setting of hydra/sweeper=search."),
+        (GRID, "hydra.sweeper.sampler.seed=3", "order. sampler is a setting of hydra/sweeper=search."),
+        (GRID, "hydra/sweeper/sampler=tpe", "a group of hydra/sweeper=grid: pruner. sampler is a setting of hydra/"),
+        (PBT, "hydra.sweeper.n_trials=3", "params. n_trials is a setting of hydra/sweeper=search."),
+        (PBT, "hydra.sweeper.order=job", "order is a setting of hydra/sweeper=grid and hydra/sweeper=search."),
+        (PBT, "hydra/sweeper/pruner=asha", "no group, because pbt has none. pruner is a setting of hydra/sweeper=grid"),
+    ],
+)  # fmt: skip
+def test_what_replaces_a_setting_of_another_sweeper_is_told(option: str, override: str, message: str) -> None:
+    overrides = [f"hydra/sweeper={option}", override]
+    with pytest.raises(HydraException) as raised, initialize_config_dir(CONF, **VERSION_BASE):
+        compose("train", overrides=overrides)
+    explained = str(explain(raised.value, [*overrides, *SWEEP], CONF, "train"))
+    assert message in explained
+    assert "Did you mean" not in explained
+    assert "To add a new key" not in explained
+
+
+@pytest.mark.parametrize("option", SETTINGS)
+def test_the_settings_of_a_sweeper_are_those_of_its_option(option: str) -> None:
+    with initialize_config_dir(CONF, **VERSION_BASE):
+        own = compose("train", overrides=[f"hydra/sweeper={option}"], return_hydra_config=True).hydra.sweeper
+    assert {key for key in own if not key.startswith("_")} == {*SETTINGS[option]}
 
 
 def test_what_is_none_of_hydras_is_left_alone() -> None:

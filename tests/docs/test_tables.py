@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 import trainyard.metrics
 from hydra_plugins.trainyard_launcher import GridSweeper
 from trainyard.config.compiling import ARGUMENTS, MODES
+from trainyard.config.sweepers import SETTINGS
 from trainyard.distributed.ddp import DDP
 from trainyard.distributed.fsdp import FSDP
 from trainyard.errors import ConfigError
@@ -23,7 +24,6 @@ from trainyard.runner import Env, EpochBasedTrainLoop, IterBasedTrainLoop, Runne
 from trainyard.runner.weights import LoadFrom
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.precision import make_precision
-from trainyard.sweep.proposers.search_settings import KNOWN
 from trainyard.sweep.settings import SweepSettings
 from trainyard.track import MLflowTracker
 
@@ -158,7 +158,7 @@ def test_every_option_of_the_sweeper_has_a_row() -> None:
 
 def test_every_option_of_a_search_has_a_row() -> None:
     shown = defaults(table(page("search.md"), "`hydra.sweeper.`"), "default", "`hydra.sweeper.`")
-    assert set(shown) == set(KNOWN) - {"sampler", "pruner"}
+    assert set(shown) == set(SETTINGS["search"]) - {"sampler", "pruner"}
     assert_defaults(shown, option("hydra/sweeper/search"))
     for group in ("sampler", "pruner"):
         rows = table(section(page("search.md"), f"{group.title()}s"), "option")

@@ -212,9 +212,6 @@ class RayLauncher(LocalLauncher):
         return RaySettings.from_config(self.settings)
 
 
-PRUNING = ("pruner", "direction", "order")
-
-
 class GridSweeper(BasicSweeper):
     """Hydra's basic sweeper: all combinations of the values on the command line.
 
@@ -267,7 +264,7 @@ class GridSweeper(BasicSweeper):
         if self.unknown:
             from trainyard.sweep.proposers.given_settings import given_settings
 
-            given_settings(self.unknown, "grid", ("max_batch_size", "params", *self.further, *PRUNING))
+            given_settings(self.unknown, "grid")
         size = self.max_batch_size
         if size is not None:
             from trainyard.checks import integer  # not at the top: Hydra imports this module at every start

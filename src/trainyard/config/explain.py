@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.hydra_versions import VERSION_BASE
+from trainyard.config.sweepers import SAMPLER_ARGUMENTS, SAMPLERS, hint_for
 from trainyard.errors import ConfigError, TrainyardError
 
 PACKAGES = {
@@ -32,6 +33,7 @@ PACKAGES = {
     },
 }
 """Hydra's plugins that are separate packages, by group and option."""
+SWEEPER = "hydra/sweeper"
 PLUGINS = ("hydra.sweeper", "hydra.launcher")
 OPTIONAL = ("metric",)
 """Groups without which a config works."""
@@ -74,10 +76,14 @@ def explain(
         options = sorted(error.options or _options(group, config_dir))
         package = PACKAGES.get(group, {}).get(option)
         hint = f"The option {option} is in a separate package: pip install {package}" if package else ""
+        if group == "hydra/sweeper" and option == "optuna":
+            hint += ". Alternatively, hydra/sweeper=search uses Optuna's samplers: pip install 'trainyard[search]'"
+        if group == "hydra/sweeper/sampler":
+            hint = SAMPLERS.get(option, "")
         accepted = (
             f"one of {', '.join(options)}" if options else f"an option of an existing group; {group} has no options"
         )
-        return ConfigError(group or "config", option, accepted, options=options, hint=hint)
+        return ConfigError(group or "config", option, accepted, options=() if hint else options, hint=hint)
     if isinstance(error, MissingConfigException):
         return _explain_primary(str(error))
     if isinstance(error, OverrideParseException):
@@ -135,6 +141,8 @@ def _explain_key(
         return TrainyardError(_first_line(cause))
     key = found.group(1).lstrip("+~").split("=")[0]
     cfg, groups = _composed_without(key, overrides, config_dir, config_name)
+    if key.rpartition("/")[0] == SWEEPER:
+        return _explain_part(key, cfg, groups)
     node, parent, name = _deepest(cfg, key)
     options = [str(entry) for entry in node]
     removed = any(entry.startswith("~") and entry.lstrip("~").split("=")[0] == key for entry in overrides)
@@ -153,15 +161,28 @@ def _explain_key(
         return ConfigError(key, name, "a group or key of this config", options=() if meant else options, hint=hint)
     if parent in PLUGINS:  # a plugin refuses an argument that it does not have, also one that is added
         options = [option for option in options if not option.startswith("_")]
-        chosen = OmegaConf.select(cfg, f"hydra.runtime.choices.{parent.replace('.', '/')}")
-        accepted = f"a setting of {parent.replace('.', '/')}={chosen}: {', '.join(options)}"
-        return ConfigError(key, name, accepted, options=options)
+        group = parent.replace(".", "/")
+        chosen = OmegaConf.select(cfg, f"hydra.runtime.choices.{group}")
+        accepted = f"a setting of {group}={chosen}: {', '.join(options)}"
+        hint = hint_for(name, chosen) if group == SWEEPER else ""
+        return ConfigError(key, name, accepted, options=() if hint else options, hint=hint)
+    if parent == "hydra.sweeper.sampler" and name in SAMPLER_ARGUMENTS:
+        return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", hint=SAMPLER_ARGUMENTS[name])
     chosen_with = name in _options(parent.replace(".", "/"), config_dir)
     hint = f"{name} is an option of {parent} that is not selected." if chosen_with else how_to_add
     if chosen_with and parent == "hook" and not removed:
         hint = f"{hint} Use hook={name} to select it."
     accepted = f"a key of {parent}: {', '.join(options)}" if options else f"no key, because {parent} is empty"
     return ConfigError(key, name, accepted, options=options, hint=hint)
+
+
+def _explain_part(key: str, cfg: DictConfig, groups: Sequence[str]) -> ConfigError:
+    """Explain a group that the selected sweeper does not have, such as hydra/sweeper/sampler."""
+    name, chosen = key.rpartition("/")[2], OmegaConf.select(cfg, f"hydra.runtime.choices.{SWEEPER}")
+    own = [group.rpartition("/")[2] for group in groups if group.startswith(f"{SWEEPER}/")]
+    accepted = f"a group of {SWEEPER}={chosen}: {', '.join(own)}" if own else f"no group, because {chosen} has none"
+    hint = hint_for(name, chosen)
+    return ConfigError(key, name, accepted, options=() if hint else own, hint=hint)
 
 
 def _explain_value(error: Exception, key: str) -> TrainyardError:

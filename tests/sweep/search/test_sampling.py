@@ -149,7 +149,11 @@ MAX = "hydra.sweeper.direction: 'max' is invalid. Expected one of minimize, maxi
         ),
         (
             {"storage": "sqlite:///a.db"},
-            "hydra.sweeper.storage: 'sqlite:///a.db' is invalid. Expected null. The study is stored in the",
+            "hydra.sweeper.storage: 'sqlite:///a.db' is invalid. Expected null. A search is stored in the directory",
+        ),
+        (
+            {"sampler": {"_target_": "optuna.samplers.TPESampler", "constraints_func": "my.f", "seed": 0}},
+            "hydra.sweeper.sampler.constraints_func: 'my.f' is invalid. Expected null. Use hydra.sweeper.constraints.",
         ),
         ({"sampler": "tpe"}, "hydra.sweeper.sampler: 'tpe' is invalid. Expected a sampler: hydra/sweeper/sampler=tpe"),
         ({"pruner": "asha"}, "hydra.sweeper.pruner: 'asha' is invalid. Expected a pruner: hydra/sweeper/pruner=none"),

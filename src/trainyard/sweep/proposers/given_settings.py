@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.checks import seed_number
+from trainyard.config.sweepers import NOT_IN_SEARCH, SETTINGS, hint_for
 from trainyard.errors import ConfigError
 
 SWEEPER = "hydra.sweeper"
 SEED = "seed"
 
 
-def given_settings(
-    given: Mapping[str, Any],
-    option: str,
-    known: Collection[str],
-    elsewhere: Mapping[str, str] = MappingProxyType({}),
-) -> dict[str, Any]:
+def given_settings(given: Mapping[str, Any], option: str) -> dict[str, Any]:
     """Return the settings in plain Python.
 
     Args:
-        given: the content of `hydra.sweeper`.
+        given: the content of `hydra.sweeper`. For a search, it may contain settings of Hydra's Optuna plugin that are
+            null.
         option: the option of `hydra/sweeper`.
-        known: the names of its settings.
-        elsewhere: names of settings of other sweepers, and their replacements.
 
     Raises:
         ConfigError: a setting is unknown.
     """
-    values = {key: plain(value) for key, value in given.items()}
+    values, known = {key: plain(value) for key, value in given.items()}, SETTINGS[option]
     for key, value in values.items():
-        if key in elsewhere and value is not None:
-            raise ConfigError(f"{SWEEPER}.{key}", value, "null", hint=elsewhere[key])
-        if key not in known and key not in elsewhere:
+        hint = hint_for(key, option)
+        if option == "search" and key in NOT_IN_SEARCH:
+            if value is not None:
+                raise ConfigError(f"{SWEEPER}.{key}", value, "null", hint=hint)
+        elif key not in known:
             accepted = f"a setting of hydra/sweeper={option}: {', '.join(known)}"
-            raise ConfigError(SWEEPER, key, accepted, options=known)
+            raise ConfigError(SWEEPER, key, accepted, options=() if hint else known, hint=hint)
     return values
 
 

@@ -20,8 +20,6 @@ from trainyard.sweep.proposers.pruner_settings import require_optuna
 from trainyard.sweep.proposers.space import Space
 from trainyard.sweep.sweepable import as_sweepable
 
-KNOWN = ("population", "interval", "quantile", "explore", "factors", "direction", "seed", "params")
-
 
 @dataclass(frozen=True)
 class PopulationSettings:
@@ -63,7 +61,7 @@ class PopulationSettings:
             ConfigError: a setting is unknown, has another form, or is incompatible with the loop.
         """
         require_optuna("hydra/sweeper", "pbt")
-        values = given_settings(given, "pbt", KNOWN)
+        values = given_settings(given, "pbt")
         interval = integer(f"{SWEEPER}.interval", values.get("interval"), at_least=1)
         places, unit = _places(interval, config)
         return cls(

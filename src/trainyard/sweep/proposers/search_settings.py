@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from trainyard.checks import choice, integer, number, seed_number
 from trainyard.config.build import build, is_node
+from trainyard.config.sweepers import SAMPLER_ARGUMENTS
 from trainyard.errors import ConfigError
 from trainyard.sweep.goals import Goals
 from trainyard.sweep.grid_settings import text_of, when_of
@@ -36,16 +37,6 @@ ORDERS = ("any", "job")
 LEAST = 10  # trials that a rung needs to be learned from, where the sampler does not say
 WIDTH = "null for the number of slots times hydra.sweeper.together"
 TRIALS = 100  # where neither n_trials nor timeout nor target ends a search
-
-NOT_HERE = {
-    "study_name": "A study is identified by the directory of the sweep, hydra.sweep.dir.",
-    "storage": "The study is stored in the directory of the sweep. Use the same hydra.sweep.dir to continue the study.",
-    "max_failure_rate": "A failed trial does not end a search.",
-    "search_space": "Pass ranges as overrides, on the command line or in hydra.sweeper.params.",
-    "custom_search_space": "Use hydra.sweeper.when for conditional keys.",
-    "max_batch_size": "Trials start one by one, as slots become free.",
-}
-"""Settings of Hydra's Optuna plugin, or of the grid, for which a search has alternatives."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +89,16 @@ class SearchSettings:
             ConfigError: a setting is unknown or has another form, or Optuna is not installed.
         """
         require_optuna("hydra/sweeper", "search")
-        values = given_settings(given, "search", KNOWN, NOT_HERE)
+        values = given_settings(given, "search")
         sampler: Any = values.get("sampler")
         if not is_node(sampler):
             accepted = (
                 "a sampler: hydra/sweeper/sampler=tpe, random, qmc, cmaes, gp or nsgaii, or a mapping with _target_"
             )
             raise ConfigError(SAMPLER, sampler, accepted)
+        for name, hint in SAMPLER_ARGUMENTS.items():
+            if str(sampler["_target_"]).startswith("optuna.") and sampler.get(name) is not None:
+                raise ConfigError(f"{SAMPLER}.{name}", sampler[name], "null", hint=hint)
         limits = _limits(values)
         goals = goals_of(values, config)
         pruner = pruner_node(values.get("pruner"), config)
@@ -258,10 +252,6 @@ class SearchSettings:
 
 UNTAUGHT = ("RandomSampler", "QMCSampler", "CmaEsSampler", "NSGAIISampler", "NSGAIIISampler")
 """Classes of samplers that use no trials, or only those that they have suggested."""
-KNOWN = (
-    *("sampler", "pruner", "direction", "n_trials", "n_jobs", "timeout", "target", "order", "params", "when"),
-    *("together", "enqueue", "warm_start", "repeats", "objective", "constraints", "learn_from"),
-)
 
 
 def _learn_from(
