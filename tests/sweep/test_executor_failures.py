@@ -130,7 +130,7 @@ def test_a_training_that_says_that_it_was_interrupted() -> None:
 
     outcomes = run(task, 143, 130, 1)
     assert states(outcomes) == ["interrupted", "interrupted", "failed"]
-    assert outcomes[0].error == "TrainyardError: interrupted at iteration 17; go on with resume=true"
+    assert outcomes[0].error == "interrupted at iteration 17; go on with resume=true"
 
 
 def test_a_task_that_ends_its_process() -> None:

@@ -79,6 +79,7 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
     until(lambda: state(tmp_path, 0) == "paused", process)
     until(lambda: state(tmp_path, 1) == "running", process)
     assert "resumes when a slot is free" in steer(tmp_path / "s", "resume", "0", wait=LIMIT)
+    until((tmp_path / "waits1").exists, process)  # before that, a signal ends it without a checkpoint
     steer(tmp_path / "s", "stop", "1", wait=LIMIT)
     until(lambda: state(tmp_path, 1) == "stopped", process)
     folder = CommandFolder(tmp_path / "s")
@@ -93,6 +94,12 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
     assert {num: entry.state for num, entry in entries.items()} == {0: "done", 1: "stopped"}
     assert "command  stop #99: this sweep has no job #99" in out
     assert "command  pause #1: #1 is stopped" in out
+    assert re.search(r"^stopped  #1 seed=1: Interrupted at iteration \d+\.$", out, re.MULTILINE), out
+    last = json.loads((tmp_path / "s/1/checkpoints/last.json").read_text())["last"]
+    told = (
+        f"         checkpoint: {tmp_path}/s/1/checkpoints/{last}\n         to continue from it: trainyard sweep clone "
+    )
+    assert f"{told}{tmp_path}/s 1 KEY=VALUE\n" in out
     assert (
         "command  clone #0 model.hidden=[16]: model.hidden: [16] is invalid. Expected the value of the job from which"
         in out

@@ -19,7 +19,7 @@ class MemberResult:
     Attributes:
         state: how it ended.
         value: its best objective (None if it has no objective), or the metrics that its sweep requests.
-        error: why it failed, on one line.
+        error: why it failed, or where it was interrupted, on one line.
     """
 
     state: Literal["done", "failed", "interrupted", "paused"]
@@ -41,4 +41,7 @@ def result_of(member: Member, metrics: Sequence[str], *, interrupted: bool) -> M
         return MemberResult("paused")
     if member.failed:
         return MemberResult("failed", error=f"The training failed: {member.stop_reason}.")
-    return MemberResult("interrupted" if interrupted else "done", returned(member, metrics))
+    value = returned(member, metrics)
+    if interrupted:
+        return MemberResult("interrupted", value, f"Interrupted at iteration {member.iter}.")
+    return MemberResult("done", value)

@@ -115,16 +115,23 @@ def newest_linked(source: Job, folder: Path) -> str:
     """
     remove(folder)
     for _ in range(_TRIES):
-        checkpoints = writes_to(source) / "checkpoints"
-        with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
-            name = str(json.loads((checkpoints / "last.json").read_text())["history"][-1])
-            folder.mkdir(parents=True, exist_ok=True)
-            _link(checkpoints / name, folder / name)
-            return name
+        if (newest := newest_checkpoint(source)) is not None:
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                _link(newest, folder / newest.name)
+                return newest.name
     remove(folder)
     with suppress(OSError):
         folder.parent.rmdir()
     raise TrainyardError(f"#{source.num} has no checkpoint to start from")
+
+
+def newest_checkpoint(job: Job) -> Path | None:
+    """Return the newest checkpoint from which a job can continue; None if there is none."""
+    folder = writes_to(job) / "checkpoints"
+    with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
+        return folder / str(json.loads((folder / "last.json").read_text())["history"][-1])
+    return None
 
 
 def start_of(job: Job) -> bool | str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainyard.errors import TrainyardError
 from trainyard.sweep.by_hand import ByHand, Clone
-from trainyard.sweep.clones import tell
+from trainyard.sweep.clones import newest_checkpoint, tell
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.events import (
     Action,
@@ -382,7 +382,8 @@ class Head(Loop):
                 continue
             self._tracking.ended(job, event.objective if event.state == "done" else None)
             log = job.directory / "output.log" if event.width == 1 else None
-            self._progress.ended(job, event.state, outcome, log, width=event.width)
+            newest = newest_checkpoint(job) if event.state == "stopped" and self._units.resumes else None
+            self._progress.ended(job, event.state, outcome, log, width=event.width, checkpoint=newest)
 
     def _pruned(self, num: int) -> None:
         """Perform the actions after the end of a pruned job."""

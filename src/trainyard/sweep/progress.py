@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from trainyard.errors import counted
+from trainyard.quoting import shell_path
 from trainyard.sweep.executor.task import TaskEvent, TaskOutcome
 from trainyard.sweep.goals import Goals, fronts
 from trainyard.sweep.plan import Job, Stack, SweepPlan
@@ -198,7 +199,16 @@ class SweepProgress:
             advice = f"set hydra.launcher.max_jobs={fitting} to run fewer jobs at a time."
         print(f"memory   {used}: {advice}", flush=True)
 
-    def ended(self, job: Job, state: str, outcome: TaskOutcome, output: Path | None = None, *, width: int = 1) -> None:
+    def ended(
+        self,
+        job: Job,
+        state: str,
+        outcome: TaskOutcome,
+        output: Path | None = None,
+        *,
+        width: int = 1,
+        checkpoint: Path | None = None,
+    ) -> None:
         """Show how a job ended.
 
         Args:
@@ -207,6 +217,7 @@ class SweepProgress:
             outcome: its outcome.
             output: the file of its output; None if it has a log instead.
             width: the number of jobs that trained together, among which the time is divided.
+            checkpoint: the newest checkpoint of a stopped job; None if there is none.
         """
         self._ended += 1
         title = self.plan.label(job)
@@ -225,9 +236,17 @@ class SweepProgress:
             print(f"{_WORDS[state]}  {title}: {outcome.error}", flush=True)
             if state == "failed" and outcome.traceback:
                 print(outcome.traceback, flush=True)
-            if outcome.attempts:  # else there was no process
+            if state == "stopped":
+                self._tell_clone(job, checkpoint)
+            elif outcome.attempts:  # else there was no process
                 what = "output" if output else "log"
                 print(f"         {what}: {output or job.directory / f'{job.config.hydra.job.name}.log'}", flush=True)
+
+    def _tell_clone(self, job: Job, checkpoint: Path | None) -> None:
+        """Show how a stopped job can be continued: as another job, because it will not run again."""
+        if checkpoint is not None:
+            clone = f"trainyard sweep clone {shell_path(self.plan.directory)} {job.num} KEY=VALUE"
+            print(f"         checkpoint: {checkpoint}\n         to continue from it: {clone}", flush=True)
 
     def tick(self) -> None:
         """Redraw the live table, twice a second."""

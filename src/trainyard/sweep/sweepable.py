@@ -46,7 +46,7 @@ class JobResult(Protocol):
     Attributes:
         state: the final state of the job.
         value: the objective, None if there is none; or several numbers by name (`SweepPosition.metrics`).
-        error: the reason for a failure, on one line.
+        error: the reason for a failure or an interruption, on one line.
     """
 
     @property

@@ -203,7 +203,10 @@ def _report_of(error: BaseException) -> TaskReport:
     kind: Literal["failed", "interrupted", "paused"] = "interrupted" if asked else "failed"
     if isinstance(error, JobPaused):
         kind = "paused"
-    return TaskReport(kind, error=one_line(error), traceback=trace, out_of_memory=_is_out_of_memory(error))
+    told = one_line(error)
+    if asked and isinstance(error, TrainyardError):
+        told = told.removeprefix(f"{type(error).__name__}: ")  # it is no error of the task
+    return TaskReport(kind, error=told, traceback=trace, out_of_memory=_is_out_of_memory(error))
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
