@@ -22,6 +22,13 @@ def test_code_and_environment_are_apart(make_run: Any) -> None:
     assert found.environment == {"version.torch": ["2.0", "3.0"]}
 
 
+def test_the_job_of_slurm_is_no_difference(make_run: Any) -> None:
+    a, b = make_run("a"), make_run("b")
+    a.info.facts.update({"slurm.job": "12_0", "slurm.node": "n1"})
+    b.info.facts.update({"slurm.job": "12_1", "slurm.node": "n2"})
+    assert compare([a, b]).environment == {"slurm.node": ["n1", "n2"]}
+
+
 def test_all_metrics_are_listed(make_run: Any) -> None:
     found = compare([make_run("a", [0.5]), make_run("b", [0.5])])
     assert found.metrics == {"train/loss": [1.0, 1.0], "val/accuracy": [0.5, 0.5], "val/loss": [0.5, 0.5]}

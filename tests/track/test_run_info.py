@@ -111,6 +111,16 @@ def test_facts_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert {"version.torch", "version.mlflow", "host.name", "host.cpu", "host.cpu_count"} <= found.keys()
 
 
+def test_the_cpus_of_the_machine_are_counted(tmp_path: Path) -> None:
+    """A job of a sweep, which uses only the CPUs of its slot, is on the same machine as a single run."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert facts.collect(tmp_path)["host.cpu_count"] == str(os.cpu_count())
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def test_git_is_waited_for_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git = tmp_path / "git"
     git.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nwhile [ ! -e {tmp_path}/go ]; do sleep 0.01; done\nexit 1\n")

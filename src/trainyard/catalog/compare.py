@@ -13,6 +13,8 @@ Rows = dict[str, list[Any]]
 
 # Settings of where a run is stored, not of what it does.
 _ELSEWHERE = ("work_dir", "tracker.uri")
+# IDs of where a run was computed. They differ between any two runs in Slurm, as the IDs of the runs do.
+_IDS = ("slurm.job",)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ def compare(runs: Sequence[StoredRun]) -> Comparison:
     return Comparison(
         settings=_differing(settings),
         code=_differing([_facts(run, lambda key: key.startswith("git.")) for run in runs]),
-        environment=_differing([_facts(run, lambda key: not key.startswith("git.")) for run in runs]),
+        environment=_differing(
+            [_facts(run, lambda key: not key.startswith("git.") and key not in _IDS) for run in runs]
+        ),
         metrics=_rows([run.metrics for run in runs]),
     )
 

@@ -174,8 +174,7 @@ def _machine() -> dict[str, str]:
     cpu = cpu_model()
     if cpu:
         facts["host.cpu"] = cpu
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts["host.cpu_count"] = str(cores)
+    facts["host.cpu_count"] = str(os.cpu_count())  # of the machine: a job of a sweep uses only the CPUs of its slot
     with suppress(OSError, ValueError, AttributeError):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         facts["host.memory"] = f"{memory / 2**30:.1f} GiB"
