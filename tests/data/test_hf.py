@@ -176,7 +176,7 @@ def test_columns_that_a_split_lacks() -> None:
     refused("text", "the test split are label, stars", dataset={"train": COLUMNS, "test": no_text}, tokenizer=Words())
     more = {"train": no_stars, "validation": COLUMNS}
     found = HuggingFace(dataset=more, tokenizer=Words(), test_fraction=0)
-    assert {split: list(source) for split, source in found.sources.items()} == {  # type: ignore[call-overload]
+    assert {split: list(source) for split, source in found.sources.items()} == {
         split: ["input_ids", "attention_mask", "labels"] for split in ("train", "val")
     }
 
