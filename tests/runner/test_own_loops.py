@@ -11,8 +11,10 @@ import torch
 from trainyard.errors import ConfigError
 from trainyard.hooks import Checkpoint, Hook, Logger
 from trainyard.models import MLP
+from trainyard.run.rungs import RungReports
 from trainyard.runner import EpochBasedTrainLoop, Runner, TrainLoop, ValLoop, checkpoint
 from trainyard.runner.dispatch import Dispatch
+from trainyard.track.sweep_position import Rungs, SweepPosition
 
 HERE = __name__
 
@@ -291,6 +293,67 @@ def test_a_validation_and_a_test_of_ones_own(make: Any) -> None:
     moved = make(val_loop=Shifted(3.0), test_loop=ShiftedTest(3.0), hooks={})
     assert moved.train()[0]["val/loss"] != plain.members[0].metrics["val/loss"]
     assert moved.test() != plain.test()
+
+
+class BareEpochs:
+    """A loop without a base class, with only the names of the contract: a validation after each epoch."""
+
+    unit = "epoch"
+    val_due = False
+
+    def __init__(self, epochs: int | None = 2) -> None:
+        self.epochs = epochs
+
+    def max_epochs(self, runner: Runner) -> int | None:
+        return self.epochs
+
+    def max_iters(self, runner: Runner) -> None:
+        return None
+
+    def run(self, runner: Runner) -> None:
+        while runner.epoch < 2 and not runner.stopping:
+            runner.model.train()
+            for index, batch in enumerate(runner.loader("train").batches(runner.epoch)):
+                runner.call("before_train_iter", index, batch)
+                outputs = runner.step(batch, index, runner.reader.total)
+                runner.iter += 1
+                runner.call("after_train_iter", index, batch, outputs)
+            runner.epoch += 1
+            self.val_due = True
+            runner.call("after_train_epoch")
+            runner.val_loop.run(runner)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"val_due": self.val_due}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.val_due = state["val_due"]
+
+
+@pytest.mark.parametrize("epochs", [2, None])
+def test_a_loop_with_only_the_names_of_the_contract(
+    make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, epochs: int | None
+) -> None:
+    caplog.set_level("INFO")
+    reached: list[int] = []
+    position = SweepPosition(None, (), "job", rungs=Rungs((1, 2)), wake=reached.append)
+    hooks = {"logger": Logger(val_lines="best"), "checkpoint": Checkpoint(), "rungs": RungReports([position])}
+    runner = make(loop=BareEpochs(epochs), model=MLP(2, 2, hidden=[4]), hooks=hooks, work_dir=tmp_path / "run")
+    runner.train()
+    assert (runner.epoch, reached) == (2, [1, 2])
+    at_end = any(record.getMessage().startswith("val  epoch 2") for record in caplog.records)
+    assert at_end == (epochs is not None), "the accuracy of the second epoch is not the best"
+    runner.train()
+    advice = "increase the length of the loop (BareEpochs)."
+    assert any(record.getMessage().endswith(advice) for record in caplog.records) == (epochs is not None)
+
+
+def test_a_job_with_such_a_loop_pauses_at_a_rung(make: Any, tmp_path: Path) -> None:
+    position = SweepPosition(None, (), "job", rungs=Rungs((1, 2), until=1))
+    hooks = {"checkpoint": Checkpoint(), "rungs": RungReports([position])}
+    runner = make(loop=BareEpochs(), model=MLP(2, 2, hidden=[4]), hooks=hooks, work_dir=tmp_path / "run")
+    runner.train()
+    assert (runner.epoch, runner.members[0].paused) == (1, True)
 
 
 def test_a_subclass_of_train_loop_needs_three_methods(make: Any) -> None:

@@ -17,6 +17,7 @@ from trainyard.hooks._log_phases import LogPhase, log_phases
 from trainyard.hooks._time_left import TimeLeft
 from trainyard.hooks._windows import EVERY, LogWindow, window_kinds
 from trainyard.runner import Member, Runner
+from trainyard.runner.contract import length_of
 from trainyard.runner.hook import Hook
 from trainyard.step.group import means
 
@@ -185,10 +186,11 @@ class Logger(Hook):
         """Return the epochs and the iterations of the member's entire training, if known."""
         if not runner.lanes_differ:
             return self._epochs, self._total
-        length, of_epoch = member.loop.length, self._length
-        if member.loop.unit == "epoch":
-            return length, None if of_epoch is None else length * of_epoch
-        return None if of_epoch is None else -(-length // of_epoch), length
+        length, of_epoch = length_of(member.loop, runner), self._length
+        by_epoch = member.loop.unit == "epoch"
+        if length is None or of_epoch is None:
+            return (length, None) if by_epoch else (None, length)
+        return (length, length * of_epoch) if by_epoch else (-(-length // of_epoch), length)
 
     def _place(self, runner: Runner, member: Member) -> str:
         """Return the member's position in the training as text, counted from 1."""
@@ -223,7 +225,8 @@ class Logger(Hook):
         if self.val_lines == "all" or split != "val" or not runner.training:
             return True
         loop = member.loop
-        at_end = (member.epoch if loop.unit == "epoch" else member.iter) >= loop.length
+        length = length_of(loop, runner)
+        at_end = length is not None and (member.epoch if loop.unit == "epoch" else member.iter) >= length
         return due or at_end or member.is_best(member.iter)
 
     def _results(self, runner: Runner, split: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from trainyard.errors import ConfigError
 from trainyard.hooks import Checkpoint
 from trainyard.run.measured import parameters
-from trainyard.runner import Member, Runner
+from trainyard.runner import Member, Runner, TrainLoop
+from trainyard.runner.contract import length_of
 from trainyard.runner.hook import Hook
 from trainyard.track.sweep_position import PARAMETERS, RUNG, Rungs, SweepPosition
 
@@ -38,7 +39,9 @@ class RungReports(Hook):
     def sanity_check(self, runner: Runner) -> None:
         if any(each.rungs is not None for each in self._positions):
             self._checkpoint(runner)
-        loop = runner.train_loop
+        loop: Any = runner.train_loop
+        if not isinstance(loop, TrainLoop):  # when a loop without this base class validates is unknown
+            return
         for rungs in (each.rungs for each in self._positions if each.rungs is not None):
             unseen = [at for at in rungs.at if at < loop.length and not loop.validates_after(at)]
             if loop.unit == rungs.by and unseen and unseen[0] < loop.val_begin:
@@ -101,8 +104,8 @@ class RungReports(Hook):
         return member.epoch if member.batches_done == 0 else -1
 
     def _pause_if_due(self, runner: Runner, member: Member, rungs: Rungs, at: int) -> None:
-        loop = member.loop
-        over = loop.unit == rungs.by and at >= loop.length
+        length = length_of(member.loop, runner)
+        over = member.loop.unit == rungs.by and length is not None and at >= length
         member.paused = at == rungs.until and member.stop_reason is None and not over
 
     def _tell(self, member: Member, at: int) -> None:

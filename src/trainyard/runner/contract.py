@@ -37,6 +37,14 @@ class Loop(Protocol):
         """Restore a result of `state_dict`."""
 
 
+def length_of(loop: Loop, runner: Any) -> int | None:
+    """Return the length of the entire run in the unit of the loop; None if it is unknown.
+
+    A custom loop need not have the attribute `length` of `TrainLoop`.
+    """
+    return loop.max_epochs(runner) if loop.unit == "epoch" else loop.max_iters(runner)
+
+
 def checked(key: str, loop: Any, kind: type) -> Any:
     """Return the loop, after a check that it has everything that `kind` requires.
 

@@ -17,7 +17,9 @@ from trainyard.batch import joined, to_device
 from trainyard.data.lengths import no_batches
 from trainyard.errors import ConfigError
 from trainyard.runner import checkpoint
+from trainyard.runner.contract import length_of
 from trainyard.runner.dispatch import Dispatch, priority
+from trainyard.runner.loops import TrainLoop
 from trainyard.runner.parts import Parts
 from trainyard.runner.state import Start, restore
 
@@ -120,13 +122,15 @@ class Interactive(Parts):
             self.interrupted = self.asked_to_end = False
         self._returned = True
         loop = self.train_loop
-        by_epoch = loop.unit == "epoch"
-        done, length = (self.epoch, loop.max_epochs(self)) if by_epoch else (self.iter, loop.max_iters(self))
+        done, length = self.epoch if loop.unit == "epoch" else self.iter, length_of(loop, self)
         if self.iter and length is not None and done >= length and not loop.val_due:
+            advice = f"increase the length of the loop ({type(loop).__name__})"
+            if isinstance(loop, TrainLoop):
+                key = f"loop.max_{loop.unit}s"
+                advice = f"set {key}={2 * length} in the config, or runner.train_loop.length = {2 * length} in Python"
             log.warning(
-                "Nothing to train: the run has finished (%s %d of %d). To train longer, set loop.max_%ss=%d in the "
-                "config, or runner.train_loop.length = %d in Python.",
-                *(loop.unit, done, length, loop.unit, 2 * length, 2 * length),
+                "Nothing to train: the run has finished (%s %d of %d). To train longer, %s.",
+                *(loop.unit, done, length, advice),
             )
 
     @contextmanager
