@@ -25,14 +25,14 @@ from trainyard.config.schema import check_settings
 from trainyard.config.single_composition import composed_once
 from trainyard.console import BOLD, coloured, tell
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.files import RESUME, RESUME_SWEEP, DiskFullError, disk_full
+from trainyard.files import DiskFullError, disk_full, next_step
 from trainyard.fused import train as stack_trainer
 from trainyard.fused.replay import PLAN, replay
 from trainyard.redaction import check_overrides
 from trainyard.run import ranks
 from trainyard.run.changed import changed
 from trainyard.run.rank_job import follow
-from trainyard.run.ranks import shown
+from trainyard.run.ranks import command_directory, how_to_resume, shown
 from trainyard.run.train import train
 from trainyard.starting import PRELOAD, WHOLE
 from trainyard.sweep.sweepable import SweepableTask
@@ -62,7 +62,9 @@ def run(config_path: str | Path, config_name: str) -> None:
         known: TrainyardError | None = error if isinstance(error, TrainyardError) else None
         full, multirun = disk_full(error), bool({*MULTIRUN} & {*sys.argv})
         if known is None and full is not None:
-            known = DiskFullError(full.filename or Path.cwd(), full, RESUME_SWEEP if multirun else RESUME)
+            # No training was in progress. A sweep may have no manifest yet.
+            then = "repeat the command" + (" with the same hydra.sweep.dir" if multirun else "")
+            known = DiskFullError(full.filename or Path.cwd(), full, then)
         if known is None and not _is_from_train(error):
             made = "hydra.sweep.dir" if multirun else "hydra.run.dir"
             known = explain(error, overrides, *primary_config(directory, config_name), made)
@@ -98,25 +100,16 @@ class Application(SweepableTask):
         Returns:
             The best objective (None if the run has no objective), or the metrics that its sweep requests.
         """
-        if self.position is None:
-            print(coloured(_first_line(cfg), BOLD, sys.stdout), flush=True)
-        try:
-            if self.position is None and os.environ.get(PLAN):
-                return replay(cfg)
+        if self.position is not None:
             return train(cfg, self.position)
+        print(coloured(_first_line(cfg), BOLD, sys.stdout), flush=True)
+        try:
+            with next_step(_next_step(cfg)):
+                return replay(cfg) if os.environ.get(PLAN) else train(cfg)
         except TrainyardError as error:
-            if isinstance(error, DiskFullError) and (then := self._after_full_disk(cfg)):
-                error.follow_with(then)
             if HydraConfig.get().mode is RunMode.MULTIRUN or os.environ.get(WHOLE):
                 raise
             sys.exit(tell(error))
-
-    def _after_full_disk(self, cfg: DictConfig) -> str:
-        """Return the next step after a full disk; empty if it is to resume this run, as the error already says."""
-        if self.position is not None:
-            return RESUME_SWEEP
-        resumable = cfg.get("mode", "train") == "train" and not cfg.get("quick")
-        return "" if resumable else "repeat the command in another directory (hydra.run.dir)"
 
     def check(self, config: DictConfig) -> dict[str, Any]:
         """Check a job of a sweep before any job is started.
@@ -176,6 +169,18 @@ class Application(SweepableTask):
     def at(self, position: SweepPosition) -> Application:
         """Return the task function of the job at this position of a sweep."""
         return replace(self, position=position)
+
+
+def _next_step(cfg: DictConfig) -> str:
+    """Return the next step after a full disk or the loss of the directory.
+
+    A training is resumed. An evaluation, a quick check and a reproduction are repeated.
+    """
+    if os.environ.get(PLAN):
+        return "repeat `trainyard reproduce` in another directory (--to)"
+    if cfg.get("mode", "train") != "train" or cfg.get("quick"):
+        return f"repeat the command in another directory ({command_directory()[0]})"
+    return how_to_resume()
 
 
 def _first_line(cfg: DictConfig) -> str:

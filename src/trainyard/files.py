@@ -21,7 +21,8 @@ jobs."""
 _LOOK = 0.2  # seconds
 RESUME = "resume=true continues from the last checkpoint"
 RESUME_SWEEP = "`trainyard sweep resume DIR` continues the sweep"
-"""Next steps for the user after a full disk."""
+"""Next steps for the user after a full disk or the loss of a directory."""
+_NEXT_STEPS = [RESUME]  # the last one applies
 _FREE = "Free some disk space"
 _RAISE = "Raise the limit for the size of a file (ulimit -f, or the limit of the file system)"
 
@@ -32,13 +33,13 @@ class DiskFullError(TrainyardError):
     Args:
         path: the file, or its folder.
         cause: the error of the system.
-        then: the next step for the user once there is space.
+        then: the next step for the user once there is space; None for the next step of this process (`next_step`).
     """
 
     status = 1
 
-    def __init__(self, path: str | Path, cause: OSError, then: str = RESUME) -> None:
-        super().__init__(path, cause.strerror, then)
+    def __init__(self, path: str | Path, cause: OSError, then: str | None = None) -> None:
+        super().__init__(path, cause.strerror, current_step() if then is None else then)
 
     def __reduce__(self) -> tuple[object, ...]:
         path, said, then = self.args
@@ -49,15 +50,45 @@ class DiskFullError(TrainyardError):
         advice = _RAISE if said == os.strerror(errno.EFBIG) else _FREE
         return f"{path} could not be written: {said}. {advice}; then {then}."
 
-    def follow_with(self, then: str) -> None:
-        """Replace the next step for the user."""
-        self.args = (*self.args[:2], then)
-
 
 class DirectoryGoneError(TrainyardError):
-    """The directory of a run no longer exists at its path."""
+    """The directory of a run no longer exists at its path.
+
+    Args:
+        directory: the directory.
+        name: the name of the file that cannot be saved.
+        then: the next step for the user; None for the next step of this process (`next_step`).
+    """
 
     status = 1
+
+    def __init__(self, directory: str | Path, name: str, then: str | None = None) -> None:
+        super().__init__(directory, name, current_step() if then is None else then)
+
+    def __str__(self) -> str:
+        directory, name, then = self.args
+        return (
+            f"{directory} was moved or removed during the run, so {name} cannot be saved. If it was moved, move it "
+            f"back; then {then}."
+        )
+
+
+@contextmanager
+def next_step(then: str) -> Iterator[None]:
+    """Name this next step for the user in the errors of full disks and lost directories inside the block.
+
+    It applies to all threads of this process.
+    """
+    _NEXT_STEPS.append(then)
+    try:
+        yield
+    finally:
+        _NEXT_STEPS.pop()
+
+
+def current_step() -> str:
+    """Return the next step for the user after a full disk or the loss of a directory: see `next_step`."""
+    return _NEXT_STEPS[-1]
 
 
 def disk_full(error: BaseException | None) -> OSError | None:
@@ -101,13 +132,13 @@ def despite_absence(folder: Path, write: Callable[[], T], patience: float | None
 
 
 @contextmanager
-def writing(path: Path, temporary: Path | None = None, then: str = RESUME) -> Iterator[None]:
+def writing(path: Path, temporary: Path | None = None, then: str | None = None) -> Iterator[None]:
     """Name the file in the error of a full disk, and remove the temporary file if writing fails.
 
     Args:
         path: the file, or its folder.
         temporary: the temporary file; None for none.
-        then: the next step for the user once there is space.
+        then: the next step for the user once there is space; None for the next step of this process (`next_step`).
 
     Raises:
         DiskFullError: no space is left.
@@ -124,14 +155,14 @@ def writing(path: Path, temporary: Path | None = None, then: str = RESUME) -> It
         raise DiskFullError(path, cause, then) from error
 
 
-def append_whole(fd: int, lines: bytes, path: Path, then: str = RESUME) -> None:
+def append_whole(fd: int, lines: bytes, path: Path, then: str | None = None) -> None:
     """Append lines to a file in one call, all of them or none; only the last one can be incomplete.
 
     Args:
         fd: the file, open for appending.
         lines: the lines to write.
         path: the file's path, for the error.
-        then: the next step for the user once there is space.
+        then: the next step for the user once there is space; None for the next step of this process (`next_step`).
 
     Raises:
         DiskFullError: no space is left.

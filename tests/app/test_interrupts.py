@@ -88,6 +88,16 @@ def test_without_checkpoints(start: Any) -> None:
     assert "resume=true" not in said
 
 
+def test_a_run_in_its_own_folder_is_resumed_from_that_of_the_command(start: Any) -> None:
+    process = start("hydra.job.chdir=true", ENDLESS)
+    _until(process, "epoch 2 ")
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130, said
+    assert "use the same command with hydra.run.dir=run resume=true" in " ".join(said.split())
+    assert "Checkpoint: run/checkpoints/best.pt" in said
+
+
 def test_a_second_signal_ends_the_run_without_a_traceback(start: Any, tmp_path: Path) -> None:
     (tmp_path / "stuck.py").write_text(
         "import threading\nfrom trainyard.hooks import Hook\n"

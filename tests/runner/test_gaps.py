@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,10 @@ def test_a_journal_that_is_removed_while_the_run_is_under_way(trained: Any) -> N
 def test_a_run_that_is_moved_while_it_is_under_way(
     trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(DirectoryGoneError, match="run was moved or removed during the run"):
+    told = r"run was moved or removed during the run, so .* If it was moved, move it back; then resume=true continues"
+    with pytest.raises(DirectoryGoneError, match=told) as error:
         trained(4, hooks={"change": Moves(lambda folder: folder.rename(folder.with_name("elsewhere")))})
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)  # as it comes from another process
     assert "metrics.jsonl was moved during the run" in caplog.text
     assert not (tmp_path / "run").exists(), "nothing is begun anew in the old place"
     (tmp_path / "elsewhere").rename(tmp_path / "run")

@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_whole_lines_and_says_how_to_continue(tmp_path: Path)
     try:
         with pytest.raises(
             DiskFullError,
-            match=r"manifest\.jsonl could not be written: .* `trainyard sweep resume DIR` continues the sweep",
+            match=rf"manifest\.jsonl could not be written: .* use the same command with hydra.sweep.dir={tmp_path}\.",
         ) as error:
             manifest.define(1, ["seed=1"])
     finally:

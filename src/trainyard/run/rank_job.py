@@ -8,7 +8,7 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from trainyard.config.current_job import current_job
 from trainyard.config.hydra_versions import VERSION_BASE, configure_log
 from trainyard.errors import JobPaused, TrainyardError
+from trainyard.files import current_step, next_step
 from trainyard.starting import RANKS
 from trainyard.track.sweep_position import Returned, SweepPosition
 
@@ -41,11 +42,13 @@ class RankJob:
         config: the config, with its `hydra` node.
         function: called with the config that Hydra passes to a task function, the rank, and `position`.
         position: the run's position in its sweep; None for a single run.
+        then: the next step for the user after a full disk: that of the process that starts the ranks.
     """
 
     config: DictConfig
     function: Callable[[DictConfig, World, SweepPosition | None], Returned | JobPaused]
     position: SweepPosition | None = None
+    then: str = field(default_factory=current_step)
 
 
 def whole(cfg: DictConfig) -> DictConfig:
@@ -70,7 +73,7 @@ def _run(job: RankJob, own: World) -> Returned | JobPaused:
     """Run the job like Hydra runs its task function, with the logging of the rank."""
     rank = own.rank
     setup_globals()
-    with current_job(job.config):
+    with current_job(job.config), next_step(job.then):
         if rank:
             _keep_quiet(job.config, rank)
         else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import open_dict, read_write
 
 from trainyard.config.build import build
@@ -23,6 +24,7 @@ from trainyard.run.rank_job import RankJob, run_started, where
 from trainyard.track import Journal, Status, Tracker
 from trainyard.track.run_info import FILE
 from trainyard.track.sweep_position import Returned
+from trainyard.track.uri import launch_folder
 
 if TYPE_CHECKING:
     from trainyard.distributed.distributed import Distributed
@@ -288,9 +290,27 @@ def go_on(work_dir: Path) -> str:
     """Return the instruction for resuming the run in this directory."""
     if not any((work_dir / "checkpoints").glob("*.pt")):
         return "no checkpoint was saved, so the run cannot be resumed."
-    return f"to resume, use the same command with {shell_override('hydra.run.dir', shown(work_dir))} resume=true"
+    return f"to resume, {how_to_resume()}"
+
+
+def how_to_resume() -> str:
+    """Return the instruction for resuming the run of this process, in the imperative, for a message.
+
+    A job of a sweep of another launcher, or of `hydra.launcher.debug=true`, is resumed together with its sweep.
+    """
+    key, directory = command_directory()
+    return f"use the same command with {shell_override(key, shown(directory))} resume=true"
+
+
+def command_directory() -> tuple[str, Path]:
+    """Return the directory of the command of this process, and the key that sets it."""
+    hydra: Any = HydraConfig.get()
+    if hydra.mode is RunMode.MULTIRUN:
+        return "hydra.sweep.dir", Path(hydra.sweep.dir)
+    return "hydra.run.dir", Path(hydra.runtime.output_dir)
 
 
 def shown(path: Path) -> str:
-    """Return a path as a user would write it here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    """Return a path as a user would write it in the folder of the command."""
+    folder = launch_folder()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)

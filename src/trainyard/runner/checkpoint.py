@@ -56,10 +56,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         despite_absence(path.parent.parent, lambda: _write(path, state))
     except FileNotFoundError as error:
-        raise DirectoryGoneError(
-            f"{path.parent.parent} was moved or removed during the run, so {path.name} cannot be saved. "
-            "If it was moved, resume=true in the new directory continues from the last checkpoint."
-        ) from error
+        raise DirectoryGoneError(path.parent.parent, path.name) from error
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:

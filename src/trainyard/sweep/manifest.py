@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from trainyard.application import StartedAs
 from trainyard.errors import TrainyardError, counted
-from trainyard.files import RESUME_SWEEP, append_whole, despite_absence
-from trainyard.quoting import shell_path
+from trainyard.files import append_whole, despite_absence
+from trainyard.quoting import shell_override, shell_path
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
 from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Inherited, Origin, Proposed
@@ -306,6 +307,11 @@ class Manifest:
         """Record the state of a job."""
         self._append({"kind": "state", "num": num, "state": state, "time": time.time(), **fields})
 
+    @cached_property
+    def _then(self) -> str:
+        """The next step for the user after a full disk."""
+        return f"use the same command with {shell_override('hydra.sweep.dir', self.path.parent)}"
+
     def _append(self, *records: Record, sync: bool = False) -> list[Record]:
         lines = [_ENCODE(record) for record in records]
         content = "".join(f"{line}\n" for line in lines).encode()
@@ -313,7 +319,7 @@ class Manifest:
         def write() -> None:
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                append_whole(fd, content, self.path, RESUME_SWEEP)
+                append_whole(fd, content, self.path, self._then)
                 if sync:
                     os.fsync(fd)
             finally:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.current_job import current_job
 from trainyard.errors import StackDivided, Unfusable
+from trainyard.files import RESUME_SWEEP, next_step
 from trainyard.sweep import member_log
 from trainyard.sweep.compose.hydra_files import HydraFiles
 from trainyard.sweep.compose.plain import assign
@@ -37,6 +38,7 @@ from trainyard.sweep.worker_tasks import (
 from trainyard.track.sweep_position import SweepPosition
 
 
+@next_step(RESUME_SWEEP)
 def run_stack(work: StackWork) -> StackReturn:
     """Run jobs as one stack, each with the same directory and files as in a single run.
 

@@ -23,6 +23,7 @@ from trainyard.config.current_job import current_job
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.hydra_versions import changes_directory, configure_log
 from trainyard.config.plain import plain
+from trainyard.files import RESUME_SWEEP, next_step
 from trainyard.nodes import Nodes
 from trainyard.sweep.compose.hydra_files import write_alone
 from trainyard.sweep.compose.plain import assign
@@ -223,6 +224,7 @@ class LazyJobReturn(JobReturn):
         return OmegaConf.masked_copy(self._whole(), "hydra")
 
 
+@next_step(RESUME_SWEEP)
 def run_one(work: JobWork, common: JobCommon) -> JobDone:
     """Run a job in its directory, or its part on a further node; an error of the job is raised here."""
     if (nodes := Nodes.find()) is not None and nodes.index:

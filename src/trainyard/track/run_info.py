@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from trainyard import temporary
 from trainyard.errors import TrainyardError
-from trainyard.files import RESUME, writing
+from trainyard.files import writing
 from trainyard.redaction import redacted
 
 FILE = "run.json"
@@ -102,13 +102,13 @@ class RunInfo:
             raise TrainyardError(f"{path} cannot be read: {error}.") from error
 
 
-def write_json(path: Path, data: Any, then: str = RESUME) -> None:
+def write_json(path: Path, data: Any, then: str | None = None) -> None:
     """Write a small JSON file so that a reader finds either the old or the new content, never a part.
 
     Args:
         path: the file.
         data: its content.
-        then: the next step for the user after a full disk.
+        then: the next step for the user after a full disk: see `trainyard.files.writing`.
     """
     part = path.with_name(temporary.marked(f".{path.name}."))
     with writing(path, part, then):

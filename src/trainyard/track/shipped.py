@@ -29,6 +29,8 @@ _TAIL = 1024  # bytes
 EXIT_STATUS = (0, 3, 4)
 """Exit codes of the shipper: all is shipped, something is not shipped, or MLflow did not respond in time; any other
 code is a crash."""
+SYNC = "`trainyard sync` uploads the missing records"
+"""Next step for the user after a full disk in the shipper."""
 _AGAIN = f"{journal.FILE} was truncated or replaced after the upload. All records are uploaded again."
 
 
@@ -87,7 +89,7 @@ class Shipped:
     def save(self, work_dir: Path, uri: str) -> None:
         stores = _read(work_dir)
         stores[redact(uri)] = dataclasses.asdict(self)
-        write_json(work_dir / FILE, stores, "`trainyard sync` uploads the missing records")
+        write_json(work_dir / FILE, stores, SYNC)
 
 
 def checksum_before(path: Path, end: int) -> int:

@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 
 from trainyard.files import writing
+from trainyard.quoting import shell_path
 from trainyard.sweep.goals import Direction, Goals
 from trainyard.sweep.report import charts, curves, tables
 from trainyard.sweep.report.axes import FAR
@@ -81,7 +82,7 @@ def write(
     file = Path(directory, "report.html")
     content = document(title, "\n".join(page.sections(title, live is not None)), live)
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    with writing(file, part, "`trainyard sweep report DIR` writes the report"):
+    with writing(file, part, f"`trainyard sweep report {shell_path(directory)}` writes the report"):
         part.write_text(content, encoding="utf-8", errors="replace")
         part.replace(file)
     return file

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainyard.track import journal
 from trainyard.track.run_info import RunInfo, write_json
-from trainyard.track.shipped import checksum_before
+from trainyard.track.shipped import SYNC, checksum_before
 
 FILE = "copies.json"
 
@@ -74,7 +74,7 @@ class Copies:
         now = _copy(kind)(self.work_dir, self.info, position)
         if now != position:
             positions[kind] = now
-            write_json(self.work_dir / FILE, {name: asdict(each) for name, each in positions.items()})
+            write_json(self.work_dir / FILE, {name: asdict(each) for name, each in positions.items()}, SYNC)
 
     def _there(self, kind: str) -> bool:
         return (self.work_dir / kind).is_dir()

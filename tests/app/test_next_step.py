@@ -1,0 +1,50 @@
+"""The next step after a full disk: a training is resumed by its command; an evaluation or quick check is repeated."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from trainyard import command
+from trainyard.config.current_job import current_job
+from trainyard.files import DiskFullError, next_step
+from trainyard.fused.replay import PLAN
+from trainyard.run.rank_job import RankJob
+
+RUN = "use the same command with 'hydra.run.dir=\"outputs/a b\"' resume=true"
+AGAIN = "repeat the command in another directory"
+
+
+@pytest.mark.parametrize(
+    ("mode", "config", "expected"),
+    [
+        (RunMode.RUN, {}, RUN),
+        (RunMode.RUN, {"mode": "test"}, f"{AGAIN} (hydra.run.dir)"),
+        (RunMode.RUN, {"quick": True}, f"{AGAIN} (hydra.run.dir)"),
+        (RunMode.MULTIRUN, {}, "use the same command with hydra.sweep.dir=multirun/x resume=true"),
+        (RunMode.MULTIRUN, {"quick": True}, f"{AGAIN} (hydra.sweep.dir)"),
+    ],
+)
+def test_of_a_run_that_no_sweep_resumes(
+    mode: RunMode, config: Any, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a job of `hydra.launcher.debug=true` or of another launcher. A directory below the folder of the command
+    is relative to it."""
+    places = {"runtime": {"cwd": "/work", "output_dir": "/work/outputs/a b"}, "sweep": {"dir": "multirun/x"}}
+    with current_job(OmegaConf.create({"hydra": {"mode": mode, **places}})):
+        assert command._next_step(OmegaConf.create(config)) == expected
+        monkeypatch.setenv(PLAN, "plan.json")
+        assert command._next_step(OmegaConf.create(config)).startswith("repeat `trainyard reproduce`")
+
+
+def test_ranks_have_that_of_the_process_that_starts_them() -> None:
+    with next_step("repeat the command"):
+        job = RankJob(OmegaConf.create({}), print)  # type: ignore[arg-type]
+        with next_step("do something else"):
+            assert str(DiskFullError("file", OSError(28, "full"))).endswith("; then do something else.")
+    assert pickle.loads(pickle.dumps(job)).then == "repeat the command"
+    assert str(DiskFullError("file", OSError(28, "full"))).endswith("resume=true continues from the last checkpoint.")
