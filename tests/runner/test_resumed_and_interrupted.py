@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 import torch
 from interrupting import InterruptAt
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
+from trainyard.config.current_job import current_job
 from trainyard.errors import ConfigError
 from trainyard.hooks import Checkpoint, EarlyStopping, Hook
 from trainyard.run import record
 from trainyard.runner import IterBasedTrainLoop, Runner
 from trainyard.schedules import Plateau
-from trainyard.track import read
+from trainyard.track import NoTracker, read
 
 
 @pytest.mark.parametrize(
@@ -121,3 +123,19 @@ def test_a_learning_rate_that_a_resume_does_not_read_is_named(
     assert "learning rate" not in caplog.text
     Runner(**parts | {"optim": parts["optim"] | {"lr": 0.5}}, resume=True).prepare()
     assert ("keeps the value of the checkpoint, 0.01" in caplog.text) == (not scheduled)
+
+
+class KeepsModels(NoTracker):
+    log_model = "kept"
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_only_a_run_that_was_not_interrupted_names_its_models(parts: Any, tmp_path: Path, interrupted: bool) -> None:
+    """Checkpoints of an interrupted run are gone when the resumed run has finished, and its models are logged."""
+    hooks = {"checkpoint": Checkpoint()} | ({"interrupt": InterruptAt(3)} if interrupted else {})
+    runner = Runner(**parts | {"hooks": hooks, "work_dir": tmp_path, "tracker": KeepsModels()})
+    runner.train()
+    with current_job(OmegaConf.create({"hydra": {"output_subdir": None, "job": {"name": "train"}}})):
+        record.name_artifacts(runner, runner.members)
+    kinds = [line["kind"] for line, _ in read(tmp_path / "metrics.jsonl")]
+    assert ("model" in kinds) is not interrupted

@@ -298,6 +298,28 @@ def test_uploads_that_fail_hold_nothing_up(
     assert artifact(run_of(later), "a.txt").read_text() == "a"
 
 
+def test_a_checkpoint_that_a_resumed_run_has_removed_is_no_loss(uri: str, new_run: NewRun) -> None:
+    """It was recorded at the end of the first part, and the run keeps newer ones by now. Other files are missing."""
+    work_dir = new_run(uri)
+    (work_dir / "checkpoints").mkdir()
+    (work_dir / "checkpoints" / "epoch_0002.pt").touch()
+    with Journal(work_dir) as journal:
+        journal.status("RUNNING")
+        journal.artifact("checkpoints/epoch_0001.pt", to="checkpoints")
+        journal.artifact("notes.txt")
+        journal.status("KILLED")
+        journal.status("RUNNING")
+        for epoch in (2, 3):
+            journal.artifact(f"checkpoints/epoch_000{epoch}.pt", to="checkpoints")
+        journal.status("FINISHED")
+    shipment = ship(work_dir)
+    assert shipment.complete
+    gone = "the file no longer exists"
+    assert shipment.notes == (f"artifact notes.txt: {gone}", f"artifact checkpoints/epoch_0003.pt: {gone}")
+    assert f"epoch_0001.pt: {gone}, because the run was resumed" in (work_dir / LOG).read_text()
+    assert artifact(run_of(shipment), "checkpoints/epoch_0002.pt").exists()
+
+
 def test_artifacts_are_theirs(uri: str, new_run: NewRun, tmp_path: Path) -> None:
     """What happens to a file of the run later does not change what was uploaded, until it is uploaded again."""
     work_dir = new_run(uri)

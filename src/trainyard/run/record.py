@@ -227,7 +227,7 @@ def name_artifacts(runner: Runner, members: Sequence[Member], inputs: Sequence[M
                 member.journal.artifact(saved[kind], to="checkpoints")
         if inputs:
             member.journal.inputs(inputs)
-        if runner.tracker.log_model:
+        if runner.tracker.log_model and not runner.interrupted:  # only a finished run has models
             _name_models(member, runner.tracker, history)
 
 

@@ -22,7 +22,7 @@ from trainyard.track.shipper.other_runs import AwaitedError, linked
 from trainyard.track.shipper.registry import register
 from trainyard.track.shipper.sanitize import describe, first_line
 from trainyard.track.shipper.store import MAX_ITEMS, MESSAGE_TAG, RunLostError, Store, StoredRun, Stores
-from trainyard.track.shipper.uploads import LeftOutError
+from trainyard.track.shipper.uploads import LeftOutError, MissingError
 
 _FINAL = ("FINISHED", "FAILED", "KILLED")
 _MODEL = "model"
@@ -338,6 +338,11 @@ class RunShipper:
             try:
                 if record is not None:
                     self._upload_one(store, run, record)
+            except MissingError as error:
+                if self._is_replaced(what, start):
+                    self.log(f"skipped: {what}: {error}, because the run was resumed")
+                else:
+                    self.note(f"{what}: {error}")
             except LeftOutError as error:
                 self.note(f"{what}: {error}")
             except AwaitedError as error:
@@ -356,6 +361,17 @@ class RunShipper:
                 self.awaiting.succeeded()
             moved = True
         return moved
+
+    def _is_replaced(self, what: str, start: int) -> bool:
+        """Return whether an upload is a checkpoint of a run that was resumed afterwards: the run keeps newer ones.
+
+        Args:
+            what: the upload.
+            start: the offset of its record in the journal.
+        """
+        records = (record for record, _ in journal.read(self._path, start))
+        resumed = any(record["kind"] == "status" and record["status"] == "RUNNING" for record in records)
+        return what.startswith("artifact checkpoints/") and resumed
 
     def _upload_one(self, store: Store, run: StoredRun, record: Record) -> None:
         match record:

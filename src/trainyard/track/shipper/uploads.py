@@ -26,6 +26,10 @@ class LeftOutError(Exception):
     """An item cannot be shipped, even after retries. It is skipped, and the message gives the reason."""
 
 
+class MissingError(LeftOutError):
+    """The file of an item no longer exists."""
+
+
 class Artifacts:
     """The artifact folder of one run.
 
@@ -43,10 +47,10 @@ class Artifacts:
         self._folder = Path(local_file_uri_to_path(uri)) if local else None  # type: ignore[no-untyped-call]
 
     def add(self, path: Path, to: str) -> None:
-        """Upload a file or folder; raise LeftOutError if it is missing or refused."""
+        """Upload a file or folder; raise MissingError if it is missing, and LeftOutError if it is refused."""
         try:
             if not path.exists():
-                raise LeftOutError("the file no longer exists")
+                raise MissingError("the file no longer exists")
             _check(to)
             if self._folder is not None:
                 _place(path, self._folder / to)
