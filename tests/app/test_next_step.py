@@ -43,7 +43,7 @@ def test_of_a_run_that_no_sweep_resumes(
 
 def test_ranks_have_that_of_the_process_that_starts_them() -> None:
     with next_step("repeat the command"):
-        job = RankJob(OmegaConf.create({}), print)  # type: ignore[arg-type]
+        job = RankJob(OmegaConf.create({}), print)
         with next_step("do something else"):
             assert str(DiskFullError("file", OSError(28, "full"))).endswith("; then do something else.")
     assert pickle.loads(pickle.dumps(job)).then == "repeat the command"
