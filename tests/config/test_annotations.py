@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import trainyard.schedules
 from trainyard.config.annotations import annotation, fits, in_words
 from trainyard.config.build import build, check_tree
 from trainyard.errors import ConfigError
@@ -136,8 +137,21 @@ def test_shares_of_a_schedule() -> None:
     step = {"_target_": torch.optim.lr_scheduler.StepLR, "_partial_": True}
     check_tree({**step, "step_size": 0.25}, "schedule.scheduler")
     check_tree({**step, "step_size": "auto"}, "schedule.scheduler")
-    with pytest.raises(ConfigError, match=r"schedule\.scheduler\.step_size: 'x' is invalid"):
+    length = r'an integer, a fraction of the run in \(0, 1\), or "auto"'
+    with pytest.raises(ConfigError, match=rf"^schedule\.scheduler\.step_size: 'x' is invalid. Expected {length}\.$"):
         check_tree({**step, "step_size": "x"}, "schedule.scheduler")
+    with pytest.raises(ConfigError, match=r"^hook.a.step_size: 0.25 is invalid. Expected an integer\.$"):
+        check_tree({**step, "step_size": 0.25}, "hook.a")
+    drops = {"_target_": torch.optim.lr_scheduler.MultiStepLR, "_partial_": True}
+    check_tree({**drops, "milestones": [1, 0.5]}, "schedule.scheduler")
+    cycle = {"_target_": torch.optim.lr_scheduler.OneCycleLR, "_partial_": True, "max_lr": 0.1}
+    with pytest.raises(ConfigError, match=rf"total_steps: 'x' is invalid. Expected {length}, or null\.$"):
+        check_tree({**cycle, "total_steps": "x"}, "schedule.scheduler")
+    restarts = {"_target_": torch.optim.lr_scheduler.CosineAnnealingWarmRestarts, "_partial_": True, "T_0": 0.5}
+    with pytest.raises(ConfigError, match=r"T_mult: 1.5 is invalid. Expected an integer\.$"):
+        check_tree({**restarts, "T_mult": 1.5}, "schedule.scheduler")
+    floor = {"_target_": trainyard.schedules.CosineAnnealingLR, "_partial_": True}
+    check_tree({**floor, "T_max": 0.5}, "schedule.scheduler")
 
 
 @pytest.mark.parametrize(
@@ -199,6 +213,11 @@ def test_an_annotation_with_extras_is_its_type() -> None:
         (int | torch.optim.Optimizer, "an integer, or an object of class Optimizer"),
         (list[Callable[[int], str]], "a list of values"),
         (list[str] | None, "a list of strings, or null"),
+        (Tensor, "a tensor, built by a config with `_target_`"),
+        (Tensor | None, "a tensor, built by a config with `_target_`, or null"),
+        (float | Tensor | None, "a number, or null"),
+        (list[Tensor], "a list of tensors"),
+        (list[float | Tensor], "a list of numbers"),
     ],
 )
 def test_annotations_in_words(hint: Any, words: str) -> None:

@@ -18,6 +18,12 @@ from trainyard.errors import ConfigError, counted
 UNKNOWN = object()
 """Annotation of an argument that has none, or one that does not resolve."""
 
+DURATIONS = ("T_max", "T_0", "total_iters", "total_steps", "step_size", "step_size_up", "step_size_down")
+"""Arguments of torch's schedulers that count in the unit of the schedule: an integer, a fraction of the run in (0, 1),
+or "auto"."""
+_SCHEDULERS = ("torch.optim.lr_scheduler", "trainyard.schedules.floors")
+"""Modules of the schedulers that have these arguments, or `milestones`, a list of integers or fractions."""
+
 LISTS = (list, tuple, Sequence, MutableSequence, Collection, Iterable)
 MAPPINGS = (dict, Mapping, MutableMapping)
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
@@ -43,7 +49,7 @@ def check_arguments(
         parameters: its parameters.
         values: the arguments by name, in plain Python; arguments without a parameter are skipped.
         key: the place of the node in the config.
-        shares: also accept a float for an int: a fraction of the run.
+        shares: also accept fractions of the run for the lengths of torch's schedulers.
 
     Raises:
         ConfigError: a value does not fit.
@@ -58,8 +64,11 @@ def check_arguments(
         if hint is UNKNOWN:
             if isinstance(parameter.default, bool) and isinstance(value, str) and value.lower() in _TRUTH:
                 raise _refusal(f"{key}.{name}", value, bool)
-        elif not fits(_counted(value) if shares else value, hint):
-            raise _refusal(f"{key}.{name}", value, hint)
+            continue
+        length = shares and may_be_share(target, name)
+        if not fits(_counted(value) if length else value, hint):
+            refusal = _refusal(f"{key}.{name}", value, hint)
+            raise _of_length(refusal) if length else refusal
 
 
 def check_value(key: str, value: Any, hint: Any) -> None:
@@ -124,14 +133,23 @@ def annotation(target: Callable[..., Any], name: str) -> Any:
         return UNKNOWN
 
 
+def may_be_share(target: Callable[..., Any], name: str) -> bool:
+    """Return whether an argument of a scheduler counts in the unit of the schedule, so that it may be a fraction of the
+    run."""
+    return name in (*DURATIONS, "milestones") and getattr(target, "__module__", "") in _SCHEDULERS
+
+
 def in_words(hint: Any) -> str:
     """Describe the values of a config that fit an annotation: `an integer, or null`."""
-    options = [option for option in options_of(hint) if not is_tensor(option)]
+    every = options_of(hint)
+    options = [option for option in every if not is_tensor(option)]
     options.sort(key=lambda option: option is type(None))
     names = [str(_yaml(option)) for each in options if get_origin(each) is Literal for option in get_args(each)]
     words = [_word(option) for option in options if get_origin(option) is not Literal]
     if names:
         words.insert(0, f"one of {', '.join(names)}" if len(names) > 1 else names[0])
+    if len(options) < len(every) and not set(options) - {type(None)}:
+        words.insert(0, "a tensor, built by a config with `_target_`")
     return ", or ".join(dict.fromkeys(words))
 
 
@@ -140,6 +158,16 @@ def _refusal(key: str, value: Any, hint: Any) -> ConfigError:
     spelled = _TRUTH.get(value.lower()) if isinstance(value, str) and bool in options_of(hint) else None
     guess = f"Did you mean {spelled}? A string is not a boolean." if spelled else ""
     return ConfigError(key, value, in_words(hint), hint=guess, options=[str(name) for name in names])
+
+
+def _of_length(refusal: ConfigError) -> ConfigError:
+    """Return the same error for a length of a scheduler, whose integers may also be fractions of the run."""
+    words = {
+        "an integer": 'an integer, a fraction of the run in (0, 1), or "auto"',
+        "a list of integers": "a list of integers or fractions of the run in (0, 1)",
+    }
+    first, rest, last = refusal.accepted.partition(", or null")
+    return ConfigError(refusal.key, refusal.given, f"{words.get(first, first)}{rest}{last}", hint=refusal.hint)
 
 
 def _fits_list(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
@@ -192,7 +220,7 @@ def _word(hint: Any) -> str:
         return "a list"
     entry = next(iter(entries)) if len(entries) == 1 else None
     plain = [option for option in options_of(entry) if not is_tensor(option)]
-    name = _NAMES.get(plain[0], "value") if len(plain) == 1 else "value"
+    name = _NAMES.get(plain[0], "value") if len(plain) == 1 else "value" if plain else "tensor"
     return f"a list of {counted(count, name)}" if count else f"a list of {name}s"
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from trainyard.config.annotations import LISTS, MAPPINGS, UNKNOWN, annotation, is_tensor, options_of
+from trainyard.config.annotations import LISTS, MAPPINGS, UNKNOWN, annotation, is_tensor, may_be_share, options_of
 from trainyard.config.build import locate
 from trainyard.config.schema import MODES, PARTS, Settings
 from trainyard.errors import TrainyardError
@@ -34,7 +34,6 @@ _VALUE: Schema = {"$ref": "#/definitions/value"}
 # Keys beside the arguments of a target: Hydra's, and what the parts of a training take out of their configs.
 _BESIDE = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 _TAKEN_OUT = ("defaults", "paramwise", "priority", "output", "target")
-_SHARES = "torch.optim.lr_scheduler."  # their integers may be fractions of the run
 _SECTION = re.compile(r"^\s*(Args|Arguments|Parameters):\s*$", re.MULTILINE)
 _ARGUMENT = re.compile(r"(\w+(?:, \w+)*)(?: \([^)]*\))?: (.*)")
 
@@ -144,7 +143,7 @@ def _of_target(path: str, target: Callable[..., Any]) -> Schema:
             hint = annotation(target, parameter.name)
             text = described.get(parameter.name)
             values = _of_hint(hint)
-            if path.startswith(_SHARES):
+            if may_be_share(target, parameter.name):
                 values = json.loads(json.dumps(values).replace('"integer"', '"number"'))
             properties[parameter.name] = values | _described(text, parameter.default)
     properties |= {name: {} for name in (*_BESIDE, *_TAKEN_OUT) if name not in properties}

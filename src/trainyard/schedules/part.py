@@ -14,15 +14,13 @@ from typing import Any
 from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from trainyard.checks import is_number, number
+from trainyard.config.annotations import DURATIONS
 from trainyard.errors import ConfigError
 from trainyard.schedules import floors
 from trainyard.schedules.standin import StandIn
 from trainyard.schedules.timms import is_timms, timms
 
 log = logging.getLogger(__name__)
-
-DURATIONS = ("T_max", "T_0", "total_iters", "total_steps", "step_size", "step_size_up", "step_size_down")
-"""Arguments of torch's schedulers that count in the unit: an integer, a fraction of the run in (0, 1), or "auto"."""
 
 OWN_LR = ("max_lr", "base_lr")
 """Arguments of torch's schedulers that are learning rates: "auto" is the learning rate of the group."""
