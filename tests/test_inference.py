@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import save
 from torch.utils.data import DataLoader, TensorDataset
 
 import trainyard
@@ -63,6 +64,15 @@ def test_a_directory_and_a_checkpoint(run: Any, batch_size: int) -> None:
         for inputs in (INPUTS, INPUTS.numpy(), INPUTS.double().numpy(), list(INPUTS), {"x": INPUTS}):
             torch.testing.assert_close(model.predict(inputs, batch_size=batch_size), last)
     assert trainyard.load(str(folder), device="cpu")(INPUTS).shape == last.shape
+
+
+def test_a_sharded_checkpoint(run: Any) -> None:
+    """It is a folder, as FSDP writes it."""
+    folder, last = run
+    sharded = folder / "checkpoints" / "sharded.pt"
+    save({}, checkpoint_id=sharded, no_dist=True)
+    torch.save({"rest": torch.load(folder / "checkpoints" / "epoch_0002.pt"), "files": {}}, sharded / "rest.pt")
+    torch.testing.assert_close(trainyard.load(sharded).predict(INPUTS), last)
 
 
 def test_a_loader(run: Any) -> None:

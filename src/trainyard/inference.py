@@ -58,14 +58,16 @@ def load(
             "the directory of a run, a checkpoint in it, a folder of `trainyard export`, or the ID of a run in MLflow"
         )
         raise ConfigError("run", str(run), accepted, hint="This file or folder does not exist.")
-    directory, file = (path, _checkpoint_in(path, which)) if path.is_dir() else (path.parent.parent, path)
+    sharded = path.suffix == ".pt" and not (path / CONFIG).exists()  # the checkpoint of a run with FSDP is a folder
+    of_run = path.is_dir() and not sharded
+    directory, file = (path, _checkpoint_in(path, which)) if of_run else (path.parent.parent, path)
     if not (directory / CONFIG).exists():
         accepted = (
             f"the directory of a run, with its {CONFIG}, a checkpoint in its checkpoints/, a folder of "
             "`trainyard export`, or the ID of a run in MLflow"
         )
         hint = f"A weights file does not define a model; the {CONFIG} of a run does."
-        if path.is_dir():
+        if of_run:
             hint = f"The directory has no {CONFIG}."
         raise ConfigError("run", str(run), accepted, hint=hint)
     if (directory / run_info.FILE).exists():
