@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from trainyard.files import DiskFullError
 from trainyard.track import Journal, RunInfo
 from trainyard.track.shipped import Shipped, summary
 from trainyard.track.shipper.backoff import Backoff
@@ -104,6 +105,21 @@ def test_a_run_without_news(uri: str, new_run: Callable[..., Path]) -> None:
     assert not run.idle
     run.step()
     assert run.done
+    run.release()
+
+
+def test_a_full_disk_does_not_end_the_shipper(
+    uri: str, new_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunShipper(new_run(uri), Stores())
+    full = DiskFullError("shipped.json", OSError(28, "No space left on device"))
+
+    def save(*_: object) -> None:
+        raise full
+
+    run.step()
+    monkeypatch.setattr(Shipped, "save", save)
+    run.failed(full)
     run.release()
 
 

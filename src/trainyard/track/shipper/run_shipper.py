@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainyard.errors import TrainyardError
+from trainyard.files import DiskFullError
 from trainyard.track import journal, own
 from trainyard.track.lines import Record, encode
 from trainyard.track.run_info import RunInfo
@@ -197,7 +198,7 @@ class RunShipper:
         self._connection = None
         told = isinstance(error, TrainyardError | InUseError | RunLostError)  # a complete message
         text = first_line(error) if told else describe(error)
-        with contextlib.suppress(OSError):  # the disk may be the cause
+        with contextlib.suppress(OSError, DiskFullError):  # the disk may be the cause
             if text != self._state.error:
                 self.log(text)
             self._state.error, self._changed = text, True
