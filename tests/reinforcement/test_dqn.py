@@ -41,6 +41,18 @@ class Corridor:
         return [float(self.place == place) for place in range(5)]
 
 
+class Values(BaseModel):
+    """A model with the values of two actions, but without a network that follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(5, 2)
+
+    def forward(self, observation: Tensor, mode: str = "tensor", **more: Any) -> Any:
+        out = self.net(observation)
+        return {"loss": out.square().mean()} if mode == "loss" else out
+
+
 def runner(
     folder: Path | None, environment: Any = Corridor, inputs: int = 5, iters: int = 60, **settings: Any
 ) -> Runner:
@@ -50,7 +62,7 @@ def runner(
     )
     settings = {"hooks": {"logger": Logger(), "checkpoint": Checkpoint(interval=15, max_keep=9)}} | settings
     return Runner(
-        DQN(nn.Linear(inputs, 2)),
+        settings.pop("model", None) or DQN(nn.Linear(inputs, 2)),
         optim=partial(torch.optim.Adam, lr=0.05),
         loop=loop,
         work_dir=folder,
@@ -131,6 +143,13 @@ def test_an_environment_of_other_actions() -> None:
 
     with pytest.raises(ConfigError, match=r"loop.environment: 'SimpleNamespace' .* with discrete actions"):
         runner(None, Continuous).train()
+
+
+@pytest.mark.parametrize("sanity_check", [True, False])
+def test_a_model_that_is_no_dqn(sanity_check: bool) -> None:
+    made = runner(None, sanity_check=sanity_check, model=Values())
+    with pytest.raises(ConfigError, match=r"^model: 'Values' is invalid\. Expected a trainyard\.reinforcement\.DQN"):
+        made.train()
 
 
 # -- the base class ----------------------------------------------------------------------------------------------------

@@ -74,9 +74,10 @@ class DQNLoop(SimulationTrainLoop):
         """Check that the model has as many action values as the environment has actions.
 
         Raises:
-            ConfigError: the numbers differ, or the actions are not discrete.
+            ConfigError: the numbers differ, the actions are not discrete, or the model is not a `DQN`.
         """
         super().sanity_check(runner)
+        _dqn(runner)
         environment = self._make()
         actions = getattr(environment.action_space, "n", None)
         if actions is None:
@@ -98,9 +99,7 @@ class DQNLoop(SimulationTrainLoop):
         return self.memory.sample(self.batch_size, runner.device)
 
     def after_step(self, runner: Runner) -> None:
-        model: Any = runner.model
-        assert isinstance(model, DQN)
-        model.follow(self.share)
+        _dqn(runner).follow(self.share)
 
     def evaluate(self, runner: Runner) -> Mapping[str, float]:
         environment, total = self._make(), 0.0
@@ -152,3 +151,15 @@ class DQNLoop(SimulationTrainLoop):
         super().load_state_dict(state)
         self.memory.load_state_dict(state["memory"])
         self._played, self._loaded = None, state["episodes"]
+
+
+def _dqn(runner: Runner) -> DQN:
+    """Return the model of the run.
+
+    Raises:
+        ConfigError: it is not a `DQN`.
+    """
+    model: Any = runner.model
+    if not isinstance(model, DQN):
+        raise ConfigError("model", type(model).__name__, "a trainyard.reinforcement.DQN, because the loop is a DQNLoop")
+    return model
