@@ -156,7 +156,7 @@ def writing(path: Path, temporary: Path | None = None, then: str | None = None) 
 
 
 def append_whole(fd: int, lines: bytes, path: Path, then: str | None = None) -> None:
-    """Append lines to a file in one call, all of them or none; only the last one can be incomplete.
+    """Append lines to a file, all of them or none, in one call if the system accepts all of them.
 
     Args:
         fd: the file, open for appending.
@@ -167,12 +167,13 @@ def append_whole(fd: int, lines: bytes, path: Path, then: str | None = None) -> 
     Raises:
         DiskFullError: no space is left.
     """
+    written = 0
     try:
-        written = os.write(fd, lines)
-        if written < len(lines):
-            os.ftruncate(fd, os.fstat(fd).st_size - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        while written < len(lines):  # after an incomplete write, the next one fails with the cause
+            written += os.write(fd, lines[written:])
     except OSError as error:
+        if written:
+            os.ftruncate(fd, os.fstat(fd).st_size - written)
         if disk_full(error) is None:
             raise
         raise DiskFullError(path, error, then) from error

@@ -216,7 +216,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
         size = path.stat().st_size
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
-            with pytest.raises(DiskFullError, match="space"):
+            with pytest.raises(DiskFullError, match=r"File too large\. Raise the limit"):
                 journal.metrics(2, {"loss": 2.0})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
