@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from trainyard.distributed import world
 from trainyard.distributed.rank_loader import share_of, turns_of
 from trainyard.distributed.rank_metric import RankMetric
 from trainyard.distributed.strategy import Strategy
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import TrainyardError, counted
 from trainyard.metrics import Metric
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class Distributed(Strategy):
     """One process per device, in one `torch.distributed` process group.
 
     Args:
-        devices: the number of devices on this machine. `auto`: all GPUs, or one process on the CPU.
+        devices: the number of devices. `auto`: all GPUs that the process may use, or one process on the CPU.
         launcher: what starts the processes. With `none`, `train.py` starts them. With `pytorch` (torchrun), `slurm` or
             `mpi`, the process joins the processes that this launcher has started. `auto` is `pytorch` inside torchrun,
             otherwise `none`.
@@ -72,7 +71,7 @@ class Distributed(Strategy):
         """Join the process group; on CUDA, each rank uses the device with its local rank.
 
         Raises:
-            ConfigError: the environment is not that of the launcher, or there are more ranks than devices.
+            TrainyardError: the environment is not that of the launcher, or there are more ranks than GPUs.
         """
         found = world.find(self.launcher) or world.World()
         if device.type == "cuda":
@@ -203,7 +202,9 @@ def _own_gpu(local_rank: int) -> int:
     if count == 1:
         return 0  # if it is shared with another rank, NCCL reports that
     if local_rank >= count:
-        hint = "" if os.environ.get(world.OURS) else "The launcher has started more processes on this machine."
-        accepted = f"at most {count}, the number of GPUs that this process may use"
-        raise ConfigError("devices", local_rank + 1, accepted, hint=hint)
+        raise TrainyardError(
+            f"The process with local rank {local_rank} has no GPU, because it may use only {counted(count, 'GPU')}. "
+            f"Start at most {counted(count, 'process', 'processes')} on each machine, make more GPUs visible "
+            "(CUDA_VISIBLE_DEVICES, or the request of the job), or use device=cpu."
+        )
     return local_rank
