@@ -33,8 +33,8 @@ Record = dict[str, Any]
 def to_record(event: Event) -> Record:
     """Return the record of an event, without its time."""
     match event:
-        case Began():
-            return {"kind": "began"}
+        case Began(slots):
+            return {"kind": "began", "slots": slots}
         case SlotsGained(slots):
             return {"kind": "slots", "gained": [list(each) for each in slots]}
         case SlotsLost(indices):
@@ -148,7 +148,7 @@ def _state(record: Mapping[str, Any]) -> Event:
 
 
 _EVENTS: dict[str, Callable[[Mapping[str, Any]], Event]] = {
-    "began": lambda record: Began(),
+    "began": lambda record: Began(record.get("slots", 0)),
     "slots": _slots,
     "job": lambda record: Proposed(
         record["num"],

@@ -60,7 +60,13 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """A head has started: nothing is running, and there are no slots yet."""
+    """A head has started: nothing is running, and there are no slots yet.
+
+    Attributes:
+        slots: the maximum number of slots; 0 in a manifest that does not record it.
+    """
+
+    slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)

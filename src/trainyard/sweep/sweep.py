@@ -398,7 +398,7 @@ class Sweep:
         self._manifest.begin(StartedAs.now(), self._proposer.identity, len(self.grid))
         # What jobs were asked to do when the head before this one was killed has come true.
         ends = fulfilled(self._scheduler.wished, self._reports.last, BY_HAND)
-        for event in self._manifest.log(Began(), *ends):
+        for event in self._manifest.log(Began(len(self._slots)), *ends):
             self._scheduler.handle(event)
             tell(self._proposer, event)
 

@@ -140,3 +140,15 @@ def test_a_slot_that_becomes_free_gets_what_is_prepared(
     assert {index: main for index, main in source.asked if index in expected} == expected
     if order == "job":
         assert len(source.asked) == len(set(source.asked)), "nothing is asked for twice"
+
+
+@pytest.mark.parametrize(("began", "expected"), [(Began(4), 4), (Began(), 1)])
+def test_without_n_jobs_the_width_is_the_maximum_number_of_slots(began: Began, expected: int) -> None:
+    """On a cluster, the first agent brings fewer; a manifest of before does not record the maximum."""
+    proposer = SearchProposer(Knowing(), order="job", limits=Limits(20))
+    proposer.told(began)
+    proposer.told(SlotsGained(((0, "cpu"),)))
+    proposer.told(SlotsGained(((1, "cpu"), (2, "cpu"))))
+    assert len(proposer.ask(9)) == expected
+    proposer.told(Began(7))
+    assert len(proposer.ask(9)) == expected, "a command that continues the search makes the same decisions"

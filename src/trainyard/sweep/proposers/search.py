@@ -67,7 +67,7 @@ class SearchProposer(Proposer):
         limits: the conditions for the end of the search.
         order: `any` or `job`.
         together: the number of new trials that are requested together for each free slot, such as the width of a stack.
-        width: the number of concurrent segments that `job` allows; None for the number of slots at the start.
+        width: the number of concurrent segments that `job` allows; None for the maximum number of slots at the start.
         identity: the recorded identity of the search.
         clock: returns seconds, for `timeout`.
     """
@@ -180,8 +180,10 @@ class SearchProposer(Proposer):
                     self._width = len(slots) * self._together
             case SlotsLost(indices):
                 self._slots -= len(indices)
-            case Began():
+            case Began(slots):
                 self._slots = 0
+                if self._width is None and slots:
+                    self._width = slots * self._together
             case Proposed(num, overrides, rungs, note=note):
                 self._choice()  # takes notice of what this decision was made by
                 self._of[num] = self._source.place(Trial(len(self._trials), num, tuple(overrides), note or {}))

@@ -51,7 +51,7 @@ class SearchSettings:
         goals: several objectives, or constraints; None for a single objective without constraints.
         limits: the conditions for the end of the search.
         order: `any` or `job`.
-        n_jobs: the number of concurrent trials that `order=job` allows; None for the number of slots.
+        n_jobs: the number of concurrent trials that `order=job` allows; None for the maximum number of slots.
         params: overrides in the config.
         when: conditional keys.
         together: the number of trials that are requested together for each free slot.
