@@ -128,7 +128,7 @@ def test_no_cluster_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             RayPool(tmp_path, address, Request(), 1).check()
         silent.listen()
         monkeypatch.setattr(ray_pool, "REACH", 2.0)
-        with pytest.raises(ConfigError, match="The Ray cluster did not respond for 2 seconds"):
+        with pytest.raises(ConfigError, match="The Ray cluster did not respond within 2 seconds"):
             RayPool(tmp_path, f"ray://{address}", Request(), 1).check()
 
 

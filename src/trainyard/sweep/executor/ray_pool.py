@@ -132,7 +132,8 @@ class RayPool(Pool):
         if self._files is not None:
             archive = f"{self._code.name}/code.zip"
             self._files.pack(Path(archive))
-        given = [self._address, json.dumps(options), str(self._patience), archive, *map(str, sys.path)]
+        reach = _START if self._address == "local" else REACH
+        given = [self._address, json.dumps(options), str(self._patience), str(reach), archive, *map(str, sys.path)]
         self._process = subprocess.Popen(
             [sys.executable, "-c", CODE, *given],
             stdin=subprocess.PIPE,
@@ -142,19 +143,22 @@ class RayPool(Pool):
             start_new_session=True,  # Ctrl-C is for the head
         )
         threading.Thread(target=self._read, args=(self._process.stdout,), name="trainyard ray", daemon=True).start()
-        self._answer(_IMPORT, "Ray could not be imported within")
-        match self._answer(_START if self._address == "local" else REACH):
-            case ["connected", nodes]:
-                return list(nodes)
-            case ["failed", why]:
-                self._refuse(why)
-        raise AssertionError
+        self._answer(_IMPORT, f"Ray could not be imported within {_IMPORT:.0f} seconds")
+        until, tried = time.monotonic() + reach, ""
+        while True:
+            match self._answer(until - time.monotonic(), f"The Ray cluster did not respond within {reach:.0f} seconds{tried}"):
+                case ["connected", nodes]:
+                    return list(nodes)
+                case ["failed", why]:
+                    self._refuse(why)
+                case ["retrying", why]:
+                    tried = f". The last attempt failed: {why}"
 
-    def _answer(self, timeout: float, failure: str = "The Ray cluster did not respond for") -> list[Any]:
+    def _answer(self, timeout: float, failure: str) -> list[Any]:
         try:
-            message = self._messages.get(timeout=timeout)
+            message = self._messages.get(timeout=max(0.0, timeout))
         except queue.Empty:
-            self._refuse(f"{failure} {timeout:.0f} seconds")
+            self._refuse(failure)
         if message is None:
             self._refuse(self._last_words())
         return message

@@ -7,8 +7,9 @@ process when its cluster is lost. Messages are JSON lists, one per line. In, on 
     ["take", place]                                         end one
     ["close"]                                               end all, and this process
 
-Out, on stdout: `["imported"]`, then `["connected", nodes]` with the resources of each node, or `["failed", why]`; then
-for each agent `["placed", place]` when it has a node, and `["ended", place, why, said]`, with what it printed.
+Out, on stdout: `["imported"]`, then `["retrying", why]` after each attempt to connect that is repeated, then
+`["connected", nodes]` with the resources of each node, or `["failed", why]`; then for each agent `["placed", place]`
+when it has a node, and `["ended", place, why, said]`, with what it printed.
 
 If its head disappears, this process stays as long as the agents, which end at a checkpoint.
 """
@@ -32,10 +33,14 @@ from typing import Any
 from trainyard.track.variables import RAY_NODE
 
 CODE = (
-    "import sys; sys.path[:] = sys.argv[5:]; "
-    "from trainyard.sweep.executor.ray_process import main; main(*sys.argv[1:5])"
+    "import sys; sys.path[:] = sys.argv[6:]; "
+    "from trainyard.sweep.executor.ray_process import main; main(*sys.argv[1:6])"
 )
-"""Code that starts this process with the arguments ADDRESS, OPTIONS, LINGER, CODE and the entries of `sys.path`."""
+"""Code that starts this process with the arguments ADDRESS, OPTIONS, LINGER, REACH, CODE and the entries of
+`sys.path`."""
+ATTEMPTS = 4
+PAUSE = 1.0  # seconds between two attempts to connect
+_OF_BUSY_SERVER = ("Starting Ray client server failed", "Proxy failed to Connect to backend")
 _PROBE = 10.0  # seconds to wait for a connection
 _EVERY = 0.3  # seconds between two looks at the actors
 _LAST = 8.0  # seconds that agents have to end when this process closes
@@ -215,21 +220,51 @@ def probe(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), _PROBE).close()
 
 
-def connect(address: str, **options: Any) -> None:
+class BusyServerError(Exception):
+    """The server of Ray's client could not start a process for this client."""
+
+    def __init__(self, attempts: int, why: str) -> None:
+        super().__init__(
+            f"The server of Ray Client at this address could not start a process for this command in {attempts} "
+            f"attempt{'s' * (attempts > 1)}: {why.rstrip('.')}. The logs are on the head node, by "
+            "default in /tmp/ray/session_latest/logs"
+        )
+
+
+def connect(address: str, limit: float, retry: Callable[[str], object], **options: Any) -> None:
     """Connect to a cluster.
 
-    The server of Ray's client starts a process for each client. Sometimes, this process ends immediately; the
-    connection is then retried.
+    The server of Ray's client starts a process for each client, within a time limit of its own. On a busy head node,
+    this process may end or start too late; the connection is then retried.
+
+    Args:
+        address: the address of the cluster.
+        limit: seconds after which no further attempt starts.
+        retry: called with the reason before each further attempt.
+        options: options of `ray.init`.
+
+    Raises:
+        BusyServerError: no attempt succeeded.
     """
     import ray
 
-    for again in (True, True, False):
+    until = time.monotonic() + limit
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             ray.init(address, log_to_driver=False, **options)
             return
-        except RuntimeError as error:
-            if not again or "Starting Ray client server failed" not in str(error):
+        except Exception as error:  # ConnectionAbortedError with the traceback of the server as its text
+            if not any(each in str(error) for each in _OF_BUSY_SERVER):
                 raise
+            if attempt == ATTEMPTS or time.monotonic() >= until:
+                raise BusyServerError(attempt, _last_line(str(error))) from error
+            retry(_last_line(str(error)))
+            time.sleep(PAUSE)
+
+
+def _last_line(told: str) -> str:
+    """Return the error at the end of a traceback of Ray's client server; other texts as they are."""
+    return told.strip().splitlines()[-1] if "Traceback" in told else told
 
 
 def failure(error: Exception, answers: bool) -> str:
@@ -240,8 +275,7 @@ def failure(error: Exception, answers: bool) -> str:
         answers: whether a server answers at the address: Ray reports a wrong token as if there were no server.
     """
     told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    if "Traceback" in told:  # of Ray's client server
-        told = told.strip().splitlines()[-1]
+    told = _last_line(told)
     told = " ".join(told.split()).rstrip(".")
     if type(error).__name__ == "AuthenticationError":
         return f"The cluster requires a token: {_TOKEN}"
@@ -250,8 +284,9 @@ def failure(error: Exception, answers: bool) -> str:
     return told
 
 
-def main(address: str, options: str, linger: str, code: str) -> None:
-    """Connect to a cluster and serve the head. `code` is the archive that its nodes unpack; empty for none."""
+def main(address: str, options: str, linger: str, reach: str, code: str) -> None:
+    """Connect to a cluster within `reach` seconds, and serve the head. `code` is the archive that its nodes unpack;
+    empty for none."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what Ray prints is no message
 
@@ -272,7 +307,7 @@ def main(address: str, options: str, linger: str, code: str) -> None:
         own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         if code:
             own["runtime_env"] = {"working_dir": code}
-        connect(address, **own)
+        connect(address, float(reach), lambda why: say("retrying", why), **own)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     except Exception as error:  # Ray's own, of many kinds
         say("failed", failure(error, answers))

@@ -1,0 +1,87 @@
+"""Connections to a Ray cluster whose head node is busy; a module stands in for Ray, with the errors of its client."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trainyard.errors import ConfigError
+from trainyard.sweep.executor import ray_pool
+from trainyard.sweep.executor.ray_pool import RayPool, Request
+from trainyard.sweep.executor.ray_process import ATTEMPTS
+
+RAY = """
+import sys
+import time
+from pathlib import Path
+
+tries = Path(__file__).with_name("tries")
+
+def init(address, **options):
+    tries.write_text(tries.read_text() + "x")
+    if len(tries.read_text()) <= {failures}:
+        raise ConnectionAbortedError("Initialization failure from server:\\nTraceback (most recent call):\\n{error}")
+    time.sleep({slow})
+
+def nodes():
+    return [{{"Alive": True, "Resources": {{"CPU": 1.0}}}}]
+
+def remote(actor):
+    return actor
+
+def shutdown():
+    pass
+"""
+BUSY = "RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err for detailed logs."
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """The address of a server that accepts connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"ray://127.0.0.1:{server.getsockname()[1]}"
+
+
+def connect(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, address: str, failures: int, error: str, slow: int = 0
+) -> int:
+    """Connect, and return the number of attempts."""
+    monkeypatch.syspath_prepend(str(folder))
+    (folder / "ray.py").write_text(RAY.format(failures=failures, error=error, slow=slow))
+    (folder / "tries").touch()
+    pool = RayPool(folder, address, Request(), 1)
+    try:
+        assert pool._connect() == [{"CPU": 1.0}]
+    finally:
+        if pool._process is not None:
+            pool._kill()
+    return len((folder / "tries").read_text())
+
+
+def test_a_busy_server_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    assert connect(tmp_path, monkeypatch, address, 2, BUSY) == 3
+
+
+def test_a_server_that_stays_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    told = rf"could not start a process for this command in {ATTEMPTS} attempts: RuntimeError: Starting Ray client"
+    with pytest.raises(ConfigError, match=told):
+        connect(tmp_path, monkeypatch, address, 99, BUSY)
+    assert len((tmp_path / "tries").read_text()) == ATTEMPTS
+
+
+def test_the_time_limit_names_the_last_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(ray_pool, "REACH", 4.0)
+    told = (
+        r"did not respond within 4 seconds\. The last attempt failed: RuntimeError: Starting Ray client server failed"
+    )
+    with pytest.raises(ConfigError, match=told):
+        connect(tmp_path, monkeypatch, address, 1, BUSY, slow=60)
+
+
+def test_other_errors_are_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    with pytest.raises(ConfigError, match="ValueError: the versions differ"):
+        connect(tmp_path, monkeypatch, address, 99, "ValueError: the versions differ")
+    assert len((tmp_path / "tries").read_text()) == 1
