@@ -38,9 +38,9 @@ from torch.optim.lr_scheduler import (
 )
 
 import trainyard.schedules.schedule
+from trainyard.config.annotations import DURATIONS
 from trainyard.errors import ConfigError
 from trainyard.schedules import Schedule
-from trainyard.schedules.part import DURATIONS
 from trainyard.schedules.schedule import BLOCK
 
 CONF = Path(__file__).parents[2] / "conf" / "schedule"

@@ -146,7 +146,8 @@ class RayPool(Pool):
         self._answer(_IMPORT, f"Ray could not be imported within {_IMPORT:.0f} seconds")
         until, tried = time.monotonic() + reach, ""
         while True:
-            match self._answer(until - time.monotonic(), f"The Ray cluster did not respond within {reach:.0f} seconds{tried}"):
+            silent = f"The Ray cluster did not respond within {reach:.0f} seconds{tried}"
+            match self._answer(until - time.monotonic(), silent):
                 case ["connected", nodes]:
                     return list(nodes)
                 case ["failed", why]:
