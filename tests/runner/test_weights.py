@@ -251,6 +251,29 @@ def test_files_of_safetensors_and_folders_of_hugging_face(tmp_path: Path) -> Non
     assert "the path of a checkpoint that exists" in failure(tmp_path / "c.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ("", "index.json cannot be read"),
+        ("{", "index.json cannot be read"),
+        ("[]", "has no mapping from tensors to files under 'weight_map'"),
+        ("{}", "has no mapping from tensors to files under 'weight_map'"),
+        ('{"weight_map": {}}', "has no mapping from tensors to files under 'weight_map'"),
+        ('{"weight_map": ["a.bin"]}', "has no mapping from tensors to files under 'weight_map'"),
+        ('{"weight_map": {"a": 3}}', "has no mapping from tensors to files under 'weight_map'"),
+        ('{"weight_map": {"a": "absent.bin"}}', "its index lists absent.bin, which does not exist"),
+        ('{"weight_map": {"a": "."}}', "is not complete: its index lists"),
+        ('{"weight_map": {"a": "list.bin"}}', "list.bin contains no named tensors"),
+    ],
+)
+def test_a_damaged_index_of_a_folder(tmp_path: Path, index: str, told: str) -> None:
+    torch.save([torch.ones(3)], tmp_path / "list.bin")
+    (tmp_path / "pytorch_model.bin.index.json").write_text(index)
+    message = failure(tmp_path)
+    assert message.startswith(f"load_from: '{tmp_path}' is invalid. Expected a complete checkpoint.")
+    assert told in message
+
+
 def test_safetensors_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.safetensors").touch()
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -290,6 +313,14 @@ def test_a_damaged_file(tmp_path: Path, zipped: bool) -> None:
         (
             {"path": "a", "revise_keys": [["(", ""]]},
             "load_from.revise_keys: '(' is invalid. Expected a regular expression",
+        ),
+        (
+            {"path": "a", "revise_keys": [["a(b)", r"\2"]]},
+            r"load_from.revise_keys: '\\2' is invalid. Expected a replacement for re.sub, which can refer",
+        ),
+        (
+            {"path": "a", "revise_keys": [["a(?P<b>c)", r"\g<d>"]]},
+            r"load_from.revise_keys: '\\g<d>' is invalid. Expected a replacement for re.sub",
         ),
         ({"path": "a", "include": "net"}, "load_from.include: 'net' is invalid. Expected a list of patterns"),
     ],

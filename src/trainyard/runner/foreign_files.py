@@ -41,10 +41,10 @@ def read(path: Path) -> Any:
         ConfigError: the file is a safetensors file, and safetensors is not installed.
     """
     if path.is_dir() and (files := _files(path)):
-        absent = next((file for file in files if not file.exists()), None)
+        absent = next((file for file in files if not file.is_file()), None)
         if absent is not None:
             raise DamagedCheckpointError(f"{path} is not complete: its index lists {absent.name}, which does not exist")
-        return {name: tensor for file in files for name, tensor in read(file).items()}
+        return {name: tensor for file in files for name, tensor in _tensors(file).items()}
     if path.suffix == SAFE:
         return _safetensors(path)
     try:
@@ -61,8 +61,32 @@ def _files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.exists():
-            return [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            return [folder / file for file in _listed(index)]
     return []
+
+
+def _listed(index: Path) -> list[str]:
+    """Return the names of the files that an index lists.
+
+    Raises:
+        DamagedCheckpointError: the index lists no files.
+    """
+    try:
+        content = json.loads(index.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{index} cannot be read ({error})") from error
+    tensors = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(file, str) for file in tensors.values()):
+        raise DamagedCheckpointError(f"{index} has no mapping from tensors to files under 'weight_map'")
+    return sorted(set(tensors.values()))
+
+
+def _tensors(file: Path) -> dict[str, Any]:
+    """Return the tensors of one of the files of a folder, by name."""
+    content = read(file)
+    if not isinstance(content, dict):
+        raise DamagedCheckpointError(f"{file} contains no named tensors")
+    return content
 
 
 def _safetensors(path: Path) -> dict[str, Any]:

@@ -163,11 +163,22 @@ def _checked_keys(given: Any) -> list[tuple[str, str]]:
     for pair in pairs:
         if isinstance(pair, str) or not isinstance(pair, Sequence) or [type(each) for each in pair] != [str, str]:
             raise ConfigError("revise_keys", given, accepted)
+        if isinstance(given, Mapping):
+            continue
+        pattern, replacement = pair
         try:
-            if not isinstance(given, Mapping):
-                re.compile(pair[0])
+            compiled = re.compile(pattern)
         except re.error as error:
-            raise ConfigError("revise_keys", pair[0], "a regular expression", hint=f"Python says: {error}.") from None
+            raise ConfigError("revise_keys", pattern, "a regular expression", hint=f"Python says: {error}.") from None
+        try:
+            compiled.sub(replacement, "")
+        except (re.error, IndexError) as error:  # the latter for a name that is no group
+            raise ConfigError(
+                "revise_keys",
+                replacement,
+                f"a replacement for re.sub, which can refer to the groups of the pattern {pattern!r}",
+                hint=f"Python says: {error}.",
+            ) from None
     return [(old, new) for old, new in pairs]
 
 
