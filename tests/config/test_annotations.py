@@ -197,6 +197,19 @@ def test_annotations(hint: Any, good: Sequence[Any], bad: Sequence[Any]) -> None
         assert in_words(hint)
 
 
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (Mapping[str, str], "a mapping whose values are strings"),
+        (Mapping[int, str | Sequence[str]], "a mapping whose values are strings or lists of strings"),
+        (Mapping[str, Any], "a mapping"),
+        (dict, "a mapping"),
+    ],
+)
+def test_the_values_of_a_mapping_in_words(hint: Any, words: str) -> None:
+    assert in_words(hint) == words
+
+
 def extras(size: Annotated[int, "positive"]) -> None:
     """A function with more than a type in its annotation."""
 

@@ -248,6 +248,12 @@ def test_wrong_arguments(at: Any) -> None:
         Unfreeze(at)
 
 
+@pytest.mark.parametrize("patterns", [5, None, [], [5], {"a": "b"}])
+def test_wrong_patterns(patterns: Any) -> None:
+    with pytest.raises(ConfigError, match=r"at\.3: .* Expected a pattern, or a list of at least one pattern"):
+        Unfreeze({1: "net", 3: patterns})
+
+
 def test_a_group_for_several_optimizers_names_one() -> None:
     torch.manual_seed(0)
     model = GAN(in_features=2, num_classes=2, hidden=[4])

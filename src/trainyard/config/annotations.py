@@ -207,7 +207,8 @@ def _word(hint: Any) -> str:
         return _WORDS[hint]
     kind, arguments = get_origin(hint) or hint, get_args(hint)
     if kind in MAPPINGS:
-        return "a mapping"
+        values = _plurals(arguments[-1]) if arguments else ""
+        return f"a mapping whose values are {values}" if values else "a mapping"
     if kind is Callable:
         return "a function"
     if kind not in LISTS:
@@ -222,6 +223,22 @@ def _word(hint: Any) -> str:
     plain = [option for option in options_of(entry) if not is_tensor(option)]
     name = _NAMES.get(plain[0], "value") if len(plain) == 1 else "value" if plain else "tensor"
     return f"a list of {counted(count, name)}" if count else f"a list of {name}s"
+
+
+def _plurals(hint: Any) -> str:
+    """Describe several values that fit an annotation: `strings or lists`; empty if there are no words for it."""
+    words = []
+    for option in options_of(hint):
+        kind = get_origin(option) or option
+        if option in _PLURALS:
+            words.append(_PLURALS[option])
+        elif kind in LISTS or kind in MAPPINGS:
+            entries = get_args(option)[:1] if kind in LISTS else ()
+            plain = _PLURALS.get(entries[0], "") if entries else ""
+            words.append(("lists" if kind in LISTS else "mappings") + (f" of {plain}" if plain else ""))
+        else:
+            return ""
+    return " or ".join(dict.fromkeys(words))
 
 
 def _yaml(value: Any) -> Any:

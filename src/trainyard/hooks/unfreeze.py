@@ -33,7 +33,7 @@ class Unfreeze(Hook):
             raise ConfigError("at", at, accepted)
         if by is not None:
             choice("by", by, ("epoch", "iter"), other="null for the loop's own unit")
-        self.at = {int(key): [given] if isinstance(given, str) else list(given) for key, given in at.items()}
+        self.at = {int(place): _patterns(f"at.{place}", given) for place, given in at.items()}
         self.by = by
 
     def sanity_check(self, runner: Runner) -> None:
@@ -54,3 +54,10 @@ class Unfreeze(Hook):
     def _apply(self, runner: Runner, place: int) -> None:
         if place in self.at:
             runner.unfreeze(self.at[place])
+
+
+def _patterns(key: str, given: object) -> list[str]:
+    found = [given] if isinstance(given, str) else given
+    if not isinstance(found, list | tuple) or not found or not all(isinstance(each, str) for each in found):
+        raise ConfigError(key, given, "a pattern, or a list of at least one pattern (strings)")
+    return list(found)
