@@ -113,6 +113,22 @@ def integers(key: str, value: object, *, at_least: int | None = None, length: in
     raise ConfigError(key, value, f"a list of integers{each}{more}")
 
 
+def strings(key: str, value: object, *, other: str = "") -> list[str]:
+    """Return the list or tuple `value` as a list of strings.
+
+    Args:
+        key: the key of the value.
+        value: the given value.
+        other: other values that the caller accepts and has already handled; for the message.
+
+    Raises:
+        ConfigError: the value is not a list or tuple, or an element is not a string.
+    """
+    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        return list(value)
+    raise ConfigError(key, value, _either("a list of strings", other))
+
+
 def number(
     key: str,
     value: object,

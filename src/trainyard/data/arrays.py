@@ -102,7 +102,7 @@ class Arrays(ArrayData):
         boolean("standardize", standardize)
         integer("max_categories", max_categories, at_least=1)
         shares, chosen_fold = fractions(val_fraction, test_fraction), fold_of(folds, fold)
-        chosen = Columns(target, features, tuple(categories), group)
+        chosen = Columns.of(target, features, categories, group)
         tables = read_tables("path", path, chosen)
         if "train" not in tables:
             raise ConfigError("path", path, "a file with training data (x or x_train)")

@@ -71,7 +71,7 @@ class Stream(Data):
             if num_classes is None
             else integer("num_classes", num_classes, at_least=1, other="null for regression")
         )
-        self.columns = Columns(target, features)
+        self.columns = Columns.of(target, features)
         given = (shards, val_shards, test_shards)
         self.shards = {
             split: _files(key, files)
@@ -218,15 +218,16 @@ def read_shard(key: str, path: str, columns: Columns, classes: int | None) -> Ta
     return table._replace(y=table.y.astype(np.int64))
 
 
-def _files(key: str, given: str | Sequence[str]) -> list[str]:
-    patterns = [given] if isinstance(given, str) else list(given)
+def _files(key: str, given: object) -> list[str]:
+    accepted = "a pattern that matches files, such as train/*.npz, or a list of existing files"
+    patterns = [given] if isinstance(given, str) else given
+    if not isinstance(patterns, list | tuple) or not patterns or not all(isinstance(each, str) for each in patterns):
+        raise ConfigError(key, given, accepted)
     found: list[str] = []
     for pattern in patterns:
         files = sorted(glob.glob(str(Path(pattern).expanduser())))  # noqa: PTH207 (a pattern may be absolute)
         if not files:
-            raise ConfigError(
-                key, pattern, "a pattern that matches files, such as train/*.npz, or a list of existing files"
-            )
+            raise ConfigError(key, pattern, accepted)
         found += files
     for file in found:
         if not file.lower().endswith(SUFFIXES):

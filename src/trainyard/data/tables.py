@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from trainyard.checks import existing_file
+from trainyard.checks import existing_file, strings
 from trainyard.data.base import SPLITS
 from trainyard.errors import ConfigError, counted
 from trainyard.models.table_encoder import texts_of
@@ -56,6 +56,20 @@ class Columns(NamedTuple):
     features: Sequence[str] | None = None
     categories: Sequence[str] = ()
     group: str | None = None
+
+    @classmethod
+    def of(cls, target: object, features: object, categories: object = (), group: object = None) -> Columns:
+        """Return the columns that the arguments of these names select.
+
+        Raises:
+            ConfigError: an argument is of another kind.
+        """
+        if target is not None and not isinstance(target, str):
+            target = strings("target", target, other="a string, or null")
+        if group is not None and not isinstance(group, str):
+            raise ConfigError("group", group, "a string, or null")
+        chosen = None if features is None else strings("features", features, other="null for all columns")
+        return cls(target, chosen, strings("categories", categories), group)
 
 
 def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:

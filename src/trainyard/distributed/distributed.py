@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+LONGEST = 10**9
+"""Maximum timeout in seconds, more than 30 years; torch computes wrong ones from much larger numbers."""
+
 
 @dataclass(kw_only=True, eq=False)
 class Distributed(Strategy):
@@ -62,7 +65,7 @@ class Distributed(Strategy):
             self.min_devices = integer("min_devices", self.min_devices, at_least=1, other=end)
         if self.port is not None:
             self.port = integer("port", self.port, at_least=1, at_most=2**16 - 1, other="null to find a free port")
-        self.timeout = number("timeout", self.timeout, above=0, unit="seconds")
+        self.timeout = number("timeout", self.timeout, above=0, at_most=LONGEST, unit="seconds")
         self._weight: Callable[[], float] = lambda: 1.0
         self._size: Callable[[], int] = lambda: 1
         self._told = False

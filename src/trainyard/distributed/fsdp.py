@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from trainyard.checks import boolean, integer
+from trainyard.checks import boolean, choice, integer
 from trainyard.distributed import sharded
 from trainyard.distributed.distributed import Distributed
 from trainyard.distributed.shares import load_state
@@ -144,15 +144,16 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _policy(given: str | Mapping[str, str] | None) -> MixedPrecisionPolicy:
-    known = ("param_dtype", "reduce_dtype", "output_dtype")
-    names = {"param_dtype": given} if isinstance(given, str) else dict(given or {})
-    for key, name in names.items():
-        if key not in known:
-            raise ConfigError("mixed_precision", key, f"one of the keys {', '.join(known)}", options=known)
-        if name not in _DTYPES:
-            accepted = f"one of {', '.join(_DTYPES)}"
-            if isinstance(given, str):
-                accepted += f", null, or a mapping with the keys {', '.join(known)}"
-            raise ConfigError("mixed_precision", name, accepted, options=_DTYPES)
-    return MixedPrecisionPolicy(**{key: _DTYPES[name] for key, name in names.items()})  # type: ignore[arg-type]
+def _policy(given: object) -> MixedPrecisionPolicy:
+    keys = ("param_dtype", "reduce_dtype", "output_dtype")
+    if given is None:
+        return MixedPrecisionPolicy()
+    if isinstance(given, Mapping):
+        for key in given:
+            choice("mixed_precision", key, keys)
+        found = {key: _DTYPES[choice(f"mixed_precision.{key}", name, _DTYPES)] for key, name in given.items()}
+        return MixedPrecisionPolicy(**found)  # type: ignore[arg-type]
+    if not isinstance(given, str) or given not in _DTYPES:
+        accepted = f"one of {', '.join(_DTYPES)}, null, or a mapping with the keys {', '.join(keys)}"
+        raise ConfigError("mixed_precision", given, accepted, options=_DTYPES)
+    return MixedPrecisionPolicy(_DTYPES[given])

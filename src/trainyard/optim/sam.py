@@ -51,10 +51,13 @@ class SAM(Optimizer):
     ) -> None:
         number("lr", lr, at_least=0)
         number("rho", rho, at_least=0)
+        accepted = "a config with `_partial_: true` that builds an optimizer"
+        if base is not None and not callable(base):
+            raise ConfigError("base", base, f"{accepted}, or null for SGD")
         super().__init__(params, {"lr": lr, "rho": rho})
         made = (SGD if base is None else base)(self.param_groups, lr=lr)
         if not isinstance(made, Optimizer):
-            raise ConfigError("base", base, "a config with `_partial_: true` that builds an optimizer")
+            raise ConfigError("base", base, accepted)
         self.base = made
         self.defaults |= {key: value for key, value in made.defaults.items() if key != "fused"}
         self._share()

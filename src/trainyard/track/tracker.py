@@ -21,7 +21,7 @@ from pathlib import Path
 
 from trainyard import temporary
 from trainyard.application import StartedAs
-from trainyard.checks import boolean, choice, number, text
+from trainyard.checks import boolean, choice, number, strings, text
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.redaction import redact
 from trainyard.track import facts, own, run_info
@@ -188,9 +188,11 @@ class MLflowTracker(Tracker):
         tensorboard: bool = False,
         wandb: str | None = None,
     ) -> None:
-        for name in log_checkpoints:
+        for name in strings("log_checkpoints", log_checkpoints):
             if name not in _CHECKPOINTS:
                 raise ConfigError("log_checkpoints", name, _SELECTED, options=_CHECKPOINTS)
+        if not isinstance(tags, Mapping | None):
+            raise ConfigError("tags", tags, "a mapping from names to values, or null")
         self.folder = uris.launch_folder()
         self.uri = uris.resolve(uri, self.folder)
         self.experiment, self.experiment_id = uris.experiment(experiment, self.uri)

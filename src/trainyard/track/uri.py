@@ -37,6 +37,8 @@ def resolve(uri: str | None, folder: Path) -> str:
     Raises:
         ConfigError: MLflow does not (or no longer) support this kind of store.
     """
+    if not isinstance(uri, str | None):
+        raise ConfigError("uri", uri, _ACCEPTED)
     key = "uri" if uri else "MLFLOW_TRACKING_URI"
     refusal: type[ConfigError] = ConfigError if uri else VariableError
     given = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
