@@ -54,7 +54,7 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
         trust: whether to mark directories from elsewhere as the user's own.
 
     Returns:
-        Whether everything was shipped.
+        Whether MLflow has all records of all runs. A run that another shipper is uploading counts as it is now.
     """
     from trainyard.track.shipper.exchange import Exchanges, patience
     from trainyard.track.shipper.fleet import ship_now  # imports mlflow
@@ -82,6 +82,7 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
             after = ship_now(work_dir, stores, uri, experiment=experiment, trust=trust)
         except InUseError:
             print(f"{info.name} ({work_dir}): skipped, because another shipper is uploading this run.")
+            complete &= summary(work_dir, uri).complete
         except (TrainyardError, OSError) as error:
             print(error)
             complete = False
