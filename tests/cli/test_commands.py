@@ -1,6 +1,7 @@
 """`trainyard runs, show, compare, tail, rm, gc`, on runs that were trained."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -210,3 +211,26 @@ def test_the_command_imports_neither_torch_nor_mlflow_nor_hydra(trained: Path) -
             [sys.executable, "-c", code, *arguments], cwd=trained, capture_output=True, text=True, check=False
         )
         assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("arguments", [("new", "waves"), ("schema", "conf", "--to", "schemas")])
+def test_a_folder_that_cannot_be_written(
+    trainyard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "conf").mkdir()
+
+    def refuse(path: Any, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    status, _, said = trainyard(*arguments, cwd=tmp_path)
+    assert status == 2
+    assert "cannot be read or written: Permission denied." in said
+    assert "Traceback" not in said
+
+
+def test_a_folder_below_a_file(trainyard: Any, tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "file").write_text("")
+    status, _, said = trainyard("schema", "conf", "--to", "file/schemas", cwd=tmp_path)
+    assert (status, "cannot be read or written: Not a directory." in said) == (2, True)

@@ -6,6 +6,7 @@ MLflow.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -78,3 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         group(arguments, **options)
     except TrainyardError as error:
         sys.exit(tell(error))
+    except OSError as error:
+        refused = isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError)
+        if error.filename is None or not (refused or error.errno == errno.EROFS):
+            raise
+        sys.exit(tell(TrainyardError(f"{error.filename} cannot be read or written: {error.strerror}.")))
