@@ -230,12 +230,12 @@ def _plurals(hint: Any) -> str:
     words = []
     for option in options_of(hint):
         kind = get_origin(option) or option
-        if option in _PLURALS:
-            words.append(_PLURALS[option])
+        if option in _NAMES:
+            words.append(f"{_NAMES[option]}s")
         elif kind in LISTS or kind in MAPPINGS:
             entries = get_args(option)[:1] if kind in LISTS else ()
-            plain = _PLURALS.get(entries[0], "") if entries else ""
-            words.append(("lists" if kind in LISTS else "mappings") + (f" of {plain}" if plain else ""))
+            plain = _NAMES.get(entries[0], "") if entries else ""
+            words.append(("lists" if kind in LISTS else "mappings") + (f" of {plain}s" if plain else ""))
         else:
             return ""
     return " or ".join(dict.fromkeys(words))
