@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from trainyard.console import tell
+from trainyard.errors import TrainyardError
 from trainyard.garbage import collect_rarely
-from trainyard.starting import PRELOAD, WHOLE, sweeps_here
+from trainyard.starting import PRELOAD, WHOLE, check_current_folder, sweeps_here
 
 
 def main(config_path: str | Path, config_name: str = "train") -> None:
@@ -29,6 +31,10 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     os.environ[WHOLE] = "1" if whole else ""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, and they are explained here
     logging.raiseExceptions = whole  # a log that cannot be written is no reason for a traceback
+    try:
+        check_current_folder()
+    except TrainyardError as error:
+        sys.exit(tell(error))
     collect_rarely()
     atexit.register(gc.freeze)  # Python would collect garbage once more: 0.3 s with the modules of a search
     with _fork_server() if sweeps_here(sys.argv[1:]) else nullcontext():

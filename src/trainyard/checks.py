@@ -225,17 +225,17 @@ def existing_file(key: str, value: object) -> Path:
     if not isinstance(value, str | Path) or not str(value):
         raise ConfigError(key, value, "the path of an existing file")
     path = Path(value).expanduser()
-    if path.is_file():
+    if is_file(path):
         return path
     folder = path.parent
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ConfigError(
             key,
             str(value),
             "the path of an existing file",
             hint=f"The folder {str(folder.absolute())!r} does not exist.",
         )
-    names = [str(Path(value).with_name(entry.name)) for entry in folder.iterdir() if entry.is_file()]
+    names = [str(Path(value).with_name(entry.name)) for entry in _entries(folder) if is_file(entry)]
     raise ConfigError(
         key,
         str(value),
@@ -243,6 +243,50 @@ def existing_file(key: str, value: object) -> Path:
         options=names,
         hint=f"Trainyard looked in {str(folder.absolute())!r}.",
     )
+
+
+def existing_folder(key: str, value: object) -> Path:
+    """Return the path of the folder at `value`.
+
+    Raises:
+        ConfigError: the folder does not exist; the message suggests the nearest name.
+    """
+    accepted = "the path of an existing folder"
+    if not isinstance(value, str | Path) or not str(value):
+        raise ConfigError(key, value, accepted)
+    path = Path(value)
+    if is_folder(path):
+        return path
+    whole = path.absolute()
+    hint = f"Trainyard looked for {str(whole)!r}." if path != whole else ""
+    if is_file(path):
+        hint = f"{str(whole)!r} is a file."
+    names = [str(path.with_name(entry.name)) for entry in _entries(whole.parent) if is_folder(entry)]
+    raise ConfigError(key, str(value), accepted, options=names, hint=hint)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file at a path; False also for a path that the system refuses, such as a long name."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder at a path; False also for a path that the system refuses."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return the entries of a folder; none if it cannot be read."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _float(value: Any) -> float:

@@ -17,10 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from trainyard.config.command_line import MULTIRUN, arranged, primary_config
+from trainyard.config.command_line import MULTIRUN, arranged
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target
+from trainyard.config.places import ConfigPlaces
 from trainyard.config.schema import check_settings
 from trainyard.config.single_composition import composed_once
 from trainyard.console import BOLD, coloured, tell
@@ -48,13 +49,16 @@ def run(config_path: str | Path, config_name: str) -> None:
     """
     whole = bool(os.environ[WHOLE])
     directory = str(Path(config_path).resolve())
+    places = ConfigPlaces(directory, config_name)
 
-    status = follow(directory, config_name)
-    if status is not None:
-        sys.exit(status)
     try:
         sys.argv[1:] = arranged(sys.argv[1:])
+        places = ConfigPlaces.of_command(sys.argv[1:], directory, config_name)
+        status = follow(places)
+        if status is not None:
+            sys.exit(status)
         check_overrides(sys.argv[1:])
+        places.check()
         with any_target(), composed_once():
             hydra.main(config_path=directory, config_name=config_name, **VERSION_BASE)(Application())()
     except Exception as error:
@@ -67,7 +71,7 @@ def run(config_path: str | Path, config_name: str) -> None:
             known = DiskFullError(full.filename or Path.cwd(), full, then)
         if known is None and not _is_from_train(error):
             made = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-            known = explain(error, overrides, *primary_config(directory, config_name), made)
+            known = explain(error, overrides, places, made)
         if known is None or whole:
             _print_traceback(error)
         sys.exit(1 if known is None else tell(known))

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainyard.checks import integer
+from trainyard.checks import existing_folder, integer
 from trainyard.config.build import fill_auto
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks.predictions.file import MissingError, Predictions
 from trainyard.metrics import configured, results_of
+from trainyard.starting import check_current_folder
 from trainyard.track import own
 
 CONFIG = "config.yaml"  # written by a run beside its predictions
@@ -124,7 +125,7 @@ def metric_config(
 
 def _composed(overrides: Sequence[Any], config_dir: str | None) -> dict[str, Any]:
     """Compose an option of the group `metric` without a primary config."""
-    where = None if config_dir is None else str(Path(config_dir).resolve())
+    where = None if config_dir is None else str(existing_folder("--config-dir", config_dir).resolve())
     with initialize(None, **VERSION_BASE) if where is None else initialize_config_dir(where, **VERSION_BASE):
         options = GlobalHydra.instance().config_loader().get_group_options("metric")
         lines = []
@@ -163,8 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="trust the config of a run that is not recognized as your own; it can run any code",
     )
     given = parser.parse_intermixed_args(arguments)
-    sys.path.insert(0, str(Path.cwd()))  # for classes in the working folder that a config names
     try:
+        check_current_folder()
+        sys.path.insert(0, str(Path.cwd()))  # for classes in the working folder that a config names
         if given.chunk_size is not None:
             integer("--chunk-size", given.chunk_size, at_least=1)
         config = metric_config(given.file, given.overrides, given.config_dir, trust=given.trust)

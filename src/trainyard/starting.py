@@ -1,9 +1,12 @@
-"""Start of a training command, before Hydra is imported: what its arguments and its environment say."""
+"""Start of a command, before Hydra is imported: what its arguments, its environment and its current folder say."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
+
+from trainyard.errors import TrainyardError
 
 WHOLE = "TRAINYARD_FULL_ERROR"
 """Environment variable: whether to show tracebacks even if a message explains the error in full."""
@@ -19,6 +22,21 @@ PRELOAD = (
     "trainyard.fused.runner",
 )
 """Modules that the fork server of a sweep imports."""
+
+
+def check_current_folder() -> None:
+    """Check that the current folder exists, because paths and Hydra need it.
+
+    Raises:
+        TrainyardError: the folder was removed, or the user has no access to it.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise TrainyardError(
+            "The current folder was removed, or you have no access to it. Change to an existing folder (cd), and "
+            "repeat the command."
+        ) from error
 
 
 def sweeps_here(arguments: Sequence[str]) -> bool:

@@ -187,6 +187,7 @@ def test_an_option_of_ones_own(file: Path, tmp_path: Path, capsys: pytest.Captur
         ),
         (["optim.lr=1"], "metric: 'optim.lr=1' is invalid. Expected an override of metric"),
         (["metric="], "Expected one of"),
+        (["metric=classification", "--config-dir", "nowhere"], "--config-dir: 'nowhere' is invalid"),
         (["metric.=1"], "Expected overrides of metric"),
         (["metric=classification", "metric.acuracy.topk=1"], "Could not override 'metric.acuracy.topk'"),
         (["metric=classification", "metric.accuracy.k=1"], "metric.accuracy"),

@@ -170,6 +170,19 @@ def test_what_a_user_has_to_change_is_one_paragraph_and_status_2(
     assert "Traceback" not in said
 
 
+def test_a_current_folder_that_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setenv("COLUMNS", "200")
+    for arguments in (["runs"], ["show", "x"], ["sweep", "ls"], ["train", "model=mlp"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert capsys.readouterr().err.startswith("The current folder was removed, or you have no access to it.")
+
+
 def test_runs_commands_and_files_are_completed(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,18 @@ def test_an_optional_value_of_a_flag() -> None:
     assert arranged(["seed=1", "--info", "searchpath"]) == ["--info", "searchpath", "seed=1"]
     assert arranged(["--info", "seed=1"]) == ["--info", "seed=1"]
     assert arranged(["seed=1", "--cfg", "job", "model=mlp"]) == ["--cfg", "job", "seed=1", "model=mlp"]
+
+
+@pytest.mark.parametrize("flag", ["-cp", "--config-path"])
+def test_a_relative_folder_of_configs_starts_at_the_current_folder(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert arranged(["seed=1", flag, "conf"]) == [flag, f"{tmp_path}/conf", "seed=1"]
+    assert arranged([f"{flag}=../conf", "seed=1"]) == [f"{flag}={tmp_path.parent}/conf", "seed=1"]
+    for other in ("/conf", "pkg://mine.conf"):
+        assert arranged([flag, other]) == [flag, other]
+    assert arranged(["--config-dir", "conf"]) == ["--config-dir", "conf"], "Hydra takes it from the current folder"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE
+from trainyard.config.places import ConfigPlaces
 from trainyard.config.schema import check
 from trainyard.errors import ConfigError
 
@@ -144,5 +145,5 @@ def test_two_in_one_file(checked: Any, tmp_path: Path) -> None:
     text = TIMER.format(name="timer", kind="IterTimer") * 2
     with pytest.raises(Exception, match="duplicate key timer") as raised:
         checked({"mine": text}, "hook=[default,mine]")
-    told = explain(raised.value, [], str(CONF), "train")
+    told = explain(raised.value, [], ConfigPlaces(str(CONF), "train"))
     assert str(told) == f"{tmp_path}/hook/mine.yaml, line 3: found duplicate key timer."

@@ -17,6 +17,7 @@ import click
 import trainyard
 from trainyard.console import tell
 from trainyard.errors import TrainyardError, nearest
+from trainyard.starting import check_current_folder
 
 # In the order of a day's work, with the line that the list of commands shows.
 COMMANDS = {
@@ -70,6 +71,7 @@ def group() -> None:
 
     A RUN is the directory of a run, the start of its ID, its name, or the name of its directory.
     """
+    check_current_folder()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

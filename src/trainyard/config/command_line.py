@@ -14,6 +14,7 @@ from trainyard.errors import TrainyardError
 
 SHOWS = ("--cfg", "-c")
 MULTIRUN = ("--multirun", "-m")
+CONFIG_PATH = ("--config-path", "-cp")
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
@@ -21,15 +22,19 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 
     Flags can be between overrides, but Hydra needs them first. In a sweep over the options of a group, an override of a
     key in this group applies only to the jobs: `optim=sgd,rmsprop optim.momentum=0.9` does not override the default
-    option.
+    option. A relative --config-path starts at the current folder, like a relative --config-dir. (Hydra would search it
+    inside this package.)
 
     Args:
         arguments: without the name of the program.
 
     Raises:
-        TrainyardError: flags that exclude each other.
+        TrainyardError: flags that exclude each other, or an override without a key.
     """
     flags, overrides = _split(arguments)
+    for line in overrides:
+        if line.lstrip("+~")[:1] in ("=", "@", ""):
+            raise TrainyardError(f"{line!r} is not a valid override: it has no key. Expected KEY=VALUE.")
     if any(flag in MULTIRUN for flag in flags):
         shown = next((flag for flag in flags if flag.partition("=")[0] in SHOWS), None)
         if shown is not None:
@@ -39,18 +44,6 @@ def arranged(arguments: Sequence[str]) -> list[str]:
             )
         overrides = _of_each_job(overrides)
     return [*flags, *overrides]
-
-
-def primary_config(folder: str, name: str) -> tuple[str, str]:
-    """Return the folder and the name of the primary config of this command.
-
-    Args:
-        folder: the folder of the application, which --config-path can replace.
-        name: the name of the application, which --config-name can replace.
-    """
-    given, _ = get_args_parser().parse_known_args()
-    own = Path(given.config_path or folder)
-    return str(own) if own.is_absolute() and own.is_dir() else folder, given.config_name or name
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -64,11 +57,18 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if not argument.startswith("-"):
             overrides.append(argument)
             continue
-        flags.append(argument)
+        name, equals, value = argument.partition("=")
+        flags.append(f"{name}={_absolute(value)}" if equals and name in CONFIG_PATH else argument)
         action = actions.get(argument)
         if action is not None and rest and _takes(action, rest[-1]):
-            flags.append(rest.pop())
+            value = rest.pop()
+            flags.append(_absolute(value) if name in CONFIG_PATH else value)
     return flags, overrides
+
+
+def _absolute(path: str) -> str:
+    """Return the absolute path of a folder; the name of a package (`pkg://…`) is not changed."""
+    return path if "://" in path else str(Path(path).resolve())
 
 
 def _takes(action: Action, value: str) -> bool:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Sequence
 from shlex import quote
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from trainyard.config.hydra_versions import VERSION_BASE
+from trainyard.config.explain_files import explain_file, selecting
+from trainyard.config.places import ConfigPlaces
 from trainyard.config.sweepers import SAMPLER_ARGUMENTS, SAMPLERS, hint_for
 from trainyard.errors import ConfigError, TrainyardError
 
@@ -37,6 +37,7 @@ SWEEPER = "hydra/sweeper"
 PLUGINS = ("hydra.sweeper", "hydra.launcher")
 OPTIONAL = ("metric",)
 """Groups without which a config works."""
+_EMPTY = "_dummy_empty_config_"  # among the primary configs of Hydra
 SYNONYMS = {
     "epochs": "max_epochs",
     "num_epochs": "max_epochs",
@@ -49,98 +50,114 @@ SYNONYMS = {
     "num_workers": "workers",
 }
 """Names that other tools use for a key."""
-_OF_FILES = ("In ", "Multiple values for ", "Duplicate ", "primary config ")
-"""Starts of Hydra's messages about config files, in which a quoted name is no key of an override."""
-_MERGING = "Error merging override "
 
 
 def explain(
-    error: Exception,
-    overrides: Sequence[str],
-    config_dir: str,
-    config_name: str,
-    directory: str = "hydra.run.dir",
+    error: Exception, overrides: Sequence[str], places: ConfigPlaces, directory: str = "hydra.run.dir"
 ) -> TrainyardError | None:
     """Explain an error of Hydra or OmegaConf to the user; return None if it is not caused by the command.
 
     Args:
         error: the error raised by the composition.
         overrides: the overrides of the command line.
-        config_dir: the folder of the primary config.
-        config_name: its name.
+        places: the places of the configs.
         directory: the key of the directory that the command creates.
     """
-    absent = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
-    if isinstance(error, MissingConfigException) and absent:
-        group, _, option = absent.group(1).rpartition("/")
-        options = sorted(error.options or _options(group, config_dir))
-        package = PACKAGES.get(group, {}).get(option)
-        hint = f"The option {option} is in a separate package: pip install {package}" if package else ""
-        if group == "hydra/sweeper" and option == "optuna":
-            hint += ". Alternatively, hydra/sweeper=search uses Optuna's samplers: pip install 'trainyard[search]'"
-        if group == "hydra/sweeper/sampler":
-            hint = SAMPLERS.get(option, "")
-        accepted = (
-            f"one of {', '.join(options)}" if options else f"an option of an existing group; {group} has no options"
-        )
-        return ConfigError(group or "config", option, accepted, options=() if hint else options, hint=hint)
     if isinstance(error, MissingConfigException):
-        return _explain_primary(str(error))
+        return _explain_missing(error, overrides, places)
     if isinstance(error, OverrideParseException):
         return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
-    if isinstance(error, ConfigCompositionException) and (told := _explain_sweep(str(error), config_dir)):
+    if isinstance(error, ConfigCompositionException) and (told := _explain_sweep(str(error), places)):
         return told
+    if told := explain_file(error, places):
+        return told
+    if isinstance(error, InterpolationResolutionError):
+        key = f"{error.full_key}: " if error.full_key else ""
+        return TrainyardError(f"{key}{_first_line(error).rstrip('.')}.")
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
-        return _explain_key(error, overrides, config_dir, config_name)
+        return _explain_key(error, overrides, places)
+    if told := _explain_logging(error):
+        return told
     if isinstance(error, OSError) and error.filename is not None:  # the directory is made before the task is called
         return ConfigError(directory, error.filename, "a writable directory", hint=f"{error.strerror}.")
-    if isinstance(error, ValueError | TypeError) and (told := _explain_choice(overrides, config_dir)):
+    if isinstance(error, ValueError | TypeError) and (told := _explain_choice(overrides, places)):
         return told
     mark = getattr(error, "problem_mark", None)
     if mark is not None:  # from PyYAML: two entries of one name, or a bracket that is not closed
         return TrainyardError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")  # type: ignore[attr-defined]
     if isinstance(error, HydraException):
         return _explain_interval(error, overrides) or TrainyardError(_first_line(error))
+    if isinstance(error, ValueError) and _is_hydras(error):
+        return TrainyardError(f"{' '.join(str(error).split()).rstrip('.')}.")
     return None
 
 
-def _explain_primary(text: str) -> TrainyardError:
-    """Explain a primary config, or a folder of configs, that does not exist."""
-    folder = re.search(r"config directory '([^']+)'", text)
-    if folder is not None:
-        return TrainyardError(
-            f"The folder of the configs, {folder[1]}, does not exist or cannot be read. To use another folder, pass "
-            "its absolute path with --config-path."
-        )
-    name, place = re.search(r"primary config '([^']+)'", text), re.search(r"provider=main, path=file://(.+)", text)
-    if name is None:
-        return TrainyardError(text.partition("\n")[0])
-    options = [] if place is None else [option for option in _options("", place[1]) if option[:1] != "_"]
-    accepted = "the name of a primary config" + (f": {', '.join(options)}" if options else "")
-    return ConfigError("--config-name", name[1], accepted, options=options)
-
-
-def _explain_key(
-    error: Exception, overrides: Sequence[str], config_dir: str, config_name: str
+def _explain_missing(
+    error: MissingConfigException, overrides: Sequence[str], places: ConfigPlaces
 ) -> ConfigError | TrainyardError:
-    cause = error if str(error) or error.__cause__ is None else error.__cause__
-    text = str(cause)
-    if text.startswith(_OF_FILES):
-        return TrainyardError(" ".join(line.strip() for line in text.splitlines()[:2] if line.strip()))
-    if text.startswith("Interpolation key "):
-        return TrainyardError(f"{getattr(cause, 'full_key', None) or 'config'}: {_first_line(cause)}.")
+    """Explain that a config does not exist: the primary config, an option of a group, or an included file."""
+    absent = re.search(r"(?:In '([^']+)': )?Could not (?:find|load) '([^']+)'", str(error))
+    if absent is None:
+        where = " or ".join(map(str, places.folders))
+        if not where:
+            return ConfigError("--config-path", places.main, "the name of a package that contains an __init__.py")
+        known = places.primary_configs()
+        accepted = f"a config in {where}: {', '.join(known)}" if known else f"a config in {where}, which has none"
+        return ConfigError("--config-name", places.name, accepted, options=known)
+    file, name = absent.groups()
+    group, _, option = name.rpartition("/")
+    options = [each for each in (*(error.options or ()), *places.options(group)) if each != _EMPTY]
+    options = list(dict.fromkeys(options))
+    hint = _instead_of(group, option)
+    meant = () if hint else options
+    if file is not None and not any(option in entry.partition("=")[2] for entry in overrides):
+        found = selecting(option, group, places) if file == places.name else None  # Hydra names this one for all groups
+        selected = f"The defaults list of {found or f'{file}.yaml'} contains this name."
+        hint = f"{hint.rstrip('.')}. {selected}" if hint else selected
+        last = group.rpartition("/")[2]
+        if not options and places.options(last):
+            hint += f" Write 'override /{last}': without the /, the group is searched below this file."
+    accepted = f"one of {', '.join(options)}" if options else f"an option of an existing group; {group} has no options"
+    return ConfigError(group or "defaults", option, accepted, options=meant, hint=hint)
+
+
+def _instead_of(group: str, option: str) -> str:
+    """Return how to get an option that Trainyard does not have, or what to use instead; empty if there is nothing."""
+    if group == f"{SWEEPER}/sampler":
+        return SAMPLERS.get(option, "")
+    package = PACKAGES.get(group, {}).get(option)
+    hint = f"The option {option} is in a separate package: pip install {package}" if package else ""
+    if group == SWEEPER and option == "optuna":
+        hint += ". Alternatively, hydra/sweeper=search uses Optuna's samplers: pip install 'trainyard[search]'"
+    return hint
+
+
+def _explain_logging(error: Exception) -> TrainyardError | None:
+    """Explain that Python's logging refuses its settings; None if this is another error."""
+    if not any(frame.f_code.co_name == "configure_log" for frame, _ in traceback.walk_tb(error.__traceback__)):
+        return None
+    reasons = [str(each).rstrip(".") for each in (error, error.__cause__) if each is not None]
+    return TrainyardError(
+        f"hydra.job_logging or hydra.verbose: Python's logging refuses a setting. {': '.join(reasons)}."
+    )
+
+
+def _is_hydras(error: Exception) -> bool:
+    """Return whether code of Hydra has raised an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").partition(".")[0] == "hydra"
+
+
+def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlaces) -> ConfigError | TrainyardError:
+    text = str(error)
     if required := re.match(r"You must specify '([^']+)'", text):
-        options = _options(required[1].partition("@")[0], config_dir)
+        options = places.options(required[1].partition("@")[0])
         return ConfigError(required[1], "???", f"one of {', '.join(options)}", options=options)
-    if text.startswith(_MERGING) and error.__cause__ is not None:
-        return TrainyardError(
-            f"{text.removeprefix(_MERGING)!r} is not a valid override: {_first_line(error.__cause__)}."
-        )
     found = re.search(r"'([^']+)'", text)
     if found is None:
-        return TrainyardError(_first_line(cause))
+        return TrainyardError(_first_line(error))
     key = found.group(1).lstrip("+~").split("=")[0]
-    cfg, groups = _composed_without(key, overrides, config_dir, config_name)
+    cfg, groups = _composed_without(key, overrides, places)
     if key.rpartition("/")[0] == SWEEPER:
         return _explain_part(key, cfg, groups)
     node, parent, name = _deepest(cfg, key)
@@ -168,7 +185,7 @@ def _explain_key(
         return ConfigError(key, name, accepted, options=() if hint else options, hint=hint)
     if parent == "hydra.sweeper.sampler" and name in SAMPLER_ARGUMENTS:
         return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", hint=SAMPLER_ARGUMENTS[name])
-    chosen_with = name in _options(parent.replace(".", "/"), config_dir)
+    chosen_with = name in places.options(parent.replace(".", "/"))
     hint = f"{name} is an option of {parent} that is not selected." if chosen_with else how_to_add
     if chosen_with and parent == "hook" and not removed:
         hint = f"{hint} Use hook={name} to select it."
@@ -197,7 +214,7 @@ def _explain_value(error: Exception, key: str) -> TrainyardError:
     )
 
 
-def _explain_sweep(text: str, config_dir: str) -> TrainyardError | None:
+def _explain_sweep(text: str, places: ConfigPlaces) -> TrainyardError | None:
     """Explain several values of one key in a single run, and several values of a hydra key in a sweep."""
     given = re.search(r"'(.+?)'(?:\n|$| requires --multirun)", text.removeprefix("Sweeping over Hydra's"))
     if given is None:
@@ -211,7 +228,7 @@ def _explain_sweep(text: str, config_dir: str) -> TrainyardError | None:
         each = [] if of_hydra else ["To train with each value, pass -m"]  # a sweep has one value of hydra's keys
         if key == "hook":
             each.append(f"To select all of these options, use hook=[{value}]")
-        elif not _options(key, config_dir):
+        elif not places.options(key):
             as_text = quote(f'{key}="{value}"')
             each.append(f"A list is {key}=[{value}]; a string is {as_text}")
         return ConfigError(key, value, ". ".join(["one value", *each]))
@@ -271,12 +288,12 @@ def _deepest(cfg: DictConfig, key: str) -> tuple[DictConfig, str, str]:
     return cfg, "", parts[0]
 
 
-def _explain_choice(overrides: Sequence[str], config_dir: str) -> TrainyardError | None:
+def _explain_choice(overrides: Sequence[str], places: ConfigPlaces) -> TrainyardError | None:
     """Explain `group=null` or `group=<number>`: neither is the name of an option."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.is_sweep_override() or override.is_delete():
             continue  # these have values of other kinds
-        options = _options(override.key_or_group, config_dir)
+        options = places.options(override.key_or_group)
         if options and not _is_choice(override.value()):
             key, given = override.key_or_group, override.value()
             hint = f"To select none, pass '~{key}'." if given is None and key in OPTIONAL else ""
@@ -288,23 +305,15 @@ def _is_choice(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
 
 
-def _composed_without(
-    key: str, overrides: Sequence[str], config_dir: str, config_name: str
-) -> tuple[DictConfig, list[str]]:
+def _composed_without(key: str, overrides: Sequence[str], places: ConfigPlaces) -> tuple[DictConfig, list[str]]:
     """Return the config composed from the other overrides, and its groups."""
     others = [entry for entry in overrides if entry.lstrip("+~").split("=")[0] != key]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir, **VERSION_BASE):
-            for attempt in (others, _of_one_value(others), []):
-                try:
-                    cfg = compose(config_name, overrides=list(attempt), return_hydra_config=True)
-                except (HydraException, OmegaConfBaseException):
-                    continue
-                groups = [str(group) for group in cfg.hydra.runtime.choices]
-                return cfg, groups
-    finally:
-        GlobalHydra.instance().clear()
+    for attempt in (others, _of_one_value(others), []):
+        try:
+            cfg = places.compose(attempt, with_hydra=True)
+        except (HydraException, OmegaConfBaseException):
+            continue
+        return cfg, [str(group) for group in cfg.hydra.runtime.choices]
     return DictConfig({}), []
 
 
@@ -312,12 +321,6 @@ def _of_one_value(overrides: Sequence[str]) -> list[str]:
     """Return the overrides without sweep overrides, which give a key several values."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
-
-
-def _options(group: str, config_dir: str) -> list[str]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir, **VERSION_BASE):
-        return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
 def _first_line(error: BaseException) -> str:

@@ -64,7 +64,7 @@ def check_hook_names(cfg: DictConfig) -> None:
         return
     hydra = HydraConfig.get()
     sources = sources_of(hydra)
-    options = _chosen(hydra, sources)
+    options = chosen_hooks(hydra, sources)
     if not options or options == ("default",):
         return
     lost = _lost(options, sources)
@@ -87,8 +87,10 @@ def check_hook_names(cfg: DictConfig) -> None:
                 )
 
 
-def _chosen(hydra: Any, sources: Sources) -> tuple[str, ...]:
-    """Return the selected options of `hook`. Hydra records only a single choice; several are read from where they were
+def chosen_hooks(hydra: Any, sources: Sources) -> tuple[str, ...]:
+    """Return the selected options of `hook`.
+
+    Hydra records only a single choice; several are read from where they were
     selected."""
     given: Any = plain(hydra.overrides._get_node("task"))  # as given, with interpolations unresolved
     own = [entry for entry in given if entry.startswith("hook=")]

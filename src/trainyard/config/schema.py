@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trainyard.checks import boolean, choice, integer, seed_number
 from trainyard.config.build import check_tree, is_node, locate, names_argument, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
+from trainyard.config.headers import check_headers
 from trainyard.config.namesakes import check_hook_names
 from trainyard.config.resolving import resolve
 from trainyard.config.unread import warn_of_unread
@@ -107,6 +108,7 @@ def check_settings(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a check fails.
     """
+    check_headers()
     check_hook_names(cfg)
     values = resolve(cfg)
     missing = sorted(_missing(values))

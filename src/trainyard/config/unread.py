@@ -23,8 +23,9 @@ ALIKE = 0.8
 def warn_of_unread(cfg: DictConfig, read: Collection[str]) -> None:
     """Log a warning, once for each key, for keys at the top level that nothing reads.
 
-    These are the keys that the command line adds (`+optimm.lr=5`), and keys in files whose spelling is similar to that
-    of a used key. Other keys in files may be used by code of the user.
+    These are the keys that the command line adds (`+optimm.lr=5`), keys in files whose spelling is similar to that of
+    a used key, and the groups of selected files that contain used keys but lack `# @package _global_`. Other keys in
+    files may be used by code of the user.
 
     Args:
         cfg: the config, with Hydra's own node if there is one.
@@ -36,8 +37,31 @@ def warn_of_unread(cfg: DictConfig, read: Collection[str]) -> None:
     named = set(_named_in_interpolations(OmegaConf.to_container(cfg)))
     added = {re.split(r"[=.@]", entry.lstrip("+"))[0] for entry in _added()}
     for key in own:
-        if key not in named and (key in added or get_close_matches(key, read, cutoff=ALIKE)):
-            _warn_once(key, nearest(key, read))
+        if key in named:
+            continue
+        if key in added or get_close_matches(key, read, cutoff=ALIKE):
+            close = nearest(key, read)
+            _warn_once(key, f" Did you mean {close!r}?" if close is not None else "")
+    for place, file, keys in _misplaced(cfg, {*own} - named, read):
+        _warn_once(
+            f"{place}.{keys[0]}",
+            f" To set {', '.join(keys)} at the top level of the config, write '# @package _global_' in the first line "
+            f"of {file}.yaml.",
+        )
+
+
+def _misplaced(cfg: DictConfig, own: Collection[str], read: Collection[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield the place of each selected file below one of the unread keys, the file, and the used keys in it."""
+    choices: Any = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    for group, option in choices.items():
+        if not option or "@" in group:
+            continue
+        file = f"{group}/{option}"
+        place = file.rpartition("/")[0].replace("/", ".")
+        node = OmegaConf.select(cfg, place) if place.partition(".")[0] in own else None
+        keys = [str(key) for key in node if key in read] if isinstance(node, DictConfig) else []
+        if keys:
+            yield place, file, keys
 
 
 def _added() -> list[str]:
@@ -58,6 +82,5 @@ def _named_in_interpolations(value: Any) -> Iterator[str]:
 
 
 @functools.cache
-def _warn_once(key: str, close: str | None) -> None:
-    guess = f" Did you mean {close!r}?" if close is not None else ""
-    log.warning("%s: this key is not used.%s", key, guess)
+def _warn_once(key: str, hint: str) -> None:
+    log.warning("%s: this key is not used.%s", key, hint)

@@ -13,14 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from hydra.main import get_args_parser  # type: ignore[attr-defined]
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainyard.config.current_job import current_job
-from trainyard.config.hydra_versions import VERSION_BASE, configure_log
+from trainyard.config.hydra_versions import configure_log
+from trainyard.config.places import ConfigPlaces
 from trainyard.errors import JobPaused, TrainyardError
 from trainyard.files import current_step, next_step
 from trainyard.starting import RANKS
@@ -145,21 +145,20 @@ def lead(job: RankJob, own: World, timeout: float) -> None:
     world.meeting(own, timeout).set(_CONFIG, pickle.dumps(job))  # type: ignore[arg-type] # it takes bytes, too
 
 
-def follow(config_dir: str, config_name: str) -> int | None:
+def follow(places: ConfigPlaces) -> int | None:
     """Run the job of a rank other than the first, if a launcher has started this process as such a rank.
 
     Only the first rank creates directories and prints.
 
     Args:
-        config_dir: the folder of the configs.
-        config_name: the primary config in it.
+        places: the places of the configs.
 
     Returns:
         The exit status; None if this process is not such a rank.
     """
     if not any(os.environ.get(name, "0") not in ("", "0") for name in RANKS):
         return None
-    values = _composed(config_dir, config_name)
+    values = _composed(places)
     from trainyard.distributed import world
 
     try:
@@ -178,14 +177,12 @@ def follow(config_dir: str, config_name: str) -> int | None:
     return 0
 
 
-def _composed(config_dir: str, config_name: str) -> DictConfig | None:
+def _composed(places: ConfigPlaces) -> DictConfig | None:
     """Return the config of this command; None if there is none or more than one."""
     arguments, _ = get_args_parser().parse_known_args()
-    more = [f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]"] if arguments.config_dir else []
     if arguments.multirun:
         return None
     try:
-        with initialize_config_dir(config_dir, **VERSION_BASE):
-            return compose(arguments.config_name or config_name, [*arguments.overrides, *more])
+        return places.compose(arguments.overrides)
     except Exception:
         return None

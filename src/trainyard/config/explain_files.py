@@ -1,0 +1,264 @@
+"""Explanations of Hydra's errors about the content of config files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped,unused-ignore]
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, KeyValidationError, OmegaConfBaseException
+from yaml.reader import Reader, ReaderError  # type: ignore[import-untyped,unused-ignore]
+
+from trainyard.config.config_files import ConfigFile
+from trainyard.config.headers import check_header, explain_header
+from trainyard.config.places import ConfigPlaces
+from trainyard.errors import ConfigError, TrainyardError
+
+_DEFAULTS = ("Invalid defaults list", "Unsupported type in defaults", "Unsupported item value in defaults")
+_ITEMS = "names of configs, and mappings with one key, from a group to an option or to a list of options"
+
+
+def explain_file(error: Exception, places: ConfigPlaces) -> TrainyardError | None:
+    """Explain an error about the content of a config file; return None if this is another error.
+
+    Args:
+        error: the error raised by the composition.
+        places: the places of the configs.
+    """
+    text = str(error)
+    if isinstance(error, UnicodeDecodeError | ReaderError):
+        return _explain_encoding(places)
+    if isinstance(error, OSError) and text.startswith("Invalid loaded object type"):
+        return _first(places, _no_mapping)
+    if isinstance(error, RecursionError):
+        return _includes_itself(places) or TrainyardError(
+            "The configs cannot be composed: they include each other in a circle, or contain a value that is nested "
+            "too deeply."
+        )
+    if isinstance(error, ValueError) and (text.startswith(_DEFAULTS) or "Too many keys in default item" in text):
+        return _first(places, _bad_defaults)
+    if isinstance(error, ValueError):
+        return explain_header(error, places)
+    return _explain_composition(error, text, places) if isinstance(error, ConfigCompositionException) else None
+
+
+def _explain_composition(error: Exception, text: str, places: ConfigPlaces) -> TrainyardError | None:
+    if not text and error.__cause__ is not None:
+        null = _first(places, _null_key) if isinstance(error.__cause__, KeyValidationError) else None
+        return null or TrainyardError(_said(error.__cause__))
+    if found := re.match(r"In '([^']+)': Could not override '([^'@]*)(@?)[^']*'", text):
+        return _explain_override(found[1], found[2], bool(found[3]), places)
+    if found := re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)", text):
+        return _explain_merge(found[1], found[2], text, places)
+    if found := re.match(r"(\S+) appears more than once|Multiple values for (\S+)\.", text):
+        group = found[1] or found[2]
+        return TrainyardError(
+            f"The defaults lists of the configs select an option of {group} twice. To select another option in a "
+            f"config that another config includes, write 'override /{group}: OPTION' instead of '/{group}: OPTION'."
+        )
+    if found := re.match(r"Duplicate _self_ defined in (\S+)", text):
+        return TrainyardError(f"{_path(found[1], places)}: the defaults list contains _self_ more than once.")
+    if found := re.match(r"Error merging override ([+~]*)([^=]*)=?(.*)", text, re.DOTALL):
+        cause = "Hydra does not accept it." if error.__cause__ is None else f"{_line(error.__cause__).rstrip('.')}."
+        what = f"{found[2]} cannot be removed" if "~" in found[1] else f"{found[2]}: {found[3]!r} is invalid"
+        return TrainyardError(f"{what}. {cause}")
+    if found := re.match(r"In '([^']+)': (.*)", text):
+        return TrainyardError(f"{_path(found[1], places)}: {found[2].rstrip('.')}.")
+    return TrainyardError(f"{text.rstrip('.')}.") if text.startswith("Error resolving interpolation") else None
+
+
+def _explain_override(name: str, group: str, is_elsewhere: bool, places: ConfigPlaces) -> TrainyardError:
+    """Explain an `override` of a group that is not in the defaults list, or has another package there."""
+    file = places.find(name)
+    if file is not None:
+        try:
+            check_header(file)
+        except TrainyardError as found:
+            return found
+    groups = _groups(places)
+    where = f"{_path(name, places)}: 'override {group}' is invalid"
+    last = group.rpartition("/")[2]
+    if group in groups and is_elsewhere:
+        return TrainyardError(
+            f"{where}, because the values of this file are placed below {name.rpartition('/')[0].replace('/', '.')}. "
+            "Write '# @package _global_' in the first line of the file."
+        )
+    if group not in groups and last in groups and last != group:
+        return TrainyardError(
+            f"{where}. Write 'override /{last}': without the /, the group is searched below this file."
+        )
+    accepted = f"a group that the configs select: {', '.join(sorted(groups))}"
+    return ConfigError(f"{_path(name, places)}: override", group, accepted, options=groups)
+
+
+def _explain_merge(name: str, said: str, text: str, places: ConfigPlaces) -> TrainyardError:
+    """Explain a value of a file that does not fit the value that it replaces."""
+    where = _path(name, places)
+    key = re.search(r"full_key: (\S+)", text)
+    if key is not None:
+        unknown = said.startswith("Key ") and " not in " in said
+        return TrainyardError(f"{where}: {key[1]}: {'Hydra has no such setting' if unknown else said.rstrip('.')}.")
+    if found := re.match(r"Merge error: \w+ is not a subclass of \w+\. value: (.*)", said):
+        return TrainyardError(
+            f"{where}: the value {found[1]} replaces a mapping of Hydra's settings. Expected a mapping."
+        )
+    file = places.find(name)
+    if file is not None and not isinstance(file.whole, Mapping):
+        return TrainyardError(f"{where} contains a {type(file.whole).__name__}. Expected a mapping of keys to values.")
+    if file is not None:
+        for place, value in _replaced(file.content, _composed(places)):
+            kind = "a list" if isinstance(value, list) else "a mapping"
+            other = "a mapping" if isinstance(value, list) else "a list"
+            return TrainyardError(f"{where}: {place}: {value!r} is invalid, because {kind} cannot replace {other}.")
+    return TrainyardError(f"{where}: a list cannot replace a mapping, and a mapping cannot replace a list.")
+
+
+def _replaced(value: Any, base: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each list that replaces a mapping, and each mapping that replaces a list."""
+    if isinstance(value, Mapping) and isinstance(base, Mapping):
+        for name, entry in value.items():
+            yield from _replaced(entry, base.get(name), f"{key}.{name}" if key else str(name))
+    elif (isinstance(value, list) and isinstance(base, Mapping)) or (
+        isinstance(value, Mapping) and isinstance(base, list)
+    ):
+        yield key, value
+
+
+def _composed(places: ConfigPlaces) -> Any:
+    """Return the config without overrides, in plain Python; empty if it cannot be composed."""
+    try:
+        return OmegaConf.to_container(places.compose([]), resolve=False)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError):
+        return {}
+
+
+def _groups(places: ConfigPlaces) -> list[str]:
+    try:
+        cfg: DictConfig = places.compose([], with_hydra=True)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError):
+        return []
+    return [str(group) for group in cfg.hydra.runtime.choices]
+
+
+def _said(error: BaseException) -> str:
+    """Return the message of an error of OmegaConf as a sentence, after the key if there is one."""
+    said = _line(error)
+    key = str(getattr(error, "full_key", "") or "")
+    if isinstance(error, GrammarParseError):
+        said = f"an interpolation is invalid: {said}"
+    return f"{key}: {said.rstrip('.')}." if key else f"{said.rstrip('.')}."
+
+
+def _line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _path(name: str, places: ConfigPlaces) -> str:
+    """Return the path of a config, or its name if it is in none of the folders."""
+    file = places.find(name)
+    return f"{name}.yaml" if file is None else str(file.path)
+
+
+# -- files of the folders that cannot be composed ----------------------------------------------------------------------
+
+
+def _first(places: ConfigPlaces, explain: Callable[[Path, Any], TrainyardError | None]) -> TrainyardError | None:
+    """Return the first error that a function finds in the files of the folders, given their paths and contents."""
+    for path in places.files():
+        try:
+            content = ConfigFile(path, path.read_text(encoding="utf-8")).whole
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            continue
+        found = explain(path, content)
+        if found is not None:
+            return found
+    return None
+
+
+def _explain_encoding(places: ConfigPlaces) -> TrainyardError | None:
+    """Return the error about the first file that is no text."""
+    for path in places.files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            return TrainyardError(
+                f"{path} is not encoded in UTF-8, from byte {error.start} on. Save the file in UTF-8."
+            )
+        except OSError:
+            continue
+        if found := Reader.NON_PRINTABLE.search(text):
+            line = text.count("\n", 0, found.start()) + 1
+            return TrainyardError(f"{path}, line {line}: YAML does not allow the character {found[0]!r}. Remove it.")
+    return None
+
+
+def _no_mapping(path: Path, content: Any) -> TrainyardError | None:
+    if content is None or isinstance(content, Mapping | list | str):
+        return None
+    return TrainyardError(f"{path} contains the value {content!r}. Expected a mapping of keys to values.")
+
+
+def _null_key(path: Path, content: Any) -> TrainyardError | None:
+    if not any(key is None for key in _keys(content)):
+        return None
+    return TrainyardError(
+        f"{path} contains the key null, which YAML also reads from ~ and from an empty key. Quote this key."
+    )
+
+
+def _keys(value: Any) -> Iterator[Any]:
+    """Yield all keys of the mappings in a value."""
+    if isinstance(value, Mapping):
+        yield from value
+    for entry in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _keys(entry)
+
+
+def selecting(option: str, group: str, places: ConfigPlaces) -> Path | None:
+    """Return the file whose defaults list selects an option of a group; None if no file in the folders does."""
+    for path in places.files():
+        try:
+            entries = ConfigFile(path, path.read_text(encoding="utf-8")).content.get("defaults")
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            continue
+        for entry in entries if isinstance(entries, list) else ():
+            for key, value in entry.items() if isinstance(entry, Mapping) else ():
+                name = str(key).removeprefix("override ").strip().lstrip("/").partition("@")[0]
+                if group.endswith(name) and option in (value if isinstance(value, list) else [value]):
+                    return path
+    return None
+
+
+def _bad_defaults(path: Path, content: Any) -> TrainyardError | None:
+    if not isinstance(content, Mapping) or "defaults" not in content:
+        return None
+    entries = content["defaults"]
+    if not isinstance(entries, list):
+        return ConfigError(f"{path}: defaults", entries, f"a list of {_ITEMS}")
+    wrong = [entry for entry in entries if not _is_default(entry)]
+    return ConfigError(f"{path}: an entry of defaults", wrong[0], _ITEMS) if wrong else None
+
+
+def _is_default(entry: Any) -> bool:
+    if not isinstance(entry, Mapping):
+        return isinstance(entry, str)
+    values = [value for key, value in entry.items() if key != "optional"]
+    options = values[0] if values and isinstance(values[0], list) else values
+    return len(values) == 1 and all(isinstance(option, str) or option is None for option in options)
+
+
+def _includes_itself(places: ConfigPlaces) -> TrainyardError | None:
+    for folder in places.folders:
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            try:
+                includes = [*ConfigFile(path, path.read_text(encoding="utf-8")).included(name)]
+            except (OSError, ValueError, RecursionError, yaml.YAMLError):
+                continue
+            if name in includes:
+                return TrainyardError(f"{path}: the defaults list includes the file itself.")
+    return None

@@ -1,0 +1,117 @@
+"""Headers of config files: lines such as `# @package _global_`, which Hydra reads only at the top of a file."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from trainyard.config.config_files import ConfigFile, Sources, find_config, sources_of
+from trainyard.config.namesakes import chosen_hooks
+from trainyard.config.places import ConfigPlaces
+from trainyard.config.plain import plain
+from trainyard.errors import TrainyardError, nearest
+
+_HEADER = re.compile(r"\s*#+\s*@(\S+)\s*(.*?)\s*")  # as in Hydra: any key, and the rest of the line
+_PACKAGE = re.compile(r"\s*#+\s*@package:?\s+[\w.]+\s*", re.IGNORECASE)
+_WORDS = ("_global_", "_group_", "_name_")
+_ALIKE = 0.8
+_INVALID = ("Too many components in", "Expected header format")  # errors of Hydra
+
+
+def check_headers() -> None:
+    """Check that Hydra has read the header `@package` of each selected config file.
+
+    Hydra reads headers only from the first lines of a file, up to the first other line, and ignores unknown headers.
+    The values of the file are then merged at another place of the config. Outside a Hydra job there is nothing to
+    check.
+
+    Raises:
+        TrainyardError: a header is not at the top of its file, or its name or its package is misspelled.
+    """
+    if not HydraConfig.initialized():
+        return
+    hydra: Any = HydraConfig.get()
+    sources = sources_of(hydra)
+    choices: Any = plain(hydra.runtime._get_node("choices"))
+    files = [f"{group.partition('@')[0]}/{option}" for group, option in choices.items() if option]
+    _check_files((*files, *(f"hook/{option}" for option in chosen_hooks(hydra, sources))), sources)
+
+
+@lru_cache(maxsize=64)
+def _check_files(names: tuple[str, ...], sources: Sources) -> None:
+    checked: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name in checked:
+            continue
+        checked.add(name)
+        file = find_config(name, sources)
+        if file is not None:
+            check_header(file)
+            left += file.included(name)
+
+
+def check_header(file: ConfigFile) -> None:
+    """Check that Hydra has read the headers of a file.
+
+    Raises:
+        TrainyardError: Hydra has ignored a header; see `check_headers`.
+    """
+    if "@package" not in file.text.lower():
+        return
+    at_top = True
+    for number, line in enumerate(file.text.splitlines(), 1):
+        header = _HEADER.fullmatch(line)
+        at_top = at_top and (header is not None or not line.strip())
+        where = f"{file.path}, line {number}"
+        if not at_top and _PACKAGE.fullmatch(line):
+            raise TrainyardError(
+                f"{where}: Hydra does not read {line.strip()!r} here, because another line is above it. Make it the "
+                "first line of the file."
+            )
+        if not at_top or header is None:
+            continue
+        name, package = header[1], header[2]
+        if name != "package" and name.lower().rstrip(":") == "package":
+            raise TrainyardError(f"{where}: Hydra does not read {line.strip()!r}. Write '# @package {package}'.")
+        for word in package.split(".") if name == "package" else ():
+            meant = _meant(word)
+            if meant is not None:
+                raise TrainyardError(
+                    f"{where}: Hydra does not know {word!r} in {line.strip()!r}. Did you mean {meant!r}?"
+                )
+
+
+def _meant(word: str) -> str | None:
+    """Return the word of Hydra that was meant by a word of a package that is none; None if it is a usual key."""
+    if word in _WORDS:
+        return None
+    if word.startswith("_") and word.endswith("_"):
+        return nearest(word, _WORDS)
+    return "_global_" if get_close_matches(word, ["_global_"], cutoff=_ALIKE) else None
+
+
+def explain_header(error: Exception, places: ConfigPlaces) -> TrainyardError | None:
+    """Explain Hydra's error about a header with too few or too many words; None if this is another error."""
+    if not (isinstance(error, ValueError) and str(error).startswith(_INVALID)):
+        return None
+    told = str(error).partition("'")[2].rpartition("'")[0]  # the header without its #
+    accepted = "Expected one name after @package, such as '# @package _global_', and no comment in the same line."
+    for file in places.files():
+        for number, line in enumerate(_lines(file), 1):
+            if line.strip().lstrip("#").strip() == told:
+                return TrainyardError(f"{file}, line {number}: {line.strip()!r} is invalid. {accepted}")
+    return TrainyardError(f"A config file has the invalid header {told!r}. {accepted}")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []

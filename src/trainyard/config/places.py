@@ -1,0 +1,131 @@
+"""Places of the configs of a command: the folders that Hydra searches, and the name of the primary config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from trainyard.checks import existing_folder
+from trainyard.config.config_files import ConfigFile, find_config
+from trainyard.config.hydra_versions import VERSION_BASE
+from trainyard.errors import ConfigError
+
+PACKAGE = "pkg://"
+
+
+@dataclass(frozen=True)
+class ConfigPlaces:
+    """Places in which Hydra searches the configs of a command, before and after those of Trainyard.
+
+    Args:
+        main: the absolute path of the folder of the primary config, or `pkg://` and the name of a package.
+        name: the name of the primary config.
+        added: the absolute path of the folder that --config-dir adds; None for none.
+        is_given: whether the command line names `main`.
+    """
+
+    main: str
+    name: str
+    added: str | None = None
+    is_given: bool = False
+
+    @classmethod
+    def of_command(cls, arguments: Sequence[str], main: str, name: str) -> ConfigPlaces:
+        """Return the places that a command line names, or those of the program.
+
+        Args:
+            arguments: the arranged arguments (`trainyard.config.command_line.arranged`).
+            main: the folder of the program.
+            name: the primary config of the program.
+        """
+        given, _ = get_args_parser().parse_known_args(list(arguments))
+        return cls(
+            main if given.config_path is None else given.config_path,
+            name if given.config_name is None else given.config_name,
+            None if given.config_dir is None else str(Path(given.config_dir).absolute()),
+            given.config_path is not None,
+        )
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of the command, without packages."""
+        own = [] if self.main.startswith(PACKAGE) else [Path(self.main)]
+        return own if self.added is None else [*own, Path(self.added)]
+
+    def check(self) -> None:
+        """Check that the folders exist, and that a folder given with --config-path has the primary config.
+
+        Without this check, Hydra would use the primary config of Trainyard that has the same name.
+
+        Raises:
+            ConfigError: a check fails.
+        """
+        if self.added is not None:
+            existing_folder("--config-dir", self.added)
+        if self.main.startswith(PACKAGE):
+            return
+        existing_folder("--config-path" if self.is_given else "config_path", self.main)
+        if self.is_given and not any((folder / _file(self.name)).is_file() for folder in self.folders):
+            hint = "To add a folder with options of groups to the configs of this command, use --config-dir."
+            found = self.primary_configs()
+            if found:
+                hint = (
+                    f"The primary configs in this folder are {', '.join(found)}: select one with --config-name. {hint}"
+                )
+            raise ConfigError("--config-path", self.main, f"a folder that contains {_file(self.name)}", hint=hint)
+
+    def primary_configs(self) -> list[str]:
+        """Return the names of the configs at the top of the folders."""
+        return sorted({file.stem for folder in self.folders if folder.is_dir() for file in folder.glob("*.yaml")})
+
+    def files(self) -> list[Path]:
+        """Return all config files in the folders."""
+        return [file for folder in self.folders for file in sorted(folder.rglob("*.yaml"))]
+
+    def find(self, name: str) -> ConfigFile | None:
+        """Return a config (`model/mlp`) of the command; None if it is in none of the places."""
+        package = self.main.removeprefix(PACKAGE).replace("/", ".")
+        main = ("pkg", package) if self.main.startswith(PACKAGE) else ("file", self.main)
+        return find_config(name, (main, *((("file", self.added),) if self.added is not None else ())))
+
+    def compose(self, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+        """Compose the primary config with overrides.
+
+        Raises:
+            HydraException, OmegaConfBaseException: as in Hydra.
+        """
+        more = [] if self.added is None else [f"hydra.searchpath=[file://{self.added}]"]
+        with _initialized(self.main):
+            return compose(self.name, [*overrides, *more], return_hydra_config=with_hydra)
+
+    def options(self, group: str) -> list[str]:
+        """Return the options of a group in all places, and in Trainyard's configs."""
+        found: set[str] = set()
+        for place in (self.main, self.added):
+            if place is not None:
+                with _initialized(place):
+                    found |= {*GlobalHydra.instance().config_loader().get_group_options(group)}
+        return sorted(found)
+
+
+@contextmanager
+def _initialized(place: str) -> Iterator[None]:
+    """Initialize Hydra with a folder or package of configs inside the block."""
+    GlobalHydra.instance().clear()
+    if place.startswith(PACKAGE):
+        with initialize_config_module(place.removeprefix(PACKAGE).replace("/", "."), **VERSION_BASE):
+            yield
+    else:
+        with initialize_config_dir(place, **VERSION_BASE):
+            yield
+
+
+def _file(name: str) -> str:
+    return name if name.endswith(".yaml") else f"{name}.yaml"
