@@ -35,6 +35,21 @@ def own_log(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
     return log
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("utf-8", b"caf\\udce9 \xe2\x9c\x97"), ("ascii", b"caf\\udce9 \\u2717")],
+)
+def test_characters_that_the_encoding_does_not_have(
+    encoding: str, shown: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    console.escape_unencodable()
+    print("caf\udce9 ✗", end="", flush=True)
+    assert stream.buffer.getvalue() == shown
+
+
 def test_colours_are_for_terminals(terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert coloured("text", RED, terminal) == "\x1b[31mtext\x1b[0m"
     assert coloured("text", RED, io.StringIO()) == "text"

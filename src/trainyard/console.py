@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
+from io import TextIOWrapper
 from typing import TextIO
 
 from trainyard.errors import TrainyardError
@@ -57,6 +58,16 @@ def show_lines() -> None:
         log.addHandler(_interactive)
         if log.level == logging.NOTSET:
             log.setLevel(logging.INFO)
+
+
+def escape_unencodable() -> None:
+    """Let this process print characters that the encoding of the terminal or file does not have, as escapes.
+
+    Such characters are in names of files that are not UTF-8, and in all texts if the encoding is ASCII.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def coloured(text: str, colour: str, stream: TextIO) -> str:

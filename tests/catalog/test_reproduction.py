@@ -96,7 +96,8 @@ def test_what_differs_around_the_runs_is_said(make_run: Any) -> None:
     now.info.facts["version.torch"] = "2.1"
     for run, digest, threads in ((then, "aa", 1), (now, "bb", 2)):
         with (run.directory / "metrics.jsonl").open("a") as file:
-            inputs = [{"name": "digits/train", "digest": digest}, {"name": "digits/val", "digest": "same"}]
+            digests = {"digits/train": digest, "digits/val": "same"}
+            inputs = [{"name": name, "digest": each, "context": "train"} for name, each in digests.items()]
             file.write(json.dumps({"kind": "inputs", "time": 0.0, "inputs": inputs}) + "\n")
             file.write(json.dumps({"kind": "tags", "time": 0.0, "tags": {"threads": str(threads)}}) + "\n")
     found = check(then, now)

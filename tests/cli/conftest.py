@@ -47,6 +47,6 @@ def trainyard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
                 status = int(end.code or 0)
             sys.stderr.flush()
             shown, said = out.getvalue().decode(), err.getvalue().decode()
-        return status, json.loads(shown) if "--json" in arguments else shown, said
+        return status, json.loads(shown) if "--json" in arguments and shown else shown, said
 
     return call

@@ -147,7 +147,7 @@ def test_rm_removes_nothing_if_a_run_is_resumed_before_the_answer(copy: Path, re
     ("arguments", "message"),
     [
         (["rums"], "Did you mean 'runs'"),
-        (["runs", "nowhere"], "nowhere: no such folder"),
+        (["runs", "nowhere"], "FOLDER: 'nowhere' is invalid. Expected the path of an existing folder."),
         (["runs", "--where", "val/acuracy>0"], "Did you mean 'val/accuracy'"),
         (["runs", "--where", "val/accuracy>"], "comparisons such as"),
         (["runs", "--sort", "optim.l"], "Did you mean 'optim.lr'"),
@@ -157,7 +157,7 @@ def test_rm_removes_nothing_if_a_run_is_resumed_before_the_answer(copy: Path, re
         (["compare", "multirun"], "multirun is neither the directory of a run"),
         (["compare"], "at least two different runs"),
         (["rm", "nothing"], "No run has the name or ID"),
-        (["gc", "nowhere"], "nowhere: no such folder"),
+        (["gc", "nowhere"], "FOLDER: 'nowhere' is invalid. Expected the path of an existing folder."),
     ],
 )
 def test_what_a_user_has_to_change_is_one_paragraph_and_status_2(

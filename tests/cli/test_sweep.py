@@ -104,7 +104,7 @@ def test_the_table_has_the_running_jobs_with_their_latest_numbers(copy: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ls", "nowhere"], "nowhere: no such folder"),
+        (["ls", "nowhere"], "FOLDER: 'nowhere' is invalid. Expected the path of an existing folder."),
         (["attach", "outputs"], "the directory of a sweep"),
         (["report", "outputs"], "`trainyard sweep ls` lists the sweeps"),
         (["resume", "outputs"], "which has a multirun.yaml"),

@@ -68,7 +68,10 @@ def test_what_stays_unshipped_is_a_failure(
 
 
 def test_wrong_arguments(sync: Sync, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, message in ((["no"], "no: no such folder"), ([str(tmp_path), "--uri", "mlruns"], "--uri: 'mlruns'")):
+    for arguments, message in (
+        (["no"], "FOLDER: 'no' is invalid"),
+        ([str(tmp_path), "--uri", "mlruns"], "--uri: 'mlruns'"),
+    ):
         assert sync(*arguments) == 2
         assert message in capsys.readouterr().err
     assert sync(str(tmp_path)) == 0

@@ -16,8 +16,11 @@ import yaml  # type: ignore[import-untyped,unused-ignore]
 from trainyard.catalog.find import SWEEP
 from trainyard.catalog.lineage import Segment
 from trainyard.catalog.stored_run import StoredRun
+from trainyard.config.config_files import at
+from trainyard.config.saved import saved_values
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.redaction import MASK
+from trainyard.sweep.records import is_record
 from trainyard.track import own
 
 _MODULE = ["-m", "trainyard.train"]
@@ -95,7 +98,7 @@ def from_config(run: StoredRun, folder: Path, directory: Path, lineage: Sequence
         return launch
     plan = []
     for segment in lineage:
-        config = yaml.safe_load(segment.config.read_text(encoding="utf-8"))
+        config = saved_values(segment.config)
         plan.append(vars(segment) | {"config": _literal(_repeatable(run, config))})
     (folder / _PLAN).write_text(json.dumps({"segments": plan}), encoding="utf-8")
     return replace(launch, environment=launch.environment | {"TRAINYARD_REPLAY": str(folder / _PLAN)})
@@ -132,7 +135,9 @@ def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False)
     """
     try:
         text = (run.directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
-        given = [str(line) for line in yaml.safe_load(text) or []]
+        given = yaml.safe_load(text) or []
+        if not isinstance(given, list) or not all(isinstance(line, str) for line in given):
+            raise ValueError("it is not a list of overrides")
     except (OSError, ValueError, yaml.YAMLError) as error:
         said = str(error).partition("\n")[0].rstrip(".")
         raise TrainyardError(
@@ -140,17 +145,19 @@ def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False)
         ) from error
     hydra = _hydra(run)
     new = {_key(line) for line in changes}
-    groups = {str(group) for group in (hydra.get("runtime") or {}).get("choices") or {}}
+    choices = at(hydra, "runtime.choices")
+    groups = {str(group) for group in choices} if isinstance(choices, Mapping) else set()
     below = tuple(f"{key.replace('/', '.')}." for key in new if key in groups)
     kept = [line for line in given if _key(line) not in {*new, "resume", "name"} and not _key(line).startswith(below)]
     program = _program(run)
     main = _sources(hydra, "main")
     flags = ["-cp", main[0]] if program == _MODULE and main and Path(main[0]).is_dir() else []
-    name = (hydra.get("job") or {}).get("config_name")
-    flags += ["-cn", str(name)] if name else []
+    name = at(hydra, "job.config_name")
+    flags += ["-cn", name] if isinstance(name, str) else []
     flags += [word for folder in _sources(hydra, "command-line")[:1] for word in ("--config-dir", folder)]
     flags += ["-m"] if multirun else []
-    path = [line for line in (hydra.get("overrides") or {}).get("hydra") or [] if _key(line) == "hydra.searchpath"]
+    lines = at(hydra, "overrides.hydra")
+    path = [line for line in map(str, lines if isinstance(lines, list) else ()) if _key(line) == "hydra.searchpath"]
     return _launch(run, hydra, [*program, *flags, *path, *kept, *changes])
 
 
@@ -166,7 +173,7 @@ def _clock(now: float) -> str:
 
 def _launch(run: StoredRun, hydra: Mapping[str, Any], arguments: list[str]) -> Launch:
     """Return the launch of Python with these arguments, in the folder from which the run was started, if it exists."""
-    then = Path((hydra.get("runtime") or {}).get("cwd") or ".")
+    then = Path(str(at(hydra, "runtime.cwd") or "."))
     folders = [folder for folder in run.info.python_path if Path(folder).is_dir()]
     before = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([*([before] if before else []), *folders])
@@ -187,10 +194,16 @@ def _of_sweep(directory: Path) -> list[str]:
     for parent in directory.absolute().parents[:3]:
         if (parent / SWEEP).is_file():
             for line in (parent / SWEEP).read_text(encoding="utf-8", errors="replace").splitlines():
-                if '"application"' in line:
-                    record = json.loads(line)
-                    return ["-m", record["module"]] if record.get("module") else [str(record["file"])]
+                if '"application"' in line and is_record(record := _parsed(line)) and record["kind"] == "application":
+                    return ["-m", record["module"]] if record.get("module") else [record["file"]]
     return []
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _hydra(run: StoredRun) -> dict[str, Any]:
@@ -204,8 +217,12 @@ def _hydra(run: StoredRun) -> dict[str, Any]:
 
 def _sources(hydra: Mapping[str, Any], provider: str) -> list[str]:
     """Return the folders of configs from which a run was composed: of its `main` program, or of the `command-line`."""
-    sources = (hydra.get("runtime") or {}).get("config_sources") or []
-    return [str(each["path"]) for each in sources if each.get("provider") == provider and each.get("schema") == "file"]
+    sources = at(hydra, "runtime.config_sources")
+    return [
+        str(each["path"])
+        for each in (sources if isinstance(sources, list) else ())
+        if at(each, "provider") == provider and at(each, "schema") == "file" and "path" in each
+    ]
 
 
 def _key(line: str) -> str:

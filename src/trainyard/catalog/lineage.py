@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped,unused-ignore]
-
 from trainyard.catalog.find import SWEEP
 from trainyard.catalog.stored_run import CONFIG, StoredRun
+from trainyard.config.saved import saved_values
 from trainyard.errors import TrainyardError
 from trainyard.sweep.inheritance import config_until
+from trainyard.sweep.records import is_record
 
 INHERITED = "inherited"
 """Folder of a repeated run with the checkpoint from which its last heir started."""
@@ -107,9 +107,9 @@ def _jobs(manifest: Path) -> dict[int, _Job]:
             jobs[record["num"]] = _Job(str(record["num"]) if subdir is None else subdir)
             if record.get("rungs"):
                 jobs[record["num"]].by = record["rungs"]["by"]
-        elif kind == "report":
+        elif kind == "report" and record["num"] in jobs:
             jobs[record["num"]].at = record["at"]
-        elif kind == "inherited":
+        elif kind == "inherited" and record["num"] in jobs and record["source"] in jobs:
             jobs[record["num"]].inherited.append(record)
         elif kind == "decisions":
             for task in record["tasks"]:
@@ -125,7 +125,7 @@ def _records(manifest: Path) -> Iterator[Record]:
             record = json.loads(line)
         except ValueError:
             continue  # of a sweep that was killed
-        if isinstance(record, dict):
+        if is_record(record):
             yield record
 
 
@@ -143,7 +143,7 @@ def _chain(sweep: Path, jobs: Mapping[int, _Job], num: int) -> list[Segment]:
         keys = () if origin is None else tuple(origin["keys"])
         spans: Sequence[_Span] = job.between(begin, end) or [_Span(begin, 0, 0, 1)]
         if len(spans) > 1:
-            loop = yaml.safe_load(config.read_text(encoding="utf-8")).get("loop") or {}
+            loop = saved_values(config).get("loop") or {}
             spans = [spans[0], *(span for span in spans[1:] if _is_validated(loop, span.start))]
         ends = [*(span.start for span in spans[1:]), end]
         found = [

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
@@ -134,7 +134,8 @@ class StoredRun:
 
     @property
     def objective(self) -> str | None:
-        return cast("str | None", self.config.get("objective"))
+        found = self.config.get("objective")
+        return found if isinstance(found, str) else None
 
     @property
     def best(self) -> Best | None:

@@ -14,6 +14,7 @@ from trainyard.catalog.stored_run import StoredRun
 from trainyard.errors import ConfigError
 from trainyard.sweep.goals import Direction, Goals, as_number
 from trainyard.sweep.identity import is_population
+from trainyard.sweep.records import is_record
 from trainyard.sweep.report.repeats import history
 from trainyard.sweep.report.rows import JobRow
 from trainyard.sweep.steering import is_run
@@ -106,7 +107,8 @@ class StoredSweep:
         changed: dict[int, SweepJob] = {}
         for line in whole.splitlines():
             try:
-                changed |= {job.num: job for job in self._take(json.loads(line))}
+                record = json.loads(line)
+                changed |= {job.num: job for job in self._take(record)} if is_record(record) else {}
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # a line of something else, left by a crash of the machine
         return list(changed.values())
@@ -121,11 +123,11 @@ class StoredSweep:
         if self.goals is not None:
             return self.goals.names[0], self.goals.directions[0]
         if self._told is None:  # of a sweep that has just begun, no job may have written its config yet
-            config = next((found for job in self.jobs.values() if (found := self.run_of(job).config)), None)
-            if config is None:
+            run = next((found for job in self.jobs.values() if (found := self.run_of(job)).config), None)
+            if run is None:
                 return None, "minimize"
-            direction: Direction = "maximize" if config.get("direction") == "maximize" else "minimize"
-            self._told = config.get("objective"), direction
+            direction: Direction = "maximize" if run.config.get("direction") == "maximize" else "minimize"
+            self._told = run.objective, direction
         return self._told
 
     @property

@@ -6,7 +6,6 @@ MLflow.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import click
 
 import trainyard
-from trainyard.console import tell
+from trainyard.console import escape_unencodable, tell
 from trainyard.errors import TrainyardError, nearest
 from trainyard.starting import check_current_folder
 
@@ -76,13 +75,13 @@ def group() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command, and end with its status: 2 if the user has to change something."""
+    escape_unencodable()
     options: dict[str, Any] = {"prog_name": "trainyard"}
     try:
         group(arguments, **options)
     except TrainyardError as error:
         sys.exit(tell(error))
-    except OSError as error:
-        refused = isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError)
-        if error.filename is None or not (refused or error.errno == errno.EROFS):
+    except OSError as error:  # a file that cannot be read or written, or a file where a folder is expected
+        if error.filename is None:
             raise
         sys.exit(tell(TrainyardError(f"{error.filename} cannot be read or written: {error.strerror}.")))

@@ -55,8 +55,8 @@ def card(run: StoredRun, checkpoint: str) -> str:
     """Return the model card of a run: its data, its results, and how to use it."""
     facts, settings = run.info.facts, run.settings
     rows = [
-        ("model", settings.get("model", run.config.get("model", {}).get("_target_", ""))),
-        ("data", settings.get("data", (run.config.get("data") or {}).get("_target_", ""))),
+        ("model", settings.get("model", settings.get("model._target_", ""))),
+        ("data", settings.get("data", settings.get("data._target_", ""))),
         ("seed", settings.get("seed")),
         ("trained", f"{date(run.info.start_time)}, {counted(run.step, 'iteration')}"),
         ("checkpoint", checkpoint),

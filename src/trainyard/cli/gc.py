@@ -10,8 +10,9 @@ import click
 from trainyard.catalog import find
 from trainyard.catalog.find import default_folders
 from trainyard.catalog.garbage import freed, garbage
+from trainyard.checks import existing_folder
 from trainyard.cli.output import size
-from trainyard.errors import TrainyardError, counted
+from trainyard.errors import counted
 from trainyard.files import remove
 from trainyard.track import journal
 
@@ -27,8 +28,7 @@ def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
     newest checkpoint. Runs that are in progress are skipped. Nothing is removed from MLflow.
     """
     for folder in folders:
-        if not folder.is_dir():
-            raise TrainyardError(f"{folder}: no such folder.")
+        existing_folder("FOLDER", folder)
     runs = find(folders or default_folders())
     training = sum(run.state == "running" for run in runs)
     if training:

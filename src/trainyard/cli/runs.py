@@ -10,8 +10,9 @@ import click
 
 from trainyard.catalog import StoredRun, Where, find
 from trainyard.catalog.find import default_folders
+from trainyard.checks import existing_folder
 from trainyard.cli.output import SHORT, as_json, date, number, print_json, print_table, progress
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError
 from trainyard.sweep.report.rows import duration
 
 
@@ -41,8 +42,7 @@ def command(
     metrics have their last value.
     """
     for folder in folders:
-        if not folder.is_dir():
-            raise TrainyardError(f"{folder}: no such folder.")
+        existing_folder("FOLDER", folder)
     runs = find(folders or default_folders())
     if condition is not None:
         where = Where(condition)

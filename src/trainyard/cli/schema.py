@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from trainyard.errors import TrainyardError, counted
+from trainyard.checks import existing_folder
+from trainyard.errors import counted
 
 
 @click.command("schema")
@@ -27,8 +28,7 @@ def command(configs: Path, folder: Path | None, modelines: bool) -> None:
     With these schemas, an editor with yaml-language-server (such as VS Code with its YAML extension) completes and
     checks the configs, including those of your own classes, and shows the description of each argument.
     """
-    if not configs.is_dir():
-        raise TrainyardError(f"{configs}: no such folder. CONF is the folder of your configs.")
+    existing_folder("CONF", configs)
     from trainyard.config.schema_files import put_modelines, schemas, write
     from trainyard.train import own_configs
 

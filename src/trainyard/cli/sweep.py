@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trainyard.checks import existing_folder
 from trainyard.cli.output import as_json, date, number, print_json, print_table
 from trainyard.cli.sweep_report import export, print_ranking, record, report
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError
 
 if TYPE_CHECKING:
     from trainyard.sweep.steering import Action
@@ -45,8 +46,7 @@ def ls(folders: Sequence[Path], json_: bool) -> None:
     from trainyard.catalog.stored_sweep import find_sweeps
 
     for folder in folders:
-        if not folder.is_dir():
-            raise TrainyardError(f"{folder}: no such folder.")
+        existing_folder("FOLDER", folder)
     sweeps = find_sweeps(folders or default_folders())
     records = [record(sweep) for sweep in sweeps]
     if json_:

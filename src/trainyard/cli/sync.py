@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from trainyard.catalog.find import default_folders
+from trainyard.checks import existing_folder
 from trainyard.cli.store import store
-from trainyard.errors import TrainyardError
 
 
 @click.command("sync")
@@ -36,8 +36,7 @@ def command(folders: Sequence[Path], uri: str | None, experiment: str | None, tr
     Records that are already in MLflow are not sent again. The exit status is 1 if records are still missing.
     """
     for folder in folders:
-        if not folder.is_dir():
-            raise TrainyardError(f"{folder}: no such folder.")
+        existing_folder("FOLDER", folder)
     from trainyard import temporary
     from trainyard.track.shipper.__main__ import configure
     from trainyard.track.sync import sync

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 from omegaconf import DictConfig, OmegaConf
+
+from trainyard.errors import TrainyardError
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 
@@ -17,6 +20,24 @@ def saved_config(text: str) -> DictConfig:
     except yaml.YAMLError:
         content = None
     return OmegaConf.create(content if isinstance(content, dict) else {})
+
+
+def saved_values(file: Path) -> dict[str, Any]:
+    """Return the mapping in a file, in plain Python.
+
+    Raises:
+        TrainyardError: the file cannot be read, or contains no mapping.
+    """
+    try:
+        content: Any = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
+    except OSError as error:
+        raise TrainyardError(f"{file} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise TrainyardError(f"{file} cannot be read: {said}.") from error
+    if not isinstance(content, dict):
+        raise TrainyardError(f"{file} cannot be read: it contains no mapping of keys to values.")
+    return content
 
 
 def value_text(config: DictConfig, key: str) -> str | None:

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.application import StartedAs
+from trainyard.config.saved import saved_values
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.quoting import override
+from trainyard.quoting import override, shell_override
 from trainyard.sweep.manifest import Manifest
 
 
@@ -37,17 +39,23 @@ def go_on(directory: Path, application: Path | None = None) -> int:
         hint = "DIR is the hydra.sweep.dir of a sweep that has started."
         raise ConfigError("DIR", str(directory), "the directory of a sweep, which has a multirun.yaml", hint=hint)
     directory = directory.resolve()
-    hydra = OmegaConf.load(record).hydra
     started = _application(directory, application)
-    if not Path(hydra.runtime.cwd).is_dir():
+    values = saved_values(record)
+    try:
+        hydra = OmegaConf.create(values).hydra
+        folder, given = Path(hydra.runtime.cwd), arguments(hydra)
+    except (AttributeError, TypeError, KeyError, ValueError, OmegaConfBaseException) as error:
         raise TrainyardError(
-            f"The sweep was started in {hydra.runtime.cwd}, which does not exist. Restore this folder, because the "
-            "command of the sweep runs in it."
+            f"{record} is not the record of a sweep, so its command is unknown. Repeat the command with "
+            f"{shell_override('hydra.sweep.dir', directory)}."
+        ) from error
+    if not folder.is_dir():
+        raise TrainyardError(
+            f"The sweep was started in {folder}, which does not exist. Restore this folder, because the command of the "
+            "sweep runs in it."
         )
-    command = [sys.executable, *started.command, *arguments(hydra)]
-    return subprocess.run(
-        [*command, override("hydra.sweep.dir", directory)], cwd=hydra.runtime.cwd, check=False
-    ).returncode
+    command = [sys.executable, *started.command, *given, override("hydra.sweep.dir", directory)]
+    return subprocess.run(command, cwd=folder, check=False).returncode
 
 
 def arguments(hydra: Any) -> list[str]:

@@ -31,6 +31,7 @@ from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
 from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Inherited, Origin, Proposed
 from trainyard.sweep.identity import differences
+from trainyard.sweep.records import is_record
 from trainyard.sweep.steering import KIND, MANIFEST, Command, acknowledgement
 
 FILE = MANIFEST
@@ -127,6 +128,8 @@ class Manifest:
             os.truncate(manifest.path, len(whole))
         with _kept():
             for record in _parsed(whole):
+                if not is_record(record):
+                    continue
                 try:
                     manifest._take(record)
                     if follow is not None and (event := event_of(record)) is not None:

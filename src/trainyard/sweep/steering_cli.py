@@ -17,12 +17,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from trainyard.config.saved import saved_values
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_path
 from trainyard.redaction import check_overrides
 from trainyard.sweep.events import FINAL, FIRST_CLONE
 from trainyard.sweep.manifest import FILE
 from trainyard.sweep.plan import spans
+from trainyard.sweep.records import is_record
 from trainyard.sweep.steering import (
     Acknowledgement,
     Action,
@@ -114,7 +116,9 @@ class SweepState:
         self._read_to += len(whole)
         for line in whole.splitlines():
             try:
-                self._take(json.loads(line))
+                record = json.loads(line)
+                if is_record(record):
+                    self._take(record)
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
 
@@ -194,12 +198,11 @@ def _check_overrides(action: Action, num: int, directory: Path, state: SweepStat
         raise ConfigError("KEY=VALUE", "", "at least one override, because a clone is a job with other values")
     check_overrides(list(overrides))
     folder = directory / (state.subdirs[num] or str(num)) / HYDRA
-    try:
-        config, hydra = OmegaConf.load(folder / "config.yaml"), OmegaConf.load(folder / "hydra.yaml")
-    except OSError:
-        if state.states[num] != "waiting":  # it has started without these files (`hydra.output_subdir`)
+    if not folder.is_dir():
+        if state.states[num] != "waiting":  # it has started without this folder (`hydra.output_subdir`)
             return
-        raise ConfigError("JOB", num, f"a job that has started; #{num} has no checkpoint to start from") from None
+        raise ConfigError("JOB", num, f"a job that has started; #{num} has no checkpoint to start from")
+    config, hydra = (OmegaConf.create(saved_values(folder / name)) for name in ("config.yaml", "hydra.yaml"))
     groups = [str(group) for group in OmegaConf.select(hydra, "hydra.runtime.choices", default={})]
     for line in overrides:
         _check_override(line, config, groups)

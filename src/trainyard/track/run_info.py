@@ -8,13 +8,17 @@ import json
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from trainyard import temporary
-from trainyard.errors import TrainyardError
+from trainyard.checks import number
+from trainyard.config.annotations import check_value
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.files import writing
 from trainyard.redaction import redacted
+from trainyard.track.lines import LAST_TIME
 
 FILE = "run.json"
 
@@ -94,12 +98,23 @@ class RunInfo:
     def read(cls, work_dir: str | Path) -> Self:
         """Read the `run.json` of `work_dir`; raise TrainyardError if it is missing or cannot be read."""
         path = Path(work_dir) / FILE
-        known = {spec.name for spec in dataclasses.fields(cls)}
         try:
             data = json.loads(path.read_bytes())
-            return cls(**{key: value for key, value in data.items() if key in known})
+            own = {key: data[key] for key in _types() if key in data}
+            for key, value in own.items():
+                check_value(key, value, _types()[key])
+            number("start_time", own.get("start_time", 0.0), at_least=-LAST_TIME, below=LAST_TIME)
+            return cls(**own)
+        except ConfigError as error:
+            raise TrainyardError(f"{path} cannot be read: {error}") from error
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise TrainyardError(f"{path} cannot be read: {error}.") from error
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """Return the types of the fields of a `RunInfo`."""
+    return get_type_hints(RunInfo)
 
 
 def write_json(path: Path, data: Any, then: str | None = None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from trainyard.application import StartedAs
 from trainyard.errors import TrainyardError
 from trainyard.redaction import redact
+from trainyard.sweep.records import is_record
 from trainyard.sweep.report.rows import JobRow
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import run_page
@@ -78,6 +79,8 @@ def _manifest(directory: Path) -> tuple[float | None, StartedAs | None]:
                 break
             with suppress(ValueError, KeyError, TypeError):
                 record = json.loads(line)
+                if not is_record(record):
+                    continue
                 if record["kind"] == "began":
                     started = float(record["time"])
                 elif record["kind"] == "application":
