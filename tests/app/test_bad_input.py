@@ -64,6 +64,21 @@ def _left(folder: Any) -> Any:
         (["device=coda"], ["device: 'coda' is invalid"]),
         (["precision=fp23"], ["precision: 'fp23' is invalid", "Did you mean 'fp32'?"]),
         (["accumulate=0"], ["accumulate: 0 is invalid"]),
+        (["work_dir=null"], ["work_dir: None is invalid. Expected the directory of the run: "]),
+        (["work_dir=3"], ["work_dir: 3 is invalid"]),
+        (["test_loop=abc"], ["test_loop: 'str' is invalid. Expected an object with the attributes"]),
+        (["val_loop=''"], ["val_loop: 'str' is invalid"]),
+        (["hydra.job.name=a/b"], ["hydra.job.name: 'a/b' is invalid. Expected the name of the log file"]),
+        (["hydra.output_subdir=../x"], ["hydra.output_subdir: '../x' is invalid. Expected a folder"]),
+        (["-m", "seed=range(3,1)"], ["seed: 'range(3,1)' is invalid. Expected a range that contains a value."]),
+        (["-m", "seed=range(0,3,0)"], ["seed: 'range(0,3,0)' is invalid. Expected a range that contains a value."]),
+        (["optim=sam", "optim.base.momentum=-1"], ["optim.base.momentum: -1 is invalid. Expected a number"]),
+        (["optim=sam", "optim.base=3"], ["optim.base: 3 is invalid. Expected a config with `_partial_: true`"]),
+        (["optim=lbfgs", "optim.history_size=0"], ["optim.history_size: 0 is invalid. Expected an integer of at"]),
+        (["optim=lbfgs", "optim.lr=0"], ["optim.lr: 0 is invalid. Expected a number above 0"]),
+        (["optim=lbfgs", "optim.line_search_fn=x"], ["optim.line_search_fn: 'x' is invalid. Expected one of"]),
+        (["schedule=onecycle", "schedule.scheduler.div_factor=0"], ["schedule.scheduler.div_factor: 0 is invalid"]),
+        (["schedule=onecycle", "schedule.scheduler.max_lr=-1"], ["schedule.scheduler.max_lr: -1 is invalid"]),
         (["clip_grad_norm=0"], ["clip_grad_norm: 0"]),
         (["objective=val/acc"], ["objective: No metric named 'val/acc'", "Did you mean 'val/accuracy'?"]),
         (["direction=up"], ["direction: 'up' is invalid", "maximize or minimize"]),
@@ -85,6 +100,26 @@ def test_a_mistake_is_told_and_leaves_nothing(command: Any, arguments: Any, told
     assert len(message.strip().splitlines()) == 1, "one paragraph"
     assert "Traceback" not in message
     assert _left(Path.cwd()) == []
+
+
+@pytest.mark.parametrize("value", ["abc", 3, True, [1], {"a": 1}])
+@pytest.mark.parametrize("group", ["model", "data", "optim", "schedule", "loop", "metric", "hook", "env", "tracker"])
+def test_a_value_in_place_of_a_part(command: Any, group: str, value: Any) -> None:
+    """An experiment, or a primary config, may replace the whole of a group."""
+    Path("own").mkdir()
+    lines = ["defaults: [train]"] if group == "data" else ["defaults: [train, {override data: rings}]"]
+    Path("own/mine.yaml").write_text("\n".join([*lines, f"{group}: {value if value is not True else 'true'}\n"]))
+    status, message = command("-cp", "own", "-cn", "mine", quick=[] if group == "tracker" else ["tracker=none"])
+    assert status == 2, message
+    assert "Traceback" not in message
+    assert f"{group}" in message.partition(" is invalid")[0]
+    assert _left(Path.cwd()) == ["own", "own/mine.yaml"]
+
+
+@pytest.mark.parametrize("key", ["mode", "quick", "seed", "device", "sanity_check", "resume"])
+def test_settings_that_were_removed_have_their_defaults(command: Any, key: str) -> None:
+    status, message = command(f"~{key}", "hydra.run.dir=run")
+    assert status == 0, message
 
 
 def test_a_directory_that_cannot_be_made(command: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ def _explain_merge(name: str, said: str, text: str, places: ConfigPlaces) -> Tra
     if file is not None and not isinstance(file.whole, Mapping):
         return TrainyardError(f"{where} contains a {type(file.whole).__name__}. Expected a mapping of keys to values.")
     if file is not None:
-        for place, value in _replaced(file.content, _composed(places)):
+        groups = ((str(name), value) for name, value in file.content.items() if isinstance(value, list))
+        lists = ((name, value) for name, value in groups if places.options(name))
+        for place, value in chain(_replaced(file.content, _composed(places)), lists):
             kind = "a list" if isinstance(value, list) else "a mapping"
             other = "a mapping" if isinstance(value, list) else "a list"
             return TrainyardError(f"{where}: {place}: {value!r} is invalid, because {kind} cannot replace {other}.")

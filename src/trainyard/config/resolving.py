@@ -14,16 +14,18 @@ from trainyard.config.plain import children, is_open, plain
 from trainyard.errors import ConfigError
 
 _OF_HYDRA = re.compile(r"\$\{hydra:([a-z_]+(?:\.[a-z_]+)*)\}")
+_READ = {"mode": "train", "quick": False, "name": None}  # settings that a command reads, with their defaults
 _PLAIN = bool | int | float | str | None
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Return a composed config in plain Python, without Hydra's own node.
+    """Return a composed config in plain Python, without Hydra's own node, and with `mode`, `quick` and `name`.
 
     Raises:
         ConfigError: an interpolation does not resolve.
     """
-    return {str(key): resolved(cfg, key, node) for key, node in children(cfg).items() if key != "hydra"}
+    values = {str(key): resolved(cfg, key, node) for key, node in children(cfg).items() if key != "hydra"}
+    return values | {name: default for name, default in _READ.items() if name not in values}
 
 
 def resolved(cfg: DictConfig, key: Any, node: Node | None = None) -> Any:

@@ -178,10 +178,13 @@ def _nodes(values: dict[str, Any]) -> dict[str, Any]:
     nodes = {"optim": optim} if "_target_" in optim else {f"optim.{name}": node for name, node in optim.items()}
     found = {key: value for key, value in values.items() if key != "optim"}
     for key, node in nodes.items():
-        rules = node.get("paramwise") if isinstance(node, Mapping) else None
+        if not isinstance(node, Mapping):
+            found[key] = node
+            continue
+        rules = node.get("paramwise")
         if not isinstance(rules, Mapping | None):
             raise ConfigError(f"{key}.paramwise", rules, "a mapping of rules, or null")
-        found[key] = {name: value for name, value in node.items() if name != "paramwise"} if node else node
+        found[key] = {name: value for name, value in node.items() if name != "paramwise"}
         if rules:
             found[f"{key}.paramwise"] = {"_target_": "trainyard.optim.Paramwise", **rules}
     return found

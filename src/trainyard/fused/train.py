@@ -19,7 +19,7 @@ from trainyard.config.current_job import current_job
 from trainyard.config.resolving import resolve
 from trainyard.errors import PlacesDiffer, StackDivided, counted
 from trainyard.fused.probe import Fit
-from trainyard.track import NoTracker, Tracker, facts
+from trainyard.track import Tracker, as_tracker, facts
 from trainyard.track.sweep_position import SweepPosition
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def train_stack(
     temporary.for_multiprocessing()
     collected = facts.begin(Path.cwd())
     quick = bool(configs[0].get("quick"))
-    tracker: Tracker = (None if quick else build(configs[0].get("tracker"), "tracker")) or NoTracker()
+    tracker: Tracker = as_tracker(None if quick else build(configs[0].get("tracker"), "tracker"))
     tracker.leave_shipping()
     tracker.start()
     members = []

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from trainyard.checks import choice, integer, number
 from trainyard.config.build import build as config_build
 from trainyard.config.build import is_node
 from trainyard.errors import ConfigError
@@ -162,15 +163,46 @@ def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimize
         with without_dynamo.constructing():
             optimizer = partial(params)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        name, keywords = _name(partial), getattr(partial, "keywords", {})
-        key = _blamed(str(error), _defaults(partial), keywords)
-        if key is None and not isinstance(error, ValueError):
+        found = refusal(partial, error)
+        if found is None:
             raise
-        given = name if key is None else keywords.get(key, _defaults(partial).get(key))
-        accepted = _ACCEPTED.get(key or "", f"{'arguments' if key is None else 'a value'} that {name} accepts")
-        raise ConfigError(key or "", given, accepted, hint=f"{name} says: {str(error).rstrip('.')}.") from error
+        raise found from error
     _check(optimizer)
+    if type(optimizer) is torch.optim.LBFGS:
+        _check_lbfgs(optimizer.defaults)
     return optimizer
+
+
+def refusal(partial: Callable[..., Optimizer], error: Exception) -> ConfigError | None:
+    """Return the error for an argument that an optimizer refuses; None if the arguments are not the cause.
+
+    Args:
+        partial: the optimizer's class with its arguments.
+        error: the error that the class has raised.
+    """
+    name, keywords = _name(partial), getattr(partial, "keywords", {})
+    key = _blamed(str(error), _defaults(partial), keywords)
+    if key is None and not isinstance(error, ValueError):
+        return None
+    given = name if key is None else keywords.get(key, _defaults(partial).get(key))
+    accepted = _ACCEPTED.get(key or "", f"{'arguments' if key is None else 'a value'} that {name} accepts")
+    return ConfigError(key or "", given, accepted, hint=f"{name} says: {str(error).rstrip('.')}.")
+
+
+def _check_lbfgs(given: Mapping[str, Any]) -> None:
+    """Check the arguments of LBFGS, of which torch checks only the learning rate.
+
+    Raises:
+        ConfigError: a number is out of range, or the line search is unknown.
+    """
+    search = given["line_search_fn"]
+    if search is not None:
+        choice("line_search_fn", search, ("strong_wolfe",), other="null for steps of lr")
+        number("lr", given["lr"], above=0)
+    for name in ("max_iter", "max_eval", "history_size"):
+        integer(name, given[name], at_least=1)
+    for name in ("tolerance_grad", "tolerance_change"):
+        number(name, given[name], at_least=0)
 
 
 def _check(optimizer: Optimizer) -> None:

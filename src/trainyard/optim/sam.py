@@ -12,6 +12,9 @@ from torch.optim.optimizer import ParamsT
 
 from trainyard.checks import number
 from trainyard.errors import ConfigError
+from trainyard.optim.build import refusal
+
+_BASE = "a config with `_partial_: true` that builds an optimizer"
 
 
 class SAM(Optimizer):
@@ -51,13 +54,19 @@ class SAM(Optimizer):
     ) -> None:
         number("lr", lr, at_least=0)
         number("rho", rho, at_least=0)
-        accepted = "a config with `_partial_: true` that builds an optimizer"
         if base is not None and not callable(base):
-            raise ConfigError("base", base, f"{accepted}, or null for SGD")
+            raise ConfigError("base", base, f"{_BASE}, or null for SGD")
         super().__init__(params, {"lr": lr, "rho": rho})
-        made = (SGD if base is None else base)(self.param_groups, lr=lr)
+        base = SGD if base is None else base
+        try:
+            made = base(self.param_groups, lr=lr)
+        except (ValueError, TypeError) as error:
+            found = refusal(base, error)
+            if found is None:
+                raise
+            raise found.under("base") from error
         if not isinstance(made, Optimizer):
-            raise ConfigError("base", base, accepted)
+            raise ConfigError("base", base, _BASE)
         self.base = made
         self.defaults |= {key: value for key, value in made.defaults.items() if key != "fused"}
         self._share()

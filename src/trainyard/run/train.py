@@ -14,18 +14,19 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from trainyard import temporary
 from trainyard.config.build import build
-from trainyard.errors import JobPaused, TrainyardError
+from trainyard.errors import ConfigError, JobPaused, TrainyardError
 from trainyard.files import writing
 from trainyard.garbage import collect_as_usual
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
 from trainyard.run.ranks import InterruptedRunError, go_on, shown
-from trainyard.track import NoTracker, Shipment, Tracker, facts
+from trainyard.track import NoTracker, Shipment, Tracker, as_tracker, facts
 from trainyard.track.sweep_position import Returned, SweepPosition
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from trainyard.runner import Member, Runner
 
 log = logging.getLogger(__name__)
+
+_LONGEST_NAME = 200  # bytes; most file systems allow 255, with the suffix of the file
 
 
 class RunFailedError(TrainyardError):
@@ -59,7 +62,8 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
     directory = Path(HydraConfig.get().runtime.output_dir)
     runner: Runner | None = None
     with _nothing_left_behind(directory):
-        tracker = (None if cfg.get("quick") else build(cfg.get("tracker"), "tracker")) or NoTracker()
+        _check_hydra(HydraConfig.get())
+        tracker = as_tracker(None if cfg.get("quick") else build(cfg.get("tracker"), "tracker"))
         if position is not None:
             tracker.leave_shipping()
         tracker.start()  # its process imports MLflow while this one imports torch
@@ -69,6 +73,9 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
 
         # The jobs of a sweep were checked before the first of them began.
         values = check(cfg) if position is None else resolve(cfg)
+        if not isinstance(values.get("work_dir"), str):
+            accepted = "the directory of the run: ${hydra:runtime.output_dir}, or another path"
+            raise ConfigError("work_dir", values.get("work_dir"), accepted)
         over = ranks.spread(values)
         if over.devices == 1:
             if over.world is not None and over.strategy is not None and over.world.world_size > 1:
@@ -83,6 +90,22 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
         return _trained(runner, values, position)
     finally:
         _report(_ship(tracker))
+
+
+def _check_hydra(hydra: HydraConf) -> None:
+    """Check the names of the files that Hydra writes into the directory of a run.
+
+    Raises:
+        ConfigError: a name would lead out of the directory, or is too long.
+    """
+    name, folder = hydra.job.name, hydra.output_subdir
+    if "/" in name or len(os.fsencode(name)) > _LONGEST_NAME:
+        accepted = f"the name of the log file: without /, and of at most {_LONGEST_NAME} bytes"
+        raise ConfigError("hydra.job.name", name, accepted)
+    if folder is not None and (Path(folder).is_absolute() or ".." in Path(folder).parts):
+        raise ConfigError(
+            "hydra.output_subdir", folder, "a folder in the directory of the run, such as .hydra, or null"
+        )
 
 
 def _tried(
@@ -127,7 +150,7 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> R
     """
     temporary.for_multiprocessing()
     tracked = own.is_main and not cfg.get("quick")
-    tracker: Tracker = (build(cfg.get("tracker"), "tracker") if tracked else None) or NoTracker()
+    tracker = as_tracker(build(cfg.get("tracker"), "tracker") if tracked else None)
     tracker.leave_shipping()
     collected = facts.begin(Path.cwd())
     from trainyard.config.resolving import resolve

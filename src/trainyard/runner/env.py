@@ -122,6 +122,19 @@ def _threads(key: str, value: int | None) -> int | None:
     )
 
 
+def as_env(given: object) -> Env:
+    """Return the settings of a process unchanged; None are the default settings.
+
+    Raises:
+        ConfigError: the value is not an `Env`.
+    """
+    if given is None:
+        return Env()
+    if not isinstance(given, Env):
+        raise ConfigError("env", given, "a trainyard.runner.Env, or its config, or null")
+    return given
+
+
 def find_device(name: str) -> torch.device:
     """Return the device for `auto` (CUDA if available, else the CPU), `cpu`, `cuda` or `cuda:1`, or for another device
     of torch on which a number can be stored, such as `mps` or `xpu`.

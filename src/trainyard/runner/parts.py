@@ -158,6 +158,9 @@ class Parts:
         schedule = build(self.settings["schedule"], "schedule")
         if isinstance(schedule, Mapping):
             schedule = optimizers.schedules_of(build_all(schedule, "schedule"))
+        if not hasattr(schedule, "bind") and schedule is not None:
+            accepted = "a schedule of trainyard.schedules, a mapping of schedules by optimizer, or null"
+            raise ConfigError("schedule", type(schedule).__name__, accepted)
         if schedule is not None:
             loop, train = self.train_loop, self.loader("train")
             unit = schedule.by or loop.unit
@@ -185,17 +188,20 @@ class Parts:
 
     @cached_property
     def val_loop(self) -> ValLoop:
-        loop: ValLoop = checked("val_loop", build(self.settings["val_loop"], "val_loop") or ValLoop(), EvalLoop)
-        return loop
+        return self._eval_loop("val_loop", ValLoop)
 
     @cached_property
     def test_loop(self) -> ValLoop:
-        loop: ValLoop = checked("test_loop", build(self.settings["test_loop"], "test_loop") or TestLoop(), EvalLoop)
+        return self._eval_loop("test_loop", TestLoop)
+
+    def _eval_loop(self, key: str, usual: type[ValLoop]) -> ValLoop:
+        given = build(self.settings[key], key)
+        loop: ValLoop = checked(key, usual() if given is None else given, EvalLoop)
         return loop
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        config = fill_auto(self.settings["metrics"] or {}, "metric", self.data.spec if self.data else None)
+        config = fill_auto(self.metric_settings, "metric", self.data.spec if self.data else None)
         found = {LOSSES: ModelLosses()} if self.validates_by_loss else configured(config)
         return {name: self.strategy.metric(metric) for name, metric in found.items()}
 
@@ -203,8 +209,21 @@ class Parts:
     def validates_by_loss(self) -> bool:
         """Whether the losses of the model are its validation: there is no metric, and the model does not define
         `val_step`."""
-        given = self.settings["metrics"] or {}
-        return not any(metric is not None for metric in given.values()) and not evaluates_itself(self.model)
+        return not any(metric is not None for metric in self.metric_settings.values()) and not evaluates_itself(
+            self.model
+        )
+
+    @property
+    def metric_settings(self) -> Mapping[str, Any]:
+        """The metrics or their configs, by name; empty for none.
+
+        Raises:
+            ConfigError: the value is not a mapping.
+        """
+        given = self.settings["metrics"]
+        if given is not None and not isinstance(given, Mapping):
+            raise ConfigError("metric", type(given).__name__, "a mapping from names to metrics or their configs")
+        return given or {}
 
     @property
     def hook_settings(self) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from trainyard.models import call
 from trainyard.rng import derive
 from trainyard.runner import unfreezing
 from trainyard.runner.arguments import arguments, as_arguments, as_keys, directory
-from trainyard.runner.env import Env, find_device
+from trainyard.runner.env import as_env, find_device
 from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.evaluation import Evaluator, Prediction
 from trainyard.runner.interactive import Interactive
@@ -43,7 +43,7 @@ from trainyard.runner.state import Start, capture, restore, restore_best, starti
 from trainyard.runner.switching import end_training
 from trainyard.step.group import BY
 from trainyard.step.precision import make_precision
-from trainyard.track import NoTracker, RunInfo, Tracker
+from trainyard.track import RunInfo, Tracker, as_tracker
 from trainyard.track.scalars import ScalarBuffer
 
 log = logging.getLogger(__name__)
@@ -152,8 +152,8 @@ class Runner(Interactive):
         boolean("sanity_check", sanity_check)
         parse_limits(limit), batches_to_overfit(overfit)
         compile_arguments(compile)  # a wrong value is an error before anything is built
-        self.tracker: Tracker = build(tracker, "tracker") or NoTracker()
-        (build(env, "env") or Env()).apply()
+        self.tracker: Tracker = as_tracker(build(tracker, "tracker"))
+        as_env(build(env, "env")).apply()
         own_strategy = as_strategy(build(strategy, "strategy"))
         own_device = find_device(device)
         try:
@@ -340,7 +340,7 @@ class Runner(Interactive):
             return
         starts = self.starting_points()
         if mode == "train":
-            _ = self.train_loop
+            _ = self.train_loop, self.val_loop, self.test_loop
         _ = self.dispatch, self.model, self.loader(mode), self.metrics, [self.loader(name) for name in self.sets(mode)]
         if mode == "train":
             _ = self.optimizer, self.beginning, self.schedule, self.step

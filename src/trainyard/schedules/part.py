@@ -171,6 +171,8 @@ class Part:
         keywords = {name: self._resolve(name, value, optimizer, length) for name, value in self.keywords.items()}
         if certain:
             self._tell_beyond(keywords, length)
+        if self.make is OneCycleLR:
+            self._check_one_cycle(keywords)
         try:
             scheduler = self.make(optimizer, **keywords)
         except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -194,6 +196,20 @@ class Part:
             accepted = f'"auto", or at least {self._in_units(length):.12g}, the length of the schedule'
             raise ConfigError(f"{self.key}.total_steps", self._in_units(scheduler.total_steps), accepted)
         return scheduler
+
+    def _check_one_cycle(self, keywords: Mapping[str, Any]) -> None:
+        """Check the learning rates of `OneCycleLR`, which torch does not check.
+
+        Raises:
+            ConfigError: a learning rate would be negative, or is divided by 0.
+        """
+        for name in ("div_factor", "final_div_factor"):
+            if name in keywords:
+                number(f"{self.key}.{name}", keywords[name], above=0)
+        rates = keywords.get("max_lr")
+        for rate in rates if isinstance(rates, list | tuple) else [rates]:
+            if is_number(rate) and rate < 0:
+                raise ConfigError(f"{self.key}.max_lr", rates, "numbers of at least 0")
 
     def _tell_beyond(self, keywords: Mapping[str, Any], length: float) -> None:
         """Log the lengths and milestones that the run does not reach."""

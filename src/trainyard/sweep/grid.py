@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 from omegaconf import DictConfig
 
 from trainyard.errors import ConfigError
@@ -201,7 +201,15 @@ def _values(override: Override) -> Sequence[str]:
         given = str(override.input_line).partition("=")[2]
         hint = "To search a range of numbers, use hydra/sweeper=search."
         raise ConfigError(override.key_or_group, given, _VALUES, hint=hint)
-    return list(override.sweep_string_iterator())
+    value: Any = override.value()
+    if not isinstance(value, RangeSweep):
+        return list(override.sweep_string_iterator())
+    found = [] if value.step == 0 else list(override.sweep_string_iterator())
+    if not found:
+        hint = "range(start, stop, step) excludes stop, and step is not 0."
+        given = str(override.input_line).partition("=")[2]
+        raise ConfigError(override.key_or_group, given, "a range that contains a value", hint=hint)
+    return found
 
 
 def _values_or_none(override: Override) -> Sequence[str]:

@@ -19,7 +19,7 @@ from trainyard.sweep.report.ranking import rank, table, text
 from trainyard.sweep.report.repeats import Configuration, configurations
 from trainyard.sweep.report.rows import JobRow
 from trainyard.sweep.summary import BestSoFar, command, data_sets, summary_tags
-from trainyard.track import Journal, RunInfo, Shipment, Status, Tracker, facts
+from trainyard.track import Journal, RunInfo, Shipment, Status, Tracker, as_tracker, facts
 from trainyard.track.journal import FILE as JOURNAL
 from trainyard.track.run_info import FILE
 from trainyard.track.uri import DEFAULT_EXPERIMENT
@@ -43,7 +43,7 @@ def started_tracker(config: DictConfig | None) -> Tracker | None:
     node = None if config is None else OmegaConf.select(config, "tracker")
     if config is None or not is_node(node) or OmegaConf.select(config, "quick"):
         return None
-    tracker: Tracker = build(node, "tracker")
+    tracker = as_tracker(build(node, "tracker"))
     tracker.start()
     return tracker
 

@@ -3,7 +3,7 @@
 from trainyard.track.journal import Journal, Record, Status, read
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import RunShipment, Shipment
-from trainyard.track.tracker import MLflowTracker, NoTracker, Tracker
+from trainyard.track.tracker import MLflowTracker, NoTracker, Tracker, as_tracker
 
 __all__ = [
     "Journal",
@@ -15,5 +15,6 @@ __all__ = [
     "Shipment",
     "Status",
     "Tracker",
+    "as_tracker",
     "read",
 ]

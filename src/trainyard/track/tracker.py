@@ -146,6 +146,19 @@ class NoTracker(Tracker):
         return Shipment()
 
 
+def as_tracker(given: object) -> Tracker:
+    """Return a tracker unchanged; None is `NoTracker`.
+
+    Raises:
+        ConfigError: the value is not a tracker.
+    """
+    if given is None:
+        return NoTracker()
+    if not isinstance(given, Tracker):
+        raise ConfigError("tracker", given, "a trainyard.track.Tracker, or its config; for none, tracker=none")
+    return given
+
+
 class MLflowTracker(Tracker):
     """Tracks runs in MLflow, through a separate process that reads their journals.
 
