@@ -182,6 +182,24 @@ def test_a_primary_config_that_does_not_exist() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "{file} contains a list. Expected a mapping of keys to values."),
+        (
+            "defaults: [train, _self_, {override hydra/sweeper: optuna}]\n",
+            "pip install 'trainyard[search]'. The defaults list of {file} contains this name.",
+        ),
+    ],
+)
+def test_a_fault_in_the_primary_config(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(HydraException) as raised, initialize_config_dir(str(tmp_path), **VERSION_BASE):
+        compose("mine")
+    assert message.format(file=file) in str(explain(raised.value, [], ConfigPlaces(str(tmp_path), "mine")))
+
+
 def test_a_fault_in_a_config_file_is_no_fault_of_an_override(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/wrong.yaml").write_text("# @package _global_\ndefaults: [override /modle: cnn]\n")

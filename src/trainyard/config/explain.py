@@ -111,7 +111,8 @@ def _explain_missing(
     hint = _instead_of(group, option)
     meant = () if hint else options
     if file is not None and not any(option in entry.partition("=")[2] for entry in overrides):
-        found = selecting(option, group, places) if file == places.name else None  # Hydra names this one for all groups
+        # Hydra names the file that selects the group first, and not the file that overrides the option.
+        found = selecting(option, group, places) if file in (places.name, "hydra/config") else None
         selected = f"The defaults list of {found or f'{file}.yaml'} contains this name."
         hint = f"{hint.rstrip('.')}. {selected}" if hint else selected
         last = group.rpartition("/")[2]

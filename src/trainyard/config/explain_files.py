@@ -67,6 +67,8 @@ def _explain_composition(error: Exception, text: str, places: ConfigPlaces) -> T
         cause = "Hydra does not accept it." if error.__cause__ is None else f"{_line(error.__cause__).rstrip('.')}."
         what = f"{found[2]} cannot be removed" if "~" in found[1] else f"{found[2]}: {found[3]!r} is invalid"
         return TrainyardError(f"{what}. {cause}")
+    if found := re.match(r"primary config '([^']+)' must be a DictConfig", text):
+        return TrainyardError(f"{_path(found[1], places)} contains a list. Expected a mapping of keys to values.")
     if found := re.match(r"In '([^']+)': (.*)", text):
         return TrainyardError(f"{_path(found[1], places)}: {found[2].rstrip('.')}.")
     return TrainyardError(f"{text.rstrip('.')}.") if text.startswith("Error resolving interpolation") else None
