@@ -81,7 +81,7 @@ def test_members_of_a_population_have_their_last_values_and_are_not_repeats(dire
             {"kind": "proposer", "identity": {"sweeper": "pbt"}},
             {"kind": "job", "num": 0, "overrides": ["lr=0.1", "seed=0"], "subdir": "0"},
             {"kind": "job", "num": 1, "overrides": ["lr=0.2", "seed=1"], "subdir": "1"},
-            {"kind": "inherited", "num": 1, "source": 0, "at": 2, "overrides": ["lr=0.1", "seed=0"]},
+            {"kind": "inherited", "num": 1, "source": 0, "at": 2, "keys": [], "overrides": ["lr=0.1", "seed=0"]},
         )
     )
     rows = StoredSweep.read(directory).rows()

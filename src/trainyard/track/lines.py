@@ -71,7 +71,8 @@ def _numbers(record: Record) -> Record:
             raise TypeError
     elif kind in _MAPPINGS and not _is_text_by_name(record[_MAPPINGS[kind]]):
         raise TypeError
-    if not all(isinstance(record[name], str) for name in _TEXTS.get(kind, ())):
+    withdrawn = kind == "model" and record["checkpoint"] is None
+    if not withdrawn and not all(isinstance(record[name], str) for name in _TEXTS.get(kind, ())):
         raise TypeError
     return record
 
