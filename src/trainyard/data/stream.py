@@ -76,7 +76,7 @@ class Stream(Data):
         self.shards = {
             split: _files(key, files)
             for (split, key), files in zip(_KEYS.items(), given, strict=True)
-            if files is not None
+            if files is not None or split == "train"
         }
         self.splits = tuple(self.shards)
         first = next((file for file in self.shards["train"] if _rows("shards", file)), None)
