@@ -162,6 +162,8 @@ def test_a_pruned_job_is_finished(sweep: Path) -> None:
     for num in (1, 2):
         _append(sweep, kind="state", num=num, state="stopped")
     assert _left(sweep) == "", "a job that a user has paused is left to the user"
+    _append(sweep, kind="queued", units=[[3]])
+    assert _left(sweep) == "1 job done, 2 jobs stopped, 1 job waiting, 1 job pruned", "a user has resumed it"
     _append(sweep, kind="state", num=3, state="paused")
     assert _left(sweep) == "1 job done, 2 jobs stopped, 1 job paused, 1 job pruned"
 

@@ -136,6 +136,7 @@ class SweepState:
             for unit in record["units"]:
                 for num in unit if isinstance(unit, list) else unit["nums"]:
                     self.states[num] = "waiting"
+                    self.held.discard(num)
 
 
 def _number(job: str, state: SweepState) -> int:
