@@ -71,8 +71,8 @@ def _numbers(record: Record) -> Record:
             raise TypeError
     elif kind in _MAPPINGS and not _is_text_by_name(record[_MAPPINGS[kind]]):
         raise TypeError
-    withdrawn = kind == "model" and record["checkpoint"] is None
-    if not withdrawn and not all(isinstance(record[name], str) for name in _TEXTS.get(kind, ())):
+    is_withdrawn = kind == "model" and record["checkpoint"] is None  # see `Journal.withdraw_model`
+    if not is_withdrawn and not all(isinstance(record[name], str) for name in _TEXTS.get(kind, ())):
         raise TypeError
     return record
 
