@@ -13,7 +13,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from trainyard.config.explain_files import explain_file, selecting
+from trainyard.config.explain_files import explain_file, first_line, selecting
 from trainyard.config.places import ConfigPlaces
 from trainyard.config.sweepers import SAMPLER_ARGUMENTS, SAMPLERS, hint_for
 from trainyard.errors import ConfigError, TrainyardError
@@ -73,7 +73,7 @@ def explain(
         return told
     if isinstance(error, InterpolationResolutionError):
         key = f"{error.full_key}: " if error.full_key else ""
-        return TrainyardError(f"{key}{_first_line(error).rstrip('.')}.")
+        return TrainyardError(f"{key}{first_line(error).rstrip('.')}.")
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _explain_key(error, overrides, places)
     if told := _explain_logging(error):
@@ -86,7 +86,7 @@ def explain(
     if mark is not None:  # from PyYAML: two entries of one name, or a bracket that is not closed
         return TrainyardError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")  # type: ignore[attr-defined]
     if isinstance(error, HydraException):
-        return _explain_interval(error, overrides) or TrainyardError(_first_line(error))
+        return _explain_interval(error, overrides) or TrainyardError(first_line(error))
     if isinstance(error, ValueError) and _is_hydras(error):
         return TrainyardError(f"{' '.join(str(error).split()).rstrip('.')}.")
     return None
@@ -156,7 +156,7 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
         return ConfigError(required[1], "???", f"one of {', '.join(options)}", options=options)
     found = re.search(r"'([^']+)'", text)
     if found is None:
-        return TrainyardError(_first_line(error))
+        return TrainyardError(first_line(error))
     key = found.group(1).lstrip("+~").split("=")[0]
     cfg, groups = _composed_without(key, overrides, places)
     if key.rpartition("/")[0] == SWEEPER:
@@ -208,7 +208,7 @@ def _explain_value(error: Exception, key: str) -> TrainyardError:
     cause = error if error.__cause__ is None else error.__cause__
     added = re.search(r"Key '([^']+)' is not in struct", str(cause))
     if added is None:
-        return TrainyardError(f"{key}: {_first_line(cause)}")
+        return TrainyardError(f"{key}: {first_line(cause)}")
     return TrainyardError(
         f"{key}: the key {added[1]!r} does not exist. A mapping can only change existing keys: "
         f"keys of the config and keys that an earlier override added. Add a new key with +{key}.{added[1]}=…"
@@ -275,7 +275,7 @@ def _how_to_quote(error: OverrideParseException) -> str:
             pass
         else:
             return f"a string with these characters must be quoted: {quote(line)}."
-    return _first_line(error)
+    return first_line(error)
 
 
 def _deepest(cfg: DictConfig, key: str) -> tuple[DictConfig, str, str]:
@@ -322,7 +322,3 @@ def _of_one_value(overrides: Sequence[str]) -> list[str]:
     """Return the overrides without sweep overrides, which give a key several values."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -64,9 +64,9 @@ def _explain_composition(error: Exception, text: str, places: ConfigPlaces) -> T
     if found := re.match(r"Duplicate _self_ defined in (\S+)", text):
         return TrainyardError(f"{_path(found[1], places)}: the defaults list contains _self_ more than once.")
     if found := re.match(r"Error merging override ([+~]*)([^=]*)=?(.*)", text, re.DOTALL):
-        cause = "Hydra does not accept it." if error.__cause__ is None else f"{_line(error.__cause__).rstrip('.')}."
+        why = "Hydra does not accept it" if error.__cause__ is None else first_line(error.__cause__).rstrip(".")
         what = f"{found[2]} cannot be removed" if "~" in found[1] else f"{found[2]}: {found[3]!r} is invalid"
-        return TrainyardError(f"{what}. {cause}")
+        return TrainyardError(f"{what}. {why}.")
     if found := re.match(r"primary config '([^']+)' must be a DictConfig", text):
         return TrainyardError(f"{_path(found[1], places)} contains a list. Expected a mapping of keys to values.")
     if found := re.match(r"In '([^']+)': (.*)", text):
@@ -151,14 +151,15 @@ def _groups(places: ConfigPlaces) -> list[str]:
 
 def _said(error: BaseException) -> str:
     """Return the message of an error of OmegaConf as a sentence, after the key if there is one."""
-    said = _line(error)
+    said = first_line(error)
     key = str(getattr(error, "full_key", "") or "")
     if isinstance(error, GrammarParseError):
         said = f"an interpolation is invalid: {said}"
     return f"{key}: {said.rstrip('.')}." if key else f"{said.rstrip('.')}."
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message of an error; the name of its class if there is no message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -90,8 +90,8 @@ def check_hook_names(cfg: DictConfig) -> None:
 def chosen_hooks(hydra: Any, sources: Sources) -> tuple[str, ...]:
     """Return the selected options of `hook`.
 
-    Hydra records only a single choice; several are read from where they were
-    selected."""
+    Hydra records only a single choice. Several choices are read from the place at which they were selected.
+    """
     given: Any = plain(hydra.overrides._get_node("task"))  # as given, with interpolations unresolved
     own = [entry for entry in given if entry.startswith("hook=")]
     if own and own[-1].startswith("hook=["):
