@@ -51,11 +51,10 @@ def _of_slurm() -> Iterator[None]:
     """Name Slurm in an error of its commands, which ends without a full stop."""
     try:
         yield
-    except slurm_commands.SlurmError as error:
-        raise slurm_commands.SlurmError(f"Slurm: {error}.", error.passes) from error
+    except SlurmError as error:
+        raise SlurmError(f"Slurm: {error}.", error.passes) from error
 
 
-@_of_slurm()
 def submit_head(settings: SlurmSettings, directory: Path) -> str:
     """Submit the command of this process as a job that runs the sweep, and return the message.
 
