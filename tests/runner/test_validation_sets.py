@@ -224,7 +224,7 @@ def dataset(count: Any) -> Any:
         ({"val": {"easy": 3}}, "data.val.easy: 3 is invalid. Expected a torch.utils.data.DataLoader"),
         ({"val": {}}, "data.train: None is invalid. Expected a loader for at least one"),
         ({"train": {"a": DataLoader([1])}}, "data.train: {'a'"),
-        ({"val": {"a/b": DataLoader([1])}}, "data.val: 'a/b' is invalid. Expected names of sets"),
+        ({"val": {"a/b": DataLoader([1])}}, "data.val: 'a/b' is invalid. Expected a non-empty name without a slash"),
         ({"val": {"": DataLoader([1])}}, "data.val: '' is invalid"),
     ],
 )

@@ -40,7 +40,7 @@ def check_names(key: str, names: Iterable[object]) -> None:
     """
     for name in names:
         if not str(name) or "/" in str(name):
-            raise ConfigError(key, name, "names of sets that are not empty and contain no slash")
+            raise ConfigError(key, name, "a non-empty name without a slash for each set")
 
 
 @runtime_checkable
