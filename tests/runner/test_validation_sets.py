@@ -222,6 +222,11 @@ def dataset(count: Any) -> Any:
     ("data", "told"),
     [
         ({"val": {"easy": 3}}, "data.val.easy: 3 is invalid. Expected a torch.utils.data.DataLoader"),
+        (
+            {"val": [3]},
+            "data.val: [3] is invalid. Expected a torch.utils.data.DataLoader, or an object with batch_size and "
+            "batches(epoch, start); several sets are a mapping of names to loaders.",
+        ),
         ({"val": {}}, "data.train: None is invalid. Expected a loader for at least one"),
         ({"train": {"a": DataLoader([1])}}, "data.train: {'a'"),
         ({"val": {"a/b": DataLoader([1])}}, "data.val: 'a/b' is invalid. Expected a non-empty name without a slash"),

@@ -52,11 +52,9 @@ class Loaders(Data):
             raise ConfigError("train", None, "a loader for at least one of train, val and test")
         for split, loader in self.loaders.items():
             if not isinstance(loader, DataLoader | Loader):
-                raise ConfigError(
-                    split.replace("/", "."),
-                    loader,
-                    "a torch.utils.data.DataLoader, or an object with batch_size and batches(epoch, start)",
-                )
+                accepted = "a torch.utils.data.DataLoader, or an object with batch_size and batches(epoch, start)"
+                accepted += "; several sets are a mapping of names to loaders" if split in ("val", "test") else ""
+                raise ConfigError(split.replace("/", "."), loader, accepted)
         self.spec = dict(spec or {})
         self.splits = arranged(self.loaders)
 
