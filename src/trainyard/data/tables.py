@@ -170,7 +170,10 @@ def _read_columns(key: str, path: str, frame: pd.DataFrame, chosen: Columns) -> 
     target = chosen.target
     if target is None:
         raise ConfigError(
-            "target", None, "the name of the column to predict", hint=f"The columns are {', '.join(columns)}."
+            "target",
+            None,
+            "the name of the column to predict, or a list of several names",
+            hint=f"The columns are {', '.join(columns)}.",
         )
     targets = [target] if isinstance(target, str) else list(target)
     group = [] if chosen.group is None else [chosen.group]
