@@ -91,4 +91,4 @@ def _load(net: nn.Module, weights: Any, given: str | None) -> None:
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     missing = net.load_state_dict(fitting, strict=False).missing_keys
     new = f"; initialized randomly: {', '.join(missing)}" if missing else ""
-    log.info("Loaded %d of %d tensors of %s%s.", len(fitting), len(own), weights, new)
+    log.info("Loaded %d of %d tensors from %s%s.", len(fitting), len(own), weights, new)
