@@ -320,7 +320,7 @@ DATA = {"_target_": "trainyard.data.Rings", "num_samples": 320, "batch_size": 64
     [
         ({"optim": partial(torch.optim.SGD, lr=0.1)}, "its optimizer is Adam, but this run has SGD"),
         ({"data": DATA}, "it has 6 batches per epoch, but this run has 3"),
-        ({"schedule": Plateau()}, "its schedule is None, but this run has Plateau"),
+        ({"schedule": Plateau()}, "it has no schedule, but this run has Plateau"),
         ({"model": MLP(in_features=2, num_classes=2, hidden=[5])}, "net.1.weight has shape [16, 2] instead of [5, 2]"),
     ],
     ids=["optim", "data", "schedule", "model"],

@@ -243,7 +243,8 @@ def _untyped(state: dict[str, Any]) -> dict[str, Any]:
 
 def _check_equal(what: str, saved: object, own: object) -> None:
     if saved != own:
-        raise ValueError(f"its {what} is {saved}, but this run has {own}")
+        has = f"it has no {what}" if saved is None else f"its {what} is {saved}"
+        raise ValueError(f"{has}, but this run has {'none' if own is None else own}")
 
 
 def restore_best(member: Member) -> None:
