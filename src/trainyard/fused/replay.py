@@ -59,8 +59,7 @@ def replay(cfg: DictConfig) -> Returned:
             own["resume"] = str(_bequeathed(directory))
         torch.set_num_threads(segment["threads"])
         where = f"in lane {segment['lane']} of a stack of {segment['width']}" if segment["width"] else "alone"
-        until = "its end" if segment["end"] is None else f"{segment['by']} {segment['end']}"
-        log.info("Training job #%d %s until %s.", segment["num"], where, until)
+        log.info("Training job #%d %s until %s.", segment["num"], where, _place(segment))
         value = _train(_config(base, segment["config"] | own), segment)
     return value
 
@@ -105,9 +104,14 @@ def _train(config: DictConfig, segment: Mapping[str, Any]) -> Returned:
     found = train_stack([config], [position], source, [segment["lane"]], segment["width"])
     result = source.result or found[0]
     if result is None or result.state != ("done" if end is None else "paused"):
-        until = "its end" if end is None else f"{by} {end}"
-        raise TrainyardError((result and result.error) or f"The training did not reach {until}.")
+        raise TrainyardError((result and result.error) or f"The training did not reach {_place(segment)}.")
     return result.value
+
+
+def _place(segment: Mapping[str, Any]) -> str:
+    """Return the end of a segment, for users: `its end`, `epoch 3` or `iteration 300`."""
+    unit = {"epoch": "epoch", "iter": "iteration"}[segment["by"]]
+    return "its end" if segment["end"] is None else f"{unit} {segment['end']}"
 
 
 class _NoMore:
