@@ -179,6 +179,9 @@ def test_an_existing_file(tmp_path: Path) -> None:
     assert existing_file("path", str(tmp_path / "table.csv")) == tmp_path / "table.csv"
     with pytest.raises(ConfigError, match=r"Did you mean '.*table\.csv'"):
         existing_file("path", str(tmp_path / "tabel.csv"))
+    for place in (".", "/"):
+        with pytest.raises(ConfigError, match="the path of an existing file"):
+            existing_file("path", place)
     with pytest.raises(ConfigError, match=r"The folder .* does not exist"):
         existing_file("path", str(tmp_path / "nowhere" / "table.csv"))
 

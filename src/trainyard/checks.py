@@ -15,7 +15,7 @@ Each function takes the key of a value, the value, and the accepted range. It re
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -235,14 +235,19 @@ def existing_file(key: str, value: object) -> Path:
             "the path of an existing file",
             hint=f"The folder {str(folder.absolute())!r} does not exist.",
         )
-    names = [str(Path(value).with_name(entry.name)) for entry in _entries(folder) if is_file(entry)]
     raise ConfigError(
         key,
         str(value),
         "the path of an existing file",
-        options=names,
+        options=neighbors(value, is_file),
         hint=f"Trainyard looked in {str(folder.absolute())!r}.",
     )
+
+
+def neighbors(value: str | Path, fits: Callable[[Path], bool]) -> list[str]:
+    """Return the paths of the entries that fit in the folder of `value`, written as `value` is: the nearest names."""
+    path = Path(value)
+    return [str(path.parent / entry.name) for entry in _entries(path.expanduser().parent) if fits(entry)]
 
 
 def existing_folder(key: str, value: object) -> Path:

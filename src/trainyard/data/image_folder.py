@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainyard.checks import boolean, choice, integer
+from trainyard.checks import boolean, choice, integer, is_folder, neighbors
 from trainyard.data.array_data import ArrayData, Source, input_spec
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.base import SPLITS, Loader
@@ -23,6 +23,7 @@ from trainyard.data.tables import group_numbers, read_frame, target_column
 from trainyard.errors import ConfigError, counted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_ACCEPTED = "a folder of images, or a .csv or .parquet file with their paths"
 
 
 class ImageFolder(ArrayData):
@@ -179,7 +180,8 @@ def _read(key: str, path: str, image: str, target: str, group: str | None) -> di
     place = Path(path).expanduser() if isinstance(path, str | Path) and str(path) else None
     if place is None or not place.exists():
         hint = "" if place is None else "This file or folder does not exist."
-        raise ConfigError(key, path, "a folder of images, or a .csv or .parquet file with their paths", hint=hint)
+        others = [] if place is None else neighbors(path, _is_source)
+        raise ConfigError(key, path, _ACCEPTED, options=others, hint=hint)
     if place.is_file():
         return {"train": _of_table(key, place, image, target, group)}
     if group is not None:
@@ -211,8 +213,8 @@ def _of_folder(key: str, folder: Path) -> Files:
 
 
 def _of_table(key: str, file: Path, image: str, target: str, group: str | None) -> Files:
-    if file.suffix.lower() not in (".csv", ".parquet"):
-        raise ConfigError(key, str(file), "a folder of images, or a .csv or .parquet file with their paths")
+    if not _is_source(file):
+        raise ConfigError(key, str(file), _ACCEPTED)
     frame = read_frame(key, file)
     columns = [str(column) for column in frame.columns]
     frame.columns = columns
@@ -230,6 +232,10 @@ def _of_table(key: str, file: Path, image: str, target: str, group: str | None) 
         raise ConfigError(key, str(file), "a table with at least one image")
     groups = None if group is None else group_numbers(group, frame[group].to_numpy(), len(paths))
     return Files(paths, target_column(target, frame[target]), groups)
+
+
+def _is_source(path: Path) -> bool:
+    return is_folder(path) or path.suffix.lower() in (".csv", ".parquet")
 
 
 def _folders(folder: Path) -> list[Path]:
