@@ -25,18 +25,26 @@ def stored_model(run: str, uri: str | None) -> Any:
         uri: the URI of MLflow; see `trainyard.track.uri.resolve`.
 
     Raises:
-        ConfigError: there is no such run, or it has no model.
+        ConfigError: the database file of the store does not exist.
+        TrainyardError: there is no such run, it has no model, or the store cannot be reached.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     where = resolve(uri, Path.cwd())
+    accepted = "the ID of a run in MLflow that has logged a model"
+    database = sqlite_file(where)
+    if database is not None and not database.is_file():  # MLflow would make it
+        hint = f"The MLflow database {database} does not exist. Set `uri` to use another store."
+        raise ConfigError("run", run, accepted, hint=hint)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(where)
     try:
         return mlflow.pytorch.load_model(f"runs:/{run.removeprefix('runs:/')}/model", map_location="cpu")
     except MlflowException as error:
-        hint = f"MLflow reports: {str(error).rstrip('.')}."
-        raise ConfigError("run", run, "the ID of a run in MLflow that has logged a model", hint=hint) from error
+        said = first_line(error).rstrip(".")
+        raise TrainyardError(
+            f"The model of the run {run!r} cannot be loaded from {redact(where)}: {said}. Expected {accepted}."
+        ) from error
     finally:
         mlflow.set_tracking_uri(before)
