@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from torch import nn
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.utils.data import DataLoader, TensorDataset
 
 import trainyard
 from trainyard.batch import joined
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks import Checkpoint
 from trainyard.inference import Predictor
 from trainyard.run import record
@@ -113,12 +115,13 @@ def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
         (tmp_path / "nowhere", "This file or folder does not exist."),
         (tmp_path / "weights.pt", "A weights file does not define a model; the config.yaml of a run does."),
         (tmp_path / "empty", "Expected the directory of a run with a checkpoint."),
-        ("0" * 32, "Expected the ID of a run in MLflow that has logged a model. MLflow reports: "),
+        ("0" * 32, f"The MLflow database {tmp_path}/mlflow.db does not exist."),
     ):
         with pytest.raises(ConfigError) as error:
             trainyard.load(given, uri=f"sqlite:///{tmp_path}/mlflow.db")
         assert str(error.value).startswith(f"run: '{given}' is invalid")
         assert told in str(error.value)
+    assert not (tmp_path / "mlflow.db").exists()
     with pytest.raises(ConfigError, match="which: 'first' is invalid"):
         trainyard.load(folder, which="first")
     model = trainyard.load(folder)
@@ -129,6 +132,21 @@ def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=told):
             model.predict(inputs)
+
+
+def test_a_store_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("mlflow.pytorch")
+
+    def load_model(*_: object, **__: object) -> None:
+        raise MlflowException("API request to http://me:secret@host failed.\nMore lines")
+
+    monkeypatch.setattr(module, "load_model", load_model)
+    with pytest.raises(TrainyardError) as error:
+        trainyard.load("0" * 32, uri="http://me:secret@host")
+    told = str(error.value)
+    assert told.startswith(f"The model of the run '{'0' * 32}' cannot be loaded from http://")
+    assert told.endswith(" failed. Expected the ID of a run in MLflow that has logged a model.")
+    assert "secret" not in told
 
 
 @pytest.mark.parametrize(("name", "is_one"), [("0" * 32, True), ("runs:/" + "a1" * 16, True), ("outputs/mine", False)])

@@ -43,6 +43,7 @@ def load(
 
     Raises:
         ConfigError: the run, checkpoint or device does not exist, or the checkpoint is damaged.
+        TrainyardError: the model of a run in MLflow cannot be loaded.
 
     Example:
         >>> model = load("outputs/mine")  # doctest: +SKIP

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from trainyard.errors import ConfigError
-from trainyard.track.uri import resolve
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.redaction import redact
+from trainyard.track.shipper.sanitize import first_line
+from trainyard.track.uri import resolve, sqlite_file
 
 _ID = re.compile(r"(runs:/)?[0-9a-f]{32}")
 
