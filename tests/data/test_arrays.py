@@ -138,7 +138,7 @@ def test_several_target_columns(table: Any) -> None:
     data = Arrays(table("set.csv"), ["a", "count"], features=["b"])
     assert data.spec["out_features"] == 2
     assert data.sources["train"][1].shape == (32, 2)
-    with pytest.raises(ConfigError, match="target: None is invalid.*column to predict, or a list of several names"):
+    with pytest.raises(ConfigError, match=r"target: None is invalid.*column to predict, or a list of several names"):
         Arrays(table("set.csv"))
 
 
