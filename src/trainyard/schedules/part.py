@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from trainyard.checks import is_number, number
@@ -204,8 +205,11 @@ class Part:
             ConfigError: a learning rate would be negative, or is divided by 0.
         """
         for name in ("div_factor", "final_div_factor"):
-            if name in keywords:
-                number(f"{self.key}.{name}", keywords[name], above=0)
+            given = keywords.get(name, 1.0)
+            for value in (
+                given.tolist() if isinstance(given, np.ndarray) else [given]
+            ):  # in a stack: one for each member
+                number(f"{self.key}.{name}", value, above=0)
         rates = keywords.get("max_lr")
         for rate in rates if isinstance(rates, list | tuple) else [rates]:
             if is_number(rate) and rate < 0:
