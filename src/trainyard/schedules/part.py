@@ -208,7 +208,7 @@ class Part:
             given = keywords.get(name, 1.0)
             for value in (
                 given.tolist() if isinstance(given, np.ndarray) else [given]
-            ):  # in a stack: one for each member
+            ):  # in a stack, an array of members
                 number(f"{self.key}.{name}", value, above=0)
         rates = keywords.get("max_lr")
         for rate in rates if isinstance(rates, list | tuple) else [rates]:
