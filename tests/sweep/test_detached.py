@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ OWN = {"job-name", "output", "open-mode", "chdir", "ntasks", "cpus-per-task", "r
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an `sbatch` that refuses each job for which there is a file `refuse` or `refuse-agents`."""
+    """A folder with an `sbatch` that refuses each job for which there is a file `refuse` or `refuse-agents`.
+
+    This process is one that was started from a script.
+    """
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "train.py"), raising=False)
     folder = tmp_path / "bin"
     folder.mkdir()
     sbatch = folder / "sbatch"
