@@ -46,6 +46,11 @@ def test_it_ends_after_its_cycles_or_with_the_run(make: Any, tmp_path: Path, rep
     assert list(traces(tmp_path)) == [f"iter_{iteration:08d}.json.gz" for iteration in expected]
 
 
+def test_cycles_until_the_end_of_the_run_begin_after_the_skipped_iterations(make: Any, tmp_path: Path) -> None:
+    make({"profiler": Profiler(wait=0, active=2, repeat=0)}, work_dir=tmp_path).train()
+    assert list(traces(tmp_path)) == [f"iter_{iteration:08d}.json.gz" for iteration in (13, 16, 18)]
+
+
 def test_a_cycle_that_the_end_cuts_short_is_kept(make: Any, tmp_path: Path) -> None:
     class Fail(Hook):
         def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:

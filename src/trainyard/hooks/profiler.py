@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ class Profiler(Hook):
         notes = {"record_shapes": record_shapes, "profile_memory": profile_memory, "with_stack": with_stack}
         self.notes: dict[str, Any] = {key: boolean(key, wanted) for key, wanted in notes.items()}
         self._profile: profile | None = None
-        self._left = skip_first + repeat * (wait + warmup + active)
+        self._left = skip_first + repeat * (wait + warmup + active) if repeat else math.inf
 
     def before_train(self, runner: Runner) -> None:
         from torch.profiler import ProfilerActivity, profile, schedule
