@@ -80,6 +80,9 @@ def test_what_is_no_file_of_tokens(tokens: dict[str, Any], tmp_path: Path) -> No
     refused(Tokens, "path", "The array is empty", str(tmp_path / "empty.npy"))
     (tmp_path / "broken.npy").write_bytes(b"abc")
     refused(Tokens, "path", "Reading the file failed", str(tmp_path / "broken.npy"))
+    with (tmp_path / "archive.npy").open("wb") as file:
+        np.savez(file, ids=IDS)
+    refused(Tokens, "path", "a file of tokens in the .npy format.*magic string", str(tmp_path / "archive.npy"))
 
 
 def test_tokens_resume_to_the_bits(tokens: dict[str, Any], tmp_path: Path) -> None:

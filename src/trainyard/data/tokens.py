@@ -139,10 +139,10 @@ def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
     file: Path = existing_file(key, path)
     if file.suffix.lower() == ".npy":
         try:
-            tokens = np.load(file, mmap_mode="c", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            tokens = np.lib.format.open_memmap(file, mode="c")
+        except (ValueError, OSError) as error:
             hint = f"Reading the file failed: {str(error).rstrip('.')}."
-            raise ConfigError(key, str(path), "a file of tokens", hint=hint) from error
+            raise ConfigError(key, str(path), "a file of tokens in the .npy format", hint=hint) from error
         if tokens.ndim != 1 or tokens.dtype.name not in DTYPES:
             accepted = (
                 f"a one-dimensional array of integers ({', '.join(DTYPES)}), not {tokens.dtype} {list(tokens.shape)}"
@@ -150,7 +150,7 @@ def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
             raise ConfigError(key, str(path), accepted)
         if not tokens.size:
             raise ConfigError(key, str(path), "a file with at least one token", hint="The array is empty.")
-        return tokens  # type: ignore[no-any-return]
+        return tokens
     size, width = file.stat().st_size, np.dtype(dtype).itemsize
     if size % width or not size:
         hint = f"The file has {size} bytes."
