@@ -159,6 +159,19 @@ def test_no_loss_names_the_keys(losses: dict[str, Any], told: str) -> None:
     assert all(repr(key) in str(error.value) for key in losses)
 
 
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ({"loss": torch.ones(()), "loss_aux": None}, "returned 'loss_aux' as a NoneType, but a loss must be a tensor"),
+        ({"loss_aux": None, "loss": torch.ones(())}, "returned 'loss_aux' as a NoneType, but a loss must be a tensor"),
+        ({"loss": [torch.ones(()), None]}, "returned an element of 'loss' as a NoneType, but a loss must be a tensor"),
+    ],
+)
+def test_what_is_no_loss_is_named(losses: dict[str, Any], told: str) -> None:
+    with pytest.raises(TrainyardError, match=told):
+        total_loss(losses)
+
+
 def test_a_bare_tensor_is_no_dict_of_losses() -> None:
     with pytest.raises(TrainyardError, match="returned a Tensor"):
         total_loss(torch.ones(()))

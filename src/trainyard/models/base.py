@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -185,7 +186,7 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
 
     Raises:
         TrainyardError: `losses` is not a mapping, none of its keys contains `loss`, none of these entries is a tensor,
-            or a loss is not one number per member.
+            one of them is neither a tensor nor a number, or a loss is not one number per member.
     """
     if not isinstance(losses, (dict, Mapping)):  # a dict is recognized faster
         raise TrainyardError(
@@ -196,21 +197,28 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
     for key, value in losses.items():
         if "loss" in key:
             for term in value if isinstance(value, (list, tuple)) else (value,):
+                if not isinstance(term, (Tensor, Real)):
+                    raise _no_loss(repr(key) if term is value else f"an element of {key!r}", term)
                 if isinstance(term, Tensor) and term.dim() > stacked:
                     term = _one_number(key, term, term.shape[:stacked])
                 total = term if total is None else total + term
     if not isinstance(total, Tensor):
         named = next((key for key in losses if "loss" in key), None)
         if named is not None:
-            raise TrainyardError(
-                f"The model returned {named!r} as a {type(losses[named]).__name__}, but a loss must be a "
-                "tensor, or a list of at least one tensor."
-            )
+            raise _no_loss(repr(named), losses[named])
         found = ", ".join(map(repr, losses)) or "none"
         raise TrainyardError(
             f"The model returned no loss: the returned keys are {found}, but the key of a loss must contain 'loss'."
         )
     return total
+
+
+def _no_loss(name: str, given: object) -> TrainyardError:
+    """Return the error for an entry of the losses, or for an element of one, that is not a tensor."""
+    return TrainyardError(
+        f"The model returned {name} as a {type(given).__name__}, but a loss must be a tensor, or a list of at least "
+        "one tensor."
+    )
 
 
 def _one_number(key: str, loss: Tensor, shape: torch.Size) -> Tensor:
