@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,12 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
         refused("path", r"trainyard\[hf\]", path=str(tmp_path))
     else:
         refused("path", "written by save_to_disk", path=str(tmp_path))
+
+
+def test_a_missing_folder_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", ModuleType("datasets"))
+    (tmp_path / "reviews").mkdir()
+    refused("path", r"Did you mean '.*/reviews'\? This folder does not exist", path=str(tmp_path / "review"))
 
 
 def test_columns_that_a_split_lacks() -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainyard.checks import integer
+from trainyard.checks import integer, is_folder, neighbors
 from trainyard.data.array_data import ArrayData
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.split import fold_of, fractions, split_rows
@@ -274,8 +274,9 @@ def _from_disk(path: str) -> Any:
         raise ConfigError(
             "path", path, "null and a `dataset`, because the package `datasets` is not installed", hint=hint
         ) from error
-    if not Path(path).expanduser().is_dir():
-        raise ConfigError("path", path, "a folder written by save_to_disk", hint="This folder does not exist.")
+    if not is_folder(Path(path).expanduser()):
+        others, hint = neighbors(path, is_folder), "This folder does not exist."
+        raise ConfigError("path", path, "a folder written by save_to_disk", options=others, hint=hint)
     try:
         return datasets.load_from_disk(str(Path(path).expanduser()))
     except (OSError, ValueError) as error:
