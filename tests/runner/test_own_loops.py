@@ -12,7 +12,7 @@ from trainyard.errors import ConfigError
 from trainyard.hooks import Checkpoint, Hook, Logger
 from trainyard.models import MLP
 from trainyard.run.rungs import RungReports
-from trainyard.runner import EpochBasedTrainLoop, Runner, TrainLoop, ValLoop, checkpoint
+from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TrainLoop, ValLoop, checkpoint
 from trainyard.runner.dispatch import Dispatch
 from trainyard.track.sweep_position import Rungs, SweepPosition
 
@@ -354,6 +354,14 @@ def test_a_job_with_such_a_loop_pauses_at_a_rung(make: Any, tmp_path: Path) -> N
     runner = make(loop=BareEpochs(), model=MLP(2, 2, hidden=[4]), hooks=hooks, work_dir=tmp_path / "run")
     runner.train()
     assert (runner.epoch, runner.members[0].paused) == (1, True)
+
+
+def test_a_rung_without_a_validation_is_refused(make: Any, tmp_path: Path) -> None:
+    position = SweepPosition(None, (), "job", rungs=Rungs((3,), by="iter"))
+    hooks = {"checkpoint": Checkpoint(), "rungs": RungReports([position])}
+    runner = make(loop=IterBasedTrainLoop(6, val_interval=2), hooks=hooks, work_dir=tmp_path / "run")
+    with pytest.raises(ConfigError, match="an interval that validates after iteration 3, a rung of the sweep"):
+        runner.train()
 
 
 def test_a_subclass_of_train_loop_needs_three_methods(make: Any) -> None:

@@ -47,7 +47,8 @@ class RungReports(Hook):
             if loop.unit == rungs.by and unseen and unseen[0] < loop.val_begin:
                 raise ConfigError("loop.val_begin", loop.val_begin, f"at most {unseen[0]}, a rung of the sweep")
             if loop.unit == rungs.by and unseen:
-                accepted = f"an interval that validates after {rungs.by} {unseen[0]}, a rung of the sweep"
+                unit = "epoch" if rungs.by == "epoch" else "iteration"
+                accepted = f"an interval that validates after {unit} {unseen[0]}, a rung of the sweep"
                 raise ConfigError("loop.val_interval", loop.val_interval, accepted)
 
     def before_train(self, runner: Runner) -> None:

@@ -212,6 +212,10 @@ def test_rungs_at_which_nothing_is_reported_are_refused(hydra: Any, settings_of:
         "hydra.sweeper.pruner.every: 3 is invalid. Expected rungs at which the objective"
     )
     assert "There is no validation at epoch 5." in str(error.value)
+    config.loop = {"max_iters": 90, "val_interval": 2}
+    with pytest.raises(ConfigError) as error:
+        settings_of(config, pruner={**asha, "first": 3})
+    assert str(error.value).endswith("There is no validation at iteration 3.")
 
 
 def test_a_pruner_of_optuna_has_its_rungs_at_the_validations(hydra: Any, settings_of: Any) -> None:

@@ -93,7 +93,7 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
             key = "every" if place and "every" in node else "first"
             multiples = f"multiples of loop.val_interval={interval} from {first} on, or auto"
             accepted = f"rungs at which the objective is reported: {multiples}"
-            hint = f"There is no validation at {unit} {at}."
+            hint = f"There is no validation at {'epoch' if unit == 'epoch' else 'iteration'} {at}."
             raise ConfigError(f"{PRUNER}.{key}", node.get(key, 1), accepted, hint=hint)
     return node
 
