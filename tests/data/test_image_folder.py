@@ -125,6 +125,27 @@ def test_folders_for_the_splits(digits: Path, tmp_path: Path) -> None:
     assert rows(ImageFolder(str(digits), val_path=str(digits)))["val"] == 120
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("train", "val", "extra"), "no other folder. It contains extra/. Rename"),
+        (("train", "validation"), "It contains validation/"),
+        (("Train", "Test"), "It contains Test/, Train/"),
+        (("val", "test"), "It has no train/"),
+    ],
+)
+def test_folders_beside_the_splits_are_no_classes(digits: Path, tmp_path: Path, names: Any, told: str) -> None:
+    for name in names:
+        (tmp_path / name).symlink_to(digits)
+    refused("path", told, str(tmp_path))
+
+
+def test_a_class_can_have_the_name_of_a_split(digits: Path, tmp_path: Path) -> None:
+    for name, folder in (("train", "zero"), ("bus", "one")):
+        (tmp_path / name).symlink_to(digits / folder)
+    assert ImageFolder(str(tmp_path)).classes == ["bus", "train"]
+
+
 def test_a_table_of_paths(digits: Path) -> None:
     frame = table(digits, patient=np.arange(120) // 10, size=np.linspace(0, 1, 120))
     frame.to_csv(digits / "table.csv", index=False)

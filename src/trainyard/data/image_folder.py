@@ -23,15 +23,17 @@ from trainyard.data.tables import group_numbers, read_frame, target_column
 from trainyard.errors import ConfigError, counted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_SPLITS = {*SPLITS, "training", "valid", "validation", "testing"}
+"""Names of folders, in lower case, of which two are not classes."""
 _ACCEPTED = "a folder of images, or a .csv or .parquet file with their paths"
 
 
 class ImageFolder(ArrayData):
     """Image files with classes or regression targets.
 
-    `path` is a folder with one folder of images per class; or with folders `train`, `val` and `test` of this form;
-    or a `.csv` or `.parquet` with a column of paths (relative to its folder) and a column of targets: integers and
-    strings are classes, floats are for regression.
+    `path` is a folder with one folder of images per class; or with folders `train`, `val` and `test` of this form
+    and no other folders; or a `.csv` or `.parquet` with a column of paths (relative to its folder) and a column of
+    targets: integers and strings are classes, floats are for regression.
 
     A batch is `(x, y)`: x float32 `[B, C, H, W]` in [0, 1], y int64 `[B]`, or float32 `[B]` for regression.
 
@@ -58,8 +60,8 @@ class ImageFolder(ArrayData):
         classes: the name of each class; empty for regression.
 
     Raises:
-        ConfigError: a folder or column does not exist, a folder has no classes or no images, images have different
-            sizes, or another value is invalid.
+        ConfigError: a folder or column does not exist, a folder has no classes or no images, a folder has splits and
+            other folders, images have different sizes, or another value is invalid.
     """
 
     def __init__(
@@ -187,7 +189,14 @@ def _read(key: str, path: str, image: str, target: str, group: str | None) -> di
     if group is not None:
         raise ConfigError("group", group, "null for a folder: only a table of paths can have a column of groups")
     inside = {folder.name: folder for folder in _folders(place)}
-    if "train" in inside and inside.keys() <= {*SPLITS}:
+    if inside.keys() == {"train"} or sum(name.lower() in _SPLITS for name in inside) > 1:
+        others = [f"{name}/" for name in inside if name not in SPLITS]
+        if others or "train" not in inside:
+            accepted = "a folder that contains train/, and optionally val/ and test/, but no other folder"
+            names = ", ".join(others[:3] + ["…"] * (len(others) > 3))
+            held = f"It contains {names}." if others else "It has no train/."
+            hint = f"{held} Rename or move folders, or set `path`, `val_path` and `test_path` to those of the splits."
+            raise ConfigError(key, str(place), accepted, hint=hint)
         return {split: _of_folder(key, inside[split]) for split in SPLITS if split in inside}
     return {"train": _of_folder(key, place)}
 
