@@ -60,7 +60,9 @@ def test_a_share_of_no_length_is_refused() -> None:
             return iter([])
 
     assert length_hint(Endless()) is None
-    with pytest.raises(ConfigError, match=r"limit.val_batches: 0.5 is invalid. Expected a number of batches"):
+    with pytest.raises(
+        ConfigError, match=r"limit.val_batches: 0.5 is invalid. Expected null for all batches, or a number of batches"
+    ):
         limited(Endless(), 0.5, "val/easy")
     assert limited(Endless(), 3, "val").count == 3
 

@@ -126,7 +126,7 @@ def test_a_member_of_a_population_remains_paused_until_it_is_resumed(start: Any,
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     assert [state(tmp_path, num) for num in range(3)] == ["paused", "done", "done"]
-    assert out.count("promoted #0") == 1
+    assert out.count("resumed  #0") == 1
     how = f"trainyard sweep resume {tmp_path / 's'}"
     told = f"A user has paused #0. To resume the job, run `{how} 0`, and then `{how}`."
     assert told in out

@@ -85,7 +85,8 @@ def test_data_sets_of_jobs_come_once(tmp_path: Path) -> None:
         (tmp_path / job).mkdir()
         with Journal(tmp_path / job) as journal:
             journal.status("RUNNING")
-            journal.inputs([{"name": "digits/train", "digest": digest}, {"name": "digits/val", "digest": "c"}])
+            inputs = {"digits/train": digest, "digits/val": "c"}.items()
+            journal.inputs([{"name": name, "digest": value, "context": "x"} for name, value in inputs])
     found = data_sets([tmp_path / job for job in ("0", "1", "2", "missing")])
     assert [(each["name"], each["digest"]) for each in found] == [
         ("digits/train", "a"),

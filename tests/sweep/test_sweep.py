@@ -118,7 +118,7 @@ def test_a_directory_that_cannot_be_named_is_in_the_report(sweep: Any, tmp_path:
     result = sweep("seed=0,x", "hydra.sweep.subdir=${nothing}")
     assert result.returncode == 2
     report = " ".join(result.stderr.split())
-    assert report.startswith("Nothing was started. nothing: 'nothing' is invalid")
+    assert report.startswith("Nothing was started. hydra.sweep.subdir: Interpolation key 'nothing' not found.")
     assert "in 2 of 2 jobs, first in #0: seed=0" in report
 
 

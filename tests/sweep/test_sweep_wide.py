@@ -41,8 +41,8 @@ def test_of_a_swept_experiment_they_are_refused(sweep: Any) -> None:
     result = sweep("experiment=one,two,three", "seed=0,1")
     assert result.returncode == 2, result.stdout
     assert (
-        "hydra.launcher.max_jobs: 1 is invalid. Expected None, as for the entire sweep. experiment/one.yaml sets this "
-        "key, but the key applies" in (result.stderr)
+        "hydra.launcher.max_jobs: 1 is invalid. Expected no value, as for the entire sweep. experiment/one.yaml sets "
+        "this key, but the key applies" in (result.stderr)
     )
     assert "set hydra.launcher.max_jobs to one value on the command line instead." in result.stderr
     assert "in 2 of 6 jobs, first in #0: experiment=one seed=0" in result.stderr

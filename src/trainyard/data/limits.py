@@ -115,6 +115,6 @@ def limited(loader: Any, limit: int | float | None, split: str) -> Any:
         if length is None:
             hint = "This data has no length, so a fraction cannot be computed."
             key = f"{KEY}.{KEYS[split.partition('/')[0]]}"
-            raise ConfigError(key, limit, "a number of batches, or null for all batches", hint=hint)
+            raise ConfigError(key, limit, "null for all batches, or a number of batches", hint=hint)
         limit = max(1, math.ceil(limit * length))
     return FirstBatches(loader, limit)
