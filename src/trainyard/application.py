@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainyard.errors import TrainyardError
 
+CONFIG_PATH = ("--config-path", "-cp")
+
 
 @dataclass(frozen=True)
 class StartedAs:
-    """The script or module that was started.
+    """The script or module that was started, and the folder of configs that its command line names.
 
     Attributes:
         file: the path of the script.
         module: the name of the module, if a module was started (`python -m package.train`).
+        config_path: the value of --config-path, a folder or `pkg://` and a package; None if the command line has none.
     """
 
     file: str
     module: str | None = None
+    config_path: str | None = None
 
     @classmethod
     def now(cls) -> StartedAs | None:
@@ -30,7 +35,13 @@ class StartedAs:
         if file is None:
             return None
         spec = getattr(main, "__spec__", None)
-        return cls(str(Path(file).resolve()), None if spec is None else str(spec.name).removesuffix(".__main__"))
+        module = None if spec is None else str(spec.name).removesuffix(".__main__")
+        return cls(str(Path(file).resolve()), module, _config_path(sys.argv[1:]))
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> StartedAs:
+        """Return an application from its record in a manifest; older records have no `config_path`."""
+        return cls(record["file"], record["module"], record.get("config_path"))
 
     @property
     def command(self) -> list[str]:
@@ -63,5 +74,36 @@ class StartedAs:
         if not self.is_same(other):
             raise TrainyardError(f"{directory} contains a sweep of {self}, but this command runs {other}. {then}")
 
+    def check_config_path(self, what: str, then: str) -> None:
+        """Check that the folder of --config-path exists.
+
+        A relative path is not checked: Hydra resolves it against the program.
+
+        Args:
+            what: the run or the sweep that was started, for the message.
+            then: the next step for the user.
+
+        Raises:
+            TrainyardError: the folder does not exist.
+        """
+        path = Path(self.config_path or "")
+        if path.is_absolute() and not path.is_dir():
+            raise TrainyardError(f"{what} was started with --config-path {path}, which does not exist. {then}")
+
+    @property
+    def config_flags(self) -> list[str]:
+        """The flags that select the folder of --config-path again."""
+        return [] if self.config_path is None else ["--config-path", self.config_path]
+
     def __str__(self) -> str:
         return f"python -m {self.module}" if self.module else self.file
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+    """Return the value of --config-path in a command line, of which another program may be the reader."""
+    found = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in CONFIG_PATH:
+            found = value if equals else following
+    return found

@@ -26,7 +26,7 @@ OF_A_SWEEP = (
 )
 INFO: dict[str, Any] = {
     "name": 3, "params": [], "start_time": "x", "id": 5, "uri": 7, "tags": None, "facts": {"git.commit": 3},
-    "program": [3], "python_path": 3, "mark": 3, "changes": [1],
+    "program": [3], "config_path": 3, "python_path": 3, "mark": 3, "changes": [1],
 }  # fmt: skip
 LINES = (
     *('{"kind": "status", "time": 1}', '{"kind": "status", "time": 1, "status": [3], "message": ""}'),
@@ -44,6 +44,7 @@ JOBS = (
     '{"kind": "state", "num": 0, "state": "done", "objective": [1], "seconds": "x"}',
     '{"kind": "state", "num": 0, "state": "done", "objective": 1, "seconds": 1, "width": 0}',
     *('{"kind": "began", "time": "x"}', '{"kind": "began", "time": 1e300}', '{"kind": "proposer", "identity": 3}'),
+    '{"kind": "application", "file": "x.py", "module": null, "config_path": 3}',
     *('{"kind": "application", "file": 3, "module": 3}', '{"kind": "queued", "units": 3}', "3", "[]", '{"kind": [1]}'),
 )
 

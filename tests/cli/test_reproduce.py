@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -127,6 +128,50 @@ def test_a_rerun_takes_the_overrides_of_a_run_and_changes(trainyard: Any, copy: 
     assert config["model"]["hidden"] == [3]
     assert config["data"]["num_samples"] == 120
     assert config["name"] is None
+
+
+def test_a_rerun_and_a_resumed_sweep_have_the_configs_of_the_config_path(trainyard: Any, tmp_path: Path) -> None:
+    """Those of a user's program, whose own configs have the same names."""
+    (tmp_path / "mine.py").write_text(
+        f"from trainyard.app import main\n\nif __name__ == '__main__':\n    main(config_path={str(ROOT / 'conf')!r})\n"
+    )
+    shutil.copytree(ROOT / "conf", tmp_path / "own")
+    primary = tmp_path / "own/train.yaml"
+    primary.write_text(re.sub(r"(?m)^seed: .*", "seed: 77", primary.read_text()))
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+
+    def start(*arguments: str) -> None:
+        done = forked.run([sys.executable, *arguments], cwd=tmp_path, env=environment, timeout=LIMIT)
+        assert done.returncode == 0, done.stderr
+
+    def seeds(*directories: str) -> list[int]:
+        return [yaml.safe_load((tmp_path / each / "config.yaml").read_text())["seed"] for each in directories]
+
+    command = ["mine.py", "-cp", "own", *QUICK, "tracker=none"]
+    start(*command, "hydra.run.dir=run")
+    start(*command, "-m", "optim.lr=0.01,0.02", "hydra.sweep.dir=sweep")
+    assert seeds("run", "sweep/0", "sweep/1") == [77] * 3
+    for job in ("0", "1"):  # as if the sweep had been killed at its start
+        shutil.rmtree(tmp_path / "sweep" / job)
+    manifest = tmp_path / "sweep/manifest.jsonl"
+    lines = manifest.read_text().splitlines(keepends=True)
+    first = ("manifest", "application", "grid", "job")
+    manifest.write_text("".join(line for line in lines if json.loads(line)["kind"] in first))
+    start("-m", "trainyard", "sweep", "resume", "sweep")
+    assert seeds("sweep/0", "sweep/1") == [77] * 2
+    for run in ("run", "sweep/0"):
+        status, _, said = trainyard("rerun", run, "optim.lr=0.03", f"hydra.run.dir={run}-again", cwd=tmp_path)
+        assert status == 0, said
+        assert f"mine.py --config-path {tmp_path / 'own'} -cn train " in said
+        assert seeds(f"{run}-again") == [77]
+    (tmp_path / "own").rename(tmp_path / "moved")
+    for run in ("run", "sweep/0"):
+        status, _, said = trainyard("rerun", run, "optim.lr=0.04", cwd=tmp_path)
+        assert status == 2
+        assert (
+            f"The run in {run} was started with --config-path {tmp_path / 'own'}, which does not exist. "
+            "Restore this folder, or start the program of this run with another --config-path." in said
+        )
 
 
 def test_a_resolved_config_can_be_trained_from(tracked: Path, tmp_path: Path) -> None:

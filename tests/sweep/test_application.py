@@ -67,6 +67,40 @@ def test_the_application_that_began_the_sweep_goes_on(python: Any, tmp_path: Pat
     assert sorted((tmp_path / "project/calls").read_text().split()) == ["100", "100", "200", "200"]
 
 
+def test_a_sweep_goes_on_with_the_configs_of_its_config_path(python: Any, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for scale in (3, 4):
+        (project / f"own{scale}").mkdir()
+        (project / f"own{scale}/small.yaml").write_text(
+            f"scale: {scale}\nx: 0\ndefaults: [_self_, {{override hydra/launcher: local}}]\n"
+        )
+    sweep = ["waves/sine.py", "-m", "x=1,2", "hydra.sweep.dir=s"]
+    for flag in (["-cp", project / "own3"], [f"--config-path={project}/own4"], ["-cp", "../own3"]):
+        assert python(*sweep, *flag).returncode == 0
+        (project / "calls").unlink()
+        resumed = python(*RESUME, "s")
+        assert resumed.returncode == 0, resumed.stderr
+        scale = 4 if "own4" in str(flag) else 3
+        assert sorted((project / "calls").read_text().split()) == [f"{scale}", f"{2 * scale}"]
+    (project / "waves").rename(project / "oceans")
+    (project / "calls").unlink()
+    assert python(*RESUME, "s", "--app", "oceans/sine.py").returncode == 0
+    assert sorted((project / "calls").read_text().split()) == ["3", "6"]
+    assert python("oceans/sine.py", *sweep[1:], "-cp", project / "own4").returncode == 0
+    (project / "own4").rename(project / "moved")
+    lost = python(*RESUME, "s")
+    assert lost.returncode == 2
+    assert (
+        f"The sweep in {project}/s was started with --config-path {project}/own4, which does not exist. Restore this "
+        "folder, or repeat the command of the sweep with another --config-path and "
+        f"hydra.sweep.dir={project}/s." in lost.stderr
+    )
+    assert python("oceans/sine.py", *sweep[1:]).returncode == 0, "without the flag"
+    (project / "calls").unlink()
+    assert python(*RESUME, "s").returncode == 0
+    assert sorted((project / "calls").read_text().split()) == ["1", "2"]
+
+
 def test_a_module_goes_on_as_a_module(python: Any, tmp_path: Path) -> None:
     assert python("-m", "waves.sine", "-m", "x=1,2", "hydra.sweep.dir=s").returncode == 0
     application = Manifest.open(tmp_path / "project/s").application

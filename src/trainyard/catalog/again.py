@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
+from trainyard.application import StartedAs
 from trainyard.catalog.find import SWEEP
 from trainyard.catalog.lineage import Segment
 from trainyard.catalog.stored_run import StoredRun
@@ -20,7 +21,7 @@ from trainyard.config.config_files import at
 from trainyard.config.saved import saved_values
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.redaction import MASK
-from trainyard.sweep.records import is_record
+from trainyard.sweep.records import application_of
 from trainyard.track import own
 
 _MODULE = ["-m", "trainyard.train"]
@@ -93,7 +94,7 @@ def from_config(run: StoredRun, folder: Path, directory: Path, lineage: Sequence
     hydra = {"job": {"name": "train"}, "run": {"dir": str(directory.absolute())}}
     whole = {"defaults": _DEFAULTS, **_literal(values), "work_dir": "${hydra:runtime.output_dir}", "hydra": hydra}
     (folder / f"{_PRIMARY}.yaml").write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
-    launch = _launch(run, _hydra(run), [*_program(run), "-cp", str(folder), "-cn", _PRIMARY])
+    launch = _launch(run, _hydra(run), [*_program(_started(run)), "-cp", str(folder), "-cn", _PRIMARY])
     if not lineage:
         return launch
     plan = []
@@ -131,7 +132,7 @@ def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False)
         multirun: a sweep over the changes.
 
     Raises:
-        TrainyardError: the run's overrides cannot be read.
+        TrainyardError: the run's overrides cannot be read, or the folder of its --config-path no longer exists.
     """
     try:
         text = (run.directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
@@ -149,9 +150,15 @@ def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False)
     groups = {str(group) for group in choices} if isinstance(choices, Mapping) else set()
     below = tuple(f"{key.replace('/', '.')}." for key in new if key in groups)
     kept = [line for line in given if _key(line) not in {*new, "resume", "name"} and not _key(line).startswith(below)]
-    program = _program(run)
+    started = _started(run)
+    program = _program(started)
     main = _sources(hydra, "main")
-    flags = ["-cp", main[0]] if program == _MODULE and main and Path(main[0]).is_dir() else []
+    if started is not None and started.config_path is not None:
+        then = "Restore this folder, or start the program of this run with another --config-path."
+        started.check_config_path(f"The run in {run.directory}", then)
+        flags = started.config_flags
+    else:
+        flags = ["-cp", main[0]] if program == _MODULE and main and Path(main[0]).is_dir() else []
     name = at(hydra, "job.config_name")
     flags += ["-cn", name] if isinstance(name, str) else []
     flags += [word for folder in _sources(hydra, "command-line")[:1] for word in ("--config-dir", folder)]
@@ -181,29 +188,19 @@ def _launch(run: StoredRun, hydra: Mapping[str, Any], arguments: list[str]) -> L
     return Launch([sys.executable, *arguments], then if then.is_dir() else Path.cwd(), environment)
 
 
-def _program(run: StoredRun) -> list[str]:
-    """Return the arguments of Python that start the program of the run, or Trainyard's program if it does not exist."""
-    program = run.info.program or _of_sweep(run.directory)
-    there = program[:1] == ["-m"] or (program and Path(program[0]).is_file())
-    return list(program) if there else list(_MODULE)
+def _started(run: StoredRun) -> StartedAs | None:
+    """Return how the run, or the sweep to which it belongs, was started; None if this is not recorded."""
+    if run.info.program:
+        first, *rest = run.info.program
+        return StartedAs(first, rest[0] if first == "-m" and rest else None, run.info.config_path)
+    manifests = [parent / SWEEP for parent in run.directory.absolute().parents[:3]]
+    return next((found for each in manifests if (found := application_of(each)) is not None), None)
 
 
-def _of_sweep(directory: Path) -> list[str]:
-    """Return the arguments that start the program of the sweep to which a run belongs; empty if it belongs to no
-    sweep."""
-    for parent in directory.absolute().parents[:3]:
-        if (parent / SWEEP).is_file():
-            for line in (parent / SWEEP).read_text(encoding="utf-8", errors="replace").splitlines():
-                if '"application"' in line and is_record(record := _parsed(line)) and record["kind"] == "application":
-                    return ["-m", record["module"]] if record.get("module") else [record["file"]]
-    return []
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+def _program(started: StartedAs | None) -> list[str]:
+    """Return the arguments of Python that start a program, or Trainyard's program if it does not exist."""
+    there = started is not None and (started.module is not None or Path(started.file).is_file())
+    return started.command if started is not None and there else list(_MODULE)
 
 
 def _hydra(run: StoredRun) -> dict[str, Any]:

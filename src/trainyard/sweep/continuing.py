@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def go_on(directory: Path, application: Path | None = None) -> int:
 
     Raises:
         TrainyardError: this is not the directory of a sweep, or its application or the folder in which it was started
-            no longer exists.
+            or that of its --config-path no longer exists.
     """
     record = directory.resolve() / "multirun.yaml"
     if not record.is_file():
@@ -43,7 +44,7 @@ def go_on(directory: Path, application: Path | None = None) -> int:
     values = saved_values(record)
     try:
         hydra = OmegaConf.create(values).hydra
-        folder, given = Path(hydra.runtime.cwd), arguments(hydra)
+        folder, given = Path(hydra.runtime.cwd), arguments(hydra, started)
     except (AttributeError, TypeError, KeyError, ValueError, OmegaConfBaseException) as error:
         raise TrainyardError(
             f"{record} is not the record of a sweep, so its command is unknown. Repeat the command with "
@@ -54,20 +55,26 @@ def go_on(directory: Path, application: Path | None = None) -> int:
             f"The sweep was started in {folder}, which does not exist. Restore this folder, because the command of the "
             "sweep runs in it."
         )
+    started.check_config_path(
+        f"The sweep in {directory}",
+        "Restore this folder, or repeat the command of the sweep with another --config-path and "
+        f"{shell_override('hydra.sweep.dir', directory)}.",
+    )
     command = [sys.executable, *started.command, *given, override("hydra.sweep.dir", directory)]
     return subprocess.run(command, cwd=folder, check=False).returncode
 
 
-def arguments(hydra: Any) -> list[str]:
+def arguments(hydra: Any, started: StartedAs) -> list[str]:
     """Return the arguments of a sweep's command, without its directory.
 
     Args:
         hydra: the node `hydra` of the sweep's multirun.yaml.
+        started: how the sweep was started.
     """
     # Hydra keeps its own mode (-m) among the overrides.
     given: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
     own = [entry for entry in given["hydra"] if not entry.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-    return ["-m", *_config(hydra), *own, *given["task"]]
+    return ["-m", *started.config_flags, *_config(hydra), *own, *given["task"]]
 
 
 def _application(directory: Path, given: Path | None) -> StartedAs:
@@ -88,7 +95,7 @@ def _application(directory: Path, given: Path | None) -> StartedAs:
         if recorded is None:
             return own
         recorded.check(own, directory, "Pass the script of this sweep with --app.")
-        return recorded if Path(recorded.file).is_file() else own
+        return recorded if Path(recorded.file).is_file() else replace(recorded, file=own.file)
     if recorded is None:
         raise TrainyardError(
             f"{directory} contains no record of the application that started the sweep. Pass the application's script "
@@ -103,7 +110,7 @@ def _application(directory: Path, given: Path | None) -> StartedAs:
 
 
 def _config(hydra: Any) -> list[str]:
-    """Return Hydra's flags for the config that the sweep was started with."""
+    """Return Hydra's flags for the config that the sweep was started with, without --config-path."""
     flags = [] if hydra.job.config_name is None else ["--config-name", str(hydra.job.config_name)]
     folders = [str(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
     return [*flags, *(["--config-dir", folders[0]] if folders else [])]

@@ -86,7 +86,7 @@ class Manifest:
 
     Attributes:
         entries: its jobs by number.
-        application: how the sweep was started; None if it was started without a file, or if nothing was recorded yet.
+        application: how the sweep was last started; None if it has only been started without a file, or not yet.
         fits: the measured fits, by kind.
         answered: the ids of the commands that are answered.
         proposer: the identity of the proposer whose jobs these are; None if it has none.
@@ -139,13 +139,12 @@ class Manifest:
         return manifest
 
     def begin(self, application: StartedAs | None, proposer: Mapping[str, Any] | None = None, grid: int = 0) -> None:
-        """Record, the first time, the version of the format, how this process was started, the proposer, and the number
-        of jobs of the grid, which may grow later."""
+        """Record, the first time, the version of the format, the proposer, and the number of jobs of the
+        grid, which may grow later; and how this process was started, if this differs from the last start."""
         if not self.entries and self.application is None:
             self._append({"kind": "manifest", "format": FORMAT})
-        if self.application is None and application is not None:
-            self._append({"kind": "application", "file": application.file, "module": application.module})
-
+        if application is not None and application != self.application:
+            self._append({"kind": "application", **asdict(application)})
         if self.proposer is None and proposer:
             self._append({"kind": "proposer", "identity": dict(proposer)})
         if grid > self.grid:
@@ -356,7 +355,7 @@ class Manifest:
             self.next_num = max(self.next_num, num + 1)
 
     def _take_application(self, record: Record) -> None:
-        self.application = StartedAs(record["file"], record["module"])
+        self.application = StartedAs.of(record)
 
     def _take_proposer(self, record: Record) -> None:
         self.proposer = record["identity"]

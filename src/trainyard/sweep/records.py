@@ -1,10 +1,14 @@
-"""Records of a manifest: whether a line is one."""
+"""Records of a manifest: whether a line is one, and the record of the application."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from trainyard.application import StartedAs
 from trainyard.checks import is_integer, is_number
 from trainyard.track.lines import LAST_TIME
 
@@ -19,6 +23,20 @@ def is_record(value: Any) -> bool:
         return False
     check = _CHECKS.get(value["kind"])
     return check is None or check(value)
+
+
+def application_of(manifest: Path) -> StartedAs | None:
+    """Return how a sweep was last started, from its manifest, of which nothing else is read; None if it has no record
+    of the application."""
+    found = None
+    with suppress(OSError), manifest.open("rb") as file:
+        for line in file:
+            if b'"application"' in line:
+                with suppress(ValueError):
+                    record = json.loads(line)
+                    if is_record(record) and record["kind"] == "application":
+                        found = StartedAs.of(record)
+    return found
 
 
 def _is_job(record: Mapping[str, Any]) -> bool:
@@ -48,7 +66,8 @@ def _is_begin(record: Mapping[str, Any]) -> bool:
 
 
 def _is_application(record: Mapping[str, Any]) -> bool:
-    return type(record.get("file")) is str and _is_text_or_none(record.get("module"))
+    texts = (record.get("module", 0), record.get("config_path"))
+    return type(record.get("file")) is str and all(_is_text_or_none(text) for text in texts)
 
 
 def _is_decisions(record: Mapping[str, Any]) -> bool:

@@ -44,6 +44,7 @@ class RunInfo:
         user, source: the user, and the program that was started.
         program: the Python arguments that start this program (`-m trainyard.train`); empty if it has no file, or if
             another process started the run.
+        config_path: the value of --config-path on its command line; None if it has none.
         python_path: folders from which the shipper imports the user's model.
         copies: additional copies of its metrics: `tensorboard`, `wandb=offline`.
         mark: the mark that identifies its directory as the user's own (`trainyard.track.own`).
@@ -65,6 +66,7 @@ class RunInfo:
     user: str | None = None
     source: str | None = None
     program: list[str] = field(default_factory=list)
+    config_path: str | None = None
     python_path: list[str] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
     mark: str | None = None

@@ -127,11 +127,13 @@ class Tracker(ABC):
         return Shipment()
 
     def _complete(self, info: RunInfo) -> RunInfo:
+        started = _started()
         return replace(
             info,
             user=info.user or _user(),
             source=info.source or Path(sys.argv[0]).name or None,
-            program=info.program or _program(),
+            program=info.program or ([] if started is None else started.command),
+            config_path=info.config_path or (None if started is None else started.config_path),
             python_path=info.python_path or [*_python_path(tuple(sys.path), Path.cwd())],
         )
 
@@ -393,13 +395,12 @@ def _user() -> str | None:
         return str(os.getuid()) if hasattr(os, "getuid") else None
 
 
-def _program() -> list[str]:
-    """Return the Python arguments that start the program of this process; empty for a worker of a sweep, and for a
-    rank."""
+def _started() -> StartedAs | None:
+    """Return how the program of this process was started; None for a worker of a sweep, and for a rank."""
     started = StartedAs.now()
     if started is None or (started.module or "").startswith(("trainyard.sweep.", "trainyard.distributed.")):
-        return []
-    return started.command
+        return None
+    return started
 
 
 @cache

@@ -55,6 +55,16 @@ def test_the_page_says_where_its_numbers_come_from(tmp_path: Path) -> None:
         assert part in page
 
 
+def test_the_command_has_the_config_path_of_the_last_start(tmp_path: Path) -> None:
+    rows = stored(tmp_path / "s", SERVER)
+    for folder in ("/first", "/own configs"):
+        record = {"kind": "application", "file": str(tmp_path / "train.py"), "module": None, "config_path": folder}
+        with (tmp_path / "s/manifest.jsonl").open("a") as file:
+            file.write(f"{json.dumps(record)}\n" + 30 * '{"kind": "other"}\n')
+    command = Origin.of(tmp_path / "s", rows).command
+    assert command.startswith("python train.py -m --config-path '/own configs' hydra.launcher.retries=1 ")
+
+
 def test_a_database_has_the_command_that_serves_it(tmp_path: Path) -> None:
     rows = stored(tmp_path / "s", "sqlite:////data/mlflow.db")
     origin = Origin.of(tmp_path / "s", rows)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from trainyard.application import StartedAs
 from trainyard.errors import TrainyardError
 from trainyard.redaction import redact
-from trainyard.sweep.records import is_record
+from trainyard.sweep.records import application_of, is_record
 from trainyard.sweep.report.rows import JobRow
+from trainyard.sweep.steering import MANIFEST
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import run_page
 
@@ -52,7 +52,6 @@ class Origin:
             rows: the jobs whose pages are requested.
         """
         info = next(_records([directory, *(row.directory for row in rows[:_LOOKED_AT])]), None)
-        started, application = _manifest(directory)
         facts = {} if info is None else info.facts
         commit = facts.get("git.commit", "")
         if commit and facts.get("git.dirty") == "true":
@@ -61,7 +60,7 @@ class Origin:
         page = run_page(directory, uri) if uri else ""
         pages = {row.num: found for row in rows if uri and (found := run_page(row.directory, uri))}
         server = f"mlflow ui --backend-store-uri {uri}" if uri and uri.startswith("sqlite") else ""
-        return cls(started, commit, _command(directory, application), page, server, pages)
+        return cls(_started(directory), commit, _command(directory), page, server, pages)
 
 
 def _records(directories: Iterable[Path]) -> Iterator[RunInfo]:
@@ -70,26 +69,20 @@ def _records(directories: Iterable[Path]) -> Iterator[RunInfo]:
             yield RunInfo.read(directory)
 
 
-def _manifest(directory: Path) -> tuple[float | None, StartedAs | None]:
-    """Return when and how the sweep was started, from the first lines of its manifest."""
-    started = application = None
-    with suppress(OSError), (directory / "manifest.jsonl").open("rb") as file:
+def _started(directory: Path) -> float | None:
+    """Return when the sweep was first started, from the first lines of its manifest."""
+    with suppress(OSError), (directory / MANIFEST).open("rb") as file:
         for line in islice(file, _FIRST):
-            if started is not None and application is not None:
-                break
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(ValueError):
                 record = json.loads(line)
-                if not is_record(record):
-                    continue
-                if record["kind"] == "began":
-                    started = float(record["time"])
-                elif record["kind"] == "application":
-                    application = StartedAs(record["file"], record["module"])
-    return started, application
+                if is_record(record) and record["kind"] == "began":
+                    return float(record["time"])
+    return None
 
 
-def _command(directory: Path, application: StartedAs | None) -> str:
-    """Return the command that started the sweep, from its multirun.yaml."""
+def _command(directory: Path) -> str:
+    """Return the command that last started the sweep, from its manifest and its multirun.yaml."""
+    application = application_of(directory / MANIFEST)
     record = directory / "multirun.yaml"
     if application is None or not record.is_file():
         return ""
@@ -101,7 +94,7 @@ def _command(directory: Path, application: StartedAs | None) -> str:
         hydra = OmegaConf.load(record).hydra
         if hydra.job.config_name == hydra.job.name:  # the program's own
             hydra.job.config_name = None
-        given = [*arguments(hydra), f"hydra.sweep.dir={os.path.relpath(directory, hydra.runtime.cwd)}"]
+        given = [*arguments(hydra, application), f"hydra.sweep.dir={os.path.relpath(directory, hydra.runtime.cwd)}"]
         script = ["-m", application.module] if application.module else [_short(application.file, hydra.runtime.cwd)]
     except Exception:  # another program's file
         return ""
