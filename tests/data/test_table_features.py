@@ -127,7 +127,7 @@ def test_what_a_table_cannot_have(path: str, tmp_path: Path) -> None:
     refused("group", "Did you mean 'town'", path, "price", group="twon")
     refused("features", "other than the group", path, "price", features=["size"], group="size")
     refused("fold", "from 0 to 2: there are 3", path, "price", folds=3, fold=3)
-    refused("fold", "folds=5", path, "price", fold=1)
+    refused("fold", "Set `folds`", path, "price", fold=1)
     refused("folds", "at least 2", path, "price", folds=1)
     refused("folds", "given separately", path, "price", missing="mean", folds=2, val_path=path)
     empty = saved(FRAME.assign(age=np.nan), tmp_path / "empty.csv")
