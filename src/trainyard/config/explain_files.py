@@ -19,6 +19,8 @@ from trainyard.config.headers import check_header, explain_header
 from trainyard.config.places import ConfigPlaces
 from trainyard.errors import ConfigError, TrainyardError
 
+_UNUSED_OVERRIDE = r"(?:Could not override|Invalid Defaults List override '[^']*'\.\s+No earlier Group Default for)"
+"""Start of the message about an override of an absent group: of Hydra 1.3, and of Hydra 1.4."""
 _DEFAULTS = ("Invalid defaults list", "Unsupported type in defaults", "Unsupported item value in defaults")
 _ITEMS = "names of configs, and mappings with one key, from a group to an option or to a list of options"
 
@@ -51,7 +53,7 @@ def _explain_composition(error: Exception, text: str, places: ConfigPlaces) -> T
     if not text and error.__cause__ is not None:
         null = _first(places, _null_key) if isinstance(error.__cause__, KeyValidationError) else None
         return null or TrainyardError(_said(error.__cause__))
-    if found := re.match(r"In '([^']+)': Could not override '([^'@]*)(@?)[^']*'", text):
+    if found := re.match(rf"In '([^']+)': {_UNUSED_OVERRIDE} '([^'@]*)(@?)[^']*'", text):
         return _explain_override(found[1], found[2], bool(found[3]), places)
     if found := re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)", text):
         return _explain_merge(found[1], found[2], text, places)
