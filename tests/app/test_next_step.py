@@ -34,7 +34,7 @@ def test_of_a_run_that_no_sweep_resumes(
 ) -> None:
     """Also of a job of `hydra.launcher.debug=true` or of another launcher. A directory below the folder of the command
     is relative to it."""
-    places = {"runtime": {"cwd": "/work", "output_dir": "/work/outputs/a b"}, "sweep": {"dir": "multirun/x"}}
+    places = {"runtime": {"cwd": "/project", "output_dir": "/project/outputs/a b"}, "sweep": {"dir": "multirun/x"}}
     with current_job(OmegaConf.create({"hydra": {"mode": mode, **places}})):
         assert command._next_step(OmegaConf.create(config)) == expected
         monkeypatch.setenv(PLAN, "plan.json")

@@ -131,7 +131,7 @@ def test_a_model_that_was_withdrawn_is_not_missed(
     save(work_dir / "1.pt", 1)
     shipper = RunShipper(work_dir, Stores())
     with Journal(work_dir) as journal:
-        journal.withdraw_model()  # which nobody has recorded
+        journal.withdraw_model()  # no effect, because no model has been recorded
         journal.model("checkpoints/best.pt", f"{loader}:load")
         journal.model("1.pt", f"{loader}:load", name="kept")
         if shipped:

@@ -18,6 +18,8 @@ from trainyard.config.places import ConfigPlaces
 from trainyard.config.sweepers import SAMPLER_ARGUMENTS, SAMPLERS, hint_for
 from trainyard.errors import ConfigError, TrainyardError
 
+SWEPT_VALUES = "values: 1,2, choice(1,2) or range(1,3)"
+"""Accepted values of a key that is swept."""
 PACKAGES = {
     "hydra/sweeper": {
         "optuna": "hydra-optuna-sweeper",
@@ -249,7 +251,7 @@ def _explain_interval(error: HydraException, overrides: Sequence[str]) -> Config
         if override.is_interval_sweep():
             hint = "To search a range of numbers, use hydra/sweeper=search."
             given = str(override.input_line).partition("=")[2]
-            return ConfigError(override.key_or_group, given, "values: 1,2, choice(1,2) or range(1,3)", hint=hint)
+            return ConfigError(override.key_or_group, given, SWEPT_VALUES, hint=hint)
     return None
 
 

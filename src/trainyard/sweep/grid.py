@@ -11,13 +11,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 from omegaconf import DictConfig
 
+from trainyard.config.explain import SWEPT_VALUES
 from trainyard.errors import ConfigError
 from trainyard.redaction import check_overrides
 from trainyard.sweep.conditions import Conditions
 from trainyard.sweep.grid_settings import BLOCKS, FILE, ZIP, GridSettings
 from trainyard.sweep.job_file import JobFile
 
-_VALUES = "values: 1,2, choice(1,2) or range(1,3)"
 _Axis = list[dict[int, str]]  # what can be chosen together: the lines of some overrides, by their places in the command
 
 
@@ -107,7 +107,7 @@ def effective(overrides: Sequence[Override], is_group: Callable[[str], bool]) ->
             given = (override.input_line or "").partition("=")[2]
             if not options:
                 hint = "A pattern can only match the options of a group."
-                accepted = f"{_VALUES}, or with hydra/sweeper=search or pbt also interval(1,3)"
+                accepted = f"{SWEPT_VALUES}, or with hydra/sweeper=search or pbt also interval(1,3)"
                 raise ConfigError(override.key_or_group, given, accepted, hint=hint)
             raise ConfigError(
                 override.key_or_group, given, f"a pattern that matches an option: {', '.join(options)}", options=options
@@ -200,7 +200,7 @@ def _values(override: Override) -> Sequence[str]:
     if not override.is_discrete_sweep():
         given = str(override.input_line).partition("=")[2]
         hint = "To search a range of numbers, use hydra/sweeper=search."
-        raise ConfigError(override.key_or_group, given, _VALUES, hint=hint)
+        raise ConfigError(override.key_or_group, given, SWEPT_VALUES, hint=hint)
     value: Any = override.value()
     if not isinstance(value, RangeSweep):
         return list(override.sweep_string_iterator())
