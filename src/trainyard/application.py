@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class StartedAs:
 def _config_path(arguments: Sequence[str]) -> str | None:
     """Return the value of --config-path in a command line, of which another program may be the reader."""
     found = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:]):
         name, equals, value = argument.partition("=")
         if name in CONFIG_PATH:
             found = value if equals else following

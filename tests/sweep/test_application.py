@@ -101,6 +101,27 @@ def test_a_sweep_goes_on_with_the_configs_of_its_config_path(python: Any, tmp_pa
     assert sorted((project / "calls").read_text().split()) == ["1", "2"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], None),
+        (["-m", "x=1"], None),
+        (["--config-path=/a", "-m"], "/a"),
+        (["-m", "-cp", "/a"], "/a"),
+        (["-cp", "/a", "--config-path", "/b"], "/b"),
+        (["-m", "-cp"], None),
+    ],
+)
+def test_the_config_path_of_a_command_line(
+    arguments: list[str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "program.py", raising=False)
+    monkeypatch.setattr(sys, "argv", ["program.py", *arguments])
+    started = StartedAs.now()
+    assert started is not None
+    assert started.config_path == expected
+
+
 def test_a_module_goes_on_as_a_module(python: Any, tmp_path: Path) -> None:
     assert python("-m", "waves.sine", "-m", "x=1,2", "hydra.sweep.dir=s").returncode == 0
     application = Manifest.open(tmp_path / "project/s").application
