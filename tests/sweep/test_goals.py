@@ -120,7 +120,7 @@ def test_result_files_and_the_report_have_each_objective(tmp_path: Path) -> None
     assert list(frame["accuracy"])[:3] == [0.9, 0.9, 0.5]
     assert list(frame["feasible"])[-3:-1] == [False, False]
     same: Any = {"title": "t", "objective": "accuracy", "direction": "maximize", "searched": True, "goals": GOALS}
-    page = html.write(rows(tmp_path), tmp_path, **same).read_text()
+    page = html.Report(rows(tmp_path), tmp_path, **same).write().read_text()
     for part in (
         "Pareto front of accuracy and size", "Optimization history of size", "Optimization history of accuracy",
         "size &lt;= 100", "Parameters against size", "accuracy (higher is better), size (lower is better)",

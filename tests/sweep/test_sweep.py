@@ -167,6 +167,9 @@ def test_in_mlflow_the_jobs_lie_below_the_sweep(sweep: Any, tmp_path: Path) -> N
     assert "loop.max_epochs" not in children[0].data.params, "what does not vary is in the config artifact"
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"plan.txt", "results.csv", "report.html", "ranking.txt", "multirun.yaml"} <= files
+    report = (tmp_path / "sweep/report.html").read_text()
+    for run in (parent, *children):
+        assert f"/runs/{run.info.run_id}?" in report, "also of runs that the store received after the ranking"
     first = max(means, key=lambda run: (run.data.metrics["mean/val/accuracy"], -float(run.data.params["optim.lr"])))
     own = [run for run in children if run.data.params["optim.lr"] == first.data.params["optim.lr"]]
     best = max(own, key=lambda run: (run.data.metrics["best/val/accuracy"], -int(run.data.params["seed"])))

@@ -162,7 +162,7 @@ def _write_page(sweep: StoredSweep, numbers: Mapping[int, JobNumbers], live: flo
     from trainyard.sweep.report import html
 
     directory = sweep.directory.absolute()
-    return html.write(
+    return html.Report(
         sweep.rows(),
         sweep.directory,
         title=f"{directory.parent.name} {directory.name}",
@@ -172,7 +172,7 @@ def _write_page(sweep: StoredSweep, numbers: Mapping[int, JobNumbers], live: flo
         goals=sweep.goals,
         found=numbers,
         live=live,
-    )
+    ).write()
 
 
 def _follow(sweep: StoredSweep) -> None:

@@ -76,6 +76,7 @@ def conclude(
     rows = [_row(job, plan, goals, in_population=is_population(proposer.identity)) for job in plan.jobs]
     files: list[Path] = []
     numbers: dict[int, journals.JobNumbers] = {}
+    report: html.Report | None = None
     with _reported("ranking"):
         table = ranking.table(rows, name, direction)
         if sys.stdout.isatty():
@@ -93,7 +94,7 @@ def conclude(
         tracking.summarize(plan, rows, name, direction)
     with _reported("report"):
         title = f"{directory.parent.name} {directory.name}"
-        page = html.write(
+        report = html.Report(
             rows,
             directory,
             title=title,
@@ -103,12 +104,15 @@ def conclude(
             goals=goals,
             found=numbers,
         )
-        files.append(page)
+        files.append(report.write())
         print(f"Report: {files[-1]}")
     tracking.write_plan(plan)  # with the jobs that came while others ran
     paused = [job for job in plan.left if plan.entries[job.num].state == "paused"]
     status: Status = "FINISHED" if len(paused) == len(plan.left) else "KILLED" if interrupted else "FAILED"
     shipment = tracking.finish(files, status, paused=[job.directory for job in paused])
+    if report is not None:
+        with _reported("report"):
+            report.add_links()
     if shipment.arrived:
         print(f"MLflow: {shipment.arrived}")
     if str(shipment):

@@ -49,7 +49,7 @@ def test_the_page_says_where_its_numbers_come_from(tmp_path: Path) -> None:
         page="https://mlflow.example.org/team/#/experiments/7/runs/s?workflowType=machine_learning",
         pages={0: "https://mlflow.example.org/team/#/experiments/7/runs/j?workflowType=machine_learning"},
     )
-    page = html.write(rows, tmp_path / "s", title="s", objective=None, direction="minimize").read_text()
+    page = html.Report(rows, tmp_path / "s", title="s", objective=None, direction="minimize").write().read_text()
     assert "secret" not in page
     for part in (origin.commit, "hydra.launcher.retries=1", f'href="{origin.page}"', f'href="{origin.pages[0]}"'):
         assert part in page
@@ -63,6 +63,26 @@ def test_the_command_has_the_config_path_of_the_last_start(tmp_path: Path) -> No
             file.write(f"{json.dumps(record)}\n" + 30 * '{"kind": "other"}\n')
     command = Origin.of(tmp_path / "s", rows).command
     assert command.startswith("python train.py -m --config-path '/own configs' hydra.launcher.retries=1 ")
+
+
+def test_links_are_added_to_runs_that_arrive_after_the_page_was_written(tmp_path: Path) -> None:
+    rows = stored(tmp_path / "s", SERVER)
+    late = tmp_path / "s/1"
+    late.mkdir()
+    RunInfo("run", uri=SERVER).write(late)
+    rows.append(JobRow(1, {"optim.lr": "1e-2"}, "done", 0.6, 1.0, late))
+    report = html.Report(rows, tmp_path / "s", title="s", objective=None, direction="minimize")
+    file = report.write()
+    first = file.read_text()
+    assert first.count(">run</a>") == 1
+    lines = [line for line in first.splitlines() if "<tr data-job" in line]
+    assert len({line.count("<td") for line in lines}) == 1, "a cell without a link is empty, not missing"
+    report.add_links()
+    assert file.read_text() == first
+    Shipped(run_id="late", experiment_id="7").save(late, SERVER)
+    report.add_links()
+    assert file.read_text().count(">run</a>") == 2
+    assert "/runs/late?" in file.read_text()
 
 
 def test_a_database_has_the_command_that_serves_it(tmp_path: Path) -> None:

@@ -99,7 +99,9 @@ class Page(HTMLParser):
 
 
 def page_of(rows: Sequence[JobRow], directory: Path, direction: Direction = "maximize", title: str = "Sweep") -> Page:
-    source = html.write(rows, directory, title=title, objective="val/accuracy", direction=direction).read_text()
+    source = (
+        html.Report(rows, directory, title=title, objective="val/accuracy", direction=direction).write().read_text()
+    )
     assert not re.search(r"https?:|//\w|url\(|@import|<link|<img|<iframe|src=", source)
     page = Page(source)
     assert sorted(page.jobs("tr"), key=str) == sorted((str(each.num) for each in rows), key=str)
@@ -156,7 +158,9 @@ def test_the_history_of_a_search_has_the_finished_jobs_and_a_line_that_never_get
 def test_a_search_has_a_history_and_a_grid_has_none(tmp_path: Path) -> None:
     rows = grid(tmp_path, {"optim.lr": ["0.1", "0.01", "0.001"]})
     for searched in (True, False):
-        file = html.write(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize", searched=searched)
+        file = html.Report(
+            rows, tmp_path, title="s", objective="val/accuracy", direction="maximize", searched=searched
+        ).write()
         assert ("Optimization history of val/accuracy" in file.read_text()) == searched
 
 
@@ -368,9 +372,9 @@ def test_the_advice_on_seeds_fits_the_sweep(tmp_path: Path) -> None:
     goals = Goals(("val/accuracy",), ("maximize",), (Constraint.read("val/loss <= 1"),))
 
     def page(searched: bool, goals: Goals | None = None) -> str:
-        own = html.write(
+        own = html.Report(
             rows, tmp_path, title="t", objective="val/accuracy", direction="maximize", searched=searched, goals=goals
-        )
+        ).write()
         return own.read_text()
 
     assert "Several seeds (<code>'seed=range(5)'</code>)" in page(searched=False)
@@ -431,7 +435,7 @@ def test_jobs_have_their_metrics_as_columns(tmp_path: Path) -> None:
 def test_a_page_has_the_best_jobs_of_a_large_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(html, "SHOWN", 5)
     rows = [row(num, {"optim.lr": str(num)}, num / 10, tmp_path) for num in range(9)]
-    html.write(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize")
+    html.Report(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize").write()
     page = Page((tmp_path / "report.html").read_text())
     assert page.jobs("tr") == ["8", "7", "6", "5", "4"]
     assert "The table shows the best 5 of 9 jobs; results.csv contains all jobs." in " ".join(page.words)
@@ -507,7 +511,7 @@ def test_learning_curves_show_the_rungs_and_where_jobs_were_pruned(tmp_path: Pat
                     journal.tags({"rung": epoch})
     assert read_numbers(tmp_path / "0", [RUNG]).curves == {RUNG: [(20, 1.0), (60, 3.0)]}
     same = {"title": "t", "objective": "val/accuracy", "direction": "maximize"}
-    page = html.write(rows, tmp_path, **same, searched=True).read_text()
+    page = html.Report(rows, tmp_path, **same, searched=True).write().read_text()
     chart = page.partition("Learning curves of val/accuracy")[2].partition("</svg>")[0]
     assert chart.count('class="rung"') == 2
     assert "pruned at rung 1</title></circle>" in chart
@@ -515,7 +519,7 @@ def test_learning_curves_show_the_rungs_and_where_jobs_were_pruned(tmp_path: Pat
     for row in rows:
         lines = (row.directory / "metrics.jsonl").read_text().splitlines(keepends=True)
         (row.directory / "metrics.jsonl").write_text("".join(line for line in lines if '"rung"' not in line))
-    assert "Dotted" not in html.write(rows, tmp_path, **same).read_text()
+    assert "Dotted" not in html.Report(rows, tmp_path, **same).write().read_text()
 
 
 def test_importance_in_a_search_is_that_of_optuna(tmp_path: Path) -> None:
@@ -535,5 +539,7 @@ def test_importance_in_a_search_is_that_of_optuna(tmp_path: Path) -> None:
     assert set(importance_in_search(rows[:3], names, "maximize").values()) == {None}
     rows[0] = replace(rows[0], objective=math.inf)
     rows[1] = replace(rows[1], objective=math.nan)
-    page = html.write(rows, tmp_path, title="t", objective=None, direction="maximize", searched=True).read_text()
+    page = (
+        html.Report(rows, tmp_path, title="t", objective=None, direction="maximize", searched=True).write().read_text()
+    )
     assert "PED-ANOVA" in page

@@ -56,7 +56,9 @@ def test_the_page_names_what_pairs_the_jobs(tmp_path: Path) -> None:
     pairs = [(each, each.overrides["optim.lr"], each.overrides["seed"]) for each in ROWS]
     folds = [replace(each, overrides={"optim.lr": rate, "data.fold": fold}) for each, rate, fold in pairs]
     for rows, name in ((ROWS, "seed"), (folds, "fold")):
-        page = html.write(rows, tmp_path, title="t", objective="val/accuracy", direction="maximize").read_text()
+        page = (
+            html.Report(rows, tmp_path, title="t", objective="val/accuracy", direction="maximize").write().read_text()
+        )
         assert f"the pairs of jobs with the same {name}, with its 95 % confidence interval" in page
 
 
@@ -88,7 +90,9 @@ def test_result_files_ask_each_configuration_once(tmp_path: Path, monkeypatch: p
 
 
 def test_the_page_shows_them(tmp_path: Path) -> None:
-    page = html.write(ROWS, tmp_path, title="sweep", objective="val/accuracy", direction="maximize").read_text()
+    page = (
+        html.Report(ROWS, tmp_path, title="sweep", objective="val/accuracy", direction="maximize").write().read_text()
+    )
     assert "means over seed" in page
     assert page.index(">0.01<") < page.index(">0.1<")
     assert "<dt>Best configuration</dt><dd>optim.lr=0.01: 0.70 ± 0.25 (95 %, n = 3)</dd>" in page
@@ -99,7 +103,9 @@ def test_the_page_shows_them(tmp_path: Path) -> None:
 
 
 def test_the_seed_is_no_parameter(tmp_path: Path) -> None:
-    page = html.write(ROWS, tmp_path, title="sweep", objective="val/accuracy", direction="maximize").read_text()
+    page = (
+        html.Report(ROWS, tmp_path, title="sweep", objective="val/accuracy", direction="maximize").write().read_text()
+    )
     assert "Parallel coordinates of optim.lr and val/accuracy" in page
     assert "seed against" not in page
     assert (
@@ -107,7 +113,7 @@ def test_the_seed_is_no_parameter(tmp_path: Path) -> None:
     )  # 2 of 3 jobs, too
     assert page.partition('aria-label="Importance')[2].count('class="end"') == 1
     alone = [row(num, {"seed": str(num)}, num / 10) for num in range(4)]
-    html.write(alone, tmp_path, title="s", objective=None, direction="minimize")
+    html.Report(alone, tmp_path, title="s", objective=None, direction="minimize").write()
     page = (tmp_path / "report.html").read_text()
     assert "no parameter varies" in page
     assert "all jobs: 0.15 ± 0.21 (95 %, n = 4)" in page
@@ -122,7 +128,7 @@ def test_curves_of_repeats_are_a_mean_with_a_band(tmp_path: Path) -> None:
             for epoch in range(1, 5 + num):
                 journal.metrics(epoch, {"val/accuracy": epoch / 10 + num / 100}, epoch=epoch)
         rows.append(replace(row(num, {"lr": rate, "seed": seed}, 0.5 + num), directory=tmp_path / str(num)))
-    page = html.write(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize").read_text()
+    page = html.Report(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize").write().read_text()
     chart = page.partition('aria-label="Learning curves of val/accuracy"')[2].partition("</svg>")[0]
     assert re.findall(r'<polyline class="mark c\d+" data-key="(c\d)"', chart) == ["c0", "c2"]
     assert re.findall(r'<polygon class="band c\d+" data-key="(c\d)"', chart) == ["c0", "c2"]
@@ -222,7 +228,7 @@ def test_members_of_a_population_are_ranked_one_by_one(tmp_path: Path) -> None:
     frame = pd.read_csv(result_files.write(rows, tmp_path, "maximize")[0])
     assert frame["rank"].tolist() == [1, 2, 3, 4]
     assert "n" not in frame.columns
-    page = html.write(rows, tmp_path, title="s", objective=None, direction="maximize").read_text()
+    page = html.Report(rows, tmp_path, title="s", objective=None, direction="maximize").write().read_text()
     assert "<dt>Best job</dt><dd>#2 lr=0.05 seed=1: 0.9</dd>" in page
     assert "<h2>Configurations" not in page
     assert "was trained with one seed" not in page

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from html import escape
 from importlib.util import find_spec
 from itertools import combinations
@@ -39,24 +40,12 @@ SHOWN = 1000
 """Number of jobs, best first, in the tables and charts; a page with more jobs is slow to open."""
 
 
-def write(
-    rows: Sequence[JobRow],
-    directory: str | Path,
-    *,
-    title: str,
-    objective: str | None,
-    direction: Direction,
-    searched: bool = False,
-    goals: Goals | None = None,
-    found: Mapping[int, JobNumbers] | None = None,
-    live: float | None = None,
-) -> Path:
-    """Write `report.html`.
+class Report:
+    """The page of a sweep, `report.html`.
 
     It shows the means of configurations (if jobs are repeats), the jobs, unfinished jobs, learning curves, parallel
     coordinates, each parameter against the objective, and importance. With several objectives, it also shows the Pareto
-    front; for a search, the optimization history. The file is replaced atomically, so a reader never sees an incomplete
-    page.
+    front; for a search, the optimization history.
 
     Args:
         rows: the jobs, in any order.
@@ -68,43 +57,32 @@ def write(
         goals: the goals by which a search compares the jobs, if these are more than the objective.
         found: the numbers of the jobs, by their number; None reads them from `metrics.jsonl` in their directories.
         live: the seconds after which the page reloads itself; None for never.
-
-    Returns:
-        The file.
     """
-    ranking = rank(rows, direction)
-    shown = objective or "objective"
-    objectives: dict[str, Direction] = {shown: direction}
-    if goals is not None:
-        objectives = dict(zip(goals.names, goals.directions, strict=True))
-    numbers = read_all(ranking, objective, direction) if found is None else found
-    page = _Page(ranking, Path(directory), objective, objectives, numbers, searched, goals)
-    file = Path(directory, "report.html")
-    content = document(title, "\n".join(page.sections(title, live is not None)), live)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    with writing(file, part, f"`trainyard sweep report {shell_path(directory)}` writes the report"):
-        part.write_text(content, encoding="utf-8", errors="replace")
-        part.replace(file)
-    return file
 
-
-class _Page:
     def __init__(
         self,
-        ranking: Sequence[JobRow],
-        directory: Path,
+        rows: Sequence[JobRow],
+        directory: str | Path,
+        *,
+        title: str,
         objective: str | None,
-        objectives: Mapping[str, Direction],
-        numbers: Mapping[int, JobNumbers],
-        searched: bool,
-        goals: Goals | None,
+        direction: Direction,
+        searched: bool = False,
+        goals: Goals | None = None,
+        found: Mapping[int, JobNumbers] | None = None,
+        live: float | None = None,
     ) -> None:
+        ranking = rank(rows, direction)
         self.ranking = ranking
-        self.directory = directory
+        self.directory = Path(directory)
+        self.title = title
+        self.live = live
         self.metric = objective
-        self.objectives = objectives
-        self.first, self.direction = next(iter(objectives.items()))
-        self.numbers = numbers
+        self.objectives: dict[str, Direction] = {objective or "objective": direction}
+        if goals is not None:
+            self.objectives = dict(zip(goals.names, goals.directions, strict=True))
+        self.first, self.direction = next(iter(self.objectives.items()))
+        self.numbers = read_all(ranking, objective, direction) if found is None else found
         self.searched = searched
         self.goals = goals
         self.names = tuned(ranking)
@@ -113,26 +91,57 @@ class _Page:
         self.items = of_configurations(self.configurations[:SHOWN]) if self.configurations else self.jobs
         self.shade = shades(self.items, self.direction)
         self.key_of = {num: item.key for item in self.items for num in item.jobs}
+        self._origin = self._found_origin()
 
-    def sections(self, title: str, live: bool) -> Iterator[str]:
-        origin = Origin.of(self.directory, self.ranking[:SHOWN])
-        yield self._summary(title, origin, live)
+    def write(self) -> Path:
+        """Write the page. The file is replaced atomically, so a reader never sees an incomplete page.
+
+        Returns:
+            The file.
+
+        Raises:
+            TrainyardError: the file cannot be written.
+        """
+        file = self.directory / "report.html"
+        content = document(self.title, "\n".join((*self._tables(), *self._charts)), self.live)
+        part = file.with_name(f".{file.name}.{os.getpid()}")
+        with writing(file, part, f"`trainyard sweep report {shell_path(self.directory)}` writes the report"):
+            part.write_text(content, encoding="utf-8", errors="replace")
+            part.replace(file)
+        return file
+
+    def add_links(self) -> None:
+        """Write the page again if MLflow has received more of the sweep's runs since, to which it then links.
+
+        Raises:
+            TrainyardError: the file cannot be written.
+        """
+        before, self._origin = self._origin, self._found_origin()
+        if self._origin != before:
+            self.write()
+
+    def _found_origin(self) -> Origin:
+        return Origin.of(self.directory, self.ranking[:SHOWN])
+
+    def _tables(self) -> Iterator[str]:
+        yield self._summary()
         if self.configurations:
             yield from tables.of_configurations(
                 self.configurations[:SHOWN], self.names, self.ranking, self.first, self.numbers
             )
         keys = {row.num: self.key_of.get(row.num, str(row.num)) for row in self.ranking}
+        pages = self._origin.pages
         yield from tables.of_jobs(
-            self.ranking, self.first, self.direction, self.directory, self.numbers, keys, origin.pages, SHOWN
+            self.ranking, self.first, self.direction, self.directory, self.numbers, keys, pages, SHOWN
         )
         yield from tables.of_failures(self.ranking, self.directory)
-        yield from self._front()
-        yield from self._history()
-        yield from self._curves()
-        yield from self._parameters()
 
-    def _summary(self, title: str, origin: Origin, live: bool) -> str:
-        ranking = self.ranking
+    @cached_property
+    def _charts(self) -> list[str]:
+        return [*self._front(), *self._history(), *self._curves(), *self._parameters()]
+
+    def _summary(self) -> str:
+        ranking, origin = self.ranking, self._origin
         states = Counter(row.state for row in ranking)
         seconds = [row.seconds for row in ranking if row.seconds is not None]
         done = [row.seconds for row in ranking if row.seconds is not None and row.state == "done"]
@@ -148,7 +157,7 @@ class _Page:
             "Time of all jobs": duration(sum(seconds) if seconds else None),
             "Mean time of a finished job": duration(sum(done) / len(done) if done else None),
             **({} if origin.started is None else {"Started": _date(origin.started)}),
-            **({"Written": _date(time.time())} if live else {}),
+            **({"Written": _date(time.time())} if self.live is not None else {}),
             **({"Commit": origin.commit} if origin.commit else {}),
         }
         items = [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items()]
@@ -158,7 +167,7 @@ class _Page:
             served = f" (served by <code>{escape(origin.server)}</code>)" if origin.server else ""
             link = f'<a href="{escape(origin.page)}">the run of this sweep</a>{served}'
             items.append(f'<div class="long"><dt>MLflow</dt><dd>{link}</dd></div>')
-        return f"<h1>{escape(title)}</h1>\n<dl>{''.join(items)}</dl>{''.join(self._notes(live))}"
+        return f"<h1>{escape(self.title)}</h1>\n<dl>{''.join(items)}</dl>{''.join(self._notes())}"
 
     def _best(self) -> dict[str, str]:
         """Return the best result: the Pareto front, a configuration by its mean, or a job."""
@@ -173,10 +182,10 @@ class _Page:
             return {"Best job": "none finished with an objective"}
         return {"Best job": f"{best_job.label}: {number(best_job.objective)}"}
 
-    def _notes(self, live: bool) -> Iterator[str]:
+    def _notes(self) -> Iterator[str]:
         far = far_off(self.items)
         what = "configurations" if self.configurations else "finished jobs"
-        if live:
+        if self.live is not None:
             yield '\n<p class="note screen">The sweep is running. This page reloads itself.</p>'
         if not seeds_vary(self.ranking) and sum(row.ranked for row in self.ranking) > 1:
             setting = "hydra.sweeper.repeats=5" if self.searched else "'seed=range(5)'"

@@ -138,7 +138,7 @@ def of_jobs(
             *(_value(own.get(name)) for name in metrics),
             _cell(_sortable(row.seconds), duration(row.seconds), numeric=True),
             _cell(row.outcome, escape(row.outcome)),
-            *([_cell(str(row.num), f'<a href="{escape(pages[row.num])}">run</a>')] if row.num in pages else []),
+            *([_page_cell(row.num, pages.get(row.num))] if pages else []),
         ]
         kind = "" if row.outcome == "done" else ' class="unfinished"'
         lines.append(f'<tr{kind} data-job="{row.num}" data-key="{key_of[row.num]}">{"".join(cells)}</tr>')
@@ -150,6 +150,11 @@ def of_jobs(
     yield "<h2>Jobs</h2>"
     yield f'<p class="note">{note}</p>'
     yield _table(heads, lines)
+
+
+def _page_cell(num: int, page: str | None) -> str:
+    """Return the cell with the link to a job's run in MLflow, which does not have the run yet if there is no page."""
+    return _cell(str(num), f'<a href="{escape(page)}">run</a>' if page else "")
 
 
 def _metrics_note(split: str) -> str:
