@@ -4,7 +4,7 @@
 
 An image is noise of all scales, whose amplitude falls with the frequency as in photographs, over a colour of its class,
 with a few ellipses, whose edges are sharp. Sizes are those that are most frequent in ImageNet; a file of 500x375 pixels
-has about 110 KB.
+has about 95 KB.
 """
 
 from __future__ import annotations
