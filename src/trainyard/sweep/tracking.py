@@ -83,7 +83,7 @@ class SweepTracking:
         collected = facts.begin(Path.cwd())
         self._journal = Journal(directory)
         title = f"{directory.parent.name} {directory.name}"
-        experiment = OmegaConf.select(config, "tracker.experiment") or DEFAULT_EXPERIMENT
+        experiment = getattr(self._tracker, "experiment", None) or DEFAULT_EXPERIMENT  # None: selected by its ID
         info = RunInfo(
             name=os.environ.get("MLFLOW_RUN_NAME") or f"sweep {title}",
             params={"varying": ", ".join(plan.keys)},
