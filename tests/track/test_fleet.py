@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 
 from trainyard.files import DiskFullError
 from trainyard.track import Journal, RunInfo
-from trainyard.track.shipped import Shipped, summary
-from trainyard.track.shipper.backoff import Backoff
+from trainyard.track.shipped import LOG, Shipped, ShipperLock, shipping_process, summary
+from trainyard.track.shipper.backoff import PATIENCE, Backoff
 from trainyard.track.shipper.fleet import EVERY, POLL, Fleet
 from trainyard.track.shipper.run_shipper import RunShipper
 from trainyard.track.shipper.store import Stores
@@ -181,6 +181,32 @@ def test_one_run_does_not_stop_another(
     assert not fleet.finished  # it has patience, for a while
     assert fleet.gave_up
     fleet.leave()
+
+
+def test_a_shipper_waits_for_another_one(
+    uri: str, new_run: Callable[..., Path], fill: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipper of a killed trainer may upload for longer than a shipper retries after failures."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    work_dir = new_run(uri)
+    fill(work_dir)
+    earlier = ShipperLock(work_dir)
+    assert earlier.acquire()
+    assert shipping_process(work_dir) == os.getpid()
+    fleet = Fleet()
+    fleet.open(work_dir)
+    fleet.end()
+    while now < 1000.0 + 20 * PATIENCE:
+        now += fleet.work()
+        assert not fleet.finished
+    assert "Another shipper is uploading this run." in (work_dir / LOG).read_text()
+    earlier.release()
+    assert shipping_process(work_dir) is None
+    while not fleet.finished:
+        now += fleet.work()
+    assert not fleet.gave_up
+    assert summary(work_dir).complete
 
 
 def test_what_is_deleted_meanwhile(

@@ -394,6 +394,7 @@ def test_waiting_has_an_end(uri: str, tmp_path: Path) -> None:
         journal.status("FINISHED")
     shipment = tracker.finish()
     assert shipment.running
+    assert "Another shipper, such as that of an earlier start, is uploading this run." in str(shipment)
     assert "in the background" in str(shipment)
     lock.release()
     assert tracker._process is not None

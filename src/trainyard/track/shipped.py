@@ -109,7 +109,7 @@ def _read(work_dir: Path) -> dict[str, Any]:
 
 
 class ShipperLock:
-    """Lock of the one process that ships a run; it is released when that process ends.
+    """Lock of the one process that ships a run; it is released when that process ends. The file contains its number.
 
     Attributes:
         first: whether the lock was never acquired before, so that its file did not exist.
@@ -141,6 +141,9 @@ class ShipperLock:
             return False
         except OSError:
             pass  # a file system without locks: other processes cannot be excluded
+        with suppress(OSError):  # a full disk
+            os.ftruncate(fd, 0)
+            os.write(fd, str(os.getpid()).encode())
         self._fd = fd
         return True
 
@@ -148,6 +151,16 @@ class ShipperLock:
         if self.held:
             os.close(self._fd)
             self._fd = -1
+
+
+def shipping_process(work_dir: Path) -> int | None:
+    """Return the number of the process that ships a run; None if there is none, or if it is unknown."""
+    with suppress(OSError, ValueError), (work_dir / LOCK).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(file.read())
+    return None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from trainyard.track import facts, own, run_info
 from trainyard.track import uri as uris
 from trainyard.track.registered import registered
 from trainyard.track.run_info import RunInfo
-from trainyard.track.shipped import EXIT_STATUS, LOG, Shipment, summary
+from trainyard.track.shipped import EXIT_STATUS, LOG, Shipment, shipping_process, summary
 from trainyard.track.shipped import FILE as SHIPPED
 from trainyard.track.shipper.sanitize import MAX_RUN_NAME
 from trainyard.track.viewers import copies
@@ -367,7 +367,12 @@ class MLflowTracker(Tracker):
         error = self._error
         for work_dir in self._runs:
             try:
-                runs.append(summary(work_dir))
+                run = summary(work_dir)
+                if running and not run.complete and self._is_elsewhere(work_dir):
+                    run = replace(
+                        run, error="Another shipper, such as that of an earlier start, is uploading this run."
+                    )
+                runs.append(run)
             except (OSError, TrainyardError) as missing:
                 error = str(missing)
         complete = all(run.complete for run in runs)
@@ -386,6 +391,11 @@ class MLflowTracker(Tracker):
                 else f"The shipper ended early. See {next(iter(self._runs), Path()) / LOG}."
             )
         return Shipment(tuple(runs), running, error)
+
+    def _is_elsewhere(self, work_dir: Path) -> bool:
+        """Return whether a shipper of another process is uploading a run, so that the own shipper waits for it."""
+        own = None if self._process is None else self._process.pid
+        return shipping_process(work_dir) not in (None, own)
 
 
 def _user() -> str | None:

@@ -57,7 +57,7 @@ class Fleet:
         self.ending = True
         for run in self._runs.values():
             run.writer_left()
-            for backoff in (run.trying, run.uploading, run.awaiting, self._stores.backoff(run.uri)):
+            for backoff in (run.trying, run.uploading, run.awaiting, run.locking, self._stores.backoff(run.uri)):
                 backoff.hurry()
 
     def work(self) -> float:
@@ -100,7 +100,7 @@ class Fleet:
             self._drop(run.work_dir)
             return
         store = self._stores.backoff(run.uri)
-        if not (store.due and run.trying.due):
+        if not (store.due and run.trying.due and run.locking.due):
             self._copy(run)
             return
         for other in list(self._runs.values()) if run.info.parent and not run.connected else []:
@@ -110,7 +110,9 @@ class Fleet:
             if run.step():
                 store.succeeded()
             run.trying.succeeded()
-        except (InUseError, RunLostError, TrainyardError) as error:
+        except InUseError as error:
+            run.failed(error)
+        except (RunLostError, TrainyardError) as error:
             run.failed(error)
             run.trying.failed()
         except Exception as error:
@@ -133,6 +135,8 @@ class Fleet:
         return bool(self._runs)
 
     def _hopeless(self, run: RunShipper) -> bool:
+        if run.locking.failing:
+            return False  # another shipper is uploading it, such as that of a killed trainer, and will release it
         own = (run.trying, run.uploading, run.awaiting)
         return any(backoff.hopeless for backoff in (*own, self._stores.backoff(run.uri)))
 

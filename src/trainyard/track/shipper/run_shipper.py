@@ -82,6 +82,7 @@ class RunShipper:
         looked: the time at which the last step started, from `time.monotonic`.
         trying, uploading: the times at which to retry after a failure of this run.
         awaiting: the time at which to look again for another run to which this one refers.
+        locking: the time at which to try again to lock the run, while another process is shipping it.
 
     Raises:
         TrainyardError: there is no run here, its `run.json` does not name the store in which it is tracked, or a
@@ -114,6 +115,7 @@ class RunShipper:
         self.trying = Backoff()
         self.uploading = Backoff()
         self.awaiting = Backoff()
+        self.locking = Backoff()
         self._awaited = ""
         self._state = Shipped.load(work_dir, where)
         self._stores = stores
@@ -167,7 +169,9 @@ class RunShipper:
         """
         self.looked = self._saved = time.monotonic()
         if not self._lock.acquire():
+            self.locking.failed()
             raise InUseError("Another shipper is uploading this run.")
+        self.locking.succeeded()
         if self._connection is None:
             self._state = Shipped.load(self.work_dir, self.uri)  # an earlier holder of the lock may have gone further
         elif not self._state.check_journal(self._path):
