@@ -1,6 +1,8 @@
 """What a sweep promises beyond its plain run: batches, retries, patterns of directories, other applications."""
 
 import csv
+import errno
+import fcntl
 import json
 import os
 import sys
@@ -17,6 +19,7 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job
 from trainyard.sweep.settings import SweepSettings
+from trainyard.sweep.steering import is_run
 from trainyard.sweep.varying import varying
 from trainyard.track import read
 
@@ -216,7 +219,20 @@ def test_what_varies_is_what_the_sweeper_chose() -> None:
     assert varying(twice, ["a=1", "a=1,2"]) == ["a"]
 
 
-def test_a_sweep_runs_in_one_process_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network_disk", [False, True])
+def test_a_sweep_runs_in_one_process_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, network_disk: bool
+) -> None:
+    lock = fcntl.flock
+
+    def of_nfs(fd: int, operation: int) -> None:
+        needed = os.O_WRONLY if operation & fcntl.LOCK_EX else os.O_RDONLY
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE not in (needed, os.O_RDWR):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(fd, operation)
+
+    if network_disk:
+        monkeypatch.setattr(fcntl, "flock", of_nfs)
     manifest = Manifest.open(tmp_path)
     with manifest.held():
         with (
@@ -224,6 +240,7 @@ def test_a_sweep_runs_in_one_process_only(tmp_path: Path) -> None:
             Manifest.open(tmp_path).held(),
         ):
             pass
+        assert is_run(tmp_path)
         manifest.define(0, ["a=1"])
     with manifest.held():
         assert Manifest.open(tmp_path).entries[0].overrides == ["a=1"]

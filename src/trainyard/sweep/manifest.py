@@ -232,7 +232,8 @@ class Manifest:
         Raises:
             TrainyardError: another process runs it already.
         """
-        fd = os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # On NFS, an exclusive lock needs a file that is open for writing.
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
