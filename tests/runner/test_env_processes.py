@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,9 +78,21 @@ class Processes(Dataset[Any]):
         return multiprocessing.get_start_method(), os.environ.get("OMP_NUM_THREADS", "")
 
 
+def end_fork_server() -> None:
+    """End the fork server of another test, which keeps its environment.
+
+    It is killed: it ends by itself only after all processes that inherited its descriptor, such as forked workers of
+    another test.
+    """
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+    server._stop()
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_workers_start_as_they_are_told(method: str) -> None:
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # of another test: it keeps its environment
+    end_fork_server()
     Env(start_method=method, omp_num_threads=3).apply()
     loader = Loaders(train=DataLoader(Processes(), 2, num_workers=1, collate_fn=list))
     (batch,) = loader.loader("train", seed=0, device=torch.device("cpu")).batches()
