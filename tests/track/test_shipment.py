@@ -31,3 +31,11 @@ def test_a_run_whose_status_is_missing_has_all_records() -> None:
     missing = replace(shipped("MLP"), error="MLflow did not respond.")
     assert str(Shipment((missing,))).startswith(f"Run MLP is not complete in MLflow ({URI}). MLflow did not respond.\n")
     assert str(Shipment((missing, missing))).startswith(f"2 runs are not complete in MLflow ({URI}).")
+
+
+def test_a_directory_that_is_not_trusted_has_one_next_step() -> None:
+    reason = "The directory is not recognized as your own. If you trust it, run: trainyard sync --trust /outputs/MLP"
+    held = replace(shipped("MLP", left=2), error=reason)
+    assert str(Shipment((held,))).endswith("--trust /outputs/MLP\nThe journal contains all records.")
+    missing = Shipment((shipped("MLP", left=2), shipped("CNN", left=2)))
+    assert str(missing).endswith("The journals contain all records. To upload them later: trainyard sync /outputs")

@@ -31,6 +31,8 @@ EXIT_STATUS = (0, 3, 4)
 code is a crash."""
 SYNC = "`trainyard sync` uploads the missing records"
 """Next step for the user after a full disk in the shipper."""
+TRUST = "trainyard sync --trust"
+"""Command for a directory that is not recognized as the user's own; without --trust, it would upload nothing more."""
 _AGAIN = f"{journal.FILE} was truncated or replaced after the upload. All records are uploaded again."
 
 
@@ -273,10 +275,10 @@ class Shipment:
         lines.append(f"{state} {reason}" if reason else state)
         if self.running:
             lines.append("The records are being uploaded in the background.")
-        lines.append(
-            "The journal contains all records. To upload them later: trainyard sync "
-            + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
-        )
+        place = shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
+        advice = "" if reason and TRUST in reason else f" To upload them later: trainyard sync {place}"
+        contain = "journal contains" if len(missing) == 1 else "journals contain"
+        lines.append(f"The {contain} all records.{advice}")
         return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from trainyard.quoting import shell_path
 from trainyard.track import journal, run_info
 from trainyard.track.journal import Record
 from trainyard.track.shipped import FILE as SHIPPED
-from trainyard.track.shipped import LOCK, LOG
+from trainyard.track.shipped import LOCK, LOG, TRUST
 
 _SHOWN = 3
 
@@ -70,4 +70,4 @@ class HeldBack:
 
 
 def _how(work_dir: Path) -> str:
-    return f"If you trust this directory, run: trainyard sync --trust {shell_path(str(work_dir))}"
+    return f"If you trust this directory, run: {TRUST} {shell_path(str(work_dir))}"
