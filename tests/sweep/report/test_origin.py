@@ -92,6 +92,13 @@ def test_a_database_has_the_command_that_serves_it(tmp_path: Path) -> None:
     assert origin.server == "mlflow ui --backend-store-uri sqlite:////data/mlflow.db"
 
 
+def test_commands_quote_what_a_shell_and_hydra_would_divide(tmp_path: Path) -> None:
+    rows = stored(tmp_path / "lr=1 b", "sqlite:////my data/mlflow.db")
+    origin = Origin.of(tmp_path / "lr=1 b", rows)
+    assert origin.server == "mlflow ui --backend-store-uri 'sqlite:////my data/mlflow.db'"
+    assert origin.command.endswith(""" 'hydra.sweep.dir="lr=1 b"'""")
+
+
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     assert Origin.of(tmp_path, []) == Origin()
     (tmp_path / "multirun.yaml").write_text("a: [")

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from trainyard.errors import TrainyardError
+from trainyard.quoting import override, shell_path
 from trainyard.redaction import redact
 from trainyard.sweep.records import application_of, is_record
 from trainyard.sweep.report.rows import JobRow
@@ -59,7 +60,7 @@ class Origin:
         uri = None if info is None else info.uri
         page = run_page(directory, uri) if uri else ""
         pages = {row.num: found for row in rows if uri and (found := run_page(row.directory, uri))}
-        server = f"mlflow ui --backend-store-uri {uri}" if uri and uri.startswith("sqlite") else ""
+        server = f"mlflow ui --backend-store-uri {shell_path(uri)}" if uri and uri.startswith("sqlite") else ""
         return cls(_started(directory), commit, _command(directory), page, server, pages)
 
 
@@ -94,7 +95,8 @@ def _command(directory: Path) -> str:
         hydra = OmegaConf.load(record).hydra
         if hydra.job.config_name == hydra.job.name:  # the program's own
             hydra.job.config_name = None
-        given = [*arguments(hydra, application), f"hydra.sweep.dir={os.path.relpath(directory, hydra.runtime.cwd)}"]
+        place = override("hydra.sweep.dir", os.path.relpath(directory, hydra.runtime.cwd))
+        given = [*arguments(hydra, application), place]
         script = ["-m", application.module] if application.module else [_short(application.file, hydra.runtime.cwd)]
     except Exception:  # another program's file
         return ""
