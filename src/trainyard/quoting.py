@@ -1,8 +1,9 @@
-"""Quoting of values in overrides for Hydra, and of words in commands for a shell."""
+"""Quoting of values in overrides for Hydra, and of words in commands for a shell; names of folders in messages."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
@@ -37,3 +38,12 @@ def shell_override(key: str, value: str | Path) -> str:
 def shell_path(path: str | Path) -> str:
     """Return a path quoted for a shell."""
     return quote(str(path))
+
+
+def named(folders: Sequence[Path]) -> str:
+    """Return folders as a text for a message.
+
+    >>> named([Path("outputs"), Path("multirun")]), named([Path()])
+    ('outputs and multirun', 'the current folder')
+    """
+    return " and ".join("the current folder" if folder == Path() else str(folder) for folder in folders)

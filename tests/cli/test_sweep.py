@@ -37,7 +37,7 @@ def test_sweeps_are_listed(trainyard: Any, trained: Path) -> None:
     assert not found["running"]
     _, text, _ = trainyard("sweep", "ls", cwd=trained)
     assert "2 done" in text
-    assert trainyard("sweep", "ls", "outputs", cwd=trained)[1] == "No sweeps found.\n"
+    assert trainyard("sweep", "ls", "outputs", cwd=trained)[1] == "No sweeps found in outputs.\n"
 
 
 def test_the_report_is_that_of_the_end_of_the_sweep(trainyard: Any, copy: Path) -> None:

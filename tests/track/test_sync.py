@@ -75,4 +75,4 @@ def test_wrong_arguments(sync: Sync, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert sync(*arguments) == 2
         assert message in capsys.readouterr().err
     assert sync(str(tmp_path)) == 0
-    assert capsys.readouterr().out == "No runs found.\n"
+    assert capsys.readouterr().out == f"No runs found in {tmp_path}.\n"

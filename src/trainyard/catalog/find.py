@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainyard.catalog.stored_run import StoredRun
 from trainyard.errors import TrainyardError, counted, nearest
+from trainyard.quoting import named
 from trainyard.track import run_info
 from trainyard.track.run_info import RunInfo
 
@@ -64,7 +65,7 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         )
     folders = default_folders() if folders is None else folders
     runs = find(folders)
-    where = " and ".join("the current folder" if folder == Path() else str(folder) for folder in folders)
+    where = named(folders)
     found = [run for run in runs if _is_meant(run, text)]
     if len(found) == 1:
         return found[0]

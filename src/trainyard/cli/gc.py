@@ -24,8 +24,9 @@ from trainyard.track import journal
 def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
     """Remove temporary files of killed processes, and all checkpoints except the best ones, in FOLDERs.
 
-    The default FOLDERs are outputs and multirun. An unfinished run, or a run without a best checkpoint, keeps its
-    newest checkpoint. Runs that are in progress are skipped. Nothing is removed from MLflow.
+    The default FOLDERs are outputs and multirun, or the current folder if neither exists. An unfinished run, or a run
+    without a best checkpoint, keeps its newest checkpoint. Runs that are in progress are skipped. Nothing is removed
+    from MLflow.
     """
     for folder in folders:
         existing_folder("FOLDER", folder)

@@ -13,6 +13,7 @@ from trainyard.catalog.find import default_folders
 from trainyard.checks import existing_folder
 from trainyard.cli.output import SHORT, as_json, date, number, print_json, print_table, progress
 from trainyard.errors import ConfigError
+from trainyard.quoting import named
 from trainyard.sweep.report.rows import duration
 
 
@@ -35,7 +36,9 @@ def command(
     limit: int | None,
     json_: bool,
 ) -> None:
-    """List the runs below FOLDERs (default: outputs and multirun), sorted by start time.
+    """List the runs below FOLDERs, sorted by start time.
+
+    The default FOLDERs are outputs and multirun, or the current folder if neither exists.
 
     Names are metrics (val/accuracy), settings (optim.lr, model) and the properties id, name, state, epoch, step,
     started, seconds and directory. A metric of the objective's split has its value at the best validation; other
@@ -43,7 +46,8 @@ def command(
     """
     for folder in folders:
         existing_folder("FOLDER", folder)
-    runs = find(folders or default_folders())
+    searched = folders or default_folders()
+    runs = find(searched)
     if condition is not None:
         where = Where(condition)
         where.check(runs)
@@ -57,7 +61,8 @@ def command(
         print_json([_record(run, extra) for run in shown])
         return
     if not runs:
-        click.echo("No runs found." if condition is None else "No run matches the condition.")
+        told = f"No runs found in {named(searched)}." if condition is None else "No run matches the condition."
+        click.echo(told)
         return
     headers = ["id", "name", "state", "epoch", "objective", "best", *extra, "started", "time", "directory"]
     print_table(headers, [_row(run, extra) for run in shown], right=("epoch", "best", "time", *extra))

@@ -13,6 +13,7 @@ from trainyard.checks import existing_folder
 from trainyard.cli.output import as_json, date, number, print_json, print_table
 from trainyard.cli.sweep_report import export, print_ranking, record, report
 from trainyard.errors import ConfigError
+from trainyard.quoting import named
 
 if TYPE_CHECKING:
     from trainyard.sweep.steering import Action
@@ -41,19 +42,23 @@ def command() -> None:
 @click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path))
 @as_json
 def ls(folders: Sequence[Path], json_: bool) -> None:
-    """List the sweeps below FOLDERs (default: outputs and multirun), sorted by start time."""
+    """List the sweeps below FOLDERs, sorted by start time.
+
+    The default FOLDERs are outputs and multirun, or the current folder if neither exists.
+    """
     from trainyard.catalog.find import default_folders
     from trainyard.catalog.stored_sweep import find_sweeps
 
     for folder in folders:
         existing_folder("FOLDER", folder)
-    sweeps = find_sweeps(folders or default_folders())
+    searched = folders or default_folders()
+    sweeps = find_sweeps(searched)
     records = [record(sweep) for sweep in sweeps]
     if json_:
         print_json(records)
         return
     if not records:
-        click.echo("No sweeps found.")
+        click.echo(f"No sweeps found in {named(searched)}.")
         return
     rows = [
         [

@@ -31,9 +31,10 @@ from trainyard.cli.store import store
     ),
 )
 def command(folders: Sequence[Path], uri: str | None, experiment: str | None, trust: bool) -> None:
-    """Upload the runs below FOLDERs (default: outputs and multirun) to MLflow.
+    """Upload the runs below FOLDERs to MLflow.
 
-    Records that are already in MLflow are not sent again. The exit status is 1 if records are still missing.
+    The default FOLDERs are outputs and multirun, or the current folder if neither exists. Records that are already in
+    MLflow are not sent again. The exit status is 1 if records are still missing.
     """
     for folder in folders:
         existing_folder("FOLDER", folder)

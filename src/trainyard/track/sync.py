@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from trainyard.errors import TrainyardError
+from trainyard.quoting import named
 from trainyard.redaction import redact
 from trainyard.track import RunInfo, own, run_info
 from trainyard.track.shipped import summary
@@ -63,7 +64,7 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
 
     runs, complete = runs_below(folders)
     if not runs:
-        print("No runs found.")
+        print(f"No runs found in {named(folders)}.")
     exchanges, limit = Exchanges(), patience()
 
     def late() -> None:
