@@ -254,6 +254,8 @@ def test_a_warm_start_takes_the_runs_of_mlflow_that_have_its_parameters(
     assert [each["metrics"] for each in below][-1] == {"val/loss": 0.7}
     with pytest.raises(TrainyardError, match="MLflow has no experiment and no run with that name or ID"):
         answer(store, "nothing", ["val/accuracy"])
+    with pytest.raises(TrainyardError, match="that name or ID; the nearest experiment is 'past'"):
+        answer(store, "pasts", ["val/accuracy"])
 
 
 def test_a_warm_start_reads_what_is_no_param_from_the_config_of_a_run_in_mlflow(

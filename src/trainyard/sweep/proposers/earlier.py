@@ -154,7 +154,7 @@ class Earlier:
                 taken.append((values, objective))
         count = len(taken) + sum(map(len, left.values()))
         told = [f"The warm start from {path} uses {len(taken)} of {count} job{'s' * (count != 1)}."]
-        told += [f"  skipped {', '.join(f'#{num}' for num in nums)}: {why}" for why, nums in left.items()]
+        told += [f"  skipped {_listed([f'#{num}' for num in nums])}: {why}" for why, nums in left.items()]
         return cls(taken, told)
 
     def frozen(self, space: Space, goals: Goals | None = None) -> list[FrozenTrial]:

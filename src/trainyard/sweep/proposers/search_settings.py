@@ -320,7 +320,7 @@ def _limits(values: Mapping[str, Any]) -> Limits:
         (TRIALS if endless else None)
         if n_trials is None
         else integer(
-            f"{SWEEPER}.n_trials", n_trials, at_least=1, other="null (100, or no limit with timeout or target)"
+            f"{SWEEPER}.n_trials", n_trials, at_least=1, other=f"null ({TRIALS}, or no limit with timeout or target)"
         ),
         None
         if timeout is None

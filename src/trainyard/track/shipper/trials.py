@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.config.saved import saved_config, value_text
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, nearest
 from trainyard.track.shipper.__main__ import configure
 
 configure()  # before mlflow is imported
@@ -63,13 +63,16 @@ def _runs(client: MlflowClient, given: str) -> tuple[str, list[Run]]:
         return f"the experiment {given}", list(_found(client, [experiment.experiment_id], ""))
     run = find(client, given) if _ID.fullmatch(given) else None
     if run is None:
-        everywhere = [each.experiment_id for each in client.search_experiments()]
+        experiments = list(client.search_experiments())
+        everywhere = [each.experiment_id for each in experiments]
         named = list(_found(client, everywhere, f"attributes.run_name = '{given}'")) if "'" not in given else []
         if len(named) > 1:
             ids = ", ".join(each.info.run_id for each in named[:_SHOWN]) + (", …" if len(named) > _SHOWN else "")
             raise TrainyardError(f"{len(named)} runs in MLflow have that name. Give the ID of one of them: {ids}.")
         if not named:
-            raise TrainyardError("MLflow has no experiment and no run with that name or ID.")
+            close = nearest(given, [each.name for each in experiments])
+            meant = f"; the nearest experiment is {close!r}" if close else ""
+            raise TrainyardError(f"MLflow has no experiment and no run with that name or ID{meant}.")
         (run,) = named
     below = list(_found(client, [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'"))
     return f"the run {run.info.run_name}", below or [run]

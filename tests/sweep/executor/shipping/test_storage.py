@@ -56,7 +56,8 @@ def test_a_check_leaves_nothing(storage: Storage) -> None:
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("s4://bucket/folder", "fsspec does not support s4://"),
+        ("s4://bucket/folder", "fsspec does not support s4://."),
+        ("stfp://host/folder", "fsspec does not support stfp://. Did you mean sftp://?"),
         ("/mnt/disk", "The URL does not start with a protocol such as s3://."),
         ("dropbox://folder", "Install this package on the nodes too."),
         ("http://127.0.0.1:9/folder", "The storage cannot be written and read: "),

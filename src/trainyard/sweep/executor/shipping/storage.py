@@ -16,7 +16,7 @@ import fsspec  # type: ignore[import-untyped]
 from fsspec.core import split_protocol, url_to_fs  # type: ignore[import-untyped]
 from fsspec.registry import known_implementations  # type: ignore[import-untyped]
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, nearest
 
 KEY = "storage"
 ACCEPTED = (
@@ -159,8 +159,9 @@ def _opened(url: str) -> tuple[Any, str]:
     if protocol is None:
         raise ConfigError(KEY, url, ACCEPTED, hint="The URL does not start with a protocol such as s3://.")
     if protocol not in fsspec.available_protocols():
-        options = [f"{each}://" for each in fsspec.available_protocols()]
-        raise ConfigError(KEY, url, ACCEPTED, hint=f"fsspec does not support {protocol}://.", options=options)
+        close = nearest(protocol, fsspec.available_protocols())  # of the protocol: the URL is longer than any of them
+        meant = f" Did you mean {close}://?" if close else ""
+        raise ConfigError(KEY, url, ACCEPTED, hint=f"fsspec does not support {protocol}://.{meant}")
     try:
         importlib.import_module(known_implementations[protocol]["class"].rpartition(".")[0])
         fs, root = url_to_fs(url, use_listings_cache=False)
