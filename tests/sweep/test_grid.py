@@ -93,6 +93,14 @@ def test_the_name_of_a_job_tells_all_its_mappings() -> None:
     assert job.choices == {"model": "cnn {dropout:0.1}", "loop": "{a:1} {b:2}", "seed": "1", "~x": "removed"}
 
 
+def test_the_plan_names_the_devices_of_slots() -> None:
+    config: Any = None
+    plan = SweepPlan([Job(0, (), config, Path())], {0: Entry([])}, [Slot(0, "cuda:0", None, 4)], [], Path("s"))
+    assert str(plan).splitlines()[0] == "1 job; 1 to run on 1 slot: 1 on cuda:0 (4 threads each)."
+    several = replace(plan, slots=[Slot(index, "cuda:0", None, 4) for index in range(8)], on_agents=True)
+    assert "on 8 slots: 8 on GPUs of agents (4 threads each)." in str(several), "each agent counts its GPUs from 0"
+
+
 def test_the_plan_estimates_what_is_left() -> None:
     config: Any = None
     jobs = [Job(num, (f"seed={num}",), config, Path()) for num in range(10)]

@@ -54,4 +54,4 @@ def test_of_a_swept_experiment_they_are_refused(sweep: Any) -> None:
 def test_of_an_experiment_for_all_they_are_in_effect(sweep: Any) -> None:
     result = sweep("experiment=one", "seed=0,1", "hydra.sweep.dir=m/${optim.lr}")
     assert result.returncode == 0, result.stderr
-    assert "2 to run, 1 at a time" in result.stdout
+    assert "2 to run on 1 slot" in result.stdout

@@ -175,7 +175,7 @@ class SweepPlan:
     Args:
         jobs: the jobs, in the order of their numbers.
         entries: the manifest's entry of each, by number, with the decision on how it trains.
-        slots: the slots of this machine.
+        slots: the slots.
         keys: the keys of the overrides that distinguish the jobs.
         directory: the sweep's directory.
         stacks: the jobs to run that train in stacks.
@@ -185,6 +185,7 @@ class SweepPlan:
         sizes: the sizes of the results of jobs, by number, if known.
         seconds: the measured slot time of jobs without validation, by number.
         fed: whether other jobs take free lanes of stacks.
+        on_agents: whether the slots are on other machines, each of which counts its GPUs from 0.
     """
 
     jobs: list[Job]
@@ -198,6 +199,7 @@ class SweepPlan:
     sizes: Mapping[int, JobSize] = field(default_factory=dict)
     seconds: Mapping[int, float] = field(default_factory=dict)
     fed: bool = False
+    on_agents: bool = False
 
     @property
     def left(self) -> list[Job]:
@@ -237,7 +239,7 @@ class SweepPlan:
 
     def text(self, limit: int | None = None) -> str:
         """Return the plan as text, with at most `limit` of its jobs."""
-        kinds = Counter((slot.device, slot.threads) for slot in self.slots)
+        kinds = Counter((self._device(slot), slot.threads) for slot in self.slots)
         slots = ", ".join(
             f"{count} on {device} ({counted(threads, 'thread')} each)" for (device, threads), count in kinds.items()
         )
@@ -248,8 +250,8 @@ class SweepPlan:
         before += f", {held} paused by a user" if held else ""
         paused = f" ({states['paused'] - held} paused)" if states["paused"] > held else ""
         lines = [
-            f"{counted(len(self.jobs), 'job')}{before}; {len(self.to_run)} to run{paused}, "
-            f"{len(self.slots)} at a time: {slots}.",
+            f"{counted(len(self.jobs), 'job')}{before}; {len(self.to_run)} to run{paused} on "
+            f"{counted(len(self.slots), 'slot')}: {slots}.",
             f"Sweep: {self.directory}",
             *self._estimate(),
         ]
@@ -261,6 +263,9 @@ class SweepPlan:
         if len(sections) > len(shown):
             lines.append(f"  … and {len(sections) - len(shown)} more")
         return "\n".join(lines)
+
+    def _device(self, slot: Slot) -> str:
+        return "GPUs of agents" if self.on_agents and slot.device != "cpu" else slot.device
 
     def _estimate(self) -> list[str]:
         """Return a line with the time, the disk space and the rows in MLflow of the jobs to run."""
