@@ -369,7 +369,7 @@ def test_interrupted_stacks_go_on_as_recorded(command: Any, sweep: Any, tmp_path
     _wait_for(tmp_path / "pid0")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=LIMIT)
-    assert "the same command with hydra.sweep.dir" in err
+    assert f"run `trainyard sweep resume {tmp_path / 's'}`." in " ".join(err.split())
     states = Counter(_states(tmp_path).values())
     assert states["interrupted"] >= 2
     assert states["done"] == 0

@@ -37,7 +37,7 @@ def go_on(directory: Path, application: Path | None = None) -> int:
     """
     record = directory.resolve() / "multirun.yaml"
     if not record.is_file():
-        hint = "DIR is the hydra.sweep.dir of a sweep that has started."
+        hint = "DIR is the hydra.sweep.dir of a sweep that has started. `trainyard sweep ls` lists the sweeps."
         raise ConfigError("DIR", str(directory), "the directory of a sweep, which has a multirun.yaml", hint=hint)
     directory = directory.resolve()
     started = _application(directory, application)

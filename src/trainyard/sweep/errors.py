@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainyard.errors import TrainyardError, counted
-from trainyard.quoting import shell_override
+from trainyard.quoting import shell_override, shell_path
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import SHOWN
 
@@ -24,8 +24,20 @@ class SweepFailedError(TrainyardError):
         shown = ", ".join(left[:SHOWN]) + (", …" if len(left) > SHOWN else "")
         return (
             f"{len(left)} of {counted(len(entries), 'job')} did not finish: {shown}. "
-            f"To retry, run the same command with {shell_override('hydra.sweep.dir', self.manifest.path.parent)}."
+            f"To retry, {how_to_continue(self.manifest)}."
         )
+
+
+def how_to_continue(manifest: Manifest) -> str:
+    """Return the instruction for continuing a sweep, in the imperative, for a message.
+
+    `trainyard sweep resume` also repeats a command that was itself `trainyard sweep resume`. It needs the file of the
+    application.
+    """
+    directory = manifest.path.parent
+    if manifest.application is None:
+        return f"use the same command with {shell_override('hydra.sweep.dir', directory)}"
+    return f"run `trainyard sweep resume {shell_path(directory)}`"
 
 
 class InterruptedSweepError(TrainyardError):

@@ -102,7 +102,7 @@ class SweepState:
         """
         state = cls(directory / FILE)
         if not state.path.is_file():
-            hint = "DIR is the hydra.sweep.dir of a sweep that has started."
+            hint = "DIR is the hydra.sweep.dir of a sweep that has started. `trainyard sweep ls` lists the sweeps."
             raise ConfigError("DIR", str(directory), f"the directory of a sweep, which has a {FILE}", hint=hint)
         state.read_on()
         return state

@@ -17,14 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.application import StartedAs
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.garbage import collect_as_usual
-from trainyard.quoting import shell_override
 from trainyard.sweep.by_hand import BY_HAND
 from trainyard.sweep.clones import Clones, recorded_jobs, tell
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up_later
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.directories import Places
-from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
+from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError, how_to_continue
 from trainyard.sweep.events import FIRST_CLONE, Began, Event, Proposed, Unit
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.head import Head
@@ -233,9 +232,7 @@ class Sweep:
             self._interrupted = True
             self.close()
             raise InterruptedSweepError(
-                "Interrupted. To finish the sweep, use the same command with "
-                + f"{shell_override('hydra.sweep.dir', self.directory)}.",
-                head.signum,
+                f"Interrupted. To finish the sweep, {how_to_continue(self._manifest)}.", head.signum
             )
         return head.results
 
@@ -358,6 +355,7 @@ class Sweep:
         plan = SweepPlan(
             jobs, entries, self._slots, keys, self.directory, stacks, stacking.alone, begun, sizes, stacking.seconds
         )
+        plan.on_agents = not self._executor.here
         plan.fed = self._stacks.has_lanes and self._policy.timeout is None and self._executor.shares_disk
         for line in not_followed:
             print(line, flush=True)
