@@ -61,7 +61,7 @@ def test_attributes_are_read() -> None:
 
 
 def test_what_no_metric_takes_is_told_with_its_shape() -> None:
-    with pytest.raises(TrainyardError, match=r"logits \[30, 3\] float32.*metric\.m\.output=logits selects"):
+    with pytest.raises(TrainyardError, match=r"logits \[30, 3\] float32.* \+metric\.m\.output=logits selects"):
         one(ACCURACY, (None, KIND), OUTPUTS)
     with pytest.raises(
         TrainyardError, match=r"a tuple with 2 elements \(\[30, 1\] float32, \[30, 3\].*metric\.m\.output=0"

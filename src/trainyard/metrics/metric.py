@@ -81,7 +81,9 @@ class Metric(ABC):
             entries = list(outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs))
             first = next((name for name, entry in entries if isinstance(entry, Tensor)), None)
             if first is not None:
-                hint = f" metric.{self.name or 'NAME'}.output={first} selects one of the outputs."
+                key = f"metric.{self.name or 'NAME'}.output"
+                override = f"+{key}={first}" if self.output is None else f"{key}={self.output}.{first}"
+                hint = f" {override} selects one of the outputs."
         title = getattr(self, "title", type(self).__name__)
         given = f"the outputs are {described(outputs)} and the target is {described(target)}"
         return TrainyardError(f"{title}: {given}, but the metric needs {wanted}.{hint}")
