@@ -273,7 +273,7 @@ def test_what_transformers_does_not_have(offline: Path) -> None:
         ({"name": "./nothing"}, "name: './nothing' is invalid. Expected a folder written by save_pretrained"),
         (
             {"name": "nobody/nothing"},
-            f"place the files in {offline}/models--nobody--nothing/snapshots/<commit>, or remove this setting",
+            f"place the files in {offline}/models--nobody--nothing/snapshots/<commit>, or set `name` to a folder",
         ),
     ]:
         with pytest.raises(ConfigError, match=message):

@@ -37,7 +37,13 @@ def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
         raise ConfigError(key, name, "an importable library", hint=hint) from error
 
 
-def not_at_hand(key: str, given: object, file: str | Path | None, error: Exception) -> ConfigError:
+def not_at_hand(
+    key: str,
+    given: object,
+    file: str | Path | None,
+    error: Exception,
+    instead: str = "remove this setting and set load_from=<file>",
+) -> ConfigError:
     """Return the error for pretrained weights that are not in the cache of the library and could not be downloaded.
 
     Args:
@@ -45,11 +51,12 @@ def not_at_hand(key: str, given: object, file: str | Path | None, error: Excepti
         given: its value.
         file: their file or folder in the cache; None if it is unknown.
         error: the error of the library.
+        instead: another way to get the weights without network access.
     """
     said = str(error).strip().split("\n")[0].rstrip(".")
     what = "the file at" if file is not None and Path(file).suffix else "the files in"
     place = "" if file is None else f"place {what} {file}, or "
-    hint = f"Without network access, {place}remove this setting and set load_from=<file>. Error of the library: {said}."
+    hint = f"Without network access, {place}{instead}. Error of the library: {said}."
     return ConfigError(key, given, "weights that can be downloaded or are in the library's cache", hint=hint)
 
 

@@ -178,4 +178,5 @@ def _absent(name: str, error: Exception) -> ConfigError:
     if name.startswith((".", "/", "~")) or Path(name).is_dir():
         accepted = "a folder written by save_pretrained, with its config.json, or a model on the Hugging Face Hub"
         return ConfigError("name", name, accepted)
-    return not_at_hand("name", name, hub_file(name, "model.safetensors").parent, error)
+    folder = hub_file(name, "model.safetensors").parent
+    return not_at_hand("name", name, folder, error, "set `name` to a folder written by save_pretrained")
