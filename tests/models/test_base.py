@@ -232,3 +232,8 @@ def test_wrong_numbers_are_refused(arguments: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError) as error:
         DataPreprocessor(**arguments)
     assert error.value.key == key
+
+
+def test_an_option_of_the_preprocessor_is_selected_with_a_slash() -> None:
+    with pytest.raises(ConfigError, match=r"\+model/data_preprocessor=normalize selects an option of this group"):
+        Recorder("normalize")  # type: ignore[arg-type]

@@ -146,16 +146,19 @@ def as_module(preprocessor: Preprocessor) -> nn.Module | None:
     """
     if preprocessor is None or isinstance(preprocessor, nn.Module):
         return preprocessor
-    return nn.Sequential(*modules("data_preprocessor", preprocessor, "a torch.nn.Module, or "))
+    named = isinstance(preprocessor, str)  # an option of the group, without the slash that selects it
+    hint = f"+model/data_preprocessor={preprocessor} selects an option of this group." if named else ""
+    return nn.Sequential(*modules("data_preprocessor", preprocessor, "a torch.nn.Module, or ", hint))
 
 
-def modules(key: str, given: Any, other: str = "") -> list[nn.Module]:
+def modules(key: str, given: Any, other: str = "", hint: str = "") -> list[nn.Module]:
     """Return modules from a list, or from a mapping by name, in order; names whose value is None are omitted.
 
     Args:
         key: the key of the value.
         given: the value.
         other: another value that the caller accepts and has already handled; for the message.
+        hint: an additional sentence of the message.
 
     Raises:
         ConfigError: the value is something else.
@@ -163,7 +166,7 @@ def modules(key: str, given: Any, other: str = "") -> list[nn.Module]:
     found = [each for each in given.values() if each is not None] if isinstance(given, Mapping) else given
     if not isinstance(found, Sequence) or not all(isinstance(each, nn.Module) for each in found):
         accepted = f"{other}a list of torch.nn.Modules, a mapping of them by name, or the `_target_`s that build them"
-        raise ConfigError(key, given, accepted)
+        raise ConfigError(key, given, accepted, hint=hint)
     return list(found)
 
 
