@@ -10,6 +10,8 @@ from torch import nn
 
 from trainyard.errors import ConfigError
 
+SHOWN = 4  # names in a message
+
 
 def listed(key: str, given: Any) -> list[str]:
     """Return the patterns as a list; None means none.
@@ -48,4 +50,10 @@ def unknown(key: str, pattern: str, modules: Mapping[str, nn.Module], parameters
     kinds = dict.fromkeys(type(module).__name__ for module in modules.values())
     names = [name for name in modules if name]
     accepted = "a glob that matches a module's name or class" + (", or a parameter's name" if parameters else "")
-    return ConfigError(key, pattern, accepted, options=[*names, *kinds, *parameters])
+    hint = f"The names of modules are {_some(names)}; their classes are {_some(list(kinds))}." if names else ""
+    return ConfigError(key, pattern, accepted, options=[*names, *kinds, *parameters], hint=hint)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -236,7 +236,8 @@ def _filter(asked: LoadFrom, names: Iterable[str], key: str) -> Callable[[str], 
         for pattern in getattr(asked, kind):
             if not any(fits_within(pattern, name) for name in names):
                 accepted = "a glob that matches the name of a tensor or of a module that contains one"
-                raise ConfigError(f"{key}.{kind}", pattern, accepted, options=[*above_all(names), *names])
+                hint = f"The tensors are {_some(names)}."
+                raise ConfigError(f"{key}.{kind}", pattern, accepted, options=[*above_all(names), *names], hint=hint)
 
     def chosen(name: str) -> bool:
         taken = not asked.include or any(fits_within(pattern, name) for pattern in asked.include)
