@@ -249,6 +249,8 @@ def test_files_of_safetensors_and_folders_of_hugging_face(tmp_path: Path) -> Non
     (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:20])
     assert "not a complete safetensors file" in failure(tmp_path / "a.safetensors")
     assert "the path of a checkpoint that exists" in failure(tmp_path / "c.safetensors")
+    assert failure(tmp_path / "c.safetensors").endswith(f"Trainyard looked in {str(tmp_path)!r}.")
+    assert failure(tmp_path / "d" / "c.safetensors").endswith(f"The folder {str(tmp_path / 'd')!r} does not exist.")
 
 
 @pytest.mark.parametrize(

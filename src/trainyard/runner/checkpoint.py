@@ -291,7 +291,9 @@ def given(
         return file, reader(file)
     except FileNotFoundError:
         others = sorted(str(other) for other in file.parent.glob("*.pt"))
-        raise ConfigError(key, str(path), "the path of a checkpoint that exists", options=others) from None
+        folder = str(file.parent.absolute())
+        hint = f"Trainyard looked in {folder!r}." if file.parent.is_dir() else f"The folder {folder!r} does not exist."
+        raise ConfigError(key, str(path), "the path of a checkpoint that exists", options=others, hint=hint) from None
     except DamagedCheckpointError as error:
         raise ConfigError(
             key, str(path), "a complete checkpoint", hint=f"This checkpoint cannot be used: {error}."
