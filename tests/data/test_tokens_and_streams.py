@@ -179,12 +179,16 @@ def test_a_start_reads_no_shard_before_it(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_no_stream(tmp_path: Path) -> None:
     pattern = shards(tmp_path)
     refused(Stream, "shards", "that matches files", str(tmp_path / "none*"))
-    refused(Stream, "target", "classes from 0 to 1", pattern, num_classes=2)
+    refused(Stream, "target", "one class per row, an integer from 0 to 1", pattern, num_classes=2)
     refused(Stream, "eval_batch_size", "0 is invalid", pattern, num_classes=3, eval_batch_size=0)
     (tmp_path / "notes.txt").write_text("no")
     refused(Stream, "shards", "end in one of", str(tmp_path / "*"))
     texts = pd.DataFrame({"word": ["a", "b"], "y": [0, 1]})
     texts.to_csv(tmp_path / "texts.csv", index=False)
+    pairs = ["y", "z"]
+    pd.DataFrame({"x": [0.5, 1.5], "y": [0, 1], "z": [1, 0]}).to_csv(tmp_path / "pairs.csv", index=False)
+    told = "'2 targets per row' is invalid. Expected one class per row"
+    refused(Stream, "target", told, str(tmp_path / "pairs.csv"), target=pairs, num_classes=2)
     refused(Stream, "features", "must be numbers", str(tmp_path / "texts.csv"), target="y", num_classes=2)
     (tmp_path / "0.npz").write_bytes(b"broken")
     refused(Stream, "shards", "Reading the file failed", pattern, num_classes=3)

@@ -58,7 +58,10 @@ class ArrayData(Data):
         self.splits = arranged(sources)
         self.batch_size = integer("batch_size", batch_size, at_least=1)
         self.eval_batch_size = integer(
-            "eval_batch_size", max(self.batch_size, 256) if eval_batch_size is None else eval_batch_size, at_least=1
+            "eval_batch_size",
+            max(self.batch_size, 256) if eval_batch_size is None else eval_batch_size,
+            at_least=1,
+            other="null for the default size",
         )
         self.drop_last = boolean("drop_last", drop_last)
         self.workers = integer("workers", workers, at_least=0, at_most=MOST_WORKERS)

@@ -62,7 +62,10 @@ class Stream(Data):
     ) -> None:
         self.batch_size = integer("batch_size", batch_size, at_least=1)
         self.eval_batch_size = integer(
-            "eval_batch_size", max(self.batch_size, 256) if eval_batch_size is None else eval_batch_size, at_least=1
+            "eval_batch_size",
+            max(self.batch_size, 256) if eval_batch_size is None else eval_batch_size,
+            at_least=1,
+            other="null for the default size",
         )
         self.shuffle = boolean("shuffle", shuffle)
         self.drop_last = boolean("drop_last", drop_last)
@@ -212,9 +215,12 @@ def read_shard(key: str, path: str, columns: Columns, classes: int | None) -> Ta
         return table._replace(y=table.y.astype(np.float32))
     if table.y.dtype.kind not in "biu" or table.y.ndim != 1 or table.y.min() < 0 or table.y.max() >= classes:
         given = table.y.dtype.name
-        if table.y.dtype.kind in "biuf":
+        if table.y.ndim != 1:
+            given = f"{table.y.shape[1]} targets per row"
+        elif table.y.dtype.kind in "biuf":
             given = f"{given} from {table.y.min()} to {table.y.max()}"
-        raise ConfigError("target", given, f"classes from 0 to {classes - 1} (num_classes), in {path}")
+        accepted = f"one class per row, an integer from 0 to {classes - 1} (num_classes), in {path}"
+        raise ConfigError("target", given, accepted)
     return table._replace(y=table.y.astype(np.int64))
 
 
