@@ -121,9 +121,15 @@ def test_the_run_is_named_now_and_then(make: Any, caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"window": 0}, "window: 0 is invalid. Expected an integer of at least 1, or epoch or global"),
+        ({"window": 0}, "window: 0 is invalid. Expected an integer of at least 1, or epoch, global, null"),
+        (
+            {"window": "all"},
+            "Expected one of epoch, global, or an integer of at least 1, null, or a mapping from names",
+        ),
+        ({"window": {"loss": 0}}, "window.loss: 0 is invalid. Expected an integer of at least 1, or epoch or global."),
         ({"window": {"loss": "epochs"}}, "window.loss: 'epochs' is invalid"),
-        ({"smoothing": 1.0}, "smoothing: 1.0 is invalid. Expected a number above 0 and below 1"),
+        ({"smoothing": 1.0}, "smoothing: 1.0 is invalid. Expected a number above 0 and below 1, or null, or a"),
+        ({"smoothing": {"loss": 1.0}}, "smoothing.loss: 1.0 is invalid. Expected a number above 0 and below 1."),
         ({"smoothing": 0.9, "window": 5}, "smoothing: 0.9 is invalid. Expected null, because `window` is set"),
         ({"by": "epochs"}, "by: 'epochs' is invalid. Expected one of epoch, iter, or null for both"),
         ({"interval_exp_name": 0}, "interval_exp_name: 0 is invalid"),

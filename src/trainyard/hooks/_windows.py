@@ -130,10 +130,17 @@ def _key(argument: str, name: str) -> str:
 
 
 def _plain(key: str, given: Any) -> LogWindow:
+    others = _others(key)
+    more = f", {others}" if others else ""
     if is_integer(given):
-        return LastN(n=integer(key, given, at_least=1, other="epoch or global"))
-    return Since(whole=choice(key, given, ("epoch", "global"), other="an integer of at least 1") == "global")
+        return LastN(n=integer(key, given, at_least=1, other=f"epoch, global{more}" if others else "epoch or global"))
+    return Since(whole=choice(key, given, ("epoch", "global"), other=f"an integer of at least 1{more}") == "global")
 
 
 def _smoothed(key: str, given: Any) -> LogWindow:
-    return Smoothed(decay=number(key, given, above=0, below=1))
+    return Smoothed(decay=number(key, given, above=0, below=1, other=_others(key)))
+
+
+def _others(key: str) -> str:
+    """Describe what an argument accepts instead of one value for all names; empty for the value of one name."""
+    return "" if "." in key else "null, or a mapping from names to such values"
