@@ -228,6 +228,13 @@ def test_npz_without_what_is_needed(save: Any) -> None:
     refused("target", "key of the targets", save("set.npz", x=X, y=LABELS), target=["y"])
 
 
+def test_a_separate_file_with_other_splits(save: Any) -> None:
+    path = save("set.npz", x=X, y=LABELS)
+    several = save("v.npz", x_train=X, y_train=LABELS, x_test=X[:5], y_test=LABELS[:5])
+    refused("val_path", "x_val, or a single split. The file contains x_train, x_test", path, val_path=several)
+    assert len(Arrays(path, test_path=several).sources["test"][0]) == 5
+
+
 def test_npy_needs_its_target(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     refused("target", "path of an existing file", str(tmp_path / "x.npy"))

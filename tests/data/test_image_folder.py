@@ -125,6 +125,23 @@ def test_folders_for_the_splits(digits: Path, tmp_path: Path) -> None:
     assert rows(ImageFolder(str(digits), val_path=str(digits)))["val"] == 120
 
 
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("train",)])
+def test_a_separate_path_is_no_folder_of_splits(digits: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).symlink_to(digits)
+    own = f"val_path to {tmp_path}/val" if "val" in names else "val_path to the path of the folder of one split"
+    refused("val_path", f"without splits. It contains .*train/.* Set {own}", str(digits), val_path=str(tmp_path))
+
+
+def test_a_class_of_a_separate_path_is_named_train(digits: Path, tmp_path: Path) -> None:
+    for part in ("first", "second"):
+        (tmp_path / part).mkdir()
+        for name, kind in (("train", "zero"), ("car", "one")):
+            (tmp_path / part / name).symlink_to(digits / kind)
+    data = ImageFolder(str(tmp_path / "first"), val_path=str(tmp_path / "second"))
+    assert data.classes == ["car", "train"]
+
+
 @pytest.mark.parametrize(
     ("names", "told"),
     [

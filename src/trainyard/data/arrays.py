@@ -120,6 +120,9 @@ class Arrays(ArrayData):
                     raise ConfigError(_key(named), own, "an .npz, .csv or .parquet file", hint=hint)
                 separate[named] = _key(named), str(own)
                 more = read_tables(_key(named), own, _columns_of(own, chosen, tables["train"]))
+                if split not in more and len(more) > 1:
+                    hint = f"The file contains {', '.join(f'x_{each}' for each in more)}."
+                    raise ConfigError(_key(named), own, f"a file with x, x_{split}, or a single split", hint=hint)
                 tables[named] = more[split] if split in more else next(iter(more.values()))
         if chosen_fold is not None and any(split.partition("/")[0] == "val" for split in tables):
             raise ConfigError("folds", folds, "null, because the validation set is given separately")

@@ -47,7 +47,7 @@ class ImageFolder(ArrayData):
             `torchvision.transforms.v2`. The last transform may return floats.
         eval_transform: the transforms for validation and test.
         in_memory: decode all images at the start, and keep them as bytes on the training device.
-        val_path, test_path: the same as `path` for validation and test.
+        val_path, test_path: for validation and test, a table, or a folder with one folder of images per class.
         val_fraction, test_fraction, split_seed: see `Arrays`.
         group: in a table, the column of groups: all images of a group are in one split.
         folds, fold: for cross-validation, the number of folds and the fold for validation, counted from 0. The other
@@ -115,9 +115,7 @@ class ImageFolder(ArrayData):
         found = _read("path", path, image, target, group)
         for split, given in (("val", val_path), ("test", test_path)):
             if given is not None:
-                found[split] = next(iter(_read(f"{split}_path", given, image, target, None).values()))
-        if "train" not in found:
-            raise ConfigError("path", str(path), "a folder with training images (train/)")
+                found[split] = _read_alone(f"{split}_path", given, image, target)
         if chosen_fold is not None and "val" in found:
             raise ConfigError("folds", folds, "null, because the validation set is given separately")
 
@@ -199,6 +197,23 @@ def _read(key: str, path: str, image: str, target: str, group: str | None) -> di
             raise ConfigError(key, str(place), accepted, hint=hint)
         return {split: _of_folder(key, inside[split]) for split in SPLITS if split in inside}
     return {"train": _of_folder(key, place)}
+
+
+def _read_alone(key: str, path: str, image: str, target: str) -> Files:
+    """Return the images of a path that has no splits.
+
+    Raises:
+        ConfigError: the path is a folder of splits.
+    """
+    found = _read(key, path, image, target, None)
+    place = Path(path).expanduser()
+    inside = [folder.name for folder in _folders(place)] if place.is_dir() else []
+    if len(found) > 1 or inside == ["train"]:
+        own = place / key.removesuffix("_path")
+        meant = str(own) if own.is_dir() else "the path of the folder of one split"
+        hint = f"It contains {', '.join(f'{split}/' for split in inside)}. Set {key} to {meant}."
+        raise ConfigError(key, str(path), "a folder with one subfolder of images per class, without splits", hint=hint)
+    return found["train"]
 
 
 def _of_folder(key: str, folder: Path) -> Files:
