@@ -129,6 +129,7 @@ def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
         ([], "at least one sample"),
         ("text", "an array or a tensor, a mapping or a list"),
         ({"a": [1], "b": [1, 2]}, "the same number"),
+        ([[0.0, 1e39]], r"inputs: 1e\+39 is invalid. Expected numbers within the range of float32. Index: \[1\]"),
     ):
         with pytest.raises(ConfigError, match=told):
             model.predict(inputs)

@@ -15,8 +15,8 @@ from trainyard.checks import integer, is_folder, neighbors
 from trainyard.data.array_data import ArrayData
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.split import fold_of, fractions, split_rows
-from trainyard.data.tables import unfit, what_is
 from trainyard.errors import ConfigError
+from trainyard.models.table_encoder import unfit, what_is
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "dev": "val", "test": "test"}
 _WORDS = {"train": "training", "val": "validation", "test": "test"}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from trainyard.checks import existing_file, strings
 from trainyard.data.base import SPLITS
 from trainyard.errors import ConfigError, counted
-from trainyard.models.table_encoder import texts_of
+from trainyard.models.table_encoder import check_column, texts_of, unfit, what_is
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped,unused-ignore]
@@ -250,38 +250,6 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
     numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
     check_column(argument, name, numbers, gaps=argument == "features")
     return numbers
-
-
-def unfit(values: npt.NDArray[Any], *, gaps: bool = False) -> tuple[int, ...] | None:
-    """Return the index of the first value that is not a finite float32; None if all values are.
-
-    Args:
-        values: numbers of any shape and dtype.
-        gaps: accept NaN, a missing value.
-    """
-    if values.dtype.kind != "f":
-        return None
-    with np.errstate(over="ignore"):
-        wrong = np.isinf(values.astype(np.float32, copy=False))
-    if not gaps:
-        wrong |= np.isnan(values)
-    return tuple(map(int, np.unravel_index(wrong.argmax(), wrong.shape))) if wrong.any() else None
-
-
-def check_column(argument: str, name: str, values: npt.NDArray[Any], *, gaps: bool = False) -> None:
-    """Check that a column contains only finite numbers in the range of float32; with `gaps`, also NaN.
-
-    Raises:
-        ConfigError: another number; the error has the key `argument`, and names the column and the row.
-    """
-    if (place := unfit(values, gaps=gaps)) is not None:
-        accepted = f"a column of finite numbers within the range of float32; row {place[0]} of this column "
-        raise ConfigError(argument, name, accepted + what_is(values[place]))
-
-
-def what_is(value: float) -> str:
-    """Describe a number that is not a finite float32, as the end of a sentence about its row."""
-    return "is empty or not a number" if np.isnan(value) else f"contains {value:g}"
 
 
 def target_column(name: str, column: pd.Series) -> npt.NDArray[Any]:

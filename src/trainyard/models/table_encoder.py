@@ -88,7 +88,8 @@ class TableEncoder(DataPreprocessor):
         """Return the rows of a table, `[B, F]`, from its columns by name; other columns are ignored.
 
         Raises:
-            ConfigError: a column is missing, or contains a string instead of a number.
+            ConfigError: a column is missing, or contains a string instead of a number, or a number that is not a finite
+                float32.
         """
         table = table.rename(columns=str)
         rows = np.empty((len(table), len(self.columns)), np.float32)
@@ -99,9 +100,11 @@ class TableEncoder(DataPreprocessor):
                 rows[:, index] = codes_of(texts_of(table[name]), self.categories[name])
                 continue
             try:
-                rows[:, index] = table[name].to_numpy(dtype=np.float32, na_value=np.nan)
+                numbers = table[name].to_numpy(dtype=np.float64, na_value=np.nan)
             except (TypeError, ValueError) as error:
                 raise ConfigError(name, str(table[name].dtype), "a column of numbers", hint=f"{error}.") from error
+            check_column("columns", name, numbers, gaps=True)
+            rows[:, index] = numbers
         return rows
 
     def decode_table(self, rows: npt.NDArray[np.float32]) -> pd.DataFrame:
@@ -130,6 +133,38 @@ def texts_of(column: pd.Series) -> npt.NDArray[Any]:
     """Return the values of a column of categories as strings; None for a missing value."""
     missing = column.isna().to_numpy()
     return np.array([None if gap else str(value) for value, gap in zip(column, missing, strict=True)], dtype=object)
+
+
+def unfit(values: npt.NDArray[Any], *, gaps: bool = False) -> tuple[int, ...] | None:
+    """Return the index of the first value that is not a finite float32; None if all values are.
+
+    Args:
+        values: numbers of any shape and dtype.
+        gaps: accept NaN, a missing value.
+    """
+    if values.dtype.kind != "f":
+        return None
+    with np.errstate(over="ignore"):
+        wrong = np.isinf(values.astype(np.float32, copy=False))
+    if not gaps:
+        wrong |= np.isnan(values)
+    return tuple(map(int, np.unravel_index(wrong.argmax(), wrong.shape))) if wrong.any() else None
+
+
+def check_column(argument: str, name: str, values: npt.NDArray[Any], *, gaps: bool = False) -> None:
+    """Check that a column contains only finite numbers in the range of float32; with `gaps`, also NaN.
+
+    Raises:
+        ConfigError: another number; the error has the key `argument`, and names the column and the row.
+    """
+    if (place := unfit(values, gaps=gaps)) is not None:
+        accepted = f"a column of finite numbers within the range of float32; row {place[0]} of this column "
+        raise ConfigError(argument, name, accepted + what_is(values[place]))
+
+
+def what_is(value: float) -> str:
+    """Describe a number that is not a finite float32, as the end of a sentence about its row."""
+    return "is empty or not a number" if np.isnan(value) else f"contains {value:g}"
 
 
 def codes_of(texts: npt.NDArray[Any], categories: Sequence[str]) -> npt.NDArray[np.float32]:
