@@ -58,6 +58,7 @@ def test_good_settings() -> None:
     assert problem(**GOOD) is None
     assert problem() is None
     assert problem(clip_grad_norm=None, load_from=None, name=None, work_dir=None, resume="epoch_0002.pt") is None
+    assert problem(**{"my.key": 1}) is None
     assert problem(mine={"anything": [1, 2]}) is None, "other keys are the application's own"
 
 
@@ -131,6 +132,16 @@ def test_any_integer_from_0_is_a_seed(seed: int) -> None:
             "dynamic, backend, mode, options. Did you mean 'mode'?",
         ),
         ({"device": None}, "device: None is invalid. Expected a string."),
+        (
+            {"optim.lr": 0.1},
+            "optim.lr: 0.1 is invalid. Expected nested keys in the config file: optim: {lr: …}. Only the command line "
+            "accepts dots in a key.",
+        ),
+        (
+            {"hydra.launcher.retries": 2},
+            "hydra.launcher.retries: 2 is invalid. Expected nested keys in the config file: hydra: {launcher: "
+            "{retries: …}}. Only the command line accepts dots in a key.",
+        ),
         ({"load_from": 3}, "load_from: 3 is invalid. Expected the path of a checkpoint, or a mapping with `path`."),
         (
             {"load_from": {"pth": "a.pt"}},

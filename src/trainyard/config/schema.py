@@ -111,6 +111,7 @@ def check_settings(cfg: DictConfig) -> dict[str, Any]:
     check_headers()
     check_hook_names(cfg)
     values = resolve(cfg)
+    _check_dots(values)
     missing = sorted(_missing(values))
     if missing:
         raise ConfigError(missing[0], "???", f"a value: {missing[0]}=… on the command line, or in the config")
@@ -118,6 +119,20 @@ def check_settings(cfg: DictConfig) -> dict[str, Any]:
     _check_settings(values)
     warn_of_unread(cfg, READ)
     return values
+
+
+def _check_dots(values: Mapping[str, Any]) -> None:
+    """Check that no config file has a key such as `optim.lr: 1`, which does not set the key `lr` of `optim`.
+
+    Raises:
+        ConfigError: the config has such a key.
+    """
+    for key, value in values.items():
+        first, *rest = key.split(".")
+        if rest and (first in READ or first == "hydra"):
+            nested = "".join(f"{name}: {{" for name in key.split(".")[:-1]) + f"{rest[-1]}: …" + "}" * len(rest)
+            hint = "Only the command line accepts dots in a key."
+            raise ConfigError(key, value, f"nested keys in the config file: {nested}", hint=hint)
 
 
 def _check_credentials(cfg: DictConfig, values: dict[str, Any]) -> None:
