@@ -211,6 +211,19 @@ def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Pat
         pass
     attached.send_signal(signal.SIGINT)
     assert "The sweep continues." in output(attached)
+    number = (directory / "slurm" / "head").read_text()
+    ask(slurm, "scontrol", "requeue", number)
+    wait_for(lambda: ask(slurm, "squeue", "-h", "-j", number, "-o", "%T").strip() == "PENDING")
+    again = subprocess.run([*steer, "resume", directory], env=slurm, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert f"Slurm job {number} runs this sweep, and is pending." in again.stderr.replace("\n", " ")
+    assert f"Slurm job {number}, which runs this sweep, is pending." in ask(slurm, *steer, "stop", str(directory), "3")
+    attached = subprocess.Popen([*steer, "attach", directory], env=slurm, stdout=subprocess.PIPE, text=True)
+    assert attached.stdout is not None
+    while f"Slurm job {number} is queued again" not in attached.stdout.readline():
+        pass
+    attached.kill()
+    attached.communicate()
     assert "has ended; " in ask(slurm, *steer, "cancel", str(directory))
     wait_for(lambda: not ask(slurm, "squeue", "-h").strip())
     assert not ends(directory)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from trainyard.errors import TrainyardError
-from trainyard.sweep.detached import head_options, is_detached, submit_head
+from trainyard.sweep.detached import head_options, submit_head
 from trainyard.sweep.slurm_settings import SlurmSettings
+from trainyard.sweep.submitted_head import number_of
 
 OWN = {"job-name", "output", "open-mode", "chdir", "ntasks", "cpus-per-task", "requeue", "signal"}
 
@@ -82,7 +83,7 @@ def test_the_script_of_the_head(slurm: Path, tmp_path: Path) -> None:
         {"constraint": "a100&ib", "setup": ["module load cuda"], "additional_parameters": more}
     )
     assert "Slurm job 12 runs this sweep." in submit_head(settings, directory)
-    assert is_detached(directory)
+    assert number_of(directory) == "12"
     lines = (directory / "slurm" / "head.sh").read_text().splitlines()
     for line in ("--constraint='a100&ib'", "--comment='two words'", "--spread-job", "--cpus-per-task=1", "--requeue"):
         assert f"#SBATCH {line}" in lines

@@ -16,12 +16,15 @@ from waiting import LIMIT, until
 
 from trainyard.cli import main
 from trainyard.errors import TrainyardError
+from trainyard.sweep import detached
+from trainyard.sweep.continuing import go_on
 from trainyard.sweep.detached import _left, attach
 from trainyard.sweep.executor import slurm_commands
-from trainyard.sweep.executor.slurm_commands import SlurmError
+from trainyard.sweep.executor.slurm_commands import QueuedJob, SlurmError
 from trainyard.sweep.manifest import FILE, Manifest
 from trainyard.sweep.steering import FOLDER, CommandFolder, acknowledged, acknowledgement
 from trainyard.sweep.steering_cli import SweepState, steer
+from trainyard.sweep.submitted_head import note_number, number_of, take_over
 
 CONFIG = "optim: {lr: 0.1}\nmodel: {hidden: [8]}\nseed: 0\n"
 
@@ -189,16 +192,74 @@ def test_the_end_of_a_detached_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(TrainyardError, match=r"^squeue is not on the PATH\. Run this command"):
         attach(sweep)
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    monkeypatch.setattr(slurm_commands, "queue", lambda name: [])
+    monkeypatch.setattr(slurm_commands, "queued", lambda number: None)
     with pytest.raises(TrainyardError, match=r"1 job paused.* `trainyard sweep resume DIR JOB` resumes a paused job"):
         attach(sweep)
 
-    def fails(name: str) -> Any:
-        raise SlurmError("squeue did not respond within 20 s", passes=True)
+    def fails(number: str) -> Any:
+        raise SlurmError("squeue cannot be started: Permission denied")
 
-    monkeypatch.setattr(slurm_commands, "queue", fails)
-    with pytest.raises(SlurmError, match=r"^Slurm: squeue did not respond within 20 s\.$"):
+    monkeypatch.setattr(slurm_commands, "queued", fails)
+    with pytest.raises(SlurmError, match=r"^Slurm: squeue cannot be started: Permission denied\.$"):
         attach(sweep)
+
+
+def test_attach_waits_for_slurm_and_for_a_head_that_is_queued_again(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def state(kind: str, reason: str = "None") -> QueuedJob:
+        return QueuedJob("12", kind, "n1", reason)
+
+    silent = SlurmError("squeue did not respond within 20 s", passes=True)
+    answers: list[QueuedJob | SlurmError | None]
+    answers = [state("PENDING", "Priority"), silent, silent, state("RUNNING"), state("PENDING", "BeginTime"), None]
+
+    def looks(number: str) -> QueuedJob | None:
+        answer = answers.pop(0)
+        if isinstance(answer, SlurmError):
+            raise answer
+        if answer is not None and answer.state == "RUNNING":
+            (sweep / "slurm/head.out").write_text("Interrupted.\n")
+        return answer
+
+    (sweep / "slurm").mkdir()
+    note_number(sweep, "12")
+    (sweep / "slurm/head.out").touch()
+    for num in (1, 2):
+        _append(sweep, kind="state", num=num, state="done")
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(detached, "_EVERY", 0.0)
+    monkeypatch.setattr(slurm_commands, "queued", looks)
+    with pytest.raises(TrainyardError, match="1 job failed"):
+        attach(sweep)
+    assert capsys.readouterr().out.splitlines() == [
+        "Slurm job 12 is pending: Priority.",
+        "Slurm: squeue did not respond within 20 s. Trying again.",
+        "Interrupted.",
+        "Slurm job 12 is queued again: BeginTime. The sweep continues when this job starts.",
+    ]
+
+
+def test_a_head_in_the_queue_of_slurm_is_the_only_one(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job: QueuedJob | None = QueuedJob("12", "PENDING", "", "BeginTime")
+    (sweep / "slurm").mkdir()
+    note_number(sweep, "12")
+    (sweep / "multirun.yaml").touch()
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(slurm_commands, "queued", lambda number: job)
+    told = steer(sweep, "stop", "1")
+    assert told == "Slurm job 12, which runs this sweep, is pending. The command will be executed when it starts."
+    assert len(CommandFolder(sweep).pending(())) == 1
+    for start in (take_over, go_on):
+        with pytest.raises(TrainyardError, match=r"^Slurm job 12 runs this sweep, and is pending\. .* sweep cancel '"):
+            start(sweep)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    take_over(sweep)  # it is this process
+    assert number_of(sweep) == "12"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    job = None
+    take_over(sweep)
+    assert number_of(sweep) is None, "`attach` shows this process"
 
 
 def test_clones_have_numbers_of_their_own(sweep: Path) -> None:

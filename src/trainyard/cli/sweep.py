@@ -86,9 +86,10 @@ def attach(directory: Path) -> None:
     from trainyard.catalog.stored_sweep import StoredSweep
     from trainyard.cli.watching import watch
     from trainyard.sweep import detached
+    from trainyard.sweep.submitted_head import number_of
 
     directory = directory.absolute()
-    if detached.is_detached(directory):
+    if number_of(directory) is not None:
         try:
             detached.attach(directory)
         except KeyboardInterrupt:

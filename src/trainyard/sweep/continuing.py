@@ -22,6 +22,7 @@ from trainyard.config.saved import saved_values
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import override, shell_override
 from trainyard.sweep.manifest import Manifest
+from trainyard.sweep.submitted_head import check_gone
 
 
 def go_on(directory: Path, application: Path | None = None) -> int:
@@ -33,13 +34,14 @@ def go_on(directory: Path, application: Path | None = None) -> int:
 
     Raises:
         TrainyardError: this is not the directory of a sweep, or its application or the folder in which it was started
-            or that of its --config-path no longer exists.
+            or that of its --config-path no longer exists, or a Slurm job runs it.
     """
     record = directory.resolve() / "multirun.yaml"
     if not record.is_file():
         hint = "DIR is the hydra.sweep.dir of a sweep that has started. `trainyard sweep ls` lists the sweeps."
         raise ConfigError("DIR", str(directory), "the directory of a sweep, which has a multirun.yaml", hint=hint)
     directory = directory.resolve()
+    check_gone(directory)
     started = _application(directory, application)
     values = saved_values(record)
     try:

@@ -19,11 +19,12 @@ from trainyard.quoting import shell_override
 from trainyard.sweep.events import FINAL
 from trainyard.sweep.executor import slurm_commands
 from trainyard.sweep.executor.slurm import FOLDER, SlurmPool, header, name_of
-from trainyard.sweep.executor.slurm_commands import SlurmError
+from trainyard.sweep.executor.slurm_commands import QueuedJob, SlurmError
 from trainyard.sweep.slurm_settings import SlurmSettings
 from trainyard.sweep.steering_cli import SweepState
+from trainyard.sweep.submitted_head import note_number, number_of, take_over
 
-_JOB, _SCRIPT, _OUTPUT = "head", "head.sh", "head.out"
+_SCRIPT, _OUTPUT = "head.sh", "head.out"
 _EVERY = 0.5  # seconds between two looks
 _OF_AGENTS = re.compile(
     r"(gpu|gres|tres|mem|cpu|core|ntasks|sockets-per|threads-per|thread-spec|time).*"
@@ -63,12 +64,14 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
         directory: the sweep's directory.
 
     Raises:
-        TrainyardError: this process was not started from a script or a module, or Slurm rejects this job or the agents.
+        TrainyardError: this process was not started from a script or a module, an earlier head is in the queue, or
+            Slurm rejects this job or the agents.
     """
     started = StartedAs.now()
     if started is None:
         accepted = "false, because Slurm can only run a sweep that was started from a script or a module"
         raise ConfigError("hydra.launcher.detach", True, accepted)
+    take_over(directory)
     SlurmPool(directory, settings.resources, 1).check()  # now, because nobody may watch the head when it checks them
     own = [shell_override("hydra.sweep.dir", directory), "hydra.launcher.detach=false"]
     given = [word for word in sys.argv[1:] if not word.startswith(("hydra.launcher.detach", "hydra.sweep.dir="))]
@@ -91,7 +94,7 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
             f"The job that runs the sweep could not be submitted: {error}. This job requests one CPU and no GPU. To "
             "run the sweep in this terminal instead, use hydra.launcher.detach=false."
         ) from None
-    (folder / _JOB).write_text(number)
+    note_number(directory, number)
     place = shlex.quote(str(directory))
     return (
         f"Slurm job {number} runs this sweep.\n"
@@ -121,34 +124,37 @@ def head_name(directory: Path) -> str:
     return f"{name_of(directory)}-head"
 
 
-def is_detached(directory: Path) -> bool:
-    """Return whether the head of a sweep was submitted."""
-    return (directory / FOLDER / _JOB).is_file()
-
-
 @_of_slurm()
 def attach(directory: Path) -> None:
     """Print the output of the head of a sweep, from the beginning, until it has ended.
+
+    While Slurm's controller does not respond, it is asked again.
 
     Raises:
         TrainyardError: no head was submitted, or it has ended without having run all jobs.
     """
     number = _number(directory)
-    read_to, waits = 0, ""
-    while True:
-        jobs = slurm_commands.queue(head_name(directory))
+    read_to, told, in_queue = 0, "", True
+    while in_queue:
+        line = ""
+        try:
+            job = slurm_commands.queued(number)
+            in_queue = job is not None
+            if job is not None and job.state == "PENDING":
+                line = _told_pending(job, again=read_to > 0)
+        except SlurmError as error:
+            if not error.passes:
+                raise
+            line = f"Slurm: {error}. Trying again."
         with (directory / FOLDER / _OUTPUT).open("rb") as file:
             file.seek(read_to)
             content = file.read()
         read_to += len(content)
         print(content.decode(errors="replace"), end="", flush=True)
-        if not jobs:
-            break
-        if jobs[0].state == "PENDING" and jobs[0].reason != waits:
-            waits = jobs[0].reason
-            why = "" if waits == "None" else f": {waits}"  # Slurm has not looked at the job yet
-            print(f"Slurm job {number} is pending{why}.", flush=True)
-        time.sleep(_EVERY)
+        if line and line != told:
+            print(line, flush=True)
+        told = line
+        time.sleep(_EVERY if in_queue else 0)
     left = _left(directory)
     if left:
         paused = " `trainyard sweep resume DIR JOB` resumes a paused job." if "paused" in left else ""
@@ -156,6 +162,19 @@ def attach(directory: Path) -> None:
             f"Slurm job {number}, which ran this sweep, has ended: {left}. To continue the sweep, run the same "
             f"command with {shell_override('hydra.sweep.dir', directory)}.{paused}"
         )
+
+
+def _told_pending(job: QueuedJob, *, again: bool) -> str:
+    """Return the state of the head while it waits, for users.
+
+    Args:
+        job: the head.
+        again: whether it has run before, and was queued again.
+    """
+    why = "" if job.reason == "None" else f": {job.reason}"  # Slurm has not looked at the job yet
+    if again:
+        return f"Slurm job {job.place} is queued again{why}. The sweep continues when this job starts."
+    return f"Slurm job {job.place} is pending{why}."
 
 
 @_of_slurm()
@@ -167,9 +186,17 @@ def cancel(directory: Path) -> None:
     """
     number = _number(directory)
     slurm_commands.cancel([number], "--batch", "--signal=TERM")
-    slurm_commands.cancel([job.place for job in slurm_commands.queue(head_name(directory)) if job.state == "PENDING"])
     until = time.monotonic() + 120
-    while slurm_commands.queue(head_name(directory)) and time.monotonic() < until:
+    while time.monotonic() < until:
+        try:
+            job = slurm_commands.queued(number)
+            if job is None:
+                break
+            if job.state == "PENDING":
+                slurm_commands.cancel([number])
+        except SlurmError as error:
+            if not error.passes:
+                raise
         time.sleep(_EVERY)
     slurm_commands.cancel([number])
     slurm_commands.cancel([job.place for job in slurm_commands.queue(name_of(directory))])
@@ -177,14 +204,13 @@ def cancel(directory: Path) -> None:
 
 
 def _number(directory: Path) -> str:
-    try:
-        number = (directory / FOLDER / _JOB).read_text().strip()
-    except OSError:
+    number = number_of(directory)
+    if number is None:
         hint = (
             "DIR is the hydra.sweep.dir of a sweep started with hydra.launcher.detach=true. To stop any other sweep, "
             "press Ctrl-C in its terminal."
         )
-        raise ConfigError("DIR", str(directory), "the directory of a detached sweep", hint=hint) from None
+        raise ConfigError("DIR", str(directory), "the directory of a detached sweep", hint=hint)
     if shutil.which("squeue") is None:
         raise TrainyardError("squeue is not on the PATH. Run this command on a machine of the Slurm cluster.")
     return number

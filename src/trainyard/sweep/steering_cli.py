@@ -34,6 +34,7 @@ from trainyard.sweep.steering import (
     in_words,
     is_run,
 )
+from trainyard.sweep.submitted_head import queued
 
 HYDRA = ".hydra"
 _EVERY = 0.05  # seconds between two looks at the manifest
@@ -61,7 +62,12 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
         _check(action, num, state, waiting, directory)
         _check_overrides(action, num, directory, state, overrides)
     command, _ = folder.give(action, num, overrides, state.answers)
-    if not is_run(directory):
+    head = None if is_run(directory) else queued(directory)  # another machine may hold the lock without effect here
+    if head is not None and head.state == "PENDING":
+        return (
+            f"Slurm job {head.place}, which runs this sweep, is pending. The command will be executed when it starts."
+        )
+    if head is None and not is_run(directory):
         state.read_on()
         if command.id not in state.answers:
             how = f"trainyard sweep resume {shell_path(directory)}"

@@ -41,6 +41,7 @@ from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.settings import SweepSettings
 from trainyard.sweep.stacks import StackPlanner, decide
 from trainyard.sweep.steering import CommandFolder
+from trainyard.sweep.submitted_head import take_over
 from trainyard.sweep.sweepable import as_sweepable, preloaded
 from trainyard.sweep.tracking import MULTIRUN, SweepTracking, started_tracker
 from trainyard.sweep.trial import Trials
@@ -387,6 +388,7 @@ class Sweep:
     def _begin(self, jobs: Sequence[Job]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._open.enter_context(self._manifest.held())
+        take_over(self.directory)
         if self._starts_over(job.num for job in jobs):
             # Hydra repeats a finished sweep on the same command; jobs that can resume are never repeated.
             self._manifest.clear()

@@ -84,8 +84,26 @@ def queue(name: str) -> list[QueuedJob]:
     Raises:
         SlurmError: the controller does not respond.
     """
+    return _queue("-r", f"--name={name}")
+
+
+def queued(number: str) -> QueuedJob | None:
+    """Return a job that is waiting or running; None if it has ended.
+
+    Raises:
+        SlurmError: the controller does not respond.
+    """
+    try:
+        return next(iter(_queue(f"--jobs={number}")), None)
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return None
+        raise
+
+
+def _queue(*options: str) -> list[QueuedJob]:
     found = []
-    for line in _run(["squeue", "-h", "-r", f"--name={name}", "-o", "%i|%T|%N|%r"]).splitlines():
+    for line in _run(["squeue", "-h", *options, "-o", "%i|%T|%N|%r"]).splitlines():
         place, state, node, reason = line.strip().split("|", 3)
         found.append(QueuedJob(place, state, node, reason))
     return found
