@@ -152,6 +152,18 @@ def test_a_job_that_continues_is_told_once(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "promoted #0 lr=0\nresumed  #1 lr=1\n"
 
 
+def test_commands_to_jobs_that_do_not_run_are_counted() -> None:
+    plan = _plan(3)
+    progress = SweepProgress(plan, plan.jobs)
+    first, second, _ = plan.jobs
+    progress.held(first)
+    progress.held(second)
+    assert str(progress.table().title) == "0/3 jobs, 2 paused"
+    progress.promoted(first, "")
+    progress.stopped(second)
+    assert str(progress.table().title) == "1/3 jobs"
+
+
 def test_a_stack_with_one_job_is_not_divided(capsys: pytest.CaptureFixture[str]) -> None:
     plan = _plan(2)
     SweepProgress(plan, plan.jobs).stack_split(Stack((plan.jobs[1],)), "its last batch is smaller", None)

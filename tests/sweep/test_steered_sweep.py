@@ -21,6 +21,7 @@ from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.steering_cli import steer
 from trainyard.track import read
+from trainyard.track.shipped import Shipped
 
 ROOT = Path(__file__).parents[2]
 SWEEP = [
@@ -111,6 +112,33 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
     again = start(f"hydra.launcher.fuse={fuse}")
     out, _ = again.communicate(timeout=LIMIT)
     assert "2 jobs, 1 already done, 1 stopped; 0 to run" in out
+
+
+def test_the_run_of_a_job_that_is_stopped_while_it_is_paused_has_ended(start: Any, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    own = ["hydra.launcher.fuse=off", "tracker=mlflow", f"tracker.uri={uri}", f"tracker.wait={LIMIT}"]
+    statuses = {}
+    for num in (0, 1):  # paused by this head, and by the one before
+        process = start(*own)
+        if num == 0:
+            until((tmp_path / "waits0").exists, process)
+            steer(tmp_path / "s", "pause", "0", wait=LIMIT)
+            until((tmp_path / "waits1").exists, process)
+            steer(tmp_path / "s", "stop", "0", wait=LIMIT)
+            steer(tmp_path / "s", "pause", "1", wait=LIMIT)
+        _, err = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, err
+        statuses[num] = Shipped.load(tmp_path / f"s/{num}", uri)
+        if num == 0:
+            assert Shipped.load(tmp_path / "s/1", uri).sent_status == "FINISHED"
+            steer(tmp_path / "s", "stop", "1")
+    client = MlflowClient(uri)
+    for num, shipped in statuses.items():
+        assert state(tmp_path, num) == "stopped"
+        run = client.get_run(str(shipped.run_id))
+        assert (run.info.status, run.data.tags["trainyard.message"]) == ("KILLED", "stopped")
 
 
 def test_a_member_of_a_population_remains_paused_until_it_is_resumed(start: Any, tmp_path: Path) -> None:

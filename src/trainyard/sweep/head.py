@@ -129,8 +129,11 @@ class Head(Loop):
         elif wish == "pause":
             entry = self._manifest.entries[num]
             self.apply(Paused(num, entry.seconds or 0.0, entry.width, by_hand=True))
+            self._progress.held(self._units.jobs[num])
         else:
             self.apply(Ended(num, "stopped", error=why or None))
+            self._tracking.stopped(self._units.jobs[num])
+            self._progress.stopped(self._units.jobs[num])
 
     def obey(self) -> None:
         """Execute the commands that are not answered yet."""
@@ -142,6 +145,7 @@ class Head(Loop):
         if rungs is not None and rungs.until is not None and self._reports.is_known(num, rungs.until):
             rungs = self._proposer.beyond(num)
         self.queue(self._alone([num], rungs), "resumed")
+        self._progress.promoted(self._units.jobs[num], "")
 
     # -- what is to run ------------------------------------------------------------------------------------------------
 

@@ -137,6 +137,15 @@ class SweepProgress:
         self._paused.add(job.num)
         print(f"paused   {self.plan.label(job)}", flush=True)
 
+    def held(self, job: Job) -> None:
+        """Count a job that a user has paused while it did not run; `commanded` shows the command."""
+        self._paused.add(job.num)
+
+    def stopped(self, job: Job) -> None:
+        """Count a job that a user has stopped while it did not run; `commanded` shows the command."""
+        self._ended += 1
+        self._paused.discard(job.num)
+
     def promoted(self, job: Job, how: str = "promoted") -> None:
         """Show that a paused job continues.
 

@@ -171,9 +171,18 @@ class SweepTracking:
             job: the job.
             at: the position of its last report.
         """
+        self._end(job, "FINISHED", "pruned", {"pruned": True, "rung": at})
+
+    def stopped(self, job: Job) -> None:
+        """Mark the run of a job that was stopped while it was paused, or waited, as killed."""
+        self._end(job, "KILLED", "stopped")
+
+    def _end(self, job: Job, status: Status, message: str, tags: Mapping[str, Any] | None = None) -> None:
+        """Record the last status of a job that has no process, even if an earlier process of the sweep ran it."""
         if self._tracker is not None:
-            self._look_for(job.num)
-            _note(job.directory, "FINISHED", "pruned", {"pruned": True, "rung": at})
+            if (job.directory / FILE).exists():
+                self._tracker.follow(job.directory)
+            _note(job.directory, status, message, tags)
             self.ended(job)
 
     def abort(self) -> Shipment:
