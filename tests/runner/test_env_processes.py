@@ -84,7 +84,7 @@ def end_fork_server() -> None:
     It is killed: it ends by itself only after all processes that inherited its descriptor, such as forked workers of
     another test.
     """
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
         os.kill(server._forkserver_pid, signal.SIGKILL)
     server._stop()
