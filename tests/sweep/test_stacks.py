@@ -120,7 +120,7 @@ def test_the_plan_counts_jobs_that_do_not_run() -> None:
     plan = _plan(5)
     for num, state in enumerate(("done", "stopped", "pruned", "paused")):
         plan.entries[num].state = state
-    assert str(plan).startswith("5 jobs, 1 already done, 1 stopped, 1 pruned; 2 to run (1 paused), ")
+    assert str(plan).startswith("5 jobs, 1 already done, 1 stopped, 1 pruned; 2 to run (1 paused) on ")
 
 
 def test_a_job_without_overrides_of_its_own_has_its_number_once(capsys: pytest.CaptureFixture[str]) -> None:
