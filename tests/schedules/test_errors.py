@@ -11,6 +11,8 @@ from torch.optim import SGD, Adagrad
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
     ExponentialLR,
     LambdaLR,
     LinearLR,
@@ -21,7 +23,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from trainyard.errors import ConfigError
-from trainyard.schedules import Schedule
+from trainyard.schedules import Schedule, floors
 
 COSINE = partial(CosineAnnealingLR, T_max="auto")
 NAN, INF = float("nan"), float("inf")
@@ -54,6 +56,20 @@ def test_by_offers_the_nearest() -> None:
 @pytest.mark.parametrize("make", [StepLR, MultiStepLR, ExponentialLR])
 def test_gamma(make: Any, gamma: Any) -> None:
     refused("scheduler.gamma", partial(make, gamma=gamma))
+
+
+@pytest.mark.parametrize("value", [-1e-9, NAN, INF, "0.1", [0.1, -0.1]])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        *((COSINE, "eta_min"), (partial(CosineAnnealingWarmRestarts, T_0=3), "eta_min")),
+        *((partial(CyclicLR, max_lr=1.0), "base_lr"), (partial(CyclicLR, base_lr=0.0), "max_lr")),
+        *((partial(floors.CosineAnnealingLR, T_max=3), "eta_min"), (floors.PolynomialLR, "eta_min")),
+    ],
+)
+def test_a_scheduled_value_is_not_negative(make: Any, name: str, value: Any) -> None:
+    refused(f"scheduler.{name}", partial(make, **{name: value}))
+    Schedule(partial(make, **{name: 0}))
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, 1.0001, "all", None, True, NAN, INF])

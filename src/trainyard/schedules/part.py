@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 OWN_LR = ("max_lr", "base_lr")
 """Arguments of torch's schedulers that are learning rates: "auto" is the learning rate of the group."""
 
+_NOT_NEGATIVE = (*OWN_LR, "eta_min", "base_momentum", "max_momentum", "power")
+"""Arguments that torch does not check, and from which negative learning rates or momenta would follow."""
+
 _MILESTONES = "integers of at least {} or fractions of the run in (0, 1), each larger than the one before"
 
 
@@ -100,7 +103,10 @@ class Part:
                 raise ConfigError(key, value, "an explicit value, because the run does not define this argument")
         elif name == "gamma":
             number(key, value, above=0)
-        elif is_number(default) and not isinstance(value, (list, tuple)):  # some take one for each group
+        elif name in _NOT_NEGATIVE:
+            for each in value if isinstance(value, (list, tuple)) else [value]:  # some take one for each group
+                number(key, each, at_least=0)
+        elif is_number(default) and not isinstance(value, (list, tuple)):
             number(key, value, finite=False)
 
     def scaled(self, units: int) -> Part:
@@ -210,10 +216,6 @@ class Part:
                 given.tolist() if isinstance(given, np.ndarray) else [given]
             ):  # in a stack, an array of members
                 number(f"{self.key}.{name}", value, above=0)
-        rates = keywords.get("max_lr")
-        for rate in rates if isinstance(rates, list | tuple) else [rates]:
-            if is_number(rate) and rate < 0:
-                raise ConfigError(f"{self.key}.max_lr", rates, "numbers of at least 0")
 
     def _tell_beyond(self, keywords: Mapping[str, Any], length: float) -> None:
         """Log the lengths and milestones that the run does not reach."""
