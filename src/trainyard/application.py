@@ -12,6 +12,9 @@ from typing import Any
 from trainyard.errors import TrainyardError
 
 CONFIG_PATH = ("--config-path", "-cp")
+_SHORTEST = (
+    "--config-p"  # the shortest abbreviation that argparse accepts: Hydra also has --config-name and --config-dir
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,6 @@ def _config_path(arguments: Sequence[str]) -> str | None:
     found = None
     for argument, following in zip_longest(arguments, arguments[1:]):
         name, equals, value = argument.partition("=")
-        if name in CONFIG_PATH:
+        if name in CONFIG_PATH or (name.startswith(_SHORTEST) and CONFIG_PATH[0].startswith(name)):
             found = value if equals else following
     return found

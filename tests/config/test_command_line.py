@@ -62,6 +62,18 @@ def test_keys_of_a_swept_group(given: list[str], found: list[str]) -> None:
     assert arranged(given) == given
 
 
+def test_abbreviated_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flags in (["--config-pa", "conf"], ["--config-p=conf"]):
+        assert "=".join(arranged(["seed=1", *flags])[:-1]) == f"--config-path={tmp_path}/conf"
+    assert arranged(["optim=sgd,adam", "--multi", "optim.lr=1"]) == [
+        "--multirun",
+        "optim=sgd,adam",
+        "optim.lr=choice(1)",
+    ]
+    assert arranged(["seed=1", "--config"]) == ["--config", "seed=1"], "ambiguous: Hydra reports it"
+
+
 def test_the_config_of_a_sweep() -> None:
     with pytest.raises(TrainyardError, match="omit -m"):
         arranged(["seed=0,1", "-m", "--cfg", "job"])

@@ -110,6 +110,9 @@ def test_a_sweep_goes_on_with_the_configs_of_its_config_path(python: Any, tmp_pa
         (["-m", "-cp", "/a"], "/a"),
         (["-cp", "/a", "--config-path", "/b"], "/b"),
         (["-m", "-cp"], None),
+        (["-m", "--config-pa", "/a"], "/a"),
+        (["--config-p=/a"], "/a"),
+        (["--config-name=/a", "--config", "/b"], None),
     ],
 )
 def test_the_config_path_of_a_command_line(

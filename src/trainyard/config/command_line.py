@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Action
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
@@ -20,10 +20,10 @@ MULTIRUN = ("--multirun", "-m")
 def arranged(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a command line for Hydra.
 
-    Flags can be between overrides, but Hydra needs them first. In a sweep over the options of a group, an override of a
-    key in this group applies only to the jobs: `optim=sgd,rmsprop optim.momentum=0.9` does not override the default
-    option. A relative --config-path starts at the current folder, like a relative --config-dir. (Hydra would search it
-    inside this package.)
+    Flags can be between overrides, but Hydra needs them first. An abbreviated flag (`--multi`) is replaced with the
+    complete flag. In a sweep over the options of a group, an override of a key in this group applies only to the jobs:
+    `optim=sgd,rmsprop optim.momentum=0.9` does not override the default option. A relative --config-path starts at the
+    current folder, like a relative --config-dir. (Hydra would search it inside this package.)
 
     Args:
         arguments: without the name of the program.
@@ -57,13 +57,20 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if not argument.startswith("-"):
             overrides.append(argument)
             continue
-        name, equals, value = argument.partition("=")
-        flags.append(f"{name}={_absolute(value)}" if equals and name in CONFIG_PATH else argument)
-        action = actions.get(argument)
+        given, equals, value = argument.partition("=")
+        name = _unabbreviated(given, actions)
+        flags.append(f"{name}{equals}{_absolute(value) if equals and name in CONFIG_PATH else value}")
+        action = None if equals else actions.get(name)
         if action is not None and rest and _takes(action, rest[-1]):
             value = rest.pop()
             flags.append(_absolute(value) if name in CONFIG_PATH else value)
     return flags, overrides
+
+
+def _unabbreviated(flag: str, flags: Collection[str]) -> str:
+    """Return the flag that an unambiguous prefix (`--multi`) stands for, as argparse does; or `flag` unchanged."""
+    found = [other for other in flags if other.startswith(flag)]
+    return found[0] if flag.startswith("--") and flag not in flags and len(found) == 1 else flag
 
 
 def _absolute(path: str) -> str:
