@@ -122,6 +122,11 @@ def test_lines_are_put_once_and_behind_what_hydra_reads(tmp_path: Path) -> None:
         "# @package _global_",
         f"{MODELINE}../../schemas/train.json",
     ]
+    headers = "\n#  @package  _global_\n# @other x\n"
+    (tmp_path / "conf" / "metric" / "own.yaml").write_text(f"{headers}\n# A metric.\nmetric: {{}}\n")
+    assert len(put_modelines(tmp_path / "conf", tmp_path / "schemas")) == 1
+    line = f"{MODELINE}../../schemas/train.json\n"
+    assert (tmp_path / "conf" / "metric" / "own.yaml").read_text() == f"{headers}{line}\n# A metric.\nmetric: {{}}\n"
     files = write({"model": {}, "model/inner": {}}, tmp_path / "schemas")
     assert [file.relative_to(tmp_path).as_posix() for file in files] == [
         "schemas/model.json",

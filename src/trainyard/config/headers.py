@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -55,6 +56,18 @@ def _check_files(names: tuple[str, ...], sources: Sources) -> None:
         if file is not None:
             check_header(file)
             left += file.included(name)
+
+
+def count_headers(lines: Sequence[str]) -> int:
+    """Return the number of lines up to the last header of a file, after which other lines can be inserted."""
+    count = 0
+    for number, line in enumerate(lines, 1):
+        header = _HEADER.fullmatch(line)
+        if header is not None:
+            count = number
+        elif line.strip():
+            break
+    return count
 
 
 def check_header(file: ConfigFile) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from trainyard.config.headers import count_headers
 from trainyard.config.json_schema import WHOLE, Schema, comments_of, of_group, of_whole, read, targets
 
 MODELINE = "# yaml-language-server: $schema="
-_GLOBAL = "# @package _global_"
+_GLOBAL = re.compile(r"^\s*#+\s*@package:?\s+_global_\s*$", re.MULTILINE)
 _NOT_OURS = "hydra"  # the groups of Hydra's own node
 
 
@@ -55,7 +57,7 @@ def write(found: Mapping[str, Schema], folder: Path) -> list[Path]:
 def put_modelines(configs: Path, folder: Path) -> list[Path]:
     """Add a line to each config that names its schema, or replace an earlier one; return the changed files.
 
-    It is the first line, or the second after `# @package _global_`, which Hydra reads only in the first line.
+    It is the first line, or follows the headers (`# @package _global_`), which Hydra reads only at the top of a file.
 
     Args:
         configs: the folder of the configs.
@@ -66,7 +68,7 @@ def put_modelines(configs: Path, folder: Path) -> list[Path]:
         path = os.path.relpath(folder / f"{name_of(file, configs)}.json", file.parent)
         before = file.read_text(encoding="utf-8")
         lines = [line for line in before.splitlines(keepends=True) if not line.startswith(MODELINE)]
-        lines.insert(int(lines[:1] != [] and lines[0].startswith(_GLOBAL)), f"{MODELINE}{Path(path).as_posix()}\n")
+        lines.insert(count_headers(lines), f"{MODELINE}{Path(path).as_posix()}\n")
         after = "".join(lines)
         if after != before:
             file.write_text(after, encoding="utf-8")
@@ -77,7 +79,7 @@ def put_modelines(configs: Path, folder: Path) -> list[Path]:
 def name_of(file: Path, configs: Path) -> str:
     """Return the name of the schema of a config: that of its group, or of complete configs."""
     group = file.parent.relative_to(configs).as_posix()
-    is_whole = group == "." or _GLOBAL in file.read_text(encoding="utf-8")
+    is_whole = group == "." or _GLOBAL.search(file.read_text(encoding="utf-8")) is not None
     return WHOLE if is_whole else group
 
 
