@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,31 @@ def test_options_of_all_places(own: Path) -> None:
     assert {"mlp", "tiny"} <= {*ConfigPlaces(str(own), "mine").options("model")}
     assert {"mlp", "tiny"} <= {*ConfigPlaces(CONF, "train", str(own)).options("model")}
     assert "tiny" not in ConfigPlaces(CONF, "train").options("model")
+
+
+@pytest.mark.parametrize("where", ["override", "primary"])
+def test_places_of_the_search_path(own: Path, tmp_path: Path, where: str) -> None:
+    line = f"[file://{own}, pkg://mine.conf, file:///nowhere]"
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/top.yaml").write_text(
+        "hydra: {}\n" if where == "override" else f"hydra: {{searchpath: {line}}}\n"
+    )
+    overrides = [f"hydra.searchpath={line}"] if where == "override" else []
+    places = ConfigPlaces.of_command(overrides, str(tmp_path / "conf"), "top")
+    assert places.searched == (str(own), "pkg://mine.conf")
+    assert places.folders == [tmp_path / "conf", own]
+    found = replace(places, searched=(str(own),)).find("model/tiny")
+    assert found is not None
+    assert found.path == own / "model/tiny.yaml"
+    assert "tiny" in replace(places, searched=(str(own),)).options("model")
+
+
+def test_the_search_path_beside_an_added_folder(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "more/data").mkdir(parents=True)
+    (tmp_path / "more/data/few.yaml").write_text("defaults: [rings]\nnum_samples: 20\n")
+    overrides = [f"hydra.searchpath=[file://{tmp_path}/more]", "model=tiny", "data=few"]
+    places = ConfigPlaces.of_command(["--config-dir", str(own), *overrides], CONF, "train")
+    assert places.compose(overrides).data.num_samples == 20
 
 
 def test_a_folder_of_the_program_that_does_not_exist(tmp_path: Path) -> None:

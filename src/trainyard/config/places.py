@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import yaml  # type: ignore[import-untyped,unused-ignore]
 from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from trainyard.checks import existing_folder
-from trainyard.config.config_files import ConfigFile, find_config
+from trainyard.config.config_files import ConfigFile, at, find_config
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError
 
 PACKAGE = "pkg://"
+_FILE = "file://"
+_SEARCH_PATH = "hydra.searchpath"
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,14 @@ class ConfigPlaces:
         name: the name of the primary config.
         added: the absolute path of the folder that --config-dir adds; None for none.
         is_given: whether the command line names `main`.
+        searched: the folders and packages that `hydra.searchpath` adds, in the form of `main`.
     """
 
     main: str
     name: str
     added: str | None = None
     is_given: bool = False
+    searched: tuple[str, ...] = ()
 
     @classmethod
     def of_command(cls, arguments: Sequence[str], main: str, name: str) -> ConfigPlaces:
@@ -46,18 +54,44 @@ class ConfigPlaces:
             name: the primary config of the program.
         """
         given, _ = get_args_parser().parse_known_args(list(arguments))
-        return cls(
+        places = cls(
             main if given.config_path is None else given.config_path,
             name if given.config_name is None else given.config_name,
             None if given.config_dir is None else str(Path(given.config_dir).absolute()),
             given.config_path is not None,
         )
+        return replace(places, searched=places._search_path(given.overrides))
 
     @property
     def folders(self) -> list[Path]:
         """The folders of the command, without packages."""
-        own = [] if self.main.startswith(PACKAGE) else [Path(self.main)]
-        return own if self.added is None else [*own, Path(self.added)]
+        return [Path(place) for place in self._places if not place.startswith(PACKAGE)]
+
+    @property
+    def _places(self) -> list[str]:
+        return [self.main, *([] if self.added is None else [self.added]), *self.searched]
+
+    def _search_path(self, overrides: Sequence[str]) -> tuple[str, ...]:
+        """Return the places in `hydra.searchpath`, of an override or of the primary config, as far as they are known
+        before the composition."""
+        given = [each for each in overrides if each.lstrip("+").startswith(_SEARCH_PATH)]
+        found: Any = None
+        try:
+            if given:
+                found = OverridesParser.create().parse_overrides(given)[-1].value()
+            else:
+                file = self.find(self.name.removesuffix(".yaml"))
+                found = at(file.content, _SEARCH_PATH) if file is not None and "searchpath" in file.text else None
+        except (HydraException, ImportError, OSError, ValueError, yaml.YAMLError):  # reported later
+            return ()
+        places = []
+        for entry in found if isinstance(found, list) else ():
+            place = str(entry)
+            if place.startswith(PACKAGE):
+                places.append(place)
+            elif "${" not in place and Path(place.removeprefix(_FILE)).is_dir():
+                places.append(str(Path(place.removeprefix(_FILE)).absolute()))
+        return tuple(places)
 
     def check(self) -> None:
         """Check that the folders exist, and that a folder given with --config-path has the primary config.
@@ -91,9 +125,7 @@ class ConfigPlaces:
 
     def find(self, name: str) -> ConfigFile | None:
         """Return a config (`model/mlp`) of the command; None if it is in none of the places."""
-        package = self.main.removeprefix(PACKAGE).replace("/", ".")
-        main = ("pkg", package) if self.main.startswith(PACKAGE) else ("file", self.main)
-        return find_config(name, (main, *((("file", self.added),) if self.added is not None else ())))
+        return find_config(name, tuple(map(_source, self._places)))
 
     def compose(self, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
         """Compose the primary config with overrides.
@@ -101,17 +133,22 @@ class ConfigPlaces:
         Raises:
             HydraException, OmegaConfBaseException: as in Hydra.
         """
-        more = [] if self.added is None else [f"hydra.searchpath=[file://{self.added}]"]
+        own = list(overrides)
+        if self.added is not None:
+            places = [
+                place if place.startswith(PACKAGE) else f"{_FILE}{place}" for place in (self.added, *self.searched)
+            ]
+            own = [each for each in own if not each.startswith(_SEARCH_PATH)]
+            own.append(f"{_SEARCH_PATH}=[{','.join(places)}]")
         with _initialized(self.main):
-            return compose(self.name, [*overrides, *more], return_hydra_config=with_hydra)
+            return compose(self.name, own, return_hydra_config=with_hydra)
 
     def options(self, group: str) -> list[str]:
         """Return the options of a group in all places, and in Trainyard's configs."""
         found: set[str] = set()
-        for place in (self.main, self.added):
-            if place is not None:
-                with _initialized(place):
-                    found |= {*GlobalHydra.instance().config_loader().get_group_options(group)}
+        for place in self._places:
+            with _initialized(place):
+                found |= {*GlobalHydra.instance().config_loader().get_group_options(group)}
         return sorted(found)
 
 
@@ -125,6 +162,13 @@ def _initialized(place: str) -> Iterator[None]:
     else:
         with initialize_config_dir(place, **VERSION_BASE):
             yield
+
+
+def _source(place: str) -> tuple[str, str]:
+    """Return the schema and the path of a place."""
+    if place.startswith(PACKAGE):
+        return "pkg", place.removeprefix(PACKAGE).replace("/", ".")
+    return "file", place
 
 
 def _file(name: str) -> str:
