@@ -5,15 +5,30 @@ The configs come from the folder `conf` of the current folder if it contains a `
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from trainyard.app import main
 
+MULTIRUN = ("-m", "--multirun")
+
 
 def config_folder() -> Path:
-    """Return the folder of the configs: `conf` in the current folder, or Trainyard's own."""
+    """Return the folder of the configs: `conf` in the current folder, or Trainyard's own.
+
+    If `conf` contains configs but no `train.yaml`, and no flag selects a folder, a message says that it is not used.
+    """
     here = Path("conf")
-    return here if (here / "train.yaml").is_file() else own_configs()
+    if (here / "train.yaml").is_file():
+        return here
+    flags = [argument for argument in sys.argv[1:] if argument.startswith("-") and argument not in MULTIRUN]
+    if not flags and any(here.rglob("*.yaml")):
+        print(
+            "The folder conf is not used, because it has no train.yaml. The configs are those of Trainyard. To add the "
+            "options in conf, use --config-dir conf.",
+            file=sys.stderr,
+        )
+    return own_configs()
 
 
 def own_configs() -> Path:

@@ -49,3 +49,21 @@ def test_classes_in_the_current_folder_are_found(tmp_path: Path) -> None:
     done = forked.run([*command, "hydra.run.dir=r"], cwd=tmp_path / "here", env=environment, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     assert "Net with" in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "told"), [(["-m", "seed=0,1"], True), (["--config-dir", "conf"], False)])
+def test_a_folder_of_options_alone_is_not_used_silently(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", *arguments])
+    (tmp_path / "conf" / "optim").mkdir(parents=True)
+    assert config_folder().resolve() == ROOT / "conf"
+    assert capsys.readouterr().err == ""
+    (tmp_path / "conf" / "optim" / "mine.yaml").write_text("lr: 1")
+    assert config_folder().resolve() == ROOT / "conf"
+    assert ("The folder conf is not used, because it has no train.yaml" in capsys.readouterr().err) is told
