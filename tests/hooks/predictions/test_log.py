@@ -121,6 +121,19 @@ def test_padding_is_never_among_the_worst_and_nan_always_is() -> None:
     assert shown.target[2] >= 0
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_batch_without_a_target_is_counted_but_not_shown(first: bool) -> None:
+    gathering = Gathering("first", 8, 8, None)
+    outputs, inputs, target = torch.eye(4), torch.zeros(4, 3), torch.arange(4)
+    batches = [inputs, (inputs, target)]
+    for batch in batches if first else reversed(batches):
+        gathering.add(batch, outputs)
+    (shown,) = gathering.finish()
+    assert shown.index.tolist() == [number + 4 * first for number in range(4)]
+    assert shown.samples == 8
+    assert gathering.complaint == ""
+
+
 @pytest.mark.parametrize(("interval", "expected"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])], ids=str)
 def test_every_so_many_validations_and_the_last(make: Any, tmp_path: Path, interval: int, expected: Any) -> None:
     make({"log": PredictionLog(interval=interval, confusion=False)}, epochs=5, work_dir=tmp_path).train()

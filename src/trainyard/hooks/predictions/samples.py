@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainyard.batch import input_of, target_of
+from trainyard.batch import input_of, samples, target_of
 from trainyard.errors import TrainyardError
 from trainyard.metrics import ConfusionMatrix
 from trainyard.rng import generator
@@ -108,13 +108,14 @@ class Gathering:
         self._parts: list[dict[str, Tensor]] = []
 
     def add(self, batch: Any, outputs: Any) -> None:
-        """Collect from a batch and the predictions for it."""
-        if self._seen == 0:
-            self._begin(batch, outputs)
+        """Collect from a batch and the predictions for it. Samples without a target are counted, but not collected."""
         if self.kind is None:
+            self._begin(batch, outputs)
+        target = None if self.kind is None else _target(batch)
+        if target is None:
+            self._seen += samples(batch)
             return
-        target, x = target_of(batch), input_of(batch)
-        target = target.to(outputs.device)
+        x, target = input_of(batch), target.to(outputs.device)
         if self.kind == "classes" and outputs.shape[-1] <= MOST_CLASSES:
             self._confusion.process(batch, outputs)
         every = outputs if self._members is not None else outputs.unsqueeze(0)
@@ -152,6 +153,7 @@ class Gathering:
         if self.kind is None:
             self.complaint = f"{_shown(outputs)} and {_of_target(batch)}"
             return
+        self.complaint = ""
         points = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 2 and self.kind == "classes"
         dots = points or self.kind == "numbers"
         if self.which == "worst" and not dots:
@@ -175,13 +177,19 @@ class Gathering:
         self._parts = [record]
 
 
-def _kind(batch: Any, outputs: Any, stacked: bool) -> str | None:
-    """Return the kind of the predictions; None if they cannot be shown."""
+def _target(batch: Any) -> Tensor | None:
+    """Return the target of a batch; None if it is missing or no tensor."""
     try:
         target = target_of(batch)
     except TrainyardError:
         return None
-    if not isinstance(target, Tensor) or not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+    return target if isinstance(target, Tensor) else None
+
+
+def _kind(batch: Any, outputs: Any, stacked: bool) -> str | None:
+    """Return the kind of the predictions; None if they cannot be shown."""
+    target = _target(batch)
+    if target is None or not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         return None
     shape = outputs.shape[1:] if stacked else outputs.shape
     if target.is_floating_point():
