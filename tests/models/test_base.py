@@ -164,6 +164,7 @@ def test_no_loss_names_the_keys(losses: dict[str, Any], told: str) -> None:
     [
         ({"loss": torch.ones(()), "loss_aux": None}, "returned 'loss_aux' as a NoneType, but a loss must be a tensor"),
         ({"loss_aux": None, "loss": torch.ones(())}, "returned 'loss_aux' as a NoneType, but a loss must be a tensor"),
+        ({0: torch.ones(())}, "returned the key 0 in the losses of a batch. Expected strings"),
         ({"loss": [torch.ones(()), None]}, "returned an element of 'loss' as a NoneType, but a loss must be a tensor"),
     ],
 )

@@ -188,8 +188,9 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
         A scalar, or `[K]`.
 
     Raises:
-        TrainyardError: `losses` is not a mapping, none of its keys contains `loss`, none of these entries is a tensor,
-            one of them is neither a tensor nor a number, or a loss is not one number per member.
+        TrainyardError: `losses` is not a mapping, a key is not a string, none of the keys contains `loss`, none of
+            these entries is a tensor, one of them is neither a tensor nor a number, or a loss is not one number per
+            member.
     """
     if not isinstance(losses, (dict, Mapping)):  # a dict is recognized faster
         raise TrainyardError(
@@ -198,6 +199,10 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
         )
     total: Any = None
     for key, value in losses.items():
+        if not isinstance(key, str):
+            raise TrainyardError(
+                f"The model returned the key {key!r} in the losses of a batch. Expected strings, such as 'loss'."
+            )
         if "loss" in key:
             for term in value if isinstance(value, (list, tuple)) else (value,):
                 if not isinstance(term, (Tensor, Real)):
