@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -166,12 +167,31 @@ def test_what_is_none_of_hydras_is_left_alone() -> None:
     assert explain(ConnectionRefusedError(111, "Connection refused"), [], PLACES) is None
 
 
-def test_a_directory_that_cannot_be_made() -> None:
-    error = PermissionError(13, "Permission denied", "/outputs")
-    assert str(explain(error, [], PLACES)) == (
-        "hydra.run.dir: '/outputs' is invalid. Expected a writable directory. Permission denied."
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory") as raised:
+        (tmp_path / "file/run").mkdir()
+    for key in ("hydra.run.dir", "hydra.sweep.dir"):
+        assert str(explain(raised.value, [], PLACES, key)) == (
+            f"{key}: '{tmp_path}/file/run' is invalid. Expected a writable directory. Not a directory."
+        )
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").touch()
+    with pytest.raises(OSError, match="No such file") as raised:
+        (tmp_path / "absent.txt").read_text()
+    assert str(explain(raised.value, [], PLACES)) == f"{tmp_path}/absent.txt: No such file or directory."
+
+
+def test_a_launcher_that_cannot_be_built() -> None:
+    with initialize_config_dir(CONF, **VERSION_BASE):
+        cfg = compose("train", overrides=["hydra.launcher._target_=abc"], return_hydra_config=True)
+        with pytest.raises(RuntimeError, match="Invalid plugin") as raised:
+            Plugins.instance().instantiate_launcher(hydra_context=None, task_function=print, config=cfg)  # type: ignore[arg-type]
+    assert str(explain(raised.value, [], PLACES)) == (
+        "hydra.launcher: Hydra cannot build this config. Invalid plugin 'abc': not the hydra_plugins package."
     )
-    assert str(explain(error, [], PLACES, "hydra.sweep.dir")).startswith("hydra.sweep.dir: '/outputs'")
 
 
 def test_a_primary_config_that_does_not_exist() -> None:

@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Sequence
 from shlex import quote
+from types import FrameType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from trainyard.config.explain_files import explain_file, first_line, selecting
+from trainyard.config.hydra_versions import full_key
 from trainyard.config.places import ConfigPlaces
 from trainyard.config.sweepers import SAMPLER_ARGUMENTS, SAMPLERS, hint_for
 from trainyard.errors import ConfigError, TrainyardError
@@ -37,6 +39,8 @@ PACKAGES = {
 """Hydra's plugins that are separate packages, by group and option."""
 SWEEPER = "hydra/sweeper"
 PLUGINS = ("hydra.sweeper", "hydra.launcher")
+_COMPOSITION = ("hydra._internal.config_repository", "trainyard.sweep.compose")
+"""Modules that read configs."""
 OPTIONAL = ("metric",)
 """Groups without which a config works."""
 _EMPTY = "_dummy_empty_config_"  # among the primary configs of Hydra
@@ -80,15 +84,20 @@ def explain(
         return _explain_key(error, overrides, places)
     if told := _explain_logging(error):
         return told
-    if isinstance(error, OSError) and error.filename is not None:  # the directory is made before the task is called
-        return ConfigError(directory, error.filename, "a writable directory", hint=f"{error.strerror}.")
+    if isinstance(error, OSError) and error.filename is not None:
+        if _creates_directory(error):  # before the task is called
+            return ConfigError(directory, error.filename, "a writable directory", hint=f"{error.strerror}.")
+        return TrainyardError(f"{error.filename}: {error.strerror}.")
+    if told := _explain_plugin(error):
+        return told
     if isinstance(error, ValueError | TypeError) and (told := _explain_choice(overrides, places)):
         return told
     mark = getattr(error, "problem_mark", None)
     if mark is not None:  # from PyYAML: two entries of one name, or a bracket that is not closed
         return TrainyardError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")  # type: ignore[attr-defined]
     if isinstance(error, HydraException):
-        return _explain_interval(error, overrides) or TrainyardError(first_line(error))
+        key = f"{full_key(error)}: " if full_key(error) else ""
+        return _explain_interval(error, overrides) or TrainyardError(f"{key}{first_line(error)}")
     if isinstance(error, ValueError) and _is_hydras(error):
         return TrainyardError(f"{' '.join(str(error).split()).rstrip('.')}.")
     return None
@@ -137,7 +146,7 @@ def _instead_of(group: str, option: str) -> str:
 
 def _explain_logging(error: Exception) -> TrainyardError | None:
     """Explain that Python's logging refuses its settings; None if this is another error."""
-    if not any(frame.f_code.co_name == "configure_log" for frame, _ in traceback.walk_tb(error.__traceback__)):
+    if not any(frame.f_code.co_name == "configure_log" for frame in _frames(error)):
         return None
     reasons = [str(each).rstrip(".") for each in (error, error.__cause__) if each is not None]
     return TrainyardError(
@@ -145,9 +154,36 @@ def _explain_logging(error: Exception) -> TrainyardError | None:
     )
 
 
+def _creates_directory(error: Exception) -> bool:
+    """Return whether an error occurred when the directory of a run or a sweep, or a file in it, was created."""
+    places = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in _frames(error)]
+    if any(module.startswith(_COMPOSITION) for module, _ in places):  # a config is read
+        return False
+    return any(
+        name in ("mkdir", "makedirs")
+        or (module, name) == ("hydra.core.utils", "_save_config")
+        or module.startswith("trainyard.sweep")
+        for module, name in places
+    )
+
+
+def _explain_plugin(error: Exception) -> TrainyardError | None:
+    """Explain that Hydra cannot build the launcher or the sweeper; None if this is another error."""
+    names = [frame.f_code.co_name for frame in _frames(error)]
+    made = [part for part in ("sweeper", "launcher") if f"instantiate_{part}" in names]
+    if isinstance(error, HydraException) or not made or not _is_hydras(error):
+        return None
+    hint = f"{first_line(error).rstrip('.')}."
+    return TrainyardError(f"hydra.{made[-1]}: Hydra cannot build this config. {hint}")
+
+
+def _frames(error: Exception) -> list[FrameType]:
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
 def _is_hydras(error: Exception) -> bool:
     """Return whether code of Hydra has raised an error."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = _frames(error)
     return bool(frames) and frames[-1].f_globals.get("__name__", "").partition(".")[0] == "hydra"
 
 
