@@ -188,7 +188,7 @@ def test_a_launcher_that_cannot_be_built() -> None:
     with initialize_config_dir(CONF, **VERSION_BASE):
         cfg = compose("train", overrides=["hydra.launcher._target_=abc"], return_hydra_config=True)
         with pytest.raises(RuntimeError, match="Invalid plugin") as raised:
-            Plugins.instance().instantiate_launcher(hydra_context=None, task_function=print, config=cfg)  # type: ignore[arg-type]
+            Plugins.instance().instantiate_launcher(hydra_context=None, task_function=print, config=cfg)
     assert str(explain(raised.value, [], PLACES)) == (
         "hydra.launcher: Hydra cannot build this config. Invalid plugin 'abc': not the hydra_plugins package."
     )

@@ -112,7 +112,7 @@ class Gathering:
         if self.kind is None:
             self._begin(batch, outputs)
         target = None if self.kind is None else _target(batch)
-        if target is None:
+        if self.kind is None or target is None:
             self._seen += samples(batch)
             return
         x, target = input_of(batch), target.to(outputs.device)
