@@ -36,13 +36,14 @@ import reliability_page
 import runs
 import stacks
 import sweeps
+import values
 from trials import Part, Result
 
 PARTS = {
     part.name: part
     for part in (
         *(runs.PART, sweeps.PART, lengths.PART, stacks.PART),
-        *(overrides.PART, damage.CHECKPOINTS, damage.JOURNALS),
+        *(overrides.PART, values.PART, damage.CHECKPOINTS, damage.JOURNALS),
     )
 }
 
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _try(part: Part, options: argparse.Namespace, folder: Path) -> reliability_page.Row:
-    own = range(options.cases or part.usual) if options.case is None else [options.case]
+    number = part.complete() if options.complete and part.complete else options.cases or part.usual
+    own = range(number) if options.case is None else [options.case]
     results: list[Result] = []
     try:
         for result in part.results(options.seed, own, folder, options.also):
@@ -93,6 +95,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="+", choices=[*PARTS, "all"], help="parts to run, or all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random cases (default: 0)")
     parser.add_argument("--cases", type=int, help="number of cases per part (default: as in CI)")
+    parser.add_argument(
+        "--complete", action="store_true", help="all cases of a part that has an end (values: every key of conf/)"
+    )
     parser.add_argument("--case", type=int, help="run only the case with this number")
     parser.add_argument(
         "--also", action="append", default=[], metavar="OVERRIDE", help="additional override for runs and sweeps"

@@ -24,12 +24,15 @@ class Trial:
         folder: an empty folder of the case's own; folders beside it are shared by the cases of the part.
         also: overrides that the user adds to every command.
         told: what was drawn, for those who read the result.
+        seed, case: the seed and the number of the case, for a part whose cases are numbered.
     """
 
     random: Random
     folder: Path
     also: Sequence[str] = ()
     told: list[str] = field(default_factory=list)
+    seed: int = 0
+    case: int = 0
 
     def tell(self, *what: object) -> None:
         """Add to the description of the case."""
@@ -62,12 +65,14 @@ class Part:
         compared: what is compared with what, for the table.
         usual: the number of cases where none is given, which is that of CI.
         attempt: tries one case; it raises `FaultError` where a promise does not hold.
+        complete: returns the number of cases that a part of finitely many cases has; None for a part without an end.
     """
 
     name: str
     compared: str
     usual: int
     attempt: Callable[[Trial], None]
+    complete: Callable[[], int] | None = None
 
     def results(self, seed: int, cases: Iterable[int], folder: Path, also: Sequence[str] = ()) -> Iterator[Result]:
         """Yield the result of each case. What a case that failed has written stays.
@@ -79,7 +84,7 @@ class Part:
             also: overrides that are added to every command.
         """
         for case in cases:
-            trial = Trial(Random(f"{self.name} {seed} {case}"), folder / str(case), also)
+            trial = Trial(Random(f"{self.name} {seed} {case}"), folder / str(case), also, seed=seed, case=case)
             trial.folder.mkdir(parents=True)
             begin = time.monotonic()
             fault = self._fault(trial)

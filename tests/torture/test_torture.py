@@ -126,6 +126,39 @@ def test_how_a_command_may_end(
             overrides.check(ended, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "fault"),
+    [
+        (0, "", None),
+        (2, "optim.lr: 'abc' is invalid.", None),
+        (2, "timm: pip install timm", None),
+        (2, "lr: 'abc' is invalid.", "does not name the key"),
+        (1, "Traceback (most recent call last):", "a traceback"),
+        (-11, "", "status -11"),
+    ],
+)
+def test_how_a_command_with_a_wrong_value_may_end(
+    torture: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, said: str, fault: str | None
+) -> None:
+    import child
+    import values
+    from trials import Trial
+
+    monkeypatch.setattr(child, "run", lambda *_, **__: child.Ended(status, {}, None, said))
+    found = values._fault(values.Place("optim/adam", "optim.lr"), "abc", Trial(Random(0), tmp_path))
+    assert found is None if fault is None else fault in str(found)
+
+
+def test_every_group_has_keys_with_wrong_values(torture: Any) -> None:
+    import values
+
+    keys = {place.key for place in values.places()}
+    assert {"seed", "limit.val_batches", "env.threads", "strategy.port", "tracker.wait", "loop.max_epochs"} <= keys
+    assert {"hydra.launcher.partition", "hydra.sweeper.population", "hydra.sweeper.pruner.eta"} <= keys
+    assert {"hydra.sweeper.sampler.seed", "model.data_preprocessor.alpha", "data.context_length"} <= keys
+    assert torture.PARTS["values"].complete() == len(values.places())
+
+
 def test_a_damaged_checkpoint_that_is_believed_is_found(
     torture: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
