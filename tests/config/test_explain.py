@@ -49,6 +49,11 @@ def told(*overrides: Any) -> Any:
         (["hook.chekpoint.by=iter"], "hook.chekpoint.by: 'chekpoint' is invalid. Expected a key of hook"),
         (["hook.chekpoint.by=iter"], "Did you mean 'checkpoint'?"),
         (["optim.lr=[1"], "'optim.lr=[1' is not a valid override"),
+        (
+            ["model.data_preprocessor.mean=0"],
+            "model.data_preprocessor.mean: model.data_preprocessor is null and has no keys. To select an option, use "
+            "+model/data_preprocessor=OPTION. The options are augment, cutmix, mixup, mixup_cutmix, normalize.",
+        ),
         (["seed.a.b=1"], "seed.a.b: seed is a single value and has no keys. To change it, use seed=…"),
         (["lr=0.1"], "lr: 'lr' is invalid. Expected a group or key of this config. Did you mean optim.lr?"),
         (["epochs=3"], "Did you mean loop.max_epochs?"),

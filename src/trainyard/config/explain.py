@@ -207,6 +207,10 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
         full = f"{parent}.{name}" if parent else name
         if key != full:
             value = OmegaConf.select(cfg, full, throw_on_missing=False, throw_on_resolution_failure=False)
+            group = full.replace(".", "/")
+            if value is None and (parts := places.options(group)):
+                told = f"{full} is null and has no keys. To select an option, use +{group}=OPTION"
+                return TrainyardError(f"{key}: {told}. The options are {', '.join(parts)}.")
             kind = "list" if OmegaConf.is_list(value) else "single value"
             return TrainyardError(f"{key}: {full} is a {kind} and has no keys. To change it, use {full}=…")
         return _explain_value(error, key)
