@@ -247,6 +247,7 @@ def test_what_slurm_refuses_is_said_once_before_anything_starts(slurm: Any, tmp_
     told = " ".join(text.split())
     refusal = "Slurm rejects agents with these settings: Invalid partition name specified. Available: low: 2"
     assert told.count(refusal) == 1
+    assert "Check hydra.launcher.partition." in told
     assert "Traceback" not in text
     assert not directory.exists()
     assert ask(slurm, "squeue", "-h").strip() == ""

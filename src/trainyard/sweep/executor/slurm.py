@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, counted
+from trainyard.quoting import shell_path
 from trainyard.sweep.executor import slurm_commands
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.slurm_commands import QueuedJob, SlurmError
@@ -23,6 +24,18 @@ FAILURES = 3
 """Number of consecutive agents that may end before they reach the head."""
 _SHORTEST, _LONGEST = 1.0, 15.0  # seconds between two looks at the queue: the longer nothing changes, the longer
 _ENDING = 90.0  # seconds to wait for the agents of an earlier head to leave the queue
+_CAUSES = {
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "feature": "constraint",
+    "time limit": "timeout_min",
+    "memory": "mem_gb",
+    "cpu": "cpus_per_task",
+    "gres": "gpus_per_node",
+    "option": "additional_parameters",
+}
+"""The setting to which a word in Slurm's refusal of a job refers."""
 _USUAL = ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Dependency", "")
 
 
@@ -140,7 +153,18 @@ class SlurmPool(Pool):
         if "configuration is not available" in str(error) or "invalid partition" in str(error).lower():
             with suppress(SlurmError):
                 told += f" Available: {slurm_commands.resources()}."
-        return TrainyardError(told)
+        settings = [f"hydra.launcher.{name}" for word, name in _CAUSES.items() if word in str(error).lower()]
+        return TrainyardError(f"{told} Check {', '.join(settings)}." if settings else told)
+
+    def _not_accepted(self, error: SlurmError, count: int) -> TrainyardError:
+        """Return the error for agents that cannot be submitted, although their settings passed the check at the
+        start."""
+        return TrainyardError(
+            f"{counted(count, 'agent')} could not be submitted to Slurm: {error}. Slurm accepted these settings when "
+            "the sweep started, so you may have reached a limit of the cluster, such as the number of jobs of a user. "
+            "Wait until other jobs have ended, or reduce hydra.launcher.max_slots; then continue the sweep with "
+            f"`trainyard sweep resume {shell_path(self._folder.parent)}`."
+        )
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -228,11 +252,8 @@ class SlurmPool(Pool):
             except SlurmError as error:
                 changed = False
                 self._tell_once(f"Slurm: {error}.")
-                if not error.passes:
-                    self._retry_at = time.monotonic() + 30.0
-                    if not self._places:
-                        with self._guard:
-                            self._error = self._refusal(error)
+                if not (error.passes or self._places):
+                    self._end_with(TrainyardError(f"Slurm: {error}."))
             pause = _SHORTEST if changed else min(_LONGEST, pause * 1.3)
             if self._news.wait(pause):
                 pause = _SHORTEST
@@ -245,10 +266,7 @@ class SlurmPool(Pool):
         wanted = self._wanted
         missing = wanted - len(self._places)
         if missing > 0 and time.monotonic() >= self._retry_at:
-            number = slurm_commands.submit(self._script, f"--array=0-{missing - 1}")
-            with self._guard:
-                self._places.update((f"{number}_{index}", "PENDING") for index in range(missing))
-            changed = True
+            changed = self._submit(missing) or changed
         elif missing < 0:
             waiting = [place for place, state in self._places.items() if state == "PENDING"]
             taken = waiting[missing:]
@@ -256,6 +274,27 @@ class SlurmPool(Pool):
             self._taken_back.update(taken)
             changed = changed or bool(taken)
         return changed
+
+    def _submit(self, count: int) -> bool:
+        """Submit agents, and return whether Slurm accepts them. If it does not, and there are no other agents, the
+        sweep ends."""
+        try:
+            number = slurm_commands.submit(self._script, f"--array=0-{count - 1}")
+        except SlurmError as error:
+            if error.passes:
+                raise
+            self._retry_at = time.monotonic() + 30.0
+            self._tell_once(f"Slurm: {error}.")
+            if not self._places:
+                self._end_with(self._not_accepted(error, count))
+            return False
+        with self._guard:
+            self._places.update((f"{number}_{index}", "PENDING") for index in range(count))
+        return True
+
+    def _end_with(self, error: TrainyardError) -> None:
+        with self._guard:
+            self._error = error
 
     def _compare(self, jobs: Mapping[str, QueuedJob]) -> bool:
         changed = False

@@ -168,6 +168,7 @@ def _run(command: Sequence[str]) -> str:
         raise SlurmError(f"{command[0]} cannot be started: {error.strerror}") from None
     if done.returncode:
         said = [_PREFIX.sub("", line.strip()) for line in done.stderr.splitlines() if line.strip()]
+        said = [line for line in said if not line.startswith(("Try '", 'Try "'))]  # `sbatch --help`
         told = said[-1].rstrip(".") if said else f"{command[0]} ended with status {done.returncode}"
         raise SlurmError(told, passes=_AGAIN.search(told) is not None)
     return done.stdout

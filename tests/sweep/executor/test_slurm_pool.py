@@ -1,0 +1,89 @@
+"""The refusals of Slurm, whose commands are scripts here; tests/cluster has a real Slurm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from waiting import until
+
+from trainyard.errors import TrainyardError
+from trainyard.sweep.executor.slurm import Resources, SlurmPool
+
+POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """A function that writes one of Slurm's commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def write(name: str, body: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+
+    for name in ("squeue", "scancel", "sinfo"):
+        write(name, "exit 0")
+    return write
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("sbatch: error: Batch job submission failed: Invalid qos specification", "qos specification. Check {}qos."),
+        ("sbatch: error: Invalid feature specification", "Invalid feature specification. Check {}constraint."),
+        (
+            "sbatch: error: Invalid account or account/partition combination specified",
+            "combination specified. Check {}partition, {}account.",
+        ),
+        (
+            "sbatch: unrecognized option '--nodlist=n1'\nTry 'sbatch --help' for more information",
+            "settings: unrecognized option '--nodlist=n1'. Check {}additional_parameters.",
+        ),
+        ("sbatch: error: Unspecified error", "Slurm rejects agents with these settings: Unspecified error."),
+    ],
+)
+def test_a_refusal_names_the_setting(slurm: Callable[[str, str], None], tmp_path: Path, said: str, told: str) -> None:
+    slurm("sbatch", f'printf "%s\\n" "{said}" >&2; exit 1')
+    with pytest.raises(TrainyardError) as error:
+        SlurmPool(tmp_path / "sweep", Resources(), 1).check()
+    assert str(error.value).endswith(told.replace("{}", "hydra.launcher."))
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "told"),
+    [
+        (
+            "sbatch",
+            f"sbatch: error: Batch job submission failed: {POLICY}",
+            f"2 agents could not be submitted to Slurm: {POLICY}. Slurm accepted these settings when the sweep started",
+        ),
+        ("squeue", "squeue: error: Invalid user: me", "Slurm: Invalid user: me."),
+    ],
+)
+def test_what_is_refused_later_is_not_blamed_on_the_settings(
+    slurm: Callable[[str, str], None], tmp_path: Path, command: str, said: str, told: str
+) -> None:
+    slurm("sbatch", "exit 0")
+    pool = SlurmPool(tmp_path / "a sweep", Resources(), 2)
+    pool.check()
+    pool.start(["true"])
+    slurm(command, f'printf "%s\\n" "{said}" >&2; exit 1')
+    pool.want(2)
+    found: list[TrainyardError] = []
+
+    def ended() -> bool:
+        try:
+            pool.gone()
+        except TrainyardError as error:
+            found.append(error)
+        return bool(found)
+
+    until(ended)
+    slurm("squeue", "exit 0")
+    pool.close()
+    assert str(found[0]).startswith(told)
