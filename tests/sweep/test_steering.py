@@ -26,7 +26,7 @@ from trainyard.sweep.steering import FOLDER, CommandFolder, acknowledged, acknow
 from trainyard.sweep.steering_cli import SweepState, steer
 from trainyard.sweep.submitted_head import note_number, number_of, take_over
 
-CONFIG = "optim: {lr: 0.1}\nmodel: {hidden: [8]}\nseed: 0\n"
+CONFIG = "optim: {lr: 0.1, betas: [0.9, 0.99]}\nmodel: {hidden: [8]}\nseed: 0\n"
 
 
 def _append(directory: Path, **record: Any) -> None:
@@ -286,8 +286,17 @@ def test_a_head_that_does_not_answer(sweep: Path) -> None:
         (["pause", ".", "1", "seed=1"], "Got unexpected extra argument (seed=1)"),
         (["clone", ".", "1"], "a clone is a job with other values"),
         (["clone", ".", "2", "seed=1"], "a job that has started; #2 has no checkpoint to start from"),
-        (["clone", ".", "1", "optim.lrr=1"], "Expected a key of optim: optim.lr. Did you mean 'optim.lr'?"),
+        (["clone", ".", "0", "seed=1"], "Expected a job with a checkpoint; #0 has no checkpoint to start from."),
+        (
+            ["clone", ".", "1", "optim.lrr=1"],
+            "a key of optim: optim.lr, optim.betas. Did you mean 'optim.lr'?",
+        ),
         (["clone", ".", "1", "optim.lr.x=1"], "Expected a key of this job's config; optim.lr has no keys."),
+        (
+            ["clone", ".", "1", "optim.betas.2=1"],
+            "'optim.betas.2' is invalid. Expected an index of optim.betas, which has 2 entries; the first is 0.",
+        ),
+        (["clone", ".", "1", "optim.betas.0.x=1"], "optim.betas.0 has no keys."),
         (["clone", ".", "1", "~optim.lrr"], "The config has no optim.lrr to remove."),
         (["clone", ".", "1", "sed=1"], "Did you mean 'seed'?"),
         (["clone", ".", "1", "seed=1,2"], "seed: '1,2' is invalid. Expected one value, because a clone is one job."),
@@ -307,7 +316,7 @@ def test_what_cannot_be_is_told_and_leaves_nothing(
 
 
 def test_groups_and_new_keys_of_a_clone(sweep: Path) -> None:
-    steer(sweep, "clone", "1", ["model=cnn", "+note=x", "model.hidden=[16]", "optim={lr:1}"])
+    steer(sweep, "clone", "1", ["model=cnn", "+note=x", "model.hidden=[16]", "optim={lr:1}", "optim.betas.1=0.9"])
     assert len(CommandFolder(sweep).pending(())) == 1
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from trainyard.config.saved import saved_values
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.quoting import shell_path
 from trainyard.redaction import check_overrides
 from trainyard.sweep.events import FINAL, FIRST_CLONE
@@ -37,6 +37,7 @@ from trainyard.sweep.steering import (
 from trainyard.sweep.submitted_head import queued
 
 HYDRA = ".hydra"
+LAST = "checkpoints/last.json"
 _EVERY = 0.05  # seconds between two looks at the manifest
 
 
@@ -195,7 +196,7 @@ def _check_overrides(action: Action, num: int, directory: Path, state: SweepStat
 
     Raises:
         ConfigError: there are no overrides, or there are overrides for another action; an override is invalid; or the
-            job has not started.
+            job has not started, or has ended without a checkpoint.
     """
     if action != "clone":
         if overrides:
@@ -209,7 +210,13 @@ def _check_overrides(action: Action, num: int, directory: Path, state: SweepStat
         if state.states[num] != "waiting":  # it has started without this folder (`hydra.output_subdir`)
             return
         raise ConfigError("JOB", num, f"a job that has started; #{num} has no checkpoint to start from")
-    config, hydra = (OmegaConf.create(saved_values(folder / name)) for name in ("config.yaml", "hydra.yaml"))
+    values = saved_values(folder / "config.yaml")
+    is_elsewhere = "${" not in str(values.get("work_dir", "${"))
+    has_checkpoint = is_elsewhere or (folder.parent / LAST).exists()
+    if state.states[num] in FINAL and not has_checkpoint and not is_run(directory):
+        # No process would answer: a finished sweep whose application cannot resume starts over, without its commands.
+        raise ConfigError("JOB", num, f"a job with a checkpoint; #{num} has no checkpoint to start from")
+    config, hydra = (OmegaConf.create(each) for each in (values, saved_values(folder / "hydra.yaml")))
     groups = [str(group) for group in OmegaConf.select(hydra, "hydra.runtime.choices", default={})]
     for line in overrides:
         _check_override(line, config, groups)
@@ -230,6 +237,14 @@ def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
         return
     node, before = config, ""
     for name in key.split("."):
+        if isinstance(node, ListConfig) and not node._is_none():
+            if not (name.isdecimal() and int(name) < len(node)):
+                count = counted(len(node), "entry", "entries")
+                raise ConfigError(
+                    key, f"{before}{name}", f"an index of {before[:-1]}, which has {count}; the first is 0"
+                )
+            node, before = node._get_node(int(name)), f"{before}{name}."
+            continue
         if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118, `in node` resolves
             options = [f"{before}{each!s}" for each in node.keys()] if isinstance(node, DictConfig) else []  # noqa: SIM118
             where = f"a key of {before[:-1]}" if before else "a group or key of this job's config"
