@@ -37,6 +37,25 @@ def test_the_first_job_runs_in_this_process(command: Any, monkeypatch: Any) -> N
     assert "ArithmeticError: broken" in said
 
 
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("slurm", "hydra.launcher.partition=gpu", "hydra.launcher.detach=true"),
+        ("ray", "hydra.launcher.num_gpus=1"),
+    ],
+)
+def test_settings_of_the_launcher_are_accepted(command: Any, launcher: tuple[str, ...]) -> None:
+    """The job runs in this process, without a cluster."""
+    name, *own = launcher
+    sweep = ["seed=3,4", "hydra.sweep.dir=sweep", "hydra.launcher.debug=true", f"hydra/launcher={name}"]
+    status, said = command(*sweep, *own, quick=_quick("-m"))
+    assert status == 0, said
+    assert sorted(path.name for path in Path("sweep").iterdir() if path.is_dir()) == ["0"]
+    status, said = command(*sweep, *own, "hydra.launcher.max_slots=0", quick=_quick("-m"))
+    assert status == 2
+    assert "hydra.launcher.max_slots: 0 is invalid." in said
+
+
 @pytest.mark.parametrize("sweeper", ["grid", "basic"])
 def test_only_the_first_job_of_several_batches_runs(command: Any, monkeypatch: Any, sweeper: str) -> None:
     monkeypatch.setitem(sys.modules, "debugged_hooks", sys.modules[__name__])

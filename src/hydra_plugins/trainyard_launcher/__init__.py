@@ -86,9 +86,7 @@ class LocalLauncher(Launcher):
         """Run the first of these jobs in this process, as Hydra's basic launcher does, so that `breakpoint()` works."""
         from hydra.core.utils import configure_log, run_job, setup_globals
 
-        from trainyard.sweep.settings import SweepSettings
-
-        SweepSettings.from_config(self.settings)
+        self._checked_settings()
         setup_globals()
         own = list(job_overrides[0])
         what = f": {' '.join(own)}" if own else ""
@@ -168,7 +166,7 @@ class SlurmLauncher(LocalLauncher):
     """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        if self._given_settings().detach:
+        if self._given_settings().detach and not self.settings.get("debug"):
             self._begun().launch(job_overrides, initial_job_idx)  # checks the jobs, and shows the plan
             self._submit_head()
         return super().launch(job_overrides, initial_job_idx)
