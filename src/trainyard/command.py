@@ -34,7 +34,7 @@ from trainyard.run import ranks
 from trainyard.run.changed import changed
 from trainyard.run.rank_job import follow
 from trainyard.run.ranks import command_directory, how_to_resume, shown
-from trainyard.run.train import train
+from trainyard.run.train import check_file_names, train
 from trainyard.starting import PRELOAD, WHOLE
 from trainyard.sweep.sweepable import SweepableTask
 from trainyard.track.sweep_position import Returned, SweepPosition
@@ -125,8 +125,9 @@ class Application(SweepableTask):
             The config in plain Python, without its `hydra` node.
 
         Raises:
-            ConfigError: see `trainyard.config.schema.check_settings`.
+            ConfigError: see `trainyard.config.schema.check_settings` and `trainyard.run.train.check_file_names`.
         """
+        check_file_names(config.hydra)
         return check_settings(config)
 
     def try_jobs(self, configs: DistinctConfigs) -> TrialResult:

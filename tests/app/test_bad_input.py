@@ -70,6 +70,8 @@ def _left(folder: Any) -> Any:
         (["val_loop=''"], ["val_loop: 'str' is invalid"]),
         (["hydra.job.name=a/b"], ["hydra.job.name: 'a/b' is invalid. Expected the name of the log file"]),
         (["hydra.output_subdir=../x"], ["hydra.output_subdir: '../x' is invalid. Expected a folder"]),
+        (["-m", "seed=0,1", "hydra.output_subdir=../x"], ["hydra.output_subdir: '../x' is invalid. Expected a folder"]),
+        (["-m", "seed=0,1", "hydra.job.name=a/b"], ["hydra.job.name: 'a/b' is invalid. Expected the name of the log"]),
         (["-m", "seed=range(3,1)"], ["seed: 'range(3,1)' is invalid. Expected a range that contains a value."]),
         (["-m", "seed=range(0,3,0)"], ["seed: 'range(0,3,0)' is invalid. Expected a range that contains a value."]),
         (["optim=sam", "optim.base.momentum=-1"], ["optim.base.momentum: -1 is invalid. Expected a number"]),

@@ -62,7 +62,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
     directory = Path(HydraConfig.get().runtime.output_dir)
     runner: Runner | None = None
     with _nothing_left_behind(directory):
-        _check_hydra(HydraConfig.get())
+        check_file_names(HydraConfig.get())
         tracker = as_tracker(None if cfg.get("quick") else build(cfg.get("tracker"), "tracker"))
         if position is not None:
             tracker.leave_shipping()
@@ -92,7 +92,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
         _report(_ship(tracker))
 
 
-def _check_hydra(hydra: HydraConf) -> None:
+def check_file_names(hydra: HydraConf) -> None:
     """Check the names of the files that Hydra writes into the directory of a run.
 
     Raises:
