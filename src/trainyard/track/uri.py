@@ -75,31 +75,28 @@ def experiment(given: str | float | None, uri: str) -> tuple[str | None, str | N
         ConfigError: MLflow does not accept the name or the ID, or the experiment is missing or marked as deleted in a
             database.
     """
-    refusal: type[ConfigError] = VariableError
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or None if given is None else given
-    number = None if name is not None else os.environ.get("MLFLOW_EXPERIMENT_ID") or None
-    if number is None:
-        of_config = given is not None or name is None
-        key = "experiment" if of_config else "MLFLOW_EXPERIMENT_NAME"
-        refusal = ConfigError if of_config else VariableError
+    names = () if given is not None else ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
+    variable = next(filter(os.environ.get, names), None)
+    key, refusal = ("experiment", ConfigError) if variable is None else (variable, VariableError)
+    is_id = variable == "MLFLOW_EXPERIMENT_ID"
+    chosen = os.environ[variable] if variable is not None else DEFAULT_EXPERIMENT if given is None else given
+    if not is_id:
+        other = "null for the default" if variable is None else ""
         try:
-            given_name = DEFAULT_EXPERIMENT if name is None else name
-            name = text(key, given_name, at_most=_MAX_EXPERIMENT, other="null for the default" if of_config else "")
+            chosen = text(key, chosen, at_most=_MAX_EXPERIMENT, other=other)
         except ConfigError as error:
             raise refusal(key, error.given, error.accepted) from None
-        state = _state_in_database(uri, "name", name)
-    else:
-        key, name = "MLFLOW_EXPERIMENT_ID", number
-        state = _state_in_database(uri, "experiment_id", number)
-        if not _EXPERIMENT_ID.fullmatch(number) or state == "missing":
-            raise refusal(key, number, f"the ID of an experiment in {redact(uri)}")
+    found = str(chosen)
+    state = _state_in_database(uri, "experiment_id" if is_id else "name", found)
+    if is_id and (not _EXPERIMENT_ID.fullmatch(found) or state == "missing"):
+        raise refusal(key, found, f"the ID of an experiment in {redact(uri)}")
     if state == "deleted":
         hint = (
             f"The experiment was deleted in {redact(uri)}. Choose another one (tracker.experiment=…), or restore "
             "it in MLflow."
         )
-        raise refusal(key, name, "an experiment that is not deleted", hint=hint)
-    return (name, None) if number is None else (None, number)
+        raise refusal(key, found, "an experiment that is not deleted", hint=hint)
+    return (None, found) if is_id else (found, None)
 
 
 def _state_in_database(uri: str, column: str, value: str) -> str | None:
