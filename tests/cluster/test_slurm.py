@@ -212,7 +212,7 @@ def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Pat
     attached.send_signal(signal.SIGINT)
     assert "The sweep continues." in output(attached)
     number = (directory / "slurm" / "head").read_text()
-    ask(slurm, "scontrol", "requeue", number)
+    ask(slurm, "scontrol", "requeuehold", number)
     wait_for(lambda: ask(slurm, "squeue", "-h", "-j", number, "-o", "%T").strip() == "PENDING")
     again = subprocess.run([*steer, "resume", directory], env=slurm, capture_output=True, text=True, check=False)
     assert again.returncode == 2
