@@ -223,3 +223,10 @@ def test_a_number_that_is_not_finite(kind: Any, numbers: dict[str, float]) -> No
     with pytest.raises(ConfigError, match=r"inf is invalid. Expected a finite number") as caught:
         build(partial(kind, **numbers), [torch.nn.Parameter(torch.zeros(2))])
     assert caught.value.key == list(numbers)[-1]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.LBFGS])
+def test_an_integer_that_torch_cannot_represent(kind: Any) -> None:
+    with pytest.raises(ConfigError, match=r"Expected an integer of at most 64 bits, or a float") as caught:
+        build(partial(kind, lr=10**30), [torch.nn.Parameter(torch.zeros(2))])
+    assert caught.value.key == "lr"

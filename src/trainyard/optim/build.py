@@ -206,16 +206,18 @@ def _check_lbfgs(given: Mapping[str, Any]) -> None:
 
 
 def _check(optimizer: Optimizer) -> None:
-    """Check that numbers are finite, which torch does not check.
+    """Check that numbers are finite and that integers have at most 64 bits, which torch does not check.
 
     Raises:
-        ConfigError: a number is infinite or NaN.
+        ConfigError: a number is infinite or NaN, or an integer is too large.
     """
     for group in optimizer.param_groups:
         for key, value in group.items():
             for each in value if isinstance(value, tuple | list) and key != "params" else (value,):
                 if isinstance(each, float) and not math.isfinite(each):
                     raise ConfigError(key, value, "finite numbers" if each is not value else "a finite number")
+                if isinstance(each, int) and not -(2**63) <= each < 2**63:
+                    raise ConfigError(key, value, "an integer of at most 64 bits, or a float")
 
 
 def _foreach_pays(optimizer: Optimizer) -> bool:
