@@ -268,6 +268,11 @@ class GridSweeper(BasicSweeper):
             from trainyard.checks import integer  # not at the top: Hydra imports this module at every start
 
             integer("hydra.sweeper.max_batch_size", size, at_least=1, other="null for a single batch")
+        if self.params is not None:
+            from trainyard.sweep.proposers.given_settings import mapping_of
+
+            given = OmegaConf.to_container(self.params) if OmegaConf.is_config(self.params) else self.params
+            mapping_of("params", given, "a mapping from keys to values: {optim.lr: '1e-3,1e-2'}")
         batches = self._batches([*self._parse_config(), *arguments])
         ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None
         if not (self.pruner is None or str(self.pruner.get("_target_")).endswith(".NoPruner")):

@@ -171,7 +171,7 @@ def _explain_plugin(error: Exception) -> TrainyardError | None:
     """Explain that Hydra cannot build the launcher or the sweeper; None if this is another error."""
     names = [frame.f_code.co_name for frame in _frames(error)]
     made = [part for part in ("sweeper", "launcher") if f"instantiate_{part}" in names]
-    if isinstance(error, HydraException) or not made or not _is_hydras(error):
+    if not made or not _is_hydras(error):
         return None
     hint = f"{first_line(error).rstrip('.')}."
     return TrainyardError(f"hydra.{made[-1]}: Hydra cannot build this config. {hint}")
