@@ -260,6 +260,11 @@ def test_it_builds_what_hydra_builds(inputs: int, outputs: int) -> None:
             "hook.logger.net.dropout: 2 is invalid",
         ),
         ({"_target_": "torch.nn.Dropout", "p": 7}, "hook.logger: ValueError('dropout probability"),
+        (
+            {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": None, "patience": 1, "min_delta": -1.0},
+            "hook.logger.min_delta: -1.0 is invalid. Expected a value that PatientPruner accepts. PatientPruner says: "
+            "min_delta cannot be negative but got -1.0.",
+        ),
         ({"_target_": "torch.nn.Dropout", "p": "x"}, "hook.logger.p: 'x' is invalid. Expected a number"),
         ({"_target_": "builtins.open", "file": "absent.txt"}, "No such file or directory"),
     ],

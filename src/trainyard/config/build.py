@@ -69,7 +69,7 @@ def build(value: Any, key: str, /, *args: Any) -> Any:
             raise _too_large(key, value, cause) from cause
         if not isinstance(cause, _REFUSALS):
             raise (cause or error) from None  # an error in the code of the target, not in the config
-        raise _explain(error, cause, key) from cause
+        raise _explain(error, cause, key, value) from cause
 
 
 def _is_plain(node: Mapping[str, Any] | DictConfig) -> bool:
@@ -88,11 +88,24 @@ def _called(node: dict[str, Any], key: str, args: tuple[Any, ...]) -> Any:
     except ConfigError as error:
         raise error.under(key) from error
     except _REFUSALS as error:
-        raise TrainyardError(f"{key}: {error if isinstance(error, TrainyardError) else repr(error)}") from error
+        raise _refused(key, node, error) from error
     except _TOO_LARGE as error:
         if not _is_too_large(error):
             raise
         raise _too_large(key, node, error) from error
+
+
+def _refused(key: str, node: Any, error: BaseException) -> TrainyardError:
+    """Return the error for values that a target refuses; it names the argument, if the message of the target does."""
+    if isinstance(error, TrainyardError):
+        return TrainyardError(f"{key}: {error}")
+    given = node if isinstance(error, ValueError) and isinstance(node, Mapping) else {}
+    named = [name for name in given if re.search(rf"\b{re.escape(str(name))}\b", str(error))]
+    if len(named) != 1:
+        return TrainyardError(f"{key}: {error!r}")
+    kind = str(node["_target_"]).rpartition(".")[2]
+    hint = f"{kind} says: {str(error).rstrip('.')}."
+    return ConfigError(f"{key}.{named[0]}", given[named[0]], f"a value that {kind} accepts", hint=hint)
 
 
 def _is_too_large(error: BaseException | None) -> bool:
@@ -329,9 +342,10 @@ def _paths(where: str, found: Any) -> list[str]:
     return [f"{where}.{name}" for name in dir(found) if not name.startswith("_")]
 
 
-def _explain(error: Exception, cause: Exception, key: str) -> TrainyardError:
+def _explain(error: Exception, cause: Exception, key: str, node: Any) -> TrainyardError:
     full = full_key(error)  # from the root, or from the node if it has no parent
     where = full if f"{full}.".startswith(f"{key}.") else f"{key}.{full}" if full else key
     if isinstance(cause, ConfigError):
         return cause.under(where)
-    return TrainyardError(f"{where}: {cause}" if isinstance(cause, TrainyardError) else f"{where}: {cause!r}")
+    plain = OmegaConf.to_container(node) if isinstance(node, DictConfig) else node
+    return _refused(where, plain if where == key else {}, cause)
