@@ -79,7 +79,7 @@ def test_the_thread_ends_with_the_run_however_that_ends(make: Any, tmp_path: Pat
             raise RuntimeError("out of luck")
 
     before = set(threading.enumerate())
-    runner = make({"system": SystemMetrics(every=1e6), "fail": Fail()}, work_dir=tmp_path)
+    runner = make({"system": SystemMetrics(every=1e30), "fail": Fail()}, work_dir=tmp_path)
     with pytest.raises(RuntimeError, match="out of luck"):
         runner.train()
     assert not set(threading.enumerate()) - before, "nobody waits for the next point"

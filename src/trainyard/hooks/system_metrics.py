@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from threading import Event, Thread
+from threading import TIMEOUT_MAX, Event, Thread
 
 import torch
 
@@ -66,7 +66,7 @@ class SystemMetrics(Hook):
         self._sample(runner)
 
     def _watch(self, runner: Runner) -> None:
-        while not self._end.wait(self.every):
+        while not self._end.wait(min(self.every, TIMEOUT_MAX)):
             self._sample(runner)
 
     def _sample(self, runner: Runner) -> None:
