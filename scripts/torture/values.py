@@ -72,11 +72,12 @@ CHOSEN = {
     "model/data_preprocessor/augment": ("model.data_preprocessor.transforms=[{_target_: torch.nn.Identity}]",),
     "hook/precise_bn": ("model.batch_norm=true",),
     "hook/test_time_augmentation": SMALL["images"],
-    "hook/unfreeze": ("freeze=[net.0]", "hook.unfreeze.at={1: net.0}"),
+    "hook/unfreeze": ("freeze=['*.bias']", "hook.unfreeze.at={1: '*.bias'}"),
     "loop/iter": ("~loop.max_epochs", "loop.max_iters=4", "loop.val_interval=2"),
     "metric/language": SMALL["text"],
     "metric/regression": ("data=arrays", "data.path=table.csv", "data.target=b", "data.batch_size=16"),
     "hydra/sweeper/search": ("hydra.sweeper.n_trials=2",),
+    "hydra/sweeper/pruner/threshold": ("hydra.sweeper.pruner.upper=10",),
 }
 """Overrides that an option needs, by option."""
 SWEPT = {"search": "optim.lr=interval(1e-3,1e-1)", "pbt": "optim.lr=interval(1e-3,1e-1)", "grid": "seed=0,1"}
@@ -238,7 +239,8 @@ def _composed_sweep(option: str, also: tuple[str, ...]) -> tuple[DictConfig, Hyd
     sampled = group == "hydra/sweeper/sampler"
     sweeper = name if group == "hydra/sweeper" else "search" if sampled else "grid"
     needed = ("hydra/sweeper=search", *CHOSEN["hydra/sweeper/search"]) if sweeper == "search" else ()
-    own = dict.fromkeys((*needed, f"{group}={name}", "hydra.sweep.dir=sweep"))
+    further = CHOSEN.get(option, ()) if group == "hydra/sweeper/pruner" else ()
+    own = dict.fromkeys((*needed, f"{group}={name}", *further, "hydra.sweep.dir=sweep"))
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
