@@ -78,6 +78,8 @@ def _left(folder: Any) -> Any:
         (["-m", "seed=0,1", "hydra.launcher._target_=abc"], ["hydra.launcher: Hydra cannot build this config."]),
         (["-m", "seed=0,1", "hydra.sweeper._target_=3"], ["hydra.sweeper: Hydra cannot build this config."]),
         (["optim=sam", "optim.base.momentum=-1"], ["optim.base.momentum: -1 is invalid. Expected a number"]),
+        (["optim=sam", "optim.base.momentum=nan"], ["optim.base.momentum: nan is invalid. Expected a finite number"]),
+        (["optim=sam", "optim.lr=1e400"], ["optim.lr: inf is invalid"]),
         (["optim=sam", "optim.base=3"], ["optim.base: 3 is invalid. Expected a config with `_partial_: true`"]),
         (["optim=lbfgs", "optim.history_size=0"], ["optim.history_size: 0 is invalid. Expected an integer of at"]),
         (["optim=lbfgs", "optim.lr=0"], ["optim.lr: 0 is invalid. Expected a number above 0"]),

@@ -167,7 +167,7 @@ def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimize
         if found is None:
             raise
         raise found from error
-    _check(optimizer)
+    check_numbers(optimizer)
     if type(optimizer) is torch.optim.LBFGS:
         _check_lbfgs(optimizer.defaults)
     return optimizer
@@ -205,7 +205,7 @@ def _check_lbfgs(given: Mapping[str, Any]) -> None:
         number(name, given[name], at_least=0)
 
 
-def _check(optimizer: Optimizer) -> None:
+def check_numbers(optimizer: Optimizer) -> None:
     """Check that numbers are finite and that integers have at most 64 bits, which torch does not check.
 
     Raises:

@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from trainyard.checks import number
 from trainyard.errors import ConfigError
-from trainyard.optim.build import refusal
+from trainyard.optim.build import check_numbers, refusal
 
 _BASE = "a config with `_partial_: true` that builds an optimizer"
 
@@ -67,6 +67,10 @@ class SAM(Optimizer):
             raise found.under("base") from error
         if not isinstance(made, Optimizer):
             raise ConfigError("base", base, _BASE)
+        try:
+            check_numbers(made)
+        except ConfigError as error:
+            raise error if error.key in ("lr", "rho") else error.under("base") from None
         self.base = made
         self.defaults |= {key: value for key, value in made.defaults.items() if key != "fused"}
         self._share()
