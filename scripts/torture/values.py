@@ -168,9 +168,9 @@ def _fault(place: Place, value: str, trial: Trial) -> str | None:
 
 
 def _names(output: str, key: str) -> bool:
-    """Return whether a message names a key: itself, the node of `_target_`, or another key of a node below a group."""
+    """Return whether a message names a key, or its node: for `_target_`, and for nodes below a group."""
     node, _, name = key.rpartition(".")
-    return key in output or (name.startswith("_") and node in output) or ("." in node and f"{node}." in output)
+    return key in output or ((name.startswith("_") or "." in node) and node in output)
 
 
 # -- a command ---------------------------------------------------------------------------------------------------------
