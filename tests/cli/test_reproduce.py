@@ -70,6 +70,15 @@ def test_a_run_is_reproduced_to_the_bit(trainyard: Any, tracked: Path, tmp_path:
     assert (only(tracked) / "config.yaml").read_bytes() == before
     again = json.loads((tmp_path / "again" / "run.json").read_text())
     assert again["uri"] is None, "it is not tracked"
+    status, _, said = trainyard("rerun", tmp_path / "again", "optim.lr=0.5", cwd=tmp_path)
+    assert status == 2
+    assert "was made by `trainyard reproduce`" in said
+    train = f"python {ROOT / 'train.py'} -cp {tmp_path / 'again'} -cn config KEY=VALUE"
+    assert train in re.sub(r"\s+", " ", said)
+    words = [sys.executable, *train.split()[1:-1], "optim.lr=0.5", "hydra.run.dir=other"]
+    done = subprocess.run(words, cwd=tmp_path, env=dict(os.environ), check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "other" / "run.json").read_text())["params"]["optim.lr"] == "0.5"
 
 
 def test_what_differs_is_said_with_status_3(trainyard: Any, copy: Path, tmp_path: Path) -> None:

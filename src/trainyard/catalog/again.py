@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from trainyard.catalog.stored_run import StoredRun
 from trainyard.config.config_files import at
 from trainyard.config.saved import saved_values
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.quoting import shell_path
 from trainyard.redaction import MASK
 from trainyard.sweep.records import application_of
 from trainyard.track import own
@@ -27,6 +29,8 @@ from trainyard.track import own
 _MODULE = ["-m", "trainyard.train"]
 _PLAN = "plan.json"
 _PRIMARY = "again"  # the name of a primary config; options of groups have others
+CONFIGS = "trainyard-again-"
+"""Beginning of the name of the temporary folder with the config of a repeated run."""
 # As conf/train.yaml has them; they come from Trainyard's own configs, which its plugin adds to the search path.
 _DEFAULTS = [
     "_self_",
@@ -132,8 +136,10 @@ def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False)
         multirun: a sweep over the changes.
 
     Raises:
-        TrainyardError: the run's overrides cannot be read, or the folder of its --config-path no longer exists.
+        TrainyardError: the run's overrides cannot be read, the folder of its --config-path no longer exists, or the run
+            was made by `reproduce`.
     """
+    _check_not_reproduced(run)
     try:
         text = (run.directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
         given = yaml.safe_load(text) or []
@@ -166,6 +172,22 @@ def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False)
     lines = at(hydra, "overrides.hydra")
     path = [line for line in map(str, lines if isinstance(lines, list) else ()) if _key(line) == "hydra.searchpath"]
     return _launch(run, hydra, [*program, *flags, *path, *kept, *changes])
+
+
+def _check_not_reproduced(run: StoredRun) -> None:
+    """Check that a run was not made by `reproduce`: it has neither overrides nor config files of its own.
+
+    Raises:
+        TrainyardError: it was.
+    """
+    started = _started(run)
+    if started is not None and Path(started.config_path or "").name.startswith(CONFIGS):
+        program = "trainyard train" if started.command == _MODULE else shlex.join(["python", *started.command])
+        raise TrainyardError(
+            f"{run.info.name} ({run.directory}) was made by `trainyard reproduce`, from the config of another run, and "
+            "has no overrides of its own. Rerun the other run, or train with the resolved config of this one: "
+            f"{program} -cp {shell_path(run.directory.absolute())} -cn config KEY=VALUE"
+        )
 
 
 def new_directory() -> Path:

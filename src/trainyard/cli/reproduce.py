@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from trainyard.catalog import StoredRun, resolve
-from trainyard.catalog.again import Launch, check_trust, from_config, new_directory
+from trainyard.catalog.again import CONFIGS, Launch, check_trust, from_config, new_directory
 from trainyard.catalog.lineage import lineage_of
 from trainyard.cli.completion import RUN
 from trainyard.cli.output import SHORT, as_json, number, print_json
@@ -52,7 +52,7 @@ def command(run: str, uri: str | None, directory: Path | None, trust: bool, json
     directory = directory or new_directory()
     with ExitStack() as folders:
         then = stored(run, uri, trust, folders)
-        folder = folders.enter_context(tempfile.TemporaryDirectory(prefix="trainyard-again-"))
+        folder = folders.enter_context(tempfile.TemporaryDirectory(prefix=CONFIGS))
         lineage = lineage_of(then)
         start(from_config(then, Path(folder), directory, lineage), quiet=json_)
         found = check(then, StoredRun(directory, RunInfo.read(directory)), lineage)
