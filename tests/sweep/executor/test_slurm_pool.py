@@ -10,6 +10,7 @@ import pytest
 from waiting import until
 
 from trainyard.errors import TrainyardError
+from trainyard.sweep.executor import slurm as executor
 from trainyard.sweep.executor.slurm import Resources, SlurmPool
 
 POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
@@ -52,6 +53,25 @@ def test_a_refusal_names_the_setting(slurm: Callable[[str, str], None], tmp_path
     with pytest.raises(TrainyardError) as error:
         SlurmPool(tmp_path / "sweep", Resources(), 1).check()
     assert str(error.value).endswith(told.replace("{}", "hydra.launcher."))
+
+
+def test_a_head_outlasts_a_controller_that_does_not_respond(
+    slurm: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_SHORTEST", 0.0)
+    silent = "echo 'error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    for name in ("sbatch", "squeue"):
+        slurm(name, f"[ -e {tmp_path}/{name} ] && exit 0; touch {tmp_path}/{name}; {silent}")
+    lines: list[str] = []
+    pool = SlurmPool(tmp_path / "sweep", Resources(), 1, lines.append)
+    pool.check()
+    pool.start(["true"])
+    pool.close()
+    assert lines == ["Slurm: Unable to contact slurm controller (connect failure). Trying again."]
+    monkeypatch.setattr(executor, "_PATIENCE", 0.0)
+    slurm("sbatch", f"sleep 0.01; {silent}")
+    with pytest.raises(TrainyardError, match=r"could not be checked: Unable to contact .* Try again later\.$"):
+        pool.check()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainyard.errors import TrainyardError, counted
 from trainyard.quoting import shell_path
@@ -19,10 +19,12 @@ from trainyard.sweep.executor import slurm_commands
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.slurm_commands import QueuedJob, SlurmError
 
+T = TypeVar("T")
 FOLDER = "slurm"
 FAILURES = 3
 """Number of consecutive agents that may end before they reach the head."""
 _SHORTEST, _LONGEST = 1.0, 15.0  # seconds between two looks at the queue: the longer nothing changes, the longer
+_PATIENCE = 60.0  # seconds for which Slurm's controller may not respond when a sweep starts
 _ENDING = 90.0  # seconds to wait for the agents of an earlier head to leave the queue
 _CAUSES = {
     "partition": "partition",
@@ -142,7 +144,7 @@ class SlurmPool(Pool):
             trial = Path(folder) / "agent.sh"
             trial.write_text(script(["true"], self._options()))
             try:
-                slurm_commands.check_script(trial)
+                self._patiently(lambda: slurm_commands.check_script(trial))
             except SlurmError as error:
                 raise self._refusal(error) from None
 
@@ -190,7 +192,7 @@ class SlurmPool(Pool):
     def _end_earlier(self) -> bool:
         """Cancel the agents of an earlier head, and wait until they have left the queue."""
         asked_at, killed = None, False
-        while jobs := self._queue():
+        while jobs := self._patiently(self._queue):
             slurm_commands.cancel([job.place for job in jobs if job.state == "PENDING"])
             working = [job.place for job in jobs if job.state != "PENDING"]
             now = time.monotonic()
@@ -205,6 +207,21 @@ class SlurmPool(Pool):
                 return False
             time.sleep(0.5)
         return True
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Return the answer of a Slurm command; while the controller does not respond, ask again for a while.
+
+        Nobody may watch the head that asks, because Slurm has queued it again.
+        """
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return ask()
+            except SlurmError as error:
+                if not error.passes or time.monotonic() > until:
+                    raise
+                self._tell_once(f"Slurm: {error}. Trying again.")
+            time.sleep(_SHORTEST)
 
     def _queue(self) -> list[QueuedJob]:
         return slurm_commands.queue(self._name)
