@@ -185,15 +185,17 @@ def cancel(directory: Path) -> None:
         TrainyardError: no head was submitted.
     """
     number = _number(directory)
-    slurm_commands.cancel([number], "--batch", "--signal=TERM")
-    until = time.monotonic() + 120
+    until, asked = time.monotonic() + 120, False
     while time.monotonic() < until:
         try:
             job = slurm_commands.queued(number)
             if job is None:
                 break
-            if job.state == "PENDING":
+            if job.state == "PENDING":  # it has no process; scancel would wait for one before it sends a signal
                 slurm_commands.cancel([number])
+            elif not asked:
+                slurm_commands.cancel([number], "--batch", "--signal=TERM")
+                asked = True
         except SlurmError as error:
             if not error.passes:
                 raise
