@@ -6,6 +6,7 @@ import atexit
 import gc
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -38,10 +39,17 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
         sys.exit(tell(error))
     collect_rarely()
     atexit.register(gc.freeze)  # Python would collect garbage once more: 0.3 s with the modules of a search
-    with _fork_server() if sweeps_here(sys.argv[1:]) else nullcontext():
-        from trainyard.command import run
+    try:
+        with _fork_server() if sweeps_here(sys.argv[1:]) else nullcontext():
+            from trainyard.command import run
 
-        run(config_path, config_name)
+            run(config_path, config_name)
+    except KeyboardInterrupt as error:  # before the run, or the second in it: its traceback is of no use
+        if whole:
+            raise
+        print("\nEnded.", file=sys.stderr)
+        # A handler of this project names its signal; Ctrl-C comes without one.
+        sys.exit(128 + next((each for each in error.args if isinstance(each, int)), signal.SIGINT))
 
 
 @contextmanager

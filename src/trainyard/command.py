@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -75,12 +74,6 @@ def run(config_path: str | Path, config_name: str) -> None:
         if known is None or whole:
             _print_traceback(error)
         sys.exit(1 if known is None else tell(known))
-    except KeyboardInterrupt as error:  # before the run, or the second in it: its traceback is of no use
-        if whole:
-            raise
-        print("\nEnded.", file=sys.stderr)
-        # A handler of this project names its signal; Ctrl-C comes without one.
-        sys.exit(128 + next((each for each in error.args if isinstance(each, int)), signal.SIGINT))
 
 
 @dataclass(frozen=True)

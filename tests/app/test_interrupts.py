@@ -64,6 +64,26 @@ def test_before_the_run_began(start: Any, tmp_path: Path, signum: Any) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_is_caught_ends_the_run_too(start: Any, tmp_path: Path, signum: Any) -> None:
+    """Modules with a bare `except` may be imported at that moment; others, such as torch, log when Python exits."""
+    (tmp_path / "deaf.py").write_text(
+        "import atexit, logging, os, signal\nfrom trainyard.models import MLP\n"
+        "def build(**given):\n"
+        "    atexit.register(logging.getLogger('torch.deaf').info, 'at exit')\n"
+        "    try:\n"
+        f"        signal.raise_signal({int(signum)})\n"
+        "    except BaseException:\n"
+        "        pass\n"
+        "    return MLP(**given)\n"
+    )
+    process = start("model._target_=deaf.build", ENDLESS)
+    said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 128 + signum, said
+    assert said.splitlines()[-1] == "Interrupted before the run began."
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_process_group_with_loaders(start: Any, tmp_path: Path) -> None:
     """Ctrl-C signals every process: the loaders' must not die before the trainer has ended its run."""
     process = start("data.workers=2", ENDLESS)

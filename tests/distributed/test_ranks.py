@@ -139,6 +139,26 @@ def test_a_run_that_lost_a_rank_or_was_interrupted_goes_on(train: Any, start: An
     assert epochs(folder) == list(range(1, 21))
 
 
+def test_ranks_that_are_interrupted_before_they_have_started(start: Any, tmp_path: Path) -> None:
+    """The processes of the ranks exist, and import torch."""
+    process = start(*TWO, SLOW, "hydra.run.dir=run", program=["-u"])
+    until(lambda: sum(_runs(pid, b"spawn_main") for pid in children(process.pid)) == 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130, err
+    assert "Interrupted: ending the ranks of this run." in err
+    assert err.splitlines()[-1].startswith("Interrupted")
+    assert "Traceback" not in err
+
+
+def _runs(pid: int, what: bytes) -> bool:
+    """Whether the command of a process contains a word."""
+    try:
+        return what in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_what_a_rank_raises_is_told_once(train: Any, tmp_path: Path) -> None:
     status, out, err = train(*TWO, WRONG, "+hook.wrong.what=raise", "hydra.run.dir=run")
     assert status == 1

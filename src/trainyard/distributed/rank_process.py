@@ -67,15 +67,23 @@ class Report:
 def run_rank(call: Call, rank: int, pipe: Connection) -> None:
     """Run the function in the process of a rank, and send a report."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that started this passes it on
-    signal.signal(signal.SIGTERM, _end)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    ended: list[int] = []
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        ended.append(signum)
+        raise KeyboardInterrupt(signum)
+
+    signal.signal(signal.SIGTERM, end)
     lock = threading.Lock()
     threading.Thread(target=_answer, args=(call, pipe, lock), daemon=True).start()
-    try:
+    try:  # a signal that arrived since the start of this process raises here
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
         report = Report("done", time.monotonic(), call.function(call.argument))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except BaseException as error:
-        report = _report_of(error, call)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # A library may have replaced the exception of the handler with one of its own.
+        report = _report_of(KeyboardInterrupt(*ended) if ended else error, call)
     with lock:
         pipe.send(report)
     if report.state == "failed":  # others may be waiting for this rank: they notice when it is gone
@@ -85,10 +93,6 @@ def run_rank(call: Call, rank: int, pipe: Connection) -> None:
         os._exit(report.status)
     if report.state == "interrupted":
         sys.exit(report.status)
-
-
-def _end(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(signum)
 
 
 def _answer(call: Call, pipe: Connection, lock: threading.Lock) -> None:

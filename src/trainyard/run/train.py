@@ -402,6 +402,14 @@ def _interruptible(runner: Runner, saves: bool) -> Iterator[list[int]]:
             signal.signal(each, signal.SIG_IGN if is_rank else handler)
 
 
+def _close_log(file: Path) -> None:
+    """Remove the handler of a log file: what is logged later, such as at exit, would create the file again."""
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == file:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
 @contextmanager
 def _nothing_left_behind(directory: Path) -> Iterator[None]:
     """Remove the files that Hydra created for the run (config, log) if the run ends before it has a journal.
@@ -410,13 +418,21 @@ def _nothing_left_behind(directory: Path) -> Iterator[None]:
         InterruptedRunError: SIGINT or SIGTERM ended the block.
     """
 
+    seen: list[int] = []
+
     def end(signum: int, frame: FrameType | None) -> None:
+        seen.append(signum)
         raise KeyboardInterrupt(signum)
 
     on_main = threading.current_thread() is threading.main_thread()
-    before: Any = signal.signal(signal.SIGTERM, end) if on_main else None
+    handled = [signal.SIGTERM] if on_main else []
+    if on_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        handled.append(signal.SIGINT)
+    before: dict[int, Any] = {each: signal.signal(each, end) for each in handled}
     try:
         yield
+        if seen:  # code that was running, such as an import, has caught the exception of the handler
+            raise KeyboardInterrupt(seen[0])
     except BaseException as error:
         begun = (directory / "metrics.jsonl").exists()
         if not begun:
@@ -424,6 +440,7 @@ def _nothing_left_behind(directory: Path) -> Iterator[None]:
             if job.output_subdir is not None:
                 shutil.rmtree(directory / job.output_subdir, ignore_errors=True)
             for file in (directory / f"{job.job.name}.log", *directory.glob(f"{job.job.name}.rank*.log")):
+                _close_log(file)
                 file.unlink(missing_ok=True)
             for folder in (directory, *directory.parents):
                 if folder == Path.cwd() or any(folder.iterdir()):
@@ -431,9 +448,10 @@ def _nothing_left_behind(directory: Path) -> Iterator[None]:
                 folder.rmdir()
         if isinstance(error, KeyboardInterrupt):
             signum = error.args[0] if error.args else signal.SIGINT
+            logging.getLogger("torch").setLevel(logging.WARNING)  # if its import was interrupted, it logs at exit
             when = "" if begun else " before the run began"
             raise InterruptedRunError(f"Interrupted{when}.", signum) from None
         raise
     finally:
-        if on_main:
-            signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
