@@ -143,10 +143,14 @@ def test_batches_and_ranks_are_put_together() -> None:
 def test_functions_that_cannot_be_metrics() -> None:
     with pytest.raises(ConfigError, match=r"a parameter for targets.*Parameters of <lambda>: a, b"):
         FunctionMetric(lambda a, b: 0)
-    metric = FunctionMetric(lambda y_true, y_pred: "good")
-    metric.process((None, KIND), LOGITS)
-    with pytest.raises(TrainyardError, match="returned a str"):
-        metric.compute()
+    for returned, said in (
+        ("good", "returned a str; it must return a number, an array, or a dict of numbers and arrays"),
+        ({"accuracy": 0.5, "macro avg": {"recall": 0.5}}, "returned a dict whose entry 'macro avg' is a dict; it must"),
+    ):
+        metric = FunctionMetric(lambda y_true, y_pred, returned=returned: returned)
+        metric.process((None, KIND), LOGITS)
+        with pytest.raises(TrainyardError, match=said):
+            metric.compute()
     with pytest.raises(TrainyardError, match=r"f1_score failed for targets and predictions.*\[30\]"):
         one(F1 | {"average": "binary"}, (None, KIND), LOGITS)
 

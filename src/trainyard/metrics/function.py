@@ -106,8 +106,11 @@ class FunctionMetric(Metric):
             said = str(error).rstrip(".")
             raise TrainyardError(f"{self.title} failed for targets and predictions {given}: {said}.") from error
         if isinstance(result, Mapping):
-            return {str(name): self._tensor(value) for name, value in result.items()}
-        return self._tensor(result)
+            return {
+                str(name): self._tensor(value, f"a {type(result).__name__} whose entry {str(name)!r} is a ")
+                for name, value in result.items()
+            }
+        return self._tensor(result, "a ")
 
     def _of_classes(self, outputs: Tensor) -> Tensor:
         if self._predicted in SCORES:
@@ -115,13 +118,14 @@ class FunctionMetric(Metric):
             return shares[:, 1] if shares.shape[-1] == 2 else shares
         return outputs.argmax(-1) if self._predicted in ("y_pred", "labels_pred") else outputs
 
-    def _tensor(self, value: Any) -> Tensor:
+    def _tensor(self, value: Any, returned: str) -> Tensor:
         try:
             return torch.as_tensor(np.asarray(value.cpu() if isinstance(value, Tensor) else value, dtype=np.float64))
         except (TypeError, ValueError):
             kind = type(value).__name__
             raise TrainyardError(
-                f"{self.title} returned a {kind}; it must return a number, an array or a dict of these."
+                f"{self.title} returned {returned}{kind}; it must return a number, an array, or a dict of numbers and "
+                "arrays."
             ) from None
 
     def reset(self) -> None:
