@@ -287,8 +287,11 @@ def test_a_module_that_cannot_be_preloaded_is_a_config_error() -> None:
         run(lambda _: 1, preload=("json", "no_such_module"))
 
 
-def test_a_server_that_dies_while_it_starts_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "deadly.py").write_text("import os, sys; print('goodbye', file=sys.stderr, flush=True); os._exit(7)")
+@pytest.mark.parametrize("exit_", ["os._exit(7)", "sys.exit(7)"])
+def test_a_server_that_dies_while_it_starts_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exit_: str
+) -> None:
+    (tmp_path / "deadly.py").write_text(f"import os, sys; print('goodbye', file=sys.stderr, flush=True); {exit_}")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ExecutorError, match="ended with status 7 before it was ready: goodbye"):
         run(lambda _: 1, preload=("deadly",))

@@ -25,6 +25,9 @@ _CODE = (
     "from trainyard.sweep.executor.agent_process import serve; serve(int(fd), preload.split(), float(patience))"
 )
 
+_EXIT = 1.0
+"""Maximum number of seconds between the moment at which an agent closes its socket and its exit."""
+
 
 class ExecutorError(TrainyardError):
     """The executor cannot start its workers."""
@@ -140,8 +143,11 @@ class Agent:
         """
         ready = self.ready
         self._socket.close()
-        self._process.kill()  # it has closed its end and is about to exit
-        self._process.wait()
+        try:  # it has closed its end and is about to exit; a signal would replace its status
+            self._process.wait(_EXIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._kill_orphans()
         how = in_words(self._process.returncode)
         with self._output as output:
