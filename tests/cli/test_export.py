@@ -1,5 +1,6 @@
 """`trainyard export`."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,3 +68,12 @@ def test_what_cannot_be_is_told(
     assert status == 2
     assert message in said
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_config_the_checkpoint_for_a_runner_is_named(trainyard: Any, trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_of(trained), run, ignore=shutil.ignore_patterns("config.yaml"))
+    status, _, said = trainyard("export", run, "--to", tmp_path / "out", cwd=trained)
+    assert status == 2
+    assert "has no readable config.yaml" in said
+    assert f"pass load_from={str(run / 'checkpoints' / 'best.pt')!r} to the Runner" in said

@@ -40,15 +40,19 @@ def command(run: str, folder: Path, name: str | None) -> None:
     names = [path.name for path in found.checkpoints]
     if not names:
         raise TrainyardError(f"{found.directory} has no checkpoints, so there is no model to export.")
-    if not found.config:
-        raise TrainyardError(f"{found.directory} has no readable config.yaml, so the model cannot be built.")
     if name is not None and name not in names:
         raise ConfigError("--checkpoint", name, f"one of {', '.join(names)}", options=names)
     chosen = name or (BEST if BEST in names else max(found.checkpoints, key=lambda path: path.stat().st_mtime_ns).name)
+    file = found.directory / "checkpoints" / chosen
+    if not found.config:
+        raise TrainyardError(
+            f"{found.directory} has no readable config.yaml, so the model cannot be built. Runs of a Runner in Python "
+            f"do not write this file; to use their weights, pass load_from={str(file)!r} to the Runner."
+        )
     from trainyard.run.export import export  # imports torch
 
-    for file in export(found.directory, found.directory / "checkpoints" / chosen, folder, card(found, chosen)):
-        click.echo(file)
+    for written in export(found.directory, file, folder, card(found, chosen)):
+        click.echo(written)
 
 
 def card(run: StoredRun, checkpoint: str) -> str:
