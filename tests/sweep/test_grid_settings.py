@@ -245,8 +245,11 @@ def test_settings_that_cannot_be_meant(jobs: Any, lines: Any, further: Any, said
         (b"optim.lr,\n1,2\n", "The file has a column ''"),
         (b'optim.lr\n1\n"1,2"\n', "Line 3, optim.lr: '1,2' lists several"),
         (b'optim.lr\n"[1"\n', "Line 2, optim.lr: '[1' cannot be parsed"),
-        (b'optim.lr\n"1\n', "a readable CSV file"),
-        (b"optim.lr\n\xff\n", "a readable CSV file"),
+        (b'optim.lr\n"1\n', "a readable CSV file in UTF-8. Reading the file failed: unexpected end of data."),
+        (
+            b"optim.lr\n\xff\n",
+            "a readable CSV file in UTF-8. Reading the file failed: 'utf-8' codec can't decode byte 0xff",
+        ),
         (
             b"model\nmlp\n",
             "a file without model, which is also given as an override. Remove the override model=mlp,cnn, or remove "

@@ -50,7 +50,9 @@ class JobFile:
                 rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             what = error.strerror if isinstance(error, OSError) else error
-            raise ConfigError(FILE, given, "a readable CSV file", hint=f"{what}.") from error
+            raise ConfigError(
+                FILE, given, "a readable CSV file in UTF-8", hint=f"Reading the file failed: {what}."
+            ) from error
         if len(rows) < 2:
             what = "The file is empty." if not rows else "The file has only one row."
             raise ConfigError(
