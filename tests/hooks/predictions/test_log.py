@@ -252,7 +252,7 @@ def test_a_figure_that_cannot_be_drawn_ends_no_training(
     runner = make({"log": PredictionLog()}, data=data, work_dir=tmp_path, **TEXT)
     runner.data.decode = lambda tokens: 1 / 0
     runner.train()
-    assert any("could not draw val, epoch 0, iteration 3" in message for message in caplog.messages)
+    assert any("could not draw the figures of val, epoch 0, iteration 3" in message for message in caplog.messages)
     assert artifacts(tmp_path) == []
 
 

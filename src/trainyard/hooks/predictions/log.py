@@ -139,7 +139,7 @@ class PredictionLog(Hook):
             for file in files:
                 member.journal.artifact(file, to=FOLDER)
         except Exception:  # for example a missing font, or a text that cannot be decoded
-            log.warning("hook.prediction_log could not draw %s.", place, exc_info=True)
+            log.warning("hook.prediction_log could not draw the figures of %s.", place, exc_info=True)
 
 
 class _Drawing:
