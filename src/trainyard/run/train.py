@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hydra.conf import HydraConf
@@ -24,6 +21,7 @@ from trainyard.errors import ConfigError, JobPaused, TrainyardError
 from trainyard.files import writing
 from trainyard.garbage import collect_as_usual
 from trainyard.run import ranks
+from trainyard.run.interrupts import interruptible, nothing_left_behind
 from trainyard.run.rank_job import RankJob, lead, whole
 from trainyard.run.ranks import InterruptedRunError, go_on, shown
 from trainyard.track import NoTracker, Shipment, Tracker, as_tracker, facts
@@ -61,7 +59,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
     temporary.for_multiprocessing()
     directory = Path(HydraConfig.get().runtime.output_dir)
     runner: Runner | None = None
-    with _nothing_left_behind(directory):
+    with nothing_left_behind(directory):
         check_file_names(HydraConfig.get())
         tracker = as_tracker(None if cfg.get("quick") else build(cfg.get("tracker"), "tracker"))
         if position is not None:
@@ -85,7 +83,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
             runner = _prepared(values, tracker, collected, position, over.world)
     try:
         if runner is None:
-            with _nothing_left_behind(directory):
+            with nothing_left_behind(directory):
                 return ranks.train(_rank_job(cfg, position), Path(values["work_dir"]), over, tracker)
         return _trained(runner, values, position)
     finally:
@@ -232,7 +230,7 @@ def conduct(
     collect_as_usual()
     is_main = runner.strategy.is_main
     saves = configs[0]["mode"] == "train" and writes_checkpoints(runner)
-    with writing(runner.work_dir or Path.cwd()), _interruptible(runner, saves) as caught, runner.session():
+    with writing(runner.work_dir or Path.cwd()), interruptible(runner, saves) as caught, runner.session():
         own: Record | None = None
         if is_main:
             inputs = record.begin_inputs(runner, configs[0])
@@ -363,95 +361,3 @@ def _raise_if_ended_early(runner: Runner, caught: list[int], position: SweepPosi
         raise InterruptedRunError(f"Interrupted at iteration {runner.iter}{further}", caught[0])
     if member.failed:
         raise RunFailedError(f"The training failed: {member.stop_reason}.")
-
-
-@contextmanager
-def _interruptible(runner: Runner, saves: bool) -> Iterator[list[int]]:
-    """End the run on the first SIGINT or SIGTERM, with a checkpoint if it saves any, and immediately on the second.
-    Yield the caught signals.
-
-    The process that started the ranks of a run passes signals on, and kills ranks that do not end: a rank that receives
-    Ctrl-C twice must not end immediately.
-    """
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    from trainyard.distributed.world import OURS
-
-    is_rank = runner.strategy.world_size > 1 or OURS in os.environ
-
-    def first(signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a data loader's process, forked meanwhile: the signal is for the trainer
-            return
-        caught.append(signum)
-        runner.interrupt()
-        if not is_rank:
-            for each, handler in before.items():
-                signal.signal(each, handler)
-            what = "saving a checkpoint" if saves else "ending the run"
-            os.write(2, f"\nInterrupted: {what}. Interrupt again to stop immediately.\n".encode())
-
-    owner = os.getpid()
-    handled = [signal.SIGTERM] if OURS in os.environ else [signal.SIGINT, signal.SIGTERM]
-    before: dict[int, Any] = {each: signal.signal(each, first) for each in handled}
-    try:
-        yield caught
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, signal.SIG_IGN if is_rank else handler)
-
-
-def _close_log(file: Path) -> None:
-    """Remove the handler of a log file: what is logged later, such as at exit, would create the file again."""
-    for handler in logging.getLogger().handlers[:]:
-        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == file:
-            logging.getLogger().removeHandler(handler)
-            handler.close()
-
-
-@contextmanager
-def _nothing_left_behind(directory: Path) -> Iterator[None]:
-    """Remove the files that Hydra created for the run (config, log) if the run ends before it has a journal.
-
-    Raises:
-        InterruptedRunError: SIGINT or SIGTERM ended the block.
-    """
-
-    seen: list[int] = []
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        seen.append(signum)
-        raise KeyboardInterrupt(signum)
-
-    on_main = threading.current_thread() is threading.main_thread()
-    handled = [signal.SIGTERM] if on_main else []
-    if on_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        handled.append(signal.SIGINT)
-    before: dict[int, Any] = {each: signal.signal(each, end) for each in handled}
-    try:
-        yield
-        if seen:  # code that was running, such as an import, has caught the exception of the handler
-            raise KeyboardInterrupt(seen[0])
-    except BaseException as error:
-        begun = (directory / "metrics.jsonl").exists()
-        if not begun:
-            job = HydraConfig.get()
-            if job.output_subdir is not None:
-                shutil.rmtree(directory / job.output_subdir, ignore_errors=True)
-            for file in (directory / f"{job.job.name}.log", *directory.glob(f"{job.job.name}.rank*.log")):
-                _close_log(file)
-                file.unlink(missing_ok=True)
-            for folder in (directory, *directory.parents):
-                if folder == Path.cwd() or any(folder.iterdir()):
-                    break
-                folder.rmdir()
-        if isinstance(error, KeyboardInterrupt):
-            signum = error.args[0] if error.args else signal.SIGINT
-            logging.getLogger("torch").setLevel(logging.WARNING)  # if its import was interrupted, it logs at exit
-            when = "" if begun else " before the run began"
-            raise InterruptedRunError(f"Interrupted{when}.", signum) from None
-        raise
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
