@@ -169,6 +169,8 @@ def test_a_pruned_job_is_finished(sweep: Path) -> None:
     assert _left(sweep) == "1 job done, 2 jobs stopped, 1 job waiting, 1 job pruned", "a user has resumed it"
     _append(sweep, kind="state", num=3, state="paused")
     assert _left(sweep) == "1 job done, 2 jobs stopped, 1 job paused, 1 job pruned"
+    _append(sweep, kind="state", num=3, state="timeout")
+    assert _left(sweep) == "1 job done, 2 jobs stopped, 1 job timed out, 1 job pruned"
 
 
 def test_a_job_that_is_paused_at_a_rung_can_be_paused_by_hand(sweep: Path) -> None:

@@ -26,6 +26,8 @@ from trainyard.sweep.submitted_head import note_number, number_of, take_over
 
 _SCRIPT, _OUTPUT = "head.sh", "head.out"
 _EVERY = 0.5  # seconds between two looks
+_WORDS = {"running": "interrupted", "timeout": "timed out"}
+"""States of jobs after the end of the head, for users, if they differ from the recorded ones."""
 _OF_AGENTS = re.compile(
     r"(gpu|gres|tres|mem|cpu|core|ntasks|sockets-per|threads-per|thread-spec|time).*"
     r"|nodes|use-min-nodes|exclusive|mincpus|extra-node-info|distribution|hint|tmp|licenses|array|error"
@@ -227,5 +229,5 @@ def _left(directory: Path) -> str:
         return "no job has started"
     if all(state in FINAL or num in found.held for num, state in found.states.items()):
         return ""
-    states = Counter("interrupted" if state == "running" else state for state in found.states.values())
+    states = Counter(_WORDS.get(state, state) for state in found.states.values())
     return ", ".join(f"{counted(count, 'job')} {state}" for state, count in states.items())
