@@ -54,6 +54,16 @@ def test_places_of_the_search_path(own: Path, tmp_path: Path, where: str) -> Non
     assert "tiny" in replace(places, searched=(str(own),)).options("model")
 
 
+def test_the_first_override_of_the_search_path_counts(own: Path, tmp_path: Path) -> None:
+    """As in Hydra, which ignores one with a `+`."""
+    override = f"hydra.searchpath=[file://{own}]"
+    given = [f"+hydra.searchpath=[file://{tmp_path}]", override, f"hydra.searchpath=[file://{tmp_path}]", "model=tiny"]
+    places = ConfigPlaces.of_command(given, CONF, "train")
+    assert places.searched == (str(own),)
+    assert places.compose(given[1:]).model
+    assert ConfigPlaces.of_command(given[:1], CONF, "train").searched == ()
+
+
 def test_the_search_path_beside_an_added_folder(own: Path, tmp_path: Path) -> None:
     (tmp_path / "more/data").mkdir(parents=True)
     (tmp_path / "more/data/few.yaml").write_text("defaults: [rings]\nnum_samples: 20\n")

@@ -74,11 +74,11 @@ class ConfigPlaces:
     def _search_path(self, overrides: Sequence[str]) -> tuple[str, ...]:
         """Return the places in `hydra.searchpath`, of an override or of the primary config, as far as they are known
         before the composition."""
-        given = [each for each in overrides if each.lstrip("+").startswith(_SEARCH_PATH)]
+        given = list(filter(_is_search_path, overrides))
         found: Any = None
         try:
             if given:
-                found = OverridesParser.create().parse_overrides(given)[-1].value()
+                found = OverridesParser.create().parse_overrides(given)[0].value()  # as in Hydra
             else:
                 file = self.find(self.name.removesuffix(".yaml"))
                 found = at(file.content, _SEARCH_PATH) if file is not None and "searchpath" in file.text else None
@@ -138,7 +138,7 @@ class ConfigPlaces:
             places = [
                 place if place.startswith(PACKAGE) else f"{_FILE}{place}" for place in (self.added, *self.searched)
             ]
-            own = [each for each in own if not each.startswith(_SEARCH_PATH)]
+            own = [each for each in own if not _is_search_path(each)]
             own.append(f"{_SEARCH_PATH}=[{','.join(places)}]")
         with _initialized(self.main):
             return compose(self.name, own, return_hydra_config=with_hydra)
@@ -162,6 +162,11 @@ def _initialized(place: str) -> Iterator[None]:
     else:
         with initialize_config_dir(place, **VERSION_BASE):
             yield
+
+
+def _is_search_path(override: str) -> bool:
+    """Return whether Hydra reads a search path from an override; with a `+`, it does not."""
+    return override.partition("=")[0].strip() == _SEARCH_PATH
 
 
 def _source(place: str) -> tuple[str, str]:
