@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, some
 
 
 def test_of_tensors_the_shapes_are_shown() -> None:
@@ -18,3 +18,7 @@ def test_of_tensors_the_shapes_are_shown() -> None:
 def test_what_is_short_is_shown_whole() -> None:
     given = {"lr": [0.1, 0.2, 0.3, 0.4], "name": "x" * 50}
     assert str(ConfigError("optim", given, "numbers")) == f"optim: {given!r} is invalid. Expected numbers."
+
+
+def test_the_first_names_and_the_number_of_the_others() -> None:
+    assert [some("abc"[:count], 2) for count in range(4)] == ["", "a", "a, b", "a, b and 1 more"]

@@ -25,6 +25,13 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
+def some(names: Iterable[str], limit: int) -> str:
+    """Return the first names, at most `limit`, and the number of the others: `a, b and 3 more`."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 _LONG = 400
 """Maximum number of characters of a representation that an error shows completely."""
 

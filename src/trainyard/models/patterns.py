@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, some
 
 SHOWN = 4  # names in a message
 
@@ -50,10 +50,5 @@ def unknown(key: str, pattern: str, modules: Mapping[str, nn.Module], parameters
     kinds = dict.fromkeys(type(module).__name__ for module in modules.values())
     names = [name for name in modules if name]
     accepted = "a glob that matches a module's name or class" + (", or a parameter's name" if parameters else "")
-    hint = f"The names of modules are {_some(names)}; their classes are {_some(list(kinds))}." if names else ""
+    hint = f"The names of modules are {some(names, SHOWN)}; their classes are {some(kinds, SHOWN)}." if names else ""
     return ConfigError(key, pattern, accepted, options=[*names, *kinds, *parameters], hint=hint)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trainyard.errors import some
 from trainyard.optim import without_dynamo
 from trainyard.optim.several import OptimizerDict
 
@@ -251,7 +252,9 @@ def _add_later(
     grown = [(own, saved[number][at_start[number] :]) for own, number in enumerate(numbers)]
     later = list(chain.from_iterable([*(more for _, more in grown), *saved[len(at_start) :]]))
     if later and not hasattr(optimizer, "add_param_group"):
-        raise ValueError(f"its run later unfroze {_some(_names_of([later]))}, which a member of a stack cannot do")
+        raise ValueError(
+            f"its run later unfroze {some(_names_of([later]), SHOWN)}, which a member of a stack cannot do"
+        )
     parameters = dict(model.named_parameters())
     for entry in later:
         found = parameters.get(entry[0])
@@ -289,8 +292,8 @@ def _by_position(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> 
 def _check_same(what: str, theirs: Collection[str], own: Collection[str]) -> None:
     only_theirs = [name for name in theirs if name not in set(own)]
     only_own = [name for name in own if name not in set(theirs)]
-    differ = [f"{what} in the checkpoint but not in this run: {_some(only_theirs)}"] if only_theirs else []
-    differ += [f"{what} in this run but not in the checkpoint: {_some(only_own)}"] if only_own else []
+    differ = [f"{what} in the checkpoint but not in this run: {some(only_theirs, SHOWN)}"] if only_theirs else []
+    differ += [f"{what} in this run but not in the checkpoint: {some(only_own, SHOWN)}"] if only_own else []
     if differ:
         raise ValueError("; ".join(differ))
 
@@ -300,14 +303,9 @@ def _names_of(groups: Groups) -> list[str]:
 
 
 def _shown(groups: Groups) -> str:
-    return " and ".join(f"({_some(_names_of([group]))})" for group in groups)
+    return " and ".join(f"({some(_names_of([group]), SHOWN)})" for group in groups)
 
 
 def _described(entry: Sequence[Any]) -> str:
     _, shape, dtype = entry
     return f"{list(shape)} in {dtype}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainyard._torch_internals import own_parameters
 from trainyard.checks import boolean, number
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, some
 from trainyard.models.patterns import listed
 from trainyard.optim.layers import layer_numbers
 
@@ -137,7 +137,9 @@ class Paramwise:
         for pattern, factors in self._keys.items():
             if not any(fits(pattern, name) for name in known):
                 accepted = "a part of a parameter's name, or a glob that matches a parameter's name"
-                raise ConfigError("custom_keys", pattern, accepted, options=_parts(known), hint=_some(known))
+                raise ConfigError(
+                    "custom_keys", pattern, accepted, options=_parts(known), hint=f"The names are {some(known, 4)}."
+                )
             for mult, field in zip(MULTS, ("lr", "weight_decay"), strict=True):
                 if mult in factors and field not in numbers:
                     raise _without(f"custom_keys.{pattern}.{mult}", factors[mult], field)
@@ -261,8 +263,3 @@ def _parts(names: Iterable[str]) -> list[str]:
         found |= dict.fromkeys(".".join(words[:count]) for count in range(1, len(words) + 1))
         found |= dict.fromkeys(words)
     return list(found)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"The names are {', '.join(names[:4])}{more}."

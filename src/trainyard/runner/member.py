@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainyard import rng_state
-from trainyard.errors import ConfigError, UnknownMetricError
+from trainyard.errors import ConfigError, UnknownMetricError, some
 from trainyard.files import remove
 from trainyard.optim.identity import Beginning
 from trainyard.runner.weights import LoadFrom, load_from
@@ -267,7 +267,7 @@ class Member:
                 "%s ends before the checkpoint of iteration %d: values of %s are missing in this file and in MLflow.",
                 journal.path,
                 self.iter,
-                ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else ""),
+                some(lost, 4),
                 extra={"member": self},
             )
 

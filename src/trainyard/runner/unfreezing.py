@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch.nn import Parameter
 
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, some
 from trainyard.models.freeze import unfreeze as give_gradients
 from trainyard.optim.for_model import add
 from trainyard.optim.identity import held_by
@@ -42,7 +42,7 @@ def join(runner: Runner) -> None:
     """
     if not runner.training or not (new := _new(runner)):
         return
-    names, told = list(new), _some(new)
+    names, told = list(new), some(new, SHOWN)
     if runner.stacked:
         raise TrainyardError(f"The trained parameters of a stack cannot change: {told} cannot be added.")
     if runner.strategy.world_size > 1:
@@ -64,7 +64,7 @@ def check_none_missed(runner: Runner) -> None:
         log.warning(
             "These parameters have gradients, but are not trained by any optimizer: %s. Use Runner.unfreeze "
             "to train them.",
-            _some(new),
+            some(new, SHOWN),
         )
 
 
@@ -76,12 +76,6 @@ def _new(runner: Runner) -> dict[str, Parameter]:
         for name, parameter in runner.model.named_parameters()
         if parameter.requires_grad and id(parameter) not in held and name not in left_out
     }
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    first, rest = names[:SHOWN], names[SHOWN:]
-    return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
 
 
 def _schedule(runner: Runner) -> None:

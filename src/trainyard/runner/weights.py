@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainyard.checks import boolean
 from trainyard.distributed.shares import like
-from trainyard.errors import ConfigError, nearest
+from trainyard.errors import ConfigError, nearest, some
 from trainyard.models.patterns import above_all, fits_within, listed
 from trainyard.runner import checkpoint, foreign_files
 
@@ -143,14 +143,14 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
         differ += [f"{name.replace(' ', ' has shape ', 1)}" for name in shapes.values()]
         accepted = f"a checkpoint of this model ({type(model).__name__})"
         advice = _advice(missing, foreign, revisable=key == KEY)
-        raise ConfigError(key, str(asked.path), accepted, hint=f"In this checkpoint, {_some(differ)}.{advice}")
+        raise ConfigError(key, str(asked.path), accepted, hint=f"In this checkpoint, {some(differ, SHOWN)}.{advice}")
     model.load_state_dict({name: like(value, own[name]) for name, value in taken.items()}, strict=False)
     told = [f"{len(taken)} of {len(own)} tensors loaded"]
     told += [f"with the prefix {before!r}"] if before else []
     told += [f"not requested: {len(own) - len(wanted)}"] if len(wanted) < len(own) else []
-    told += [f"missing: {_some(missing)}"] if missing else []
-    told += [f"not in this model: {_some(foreign)}"] if foreign else []
-    told += [f"different shapes: {_some(list(shapes.values()))}"] if shapes else []
+    told += [f"missing: {some(missing, SHOWN)}"] if missing else []
+    told += [f"not in this model: {some(foreign, SHOWN)}"] if foreign else []
+    told += [f"different shapes: {some(shapes.values(), SHOWN)}"] if shapes else []
     return "; ".join(told)
 
 
@@ -209,7 +209,7 @@ def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
         if unused[0] != pairs[0][0]:
             accepted += " that no earlier prefix matches" if beginnings else ", after the replacements before it"
         above = [f"{module}." for module in above_all(weights)] if beginnings else []
-        raise ConfigError(key, unused[0], accepted, options=above, hint=f"The file has {_some(list(weights))}.")
+        raise ConfigError(key, unused[0], accepted, options=above, hint=f"The file has {some(weights, SHOWN)}.")
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
         raise ConfigError(
@@ -236,7 +236,7 @@ def _filter(asked: LoadFrom, names: Iterable[str], key: str) -> Callable[[str], 
         for pattern in getattr(asked, kind):
             if not any(fits_within(pattern, name) for name in names):
                 accepted = "a glob that matches the name of a tensor or of a module that contains one"
-                hint = f"The tensors are {_some(names)}."
+                hint = f"The tensors are {some(names, SHOWN)}."
                 raise ConfigError(f"{key}.{kind}", pattern, accepted, options=[*above_all(names), *names], hint=hint)
 
     def chosen(name: str) -> bool:
@@ -244,11 +244,6 @@ def _filter(asked: LoadFrom, names: Iterable[str], key: str) -> Callable[[str], 
         return taken and not any(fits_within(pattern, name) for pattern in asked.exclude)
 
     return chosen
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _advice(missing: Sequence[str], foreign: Sequence[str], *, revisable: bool) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from trainyard.errors import some
+
 SHOWN = 3  # maximum number of keys in a reason
 _LONG = 40  # maximum number of characters of a value in a reason
 ANYWHERE = "**"
@@ -126,7 +128,7 @@ def difference(kind: Kind, other: Kind) -> str:
     """Return the places in which two kinds differ, in words."""
     leaves, others = dict(_leaves(kind.fixed)), dict(_leaves(other.fixed))
     places = [place for place in {**leaves, **others} if leaves.get(place) != others.get(place)]
-    return _listed(places) or "the order of their keys"
+    return some(places, SHOWN) or "the order of their keys"
 
 
 def _told(
@@ -152,13 +154,8 @@ def _told(
         named = {path: "absent" if value is None else value for path, value in differing.items()}
         unique = {path: named[path] for path in own}
     if unique:
-        return f"the only job with {_listed([f'{key}={_short(value)}' for key, value in unique.items()])}"
-    return f"differs from #{near} in {_listed(list(named)) or 'the order of its keys'}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+        return f"the only job with {some((f'{key}={_short(value)}' for key, value in unique.items()), SHOWN)}"
+    return f"differs from #{near} in {some(named, SHOWN) or 'the order of its keys'}"
 
 
 def _short(value: str) -> str:

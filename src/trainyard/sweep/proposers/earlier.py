@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped,unused-ignore]
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.saved import saved_config, value_text
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, some
 from trainyard.sweep.goals import Goals, as_number
 from trainyard.sweep.grid_settings import text_of
 from trainyard.sweep.manifest import FILE, Manifest
@@ -137,7 +137,7 @@ class Earlier:
                 taken.append((values, value))
         count = len(taken) + sum(map(len, left.values()))
         told = [f"The warm start from {title} uses {len(taken)} of {count} run{'s' * (count != 1)}."]
-        return cls(taken, [*told, *(f"  skipped {_listed(names)}: {why}" for why, names in left.items())])
+        return cls(taken, [*told, *(f"  skipped {some(names, SHOWN)}: {why}" for why, names in left.items())])
 
     @classmethod
     def _of_sweep(cls, path: Path, space: Space, goals: Goals | None) -> Earlier:
@@ -154,7 +154,7 @@ class Earlier:
                 taken.append((values, objective))
         count = len(taken) + sum(map(len, left.values()))
         told = [f"The warm start from {path} uses {len(taken)} of {count} job{'s' * (count != 1)}."]
-        told += [f"  skipped {_listed([f'#{num}' for num in nums])}: {why}" for why, nums in left.items()]
+        told += [f"  skipped {some((f'#{num}' for num in nums), SHOWN)}: {why}" for why, nums in left.items()]
         return cls(taken, told)
 
     def frozen(self, space: Space, goals: Goals | None = None) -> list[FrozenTrial]:
@@ -227,10 +227,6 @@ def _read(text: str) -> Any:
         return None if text == "None" else yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _values(text: Callable[[str], str | None], space: Space) -> tuple[dict[str, Any], str]:

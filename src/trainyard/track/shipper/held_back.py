@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, some
 from trainyard.quoting import shell_path
 from trainyard.track import journal, run_info
 from trainyard.track.journal import Record
@@ -53,11 +53,10 @@ class HeldBack:
         """Message about the uploads that wait; None if no upload waits."""
         if not self.names:
             return None
-        names = sorted(self.names)
-        shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         return (
             "The directory is not recognized as your own (it may be a copy or a download), so no code is run from this "
-            f"directory and no file outside it is uploaded. Skipped: {shown}. {_how(self._work_dir)}"
+            f"directory and no file outside it is uploaded. Skipped: {some(sorted(self.names), _SHOWN)}. "
+            f"{_how(self._work_dir)}"
         )
 
     def _leads_out(self, path: str) -> bool:
