@@ -64,8 +64,13 @@ def test_before_the_run_began(start: Any, tmp_path: Path, signum: Any) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_whose_exception_is_caught_ends_the_run_too(start: Any, tmp_path: Path, signum: Any) -> None:
+@pytest.mark.parametrize(
+    ("signum", "then"),
+    [(signal.SIGINT, "pass"), (signal.SIGTERM, "pass"), (signal.SIGINT, "raise ImportError('lost')")],
+)
+def test_a_signal_whose_exception_is_caught_ends_the_run_too(
+    start: Any, tmp_path: Path, signum: Any, then: str
+) -> None:
     """Modules with a bare `except` may be imported at that moment; others, such as torch, log when Python exits."""
     (tmp_path / "deaf.py").write_text(
         "import atexit, logging, os, signal\nfrom trainyard.models import MLP\n"
@@ -74,7 +79,7 @@ def test_a_signal_whose_exception_is_caught_ends_the_run_too(start: Any, tmp_pat
         "    try:\n"
         f"        signal.raise_signal({int(signum)})\n"
         "    except BaseException:\n"
-        "        pass\n"
+        f"        {then}\n"
         "    return MLP(**given)\n"
     )
     process = start("model._target_=deaf.build", ENDLESS)

@@ -102,8 +102,9 @@ def nothing_left_behind(directory: Path) -> Iterator[None]:
                 if folder == Path.cwd() or any(folder.iterdir()):
                     break
                 folder.rmdir()
-        if isinstance(error, KeyboardInterrupt):
-            signum = error.args[0] if error.args else signal.SIGINT
+        # A library may have replaced the exception of the handler with one of its own.
+        if seen or isinstance(error, KeyboardInterrupt):
+            signum = next(iter((*seen, *error.args)), signal.SIGINT)
             logging.getLogger("torch").setLevel(logging.WARNING)  # if its import was interrupted, it logs at exit
             when = "" if begun else " before the run began"
             raise InterruptedRunError(f"Interrupted{when}.", signum) from None
