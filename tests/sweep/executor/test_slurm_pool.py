@@ -24,8 +24,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
     def write(name: str, body: str) -> None:
-        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
-        (folder / name).chmod(0o755)
+        part = folder / f"{name}.part"
+        part.write_text(f"#!/bin/sh\n{body}\n")
+        part.chmod(0o755)
+        part.replace(folder / name)  # a pool may call it at this moment
 
     for name in ("squeue", "scancel", "sinfo"):
         write(name, "exit 0")
