@@ -317,6 +317,13 @@ def test_what_cannot_be_is_told_and_leaves_nothing(
     assert not (sweep / FOLDER).exists()
 
 
+@pytest.mark.parametrize("work_dir", ["${hydra:runtime.output_dir}/work", "work"])
+def test_a_checkpoint_in_another_directory_is_not_looked_for(sweep: Path, work_dir: str) -> None:
+    (sweep / "0/.hydra/config.yaml").write_text(f"{CONFIG}work_dir: {work_dir}\n")
+    steer(sweep, "clone", "0", ["seed=1"])
+    assert len(CommandFolder(sweep).pending(())) == 1
+
+
 def test_groups_and_new_keys_of_a_clone(sweep: Path) -> None:
     steer(sweep, "clone", "1", ["model=cnn", "+note=x", "model.hidden=[16]", "optim={lr:1}", "optim.betas.1=0.9"])
     assert len(CommandFolder(sweep).pending(())) == 1

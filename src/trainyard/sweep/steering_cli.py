@@ -38,6 +38,7 @@ from trainyard.sweep.submitted_head import queued
 
 HYDRA = ".hydra"
 LAST = "checkpoints/last.json"
+_WORK_DIR = "${hydra:runtime.output_dir}"  # as in conf/train.yaml: the directory of the job
 _EVERY = 0.05  # seconds between two looks at the manifest
 
 
@@ -211,7 +212,7 @@ def _check_overrides(action: Action, num: int, directory: Path, state: SweepStat
             return
         raise ConfigError("JOB", num, f"a job that has started; #{num} has no checkpoint to start from")
     values = saved_values(folder / "config.yaml")
-    is_elsewhere = "${" not in str(values.get("work_dir", "${"))
+    is_elsewhere = values.get("work_dir") not in (None, _WORK_DIR)
     has_checkpoint = is_elsewhere or (folder.parent / LAST).exists()
     if state.states[num] in FINAL and not has_checkpoint and not is_run(directory):
         # No process would answer: a finished sweep whose application cannot resume starts over, without its commands.
