@@ -12,6 +12,7 @@ from typing import Any
 from trainyard.errors import TrainyardError
 
 CONFIG_PATH = ("--config-path", "-cp")
+MULTIRUN = ("--multirun", "-m")
 _SHORTEST = (
     "--config-p"  # the shortest abbreviation that argparse accepts: Hydra also has --config-name and --config-dir
 )

@@ -16,7 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from trainyard.config.command_line import MULTIRUN, arranged
+from trainyard.application import MULTIRUN
+from trainyard.config.command_line import arranged
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target

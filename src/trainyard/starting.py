@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainyard.application import MULTIRUN
 from trainyard.errors import TrainyardError
 
 WHOLE = "TRAINYARD_FULL_ERROR"
@@ -44,5 +45,5 @@ def sweeps_here(arguments: Sequence[str]) -> bool:
     flags = {argument for argument in arguments if argument.startswith("-")}
     elsewhere = ("hydra/launcher=", "hydra.launcher.debug=")
     is_rank = any(os.environ.get(name, "0") not in ("", "0") for name in RANKS)
-    sweeps = bool(flags) and flags <= {"-m", "--multirun"}
+    sweeps = bool(flags) and flags <= {*MULTIRUN}
     return sweeps and not is_rank and not any(each.startswith(elsewhere) for each in arguments)

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 from trainyard.app import main
-
-MULTIRUN = ("-m", "--multirun")
+from trainyard.application import MULTIRUN
 
 
 def config_folder() -> Path:

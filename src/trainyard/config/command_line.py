@@ -10,11 +10,10 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from trainyard.application import CONFIG_PATH
+from trainyard.application import CONFIG_PATH, MULTIRUN
 from trainyard.errors import TrainyardError
 
 SHOWS = ("--cfg", "-c")
-MULTIRUN = ("--multirun", "-m")
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
