@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,19 +38,20 @@ def test_options_of_all_places(own: Path) -> None:
 
 @pytest.mark.parametrize("where", ["override", "primary"])
 def test_places_of_the_search_path(own: Path, tmp_path: Path, where: str) -> None:
-    line = f"[file://{own}, pkg://mine.conf, file:///nowhere]"
+    line = f"[file://{own}, pkg://trainyard/config, pkg://mine.conf, file:///nowhere]"
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/top.yaml").write_text(
         "hydra: {}\n" if where == "override" else f"hydra: {{searchpath: {line}}}\n"
     )
     overrides = [f"hydra.searchpath={line}"] if where == "override" else []
     places = ConfigPlaces.of_command(overrides, str(tmp_path / "conf"), "top")
-    assert places.searched == (str(own), "pkg://mine.conf")
+    assert places.searched == (str(own), "pkg://trainyard/config"), "without those that do not exist, as in Hydra"
     assert places.folders == [tmp_path / "conf", own]
-    found = replace(places, searched=(str(own),)).find("model/tiny")
+    found = places.find("model/tiny")
     assert found is not None
     assert found.path == own / "model/tiny.yaml"
-    assert "tiny" in replace(places, searched=(str(own),)).options("model")
+    assert places.find("model/absent") is None
+    assert "tiny" in places.options("model")
 
 
 def test_the_first_override_of_the_search_path_counts(own: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class ConfigPlaces:
         return [self.main, *([] if self.added is None else [self.added]), *self.searched]
 
     def _search_path(self, overrides: Sequence[str]) -> tuple[str, ...]:
-        """Return the places in `hydra.searchpath`, of an override or of the primary config, as far as they are known
+        """Return the places in `hydra.searchpath`, of an override or of the primary config, that exist and are known
         before the composition."""
         given = list(filter(_is_search_path, overrides))
         found: Any = None
@@ -88,7 +89,7 @@ class ConfigPlaces:
         for entry in found if isinstance(found, list) else ():
             place = str(entry)
             if place.startswith(PACKAGE):
-                places.append(place)
+                places += [place] if _is_package(_source(place)[1]) else []
             elif "${" not in place and Path(place.removeprefix(_FILE)).is_dir():
                 places.append(str(Path(place.removeprefix(_FILE)).absolute()))
         return tuple(places)
@@ -167,6 +168,13 @@ def _initialized(place: str) -> Iterator[None]:
 def _is_search_path(override: str) -> bool:
     """Return whether Hydra reads a search path from an override; with a `+`, it does not."""
     return override.partition("=")[0].strip() == _SEARCH_PATH
+
+
+def _is_package(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # the package above it is missing, or the name is empty
+        return False
 
 
 def _source(place: str) -> tuple[str, str]:
