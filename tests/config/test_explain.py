@@ -54,6 +54,10 @@ def told(*overrides: Any) -> Any:
             "model.data_preprocessor.mean: model.data_preprocessor is null and has no keys. To select an option, use "
             "+model/data_preprocessor=OPTION. The options are augment, cutmix, mixup, mixup_cutmix, normalize.",
         ),
+        (
+            ["experiment=cartpole_dqn", "metric.f1.average=macro"],
+            "metric.f1.average: metric is null and has no keys. To select an option, use metric=OPTION. The options",
+        ),
         (["seed.a.b=1"], "seed.a.b: seed is a single value and has no keys. To change it, use seed=…"),
         (["lr=0.1"], "lr: 'lr' is invalid. Expected a group or key of this config. Did you mean optim.lr?"),
         (["epochs=3"], "Did you mean loop.max_epochs?"),

@@ -209,12 +209,13 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
             value = OmegaConf.select(cfg, full, throw_on_missing=False, throw_on_resolution_failure=False)
             group = full.replace(".", "/")
             if value is None and (parts := places.options(group)):
-                told = f"{full} is null and has no keys. To select an option, use +{group}=OPTION"
-                return TrainyardError(f"{key}: {told}. The options are {', '.join(parts)}.")
+                return _explain_null(key, full, f"+{group}", parts)
             kind = "list" if OmegaConf.is_list(value) else "single value"
             return TrainyardError(f"{key}: {full} is a {kind} and has no keys. To change it, use {full}=…")
         return _explain_value(error, key)
     if not parent:
+        if key != name and name in groups and not removed and (parts := places.options(name)):
+            return _explain_null(key, name, name, parts)
         options = sorted({*groups, *options})
         meant = [] if "." in key else _of_that_name(cfg, name)
         hint = how_to_add if not meant else f"Did you mean {' or '.join(meant)}?"
@@ -243,6 +244,14 @@ def _explain_part(key: str, cfg: DictConfig, groups: Sequence[str]) -> ConfigErr
     accepted = f"a group of {SWEEPER}={chosen}: {', '.join(own)}" if own else f"no group, because {chosen} has none"
     hint = hint_for(name, chosen)
     return ConfigError(key, name, accepted, options=() if hint else own, hint=hint)
+
+
+def _explain_null(key: str, node: str, group: str, options: Sequence[str]) -> TrainyardError:
+    """Explain that a node, of whose group no option is selected, has no keys."""
+    return TrainyardError(
+        f"{key}: {node} is null and has no keys. To select an option, use {group}=OPTION. The options are "
+        f"{', '.join(options)}."
+    )
 
 
 def _explain_value(error: Exception, key: str) -> TrainyardError:
