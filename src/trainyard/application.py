@@ -13,9 +13,8 @@ from trainyard.errors import TrainyardError
 
 CONFIG_PATH = ("--config-path", "-cp")
 MULTIRUN = ("--multirun", "-m")
-_SHORTEST = (
-    "--config-p"  # the shortest abbreviation that argparse accepts: Hydra also has --config-name and --config-dir
-)
+_SHORTEST = "--config-p"
+"""The shortest abbreviation of --config-path that argparse accepts: Hydra also has --config-name and --config-dir."""
 
 
 @dataclass(frozen=True)

@@ -394,8 +394,8 @@ class MLflowTracker(Tracker):
 
     def _is_elsewhere(self, work_dir: Path) -> bool:
         """Return whether a shipper of another process is uploading a run, so that the own shipper waits for it."""
-        own = None if self._process is None else self._process.pid
-        return shipping_process(work_dir) not in (None, own)
+        pid = None if self._process is None else self._process.pid
+        return shipping_process(work_dir) not in (None, pid)
 
 
 def _user() -> str | None:
