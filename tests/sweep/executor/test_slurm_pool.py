@@ -62,14 +62,18 @@ def test_a_head_outlasts_a_controller_that_does_not_respond(
 ) -> None:
     monkeypatch.setattr(executor, "_SHORTEST", 0.0)
     silent = "echo 'error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
-    for name in ("sbatch", "squeue"):
-        slurm(name, f"[ -e {tmp_path}/{name} ] && exit 0; touch {tmp_path}/{name}; {silent}")
+    for name in ("sbatch", "squeue", "scancel"):
+        agent = f"[ -e {tmp_path}/scancel ] || echo '12_0|PENDING||None'; " if name == "squeue" else ""
+        slurm(name, f"[ -e {tmp_path}/{name} ] && {{ {agent}exit 0; }}; touch {tmp_path}/{name}; {silent}")
     lines: list[str] = []
     pool = SlurmPool(tmp_path / "sweep", Resources(), 1, lines.append)
     pool.check()
     pool.start(["true"])
     pool.close()
-    assert lines == ["Slurm: Unable to contact slurm controller (connect failure). Trying again."]
+    assert lines == [
+        "Slurm: Unable to contact slurm controller (connect failure). Trying again.",
+        "Waiting for 1 agent of the previous head to end.",
+    ]
     monkeypatch.setattr(executor, "_PATIENCE", 0.0)
     slurm("sbatch", f"sleep 0.01; {silent}")
     with pytest.raises(TrainyardError, match=r"could not be checked: Unable to contact .* Try again later\.$"):

@@ -193,15 +193,15 @@ class SlurmPool(Pool):
         """Cancel the agents of an earlier head, and wait until they have left the queue."""
         asked_at, killed = None, False
         while jobs := self._patiently(self._queue):
-            slurm_commands.cancel([job.place for job in jobs if job.state == "PENDING"])
+            self._cancel([job.place for job in jobs if job.state == "PENDING"])
             working = [job.place for job in jobs if job.state != "PENDING"]
             now = time.monotonic()
             if asked_at is None:
                 self._tell(f"Waiting for {len(jobs)} agent{'s' * (len(jobs) > 1)} of the previous head to end.")
-                slurm_commands.cancel(working, "--signal=TERM")  # they end at a checkpoint
+                self._cancel(working, "--signal=TERM")  # they end at a checkpoint
                 asked_at = now
             elif now - asked_at > _ENDING and not killed:
-                slurm_commands.cancel(working)
+                self._cancel(working)
                 killed = True
             elif now - asked_at > 2 * _ENDING:
                 return False
@@ -222,6 +222,9 @@ class SlurmPool(Pool):
                     raise
                 self._tell_once(f"Slurm: {error}. Trying again.")
             time.sleep(_SHORTEST)
+
+    def _cancel(self, places: Sequence[str], *options: str) -> None:
+        self._patiently(lambda: slurm_commands.cancel(places, *options))
 
     def _queue(self) -> list[QueuedJob]:
         return slurm_commands.queue(self._name)
