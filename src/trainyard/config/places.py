@@ -85,7 +85,7 @@ class ConfigPlaces:
                 found = at(file.content, _SEARCH_PATH) if file is not None and "searchpath" in file.text else None
         except (HydraException, ImportError, OSError, ValueError, yaml.YAMLError):  # reported later
             return ()
-        places = []
+        places: list[str] = []
         for entry in found if isinstance(found, list) else ():
             place = str(entry)
             if place.startswith(PACKAGE):
