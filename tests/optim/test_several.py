@@ -268,7 +268,11 @@ class Plain(BaseModel):
         ({"schedule": {"a": Plateau()}}, "schedule.a: 'Plateau' is invalid. Expected a trainyard.schedules.Schedule"),
         (
             {"schedule": {"a": SCHEDULES["a"], "b": Schedule(warmup=2, by="iter")}},
-            "schedule.by: ['epoch', 'iter'] is invalid. Expected one unit",
+            "schedule.b.by: 'iter' is invalid. Expected epoch, as for a, because the schedules of all optimizers",
+        ),
+        (
+            {"schedule": {"a": Schedule(warmup=2), "b": Schedule(warmup=2, by="iter")}},
+            "schedule.a.by: None is invalid. Expected iter, as for b",
         ),
         (
             {"schedule": {"a": Schedule(warmup=9, by="epoch")}},

@@ -168,11 +168,14 @@ class ScheduleDict(Schedule):
         for name, schedule in schedules.items():
             if not isinstance(schedule, Schedule):
                 raise ConfigError(name, type(schedule).__name__, "a trainyard.schedules.Schedule")
-        units = {schedule.by for schedule in schedules.values()}
-        if len(units) > 1:
-            raise ConfigError("by", sorted(map(str, units)), "one unit for the schedules of all optimizers")
+        units = {name: schedule.by for name, schedule in schedules.items()}
+        if len(set(units.values())) > 1:
+            first, unit = next((name, unit) for name, unit in units.items() if unit is not None)
+            other = next(name for name in units if units[name] != unit)
+            accepted = f"{unit}, as for {first}, because the schedules of all optimizers must have the same unit"
+            raise ConfigError(f"{other}.by", units[other], accepted)
         self._schedules: dict[str, Schedule] = dict(schedules)
-        self.by = next(iter(units), None)
+        self.by = next(iter(units.values()), None)
         self.constant = all(schedule.constant for schedule in schedules.values())
 
     def bind(
