@@ -116,7 +116,8 @@ def test_what_a_hook_gives_gradients_joins_the_optimizer_and_says_so(caplog: pyt
     hook = At(2, lambda runner: runner.model.requires_grad_(True))
     with caplog.at_level(logging.INFO):
         runner(model, hooks={"hook": hook}, optim=SGD | {"fused": False}, epochs=4).train()
-    assert "Trained from epoch 3 on: net.0.weight, net.0.bias, net.1.weight and 3 more." in caplog.text
+    told = "These parameters are trained from epoch 3 on: net.0.weight, net.0.bias, net.1.weight and 3 more."
+    assert told in caplog.text
     assert_same(model, by_hand(4, 2, 0.1))
 
 

@@ -55,7 +55,7 @@ def join(runner: Runner) -> None:
     runner.model.train(runner.model.training)  # a module that was completely frozen leaves evaluation mode
     _schedule(runner)
     place = f"epoch {runner.epoch + 1}" if runner.train_loop.unit == "epoch" else f"iteration {runner.iter + 1}"
-    log.info("Trained from %s on: %s.", place, told, extra={"member": runner.members[0]})
+    log.info("These parameters are trained from %s on: %s.", place, told, extra={"member": runner.members[0]})
 
 
 def check_none_missed(runner: Runner) -> None:
