@@ -171,7 +171,10 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
 def test_a_missing_folder_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", ModuleType("datasets"))
     (tmp_path / "reviews").mkdir()
-    refused("path", r"Did you mean '.*/reviews'\? This folder does not exist", path=str(tmp_path / "review"))
+    told = r"Did you mean '.*/reviews'\? The folder '.*/review' does not exist\."
+    refused("path", told, path=str(tmp_path / "review"))
+    (tmp_path / "reviews.csv").touch()
+    refused("path", r"'.*/reviews\.csv' is a file\.", path=str(tmp_path / "reviews.csv"))
 
 
 def test_columns_that_a_split_lacks() -> None:

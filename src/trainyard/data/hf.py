@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainyard.checks import integer, is_folder, neighbors
+from trainyard.checks import integer, is_file, is_folder, neighbors
 from trainyard.data.array_data import ArrayData
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.split import fold_of, fractions, split_rows
@@ -274,11 +274,13 @@ def _from_disk(path: str) -> Any:
         raise ConfigError(
             "path", path, "null and a `dataset`, because the package `datasets` is not installed", hint=hint
         ) from error
-    if not is_folder(Path(path).expanduser()):
-        others, hint = neighbors(path, is_folder), "This folder does not exist."
+    folder = Path(path).expanduser()
+    if not is_folder(folder):
+        whole, others = str(folder.absolute()), neighbors(path, is_folder)
+        hint = f"{whole!r} is a file." if is_file(folder) else f"The folder {whole!r} does not exist."
         raise ConfigError("path", path, "a folder written by save_to_disk", options=others, hint=hint)
     try:
-        return datasets.load_from_disk(str(Path(path).expanduser()))
+        return datasets.load_from_disk(str(folder))
     except (OSError, ValueError) as error:
         hint = f"Reading the folder failed: {str(error).rstrip('.')}."
         raise ConfigError("path", path, "a folder written by save_to_disk", hint=hint) from error
