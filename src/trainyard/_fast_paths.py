@@ -1,6 +1,6 @@
 """Switch for private functions of libraries (`env.fast_paths`), and the list of them.
 
-Each function has a public replacement. The replacement is used if the library has removed or changed the private
+Each function has a check and, where possible, a public replacement. The replacement is used if the library has removed or changed the private
 function, and always while fast paths are off. This module imports none of the libraries.
 """
 

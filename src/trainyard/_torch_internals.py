@@ -1,4 +1,4 @@
-"""Private parts of torch, each with a public replacement.
+"""Private parts of torch, each with a check and, where possible, a public replacement.
 
 Only this file, and `_torch_vmap` for those that leave `torch.vmap`, name them.
 
