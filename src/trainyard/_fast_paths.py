@@ -1,7 +1,7 @@
 """Switch for private functions of libraries (`env.fast_paths`), and the list of them.
 
-Each function has a check and, where possible, a public replacement. The replacement is used if the library has removed or changed the private
-function, and always while fast paths are off. This module imports none of the libraries.
+Each function has a check and, where possible, a public replacement. The replacement is used if the library has removed
+or changed the private function, and always while fast paths are off. This module imports none of the libraries.
 """
 
 from __future__ import annotations

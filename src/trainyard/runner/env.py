@@ -41,9 +41,9 @@ class Env:
         keep_memory: keep freed host memory in the process for the next step, instead of returning it to the system,
             which causes page faults. The setting remains active until the process ends.
         fast_paths: use private functions of torch where they are faster, and private functions of Hydra to compose the
-            config of a run only once, and the configs of a sweep's jobs faster. False: use their public
-            replacements, which is slower; a few parts have none. The results are the same. For a stack, and for a step that is captured into a CUDA graph, they
-            are equal up to rounding.
+            config of a run only once, and the configs of a sweep's jobs faster. False: use their public replacements,
+            which are slower; a few parts have none. The results are the same. For a stack, and for a step that is
+            captured into a CUDA graph, they are equal up to rounding.
 
     Raises:
         ConfigError: a value is invalid.
