@@ -48,6 +48,7 @@ def test_the_page_says_where_its_numbers_come_from(tmp_path: Path) -> None:
         "tracker.uri=https://bob:***@mlflow.example.org/team hydra.sweep.dir=s",
         page="https://mlflow.example.org/team/#/experiments/7/runs/s?workflowType=machine_learning",
         pages={0: "https://mlflow.example.org/team/#/experiments/7/runs/j?workflowType=machine_learning"},
+        uri="https://bob:***@mlflow.example.org/team",
     )
     page = html.Report(rows, tmp_path / "s", title="s", objective=None, direction="minimize").write().read_text()
     assert "secret" not in page

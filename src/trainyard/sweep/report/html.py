@@ -91,7 +91,7 @@ class Report:
         self.items = of_configurations(self.configurations[:SHOWN]) if self.configurations else self.jobs
         self.shade = shades(self.items, self.direction)
         self.key_of = {num: item.key for item in self.items for num in item.jobs}
-        self._origin = self._found_origin()
+        self._origin = Origin.of(self.directory, ranking[:SHOWN])
 
     def write(self) -> Path:
         """Write the page. The file is replaced atomically, so a reader never sees an incomplete page.
@@ -116,12 +116,10 @@ class Report:
         Raises:
             TrainyardError: the file cannot be written.
         """
-        before, self._origin = self._origin, self._found_origin()
+        before = self._origin
+        self._origin = before.with_pages(self.directory, self.ranking[:SHOWN])
         if self._origin != before:
             self.write()
-
-    def _found_origin(self) -> Origin:
-        return Origin.of(self.directory, self.ranking[:SHOWN])
 
     def _tables(self) -> Iterator[str]:
         yield self._summary()

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class Origin:
         page: the address of the sweep's run in MLflow.
         server: the command that serves that address; empty if it is a server already.
         pages: the addresses of the jobs' runs in MLflow, by the jobs' numbers.
+        uri: the tracking URI, without credentials.
     """
 
     started: float | None = None
@@ -43,6 +44,7 @@ class Origin:
     page: str = ""
     server: str = ""
     pages: dict[int, str] = field(default_factory=dict)
+    uri: str = ""
 
     @classmethod
     def of(cls, directory: Path, rows: Sequence[JobRow]) -> Origin:
@@ -57,11 +59,22 @@ class Origin:
         commit = facts.get("git.commit", "")
         if commit and facts.get("git.dirty") == "true":
             commit += ", with uncommitted changes"
-        uri = None if info is None else info.uri
-        page = run_page(directory, uri) if uri else ""
-        pages = {row.num: found for row in rows if uri and (found := run_page(row.directory, uri))}
-        server = f"mlflow ui --backend-store-uri {shell_path(uri)}" if uri and uri.startswith("sqlite") else ""
-        return cls(_started(directory), commit, _command(directory), page, server, pages)
+        uri = (None if info is None else info.uri) or ""
+        server = f"mlflow ui --backend-store-uri {shell_path(uri)}" if uri.startswith("sqlite") else ""
+        origin = cls(_started(directory), commit, _command(directory), server=server, uri=uri)
+        return origin.with_pages(directory, rows)
+
+    def with_pages(self, directory: Path, rows: Sequence[JobRow]) -> Origin:
+        """Return this origin with the addresses of all runs that MLflow has received so far.
+
+        Args:
+            directory: the directory of the sweep.
+            rows: the jobs whose pages are requested.
+        """
+        if not self.uri:
+            return self
+        pages = {row.num: found for row in rows if (found := run_page(row.directory, self.uri))}
+        return replace(self, page=run_page(directory, self.uri), pages=pages)
 
 
 def _records(directories: Iterable[Path]) -> Iterator[RunInfo]:
