@@ -70,8 +70,6 @@ def _left(folder: Any) -> Any:
         (["val_loop=''"], ["val_loop: 'str' is invalid"]),
         (["hydra.job.name=a/b"], ["hydra.job.name: 'a/b' is invalid. Expected the name of the log file"]),
         (["hydra.output_subdir=../x"], ["hydra.output_subdir: '../x' is invalid. Expected a folder"]),
-        (["-m", "seed=0,1", "hydra.output_subdir=../x"], ["hydra.output_subdir: '../x' is invalid. Expected a folder"]),
-        (["-m", "seed=0,1", "hydra.job.name=a/b"], ["hydra.job.name: 'a/b' is invalid. Expected the name of the log"]),
         (["-m", "seed=range(3,1)"], ["seed: 'range(3,1)' is invalid. Expected a range that contains a value."]),
         (["-m", "seed=range(0,3,0)"], ["seed: 'range(0,3,0)' is invalid. Expected a range that contains a value."]),
         (["-m", "hydra.sweeper.params=3"], ["hydra.sweeper.params: 3 is invalid. Expected a mapping from keys"]),
@@ -106,6 +104,15 @@ def test_a_mistake_is_told_and_leaves_nothing(command: Any, arguments: Any, told
         assert text in message
     assert len(message.strip().splitlines()) == 1, "one paragraph"
     assert "Traceback" not in message
+    assert _left(Path.cwd()) == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("hydra.output_subdir", "../x"), ("hydra.job.name", "a/b")])
+def test_a_name_of_hydras_files_is_told_for_all_jobs_of_a_sweep(command: Any, key: str, value: str) -> None:
+    status, message = command("-m", "seed=0,1", f"{key}={value}", quick=["tracker=none"])
+    assert status == 2, message
+    assert message.startswith(f"Nothing was started.\n{key}: '{value}' is invalid. Expected ")
+    assert "in 2 of 2 jobs, first in #0: seed=0" in message
     assert _left(Path.cwd()) == []
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -146,7 +147,6 @@ def test_ranks_that_are_interrupted_before_they_have_started(start: Any, tmp_pat
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, err
-    assert "Interrupted: ending the ranks of this run." in err
     assert err.splitlines()[-1].startswith("Interrupted")
     assert "Traceback" not in err
 
@@ -191,7 +191,7 @@ def test_a_hook_that_makes_others_wait_is_named(train: Any, what: str, rank: int
     status, _, err = train(*TWO, "strategy.timeout=200", *wrong, "+hook.wrong.impatient=true")
     assert status == 1
     assert err.startswith(said)
-    assert "Timed out waiting 2000ms" in err
+    assert re.search("Timed out waiting 2000ms|Connection closed by peer", err), "the rank that times out first"
     assert err.count("\n") == 1
 
 

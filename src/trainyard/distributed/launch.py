@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, SignalException, start_processes
 
 from trainyard.distributed.rank_process import NEVER, Call, Report, run_rank
 from trainyard.distributed.world import OURS
@@ -186,9 +186,14 @@ class _Ranks:
         envs = {rank: _environ(rank, place) for rank in range(count)}
         args = {rank: (call, rank, theirs) for rank, (_, theirs) in enumerate(pipes)}
         with _silenced(), _signals_held() as handlers, _set({**_shared(place), **environ}):
-            self._context: PContext = start_processes(
-                "rank", run_rank, args, envs, DefaultLogsSpecs(log_dir=os.devnull), start_method="spawn"
-            )
+            try:
+                self._context: PContext = start_processes(
+                    "rank", run_rank, args, envs, DefaultLogsSpecs(log_dir=os.devnull), start_method="spawn"
+                )
+            except SignalException as error:  # another thread of this process took the signal; the ranks have ended
+                for each, handler in handlers.items():
+                    signal.signal(each, handler)
+                raise KeyboardInterrupt(int(error.sigval)) from None
             children = {child.pid: child for child in active_children()}
             self._processes = [children[pid] for _, pid in sorted(self._context.pids().items())]
             for each, handler in handlers.items():  # in place of torch's
