@@ -196,11 +196,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_launcher_that_cannot_be_built() -> None:
     with initialize_config_dir(CONF, **VERSION_BASE):
         cfg = compose("train", overrides=["hydra.launcher._target_=abc"], return_hydra_config=True)
-        with pytest.raises(RuntimeError, match="Invalid plugin") as raised:
+        with pytest.raises(RuntimeError) as raised:
             Plugins.instance().instantiate_launcher(hydra_context=None, task_function=print, config=cfg)
-    assert str(explain(raised.value, [], PLACES)) == (
-        "hydra.launcher: Hydra cannot build this config. Invalid plugin 'abc': not the hydra_plugins package."
-    )
+    told = str(explain(raised.value, [], PLACES))
+    assert told.startswith("hydra.launcher: Hydra cannot build this config. ")
+    assert "'abc'" in told, "as Hydra says it: 1.3 'Invalid plugin', 1.4 'Unknown plugin class'"
 
 
 def test_a_primary_config_that_does_not_exist() -> None:
