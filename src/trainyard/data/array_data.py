@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from trainyard.checks import boolean, choice, integer
-from trainyard.data.base import Data, Loader, arranged
+from trainyard.data.base import Data, Loader, arranged, size_for_evaluation
 from trainyard.data.dataloader import dataset_loader, gathered_by_workers
 from trainyard.data.order import EpochBatchSampler
 from trainyard.data.tensor_loader import ImageLoader, TensorLoader
@@ -57,12 +57,7 @@ class ArrayData(Data):
         self.spec = dict(spec)
         self.splits = arranged(sources)
         self.batch_size = integer("batch_size", batch_size, at_least=1)
-        self.eval_batch_size = integer(
-            "eval_batch_size",
-            max(self.batch_size, 256) if eval_batch_size is None else eval_batch_size,
-            at_least=1,
-            other="null for the default size",
-        )
+        self.eval_batch_size = size_for_evaluation(eval_batch_size, self.batch_size)
         self.drop_last = boolean("drop_last", drop_last)
         self.workers = integer("workers", workers, at_least=0, at_most=MOST_WORKERS)
         self._resident: dict[tuple[str, torch.device], tuple[Tensor, ...]] = {}

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
+from trainyard.checks import integer
 from trainyard.errors import ConfigError
 
 Batch: TypeAlias = Any
@@ -30,6 +31,20 @@ def arranged(names: Iterable[str]) -> tuple[str, ...]:
             accepted += " with a <name> that is not empty and contains no slash" if slash else ""
             raise ConfigError("sources", name, accepted, options=() if slash else SPLITS)
     return tuple(name for split in SPLITS for name in names if name.partition("/")[0] == split)
+
+
+def size_for_evaluation(given: int | None, batch_size: int) -> int:
+    """Return the batch size for validation and test.
+
+    Args:
+        given: the size; None for the larger one of `batch_size` and 256.
+        batch_size: the batch size of the training.
+
+    Raises:
+        ConfigError: the size is not an integer of at least 1.
+    """
+    size = max(batch_size, 256) if given is None else given
+    return integer("eval_batch_size", size, at_least=1, other="null for the default size")
 
 
 def check_names(key: str, names: Iterable[object]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from trainyard.checks import boolean, choice, integer, seed_number
 from trainyard.data.array_data import input_spec
 from trainyard.data.arrays import REGRESSION_LOSS
-from trainyard.data.base import Data
+from trainyard.data.base import Data, size_for_evaluation
 from trainyard.data.tables import Columns, Table, read_frame, read_tables
 from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.rng import generator
@@ -61,12 +61,7 @@ class Stream(Data):
         drop_last: bool = False,
     ) -> None:
         self.batch_size = integer("batch_size", batch_size, at_least=1)
-        self.eval_batch_size = integer(
-            "eval_batch_size",
-            max(self.batch_size, 256) if eval_batch_size is None else eval_batch_size,
-            at_least=1,
-            other="null for the default size",
-        )
+        self.eval_batch_size = size_for_evaluation(eval_batch_size, self.batch_size)
         self.shuffle = boolean("shuffle", shuffle)
         self.drop_last = boolean("drop_last", drop_last)
         self.classes = (
