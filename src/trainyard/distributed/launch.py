@@ -186,14 +186,9 @@ class _Ranks:
         envs = {rank: _environ(rank, place) for rank in range(count)}
         args = {rank: (call, rank, theirs) for rank, (_, theirs) in enumerate(pipes)}
         with _silenced(), _signals_held() as handlers, _set({**_shared(place), **environ}):
-            try:
-                self._context: PContext = start_processes(
-                    "rank", run_rank, args, envs, DefaultLogsSpecs(log_dir=os.devnull), start_method="spawn"
-                )
-            except SignalException as error:  # another thread of this process took the signal; the ranks have ended
-                for each, handler in handlers.items():
-                    signal.signal(each, handler)
-                raise KeyboardInterrupt(int(error.sigval)) from None
+            self._context: PContext = start_processes(
+                "rank", run_rank, args, envs, DefaultLogsSpecs(log_dir=os.devnull), start_method="spawn"
+            )
             children = {child.pid: child for child in active_children()}
             self._processes = [children[pid] for _, pid in sorted(self._context.pids().items())]
             for each, handler in handlers.items():  # in place of torch's
@@ -377,14 +372,22 @@ def _signals_held() -> Iterator[dict[int, Any]]:
     """Block SIGINT and SIGTERM until the end of the block; processes started in it block them until they are ready.
 
     Yields the handlers of the signals that torch handles when it starts processes; none outside the main thread.
+
+    Raises:
+        KeyboardInterrupt: another thread of this process received a signal, and torch's handler has ended the ranks.
     """
     if threading.current_thread() is not threading.main_thread():
         yield {}
         return
     resource_tracker.ensure_running()  # started later, it would let the signals through
     held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    handlers: dict[int, Any] = {each: signal.getsignal(each) for each in _OF_TORCH}
     try:
-        yield {each: signal.getsignal(each) for each in _OF_TORCH}
+        yield handlers
+    except SignalException as error:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+        raise KeyboardInterrupt(int(error.sigval)) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
