@@ -1,6 +1,7 @@
 """Trial of jobs in a worker before the first of them starts."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from waiting import LIMIT, until
 
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.sweep import trial
+from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor import LocalExecutor
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
+from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job
 from trainyard.sweep.run_tasks import TaskResults, run_tasks
 from trainyard.sweep.sweepable import SweepableTask
@@ -126,14 +129,15 @@ def touch_and_wait(file: Path) -> None:
     until(lambda: False)
 
 
-def tried(application: SweepableTask, probe: Task) -> Tried:
+def tried(application: SweepableTask, probe: Task, manifest: Manifest | None = None) -> Tried:
     values = {"lr": 0.1}
     hydra = {"job": {"chdir": False, "env_set": {}, "name": "t"}, "job_logging": {}, "verbose": False}
     config = OmegaConf.create({**values, "hydra": {**hydra, "output_subdir": None, "runtime": {"choices": {}}}})
     executor = LocalExecutor([Slot(0), Slot(1)], preload=())
     executor.start()
     try:
-        return Trials(application, executor, executor).run([Job(0, ("lr=0.1",), config, Path("0"), values)], [probe])
+        trials = Trials(application, executor, executor, manifest or Manifest(Path("manifest.jsonl")))
+        return trials.run([Job(0, ("lr=0.1",), config, Path("0"), values)], [probe])
     finally:
         executor.close()
 
@@ -155,3 +159,26 @@ def test_an_invalid_job_ends_the_probes(tmp_path: Path, monkeypatch: pytest.Monk
     assert [(job.num, str(error)) for job, error in found.errors] == [(0, "lr: odd")]
     assert not found.probes
     assert [outcome.state for outcome in results[0].outcomes] == ["done", "interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("has_jobs", "told"),
+    [
+        (False, "Interrupted before the first job started. To start the sweep, repeat the command."),
+        (
+            True,
+            "Interrupted before the next jobs started. To continue the sweep, use the same command with "
+            "hydra.sweep.dir=multirun/s.",
+        ),
+    ],
+)
+def test_an_interrupted_trial_says_how_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_jobs: bool, told: str
+) -> None:
+    monkeypatch.setattr(trial, "run_tasks", lambda *arguments: TaskResults([], signal.SIGINT))
+    manifest = Manifest(Path("multirun/s/manifest.jsonl"))
+    if has_jobs:
+        manifest.entries[0] = Entry(["lr=0.1"])
+    with pytest.raises(InterruptedSweepError) as error:
+        tried(Waiting(tmp_path / "probed"), Task(1, touch, tmp_path / "probed"), manifest)
+    assert (str(error.value), error.value.status) == (told, 130)

@@ -41,8 +41,16 @@ def how_to_continue(manifest: Manifest) -> str:
 
 
 class InterruptedSweepError(TrainyardError):
-    """The sweep was interrupted; the same command resumes it."""
+    """The sweep was interrupted; the message says how to continue it."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.status = 128 + signum
+
+    @classmethod
+    def between_jobs(cls, manifest: Manifest, signum: int) -> InterruptedSweepError:
+        """Return the error of a sweep that was interrupted while no job was running, before the next jobs started."""
+        if not manifest.entries:
+            return cls("Interrupted before the first job started. To start the sweep, repeat the command.", signum)
+        how = how_to_continue(manifest)
+        return cls(f"Interrupted before the next jobs started. To continue the sweep, {how}.", signum)

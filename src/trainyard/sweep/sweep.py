@@ -94,7 +94,8 @@ class Sweep:
             self._policy = Policy(settings.retries, settings.timeout, settings.fail_fast, settings.grace)
             preload = preloaded(self.application, settings.fuse)
             self._executor = settings.executor(self._slots, self.directory, preload)
-            self._trials = Trials(self.application, settings.trial_executor(self._executor, preload), self._executor)
+            trial_executor = settings.trial_executor(self._executor, preload)
+            self._trials = Trials(self.application, trial_executor, self._executor, self._manifest)
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None

@@ -15,6 +15,7 @@ from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import Task, TaskOutcome
+from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job
 from trainyard.sweep.run_tasks import Callbacks, run_tasks
 from trainyard.sweep.sweepable import Sweepable
@@ -47,16 +48,18 @@ class Trials:
         executor: the executor whose worker tries the jobs.
         prober: the executor on whose slots widths are probed. If it is the same one, probes run at the same time as the
             trial.
+        manifest: the manifest of the sweep.
 
     Attributes:
         sizes: the sizes of the results of jobs, by number, as far as they are known.
         metrics: the metrics that jobs return, by name; empty for their objective only.
     """
 
-    def __init__(self, application: Sweepable, executor: Executor, prober: Executor) -> None:
+    def __init__(self, application: Sweepable, executor: Executor, prober: Executor, manifest: Manifest) -> None:
         self._application = application
         self._executor = executor
         self._prober = prober
+        self._manifest = manifest
         self._seconds = 0.0
         self.sizes: dict[int, JobSize] = {}
         self.metrics: Sequence[str] = ()
@@ -74,17 +77,17 @@ class Trials:
         # A relative path of a job that changes its directory leads elsewhere from here.
         jobs = [job for job in jobs if not job.chdir]
         if not jobs or not self._application.tries or self._seconds > AGAIN:
-            return Tried([], _run(self._prober, probes))
+            return Tried([], self._run(self._prober, probes))
         wanted = {METRICS: list(self.metrics)} if self.metrics else {}
         configs, which = DistinctConfigs.of([{**(job.values or {}), **_environment(job), **wanted} for job in jobs])
         work = worker_tasks.TrialWork(self._application, jobs[0].config, Singleton.get_state(), configs)
         task = Task(0, worker_tasks.try_jobs, work, name="the check of the jobs")
         together = probes if self._prober is self._executor else ()
-        trial, *probed = _run(self._executor, [task, *together])
+        trial, *probed = self._run(self._executor, [task, *together])
         errors = self._errors(trial, configs, [(job, number) for job, number in zip(jobs, which, strict=True)])
         if errors:
             return Tried(errors, ())
-        return Tried([], probed if together else _run(self._prober, probes))
+        return Tried([], probed if together else self._run(self._prober, probes))
 
     def _errors(
         self, trial: TaskOutcome, configs: DistinctConfigs, jobs: Sequence[tuple[Job, int]]
@@ -110,21 +113,20 @@ class Trials:
         errors = [(job, found.errors[number]) for job, number in jobs]
         return [(job, TrainyardError(error)) for job, error in errors if error is not None]
 
+    def _run(self, executor: Executor, tasks: Sequence[Task]) -> list[TaskOutcome]:
+        """Run a trial and probes, until the trial finds an invalid job.
 
-def _run(executor: Executor, tasks: Sequence[Task]) -> list[TaskOutcome]:
-    """Run a trial and probes, until the trial finds an invalid job.
-
-    Raises:
-        InterruptedSweepError: a signal was received.
-    """
-    if not tasks:
-        return []
-    if tasks[-1].function is worker_tasks.probe_stack and sys.stdout.isatty():
-        print("Measuring the best stack width …", flush=True)
-    results = run_tasks(executor, tasks, POLICY, Callbacks(ends=_finds_errors))
-    if results.signum is not None:
-        raise InterruptedSweepError("Interrupted before the next jobs started.", results.signum)
-    return results.outcomes
+        Raises:
+            InterruptedSweepError: a signal was received.
+        """
+        if not tasks:
+            return []
+        if tasks[-1].function is worker_tasks.probe_stack and sys.stdout.isatty():
+            print("Measuring the best stack width …", flush=True)
+        results = run_tasks(executor, tasks, POLICY, Callbacks(ends=_finds_errors))
+        if results.signum is not None:
+            raise InterruptedSweepError.between_jobs(self._manifest, results.signum)
+        return results.outcomes
 
 
 def _finds_errors(outcome: TaskOutcome) -> bool:
