@@ -10,6 +10,7 @@ import pytest
 from waiting import until
 
 from trainyard.errors import TrainyardError
+from trainyard.quoting import shell_override
 from trainyard.sweep.executor import slurm as executor
 from trainyard.sweep.executor.slurm import Resources, SlurmPool
 
@@ -113,3 +114,34 @@ def test_what_is_refused_later_is_not_blamed_on_the_settings(
     slurm("squeue", "exit 0")
     pool.close()
     assert str(found[0]).startswith(told)
+    if command == "sbatch":
+        resume = f"run `trainyard sweep resume '{tmp_path}/a sweep'`. To continue it with fewer agents, repeat its "
+        directory = shell_override("hydra.sweep.dir", tmp_path / "a sweep")
+        repeat = f"command with {directory} and a lower hydra.launcher.max_slots."
+        assert str(found[0]).endswith(resume + repeat)
+
+
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        ("no such module.\nsrun: error: n1: task 0: Exited with exit code 1", "no such module"),
+        ("srun: error: Unable to create step for job 7: Memory not available", "srun: error: Unable to create step .*"),
+    ],
+)
+def test_agents_that_end_early_name_the_file_of_their_output(
+    slurm: Callable[[str, str], None], tmp_path: Path, printed: str, told: str
+) -> None:
+    slurm("sbatch", "echo 7")
+    pool = SlurmPool(tmp_path / "sweep", Resources(), 3)
+    pool.start(["true"])
+    for index in range(3):
+        (tmp_path / f"sweep/slurm/7_{index}.out").write_text(f"{printed}\n")
+    pool.want(3)
+
+    def ended() -> bool:
+        pool.look()
+        return bool(pool.gone()) and False
+
+    with pytest.raises(TrainyardError, match=rf"Slurm's job 7_2 printed: {told}\. Its output is in .*/7_2\.out\.$"):
+        until(ended)
+    pool.close()

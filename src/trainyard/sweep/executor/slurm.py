@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainyard.errors import TrainyardError, counted
-from trainyard.quoting import shell_path
+from trainyard.quoting import shell_override, shell_path
 from trainyard.sweep.executor import slurm_commands
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.slurm_commands import QueuedJob, SlurmError
@@ -161,11 +161,13 @@ class SlurmPool(Pool):
     def _not_accepted(self, error: SlurmError, count: int) -> TrainyardError:
         """Return the error for agents that cannot be submitted, although their settings passed the check at the
         start."""
+        directory = self._folder.parent
         return TrainyardError(
             f"{counted(count, 'agent')} could not be submitted to Slurm: {error}. Slurm accepted these settings when "
             "the sweep started, so you may have reached a limit of the cluster, such as the number of jobs of a user. "
-            "Wait until other jobs have ended, or reduce hydra.launcher.max_slots; then continue the sweep with "
-            f"`trainyard sweep resume {shell_path(self._folder.parent)}`."
+            "To continue the sweep when other jobs have ended, run "
+            f"`trainyard sweep resume {shell_path(directory)}`. To continue it with fewer agents, repeat its command "
+            f"with {shell_override('hydra.sweep.dir', directory)} and a lower hydra.launcher.max_slots."
         )
 
     def _options(self) -> dict[str, Any]:
@@ -354,9 +356,9 @@ class SlurmPool(Pool):
         the disk."""
         path = self._folder / f"{place}.out"
         lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-        said = next((line for line in reversed(lines) if line and not line.startswith("srun:")), "")
-        if said:
-            return f"printed: {said}"
+        of_agent = [line for line in lines if line and not line.startswith("srun:")]
+        if said := (of_agent or lines)[-1:]:  # srun reports last that the agent failed, or why it could not start it
+            return f"printed: {said[0].rstrip('.')}. Its output is in {path}."
         told = f"ended{slurm_commands.ending(place)}"
         if path.exists():
             return f"{told}, and printed nothing."

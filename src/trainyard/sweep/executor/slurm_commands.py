@@ -57,7 +57,7 @@ def check_installed() -> None:
     """
     if shutil.which("sbatch") is None:
         hint = "sbatch is not on the PATH. Start the sweep on a machine of the cluster, or use hydra/launcher=local."
-        raise ConfigError("hydra/launcher", "slurm", "slurm, with Slurm's commands installed", hint=hint)
+        raise ConfigError("hydra/launcher", "slurm", "a launcher whose commands are installed", hint=hint)
 
 
 def submit(script: Path, *options: str) -> str:
