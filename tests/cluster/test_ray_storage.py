@@ -42,7 +42,7 @@ def test_what_nodes_heads_and_storages_meet_with_changes_no_bit(
     store.unlink()
     (shared / "away").rename(store)
     text = finish(directory, process, go)
-    assert "The storage failed: " in text
+    assert "A transfer between this machine and the storage failed: " in text
     assert ends(directory) == dict.fromkeys(range(4), 1)
     assert_same(bits(directory), local)
     assert removed not in {node_of(directory, num) for num in range(4)}

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from agent_processes import AgentProcesses
 
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor import Policy
 from trainyard.sweep.executor.cluster import ClusterExecutor
 from trainyard.sweep.executor.remotes import ClusterSettings
-from trainyard.sweep.executor.shipping import courier
+from trainyard.sweep.executor.shipping import courier, node
 from trainyard.sweep.executor.shipping.home import HomeFiles
 from trainyard.sweep.executor.shipping.storage import Storage
 from trainyard.sweep.executor.slots import Slot
@@ -123,7 +124,7 @@ def test_a_task_goes_on_elsewhere_with_what_it_has_written(tmp_path: Path) -> No
             (tmp_path / "store").rename(down)
             (tmp_path / "store").touch()
             go.touch()
-        if len(steps) == 2 and any("storage failed" in line for line in told):
+        if len(steps) == 2 and any("the storage failed" in line for line in told):
             steps.append("up")
             (tmp_path / "store").unlink()
             down.rename(tmp_path / "store")
@@ -134,7 +135,7 @@ def test_a_task_goes_on_elsewhere_with_what_it_has_written(tmp_path: Path) -> No
     assert (home / "end").read_text() == "end"
     assert steps[1:] == ["down", "up"]
     assert any("is lost: its process ended with -9" in line for line in told)
-    assert any("There it is again" in line or "is available again" in line for line in told)
+    assert "The transfer has succeeded." in told
 
 
 def test_an_agent_that_does_not_see_the_storage(tmp_path: Path) -> None:
@@ -147,7 +148,33 @@ def test_an_agent_that_does_not_see_the_storage(tmp_path: Path) -> None:
         executor.wait(0)
         (process,) = pool.processes.values()
         assert process.wait(60) == 2
-    assert "does not see the storage of the sweep (hydra.launcher.storage): file://" in pool.output[0]
+    assert "cannot read the storage of the sweep (hydra.launcher.storage): file://" in pool.output[0]
+
+
+class NoCredentialsError(Exception):
+    """Like the error of botocore, which is no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NoCredentialsError("Unable to locate credentials"), "Unable to locate credentials"),
+        (
+            ConfigError("storage", "s3://bucket", "a URL", hint="Install s3fs to access S3."),
+            "Install s3fs to access S3",
+        ),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_a_node_reports_every_error_of_the_storage(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def fail(url: str) -> Storage:
+        raise error
+
+    monkeypatch.setattr(node, "Storage", fail)
+    with pytest.raises(TrainyardError, match=rf"\(hydra\.launcher\.storage\): {told}\.$"):
+        node._seen("s3://bucket")
 
 
 def test_a_task_that_is_to_end_before_its_files_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

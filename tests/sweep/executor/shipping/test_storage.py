@@ -60,7 +60,7 @@ def test_a_check_leaves_nothing(storage: Storage) -> None:
         ("stfp://host/folder", "fsspec does not support stfp://. Did you mean sftp://?"),
         ("/mnt/disk", "The URL does not start with a protocol such as s3://."),
         ("dropbox://folder", "Install this package on the nodes too."),
-        ("http://127.0.0.1:9/folder", "The storage cannot be written and read: "),
+        ("http://127.0.0.1:9/folder", "A test file could not be written, read and removed: "),
     ],
 )
 def test_what_cannot_be_a_storage(url: str, told: str, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
         ConfigError,
-        match=r"storage: 'file://.* The storage cannot be written and read: (Not a directory|File exists)\.",
+        match=r"storage: 'file://.* A test file could not be written, .*: (Not a directory|File exists)\.",
     ):
         RaySettings(storage=f"file://{tmp_path}/file/inner").files(tmp_path)
 

@@ -133,12 +133,14 @@ class Courier:
         except Exception as error:  # a storage's own, of many kinds
             if not self._failing:
                 self._failing, self._pause = True, _SHORTEST / 2
-                self._tell(f"The storage failed: {_in_words(error)}. The transfer will be repeated.")
+                self._tell(
+                    f"A transfer between this machine and the storage failed: {_in_words(error)}. It will be repeated."
+                )
             self._pause = min(_LONGEST, 2 * self._pause)
             return False
         if self._failing:
             self._failing = False
-            self._tell("The storage is available again.")
+            self._tell("The transfer has succeeded.")
         self._pause = max(EVERY, 10 * (time.monotonic() - begun))
         return True
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trainyard.errors import TrainyardError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.meeting import HeadAddress, write_meeting
 from trainyard.sweep.executor.remote_agent import RemoteAgent
@@ -26,7 +26,7 @@ from trainyard.sweep.executor.shipping.files import Action, AgentFiles
 from trainyard.sweep.executor.shipping.home import ALIVE
 from trainyard.sweep.executor.shipping.mirror import Mirror
 from trainyard.sweep.executor.shipping.portable import Folders
-from trainyard.sweep.executor.shipping.storage import Storage, StorageError
+from trainyard.sweep.executor.shipping.storage import Storage
 from trainyard.sweep.executor.worker import Place
 from trainyard.track.variables import GIT_FACTS
 
@@ -156,10 +156,10 @@ def _seen(url: str) -> Storage:
     try:
         storage = Storage(url)
         storage.marked()
-    except (TrainyardError, StorageError, OSError) as error:
+    except Exception as error:  # a storage's own, of many kinds
+        told = error.hint if isinstance(error, ConfigError) else str(error) or type(error).__name__
         raise TrainyardError(
-            f"{os.uname().nodename} does not see the storage of the sweep (hydra.launcher.storage): "
-            f"{str(error).rstrip('.')}."
+            f"{os.uname().nodename} cannot read the storage of the sweep (hydra.launcher.storage): {told.rstrip('.')}."
         ) from error
     return storage
 

@@ -68,7 +68,7 @@ class Storage:
                 raise StorageError("the data that was read differs from the data that was written")
         except Exception as error:
             raise ConfigError(
-                KEY, self.url, ACCEPTED, hint=f"The storage cannot be written and read: {_in_words(error)}."
+                KEY, self.url, ACCEPTED, hint=f"A test file could not be written, read and removed: {_in_words(error)}."
             ) from error
 
     def mark(self, told: dict[str, Any]) -> None:
