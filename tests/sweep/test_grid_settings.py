@@ -195,7 +195,7 @@ PAIR = [["seed", "optim.lr"]]
         (
             ["seed=0,1"],
             {"zip": PAIR, "blocks": [{"optim.lr": "1,2"}, {}]},
-            "Block 1 of hydra.sweeper.blocks lists several values only for seed.",
+            "hydra.sweeper.blocks[1] has several values only for seed.",
         ),
         (
             ["init={a:1},{a:2}", "init={b:1},{b:2}", "seed=0,1"],

@@ -168,7 +168,7 @@ def _check_zip(zipped: Sequence[Sequence[str]], blocks: Sequence[Sequence[Overri
             here = [key for key in keys if key in block]
             if here and len(here) < len(keys):
                 missing = ", ".join(key for key in keys if key not in block)
-                hint = f"Block {number} of {BLOCKS} lists several values only for {', '.join(here)}."
+                hint = f"{BLOCKS}[{number}] has several values only for {', '.join(here)}."
                 raise ConfigError(ZIP, list(keys), f"keys that all have several values, including {missing}", hint=hint)
             twice = next((key for key in keys if block.count(key) > 1), None)
             if twice is not None:
@@ -206,7 +206,9 @@ def _values(override: Override) -> Sequence[str]:
         return list(override.sweep_string_iterator())
     found = [] if value.step == 0 else list(override.sweep_string_iterator())
     if not found:
-        hint = "range(start, stop, step) excludes stop, and step is not 0."
+        hint = (
+            "range(start, stop, step) excludes stop. step must not be 0, and must be negative if stop is below start."
+        )
         given = str(override.input_line).partition("=")[2]
         raise ConfigError(override.key_or_group, given, "a range that contains a value", hint=hint)
     return found
