@@ -152,7 +152,7 @@ def test_a_task_that_cannot_be_pickled_fails_without_a_process() -> None:
 def test_a_result_that_cannot_be_pickled_fails_the_task() -> None:
     (outcome,) = run(lambda _: __import__("threading").Lock())
     assert outcome.state == "failed"
-    assert "the result of the task cannot be pickled" in outcome.error
+    assert "the return value of the task function cannot be pickled" in outcome.error
 
 
 def test_a_result_that_cannot_be_unpickled_fails_the_task() -> None:
@@ -162,7 +162,7 @@ def test_a_result_that_cannot_be_unpickled_fails_the_task() -> None:
 
     (outcome,) = run(lambda _: Result())
     assert outcome.state == "failed"
-    assert "the result of the task cannot be unpickled: ValueError" in outcome.error
+    assert "the return value of the task function cannot be unpickled: ValueError" in outcome.error
 
 
 # Processes that die

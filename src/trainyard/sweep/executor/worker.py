@@ -181,7 +181,7 @@ def _pickled(value: Any, folders: Folders) -> bytes:
     try:
         return portable.dumps(value, folders)
     except Exception as error:
-        raise TypeError(f"the result of the task cannot be pickled: {one_line(error)}") from error
+        raise TypeError(f"the return value of the task function cannot be pickled: {one_line(error)}") from error
 
 
 def _report_of(error: BaseException) -> TaskReport:

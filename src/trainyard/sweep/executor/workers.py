@@ -184,5 +184,5 @@ def _open(report: TaskReport) -> tuple[TaskReport, Any]:
     try:
         return report, portable.load(io.BytesIO(report.value))
     except Exception as error:
-        error_line = f"the result of the task cannot be unpickled: {one_line(error)}"
+        error_line = f"the return value of the task function cannot be unpickled: {one_line(error)}"
         return TaskReport("failed", error=error_line, traceback=traceback.format_exc()), None
