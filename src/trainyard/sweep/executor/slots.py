@@ -126,6 +126,6 @@ def _device(slot: Slot, base: Mapping[str, str]) -> str:
         return number
     names = [name.strip() for name in base["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
     if int(number) >= len(names):
-        accepted = f"an index below {len(names)}, the number of devices in CUDA_VISIBLE_DEVICES={','.join(names)}"
+        accepted = f"a device that is visible: CUDA_VISIBLE_DEVICES has {counted(len(names), 'device')}"
         raise ConfigError("slots", slot.device, accepted)
     return names[int(number)]
