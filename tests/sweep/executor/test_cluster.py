@@ -18,7 +18,7 @@ from agent_processes import AgentProcesses
 
 from trainyard.errors import TrainyardError
 from trainyard.nodes import Nodes
-from trainyard.sweep.executor import Policy, cluster, lease, meeting
+from trainyard.sweep.executor import Policy, cluster, lease, meeting, remote_agent
 from trainyard.sweep.executor.cluster import ClusterExecutor
 from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.remote_agent import main
@@ -389,3 +389,15 @@ def test_an_address_that_this_machine_does_not_have(kind: Any, tmp_path: Path) -
         pass
     assert hasattr(kind(), kind.ADDRESS)
     assert str(error.value).startswith(f"{key}: '192.0.2.1' is invalid. Expected an address")
+
+
+def test_an_agent_that_cannot_reach_the_head_names_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meeting.write_meeting(tmp_path, meeting.HeadAddress(1, "tcp", "127.0.0.1", 9), "0" * 64)
+    monkeypatch.setattr(remote_agent, "_WELCOME", 0.2)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("This agent exits: the head at 127.0.0.1:9 does not respond. If this node cannot reach")
+    assert len(said.splitlines()) == 1  # the head shows the last line

@@ -152,7 +152,7 @@ class RemoteAgent:
         self._obey_signal()
         silence = self._transport.silence(HEAD)
         if not self._lost and (silence > self._patience or (silence > 2 * BEAT and self._is_replaced())):
-            self._lose_head("the head does not respond")
+            self._lose_head(self._told_silence())
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             self._kill_at = time.monotonic() + self._grace
             self._signal(list(self._reports), signal.SIGKILL)
@@ -163,6 +163,15 @@ class RemoteAgent:
             # Slurm sends it to all processes of its job. A worker that gets it twice ends without a checkpoint.
             known = self._told == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
             self._leave(f"the agent received {signal.Signals(self._told).name}", ask=not known)
+
+    def _told_silence(self) -> str:
+        if self._agent is not None or self._address.kind == "files":
+            return "the head does not respond"
+        return (
+            f"the head at {self._address.host}:{self._address.port} does not respond. If this node cannot reach this "
+            "address, set hydra.launcher.address (Slurm) or hydra.launcher.head_address (Ray); on a shared disk, "
+            "hydra.launcher.transport=files needs no port"
+        )
 
     def _is_replaced(self) -> bool:
         with suppress(OSError, ValueError):
