@@ -42,7 +42,7 @@ class Constraint:
         except ValueError:
             bound = math.nan
         if found is None or math.isnan(bound):
-            raise ConfigError(CONSTRAINTS, text, "a metric, <= or >=, and a number: ['model/parameters <= 1e5']")
+            raise ConfigError(CONSTRAINTS, text, "a metric, <= or >=, and a number, such as 'model/parameters <= 1e5'")
         return cls(found[1], found[2], bound)  # type: ignore[arg-type]
 
     def violation(self, value: float | None) -> float:
