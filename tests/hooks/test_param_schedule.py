@@ -68,6 +68,14 @@ def test_by_iteration(make: Any, name: str, loop: str) -> None:
     assert rates.all == by_hand(scheduler, 18)
 
 
+def test_the_hook_may_have_another_name(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    schedule = Schedule(partial(lr_scheduler.CosineAnnealingLR, T_max="auto"))
+    for hooks, warns in (({"mine": ParamSchedule()}, False), ({}, True)):
+        caplog.clear()
+        make(hooks, optim=SGD, schedule=schedule).train()
+        assert ("The schedule has no effect" in caplog.text) == warns
+
+
 def test_the_momentum_is_cycled_too(make: Any) -> None:
     rates = Rates()
     schedule = Schedule(partial(lr_scheduler.OneCycleLR, max_lr="auto", total_steps=19), by="iter")

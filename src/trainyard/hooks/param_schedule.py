@@ -18,6 +18,7 @@ class ParamSchedule(Hook):
     priority = "HIGH"
     stackable = True
     own_places = own_epochs = True
+    applies_schedule = True
 
     def before_train(self, runner: Runner) -> None:
         schedule: Any = runner.schedule

@@ -153,6 +153,12 @@ class Dispatch:
             for stage in self.stages
         }
 
+    @property
+    def applies_schedule(self) -> bool:
+        """Whether a hook writes the values of the schedule to the optimizer, as `param_schedule` does."""
+        named = "param_schedule" in self.hooks
+        return named or any(getattr(hook, "applies_schedule", False) for hook in self.hooks.values())
+
     def stage(self, name: str) -> list[Callable[..., None]]:
         """Return the bound methods to call at a stage, first to last.
 

@@ -57,7 +57,7 @@ def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
                 raise UnknownMetricError(key, name, f"This run computes {', '.join(names) or none}", options=names)
         elif name not in known and not name.startswith("train/"):
             raise UnknownMetricError(key, name, f"This run computes {', '.join(known) or none}", options=known)
-    if not getattr(runner.schedule, "constant", True) and "param_schedule" not in runner.dispatch.hooks:
+    if not getattr(runner.schedule, "constant", True) and not runner.dispatch.applies_schedule:
         log.warning(
             "The schedule has no effect, because the hook param_schedule is missing. This hook is part of hook=default."
         )

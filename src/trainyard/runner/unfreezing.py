@@ -81,7 +81,7 @@ def _new(runner: Runner) -> dict[str, Parameter]:
 def _schedule(runner: Runner) -> None:
     """Write the current row of the schedule into the new groups, if a hook does so for the others."""
     schedule = runner.schedule
-    if schedule is None or "param_schedule" not in runner.dispatch.hooks:
+    if schedule is None or not runner.dispatch.applies_schedule:
         return
     schedule.follow(runner.optimizer)
     index = runner.iter if (schedule.by or runner.train_loop.unit) == "iter" else runner.epoch
