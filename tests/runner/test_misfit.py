@@ -93,10 +93,29 @@ def test_an_argument_of_a_network_within_the_model(told: Any) -> None:
     assert message.startswith("model.net.in_features: 7 is invalid. Expected auto, or 4")
 
 
+def test_an_argument_is_not_the_cause_of_an_error_of_types(told: Any) -> None:
+    """The width of an inner layer has the name of a fact of the data."""
+    net = {"_target_": "torch.nn.Linear", "in_features": 7, "out_features": 3}
+    doubles = _tensors(x=torch.float64)
+    message = told(model={"_target_": "trainyard.models.Supervised", "net": net}, data=_data(doubles, doubles))
+    assert message.startswith("model: error in a batch of 'val': layer net (Linear(in_features=7,")
+    assert "the data must be too (x.to(torch.float32))" in message
+
+
+def test_an_error_of_types_within_a_network_whose_inputs_have_the_type_of_its_weights(told: Any) -> None:
+    class Chosen(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) @ torch.eye(3, dtype=torch.float64)
+
+    message = told(model=Supervised(Chosen()))
+    assert "raised RuntimeError: expected m1 and m2 to have the same dtype" in message
+    assert "so the data must be" not in message
+
+
 def test_a_layer_of_the_users_own(told: Any) -> None:
     message = told(model=Supervised(Net(width=5)))
-    assert message.startswith("model and data do not match, in a batch of 'val': layer net.head (Linear(in_features=5,")
-    assert "was given float32 [16, 8]; torch says: mat1 and mat2" in message
+    assert message.startswith("model: error in a batch of 'val': layer net.head (Linear(in_features=5,")
+    assert "was given float32 [16, 8] and raised RuntimeError: mat1 and mat2" in message
     assert "(test_misfit.py:" in message, "the line of the user's code"
 
 
@@ -110,10 +129,8 @@ def test_inputs_of_a_type_that_the_layer_does_not_take(told: Any, kind: torch.dt
 def test_numbers_to_predict_for_a_metric_of_classes(told: Any) -> None:
     numbers = _tensors(y=Tensor.float)
     message = told(model=Supervised(Net(classes=1), nn.MSELoss()), data=_data(numbers, numbers), metrics=RANKED)
-    assert message.startswith(
-        "metric.accuracy and data do not match, in a batch of 'val': metric.accuracy was given the"
-    )
-    assert "the outputs float32 [16, 1] and the target float32 [16]; torch says: gather" in message
+    assert message.startswith("metric.accuracy: error in a batch of 'val': metric.accuracy was given the")
+    assert "the outputs float32 [16, 1] and the target float32 [16] and raised RuntimeError: gather" in message
     assert message.endswith("For regression targets, use metric=regression.")
 
 
@@ -123,6 +140,8 @@ def test_classes_as_floats(told: Any) -> None:
     assert "Class targets must be int64" in message
     message = told(model=Supervised(Net()), data=_data(floats), before=None)
     assert "layer loss (CrossEntropyLoss())" in message
+    message = told(model=Tokens(), data=_data(floats), metrics={}, objective="val/loss", before=None)
+    assert message.endswith("Class targets must be int64 (target.long()).")
 
 
 @pytest.mark.parametrize(("target", "also"), [(5, "num_classes=3"), (-1, "ignore_index")])
@@ -259,6 +278,7 @@ def test_batch_norm_that_has_several_values_of_one_sample(parts: Any) -> None:
 def test_a_loss_without_a_graph(told: Any) -> None:
     message = told(model=Tokens(detached=True), before=None)
     assert message.startswith("model: the loss does not depend on a trained parameter")
+    assert "or all parameters that the loss depends on are frozen" in message
 
 
 @pytest.mark.parametrize(
@@ -290,6 +310,11 @@ def test_sparse_gradients(told: Any, more: Any, said: str) -> None:
     message = told(model=Tokens(sparse=True), optim=optim, **more, before=None)
     assert message.startswith(said)
     assert "parse" in message
+
+
+def test_sparse_gradients_with_momentum(parts: Any) -> None:
+    optim = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1, "momentum": 0.9}
+    Runner(**parts | {"data": _data(), "model": Tokens(sparse=True), "optim": optim}).train()
 
 
 class TwoTokens(Tokens):

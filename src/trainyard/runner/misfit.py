@@ -38,6 +38,7 @@ _OF_TENSORS = re.compile(
     r"shape|size|dimension|dtype|scalar type|out of bounds|out of range|not implemented for|same type|broadcast", re.I
 )
 _OF_INDEX = re.compile(r"[Tt]arget (-?\d+) is out of bounds|index out of range in self|device-side assert|Class values")
+_OF_TYPES = re.compile(r"dtype|scalar type|not implemented for|same type|type \(", re.I)
 _OF_NORM = "Expected more than 1 value per channel"
 _NO_GRAPH = "does not require grad and does not have a grad_fn"
 _SIZES = ("num_classes", "vocab_size", "out_features")
@@ -95,7 +96,7 @@ class Scene:
 
     def __init__(self, error: BaseException, parts: Parts) -> None:
         said = str(error).strip().partition("\n")[0]
-        self.text = (said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…").rstrip(".")
+        self.text = (said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…").rstrip(".: ")
         self.error = error
         self.module: nn.Module | None = None
         self.given: tuple[Any, ...] = ()
@@ -156,11 +157,12 @@ class Scene:
 
     @property
     def where(self) -> str:
-        """The layer, its inputs, and the message of torch."""
+        """The layer, its inputs, and the error."""
         whose = self.layer or self.part or "the model"
         given = f" was given {_shown(self.given)}" if self.module is not None and self.given else self.measured
         place = f" ({self.place})" if self.place else ""
-        return f"{whose}{given}; torch says: {self.text}{place}."
+        raised = f"{type(self.error).__name__}: {self.text}{place}."
+        return f"{whose}{given} and raised {raised}" if given else f"{whose} raised {raised}"
 
 
 def _explanation(scene: Scene, parts: Parts) -> TrainyardError | None:
@@ -186,21 +188,25 @@ def _explanation(scene: Scene, parts: Parts) -> TrainyardError | None:
 
 def _shapes(scene: Scene, parts: Parts) -> TrainyardError:
     """Explain shapes, types and signatures that do not fit."""
-    suspects = _suspects(parts)
+    other = _OF_TYPES.search(scene.text) or "device" in scene.text
+    suspects = [] if other else _suspects(parts)
     hint = _capital(scene.where)
     for key, given, fact in suspects:
         if len(suspects) == 1 or re.search(rf"\b{given}\b", f"{scene.text} {scene.layer}"):
             return ConfigError(key, given, f"auto, or {fact}, as in the data", hint=hint)
     key = scene.part or "model"
     advice = _types(scene)
-    return TrainyardError(f"{key} and data do not match, in a batch of {scene.split!r}: {scene.where}{advice}")
+    return TrainyardError(f"{key}: error in a batch of {scene.split!r}: {scene.where}{advice}")
 
 
 def _types(scene: Scene) -> str:
     """Return advice about a type, as an additional sentence; empty if types are not the cause."""
-    if not re.search(r"dtype|scalar type|not implemented for|same type|type \(", scene.text, re.I):
+    if not _OF_TYPES.search(scene.text):
         return ""
-    if scene.part is not None or isinstance(scene.module, nn.CrossEntropyLoss | nn.NLLLoss):
+    in_metric = (scene.part or "").startswith("metric.")
+    if in_metric or scene.logits is not None or isinstance(scene.module, nn.CrossEntropyLoss | nn.NLLLoss):
+        if scene.target is not None and scene.target.dtype == torch.int64:
+            return ""
         numbers = scene.measured and scene.target is not None and scene.target.is_floating_point()
         regression = " For regression targets, use metric=regression." if numbers else ""
         return f" Class targets must be int64 (target.long()).{regression}"
@@ -209,6 +215,9 @@ def _types(scene: Scene) -> str:
         return ""
     if isinstance(scene.module, nn.Embedding):
         return " An embedding needs integers (x.long())."
+    first = next((each for each in scene.given if isinstance(each, Tensor)), None)
+    if first is None or first.dtype == own:
+        return ""
     return f" The layer's weights are {_dtype(own)}, so the data must be too (x.to(torch.{_dtype(own)}))."
 
 
@@ -291,8 +300,8 @@ def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigEr
 def _without_graph() -> TrainyardError:
     return TrainyardError(
         "model: the loss does not depend on a trained parameter. Either .detach(), .item(), .data, torch.no_grad(), "
-        "argmax or a conversion to NumPy removes the graph of the loss, or all parameters of the model are frozen "
-        "(`freeze`, requires_grad)."
+        "argmax or a conversion to NumPy removes the graph of the loss, or all parameters that the loss depends "
+        "on are frozen (`freeze`, requires_grad)."
     )
 
 
@@ -308,12 +317,10 @@ def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
     if scene.optimizer is None:
         key, whose = scene.part or "model", f"{whose[0].lower()}{whose[1:]}"
         return TrainyardError(
-            f"{key}: {whose}, which a part of the step does not support; {dense}. torch says: {scene.text}."
+            f"{key}: {whose}, which a part of the training step does not support; {dense}. torch says: {scene.text}."
         )
     name = type(scene.optimizer).__name__
-    taken = (
-        "an optimizer for sparse gradients: SGD or Adagrad without momentum and weight decay, or torch.optim.SparseAdam"
-    )
+    taken = "an optimizer for sparse gradients: SGD or Adagrad without weight decay, or torch.optim.SparseAdam"
     return ConfigError(scene.optim_key(parts), name, taken, hint=f"{whose}: {dense}. {name} says: {scene.text}.")
 
 
