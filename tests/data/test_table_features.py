@@ -139,7 +139,7 @@ def test_what_a_table_cannot_have(path: str, tmp_path: Path) -> None:
 
 def test_the_model_must_be_able_to_take_it(path: str) -> None:
     data = Arrays(path, "price", missing="mean", **ALL)
-    with pytest.raises(ConfigError, match="data_preprocessor"):
+    with pytest.raises(ConfigError, match="a class whose __init__ takes data_preprocessor"):
         _ = Runner({"_target_": "test_table_features.Own"}, data).model_config
 
 
