@@ -161,8 +161,9 @@ def restore(member: Member, start: Start | None, *, weights_only: bool = False) 
         member.best = None  # its file is in another directory: the best is determined anew among the states saved here
     if state["seed"] != member.seed:
         log.warning(
-            "The checkpoint was saved with seed %s, but this run has seed %s, so the order of the data changes.",
+            "The checkpoint was saved with seed %s, but this run has seed %s, so the order of the data can change.",
             *(state["seed"], member.seed),
+            extra={"member": member},
         )
     runner.call("after_load_checkpoint", checkpoint=state, member=member)
     with _of_this_training(start):
