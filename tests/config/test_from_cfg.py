@@ -1,6 +1,7 @@
 """A Runner from one composed config."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def test_from_cfg_without_a_model() -> None:
     ],
 )
 def test_a_config_of_mmengine_is_told_the_page(cfg: Any, told: str) -> None:
-    for each in (cfg, OmegaConf.create(cfg)):
+    for each in (cfg, OmegaConf.create(cfg), SimpleNamespace(_cfg_dict=cfg)):  # the last one: mmengine.Config
         with pytest.raises(ConfigError) as error:
             Runner.from_cfg(each)
         assert str(error.value).startswith(told)

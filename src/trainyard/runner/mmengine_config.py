@@ -19,6 +19,8 @@ _OF_MMENGINE = (
 def check_not_mmengine(cfg: Any) -> None:
     """Raise a `ConfigError` for an MMEngine config; values that are not configs are ignored."""
     if not isinstance(cfg, Mapping | DictConfig):
+        cfg = getattr(cfg, "_cfg_dict", None)  # mmengine.Config is not a Mapping
+    if not isinstance(cfg, Mapping | DictConfig):
         return
     model = cfg.get("model")
     given: dict[str, Any] = {key: cfg[key] for key in _OF_MMENGINE if key in cfg}
