@@ -80,6 +80,7 @@ def test_an_override_is_taken_and_recorded(begun: Path, caplog: pytest.LogCaptur
     again.train()
     assert [group(again)[key] for key in ("lr", "weight_decay", "betas")] == [0.2, 0.01, (0.8, 0.9)]
     assert "optim.lr is now 0.2 instead of 0.1." in caplog.text
+    assert "set resume_override=[optim.lr,optim.betas,optim.weight_decay]." in caplog.text
     tags = tags_of(begun)
     assert tags["resume_override.optim.lr"] == "0.1 -> 0.2 at iteration 4"
     assert tags["resume_override.optim.betas"] == "[0.9, 0.999] -> [0.8, 0.9] at iteration 4"

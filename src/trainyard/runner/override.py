@@ -64,7 +64,8 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
         config: the options of the optimizer in the config.
         base: the groups with which the saved schedule started; empty if unknown.
     """
-    asked = [key for key in parse(member.settings[KEY]) if key != BATCH_SIZE]
+    given = parse(member.settings[KEY])
+    asked = [key for key in given if key != BATCH_SIZE]
     saved = options_of(member.optimizer)
     for key in asked:
         if key not in saved:
@@ -87,7 +88,7 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
             log.warning(
                 "%s was %s in the checkpoint; the schedule continues from the config's %s. To confirm this "
                 "change, set %s=[%s].",
-                *(key, _shown(theirs), _shown(own), KEY, key),
+                *(key, _shown(theirs), _shown(own), KEY, ",".join([*given, key])),
                 extra={"member": member},
             )
         else:
@@ -96,7 +97,7 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
             log.warning(
                 "%s keeps the value of the checkpoint, %s, and the config's %s is ignored. To use the value "
                 "of the config, set %s=[%s].",
-                *(key, _shown(theirs), _shown(own), KEY, key),
+                *(key, _shown(theirs), _shown(own), KEY, ",".join([*given, key])),
                 extra={"member": member},
             )
 
