@@ -125,6 +125,18 @@ def test_what_is_set_by_key_is_not_lost(checked: Any) -> None:
     assert checked(OFTEN, "hook=[often,ema]", "hook.logger.interval=7")["logger"]["interval"] == 7
 
 
+@pytest.mark.parametrize("value", [5, 10])
+def test_both_values_can_be_set_by_key(checked: Any, value: int) -> None:
+    assert checked(OFTEN, "hook=[often,ema]", f"hook.logger.interval={value}")["logger"]["interval"] == value
+
+
+def test_in_ones_own_defaults_list(checked: Any) -> None:
+    mine = "defaults: {}\nlogger:\n  interval: 5\n"
+    with pytest.raises(ConfigError, match=r"Name _self_ last in the defaults list of hook/mine\.yaml"):
+        checked({"mine": mine.format("[default, _self_, ema]")}, "hook=mine")
+    assert checked({"mine": mine.format("[default, ema, _self_]")}, "hook=mine")["logger"]["interval"] == 5
+
+
 def test_in_one_defaults_list(checked: Any) -> None:
     files = OFTEN | {"both": "defaults: [often, ema, _self_]\n"}
     with pytest.raises(ConfigError, match=r"Name often last in the defaults list of hook/both\.yaml, or set hook\.log"):

@@ -70,14 +70,16 @@ def check_hook_names(cfg: DictConfig) -> None:
     lost = _lost(options, sources)
     if lost:
         raw: Any = OmegaConf.to_container(cfg, resolve=False)
+        overridden = _overridden(hydra)
         for each in lost:
-            if _is_set_back(each, raw):
+            if each.key not in overridden and _is_set_back(each, raw):
                 again = f"hook/{each.by}.yaml resets the key"
                 if each.later != each.by:
                     again = f"{each.later} includes hook/{each.by}.yaml again, which resets the key"
                 way = f"Choose {each.option} after {each.later}"
                 if each.option == each.later:
-                    way = f"Name {each.file} last in the defaults list of hook/{each.option}.yaml"
+                    own = "_self_" if each.file == each.option else each.file
+                    way = f"Name {own} last in the defaults list of hook/{each.option}.yaml"
                 back = "a hook" if each.key.count(".") == 1 else repr(each.back)  # the first: a hook that was removed
                 raise ConfigError(
                     each.key,
@@ -101,6 +103,12 @@ def chosen_hooks(hydra: Any, sources: Sources) -> tuple[str, ...]:
         return () if choices["hook"] is None else (str(choices["hook"]),)
     files = [f"{group}/{option}" for group, option in choices.items() if option and not group.startswith("hydra/")]
     return _listed_in((str(hydra.job.config_name), *files), sources)
+
+
+def _overridden(hydra: Any) -> set[str]:
+    """Return the keys that the overrides of the current job set."""
+    given: Any = plain(hydra.overrides._get_node("task"))
+    return {entry.partition("=")[0].lstrip("+") for entry in given}
 
 
 @lru_cache(maxsize=64)
