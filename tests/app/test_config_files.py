@@ -47,9 +47,7 @@ def test_a_folder_without_the_primary_config(command: Any) -> None:
         "options of groups to the configs of this command, use --config-dir."
     )
     Path("configs/mine.yaml").write_text("defaults: [train]\n")
-    assert "The primary configs in this folder are mine: select one with --config-name." in _told(
-        command, "-cp", "configs"
-    )
+    assert "Available primary configs: mine. Select one with --config-name." in _told(command, "-cp", "configs")
     assert "--config-name: 'mini' is invalid. Expected a config in" in _told(
         command, "--config-dir", "configs", "-cn", "mini"
     )

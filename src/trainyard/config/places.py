@@ -111,9 +111,7 @@ class ConfigPlaces:
             hint = "To add a folder with options of groups to the configs of this command, use --config-dir."
             found = self.primary_configs()
             if found:
-                hint = (
-                    f"The primary configs in this folder are {', '.join(found)}: select one with --config-name. {hint}"
-                )
+                hint = f"Available primary configs: {', '.join(found)}. Select one with --config-name. {hint}"
             raise ConfigError("--config-path", self.main, f"a folder that contains {_file(self.name)}", hint=hint)
 
     def primary_configs(self) -> list[str]:
