@@ -131,8 +131,7 @@ def _check_dots(values: Mapping[str, Any]) -> None:
         first, *rest = key.split(".")
         if rest and (first in READ or first == "hydra"):
             nested = "".join(f"{name}: {{" for name in key.split(".")[:-1]) + f"{rest[-1]}: …" + "}" * len(rest)
-            hint = "Only the command line accepts dots in a key."
-            raise ConfigError(key, value, f"nested keys in the config file: {nested}", hint=hint)
+            raise ConfigError(key, value, f"nested keys in the config file: {nested}")
 
 
 def _check_credentials(cfg: DictConfig, values: dict[str, Any]) -> None:
@@ -257,9 +256,8 @@ def _check_settings(values: dict[str, Any]) -> None:
     if not isinstance(resume, bool | str):
         raise ConfigError("resume", resume, "true, false or the path of a checkpoint")
     if mode != "train" and not settings["load_from"]:
-        raise ConfigError(
-            "load_from", None, f"the path of a checkpoint, because mode={mode} evaluates existing weights"
-        )
+        accepted = f"the path of a checkpoint, because mode={mode} evaluates existing weights"
+        raise ConfigError("load_from", settings["load_from"], accepted)
 
 
 @cache
