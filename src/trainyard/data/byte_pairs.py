@@ -33,7 +33,10 @@ class BytePairs:
         except ImportError as error:
             hint = "Install it with: pip install 'trainyard[hf]'"
             raise ConfigError(
-                "_target_", "BytePairs", "another tokenizer, because transformers is not installed", hint=hint
+                "_target_",
+                "trainyard.data.BytePairs",
+                "another tokenizer, because transformers is not installed",
+                hint=hint,
             ) from error
 
     def fit(self, texts: Iterable[str]) -> Any:
