@@ -301,7 +301,7 @@ def test_columns_that_do_not_fit(table: Any) -> None:
     refused("features", "at least one", path, target="a", features=[])
     refused("target", "columns of numbers", path, target=["a", "kind"], features=["b"])
     gaps = FRAME.assign(b=FRAME["b"].where(FRAME.index != 5), kind=FRAME["kind"].where(FRAME.index != 6))
-    refused("features", "missing=mean", table("gaps.csv", gaps), target="count", features=["a", "b"])
+    refused("features", r"data\.missing=mean", table("gaps.csv", gaps), target="count", features=["a", "b"])
     texts = pd.DataFrame({"a": range(150), "note": [f"patient {number}" for number in range(150)]})
     refused("target", "but the targets are 150 different strings in 150 rows", table("texts.csv", texts), target="note")
     refused("target", "row 6", table("gaps.csv", gaps), target="kind", features=["a"])

@@ -148,7 +148,9 @@ def refused(key: str, match: str, **kwargs: Any) -> None:
 
 
 def test_what_is_no_data_set(tmp_path: Path) -> None:
-    refused("tokenizer", r"'text' contains text.*AutoTokenizer.*text=null and .* columns=\[…\]", dataset=COLUMNS)
+    refused(
+        "tokenizer", r"'text' contains text.*AutoTokenizer.*data\.text=null and .* data\.columns=\[…\]", dataset=COLUMNS
+    )
     refused("columns", "contains text", dataset=COLUMNS, text=None)
     refused("columns", "contains text", dataset=COLUMNS, text=None, columns=["text"])
     refused("target", "Did you mean 'label'", dataset=COLUMNS, target="labl", tokenizer=Words())

@@ -129,8 +129,13 @@ def test_folders_for_the_splits(digits: Path, tmp_path: Path) -> None:
 def test_a_separate_path_is_no_folder_of_splits(digits: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         (tmp_path / name).symlink_to(digits)
-    own = f"val_path to {tmp_path}/val" if "val" in names else "val_path to the path of the folder of one split"
-    refused("val_path", f"without splits. It contains .*train/.* Set {own}", str(digits), val_path=str(tmp_path))
+    own = f"{tmp_path}/val" if "val" in names else "the path of the folder of one split"
+    refused(
+        "val_path",
+        f"without splits. It contains .*train/.* Set data.val_path to {own}",
+        str(digits),
+        val_path=str(tmp_path),
+    )
 
 
 def test_a_class_of_a_separate_path_is_named_train(digits: Path, tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_what_cannot_be_a_set_of_images(digits: Path, tmp_path: Path) -> None:
     refused("transform", "data_preprocessor", str(digits), transform=[Noise()], in_memory=True)
     refused("decoder", "pillow, torchcodec", str(digits), decoder="opencv")
     refused("fold", "from 0 to 4", str(digits), folds=5, fold=5)
-    refused("fold", "0, because folds is null. Set `folds` to the number", str(digits), fold=2)
+    refused("fold", "0, because data.folds is null. Set data.folds to the number", str(digits), fold=2)
     refused("group", "column of groups", str(digits), group="patient")
     frame = table(digits)
     frame.to_csv(digits / "table.csv", index=False)

@@ -176,7 +176,9 @@ class Arrays(ArrayData):
 
     def _as_classes(self, ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.int64]]:
         if ys[0].ndim != 1:
-            hint = "Several targets per sample require regression: set task=regression. The targets must be numbers."
+            hint = (
+                "Several targets per sample require regression: set data.task=regression. The targets must be numbers."
+            )
             raise ConfigError("target", list(ys[0].shape), "one class per sample, [N]", hint=hint)
         classes, numbers = np.unique(np.concatenate(ys), return_inverse=True)
         self.classes = classes.tolist()

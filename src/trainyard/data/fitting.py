@@ -64,7 +64,8 @@ def fit(
             if train.names is None:
                 accepted = f"inputs with a number in each column; in the training rows, column {index} has none"
                 raise ConfigError("path", path, accepted)
-            raise ConfigError("features", names[index], "a column with a number in the training rows")
+            hint = "To exclude this column, name the columns to use: data.features=[…]."
+            raise ConfigError("features", names[index], "a column with a number in the training rows", hint=hint)
     fill = (np.nanmedian if missing == "median" else np.nanmean)(chosen, axis=0) if numbers else np.zeros(0)
     mean, std = np.zeros(len(numbers)), np.ones(len(numbers))
     if standardize and numbers:
@@ -109,7 +110,7 @@ def _refuse_gaps(table: Table, key: str, file: str, *, of: str) -> None:
     if not empty.any():
         return
     row = int(empty.reshape(len(empty), -1).any(axis=1).argmax())
-    hint = "missing=mean (or median) fills missing values and tells the model which were missing."
+    hint = "data.missing=mean (or median) fills missing values and tells the model which were missing."
     if table.x.ndim != 2:
         hint = "Remove this sample, or fill its missing values."
     if table.names is None:
@@ -124,8 +125,8 @@ def _categories(name: str, texts: npt.NDArray[Any], most: int) -> list[str]:
     if len(known) > most:
         hint = (
             "A column with a different value in nearly every row is usually not categorical: exclude the column by "
-            "naming the other columns, features=[…]. If the column is categorical, set "
-            f"max_categories={len(known)}. For text, use data=hf."
+            "naming the other columns, data.features=[…]. If the column is categorical, set "
+            f"data.max_categories={len(known)}. For text, use data=hf."
         )
         raise ConfigError(
             "features", name, f"columns of at most {most} categories, but this column has {len(known)}", hint=hint

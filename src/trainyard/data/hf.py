@@ -137,7 +137,7 @@ class HuggingFace(ArrayData):
                 "For example: {_target_: transformers.AutoTokenizer.from_pretrained, "
                 "pretrained_model_name_or_path: …}. "
                 "{_target_: trainyard.data.BytePairs} trains a tokenizer on the training texts. "
-                "To exclude the column, set text=null and name the input columns: columns=[…]."
+                "To exclude the column, set data.text=null and name the input columns: data.columns=[…]."
             )
             raise ConfigError("tokenizer", None, f"a tokenizer, because {texts[0]!r} contains text", hint=hint)
         found: list[str] = []
@@ -146,8 +146,8 @@ class HuggingFace(ArrayData):
                 found.append(name)
             elif columns is not None or not texts:
                 hint = (
-                    "Set text to this column and give a tokenizer. To exclude the column, name the columns to use: "
-                    "columns=[…]."
+                    "Set data.text to this column, and data.tokenizer to a tokenizer. To exclude the column, name the "
+                    "columns to use: data.columns=[…]."
                 )
                 raise ConfigError("columns", name, "columns of numbers, but this column contains text", hint=hint)
         if not found and not texts:
@@ -162,7 +162,9 @@ class HuggingFace(ArrayData):
                 if name not in part:
                     held = ", ".join(part)
                     accepted = f"a column of every split; the columns of the {_WORDS[split]} split are {held}"
-                    hint = "To exclude the column, name the columns to use: columns=[…]." if key == "columns" else ""
+                    hint = (
+                        "To exclude the column, name the columns to use: data.columns=[…]." if key == "columns" else ""
+                    )
                     raise ConfigError(key, name, accepted, hint=hint)
         found: dict[str, Tensor] = {}
         if texts:

@@ -111,7 +111,7 @@ class ImageFolder(ArrayData):
         )
         if boolean("in_memory", in_memory) and train_transform:
             hint = "To augment on the device, use +model/data_preprocessor=augment."
-            raise ConfigError("transform", transform, "null, because in_memory is true", hint=hint)
+            raise ConfigError("transform", transform, "null, because data.in_memory is true", hint=hint)
         found = _read("path", path, image, target, group)
         for split, given in (("val", val_path), ("test", test_path)):
             if given is not None:
@@ -193,7 +193,8 @@ def _read(key: str, path: str, image: str, target: str, group: str | None) -> di
             accepted = "a folder that contains train/, and optionally val/ and test/, but no other folder"
             names = ", ".join(others[:3] + ["…"] * (len(others) > 3))
             held = f"It contains {names}." if others else "It has no train/."
-            hint = f"{held} Rename or move folders, or set `path`, `val_path` and `test_path` to those of the splits."
+            own = "data.path, data.val_path and data.test_path"
+            hint = f"{held} Rename or move folders, or set {own} to those of the splits."
             raise ConfigError(key, str(place), accepted, hint=hint)
         return {split: _of_folder(key, inside[split]) for split in SPLITS if split in inside}
     return {"train": _of_folder(key, place)}
@@ -211,7 +212,7 @@ def _read_alone(key: str, path: str, image: str, target: str) -> Files:
     if len(found) > 1 or inside == ["train"]:
         own = place / key.removesuffix("_path")
         meant = str(own) if own.is_dir() else "the path of the folder of one split"
-        hint = f"It contains {', '.join(f'{split}/' for split in inside)}. Set {key} to {meant}."
+        hint = f"It contains {', '.join(f'{split}/' for split in inside)}. Set data.{key} to {meant}."
         raise ConfigError(key, str(path), "a folder with one subfolder of images per class, without splits", hint=hint)
     return found["train"]
 

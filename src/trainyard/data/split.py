@@ -43,7 +43,8 @@ def fold_of(folds: object, fold: object) -> Fold | None:
     """
     if folds is None:
         if fold != 0:
-            raise ConfigError("fold", fold, "0, because folds is null", hint="Set `folds` to the number of folds.")
+            hint = "Set data.folds to the number of folds."
+            raise ConfigError("fold", fold, "0, because data.folds is null", hint=hint)
         return None
     count = integer("folds", folds, at_least=2, other="null for no cross-validation")
     if not is_integer(fold, at_least=0, at_most=count - 1):

@@ -143,7 +143,7 @@ def _array(key: str, file: Path) -> npt.NDArray[Any]:
     """Return the array of an `.npy` file."""
     array = _load(key, file)
     if isinstance(array, dict):
-        hint = "To read inputs and targets from one archive, give a file whose name ends in .npz as `path`."
+        hint = "To read inputs and targets from one archive, set data.path to a file whose name ends in .npz."
         raise ConfigError(key, str(file), "a file with a single array (.npy)", hint=f"{_held(array)} {hint}")
     return array
 
@@ -243,7 +243,7 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
     from pandas.api.types import is_bool_dtype, is_numeric_dtype  # type: ignore[import-untyped,unused-ignore]
 
     if not (is_numeric_dtype(column) or is_bool_dtype(column)):
-        hint = "To exclude this column, name the columns to use: features=[…]." if argument == "features" else ""
+        hint = "To exclude this column, name the columns to use: data.features=[…]." if argument == "features" else ""
         raise ConfigError(
             argument, name, f"columns of numbers, but this column has the dtype {column.dtype}", hint=hint
         )

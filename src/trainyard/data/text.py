@@ -74,7 +74,7 @@ class Text(ArrayData):
             if split == "train" or shares[split]:
                 if sizes[split] <= self.context_length:
                     accepted = f"less than {sizes[split]}, the number of characters in the {split} part of the text"
-                    hint = "" if split == "train" else f"A larger {split}_fraction makes this part longer."
+                    hint = "" if split == "train" else f"A larger data.{split}_fraction makes this part longer."
                     raise ConfigError("context_length", context_length, accepted, hint=hint)
                 sources[split] = (tokens[first : first + sizes[split]],)
             first += sizes[split]

@@ -86,7 +86,7 @@ class Tokens(ArrayData):
             if len(part) <= self.context_length:
                 accepted = f"less than {len(part)}, the number of tokens in the {split} part"
                 own = {"train": path, "val": val_path, "test": test_path}[split]
-                hint = f"A larger {split}_fraction makes this part longer." if own is None else ""
+                hint = f"A larger data.{split}_fraction makes this part longer." if own is None else ""
                 raise ConfigError("context_length", context_length, accepted, hint=hint)
         super().__init__(
             {split: (torch.from_numpy(parts[split]),) for split in SPLITS if split in parts},
@@ -154,5 +154,5 @@ def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
     size, width = file.stat().st_size, np.dtype(dtype).itemsize
     if size % width or not size:
         hint = f"The file has {size} bytes."
-        raise ConfigError(key, str(path), f"a file of numbers of {width} bytes each (dtype={dtype})", hint=hint)
+        raise ConfigError(key, str(path), f"a file of numbers of {width} bytes each (data.dtype={dtype})", hint=hint)
     return np.memmap(file, dtype=dtype, mode="c")

@@ -157,7 +157,7 @@ def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
             accepted += ", or one to which they can be downloaded"
             hint = f"Loading or downloading the files failed: {hint}"
         elif "download" in accepts:
-            hint += " Set download=true to download the files."
+            hint += " Set data.download=true to download the files."
         raise ConfigError("root", root, accepted, hint=hint) from error
     except ValueError as error:  # a value of `split`
         accepted = "a data set with a training and a test part, whose class takes `train`, or `split` (train, test)"
