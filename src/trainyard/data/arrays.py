@@ -177,7 +177,8 @@ class Arrays(ArrayData):
     def _as_classes(self, ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.int64]]:
         if ys[0].ndim != 1:
             hint = (
-                "Several targets per sample require regression: set data.task=regression. The targets must be numbers."
+                "Several targets per sample must be numbers, and require regression: set data.task=regression and "
+                "metric=regression."
             )
             raise ConfigError("target", list(ys[0].shape), "one class per sample, [N]", hint=hint)
         classes, numbers = np.unique(np.concatenate(ys), return_inverse=True)
