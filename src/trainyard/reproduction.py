@@ -89,7 +89,7 @@ def check(then: StoredRun, now: StoredRun, lineage: Sequence[Segment] = ()) -> R
             f"the original run continued from the checkpoint of another job at iteration {since}, so only the part "
             "after this iteration is compared"
         )
-    if "stack_width" in then.history.tags and not lineage:
+    if "stack_width" in then.history.tags and "stack_width" not in now.history.tags:
         found.notes.append(
             "the original run was trained in a stack with other runs, which rounds differently from a single run"
         )

@@ -85,3 +85,21 @@ def test_without_an_ancestor_s_config_it_says_so(trainyard: Any, sweep: Path, tm
         TrainyardError, match=rf"Job #{first.num} cannot be repeated, because its config .* does not exist"
     ):
         lineage(copy, num)
+
+
+@pytest.mark.usefixtures("_forked")
+def test_a_job_of_a_stack_without_free_lanes_is_trained_alone(trainyard: Any, tmp_path: Path) -> None:
+    given = [
+        "-m", "seed=0,1", "hook=norms", "loop.max_epochs=2", "data=rings", "data.num_samples=300", "model.hidden=[8]",
+        "tracker=none", "hydra.launcher.fuse=2", "hydra.sweep.dir=sweep",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = forked.run([sys.executable, str(ROOT / "train.py"), *given], cwd=tmp_path, env=environment, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    sweep = tmp_path / "sweep"
+    assert [segment.width for segment in lineage(sweep, 1)] == [2]
+    status, found, said = trainyard("reproduce", sweep / "1", "--to", tmp_path / "again", "--json", cwd=tmp_path)
+    assert status in (0, 3), said
+    log = (tmp_path / "again" / "train.log").read_text()
+    assert "Training job #1 alone, because a stack of it with free lanes is not possible: hook.norms (Norms)" in log
+    assert any("the original run was trained in a stack with other runs" in note for note in found["notes"])

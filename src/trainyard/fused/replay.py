@@ -1,7 +1,8 @@
 """Replay of a job's lineage: each segment in the lane, and at the width, in which its sweep trained it.
 
 The other lanes are free and stay free, because a row does not depend on the other rows. On the same kind of CPU, the
-results are therefore bit-identical to those of the sweep.
+results are therefore bit-identical to those of the sweep. A segment of a stack that cannot have free lanes is trained
+alone, and its results may differ by rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
 from trainyard.config.current_job import current_job
-from trainyard.errors import JobPaused, TrainyardError
+from trainyard.errors import JobPaused, PlacesDiffer, TrainyardError
 from trainyard.fused.results import MemberResult
 from trainyard.fused.train import train_stack
 from trainyard.run.rank_job import whole
@@ -91,16 +92,33 @@ def _bequeathed(directory: Path) -> Path:
 def _train(config: DictConfig, segment: Mapping[str, Any]) -> Returned:
     end, by = segment["end"], segment["by"]
     position = SweepPosition(None, (), str(config.name), rungs=None if end is None else Rungs((end,), by, end))
-    if not segment["width"]:
-        with current_job(config):
-            own = config.copy()
-            with read_write(own), open_dict(own):
-                del own["hydra"]
-            try:
-                return train(own, position)
-            except JobPaused:
-                return None
-    source = _NoMore()
+    if segment["width"]:
+        try:
+            return _train_in_lane(config, position, segment)
+        except PlacesDiffer as error:  # no job joined the stack of the sweep either
+            log.info(
+                "Training job #%d alone, because a stack of it with free lanes is not possible: %s.",
+                segment["num"],
+                error,
+            )
+    with current_job(config):
+        own = config.copy()
+        with read_write(own), open_dict(own):
+            del own["hydra"]
+        try:
+            return train(own, position)
+        except JobPaused:
+            return None
+
+
+def _train_in_lane(config: DictConfig, position: SweepPosition, segment: Mapping[str, Any]) -> Returned:
+    """Train a segment in its lane of a stack whose other lanes are free.
+
+    Raises:
+        PlacesDiffer: a part of the training needs all lanes at the same position, so no lane can be free.
+        TrainyardError: the segment did not reach its end.
+    """
+    source, end = _NoMore(), segment["end"]
     found = train_stack([config], [position], source, [segment["lane"]], segment["width"])
     result = source.result or found[0]
     if result is None or result.state != ("done" if end is None else "paused"):
