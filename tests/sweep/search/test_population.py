@@ -164,6 +164,10 @@ def test_a_value_stays_in_its_range_and_type(space: Space, value: float, seed: i
         ({"population": 1}, {}, "hydra.sweeper.population: 1 is invalid. Expected an integer of at least 2"),
         ({"interval": 3}, {"val_interval": 2}, "hydra.sweeper.interval: 3 is invalid. Expected a multiple of"),
         ({"interval": 9}, {}, "hydra.sweeper.interval: 9 is invalid. Expected less than loop.max_epochs=9"),
+        ({}, {"val_begin": 9}, "loop.val_begin: 9 is invalid. Expected at most 8, the last multiple of"),
+        ({}, {"val_begin": "x"}, "loop.val_begin: 'x' is invalid. Expected an integer of at least 1"),
+        ({}, {"val_interval": 0}, "loop.val_interval: 0 is invalid. Expected an integer of at least 1"),
+        ({}, {"max_epochs": "x"}, "loop.max_epochs: 'x' is invalid. Expected an integer of at least 1"),
         ({"quantile": 0.6}, {}, "hydra.sweeper.quantile: 0.6 is invalid. Expected a fraction of the population"),
         ({"quantile": "half"}, {}, "hydra.sweeper.quantile: 'half' is invalid. Expected a fraction of the population"),
         ({"factors": [1.1, 1.2]}, {}, "hydra.sweeper.factors: .* is invalid. Expected two numbers above 0"),
@@ -180,6 +184,11 @@ def test_a_wrong_setting_is_explained(given: Any, config: Any, message: str) -> 
     whole = OmegaConf.create({"loop": {"max_epochs": 9, **config}, "direction": "minimize", "objective": "val/loss"})
     with pytest.raises(ConfigError, match=message):
         PopulationSettings.from_config({"population": 4, "interval": 2, **given}, whole)
+
+
+def test_no_generation_ends_before_the_first_validation() -> None:
+    config = OmegaConf.create({"loop": {"max_epochs": 9, "val_begin": 5}, "direction": "minimize"})
+    assert PopulationSettings.from_config({"population": 4, "interval": 2}, config).places == (6, 8)
 
 
 def test_a_key_that_does_not_vary_cannot_be_explored(composed: Any) -> None:

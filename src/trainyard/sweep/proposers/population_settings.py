@@ -129,19 +129,20 @@ def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal
     """Return the ends of generations, and the unit of the loop.
 
     Raises:
-        ConfigError: the length of the loop is unknown, or it does not validate at these positions, or ends before the
-            first one.
+        ConfigError: the length or the validations of the loop are unknown, or it does not validate at these positions,
+            or ends before the first one.
     """
     key = f"{SWEEPER}.interval"
     loop: Any = OmegaConf.select(config, "loop", throw_on_resolution_failure=False)
     loop = OmegaConf.to_container(loop, resolve=True) if isinstance(loop, DictConfig) else {}
     unit: Literal["epoch", "iter"] = "iter" if "max_iters" in loop else "epoch"
-    length = loop.get(f"max_{unit}s")
-    if not isinstance(length, int):
+    if f"max_{unit}s" not in loop:
         raise ConfigError(
             "hydra/sweeper", "pbt", "another sweeper, because pbt needs a loop with max_epochs or max_iters"
         )
-    validated = loop.get("val_interval", 1)
+    length = integer(f"loop.max_{unit}s", loop[f"max_{unit}s"], at_least=1)
+    validated = integer("loop.val_interval", loop.get("val_interval", 1), at_least=1)
+    begin = integer("loop.val_begin", loop.get("val_begin", 1), at_least=1)
     if not loop.get("dynamic_intervals") and interval % validated:
         accepted = f"a multiple of loop.val_interval={validated}, because each generation ends with a validation"
         raise ConfigError(key, interval, accepted)
@@ -152,8 +153,12 @@ def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal
             f"less than loop.max_{unit}s={length}",
             hint="Otherwise, no generation would end before the training ends.",
         )
-    begin = loop.get("val_begin", 1)
-    return tuple(at for at in range(interval, length, interval) if at >= begin), unit
+    places = range(interval, length, interval)
+    if begin > places[-1]:
+        accepted = f"at most {places[-1]}, the last multiple of {key}={interval} before the end of the training"
+        hint = "Otherwise, no generation would end with a validation."
+        raise ConfigError("loop.val_begin", begin, accepted, hint=hint)
+    return tuple(at for at in places if at >= begin), unit
 
 
 def _quantile(value: Any) -> float:
