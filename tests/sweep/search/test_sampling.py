@@ -218,6 +218,15 @@ def test_rungs_at_which_nothing_is_reported_are_refused(hydra: Any, settings_of:
     assert str(error.value).endswith("There is no validation at iteration 3.")
 
 
+@pytest.mark.parametrize(("key", "value"), [("val_interval", 0), ("val_begin", "x"), ("max_epochs", "x")])
+def test_a_pruner_names_a_wrong_key_of_the_loop(hydra: Any, settings_of: Any, key: str, value: Any) -> None:
+    _, config = hydra
+    config.loop[key] = value
+    asha = {"_target_": "trainyard.sweep.proposers.pruners.Asha", "by": "auto", "first": "auto", "eta": 3}
+    with pytest.raises(ConfigError, match=rf"^loop\.{key}: .* is invalid. Expected an integer of at least 1"):
+        settings_of(config, pruner=asha)
+
+
 def test_a_pruner_of_optuna_has_its_rungs_at_the_validations(hydra: Any, settings_of: Any) -> None:
     _, config = hydra
     config.loop.val_interval = 2

@@ -74,9 +74,12 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
     loop: Any = OmegaConf.select(config, "loop", throw_on_resolution_failure=False)
     loop = OmegaConf.to_container(loop, resolve=True) if isinstance(loop, DictConfig) else {}
     unit = "iter" if "max_iters" in loop else "epoch"
-    interval, begin = loop.get("val_interval", 1), loop.get("val_begin", 1)
-    first = -(-begin // interval) * interval if isinstance(interval, int) and isinstance(begin, int) else 1
+    interval = integer("loop.val_interval", loop.get("val_interval", 1), at_least=1)
+    begin = integer("loop.val_begin", loop.get("val_begin", 1), at_least=1)
+    first = -(-begin // interval) * interval
     last = loop.get(f"max_{unit}s")  # None: unknown
+    if last is not None:
+        integer(f"loop.max_{unit}s", last, at_least=1)
     auto = {"by": unit, "first": first, "every": interval, "last": "auto" if last is None else last}
     if not _is_own(node):  # the rungs are not an argument of Optuna's class
         node = {**dict.fromkeys(auto, "auto"), **node}
