@@ -72,6 +72,23 @@ def test_the_search_path_beside_an_added_folder(own: Path, tmp_path: Path) -> No
     assert places.compose(overrides).data.num_samples == 20
 
 
+def test_places_of_a_composed_config(own: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    sources = [
+        {"path": "hydra.conf", "schema": "pkg", "provider": "hydra"},
+        {"path": CONF, "schema": "file", "provider": "main"},
+        {"path": str(own), "schema": "file", "provider": "command-line"},
+        {"path": str(more), "schema": "file", "provider": "hydra.searchpath in command-line"},
+        {"path": "trainyard/config", "schema": "pkg", "provider": "hydra.searchpath in command-line"},
+        {"path": "/nowhere", "schema": "file", "provider": "hydra.searchpath in command-line"},
+        {"path": "", "schema": "structured", "provider": "schema"},
+    ]
+    hydra = {"runtime": {"config_sources": sources}, "job": {"config_name": "train"}}
+    searched = (str(more), "pkg://trainyard/config")
+    assert ConfigPlaces.of_composed(hydra) == ConfigPlaces(CONF, "train", str(own), searched=searched)
+
+
 def test_a_folder_of_the_program_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^config_path: '.*/nowhere' is invalid. Expected the path of an existing"):
         ConfigPlaces(str(tmp_path / "nowhere"), "train").check()

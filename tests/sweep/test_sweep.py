@@ -114,6 +114,16 @@ def test_one_report_tells_of_all_errors(sweep: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_keys_of_an_option_of_the_search_path_are_in_the_report(sweep: Any, tmp_path: Path) -> None:
+    (tmp_path / "added").mkdir()
+    (tmp_path / "more/optim").mkdir(parents=True)
+    (tmp_path / "more/optim/tiny.yaml").write_text("_target_: mine.Tiny\nspeed: 3\n")
+    places = [f"--config-dir={tmp_path / 'added'}", f"hydra.searchpath=[file://{tmp_path / 'more'}]"]
+    result = sweep(*places, "optim=tiny", "optim.sped=1,2")
+    report = " ".join(result.stderr.split())
+    assert "Expected a key of optim: _target_, speed. Did you mean 'speed'?" in report
+
+
 def test_a_directory_that_cannot_be_named_is_in_the_report(sweep: Any, tmp_path: Path) -> None:
     result = sweep("seed=0,x", "hydra.sweep.subdir=${nothing}")
     assert result.returncode == 2

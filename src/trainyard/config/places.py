@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -63,6 +63,21 @@ class ConfigPlaces:
         )
         return replace(places, searched=places._search_path(given.overrides))
 
+    @classmethod
+    def of_composed(cls, hydra: Mapping[str, Any]) -> ConfigPlaces:
+        """Return the places from which a config was composed.
+
+        Args:
+            hydra: the `hydra` node of the config, in plain Python.
+        """
+        found: dict[str, list[str]] = {"main": [], "command-line": [], _SEARCH_PATH: []}
+        for source in hydra["runtime"]["config_sources"]:
+            provider = source["provider"].partition(" in ")[0]  # hydra.searchpath in main
+            if provider in found:
+                found[provider].append(f"{PACKAGE if source['schema'] == 'pkg' else ''}{source['path']}")
+        added = found["command-line"][0] if found["command-line"] else None
+        return cls(found["main"][0], hydra["job"]["config_name"], added, searched=_known(found[_SEARCH_PATH]))
+
     @property
     def folders(self) -> list[Path]:
         """The folders of the command, without packages."""
@@ -85,14 +100,7 @@ class ConfigPlaces:
                 found = at(file.content, _SEARCH_PATH) if file is not None and "searchpath" in file.text else None
         except (HydraException, ImportError, OSError, ValueError, yaml.YAMLError):  # reported later
             return ()
-        places: list[str] = []
-        for entry in found if isinstance(found, list) else ():
-            place = str(entry)
-            if place.startswith(PACKAGE):
-                places += [place] if _is_package(_source(place)[1]) else []
-            elif "${" not in place and Path(place.removeprefix(_FILE)).is_dir():
-                places.append(str(Path(place.removeprefix(_FILE)).absolute()))
-        return tuple(places)
+        return _known(map(str, found if isinstance(found, list) else ()))
 
     def check(self) -> None:
         """Check that the folders exist, and that a folder given with --config-path has the primary config.
@@ -161,6 +169,17 @@ def _initialized(place: str) -> Iterator[None]:
     else:
         with initialize_config_dir(place, **VERSION_BASE):
             yield
+
+
+def _known(entries: Iterable[str]) -> tuple[str, ...]:
+    """Return the entries of a search path that exist and are known before the composition, in the form of `main`."""
+    places: list[str] = []
+    for place in entries:
+        if place.startswith(PACKAGE):
+            places += [place] if _is_package(_source(place)[1]) else []
+        elif "${" not in place and Path(place.removeprefix(_FILE)).is_dir():
+            places.append(str(Path(place.removeprefix(_FILE)).absolute()))
+    return tuple(places)
 
 
 def _is_search_path(override: str) -> bool:

@@ -11,7 +11,7 @@ from hydra.core.utils import filter_overrides
 from omegaconf import OmegaConf
 
 from trainyard.config.explain import explain
-from trainyard.config.places import PACKAGE, ConfigPlaces
+from trainyard.config.places import ConfigPlaces
 from trainyard.errors import TrainyardError, counted
 from trainyard.sweep.plan import Job, SweepPlan
 
@@ -46,17 +46,9 @@ def _label(job: Job, plan: SweepPlan) -> str:
 def _explained(error: Exception, job: Job) -> str | None:
     """Return this project's explanation of Hydra's error about a job of ours; None if the error is not Hydra's."""
     hydra: Any = OmegaConf.to_container(job.config.hydra)
-    found = {source["provider"]: source for source in hydra["runtime"]["config_sources"]}
-    main, added = found["main"], found.get("command-line")
-    package = main["schema"] == "pkg"
-    places = ConfigPlaces(
-        f"{PACKAGE}{main['path']}" if package else main["path"],
-        hydra["job"]["config_name"],
-        None if added is None else added["path"],
-    )
     overrides = [*hydra["overrides"]["hydra"], *filter_overrides(job.overrides)]
     with _hydra_left_alone():
-        known = explain(error, overrides, places)
+        known = explain(error, overrides, ConfigPlaces.of_composed(hydra))
     return None if known is None else str(known)
 
 
