@@ -97,8 +97,10 @@ def _check_cell(text: str, parser: OverridesParser, given: str, line: int) -> No
         several = parser.parse_override(text).is_sweep_override()
     except HydraException as error:
         reason = str(error).splitlines()[0]
-        hint = f"Line {line}, {key}: {cell!r} cannot be parsed: {reason}. Quote strings that contain such characters."
+        quoting = "In the file, write a string with such characters in both kinds of quotes, such as \"'a]'\"."
+        hint = f"Line {line}, {key}: {cell!r} cannot be parsed: {reason}. {quoting}"
         raise ConfigError(FILE, given, "values in override syntax", hint=hint) from error
     if several:
-        hint = f"Line {line}, {key}: {cell!r} lists several values. A list is [1,2]; a string is 'a,b'."
+        quoting = 'In the file, write a list as "[1,2]" and a string with commas as "\'a,b\'".'
+        hint = f"Line {line}, {key}: {cell!r} lists several values. {quoting}"
         raise ConfigError(FILE, given, "one value per cell", hint=hint)
