@@ -210,7 +210,7 @@ class Head(Loop):
 
     def _alone(self, nums: Sequence[int], rungs: Rungs | None) -> list[Unit]:
         """Return a unit for each of these jobs; decisions on jobs that were in a stack are recorded."""
-        self._decide([[num] for num in nums], "continues as a single run")
+        self._decide([[num] for num in nums], "continues as a single job")
         return [Unit((num,), self._units.jobs[num].slots, rungs=rungs) for num in nums]
 
     def _decide(self, groups: Iterable[Sequence[int]], note: str) -> None:
