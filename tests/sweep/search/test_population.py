@@ -168,6 +168,8 @@ def test_a_value_stays_in_its_range_and_type(space: Space, value: float, seed: i
         ({}, {"val_begin": "x"}, "loop.val_begin: 'x' is invalid. Expected an integer of at least 1"),
         ({}, {"val_interval": 0}, "loop.val_interval: 0 is invalid. Expected an integer of at least 1"),
         ({}, {"max_epochs": "x"}, "loop.max_epochs: 'x' is invalid. Expected an integer of at least 1"),
+        ({"quantile": 0.2}, {}, "hydra.sweeper.quantile: 0.2 is invalid. Expected a fraction from 1/4 to 0.5, so that"),
+        ({"explore": ["optim.lr"]}, {}, "Expected a mapping from keys to perturb or resample, such as"),
         ({"quantile": 0.6}, {}, "hydra.sweeper.quantile: 0.6 is invalid. Expected a fraction of the population"),
         ({"quantile": "half"}, {}, "hydra.sweeper.quantile: 'half' is invalid. Expected a fraction of the population"),
         ({"factors": [1.1, 1.2]}, {}, "hydra.sweeper.factors: .* is invalid. Expected two numbers above 0"),

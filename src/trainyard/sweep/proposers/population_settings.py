@@ -64,10 +64,11 @@ class PopulationSettings:
         values = given_settings(given, "pbt")
         interval = integer(f"{SWEEPER}.interval", values.get("interval"), at_least=1)
         places, unit = _places(interval, config)
+        population = integer(f"{SWEEPER}.population", values.get("population"), at_least=2)
         return cls(
-            integer(f"{SWEEPER}.population", values.get("population"), at_least=2),
+            population,
             interval,
-            _quantile(values.get("quantile", 0.25)),
+            _quantile(values.get("quantile", 0.25), population),
             _explore(values.get("explore")),
             _factors(values.get("factors", (0.8, 1.25))),
             direction_of(values.get("direction"), config),
@@ -161,9 +162,12 @@ def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal
     return tuple(at for at in places if at >= begin), unit
 
 
-def _quantile(value: Any) -> float:
+def _quantile(value: Any, population: int) -> float:
     if not is_number(value, above=0, at_most=0.5):
         raise ConfigError(f"{SWEEPER}.quantile", value, "a fraction of the population, above 0 and at most 0.5")
+    if int(population * float(value)) < 1:
+        accepted = f"a fraction from 1/{population} to 0.5, so that at least one of {population} members is replaced"
+        raise ConfigError(f"{SWEEPER}.quantile", value, accepted)
     return float(value)
 
 
@@ -179,7 +183,8 @@ def _factors(value: Any) -> tuple[float, float]:
 
 def _explore(value: Any) -> Mapping[str, Literal["perturb", "resample"]]:
     ways = ("perturb", "resample")
+    form = "a mapping from keys to perturb or resample, such as {optim.lr: resample}"
     return {
         str(key): choice(f"{SWEEPER}.explore.{key}", each, ways)  # type: ignore[misc]
-        for key, each in mapping_of("explore", value, "a mapping of keys to perturb or resample").items()
+        for key, each in mapping_of("explore", value, form).items()
     }
