@@ -89,6 +89,11 @@ def test_places_of_a_composed_config(own: Path, tmp_path: Path) -> None:
     assert ConfigPlaces.of_composed(hydra) == ConfigPlaces(CONF, "train", str(own), searched=searched)
 
 
+def test_an_added_folder_with_special_characters_in_its_name(own: Path, tmp_path: Path) -> None:
+    added = own.rename(tmp_path / "a, [b]='c' \"d\"")
+    assert ConfigPlaces(CONF, "train", str(added)).compose(["model=tiny"]).model
+
+
 def test_a_folder_of_the_program_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^config_path: '.*/nowhere' is invalid. Expected the path of an existing"):
         ConfigPlaces(str(tmp_path / "nowhere"), "train").check()

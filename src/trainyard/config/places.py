@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
@@ -146,7 +147,7 @@ class ConfigPlaces:
                 place if place.startswith(PACKAGE) else f"{_FILE}{place}" for place in (self.added, *self.searched)
             ]
             own = [each for each in own if not _is_search_path(each)]
-            own.append(f"{_SEARCH_PATH}=[{','.join(places)}]")
+            own.append(f"{_SEARCH_PATH}=[{','.join(map(_quoted, places))}]")
         with _initialized(self.main):
             return compose(self.name, own, return_hydra_config=with_hydra)
 
@@ -180,6 +181,11 @@ def _known(entries: Iterable[str]) -> tuple[str, ...]:
         elif "${" not in place and Path(place.removeprefix(_FILE)).is_dir():
             places.append(str(Path(place.removeprefix(_FILE)).absolute()))
     return tuple(places)
+
+
+def _quoted(text: str) -> str:
+    """Return a string as Hydra reads it from an override, with any characters."""
+    return QuotedString(text, Quote.double).with_quotes()
 
 
 def _is_search_path(override: str) -> bool:
