@@ -41,7 +41,7 @@ SWEEPER = "hydra/sweeper"
 PLUGINS = ("hydra.sweeper", "hydra.launcher")
 _COMPOSITION = ("hydra._internal.config_repository", "trainyard.sweep.compose")
 """Modules that read configs."""
-OPTIONAL = ("metric",)
+OPTIONAL = ("experiment", "metric")
 """Groups without which a config works."""
 _EMPTY = "_dummy_empty_config_"  # among the primary configs of Hydra
 SYNONYMS = {
@@ -73,7 +73,9 @@ def explain(
         return _explain_missing(error, overrides, places)
     if isinstance(error, OverrideParseException):
         return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
-    if isinstance(error, ConfigCompositionException) and (told := _explain_sweep(str(error), places)):
+    if isinstance(error, ConfigCompositionException) and (
+        told := _explain_sweep(str(error), places) or _explain_added(error, overrides)
+    ):
         return told
     if told := explain_file(error, places):
         return told
@@ -90,7 +92,9 @@ def explain(
         return TrainyardError(f"{error.filename}: {error.strerror}.")
     if told := _explain_plugin(error):
         return told
-    if isinstance(error, ValueError | TypeError) and (told := _explain_choice(overrides, places)):
+    if isinstance(error, ValueError | TypeError) and (
+        told := _explain_choice(overrides, places) or _explain_index(error, overrides, places)
+    ):
         return told
     mark = getattr(error, "problem_mark", None)
     if mark is not None:  # from PyYAML: two entries of one name, or a bracket that is not closed
@@ -210,8 +214,8 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
             group = full.replace(".", "/")
             if value is None and (parts := places.options(group)):
                 return _explain_null(key, full, f"+{group}", parts)
-            kind = "list" if OmegaConf.is_list(value) else "single value"
-            return TrainyardError(f"{key}: {full} is a {kind} and has no keys. To change it, use {full}=…")
+            kind = "null" if value is None else "a list" if OmegaConf.is_list(value) else "a single value"
+            return TrainyardError(f"{key}: {full} is {kind} and has no keys. To change it, use {full}=…")
         return _explain_value(error, key)
     if not parent:
         if key != name and name in groups and not removed and (parts := places.options(name)):
@@ -266,13 +270,43 @@ def _explain_value(error: Exception, key: str) -> TrainyardError:
     )
 
 
+def _explain_added(error: Exception, overrides: Sequence[str]) -> TrainyardError | None:
+    """Explain `+model=cnn`, which adds a group of which an option is already selected."""
+    found = re.match(r"(\S+) appears more than once|Multiple values for (\S+)\.", str(error))
+    group = (found[1] or found[2]) if found else None
+    added = [entry.lstrip("+") for entry in overrides if entry[:1] == "+" and entry.lstrip("+").split("=")[0] == group]
+    if not added:
+        return None
+    return TrainyardError(
+        f"{group}: an option of this group is already selected, and + selects another one in addition. To replace "
+        f"the option, use {quote(added[-1])}."
+    )
+
+
+def _explain_index(error: Exception, overrides: Sequence[str], places: ConfigPlaces) -> TrainyardError | None:
+    """Explain a key of a list that is no index, such as `optim.betas.a=1`; None if this is another error."""
+    frames = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in _frames(error)]
+    if not frames or frames[-1] != "omegaconf":
+        return None
+    for entry in overrides:
+        key = entry.lstrip("+~").split("=")[0]
+        names = key.split(".")
+        lists = [".".join(names[:depth]) for depth in range(1, len(names))]
+        cfg, _ = _composed_without(key, overrides, places) if lists else (DictConfig({}), [])
+        for full in lists:
+            node = OmegaConf.select(cfg, full, throw_on_missing=False, throw_on_resolution_failure=False)
+            if OmegaConf.is_list(node):
+                return TrainyardError(f"{key}: {full} is a list and has no keys. To change it, use {full}=…")
+    return None
+
+
 def _explain_sweep(text: str, places: ConfigPlaces) -> TrainyardError | None:
     """Explain several values of one key in a single run, and several values of a hydra key in a sweep."""
     given = re.search(r"'(.+?)'(?:\n|$| requires --multirun)", text.removeprefix("Sweeping over Hydra's"))
     if given is None:
         return None
-    key, _, value = given[1].partition("=")
-    key = key.lstrip("+")
+    added, _, value = given[1].partition("=")
+    key = added.lstrip("+")
     of_hydra = key.startswith(("hydra.", "hydra/"))
     if text.startswith("Sweeping over Hydra's"):
         return ConfigError(key, value, "one value, because hydra keys apply to the entire sweep")
@@ -281,8 +315,8 @@ def _explain_sweep(text: str, places: ConfigPlaces) -> TrainyardError | None:
         if key == "hook":
             each.append(f"To select all of these options, use hook=[{value}]")
         elif not places.options(key):
-            as_text = quote(f'{key}="{value}"')
-            each.append(f"A list is {key}=[{value}]; a string is {as_text}")
+            as_text = quote(f'{added}="{value}"')
+            each.append(f"A list is {added}=[{value}]; a string is {as_text}")
         return ConfigError(key, value, ". ".join(["one value", *each]))
     if "requires --multirun" in text:
         hint = "" if of_hydra else "-m starts a sweep."
@@ -318,7 +352,11 @@ def _of_that_name(cfg: DictConfig, name: str) -> list[str]:
 def _how_to_quote(error: OverrideParseException) -> str:
     """Return Hydra's reason, or how to quote a value that would be a string if it were quoted."""
     key, equals, value = error.override.partition("=")
-    if equals and not set(value) & set("[](){}'\"$"):
+    reason = first_line(error)
+    has_no_reason = reason.startswith(("Error parsing override", "LexerNoViableAlt"))
+    if not equals and not key.startswith("~"):
+        return "it has no value. Expected KEY=VALUE, or ~KEY to remove a key."
+    if equals and (has_no_reason or not set(value) & set("[](){}'\"$")):
         line = f'{key}="{value}"'
         try:
             OverridesParser.create().parse_override(line)
@@ -326,7 +364,7 @@ def _how_to_quote(error: OverrideParseException) -> str:
             pass
         else:
             return f"a string with these characters must be quoted: {quote(line)}."
-    return first_line(error)
+    return "Hydra cannot parse it." if has_no_reason else f"{reason.rstrip('.')}."
 
 
 def _deepest(cfg: DictConfig, key: str) -> tuple[DictConfig, str, str]:
@@ -349,6 +387,8 @@ def _explain_choice(overrides: Sequence[str], places: ConfigPlaces) -> Trainyard
         if options and not _is_choice(override.value()):
             key, given = override.key_or_group, override.value()
             hint = f"To select none, pass '~{key}'." if given is None and key in OPTIONAL else ""
+            if given is None and key == "hook":
+                hint = "To select none, use hook=[]."
             return ConfigError(key, given, f"one of {', '.join(options)}", options=options, hint=hint)
     return None
 
