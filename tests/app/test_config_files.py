@@ -104,6 +104,7 @@ def test_a_header_at_the_top(command: Any, header: str) -> None:
         ("# @package global", "Hydra does not know 'global' in '# @package global'. Did you mean '_global_'?"),
         ("# @package _globl_", "Hydra does not know '_globl_' in '# @package _globl_'. Did you mean '_global_'?"),
         ("# @package", "'# @package' is invalid. Expected one name after @package, such as '# @package _global_', and"),
+        ("# @author John Doe", "'# @author John Doe' is invalid. Hydra reads a comment with an @ at its start as"),
         ("# @package _global_ # all", "'# @package _global_ # all' is invalid. Expected one name after @package"),
     ],
 )
@@ -167,7 +168,7 @@ FILE = "own/experiment/mine.yaml"
         ),
         (
             "defaults: [3]\n",
-            f"{FILE}: an entry of defaults: 3 is invalid. Expected names of configs, and mappings with",
+            f"{FILE}: an entry of defaults: 3 is invalid. Expected the name of a config, or a mapping with",
         ),
         (
             "defaults: [{override /model: [1]}]\n",

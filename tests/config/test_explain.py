@@ -253,6 +253,14 @@ def test_a_fault_in_a_config_file_is_no_fault_of_an_override(tmp_path: Path) -> 
     assert explained.endswith("Did you mean 'model'?")
 
 
+def test_an_override_of_a_group_that_no_config_selects(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [train, override model/data_preprocessor: normalize]\n")
+    with pytest.raises(ConfigCompositionException) as raised, initialize_config_dir(str(tmp_path), **VERSION_BASE):
+        compose("mine")
+    explained = str(explain(raised.value, [], ConfigPlaces(str(tmp_path), "mine")))
+    assert explained.endswith("To select an option of it, write /model/data_preprocessor without override.")
+
+
 def test_an_interpolation_of_hydras_own_keys() -> None:
     config = OmegaConf.create({"hydra": {"run": {"dir": "${nowhere}"}}})
     with pytest.raises(OmegaConfBaseException) as raised:

@@ -22,7 +22,9 @@ from trainyard.errors import ConfigError, TrainyardError
 _UNUSED_OVERRIDE = r"(?:Could not override|Invalid Defaults List override '[^']*'\.\s+No earlier Group Default for)"
 """Start of the message about an override of an absent group: of Hydra 1.3, and of Hydra 1.4."""
 _DEFAULTS = ("Invalid defaults list", "Unsupported type in defaults", "Unsupported item value in defaults")
-_ITEMS = "names of configs, and mappings with one key, from a group to an option or to a list of options"
+_MAPPING = "with one key, from a group to an option or to a list of options"
+_ITEM = f"the name of a config, or a mapping {_MAPPING}"
+_ITEMS = f"names of configs, and mappings {_MAPPING}"
 
 
 def explain_file(error: Exception, places: ConfigPlaces) -> TrainyardError | None:
@@ -97,7 +99,8 @@ def _explain_override(name: str, group: str, is_elsewhere: bool, places: ConfigP
             f"{where}. Write 'override /{last}': without the /, the group is searched below this file."
         )
     accepted = f"a group that the configs select: {', '.join(sorted(groups))}"
-    return ConfigError(f"{_path(name, places)}: override", group, accepted, options=groups)
+    hint = f"To select an option of it, write /{group} without override." if places.options(group) else ""
+    return ConfigError(f"{_path(name, places)}: override", group, accepted, options=() if hint else groups, hint=hint)
 
 
 def _explain_merge(name: str, said: str, text: str, places: ConfigPlaces) -> TrainyardError:
@@ -248,7 +251,7 @@ def _bad_defaults(path: Path, content: Any) -> TrainyardError | None:
     if not isinstance(entries, list):
         return ConfigError(f"{path}: defaults", entries, f"a list of {_ITEMS}")
     wrong = [entry for entry in entries if not _is_default(entry)]
-    return ConfigError(f"{path}: an entry of defaults", wrong[0], _ITEMS) if wrong else None
+    return ConfigError(f"{path}: an entry of defaults", wrong[0], _ITEM) if wrong else None
 
 
 def _is_default(entry: Any) -> bool:

@@ -115,7 +115,10 @@ def explain_header(error: Exception, places: ConfigPlaces) -> TrainyardError | N
     if not (isinstance(error, ValueError) and str(error).startswith(_INVALID)):
         return None
     told = str(error).partition("'")[2].rpartition("'")[0]  # the header without its #
-    accepted = "Expected one name after @package, such as '# @package _global_', and no comment in the same line."
+    if re.match(r"@\s*package", told, re.IGNORECASE):
+        accepted = "Expected one name after @package, such as '# @package _global_', and no comment in the same line."
+    else:
+        accepted = "Hydra reads a comment with an @ at its start as a header. Move it below the first key."
     for file in places.files():
         for number, line in enumerate(_lines(file), 1):
             if line.strip().lstrip("#").strip() == told:
