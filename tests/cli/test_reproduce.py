@@ -24,15 +24,11 @@ QUICK = ["data=rings", "data.num_samples=120", "loop.max_epochs=1", "model.hidde
 def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start trainings by fork: as the command would start them, at next to no cost."""
 
-    real = subprocess.run
-
-    def run(command: Any, **options: Any) -> Any:
-        if command[0] != sys.executable:
-            return real(command, **options)
+    def run(command: Any, **options: Any) -> int:
         env = options["env"] | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-        return forked.run(command, cwd=options["cwd"], env=env, timeout=LIMIT)
+        return forked.run(command, cwd=options["cwd"], env=env, timeout=LIMIT).returncode
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("trainyard.cli.reproduce.run_to_end", run)
 
 
 @pytest.fixture(scope="session")

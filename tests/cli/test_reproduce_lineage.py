@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,11 +40,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(command: Any, **options: Any) -> Any:
+    def run(command: Any, **options: Any) -> int:
         env = options["env"] | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-        return forked.run(command, cwd=options["cwd"], env=env, timeout=LIMIT)
+        return forked.run(command, cwd=options["cwd"], env=env, timeout=LIMIT).returncode
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("trainyard.cli.reproduce.run_to_end", run)
 
 
 def lineage(sweep: Path, num: int) -> list[Segment]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from trainyard.cli.completion import RUN
 from trainyard.cli.output import SHORT, as_json, number, print_json
 from trainyard.cli.store import store
 from trainyard.errors import TrainyardError, counted
+from trainyard.foreground import run_to_end
 from trainyard.reproduction import Reproduction, check
 from trainyard.track.run_info import RunInfo
 
@@ -103,15 +103,10 @@ def start(launch: Launch, *, quiet: bool = False) -> None:
 
     If the training fails, this process ends with the status of the training.
     """
-    done = subprocess.run(
-        launch.command,
-        cwd=launch.folder,
-        env=launch.environment,
-        stdout=sys.stderr if quiet else None,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
+    output = sys.stderr if quiet else None
+    status = run_to_end(launch.command, cwd=launch.folder, env=launch.environment, stdout=output)
+    if status:
+        sys.exit(status)
 
 
 def _lines(found: Reproduction) -> list[str]:

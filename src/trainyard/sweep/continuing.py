@@ -8,7 +8,6 @@ rounding.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trainyard.application import StartedAs
 from trainyard.config.saved import saved_values
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.foreground import run_to_end
 from trainyard.quoting import override, shell_override
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.submitted_head import check_gone
@@ -63,7 +63,7 @@ def go_on(directory: Path, application: Path | None = None) -> int:
         f"{shell_override('hydra.sweep.dir', directory)}.",
     )
     command = [sys.executable, *started.command, *given, override("hydra.sweep.dir", directory)]
-    return subprocess.run(command, cwd=folder, check=False).returncode
+    return run_to_end(command, cwd=folder)
 
 
 def arguments(hydra: Any, started: StartedAs) -> list[str]:
