@@ -231,7 +231,7 @@ def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Pat
     assert gone.returncode == 2
     told = " ".join(gone.stderr.split())
     assert "which ran this sweep, has ended:" in told
-    assert "To continue the sweep, run the same command with hydra.sweep.dir=" in told
+    assert f"To continue the sweep, run `trainyard sweep resume {directory}`." in told
 
 
 DETACH = "hydra.launcher.detach=true"

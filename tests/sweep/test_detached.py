@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from trainyard.errors import TrainyardError
+from trainyard.starting import WHOLE
 from trainyard.sweep.detached import head_options, submit_head
+from trainyard.sweep.executor import slurm_commands
 from trainyard.sweep.slurm_settings import SlurmSettings
 from trainyard.sweep.submitted_head import number_of
 
@@ -76,7 +78,9 @@ def test_the_head_requests_no_resources_of_the_agents() -> None:
     assert found["output"] == "/sweep/slurm/head.out", "`trainyard sweep attach` reads it"
 
 
-def test_the_script_of_the_head(slurm: Path, tmp_path: Path) -> None:
+def test_the_script_of_the_head(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as `trainyard.app.main` sets it
+    monkeypatch.setenv(WHOLE, "")
     directory = tmp_path / "a sweep"
     more = {"comment": "two words", "spread_job": True, "no_kill": False}
     settings = SlurmSettings.from_config(
@@ -90,6 +94,7 @@ def test_the_script_of_the_head(slurm: Path, tmp_path: Path) -> None:
     assert f"#SBATCH --output='{directory}/slurm/head.out'" in lines
     assert not any("no-kill" in line for line in lines)
     assert "module load cuda" in lines
+    assert "export HYDRA_FULL_ERROR=0" in lines, "the head shows tracebacks only if the user has requested them"
     assert any(line.endswith("hydra.launcher.detach=false &") for line in lines)
 
 
@@ -103,6 +108,26 @@ def test_a_refused_head_leaves_nothing(slurm: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainyardError, match="could not be submitted"):
         submit_head(SlurmSettings(), tmp_path / "sweep")
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["manifest.jsonl"]
+
+
+def test_the_earlier_head_is_known_until_slurm_accepts_the_next(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "sweep"
+    files = {"head": "11", "head.sh": "#!/bin/bash\n", "head.out": "Interrupted.\n"}
+    (directory / "slurm").mkdir(parents=True)
+    for name, content in files.items():
+        (directory / "slurm" / name).write_text(content)
+    monkeypatch.setattr(slurm_commands, "queued", lambda number: None)
+    for refused in ("refuse-agents", "refuse"):
+        (slurm / refused).touch()
+        with pytest.raises(TrainyardError, match="Invalid qos"):
+            submit_head(SlurmSettings(), directory)
+        (slurm / refused).unlink()
+        assert {path.name: path.read_text() for path in (directory / "slurm").iterdir()} == files
+    submit_head(SlurmSettings(), directory)
+    assert number_of(directory) == "12"
+    assert (directory / "slurm" / "head.out").read_text() == ""
 
 
 def test_agents_that_slurm_refuses_are_found_before_the_head_is_submitted(slurm: Path, tmp_path: Path) -> None:

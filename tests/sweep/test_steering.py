@@ -18,7 +18,7 @@ from trainyard.cli import main
 from trainyard.errors import TrainyardError
 from trainyard.sweep import detached
 from trainyard.sweep.continuing import go_on
-from trainyard.sweep.detached import _left, attach
+from trainyard.sweep.detached import _counts, _is_over, attach, cancel
 from trainyard.sweep.executor import slurm_commands
 from trainyard.sweep.executor.slurm_commands import QueuedJob, SlurmError
 from trainyard.sweep.manifest import FILE, Manifest
@@ -158,19 +158,23 @@ def test_the_answer_of_a_head_is_waited_for(sweep: Path, refusal: str) -> None:
 
 
 def test_a_pruned_job_is_finished(sweep: Path) -> None:
+    def left() -> str:
+        found = SweepState.read(sweep)
+        return "" if _is_over(found) else _counts(found)
+
     _append(sweep, kind="state", num=4, state="pruned")
     with pytest.raises(TrainyardError, match=r"a job that is not finished; #4 is pruned\. Not finished: #1-#3\."):
         steer(sweep, "stop", "4")
-    assert _left(sweep) == "1 job done, 1 job interrupted, 1 job waiting, 1 job paused, 1 job pruned"
+    assert left() == "1 job done, 1 job interrupted, 1 job waiting, 1 job paused, 1 job pruned"
     for num in (1, 2):
         _append(sweep, kind="state", num=num, state="stopped")
-    assert _left(sweep) == "", "a job that a user has paused is left to the user"
+    assert left() == "", "a job that a user has paused is left to the user"
     _append(sweep, kind="queued", units=[[3]])
-    assert _left(sweep) == "1 job done, 2 jobs stopped, 1 job waiting, 1 job pruned", "a user has resumed it"
+    assert left() == "1 job done, 2 jobs stopped, 1 job waiting, 1 job pruned", "a user has resumed it"
     _append(sweep, kind="state", num=3, state="paused")
-    assert _left(sweep) == "1 job done, 2 jobs stopped, 1 job paused, 1 job pruned"
+    assert left() == "1 job done, 2 jobs stopped, 1 job paused, 1 job pruned"
     _append(sweep, kind="state", num=3, state="timeout")
-    assert _left(sweep) == "1 job done, 2 jobs stopped, 1 job timed out, 1 job pruned"
+    assert left() == "1 job done, 2 jobs stopped, 1 job timed out, 1 job pruned"
 
 
 def test_a_job_that_is_paused_at_a_rung_can_be_paused_by_hand(sweep: Path) -> None:
@@ -186,7 +190,9 @@ def test_a_job_that_is_paused_at_a_rung_can_be_paused_by_hand(sweep: Path) -> No
     steer(sweep, "pause", "1")
 
 
-def test_the_end_of_a_detached_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_detached_sweep(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (sweep / "slurm").mkdir()
     (sweep / "slurm/head").write_text("12")
     (sweep / "slurm/head.out").touch()
@@ -195,8 +201,25 @@ def test_the_end_of_a_detached_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatc
         attach(sweep)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(slurm_commands, "queued", lambda number: None)
-    with pytest.raises(TrainyardError, match=r"1 job paused.* `trainyard sweep resume DIR JOB` resumes a paused job"):
+    told = "Slurm job 12, which ran this sweep, has ended: 1 job done, 1 job interrupted, 1 job waiting, 1 job paused, "
+    told += "1 job failed. To continue the sweep, "
+    with pytest.raises(TrainyardError) as raised:
         attach(sweep)
+    assert str(raised.value).startswith(f"{told}use the same command with 'hydra.sweep.dir="), "no record of it"
+    (sweep / "multirun.yaml").touch()
+    with pytest.raises(TrainyardError) as raised:
+        attach(sweep)
+    resume = f"trainyard sweep resume '{sweep}'"
+    paused = f"To also resume a job that a user has paused, first run `{resume} JOB`."
+    assert str(raised.value) == f"{told}run `{resume}`. {paused}"
+    cancelled: list[Any] = []
+    monkeypatch.setattr(slurm_commands, "cancel", lambda places, *options: cancelled.append(places))
+    monkeypatch.setattr(slurm_commands, "queue", lambda name: [])
+    for num in (1, 2, 4):
+        _append(sweep, kind="state", num=num, state="done")
+    attach(sweep)
+    cancel(sweep)
+    assert capsys.readouterr().out == "Slurm job 12 has ended; 4 jobs done, 1 job paused.\n"
 
     def fails(number: str) -> Any:
         raise SlurmError("squeue cannot be started: Permission denied")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -15,14 +16,17 @@ from typing import Any
 
 from trainyard.application import StartedAs
 from trainyard.errors import ConfigError, TrainyardError, counted
-from trainyard.quoting import shell_override
+from trainyard.quoting import shell_override, shell_path
+from trainyard.starting import WHOLE
+from trainyard.sweep.errors import continuation
 from trainyard.sweep.events import FINAL
 from trainyard.sweep.executor import slurm_commands
 from trainyard.sweep.executor.slurm import FOLDER, SlurmPool, header, name_of
 from trainyard.sweep.executor.slurm_commands import QueuedJob, SlurmError
 from trainyard.sweep.slurm_settings import SlurmSettings
 from trainyard.sweep.steering_cli import SweepState
-from trainyard.sweep.submitted_head import note_number, number_of, take_over
+from trainyard.sweep.submitted_head import check_gone, note_number, number_of
+from trainyard.sweep.tracking import MULTIRUN
 
 _SCRIPT, _OUTPUT = "head.sh", "head.out"
 _EVERY = 0.5  # seconds between two looks
@@ -73,7 +77,7 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
     if started is None:
         accepted = "false, because Slurm can only run a sweep that was started from a script or a module"
         raise ConfigError("hydra.launcher.detach", True, accepted)
-    take_over(directory)
+    check_gone(directory)
     SlurmPool(directory, settings.resources, 1).check()  # now, because nobody may watch the head when it checks them
     own = [shell_override("hydra.sweep.dir", directory), "hydra.launcher.detach=false"]
     given = [word for word in sys.argv[1:] if not word.startswith(("hydra.launcher.detach", "hydra.sweep.dir="))]
@@ -82,14 +86,20 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lines = header(head_options(settings, directory))
-    script = folder / _SCRIPT
+    if (whole := os.environ.get(WHOLE)) is not None:  # the job gets this environment, where Hydra's variable is changed
+        lines.append(f"export HYDRA_FULL_ERROR={whole or 0}")
+    script, output = folder / _SCRIPT, folder / _OUTPUT
+    before = {file: file.read_bytes() if file.exists() else None for file in (script, output)}
     script.write_text("\n".join([*lines, *(settings.setup or ()), _BODY.format(command=command)]))
-    (folder / _OUTPUT).write_text("")
+    output.write_text("")
     try:
         number = slurm_commands.submit(script)
     except SlurmError as error:
-        for file in (script, folder / _OUTPUT):
-            file.unlink()
+        for file, content in before.items():  # an earlier head's number remains, so `attach` shows its output
+            if content is None:
+                file.unlink()
+            else:
+                file.write_bytes(content)
         for each in made:
             each.rmdir()
         raise TrainyardError(
@@ -97,7 +107,7 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
             "run the sweep in this terminal instead, use hydra.launcher.detach=false."
         ) from None
     note_number(directory, number)
-    place = shlex.quote(str(directory))
+    place = shell_path(directory)
     return (
         f"Slurm job {number} runs this sweep.\n"
         f"  to watch it:  trainyard sweep attach {place}\n"
@@ -157,12 +167,16 @@ def attach(directory: Path) -> None:
             print(line, flush=True)
         told = line
         time.sleep(_EVERY if in_queue else 0)
-    left = _left(directory)
-    if left:
-        paused = " `trainyard sweep resume DIR JOB` resumes a paused job." if "paused" in left else ""
+    found = _jobs(directory)
+    if found is None or not _is_over(found):
+        how = continuation(directory, recorded=(directory / MULTIRUN).is_file())
+        hint = ""
+        if found is not None and any(found.states[num] == "paused" for num in found.held):
+            command = f"trainyard sweep resume {shell_path(directory)} JOB"
+            hint = f" To also resume a job that a user has paused, first run `{command}`."
         raise TrainyardError(
-            f"Slurm job {number}, which ran this sweep, has ended: {left}. To continue the sweep, run the same "
-            f"command with {shell_override('hydra.sweep.dir', directory)}.{paused}"
+            f"Slurm job {number}, which ran this sweep, has ended: {_counts(found)}. To continue the sweep, "
+            f"{how}.{hint}"
         )
 
 
@@ -204,7 +218,7 @@ def cancel(directory: Path) -> None:
         time.sleep(_EVERY)
     slurm_commands.cancel([number])
     slurm_commands.cancel([job.place for job in slurm_commands.queue(name_of(directory))])
-    print(f"Slurm job {number} has ended; {_left(directory) or 'all jobs so far are finished'}.")
+    print(f"Slurm job {number} has ended; {_counts(_jobs(directory))}.")
 
 
 def _number(directory: Path) -> str:
@@ -220,14 +234,23 @@ def _number(directory: Path) -> str:
     return number
 
 
-def _left(directory: Path) -> str:
-    """Return the number of jobs in each state after the end of the head, for users; empty if no job is left to run,
-    except by a user who has paused it."""
+def _jobs(directory: Path) -> SweepState | None:
+    """Return the jobs of a sweep after the end of the head; None if there are none."""
     try:
         found = SweepState.read(directory)
     except ConfigError:
+        return None
+    return found if found.states else None
+
+
+def _is_over(found: SweepState) -> bool:
+    """Return whether no job is left to run, except by a user who has paused it."""
+    return all(state in FINAL or num in found.held for num, state in found.states.items())
+
+
+def _counts(found: SweepState | None) -> str:
+    """Return the number of jobs in each state, for users."""
+    if found is None:
         return "no job has started"
-    if all(state in FINAL or num in found.held for num, state in found.states.items()):
-        return ""
     states = Counter(_WORDS.get(state, state) for state in found.states.values())
     return ", ".join(f"{counted(count, 'job')} {state}" for state, count in states.items())
