@@ -25,6 +25,7 @@ LAYERS = (
         "checks",
         "console",
         "files",
+        "foreground",
         "garbage",
         "host_memory",
         "nodes",
@@ -53,7 +54,7 @@ LAYERS = (
 BESIDE = {
     "sweep": (
         {"application", "config", "track", "errors", "checks", "files", "host_memory", "nodes", "nvml", "quoting"}
-        | {"garbage", "redaction"},
+        | {"foreground", "garbage", "redaction", "starting"},
         {"app", "command", "catalog", "cli"},
     )
 }
