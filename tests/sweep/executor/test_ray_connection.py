@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor import ray_pool
 from trainyard.sweep.executor.ray_pool import RayPool, Request
-from trainyard.sweep.executor.ray_process import ATTEMPTS
+from trainyard.sweep.executor.ray_process import ATTEMPTS, AgentActor
 
 RAY = """
 import sys
@@ -85,3 +86,56 @@ def test_other_errors_are_not_retried(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match="ValueError: the versions differ"):
         connect(tmp_path, monkeypatch, address, 99, "ValueError: the versions differ")
     assert len((tmp_path / "tries").read_text()) == 1
+
+
+def test_a_cluster_that_cannot_be_started_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = r"^Ray could not start a cluster here \(hydra\.launcher\.address=local\): ValueError: no memory\.$"
+    with pytest.raises(TrainyardError, match=told):
+        connect(tmp_path, monkeypatch, "local", 99, "ValueError: no memory")
+
+
+def test_ray_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "ray.py").write_text("raise ImportError('no libstdc++')")
+    with pytest.raises(TrainyardError, match=r"^Ray could not be imported: ImportError: no libstdc\+\+\.$"):
+        RayPool(tmp_path, "auto", Request(), 1).check()
+
+
+def test_a_connection_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "ray.py").write_text(RAY.format(failures=0, error="", slow=0))
+    (tmp_path / "tries").touch()
+    pool = RayPool(tmp_path / "my sweep", address, Request(), 1)
+    pool.check()
+    try:
+        assert pool._process is not None
+        pool._process.kill()
+        pool._process.wait()
+        told = rf"^The connection to the Ray cluster was lost: .* run `trainyard sweep resume '{tmp_path}/my sweep'`\.$"
+        with pytest.raises(TrainyardError, match=told):
+            all(pool.gone() == {} for _ in iter(int, 1))
+    finally:
+        pool.close()
+
+
+def test_a_node_that_does_not_see_the_folders_of_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray.py").write_text("class get_runtime_context:\n    def get_node_id(self):\n        return '1'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    log = tmp_path / "sweep/ray/0.out"
+    try:
+        _, status, said = AgentActor().run([sys.executable, "-c", ""], str(tmp_path), str(log), {}, None, 0)
+    finally:
+        sys.modules.pop("ray", None)
+    assert status == 1
+    hint = "Nodes that do not share the disk of the head need hydra.launcher.storage."
+    assert said == f"the node cannot open {log}: No such file or directory. {hint}"
+
+
+def test_an_address_of_the_environment_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError, match=rf"'auto' is invalid.* RAY_ADDRESS={address}: Connection refused\.$"):
+            connect(tmp_path, monkeypatch, "auto", 0, "")

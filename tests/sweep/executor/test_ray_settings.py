@@ -86,7 +86,7 @@ class AuthenticationError(Exception):
         (
             AuthenticationError("no token\nwas found"),
             True,
-            ("The cluster requires a token: set RAY_AUTH_MODE=token, and store"),
+            ("The token of the cluster is missing or invalid: set RAY_AUTH_MODE=token, and store"),
         ),
         (
             ConnectionError("Failed to connect to Ray cluster at h:1."),
@@ -94,6 +94,11 @@ class AuthenticationError(Exception):
             "at h:1, although a server answers",
         ),
         (ConnectionError("Failed to connect to Ray cluster at h:1."), False, "Failed to connect to Ray cluster at h:1"),
+        (
+            ConnectionError("Could not find any running Ray instance. Please specify the one to connect to."),
+            False,
+            "No Ray cluster is running on this machine, and RAY_ADDRESS is not set",
+        ),
         (ConnectionRefusedError(111, "Connection refused"), False, "Connection refused"),
     ],
 )

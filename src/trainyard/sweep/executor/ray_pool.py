@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from trainyard.errors import ConfigError, TrainyardError, counted
+from trainyard.quoting import shell_path
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.ray_process import CODE
 from trainyard.sweep.executor.remote_agent import PLACE
@@ -112,10 +113,11 @@ class RayPool(Pool):
         nodes = self._connect()
         if not self._autoscaling and not any(self._request.fits(node) for node in nodes):
             self.close()
+            more = " If the cluster adds nodes on demand, set hydra.launcher.autoscaling=true."
             raise TrainyardError(
-                f"No node of the Ray cluster has {_in_words(self._request.amounts)}, which hydra.launcher requests. "
-                f"Available: {_nodes_in_words(nodes)}. If the cluster adds nodes on demand, set "
-                "hydra.launcher.autoscaling=true."
+                f"No node of the Ray cluster has {_in_words(self._request.amounts)}, the request of an agent "
+                "(num_cpus, num_gpus and resources of hydra.launcher). "
+                f"Available: {_nodes_in_words(nodes)}.{'' if self._address == 'local' else more}"
             )
 
     def _connect(self) -> list[dict[str, float]]:
@@ -143,7 +145,7 @@ class RayPool(Pool):
             start_new_session=True,  # Ctrl-C is for the head
         )
         threading.Thread(target=self._read, args=(self._process.stdout,), name="trainyard ray", daemon=True).start()
-        self._answer(_IMPORT, f"Ray could not be imported within {_IMPORT:.0f} seconds")
+        self._await_import()
         until, tried = time.monotonic() + reach, ""
         while True:
             silent = f"The Ray cluster did not respond within {reach:.0f} seconds{tried}"
@@ -154,6 +156,16 @@ class RayPool(Pool):
                     self._refuse(why)
                 case ["retrying", why]:
                     tried = f". The last attempt failed: {why}"
+
+    def _await_import(self) -> None:
+        try:
+            message = self._messages.get(timeout=_IMPORT)
+        except queue.Empty:
+            self._kill()
+            raise TrainyardError(f"Ray could not be imported within {_IMPORT:.0f} seconds.") from None
+        if message is None:
+            self._kill()
+            raise TrainyardError(f"Ray could not be imported: {self._last_words().rstrip('.')}.")
 
     def _answer(self, timeout: float, failure: str) -> list[Any]:
         try:
@@ -166,7 +178,10 @@ class RayPool(Pool):
 
     def _refuse(self, why: str) -> NoReturn:
         self._kill()
-        raise ConfigError("hydra.launcher.address", self._address, ADDRESSES, hint=f"{why.rstrip('.')}.") from None
+        why = f"{why.rstrip('.')}."
+        if self._address == "local":
+            raise TrainyardError(f"Ray could not start a cluster here (hydra.launcher.address=local): {why}")
+        raise ConfigError("hydra.launcher.address", self._address, ADDRESSES, hint=why) from None
 
     def _read(self, stream: IO[str]) -> None:
         for line in stream:
@@ -245,7 +260,10 @@ class RayPool(Pool):
                     self._on_nodes.add(place)
                 case None:
                     why = self._last_words().rstrip(".")
-                    raise TrainyardError(f"The connection to the Ray cluster was lost: {why}.")
+                    raise TrainyardError(
+                        f"The connection to the Ray cluster was lost: {why}. To continue the sweep, run "
+                        f"`trainyard sweep resume {shell_path(self._folder.parent)}`."
+                    )
 
     def _left(self, place: str, why: str, said: str) -> None:
         if place in self._arrived or place in self._taken_back:

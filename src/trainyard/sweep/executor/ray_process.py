@@ -30,6 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trainyard.sweep.executor.agent import in_words
 from trainyard.track.variables import RAY_NODE
 
 CODE = (
@@ -99,7 +100,8 @@ class AgentActor:
             if told is not None:
                 Path(log).unlink()
         except OSError as error:
-            return host, 1, f"the node does not see {error.filename}: {error.strerror}"
+            hint = " Nodes that do not share the disk of the head need hydra.launcher.storage." if told is None else ""
+            return host, 1, f"the node cannot open {error.filename}: {error.strerror}.{hint}"
         return host, status, said
 
     def placed(self) -> None:
@@ -184,7 +186,7 @@ class Placer:
             said = ""
             try:
                 host, status, said = self._ray.get(run)
-                why = f"its process on {host} ended with status {status}"
+                why = f"its process on {host} {in_words(status)}"
             except self._ray.exceptions.ActorUnavailableError:  # it may live: only the connection broke
                 self._runs[self._actors[place].wait.remote()] = place
                 continue
@@ -277,8 +279,10 @@ def failure(error: Exception, answers: bool) -> str:
     told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     told = _last_line(told)
     told = " ".join(told.split()).rstrip(".")
+    if told.startswith("Could not find any running Ray instance"):  # Ray's advice is for its own commands
+        return "No Ray cluster is running on this machine, and RAY_ADDRESS is not set"
     if type(error).__name__ == "AuthenticationError":
-        return f"The cluster requires a token: {_TOKEN}"
+        return f"The token of the cluster is missing or invalid: {_TOKEN}"
     if answers and re.search("Failed to connect|connection timeout", told):
         return f"{told}, although a server answers there. If the server requires a token, {_TOKEN}"
     return told
@@ -297,11 +301,12 @@ def main(address: str, options: str, linger: str, reach: str, code: str) -> None
     import ray
 
     say("imported")
-    answers = False
+    answers, origin = False, ""  # where the address comes from, if it is not the setting
     try:
-        if address == "auto":
-            address = os.environ.get("RAY_ADDRESS", "auto")
+        if address == "auto" and (variable := os.environ.get("RAY_ADDRESS", "auto")) != "auto":
+            address, origin = variable, f"RAY_ADDRESS={variable}: "
         if address != "local" and (known := noted_cluster() if address == "auto" else address):
+            origin = f"{known}: " if address == "auto" else origin
             probe(known)
             answers = True
         own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
@@ -310,7 +315,7 @@ def main(address: str, options: str, linger: str, reach: str, code: str) -> None
         connect(address, float(reach), lambda why: say("retrying", why), **own)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     except Exception as error:  # Ray's own, of many kinds
-        say("failed", failure(error, answers))
+        say("failed", f"{origin}{failure(error, answers)}")
         return
     say("connected", nodes)
     Placer(json.loads(options), float(linger), say).serve()
