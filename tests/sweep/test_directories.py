@@ -38,6 +38,18 @@ def test_a_directory_outside_the_sweep_is_refused(tmp_path: Path, subdir: str) -
     )
 
 
+def test_the_value_of_an_interpolation_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\. The value resolves to '\.\./x'\. hydra\.sweep\.dir names"):
+        _job(tmp_path / "sweep", 0, "name=../x", subdir="${name}")
+
+
+def test_keys_that_are_excluded_from_another_name(tmp_path: Path) -> None:
+    excluded = "hydra.job.config.override_dirname.exclude_keys=[seed]"
+    jobs = [_job(tmp_path, num, f"seed={num}", excluded, subdir="a") for num in range(2)]
+    ((_, error),) = Places().take(jobs)
+    assert str(error).endswith("Add ${hydra:job.num} or ${seed} to hydra.sweep.subdir.")
+
+
 def test_a_directory_inside_the_sweep(tmp_path: Path) -> None:
     assert _job(tmp_path, 3, "seed=1", subdir="${seed}/./a/../${hydra:job.num}").directory == tmp_path / "1/3"
 

@@ -34,8 +34,10 @@ def job_directory(config: DictConfig, sweep: Path, subdir: str | None = None) ->
     own = str(config.hydra.sweep.subdir) if subdir is None else subdir
     directory = os.path.normpath(os.path.join(base, own))  # noqa: PTH118
     if not directory.startswith(base.rstrip(os.sep) + os.sep):
-        hint = "hydra.sweep.dir names the directory of the sweep."
-        raise ConfigError(SUBDIR, _template(config), "a directory inside the sweep directory", hint=hint)
+        template = _template(config)
+        resolved = "" if own == template else f"The value resolves to {own!r}. "
+        hint = f"{resolved}hydra.sweep.dir names the directory of the sweep."
+        raise ConfigError(SUBDIR, template, "a directory inside the sweep directory", hint=hint)
     return Path(directory)
 
 
@@ -117,12 +119,13 @@ def _error(one: Job, other: Job, key: str, place: str) -> ConfigError:
     )
     values = [_interpolation(other, name) for name in differing if re.fullmatch(r"[\w.]+", name)]
     way = f"Add {' or '.join(['${hydra:job.num}', *values])} to {key}"
-    if key == SUBDIR and any(name in hidden for name in differing):
+    template = _template(other.config) if key == SUBDIR else other.work_dir
+    if "override_dirname" in str(template) and any(name in hidden for name in differing):
         names = ", ".join(name for name in differing if name in hidden)
         way += f", or remove {names} from hydra.job.config.override_dirname.exclude_keys"
     return ConfigError(
         key,
-        _template(other.config) if key == SUBDIR else other.work_dir,
+        template,
         "a separate directory for each job",
         hint=f"Both {jobs} would write to {place}. {way}.",
     )
