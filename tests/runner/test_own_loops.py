@@ -360,8 +360,15 @@ def test_a_rung_without_a_validation_is_refused(make: Any, tmp_path: Path) -> No
     position = SweepPosition(None, (), "job", rungs=Rungs((3,), by="iter"))
     hooks = {"checkpoint": Checkpoint(), "rungs": RungReports([position])}
     runner = make(loop=IterBasedTrainLoop(6, val_interval=2), hooks=hooks, work_dir=tmp_path / "run")
-    with pytest.raises(ConfigError, match="an interval that validates after iteration 3, a rung of the sweep"):
+    refusal = r"^loop\.val_interval: 2 .* an interval that validates after iteration 3, a rung of the sweep"
+    with pytest.raises(ConfigError, match=refusal):
         runner.train()
+
+
+def test_a_rung_without_checkpoints_is_refused(make: Any, tmp_path: Path) -> None:
+    hooks = {"rungs": RungReports([SweepPosition(None, (), "job", rungs=Rungs((1,)))])}
+    with pytest.raises(ConfigError, match=r"^hook\.checkpoint: None .* a hook that saves checkpoints"):
+        make(loop=BareEpochs(), model=MLP(2, 2, hidden=[4]), hooks=hooks, work_dir=tmp_path / "run").train()
 
 
 def test_a_subclass_of_train_loop_needs_three_methods(make: Any) -> None:

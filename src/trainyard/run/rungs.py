@@ -18,6 +18,13 @@ from trainyard.track.sweep_position import PARAMETERS, RUNG, Rungs, SweepPositio
 Wake = Callable[[int], None]
 
 
+class _OtherPartError(ConfigError):
+    """A value of another part of the config; its key is complete, and is not prefixed with the name of this hook."""
+
+    def under(self, prefix: str) -> ConfigError:
+        return super().under("")
+
+
 class RungReports(Hook):
     """Notifies the sweep that a member has reached a rung, after its checkpoint and its journal have been written.
 
@@ -45,11 +52,11 @@ class RungReports(Hook):
         for rungs in (each.rungs for each in self._positions if each.rungs is not None):
             unseen = [at for at in rungs.at if at < loop.length and not loop.validates_after(at)]
             if loop.unit == rungs.by and unseen and unseen[0] < loop.val_begin:
-                raise ConfigError("loop.val_begin", loop.val_begin, f"at most {unseen[0]}, a rung of the sweep")
+                raise _OtherPartError("loop.val_begin", loop.val_begin, f"at most {unseen[0]}, a rung of the sweep")
             if loop.unit == rungs.by and unseen:
                 unit = "epoch" if rungs.by == "epoch" else "iteration"
                 accepted = f"an interval that validates after {unit} {unseen[0]}, a rung of the sweep"
-                raise ConfigError("loop.val_interval", loop.val_interval, accepted)
+                raise _OtherPartError("loop.val_interval", loop.val_interval, accepted)
 
     def before_train(self, runner: Runner) -> None:
         self._is_main = runner.strategy.is_main
@@ -122,7 +129,7 @@ class RungReports(Hook):
         """
         if (found := checkpoint_hook(runner)) is not None:
             return found
-        raise ConfigError(
+        raise _OtherPartError(
             "hook.checkpoint", None, "a hook that saves checkpoints, because the sweep pauses and resumes this job"
         )
 
