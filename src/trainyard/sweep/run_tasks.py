@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 from trainyard.sweep.events import Ended, Proposed, Queued, Unit
 from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.policy import Policy
@@ -66,7 +66,7 @@ def run_tasks(
         raise ConfigError("tasks", [task.num for task in tasks], "tasks with distinct numbers")
     widest, limit = max((task.slots for task in tasks), default=1), executor.room
     if widest > limit:
-        raise ConfigError("tasks", widest, f"tasks of at most {limit} slots")
+        raise ConfigError("tasks", widest, f"tasks of at most {counted(limit, 'slot')}")
     keep = executor.started
     executor.start()
     loop = _TaskLoop(executor, tasks, policy, callbacks)
