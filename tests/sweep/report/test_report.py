@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kruskal  # type: ignore[import-untyped,unused-ignore]
 
 from trainyard.sweep.goals import Constraint, Direction, Goals
 from trainyard.sweep.report import JobRow, html, rank, result_files, table, text
@@ -29,6 +30,7 @@ SOME = settings(max_examples=100)
 STATES = st.sampled_from(["done", "done", "failed", "interrupted", "timeout", "lost"])
 OBJECTIVES = st.none() | st.floats() | st.sampled_from([0.5, 0.75])
 DIRECTIONS = st.sampled_from(["maximize", "minimize"])
+BEST = "test/… is measured with the best checkpoint, if there is one"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -335,6 +337,13 @@ def test_importance_finds_the_parameter_that_decides() -> None:
     assert (importance(drawn, "other") or 0) < 0.3
 
 
+def test_importance_is_the_effect_size_of_kruskal_and_wallis() -> None:
+    drawn = Random(0)
+    rows = [row(num, {"model": "abcd"[num % 4]}, round(drawn.random() + 0.3 * (num % 4), 1)) for num in range(24)]
+    h = kruskal(*([each.objective for each in rows[first::4]] for first in range(4))).statistic
+    assert importance(rows, "model") == pytest.approx((h - 4 + 1) / (24 - 4))
+
+
 def test_curves_are_thinned_and_end_at_the_end(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         for step in range(1, 1001):
@@ -380,18 +389,20 @@ def test_the_advice_on_seeds_fits_the_sweep(tmp_path: Path) -> None:
     assert "Several seeds (<code>'seed=range(5)'</code>)" in page(searched=False)
     assert "Several seeds (<code>hydra.sweeper.repeats=5</code>)" in page(searched=True)
     assert "Several seeds" not in page(searched=True, goals=goals), "repeats are not supported"
+    rows = [replace(row, history=f"#{row.num}") for row in rows]
+    assert "Several seeds" not in page(searched=False), "no member of a population is a repeat"
 
 
 @pytest.mark.parametrize(
     ("split", "told"),
     [
-        ("val", "val/… belongs to the validation with the best objective; train/… is the last value."),
-        ("train", "val/… is the last value; train/… belongs to the point with the best objective."),
-        ("objective", "val/… is the last value; train/… is the last value."),
+        ("val", f"{BEST}; val/… belongs to the validation with the best objective; train/… is the last value."),
+        ("train", f"{BEST}; val/… is the last value; train/… belongs to the point with the best objective."),
+        ("objective", "test/… is the last value; val/… is the last value; train/… is the last value."),
     ],
 )
 def test_the_page_says_which_values_of_metrics_it_shows(split: str, told: str) -> None:
-    assert _metrics_note(split) == f"test/… is measured with the best checkpoint; {told}"
+    assert _metrics_note(split) == told
 
 
 def test_failures_are_listed_by_their_reason(tmp_path: Path) -> None:
@@ -438,7 +449,14 @@ def test_a_page_has_the_best_jobs_of_a_large_sweep(tmp_path: Path, monkeypatch: 
     html.Report(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize").write()
     page = Page((tmp_path / "report.html").read_text())
     assert page.jobs("tr") == ["8", "7", "6", "5", "4"]
-    assert "The table shows the best 5 of 9 jobs; results.csv contains all jobs." in " ".join(page.words)
+    words = " ".join(page.words)
+    assert "The table shows the best 5 of 9 jobs; results.csv contains all jobs." in words
+    assert "Tables and charts show the best 5 of 9 jobs; results.csv contains all jobs." in words
+    rows = [row(num, {"lr": str(num % lrs), "seed": str(num // lrs)}, 0.1) for lrs in (4,) for num in range(8)]
+    html.Report(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize", searched=True).write()
+    words = " ".join(Page((tmp_path / "report.html").read_text()).words)
+    assert "Tables and charts show" not in words, "they show all four configurations"
+    assert "The best 5 finished jobs in the order of their numbers." in words
 
 
 def test_page_escapes_text(tmp_path: Path) -> None:
@@ -462,7 +480,24 @@ def test_page_where_all_failed(tmp_path: Path) -> None:
     page = page_of([row(num, {"optim.lr": f"1e-{num}"}, None, tmp_path) for num in range(5)], tmp_path)
     words = " ".join(page.words)
     assert "none finished with an objective" in words
-    assert "No job has recorded a learning curve." in words
+    assert "No job has recorded val/accuracy or train/loss." in words
+
+
+@pytest.mark.parametrize("names", [("val/accuracy",), ("val/accuracy", "val/loss")])
+def test_page_where_no_job_is_feasible(names: tuple[str, ...], tmp_path: Path) -> None:
+    every: list[Direction] = ["maximize", "minimize"]
+    goals = Goals(names, tuple(every[: len(names)]), (Constraint.read("val/loss <= 1"),))
+    measured = {"val/accuracy": 0.5, "val/loss": 2.0}
+    rows = [row(num, {"optim.lr": f"1e-{num}"}, 0.5, tmp_path).graded(measured, goals) for num in range(3)]
+    same = {"title": "t", "objective": "val/accuracy", "direction": "maximize", "goals": goals}
+    words = " ".join(Page(html.Report(rows, tmp_path, **same).write().read_text()).words)
+    assert f"{'Pareto front' if names[1:] else 'Best job'} no finished job is feasible" in words
+    assert "fewer than two feasible jobs finished with an objective." in words
+    rows = [each.graded(measured | {"val/loss": num / 2}, goals) for num, each in enumerate(rows)]
+    page = html.Report([*rows, replace(rows[0], num=3, violation=1.0)], tmp_path, **same, searched=True).write()
+    words = " ".join(Page(page.read_text()).words)
+    assert "One line for each feasible job." in words
+    assert "The feasible jobs in the order of their numbers." in words
 
 
 @settings(max_examples=50)
@@ -516,6 +551,9 @@ def test_learning_curves_show_the_rungs_and_where_jobs_were_pruned(tmp_path: Pat
     assert chart.count('class="rung"') == 2
     assert "pruned at rung 1</title></circle>" in chart
     assert "Dotted lines: rungs" in page
+    assert "Dots: the job was pruned" in page
+    paused = [rows[0], replace(rows[1], state="paused")]
+    assert "Dots" not in html.Report(paused, tmp_path, **same, searched=True).write().read_text()
     for row in rows:
         lines = (row.directory / "metrics.jsonl").read_text().splitlines(keepends=True)
         (row.directory / "metrics.jsonl").write_text("".join(line for line in lines if '"rung"' not in line))

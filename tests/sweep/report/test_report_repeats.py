@@ -177,6 +177,19 @@ def test_where_every_configuration_has_lost_a_seed_those_with_most_have_places()
     assert not any(each.is_whole for each in going_on)
 
 
+def test_the_page_says_which_configurations_have_no_rank(tmp_path: Path) -> None:
+    def page(rows: Sequence[JobRow]) -> str:
+        return html.Report(rows, tmp_path, title="t", objective=None, direction="maximize").write().read_text()
+
+    running = [replace(each, state="running") if each.overrides["seed"] == "2" else each for each in ROWS]
+    assert "Configurations with fewer than 3 finished jobs have no rank." in page(running)
+    failed = [replace(each, state="done" if each.overrides["seed"] == "0" else "failed") for each in ROWS]
+    assert "Configurations without a finished job have no rank." in page(failed)
+    none = page([replace(each, state="failed", objective=None) for each in ROWS])
+    assert "Configurations with fewer than 3 finished jobs have no rank." in none
+    assert ">best<" not in none
+
+
 def test_nothing_is_added_without_repeats(tmp_path: Path) -> None:
     rows = [row(num, {"optim.lr": str(num)}, num) for num in range(3)]
     assert configurations(rows, "minimize") == []

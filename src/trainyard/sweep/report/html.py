@@ -177,30 +177,39 @@ class Report:
             return {"Best configuration": "none is complete" if best is None else _told(best)}
         best_job = next((row for row in self.ranking if row.ranked), None)
         if best_job is None:
-            return {"Best job": "none finished with an objective"}
+            infeasible = any(row.state == "done" and row.violation for row in self.ranking)
+            name = "Best job" if len(self.objectives) == 1 else "Pareto front"
+            return {name: "no finished job is feasible" if infeasible else "none finished with an objective"}
         return {"Best job": f"{best_job.label}: {number(best_job.objective)}"}
+
+    @property
+    def _kind(self) -> str:
+        """Which jobs the charts show: all that finished, or with constraints, the feasible ones of these."""
+        return "feasible" if self.goals is not None and self.goals.constraints else "finished"
 
     def _notes(self) -> Iterator[str]:
         far = far_off(self.items)
-        what = "configurations" if self.configurations else "finished jobs"
+        what = "configurations" if self.configurations else f"{self._kind} jobs"
         if self.live is not None:
             yield '\n<p class="note screen">The sweep is running. This page reloads itself.</p>'
         if not seeds_vary(self.ranking) and sum(row.ranked for row in self.ranking) > 1:
             setting = "hydra.sweeper.repeats=5" if self.searched else "'seed=range(5)'"
-            advice = f" Several seeds (<code>{setting}</code>) give means with confidence intervals."
+            alone = self.goals is not None or any(row.history.startswith("#") for row in self.ranking)
+            advice = "" if alone else f" Several seeds (<code>{setting}</code>) give means with confidence intervals."
             yield (
                 '\n<p class="note">Each configuration was trained with one seed, so a small difference can be due to '
-                f"chance.{advice if self.goals is None else ''}</p>"
+                f"chance.{advice}</p>"
             )
         if far:
             yield (
                 f'\n<p class="note">Number of {what} whose objective is more than {FAR} interquartile ranges away from '
                 f"the others: {far}. The charts show these values at the edge.</p>"
             )
-        if len(self.ranking) > SHOWN:
+        several = "configurations" if self.configurations else "jobs"
+        if (count := len(self.configurations or self.ranking)) > SHOWN:
             yield (
-                f'\n<p class="note">Tables and charts show the best {SHOWN:,} of {len(self.ranking):,} jobs; '
-                "results.csv contains all jobs.</p>"
+                f'\n<p class="note">Tables and charts show the best {SHOWN:,} of {count:,} {several}; results.csv '
+                "contains all jobs.</p>"
             )
 
     def _front(self) -> Iterator[str]:
@@ -221,7 +230,11 @@ class Report:
         if not self.searched or not any(item.objective is not None for item in self.jobs):
             return
         yield "<h2>Optimization history</h2>"
-        yield '<p class="note">The finished jobs in the order of their numbers. The line is the best value so far.</p>'
+        best = f"best {SHOWN:,} " if len(self.ranking) > SHOWN else ""
+        yield (
+            f'<p class="note">The {best}{self._kind} jobs in the order of their numbers. The line is the best value so '
+            "far.</p>"
+        )
         shade = {str(num): self.shade[key] for num, key in self.key_of.items()} | self.shade
         drawn = [charts.history(self._jobs_by(name), name, better, shade) for name, better in self.objectives.items()]
         yield f'<div class="charts">{"".join(drawn)}</div>'
@@ -237,21 +250,23 @@ class Report:
         metrics = dict.fromkeys(name for name in (self.metric, TRAIN_LOSS) if name is not None)
         drawn = [curves.draw(self.items, self.numbers, metric, self.shade) for metric in metrics]
         if not any(drawn):
-            yield '<p class="note">No job has recorded a learning curve.</p>'
+            yield f'<p class="note">No job has recorded {escape(" or ".join(metrics))}.</p>'
             return
         legend = "".join(f'<i class="c{index}"></i>' for index in range(SHADES))
         what = "configurations" if self.configurations else "jobs"
-        crowd = f"The best {COLOURED} of {len(self.items)} {what} are colored" if len(self.items) > CROWD else "Colored"
-        note = f'{crowd} by the objective: worst <span class="legend">{legend}</span> best. Gray: all others.'
+        crowded = len(self.items) > CROWD
+        coloured = f"Only the best {COLOURED} {what} are colored" if crowded else "Colored"
+        by = "the objective" if len(self.objectives) == 1 else escape(self.first)
+        note = f'{coloured} by {by}: worst <span class="legend">{legend}</span> best. Gray: all others.'
         if self.configurations:
             note += (
                 " A line is the mean over the jobs of a configuration; the band is ± one standard deviation. "
-                f"Bands are shown for the best {curves.BANDS} configurations and for the configuration under the "
-                "pointer."
+                f"Bands are shown for the best {curves.BANDS} configurations and for the "
+                f"{'colored ' if crowded else ''}configuration under the pointer."
             )
         if any(own.curves.get(RUNG) for own in self.numbers.values()):
             note += " Dotted lines: rungs, at which jobs report their objective to the sweep."
-            note += "" if self.configurations else " Dots: the job was pruned at this point."
+            note += " Dots: the job was pruned at this point." if any(item.end for item in self.items) else ""
         yield f'<p class="note">{note}</p>'
         yield f'<div class="charts">{"".join(drawn)}</div>'
 
@@ -259,10 +274,11 @@ class Report:
         names = self.names
         if not names or sum(item.objective is not None for item in self.items) < 2:
             yield '<h2>Parameters</h2>\n<p class="note">There are no parameters to compare: '
-            few = "fewer than two configurations" if self.configurations else "fewer than two jobs"
+            jobs = "feasible jobs" if self._kind == "feasible" else "jobs"
+            few = f"fewer than two {'configurations' if self.configurations else jobs}"
             yield "no parameter varies.</p>" if not names else f"{few} finished with an objective.</p>"
             return
-        what = "configuration (the mean of its jobs)" if self.configurations else "finished job"
+        what = "configuration (the mean of its jobs)" if self.configurations else f"{self._kind} job"
         yield f'<h2>Parallel coordinates</h2>\n<p class="note">One line for each {what}.</p>'
         yield f'<div class="scroll wide">{charts.parallel(self.items, names, self.first, self.shade)}</div>'
         several = "configurations" if self.configurations else "jobs"

@@ -14,10 +14,10 @@ from trainyard.sweep.report.axes import Scale, drawable
 from trainyard.sweep.report.rows import JobRow, parse
 
 METHOD = (
-    "The fraction of the variance in the ranks of the jobs that each parameter explains alone. This is ε², "
-    "the effect size of the Kruskal-Wallis test, corrected for the number of values. 0: no effect. 1: the "
-    "parameter explains the ranks completely. Numeric parameters with few repeated values are divided into "
-    "bins of equal count. The remaining variance is due to interactions of parameters and to chance."
+    "The fraction of the variance in the ranks of the jobs that each parameter explains alone. This is η², "
+    "the effect size of the Kruskal-Wallis test: (H - k + 1)/(n - k) for n jobs with k values. 0: no effect. 1: the "
+    "parameter explains the ranks completely. Numeric parameters with few repeated values are divided into bins of "
+    "equal count. The remaining variance is due to interactions of parameters and to chance."
 )
 METHOD_OF_SEARCH = (
     "The importance of each parameter for being among the best 10 % of the jobs: PED-ANOVA, computed by Optuna "
@@ -76,9 +76,9 @@ def _column(texts: Sequence[str | None]) -> tuple[Sequence[Any], Any]:
 def importance(rows: Sequence[JobRow], key: str) -> float | None:
     """Return the fraction of the variance of the objective's ranks that one parameter explains.
 
-    Epsilon squared (Kelley, 1935) of ranks: 1 - (1 - η²)(n - 1)/(n - k) for n jobs with k values, at least 0. It uses
-    ranks, so that a diverged job counts as the last one and does not dominate the variance. In a full grid, the
-    fractions of all parameters add up to at most 1.
+    The effect size η² of the Kruskal-Wallis test (Tomczak and Tomczak, 2014): (H - k + 1)/(n - k) for n jobs with k
+    values, at least 0. It uses ranks, so that a diverged job counts as the last one and does not dominate the variance.
+    In a full grid, the fractions of all parameters add up to at most 1.
 
     Args:
         rows: the jobs; only those with an objective count.

@@ -51,7 +51,7 @@ def of_configurations(
     """
     tests = [name for name in _metrics(numbers, objective) if name.startswith("test/")]
     own = objectives(rows)
-    apart = compared(found, own) if len(found) > 1 else []
+    apart = compared(found, own) if len(found) > 1 and found[0].n else []
     heads = [_head("rank", numeric=True), *map(_head, names)]
     heads += [_head(name, numeric=True) for name in (f"mean {objective}", "95 %", "std", "n", *tests)]
     heads += [_head(name, numeric=True) for name in ("difference", "p (Holm)")] if apart else []
@@ -74,11 +74,11 @@ def of_configurations(
         kind = "" if each.is_whole else ' class="unfinished"'
         lines.append(f'<tr{kind} data-key="c{each.rows[0].num}">{"".join(cells)}</tr>')
     yield f"<h2>Configurations: means over {escape(', '.join(repeated(found)))}</h2>"
-    yield f'<p class="note">{_configurations_note(apart, bool(tests), repeated(found))}</p>'
+    yield f'<p class="note">{_configurations_note(apart, bool(tests), found)}</p>'
     yield _table(heads, lines)
 
 
-def _configurations_note(apart: Sequence[Difference | None], tests: bool, over: Sequence[str]) -> str:
+def _configurations_note(apart: Sequence[Difference | None], tests: bool, found: Sequence[Configuration]) -> str:
     note = (
         "The 95 % confidence interval of the mean uses Student's t distribution. Test metrics are mean ± standard "
         "deviation. "
@@ -87,14 +87,16 @@ def _configurations_note(apart: Sequence[Difference | None], tests: bool, over: 
     )
     comparisons = sum(each is not None and each.p is not None for each in apart)
     if comparisons:
-        same = " and ".join(key.rpartition(".")[2] for key in over)
+        same = " and ".join(key.rpartition(".")[2] for key in repeated(found))
         note += (
-            f"The difference to the best configuration is the mean over the pairs of jobs with the same {same}, with "
+            f"The difference from the best configuration is the mean over the pairs of jobs with the same {same}, with "
             "its 95 % confidence interval. p is the p-value of a two-sided paired t-test, with Holm's "
             f"correction for {comparisons} comparison{'s' * (comparisons > 1)}. The best configuration was "
             "selected with the same jobs, so confirm a small difference with new seeds. "
         )
-    return f"{note}Configurations with fewer finished jobs than the others have no rank."
+    least = found[0].needed or found[0].most
+    few = f"with fewer than {least} finished jobs" if least > 1 else "without a finished job"
+    return f"{note}Configurations {few} have no rank."
 
 
 def of_jobs(
@@ -164,8 +166,9 @@ def _metrics_note(split: str) -> str:
         split: the split of the objective.
     """
     last = "is the last value"
-    told = {"test": "is measured with the best checkpoint", "val": last, "train": last}
+    told = {"test": last, "val": last, "train": last}
     if split in told:
+        told["test"] = "is measured with the best checkpoint, if there is one"
         told[split] = f"belongs to the {'validation' if split == 'val' else 'point'} with the best objective"
     return f"{'; '.join(f'{name}/… {how}' for name, how in told.items())}."
 
