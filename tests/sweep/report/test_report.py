@@ -2,6 +2,7 @@ import itertools
 import math
 import os
 import re
+import resource
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kruskal  # type: ignore[import-untyped,unused-ignore]
 
+from trainyard.files import DiskFullError
 from trainyard.sweep.goals import Constraint, Direction, Goals
 from trainyard.sweep.report import JobRow, html, rank, result_files, table, text
 from trainyard.sweep.report.axes import Scale, of_parameter
@@ -221,6 +223,18 @@ def test_tables_round_trip(rows: list[JobRow], direction: Direction, tmp_path_fa
             wanted = math.nan if each.objective is None else each.objective
             assert written == pytest.approx(wanted, nan_ok=True, rel=1e-12)
         assert list(frame["rank"].notna()) == [each.ranked for each in ranking]
+
+
+@pytest.mark.parametrize(("room", "name"), [(10, "results.csv"), (1000, "results.parquet")])
+def test_a_full_disk_is_named_with_the_result_file(room: int, name: str, tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limit[1]))
+    then = re.escape(f"then `trainyard sweep report {tmp_path}` writes the result files.")
+    try:
+        with pytest.raises(DiskFullError, match=rf"{name} could not be written: File too large\. .* {then}"):
+            result_files.write([row(0, {"optim.lr": "1"}, 0.5)], tmp_path, "maximize")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def test_tables_hold_numbers(tmp_path: Path) -> None:

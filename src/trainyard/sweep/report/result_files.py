@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainyard.files import writing
+from trainyard.quoting import shell_path
 from trainyard.sweep.goals import Direction
 from trainyard.sweep.report.journals import JobNumbers, metric_names
 from trainyard.sweep.report.ranking import places, rank
@@ -42,6 +44,9 @@ def write(
 
     Returns:
         The two files.
+
+    Raises:
+        DiskFullError: no space is left.
     """
     import pandas as pd  # type: ignore[import-untyped,unused-ignore]
 
@@ -66,8 +71,11 @@ def write(
     own |= {_text(name): pd.array(column, dtype=kinds.get(name, "float64")) for name, column in measured.items()}
     frame = pd.DataFrame(own | last)
     csv, parquet = Path(directory, "results.csv"), Path(directory, "results.parquet")
-    frame.to_csv(csv, index=False)
-    frame.to_parquet(parquet, index=False)
+    then = f"`trainyard sweep report {shell_path(directory)}` writes the result files"
+    with writing(csv, then=then):
+        frame.to_csv(csv, index=False)
+    with writing(parquet, then=then):
+        parquet.write_bytes(frame.to_parquet(index=False))  # in the errors of pyarrow, the system's text is missing
     return csv, parquet
 
 
