@@ -384,6 +384,7 @@ def test_page_of_a_sweep(tmp_path: Path) -> None:
     links = {attributes["href"] for name, attributes in page.tags if name == "a"}
     assert links == {f"./{num}/" for num in range(14)}
     assert "trained with one seed" in words
+    assert "A horizontal bar marks the median of the jobs with the same value." in words
     before = (tmp_path / "report.html").read_bytes()
     page_of(rows[::-1], tmp_path)
     assert (tmp_path / "report.html").read_bytes() == before
@@ -533,6 +534,7 @@ def test_diverged_jobs_do_not_flatten_the_rest(tmp_path: Path) -> None:
     assert any("Number of finished jobs whose objective" in words and "the others: 1." in words for words in page.words)
     heights = {str(attributes["cy"]) for name, attributes in page.tags if name == "circle"}
     assert len(heights) == 12
+    assert not any("A horizontal bar" in words for words in page.words), "no two jobs have the same value"
 
 
 def test_page_of_256_jobs(tmp_path: Path) -> None:

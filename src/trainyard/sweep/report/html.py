@@ -282,15 +282,15 @@ class Report:
         yield f'<h2>Parallel coordinates</h2>\n<p class="note">One line for each {what}.</p>'
         yield f'<div class="scroll wide">{charts.parallel(self.items, names, self.first, self.shade)}</div>'
         several = "configurations" if self.configurations else "jobs"
-        note = f"A horizontal bar marks the median of the {several} with the same value."
-        if self.configurations:
-            note = (
-                "Means with 95 % confidence intervals. Configurations with the same value are drawn side by side. "
-                + note
-            )
         for objective in self.objectives:
-            yield f'<h2>Parameters against {escape(objective)}</h2>\n<p class="note">{note}</p>'
             drawn = [charts.scatter(self._items_by(objective), name, objective, self.shade) for name in names]
+            note = ["Means with 95 % confidence intervals."] if self.configurations else []
+            if any('class="median"' in chart for chart in drawn):
+                note += ["Configurations with the same value are drawn side by side."] if self.configurations else []
+                note.append(f"A horizontal bar marks the median of the {several} with the same value.")
+            yield f"<h2>Parameters against {escape(objective)}</h2>"
+            if note:
+                yield f'<p class="note">{" ".join(note)}</p>'
             yield f'<div class="charts">{"".join(drawn)}</div>'
         searched = self.searched and find_spec("optuna") is not None
         yield f'<h2>Importance</h2>\n<p class="note">{escape(METHOD_OF_SEARCH if searched else METHOD)}</p>'
