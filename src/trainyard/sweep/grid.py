@@ -18,6 +18,10 @@ from trainyard.sweep.conditions import Conditions
 from trainyard.sweep.grid_settings import BLOCKS, FILE, ZIP, GridSettings
 from trainyard.sweep.job_file import JobFile
 
+RANGE = "a range that contains a value"
+RANGE_HINT = "range(start, stop, step) excludes stop. step must not be 0, and must be negative if stop is below start."
+"""The accepted ranges, for messages."""
+
 _Axis = list[dict[int, str]]  # what can be chosen together: the lines of some overrides, by their places in the command
 
 
@@ -206,11 +210,8 @@ def _values(override: Override) -> Sequence[str]:
         return list(override.sweep_string_iterator())
     found = [] if value.step == 0 else list(override.sweep_string_iterator())
     if not found:
-        hint = (
-            "range(start, stop, step) excludes stop. step must not be 0, and must be negative if stop is below start."
-        )
         given = str(override.input_line).partition("=")[2]
-        raise ConfigError(override.key_or_group, given, "a range that contains a value", hint=hint)
+        raise ConfigError(override.key_or_group, given, RANGE, hint=RANGE_HINT)
     return found
 
 

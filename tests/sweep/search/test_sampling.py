@@ -91,6 +91,8 @@ def test_ranges_are_those_of_the_grammar(hydra: Any) -> None:
         "model=glob(m*)",
         "optim=choice(adam,sgd)",
         "loop.max_epochs=choice(5)",
+        "+b=range(0,1,0.3)",
+        "+c=range(0.9,0,-0.3)",
     ]
     found = {name: str(each.distribution) for name, each in Space(lines, {}, loader, config).parameters.items()}
     assert found == {
@@ -99,6 +101,8 @@ def test_ranges_are_those_of_the_grammar(hydra: Any) -> None:
         "data.batch_size": "IntDistribution(high=7, log=False, low=1, step=3)",
         "a": "IntDistribution(high=100, log=True, low=1, step=1)",
         "optim": "CategoricalDistribution(choices=('adam', 'sgd'))",
+        "b": "FloatDistribution(high=0.9, log=False, low=0.0, step=0.3)",
+        "c": "FloatDistribution(high=0.9, log=False, low=0.3, step=0.3)",
     }
 
 
@@ -265,12 +269,15 @@ def test_a_point_that_is_not_in_the_space_is_refused(hydra: Any, settings_of: An
     [
         ([], "hydra/sweeper: 'search' is invalid. Expected overrides with a range, such as"),
         (["optim.lr=0.1"], "hydra/sweeper: 'search' is invalid. Expected overrides with a range, such as"),
-        (["optim.lr=interval(1,0.1)"], "optim.lr: 'interval(1,0.1)' is invalid. Expected an interval whose first"),
+        (["optim.lr=interval(1,0.1)"], "optim.lr: 'interval(1,0.1)' is invalid. Expected an interval of two finite"),
+        (["optim.lr=interval(1,inf)"], "optim.lr: 'interval(1,inf)' is invalid. Expected an interval of two finite"),
         (
             ["optim.lr=tag(log,interval(0,1))"],
             "optim.lr: 'tag(log,interval(0,1))' is invalid. Expected numbers above 0",
         ),
-        (["seed=range(3,3)"], "seed: 'range(3,3)' is invalid. Expected a range that contains values."),
+        (["seed=range(3,3)"], "seed: 'range(3,3)' is invalid. Expected a range that contains a value."),
+        (["seed=range(0,3,0)"], "seed: 'range(0,3,0)' is invalid. Expected a range that contains a value."),
+        (["optim.lr=range(0,inf,0.5)"], "optim.lr: 'range(0,inf,0.5)' is invalid. Expected a range that contains a"),
     ],
 )
 def test_a_space_without_values_is_refused(hydra: Any, settings_of: Any, lines: list[str], told: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -14,7 +16,7 @@ from omegaconf import DictConfig
 from trainyard.errors import ConfigError
 from trainyard.redaction import check_overrides
 from trainyard.sweep.conditions import Conditions
-from trainyard.sweep.grid import effective, key_of
+from trainyard.sweep.grid import RANGE, RANGE_HINT, effective, key_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -103,7 +105,7 @@ class Space:
             raise ConfigError(
                 "hydra/sweeper",
                 option,
-                "overrides with a range, such as optim.lr=tag(log,interval(1e-5,1e-1)), or with several values, such "
+                "overrides with a range, such as 'optim.lr=tag(log,interval(1e-5,1e-1))', or with several values, such "
                 "as model=mlp,cnn, on the command line or in hydra.sweeper.params",
                 hint="No override has a range or several values.",
             )
@@ -190,7 +192,7 @@ def _read(override: Override) -> str | Parameter:
     """Return an override unchanged, or the parameter whose values it lists.
 
     Raises:
-        ConfigError: a range is empty, or log needs positive bounds.
+        ConfigError: a range is empty or infinite, or log needs positive bounds.
     """
     from optuna.distributions import CategoricalDistribution
 
@@ -215,18 +217,35 @@ def _numbers(key: str, value: IntervalSweep | RangeSweep, given: str) -> BaseDis
         assert value.start is not None
         assert value.end is not None
         low, high, step = value.start, value.end, None
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+            raise ConfigError(key, given, "an interval of two finite numbers, the first not above the second")
     else:
-        listed = list(value.range())
-        if not listed:
-            raise ConfigError(key, given, "a range that contains values")
-        low, high = min(listed), max(listed)
+        numbers = _ends(value)
+        if numbers is None:
+            raise ConfigError(key, given, RANGE, hint=RANGE_HINT)
+        low, high = sorted(numbers)
         step = None if is_log else abs(value.step)
     if isinstance(low, float) or isinstance(high, float):
         kind, low, high = FloatDistribution, float(low), float(high)
-    if low > high:
-        raise ConfigError(key, given, "an interval whose first number is not above its second")
     if is_log and low <= 0:
         raise ConfigError(key, given, "numbers above 0, for the tag log")
     if kind is IntDistribution:
         return IntDistribution(int(low), int(high), log=is_log, step=1 if step is None else int(step))
     return FloatDistribution(low, high, log=is_log, step=None if step is None else float(step))
+
+
+def _ends(value: RangeSweep) -> tuple[float, float] | None:
+    """Return the first and the last number of a range; None if it contains no number or is infinite.
+
+    Fractions are decimal: with binary ones, range(0,1,0.3) would end at 0.8999999999999999 and Optuna would omit 0.9.
+    """
+    given = (value.start, value.stop, value.step)
+    if not all(math.isfinite(each) for each in given):  # type: ignore[arg-type]
+        return None
+    start, stop, step = (Decimal(str(each)) for each in given)
+    count = math.ceil((stop - start) / step) if step else 0
+    if count < 1:
+        return None
+    last = start + (count - 1) * step
+    is_whole = all(isinstance(each, int) for each in given)
+    return (int(start), int(last)) if is_whole else (float(start), float(last))
