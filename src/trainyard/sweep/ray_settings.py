@@ -60,7 +60,7 @@ class RaySettings(AgentSettings):
                     "resources",
                     name,
                     "custom resources of the cluster",
-                    hint=f"Use num_{name.lower()}s for this resource.",
+                    hint=f"Use hydra.launcher.num_{name.lower()}s for this resource.",
                 )
             number(f"resources.{name}", amount, above=0)
 

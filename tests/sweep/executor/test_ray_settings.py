@@ -37,7 +37,7 @@ def test_slots(settings: Any, slots: Any) -> None:
         ({"num_cpus": 0}, "hydra.launcher.num_cpus: 0 is invalid. Expected "),
         ({"num_gpus": -1}, "hydra.launcher.num_gpus: -1 is invalid. Expected "),
         ({"resources": {"disk": 0}}, "hydra.launcher.resources.disk: 0 is invalid. Expected "),
-        ({"resources": {"GPU": 1}}, "Use num_gpus for this resource."),
+        ({"resources": {"GPU": 1}}, "Use hydra.launcher.num_gpus for this resource."),
         ({"resources": "disk"}, "hydra.launcher.resources: 'disk' is invalid. Expected "),
         ({"address": "atuo"}, "Did you mean 'auto'?"),
         ({"address": "http://node:6379"}, "hydra.launcher.address: 'http://node:6379' is invalid. Expected "),

@@ -142,7 +142,7 @@ class SearchSettings:
         if self.repeats > 1:
             hint = (
                 "Repeats are raced and ranked by the mean of a single objective: use objective=… and direction=… "
-                "without hydra.sweeper.objective and constraints."
+                "without hydra.sweeper.objective and hydra.sweeper.constraints."
             )
             raise ConfigError(REPEATS, self.repeats, f"1, {why}", hint=hint)
         if name == "CmaEsSampler":
