@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from trainyard.batch import joined, to_device
 from trainyard.checks import choice, integer
 from trainyard.errors import ConfigError
+from trainyard.models.table_encoder import as_float32
 from trainyard.run.record import BEST, CONFIG, load_model, predict
 from trainyard.runner import checkpoint
 from trainyard.runner.env import find_device
@@ -148,23 +148,10 @@ def _tensor(value: Any) -> Tensor:
         return value
     try:
         array = np.asarray(value)
-        return torch.from_numpy(np.ascontiguousarray(_as_float32(array) if array.dtype == np.float64 else array))
+        return torch.from_numpy(np.ascontiguousarray(as_float32(array) if array.dtype == np.float64 else array))
     except (TypeError, ValueError) as error:
         accepted = "an array or a tensor, a mapping or a list of arrays or tensors, or a DataLoader"
         raise ConfigError("inputs", type(value).__name__, accepted) from error
-
-
-def _as_float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        numbers = array.astype(np.float32)
-    beyond = np.isinf(numbers) & np.isfinite(array)
-    if beyond.any():
-        place = np.unravel_index(beyond.argmax(), beyond.shape)
-        accepted = "numbers within the range of float32"
-        raise ConfigError(
-            "inputs", float(array[place]), accepted, hint=f"Index: {list(map(int, place))}." if place else ""
-        )
-    return numbers
 
 
 def _checkpoint_in(directory: Path, which: str) -> Path:

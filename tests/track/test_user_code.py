@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainyard.errors import ConfigError
 from trainyard.track.shipper.served_model import ServedModel
 from trainyard.track.shipper.user_code import copy, files_of, modules_of
 
@@ -80,3 +81,11 @@ def test_predictions_have_the_form_that_is_asked_for() -> None:
     assert np.array_equal(found["scores"], expected)
     assert np.array_equal(found["parts"][0], x)
     assert served.get_raw_model() is net
+
+
+def test_a_table_with_a_number_beyond_float32_is_rejected() -> None:
+    served = ServedModel(nn.Identity(), lambda net, inputs: net(inputs))
+    expected = r"inputs: 1e\+39 is invalid. Expected numbers within the range of float32. Index: \[1, 0\]\."
+    with pytest.raises(ConfigError, match=expected):
+        served.predict(pd.DataFrame({"a": [0.0, 1e39], "b": [1, 2]}))
+    assert served.predict(pd.DataFrame({"a": [np.inf, np.nan]}))[0].tolist()[0] == np.inf

@@ -167,6 +167,24 @@ def what_is(value: float) -> str:
     return "is empty or not a number" if np.isnan(value) else f"contains {value:g}"
 
 
+def as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return the inputs of a model as float32.
+
+    Raises:
+        ConfigError: a finite number is beyond the range of float32.
+    """
+    with np.errstate(over="ignore"):
+        numbers = values.astype(np.float32)
+    beyond = np.isinf(numbers) & np.isfinite(values)
+    if beyond.any():
+        place = np.unravel_index(beyond.argmax(), beyond.shape)
+        accepted = "numbers within the range of float32"
+        raise ConfigError(
+            "inputs", float(values[place]), accepted, hint=f"Index: {list(map(int, place))}." if place else ""
+        )
+    return numbers
+
+
 def codes_of(texts: npt.NDArray[Any], categories: Sequence[str]) -> npt.NDArray[np.float32]:
     """Return the code of each string: its index in `categories`, `UNKNOWN`, or NaN for None."""
     codes = {name: float(code) for code, name in enumerate(categories)}

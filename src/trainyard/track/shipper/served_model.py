@@ -14,6 +14,7 @@ from torch import nn
 
 from trainyard.batch import to_device
 from trainyard.models import TableEncoder
+from trainyard.models.table_encoder import as_float32
 
 PREDICT = "predict"
 """Key of the model's config with the function that computes the predictions."""
@@ -119,9 +120,19 @@ def _encoder(net: nn.Module) -> TableEncoder | None:
 
 
 def _rows(net: nn.Module, table: pd.DataFrame) -> np.ndarray[Any, Any]:
-    """Return the rows of a table as an array, float32."""
+    """Return the rows of a table as an array, float32.
+
+    Raises:
+        ConfigError: a number is beyond the range of float32.
+    """
     encoder = _encoder(net)
-    return table.to_numpy(dtype=np.float32) if encoder is None else encoder.encode_table(table)
+    if encoder is not None:
+        return encoder.encode_table(table)
+    with np.errstate(over="ignore"):
+        rows: np.ndarray[Any, Any] = table.to_numpy(dtype=np.float32)
+    if np.isinf(rows).any():
+        as_float32(table.to_numpy(dtype=np.float64))  # refuses them, unless the table itself has infinite numbers
+    return rows
 
 
 def _tensors(data: Any) -> Any:
