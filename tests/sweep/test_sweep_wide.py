@@ -18,12 +18,17 @@ if __name__ == "__main__":
 """
 
 
+CALLBACK = "{_target_: hydra.experimental.callbacks.LogJobReturnCallback}"
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Any:
     (tmp_path / "conf/experiment").mkdir(parents=True)
     (tmp_path / "run.py").write_text(APP)
     (tmp_path / "conf/mine.yaml").write_text("defaults: [train]\n")
-    for name, hydra in {"one": "launcher: {max_jobs: 1}", "two": "sweep: {dir: elsewhere}", "three": "{}"}.items():
+    settings = {"one": "launcher: {max_jobs: 1}", "two": "sweep: {dir: elsewhere}", "three": "{}"}
+    settings["four"] = f"callbacks: {{mine: {CALLBACK}}}"
+    for name, hydra in settings.items():
         text = f"# @package _global_\nloop: {{max_epochs: 1}}\nhydra:\n  {hydra}\n"
         (tmp_path / f"conf/experiment/{name}.yaml").write_text(text)
 
@@ -55,3 +60,11 @@ def test_of_an_experiment_for_all_they_are_in_effect(sweep: Any) -> None:
     result = sweep("experiment=one", "seed=0,1", "hydra.sweep.dir=m/${optim.lr}")
     assert result.returncode == 0, result.stderr
     assert "2 to run on 1 slot" in result.stdout
+
+
+def test_a_key_that_the_sweep_lacks_is_set_with_a_plus(sweep: Any) -> None:
+    result = sweep("experiment=three,four")
+    assert result.returncode == 2, result.stdout
+    assert "set +hydra.callbacks.mine to one value on the command line instead." in result.stderr
+    result = sweep("experiment=three,four", f"+hydra.callbacks.mine={CALLBACK}")
+    assert result.returncode == 0, result.stderr

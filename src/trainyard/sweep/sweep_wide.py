@@ -32,10 +32,12 @@ def check_sweep_wide(config: DictConfig, sweep: DictConfig) -> None:
     for place in SWEEP_WIDE:
         own, common = at(mine, place), at(whole, place)
         if own != common:
-            raise _error(config, *next(_differences(own, common, f"hydra.{place}")))
+            key, value, accepted = next(_differences(own, common, f"hydra.{place}"))
+            parent, _, name = key.removeprefix("hydra.").rpartition(".")
+            raise _error(config, key, value, accepted, is_new=name not in (at(whole, parent) or {}))
 
 
-def _error(config: DictConfig, key: str, value: Any, common: Any) -> ConfigError:
+def _error(config: DictConfig, key: str, value: Any, common: Any, *, is_new: bool) -> ConfigError:
     hydra = config.hydra
     given = {entry.partition("=")[0].lstrip("+") for entry in filter_overrides(hydra.overrides.task)}
     choices: Any = OmegaConf.to_container(hydra.runtime.choices)
@@ -44,7 +46,8 @@ def _error(config: DictConfig, key: str, value: Any, common: Any) -> ConfigError
     cause = f"{' or '.join(files) or 'An override of the job'} changes this key"
     if setting:
         cause = f"{setting[0]}.yaml sets this key"
-    hint = f"{cause}, but the key applies to the entire sweep: set {key} to one value on the command line instead."
+    place = f"{'+' if is_new else ''}{key}"
+    hint = f"{cause}, but the key applies to the entire sweep: set {place} to one value on the command line instead."
     accepted = "no value" if common is None else repr(common)
     return ConfigError(key, value, f"{accepted}, as for the entire sweep", hint=hint)
 
