@@ -216,8 +216,9 @@ def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Pat
     wait_for(lambda: ask(slurm, "squeue", "-h", "-j", number, "-o", "%T").strip() == "PENDING")
     again = subprocess.run([*steer, "resume", directory], env=slurm, capture_output=True, text=True, check=False)
     assert again.returncode == 2
-    assert f"Slurm job {number} runs this sweep, and is pending." in again.stderr.replace("\n", " ")
-    assert f"Slurm job {number}, which runs this sweep, is pending." in ask(slurm, *steer, "stop", str(directory), "3")
+    assert f"Slurm job {number}, which will run this sweep, is pending." in again.stderr.replace("\n", " ")
+    told = ask(slurm, *steer, "stop", str(directory), "3")
+    assert f"Slurm job {number}, which will run this sweep, is pending." in told
     attached = subprocess.Popen([*steer, "attach", directory], env=slurm, stdout=subprocess.PIPE, text=True)
     assert attached.stdout is not None
     while f"Slurm job {number} is queued again" not in attached.stdout.readline():

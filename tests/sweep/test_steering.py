@@ -26,7 +26,7 @@ from trainyard.sweep.steering import FOLDER, CommandFolder, acknowledged, acknow
 from trainyard.sweep.steering_cli import SweepState, steer
 from trainyard.sweep.submitted_head import note_number, number_of, take_over
 
-CONFIG = "optim: {lr: 0.1, betas: [0.9, 0.99]}\nmodel: {hidden: [8]}\nseed: 0\n"
+CONFIG = "optim: {lr: 0.1, betas: [0.9, 0.99]}\nmodel: {hidden: [8], parts: []}\nseed: 0\n"
 
 
 def _append(directory: Path, **record: Any) -> None:
@@ -39,6 +39,7 @@ def sweep(tmp_path: Path) -> Path:
     """A sweep without a head: #0 is done, #1 runs, #2 waits, #3 is paused by a user, #4 has failed."""
     directory = tmp_path / "a sweep"
     directory.mkdir()
+    _append(directory, kind="application", file="train.py", module=None)
     for num in range(5):
         _append(directory, kind="job", num=num, overrides=[f"seed={num}"], subdir=f"{num}")
     for num, state in {0: "done", 1: "running", 3: "paused", 4: "failed"}.items():
@@ -53,8 +54,10 @@ def sweep(tmp_path: Path) -> Path:
 
 def test_a_command_waits_for_a_head_and_is_taken_once(sweep: Path) -> None:
     told = steer(sweep, "pause", "#1")
-    assert told.startswith("No process is running this sweep. The command will be executed when the sweep continues: ")
-    assert f"trainyard sweep resume '{sweep}'" in told
+    assert told == (
+        "No process is running this sweep. The command will be executed when the sweep continues. To continue the "
+        f"sweep, run `trainyard sweep resume '{sweep}'`."
+    )
     assert steer(sweep, "pause", "1") == told, "the same command twice is one"
     head = CommandFolder(sweep)
     (command,) = head.pending(())
@@ -64,6 +67,13 @@ def test_a_command_waits_for_a_head_and_is_taken_once(sweep: Path) -> None:
     _append(sweep, **record)
     answers = SweepState.read(sweep).answers
     assert head.pending(answers) == CommandFolder(sweep).pending(answers) == []
+
+
+def test_a_sweep_of_an_application_without_a_file_continues_with_its_own_command(sweep: Path) -> None:
+    lines = (sweep / FILE).read_text().splitlines(keepends=True)
+    (sweep / FILE).write_text("".join(line for line in lines if '"application"' not in line))
+    told = steer(sweep, "stop", "1")
+    assert f"To continue the sweep, use the same command with 'hydra.sweep.dir=\"{sweep}\"'." in told
 
 
 def test_commands_that_wait_count(sweep: Path) -> None:
@@ -273,10 +283,14 @@ def test_a_head_in_the_queue_of_slurm_is_the_only_one(sweep: Path, monkeypatch: 
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(slurm_commands, "queued", lambda number: job)
     told = steer(sweep, "stop", "1")
-    assert told == "Slurm job 12, which runs this sweep, is pending. The command will be executed when it starts."
+    assert told == (
+        "Slurm job 12, which will run this sweep, is pending. The command will be executed when this Slurm job starts."
+    )
     assert len(CommandFolder(sweep).pending(())) == 1
     for start in (take_over, go_on):
-        with pytest.raises(TrainyardError, match=r"^Slurm job 12 runs this sweep, and is pending\. .* sweep cancel '"):
+        with pytest.raises(
+            TrainyardError, match=r"^Slurm job 12, which will run this sweep, is pending\. .* sweep cancel"
+        ):
             start(sweep)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     take_over(sweep)  # it is this process
@@ -322,6 +336,7 @@ def test_a_head_that_does_not_answer(sweep: Path) -> None:
             "'optim.betas.2' is invalid. Expected an index of optim.betas, which has 2 entries; the first is 0.",
         ),
         (["clone", ".", "1", "optim.betas.0.x=1"], "optim.betas.0 has no keys."),
+        (["clone", ".", "1", "model.parts.0=1"], "Expected an index of model.parts, which is empty."),
         (["clone", ".", "1", "~optim.lrr"], "The config has no optim.lrr to remove."),
         (["clone", ".", "1", "sed=1"], "Did you mean 'seed'?"),
         (["clone", ".", "1", "seed=1,2"], "seed: '1,2' is invalid. Expected one value, because a clone is one job."),
@@ -348,7 +363,12 @@ def test_a_checkpoint_in_another_directory_is_not_looked_for(sweep: Path, work_d
 
 
 def test_groups_and_new_keys_of_a_clone(sweep: Path) -> None:
-    steer(sweep, "clone", "1", ["model=cnn", "+note=x", "model.hidden=[16]", "optim={lr:1}", "optim.betas.1=0.9"])
+    steer(
+        sweep,
+        "clone",
+        "1",
+        ["model=cnn", "+note=x", "++more=x", "model.hidden=[16]", "optim={lr:1}", "optim.betas.1=0.9"],
+    )
     assert len(CommandFolder(sweep).pending(())) == 1
 
 

@@ -21,6 +21,7 @@ from trainyard.config.saved import saved_values
 from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.quoting import shell_path
 from trainyard.redaction import check_overrides
+from trainyard.sweep.errors import continuation
 from trainyard.sweep.events import FINAL, FIRST_CLONE
 from trainyard.sweep.manifest import FILE
 from trainyard.sweep.plan import spans
@@ -67,13 +68,17 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
     head = None if is_run(directory) else queued(directory)  # another machine may hold the lock without effect here
     if head is not None and head.state == "PENDING":
         return (
-            f"Slurm job {head.place}, which runs this sweep, is pending. The command will be executed when it starts."
+            f"Slurm job {head.place}, which will run this sweep, is pending. The command will be executed when this "
+            "Slurm job starts."
         )
     if head is None and not is_run(directory):
         state.read_on()
         if command.id not in state.answers:
-            how = f"trainyard sweep resume {shell_path(directory)}"
-            return f"No process is running this sweep. The command will be executed when the sweep continues: {how}"
+            how = continuation(directory, recorded=state.has_file)
+            return (
+                "No process is running this sweep. The command will be executed when the sweep continues. To continue "
+                f"the sweep, {how}."
+            )
     answer = _answer(command, state, wait)
     if answer is None:
         return f"Sent, but not answered yet: {command}. The process that runs the sweep will execute or refuse it."
@@ -92,6 +97,7 @@ class SweepState:
         subdirs: the directory of each job below the sweep's.
         held: the jobs that a user has paused; others are paused at a rung.
         answers: the acknowledgements of commands, by id.
+        has_file: whether the application of the sweep has a file, which `trainyard sweep resume` runs.
     """
 
     path: Path
@@ -99,6 +105,7 @@ class SweepState:
     held: set[int] = field(default_factory=set)
     subdirs: dict[int, str | None] = field(default_factory=dict)
     answers: dict[str, Acknowledgement] = field(default_factory=dict)
+    has_file: bool = False
     _read_to: int = 0
 
     @classmethod
@@ -134,6 +141,8 @@ class SweepState:
         answer = acknowledged(record)
         if answer is not None:
             self.answers[answer[0]] = answer[1]
+        elif record["kind"] == "application":
+            self.has_file = True
         elif record["kind"] == "job":
             self.states.setdefault(record["num"], "waiting")
             self.subdirs[record["num"]] = record.get("subdir")
@@ -234,16 +243,14 @@ def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
         raise ConfigError(key, line.partition("=")[2], "one value, because a clone is one job")
     if key.partition(".")[0] == "hydra" or key.startswith("hydra/"):
         raise ConfigError(key, line.partition("=")[2], "a key of the job, because hydra keys apply to the entire sweep")
-    if override.is_add() or key in groups:
+    if override.is_add() or override.is_force_add() or key in groups:
         return
     node, before = config, ""
     for name in key.split("."):
         if isinstance(node, ListConfig) and not node._is_none():
             if not (name.isdecimal() and int(name) < len(node)):
-                count = counted(len(node), "entry", "entries")
-                raise ConfigError(
-                    key, f"{before}{name}", f"an index of {before[:-1]}, which has {count}; the first is 0"
-                )
+                size = f"has {counted(len(node), 'entry', 'entries')}; the first is 0" if len(node) else "is empty"
+                raise ConfigError(key, f"{before}{name}", f"an index of {before[:-1]}, which {size}")
             node, before = node._get_node(int(name)), f"{before}{name}."
             continue
         if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118, `in node` resolves

@@ -48,8 +48,9 @@ def check_gone(directory: Path) -> None:
     job = queued(directory)
     if job is not None:
         place = shell_path(directory)
+        runs = "will run" if job.state == "PENDING" else "runs"
         raise TrainyardError(
-            f"Slurm job {job.place} runs this sweep, and is {job.state.lower()}. To watch it, use "
+            f"Slurm job {job.place}, which {runs} this sweep, is {job.state.lower()}. To watch it, use "
             f"`trainyard sweep attach {place}`. To continue the sweep without this job, first end it: "
             f"`trainyard sweep cancel {place}`."
         )
