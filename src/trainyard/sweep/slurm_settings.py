@@ -50,7 +50,7 @@ class SlurmSettings(AgentSettings):
         # Slurm may send the signal up to a minute earlier.
         most = 60 * (self.timeout_min - 1)
         if not is_integer(self.signal_delay_s, at_least=1, at_most=most):
-            accepted = f"an integer from 1 to {most}, which is a minute less than timeout_min={self.timeout_min}"
+            accepted = f"an integer from 1 to {most} (seconds; one minute less than timeout_min={self.timeout_min})"
             raise ConfigError("signal_delay_s", self.signal_delay_s, accepted)
 
     @property

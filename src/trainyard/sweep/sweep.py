@@ -106,7 +106,8 @@ class Sweep:
             limit = f"hydra.launcher.max_slots={len(self._slots)} limits the number."
         if not self._executor.shares_disk:
             limit = (
-                "With hydra.launcher.storage, a job can use the slots of one agent only (num_gpus, or num_cpus). "
+                "With hydra.launcher.storage, a job can use the slots of one agent only (hydra.launcher.num_gpus or "
+                "hydra.launcher.num_cpus). "
                 "Jobs on several nodes need a disk that all nodes share."
             )
         self._configs = JobConfigs(

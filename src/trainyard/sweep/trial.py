@@ -122,7 +122,7 @@ class Trials:
         if not tasks:
             return []
         if tasks[-1].function is worker_tasks.probe_stack and sys.stdout.isatty():
-            print("Measuring the best stack width …", flush=True)
+            print("Measuring the speed of stacks …", flush=True)
         results = run_tasks(executor, tasks, POLICY, Callbacks(ends=_finds_errors))
         if results.signum is not None:
             raise InterruptedSweepError.between_jobs(self._manifest, results.signum)

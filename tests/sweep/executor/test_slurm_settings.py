@@ -75,7 +75,11 @@ def test_slots(settings: Any, slots: Any) -> None:
         ({"max_slots": 0}, "hydra.launcher.max_slots: 0 is invalid. Expected "),
         ({"mem_gb": -1.0}, "hydra.launcher.mem_gb: -1.0 is invalid. Expected "),
         ({"mem_gb": "much"}, "hydra.launcher.mem_gb: 'much' is invalid. Expected a number of GB, or null."),
-        ({"timeout_min": 2, "signal_delay_s": 61}, "hydra.launcher.signal_delay_s: 61 is invalid. Expected "),
+        (
+            {"timeout_min": 2, "signal_delay_s": 61},
+            "hydra.launcher.signal_delay_s: 61 is invalid. Expected an integer from 1 to 60 (seconds; one minute less "
+            "than timeout_min=2).",
+        ),
         ({"patience": 1.0}, "hydra.launcher.patience: 1.0 is invalid. Expected "),
         ({"transport": "http"}, "hydra.launcher.transport: 'http' is invalid. Expected tcp or files."),
         ({"partition": 3}, "hydra.launcher.partition: 3 is invalid. Expected a string, or null."),
