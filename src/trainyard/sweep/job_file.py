@@ -85,7 +85,7 @@ def _key(column: str, parser: OverridesParser, given: str) -> str:
         override = parser.parse_override(f"{column}=0") if column and column[0] != "~" and "=" not in column else None
     except HydraException:
         override = None
-    if override is None:
+    if override is None or not override.key_or_group:
         hint = f"The file has a column {column!r}."
         raise ConfigError(FILE, given, "a CSV file with keys in its first row, such as optim.lr", hint=hint)
     return str(override.get_key_element()).lstrip("+")
