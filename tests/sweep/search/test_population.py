@@ -164,6 +164,12 @@ def test_a_value_stays_in_its_range_and_type(space: Space, value: float, seed: i
         ({"population": 1}, {}, "hydra.sweeper.population: 1 is invalid. Expected an integer of at least 2"),
         ({"interval": 3}, {"val_interval": 2}, "hydra.sweeper.interval: 3 is invalid. Expected a multiple of"),
         ({"interval": 9}, {}, "hydra.sweeper.interval: 9 is invalid. Expected less than loop.max_epochs=9"),
+        (
+            {"interval": 1},
+            {"max_epochs": 1},
+            "loop.max_epochs: 1 is invalid. Expected at least 2 for hydra/sweeper=pbt, because each generation ends",
+        ),
+        ({}, {"max_epochs": 2, "val_interval": 2}, "loop.max_epochs: 2 is invalid. Expected at least 3 for"),
         ({}, {"val_begin": 9}, "loop.val_begin: 9 is invalid. Expected at most 8, the last multiple of"),
         ({}, {"val_begin": "x"}, "loop.val_begin: 'x' is invalid. Expected an integer of at least 1"),
         ({}, {"val_interval": 0}, "loop.val_interval: 0 is invalid. Expected an integer of at least 1"),
@@ -202,3 +208,26 @@ def test_a_key_that_does_not_vary_cannot_be_explored(composed: Any) -> None:
         ConfigError, match=r"hydra.sweeper.explore: 'optim.betas' is invalid. Expected a key that varies"
     ):
         found.proposer(LINES, loader, config)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("loop.max_epochs=choice(3,6)", r"loop.max_epochs: 'choice\(3,6\)' is invalid. Expected a single value"),
+        ("++loop.val_begin=range(1,4)", r"loop.val_begin: 'range\(1,4\)' is invalid. Expected a single value"),
+        ("loop.val_interval=1,2", "loop.val_interval: '1,2' is invalid. Expected a single value"),
+        ("loop=epoch,iter", "loop: 'epoch,iter' is invalid. Expected a single value"),
+    ],
+)
+def test_the_ends_of_generations_do_not_vary(composed: Any, line: str, message: str) -> None:
+    loader, config = composed
+    found = PopulationSettings.from_config({"population": 4, "interval": 2}, config)
+    with pytest.raises(ConfigError, match=message):
+        found.proposer([*LINES, line], loader, config)
+
+
+def test_one_listed_length_does_not_vary(composed: Any) -> None:
+    loader, config = composed
+    length = config.loop.max_epochs
+    found = PopulationSettings.from_config({"population": 4, "interval": 2}, config)
+    found.proposer([*LINES, f"loop.max_epochs=choice({length})"], loader, config)

@@ -20,6 +20,9 @@ from trainyard.sweep.proposers.pruner_settings import require_optuna
 from trainyard.sweep.proposers.space import Space
 from trainyard.sweep.sweepable import as_sweepable
 
+SHARED = ("loop", "loop.max_epochs", "loop.max_iters", "loop.val_interval", "loop.val_begin")
+"""Keys on which the ends of generations depend, which all members share."""
+
 
 @dataclass(frozen=True)
 class PopulationSettings:
@@ -87,10 +90,17 @@ class PopulationSettings:
             config: the config of the entire sweep.
 
         Raises:
-            ConfigError: an override is invalid, or `explore` names a key that does not vary.
+            ConfigError: an override is invalid, a key varies on which the ends of generations depend, or `explore`
+                names a key that does not vary.
         """
         lines = [*(f"{key}={text_of(value)}" for key, value in self.params.items()), *arguments]
         space = Space(lines, {}, loader, config, "pbt")
+        for text in space.texts:
+            sign_and_key, _, values = text.partition("=")
+            key = sign_and_key.lstrip("+")
+            if key in SHARED and key in space.parameters:
+                accepted = "a single value, because the generations of all members end at the same positions"
+                raise ConfigError(key, values, accepted)
         for key in self.explore:
             if key not in space.parameters:
                 accepted = f"a key that varies: {', '.join(space.parameters)}"
@@ -144,6 +154,13 @@ def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal
     length = integer(f"loop.max_{unit}s", loop[f"max_{unit}s"], at_least=1)
     validated = integer("loop.val_interval", loop.get("val_interval", 1), at_least=1)
     begin = integer("loop.val_begin", loop.get("val_begin", 1), at_least=1)
+    least = 1 if loop.get("dynamic_intervals") else validated
+    if length <= least:
+        accepted = (
+            f"at least {least + 1} for hydra/sweeper=pbt, because each generation ends with a validation before the "
+            "training ends"
+        )
+        raise ConfigError(f"loop.max_{unit}s", length, accepted)
     if not loop.get("dynamic_intervals") and interval % validated:
         accepted = f"a multiple of loop.val_interval={validated}, because each generation ends with a validation"
         raise ConfigError(key, interval, accepted)
