@@ -126,9 +126,9 @@ def test_a_decision_is_followed_as_far_as_it_can_be(threads: int, cores: int, de
     assert (found.threads, found.device, found.cpu) == (min(threads, cores), "cpu", cpu_model())
     assert (found.nums, found.note) == ((0, 1), "why")
     assert (why == "") == (found == old)
-    assert (f"threads was {threads}, but is {cores} here" in why) == (threads > cores)
-    assert ("device was cuda, but is cpu here" in why) == (device == "cuda")
-    assert ("cpu was other, but is " in why) == bool(cpu)
+    assert (f"the number of threads was {threads}, but is {cores} here" in why) == (threads > cores)
+    assert ("the device was cuda, but is cpu here" in why) == (device == "cuda")
+    assert ("the CPU was other, but is " in why) == bool(cpu)
 
 
 def test_the_room_of_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_jobs_that_can_no_longer_be_a_stack_are_told() -> None:
     assert new == [decided(0), decided(1), decided(2)]
     assert lines == [
         f"#0-#1 cannot train as recorded: the jobs can no longer be one stack ({PROMISE}).",
-        f"#2 cannot train as recorded: threads was 9, but is 2 here ({PROMISE}).",
+        f"#2 cannot train as recorded: the number of threads was 9, but is 2 here ({PROMISE}).",
     ]
 
 

@@ -359,7 +359,7 @@ def test_a_killed_stack_without_another_attempt_has_failed(command: Any, sweep: 
     finally:
         os.sched_setaffinity(0, cores)
     assert continued.returncode == 0, continued.stderr
-    line = f"#0-#1 cannot train as recorded: threads was 2, but is 1 here ({PROMISE}).\n"
+    line = f"#0-#1 cannot train as recorded: the number of threads was 2, but is 1 here ({PROMISE}).\n"
     assert (line in continued.stdout) == (len(cores) > 1)
     assert _decisions(tmp_path)[-1] == [([0, 1], 1, "2 tried")]
 

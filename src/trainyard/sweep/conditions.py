@@ -142,8 +142,9 @@ class Conditions:
             override = self._parse(text)
             values = list(override.sweep_string_iterator()) if override.is_sweep_override() else []
         except HydraException as error:
-            hint = f"{str(error).splitlines()[0]}."
-            raise ConfigError(place, text, "a condition of the form model=mlp", hint=hint) from error
+            hint = f"Parsing it failed: {str(error).splitlines()[0].rstrip('.')}."
+            accepted = "a condition of the form model=mlp, or model=mlp,cnn for one of these"
+            raise ConfigError(place, text, accepted, hint=hint) from error
         name = str(override.get_key_element()).lstrip("+")
         texts = tuple(map(str, values)) or (override.get_value_element_as_str(),)
         options = self._options(override.key_or_group)

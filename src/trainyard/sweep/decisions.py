@@ -21,6 +21,13 @@ PROMISE = (
 )
 
 
+_IN_WORDS = {
+    "device": "the device",
+    "threads": "the number of threads",
+    "slots": "the number of slots",
+    "cpu": "the CPU",
+}
+"""Attributes of a decision that a machine may not be able to follow, with their names for users."""
 _OF_LANES = ("lanes", "width", "epochs", "iters")
 
 
@@ -107,9 +114,8 @@ class Decision:
         own = self.part(here.nums) if self.width else here
         found = replace(own, device=here.device, slots=here.slots, cpu=here.cpu)
         found = replace(found, threads=min(self.threads, room), note=self.note)
-        names = ("device", "threads", "slots", "cpu")
-        pairs = [(name, getattr(self, name), getattr(found, name)) for name in names]
-        return found, "; ".join(f"{name} was {own}, but is {other} here" for name, own, other in pairs if own != other)
+        pairs = [(what, getattr(self, name), getattr(found, name)) for name, what in _IN_WORDS.items()]
+        return found, "; ".join(f"{what} was {own}, but is {other} here" for what, own, other in pairs if own != other)
 
 
 @dataclass(frozen=True)

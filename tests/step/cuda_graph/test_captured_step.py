@@ -68,7 +68,7 @@ def test_a_number_that_changes_all_the_time_keeps_the_optimizer_out(
 ) -> None:
     graph = assert_captured(monkeypatch, "mlp", OPTIMS[optim], schedule="onecycle", epochs=6)
     number = "momentum" if optim == "sgd" else "betas"
-    assert said()[0] == f"The step is captured without the step of the optimizer: {number} changes from step to step."
+    assert said()[0] == f"The step is captured without the step of the optimizer: {number} keeps changing."
     assert graph.replays > 10
 
 
@@ -100,7 +100,7 @@ def test_any_settings(
 def test_half_precision_keeps_the_scaler_out(monkeypatch: pytest.MonkeyPatch, said: Any) -> None:
     graph = assert_captured(monkeypatch, "mlp", OPTIMS["adam"], precision="fp16", clip=(1.0, None), close=1e-3)
     assert graph.replays > 10
-    reason = "ScaledAutocast decides outside of a graph whether the optimizer steps"
+    reason = "precision=fp16 decides outside of a graph whether the optimizer steps"
     assert said()[0] == f"The step is captured without the step of the optimizer: {reason}."
 
 
@@ -179,8 +179,8 @@ class Odd(MLP):
     [
         ("item", "the code waits for the device (aten._local_scalar_dense.default)"),
         ("mask", "the code waits for the device (aten.index.Tensor)"),
-        ("count", "calls changes from step to step"),
-        ("buffer", "average changes from step to step"),
+        ("count", "calls keeps changing"),
+        ("buffer", "average keeps changing"),
         ("python", "the step draws random numbers on the CPU"),
         ("numpy", "the step draws random numbers on the CPU"),
     ],

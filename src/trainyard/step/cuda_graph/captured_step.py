@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 WARM_UP = 3
 """Number of steps of each kind that are run before capture, as torch's notes on CUDA graphs require."""
 
+_SETTINGS = {"ScaledAutocast": "precision=fp16", "SkipNonFinite": "hook.nan_guard.action=skip"}
+"""Settings, for users, that select a precision which decides whether the optimizer steps, by its class name."""
+
 
 class CapturedStep(AccumulatedStep):
     """Step that is captured once for each shape of batch and then replayed; it has the interface of `step`.
@@ -168,10 +171,10 @@ class CapturedStep(AccumulatedStep):
                 in_vain = self._limits.dropped()
                 self._forget()
                 if in_vain and of_model:
-                    self._refuse(f"{of_model} changes from step to step")
+                    self._refuse(f"{of_model} keeps changing")
                     return
                 if in_vain and of_optimizer:
-                    self._leave_update(f"{of_optimizer} changes from step to step")
+                    self._leave_update(f"{of_optimizer} keeps changing")
         if not self._begun:
             self._begin()
 
@@ -184,6 +187,7 @@ class CapturedStep(AccumulatedStep):
         if self._uncaptured_update is None:
             if type(self.precision) not in (Precision, Autocast, StackedScaledAutocast):
                 name = type(self.precision).__name__
+                name = _SETTINGS.get(name, name)
                 self._leave_update(f"{name} decides outside of a graph whether the optimizer steps")
             elif (reason := uncaptured_update(self.optimizer)) is not None:
                 self._leave_update(reason)

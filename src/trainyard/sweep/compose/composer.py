@@ -35,7 +35,11 @@ try:
     internals: Any = recipe.internals()
     """Private functions of Hydra; None if this version of Hydra has others."""
 except ImportError as missing:
-    log.warning("Hydra composes each job of the sweep separately, which is slower: %s.", missing)
+    log.warning(
+        "Hydra composes each job of the sweep separately, which is slower, because a private function of Hydra is "
+        "missing: %s.",
+        missing,
+    )
     internals = None
 
 FAST_PATHS = "env.fast_paths"
