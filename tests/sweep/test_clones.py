@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from trainyard.errors import TrainyardError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.clones import Clones, start_of
+from trainyard.sweep.directories import Places
 from trainyard.sweep.events import FIRST_CLONE, Origin, Proposed
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job
@@ -20,15 +21,14 @@ CONFIG: Any = None
 class Configs:
     """Makes jobs without composing a config."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, work_dir: str | None) -> None:
         self.directory = directory
+        self.work_dir = work_dir
 
     def checked(self, overrides: Any, numbers: Any, subdirs: Any, origins: Any) -> Any:
         for num, own in zip(numbers, overrides, strict=True):
-            yield (
-                Job(num, own, CONFIG, self.directory / subdirs[num], {}, subdir=subdirs[num], origin=origins[num]),
-                None,
-            )
+            folder, subdir, origin = self.directory / subdirs[num], subdirs[num], origins[num]
+            yield Job(num, own, CONFIG, folder, {}, 1, self.work_dir, subdir, {"chdir": False}, origin), None
 
 
 class Application:
@@ -43,9 +43,10 @@ def source(tmp_path: Path) -> Job:
     return Job(3, ("seed=3",), CONFIG, tmp_path / "3", {})
 
 
-def clones(directory: Path) -> tuple[Clones, Manifest]:
+def clones(directory: Path, work_dir: str | None = None, places: Places | None = None) -> tuple[Clones, Manifest]:
     manifest = Manifest.open(directory)
-    made: Any = Clones(Application(), Configs(directory), manifest, directory)
+    configs = Configs(directory, work_dir)
+    made: Any = Clones(Application(), configs, manifest, directory, Places() if places is None else places)
     return made, manifest
 
 
@@ -95,3 +96,19 @@ def test_a_job_without_a_checkpoint_leaves_nothing(tmp_path: Path, source: Job) 
     with pytest.raises(TrainyardError, match="#3 has no checkpoint to start from"):
         made.make(source, ["optim.lr=1"])
     assert not (tmp_path / str(FIRST_CLONE)).exists()
+
+
+def test_a_clone_does_not_write_to_the_directory_of_another_job(tmp_path: Path, source: Job) -> None:
+    """A sweep with such a clone could not be continued, because its jobs would share a directory."""
+    save(source, "epoch_0001.pt")
+    places = Places()
+    places.take([source])
+    made, manifest = clones(tmp_path, str(tmp_path / "own"), places)
+    job, proposed = made.make(source, ["work_dir=own"])
+    places.take([job])
+    manifest.define_all([proposed])
+    with pytest.raises(ConfigError, match=rf"work_dir: .* #{FIRST_CLONE} writes to this directory. Set another work"):
+        made.make(source, ["work_dir=own"])
+    made, _ = clones(tmp_path, str(source.directory), places)
+    with pytest.raises(ConfigError, match=r"work_dir: .* #3 writes to this directory. Set another work_dir"):
+        made.make(source, ["work_dir=3"])

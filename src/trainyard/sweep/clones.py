@@ -17,6 +17,7 @@ from pathlib import Path
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.files import remove
+from trainyard.sweep.directories import Places
 from trainyard.sweep.events import FIRST_CLONE, Event, Origin, Proposed, Queued
 from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.manifest import Manifest
@@ -62,13 +63,17 @@ class Clones:
         configs: composes their configs.
         manifest: the manifest of the sweep.
         directory: the sweep's directory.
+        places: the directories of all jobs.
     """
 
-    def __init__(self, application: Sweepable, configs: JobConfigs, manifest: Manifest, directory: Path) -> None:
+    def __init__(
+        self, application: Sweepable, configs: JobConfigs, manifest: Manifest, directory: Path, places: Places
+    ) -> None:
         self._application = application
         self._configs = configs
         self._manifest = manifest
         self._directory = directory
+        self._places = places
 
     def make(self, source: Job, changes: Sequence[str]) -> tuple[Job, Proposed]:
         """Return a clone, whose checkpoint is already in its directory, and the event to log.
@@ -91,20 +96,21 @@ class Clones:
             raise TrainyardError(str(error)) from error
         ended = self._manifest.entries[source.num].state == "done"
         keys = self._application.changed(source.values, job.values, ended=ended)
-        self._check_place(source, job)
+        self._check_place(job)
         name = newest_linked(source, job.directory / START)
         origin = replace(origin, keys=tuple(keys), checkpoint=name)
         return replace(job, origin=origin), Proposed(num, overrides, subdir=job.subdir, origin=origin)
 
-    def _check_place(self, source: Job, job: Job) -> None:
-        """Check that a clone and its source write to different directories.
+    def _check_place(self, job: Job) -> None:
+        """Check that a clone writes to a directory of its own.
 
         Raises:
-            ConfigError: both write to the directory that the config names.
+            ConfigError: another job writes to the directory that the config names.
         """
-        if job.work_dir is not None and writes_to(job) == writes_to(source):
+        if job.work_dir is not None and (owner := self._places.owner(job)) is not None:
             accepted = "a separate directory for each job, including clones"
-            raise ConfigError("work_dir", job.work_dir, accepted, hint="Set another work_dir=… for the clone.")
+            hint = f"#{owner.num} writes to this directory. Set another work_dir=… for the clone."
+            raise ConfigError("work_dir", job.work_dir, accepted, hint=hint)
 
 
 def newest_linked(source: Job, folder: Path) -> str:

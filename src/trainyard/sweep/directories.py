@@ -77,6 +77,10 @@ class Places:
         found._owners = dict(self._owners)
         return found
 
+    def owner(self, job: Job) -> Job | None:
+        """Return the job that writes to a directory of a new job, which is not added; None if there is none."""
+        return next((self._owners[place] for place in _places(job).values() if place in self._owners), None)
+
     def take(self, jobs: Iterable[Job]) -> list[tuple[Job, ConfigError]]:
         """Add jobs, and return those that would write to the directory of another job, each with the error to report.
 

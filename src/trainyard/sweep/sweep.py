@@ -113,11 +113,11 @@ class Sweep:
         self._configs = JobConfigs(
             composer, self.application, config, self.directory, self._executor.room, limit, self._executor.here
         )
-        self._clones = Clones(self.application, self._configs, self._manifest, self.directory)
+        self._places = Places()
+        self._clones = Clones(self.application, self._configs, self._manifest, self.directory, self._places)
         self._units = UnitTasks(context, self.application, self._stacks, self._configs, self._manifest, self.directory)
         self._proposer: Proposer = GridProposer([])
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
-        self._places = Places()
         self._keys = VaryingKeys(self._command)
         self._tracking: SweepTracking | None = None
         self._tracker: Tracker | None = None  # until there is a run to track
@@ -298,6 +298,7 @@ class Sweep:
             SweepPlan([job], self._manifest.entries, self._slots, keys, self.directory, [], {job.num: note})
         )
         self._units.jobs[job.num] = job
+        self._places.take([job])
         self._tracking.count(len(self._whole.jobs))
         self._progress.extend([job])
         return Unit((job.num,), job.slots)
