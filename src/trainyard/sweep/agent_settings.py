@@ -128,7 +128,10 @@ class AgentSettings(SweepSettings):
         if per_agent > len(slots):
             key = "max_slots" if len(slots) == self.max_slots else "max_jobs"
             accepted = f"at least {per_agent}, the number of slots of an agent"
-            raise ConfigError(key, len(slots), accepted)
+            fewer = "fewer GPUs or a smaller" if self.agent_gpus else "a larger"
+            setting = "jobs_per_gpu" if self.agent_gpus else "threads_per_job"
+            hint = f"With {fewer} hydra.launcher.{setting}, an agent has fewer slots."
+            raise ConfigError(key, len(slots), accepted, hint=hint)
         files = self.files(directory)
         return ClusterExecutor(
             slots,
