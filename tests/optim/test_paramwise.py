@@ -260,6 +260,13 @@ def test_a_decay_where_there_is_none(rules: Any) -> None:
         build(partial(Undecayed, paramwise=rules), model.parameters(), model)
 
 
+def test_an_optimizer_without_groups() -> None:
+    model = Net()
+    made = partial(torch.optim.LBFGS, line_search_fn="strong_wolfe", paramwise={"bias_lr_mult": 2})
+    with pytest.raises(ConfigError, match="Expected null, because LBFGS does not support parameter"):
+        build(made, model.parameters(), model)
+
+
 def test_a_number_that_the_optimizer_refuses_is_told_as_ever() -> None:
     with pytest.raises(ConfigError, match=r"lr: 'fast' is invalid"):
         optimizer_of({"bias_lr_mult": 2}, lr="fast")

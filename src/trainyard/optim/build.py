@@ -81,10 +81,13 @@ def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Mo
         ConfigError: the optimizer rejects one of its arguments; `key` is the argument's name, or empty if it is
             unknown.
     """
+    given_rules = getattr(partial, "keywords", {}).get("paramwise")
     partial, rules = _split(partial)
     partial = _substituted(partial)
     listed = [_listed(item) for item in params]
     if rules is not None:
+        if getattr(partial, "func", partial) is torch.optim.LBFGS:
+            raise ConfigError("paramwise", given_rules, "null, because LBFGS does not support parameter groups")
         listed = _ruled(rules, partial, listed, model)
     optimizer = _construct(partial, listed)
     refusal = _refusal_of_fused(optimizer)
