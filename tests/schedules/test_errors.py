@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from trainyard.errors import ConfigError
+from trainyard.optim import Muon
 from trainyard.schedules import Schedule, floors
 
 COSINE = partial(CosineAnnealingLR, T_max="auto")
@@ -175,6 +176,14 @@ def test_what_lies_beyond_the_end_is_harmless() -> None:
 def test_onecycle_shorter_than_the_run() -> None:
     made = partial(OneCycleLR, max_lr="auto", total_steps=99, cycle_momentum="auto")
     refused_by_bind("scheduler.total_steps", Schedule(made))
+
+
+def test_onecycle_leaves_the_momentum_of_muon() -> None:
+    """Only some of its groups have a momentum, and the others have betas."""
+    optimizer = Muon([torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))])
+    schedule = Schedule(partial(OneCycleLR, max_lr="auto", total_steps="auto", cycle_momentum="auto"))
+    schedule.bind(optimizer, length=100)
+    assert [set(group) for group in schedule.row(30)] == [{"lr"}, {"lr"}]
 
 
 def test_what_only_torch_knows() -> None:

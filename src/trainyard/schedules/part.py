@@ -230,7 +230,9 @@ class Part:
             if name in OWN_LR:
                 return [group["lr"] for group in optimizer.base]
             if name == "cycle_momentum":
-                return all(bool(group.get("momentum") or group.get("betas")) for group in optimizer.base)
+                # Torch cycles one of the two in all groups, and reads in the defaults which one; Muon has both in turn.
+                key = "betas" if "betas" in optimizer.defaults else "momentum"
+                return key in optimizer.defaults and all(bool(group.get(key)) for group in optimizer.base)
             return known(f"{self.key}.{name}", value, length)
         if self._torchs and name in DURATIONS and value is not None:
             key = f"{self.key}.{name}"

@@ -53,7 +53,7 @@ class Schedule:
             and `CyclicLR` is replaced with a root, so that all steps of an epoch together multiply by `gamma`.
 
     In a scheduler's arguments, "auto" is a property of the run. For `max_lr` and `base_lr`, it is the learning rate of
-    the group. For `cycle_momentum`, it is true if the optimizer has a momentum. For all other arguments, it is the
+    the group. For `cycle_momentum`, it is true if all groups have a momentum. For all other arguments, it is the
     length of the run in the schedule's unit. (With `begin` or `end`, it is the length of the window. In a sequence or
     after a warm-up, it is the length of the scheduler's part, counted from its start.) Arguments of torch's schedulers
     that count units (`T_max`, `step_size`, `milestones`, …) can also be fractions of this length.
