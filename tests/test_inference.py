@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,24 @@ def test_a_loader(run: Any) -> None:
     folder, last = run
     loader = DataLoader(TensorDataset(INPUTS, torch.zeros(13, dtype=torch.int64)), 4)
     torch.testing.assert_close(trainyard.load(folder, which="last").predict(loader), last)
+
+
+@pytest.mark.parametrize("inner", [".", "checkpoints/epoch_0002.pt"])
+def test_a_directory_from_elsewhere_is_loaded_only_if_trusted(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str
+) -> None:
+    folder, last = run
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    name = f"theirs_{abs(hash(inner))}"
+    (tmp_path / f"{name}.py").write_text("from trainyard.models import MLP\nopen(__file__ + '.executed', 'w').close()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("trainyard.models.MLP", f"{name}.MLP"))
+    with pytest.raises(TrainyardError, match=r"is not recognized as the directory of your own run.* Pass trust=True"):
+        trainyard.load(copy / inner, which="last")
+    assert not (tmp_path / f"{name}.py.executed").exists()
+    torch.testing.assert_close(trainyard.load(copy / inner, which="last", trust=True).predict(INPUTS), last)
+    assert (tmp_path / f"{name}.py.executed").exists()
 
 
 class Detector(nn.Module):

@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader
 
 from trainyard.batch import joined, to_device
 from trainyard.checks import choice, integer
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models.table_encoder import as_float32
 from trainyard.run.record import BEST, CONFIG, load_model, predict
 from trainyard.runner import checkpoint
 from trainyard.runner.env import find_device
-from trainyard.track import RunInfo, run_info
+from trainyard.track import RunInfo, own, run_info
 from trainyard.track.shipper.stored_model import is_run_id, stored_model
 
 WHICH = ("best", "last")
@@ -27,12 +27,17 @@ EXPORTED = "model.safetensors"  # of `trainyard export`
 
 
 def load(
-    run: str | Path, *, which: str = "best", device: str | torch.device = "auto", uri: str | None = None
+    run: str | Path,
+    *,
+    which: str = "best",
+    device: str | torch.device = "auto",
+    uri: str | None = None,
+    trust: bool = False,
 ) -> Predictor:
     """Return the model of a run, ready to predict.
 
     The model is built from the config in the run's directory. Its classes are imported from the same folders as in the
-    run. A model in MLflow is unpickled. Load only models that you trust.
+    run. The config can run any code, and a model in MLflow is unpickled. Load only models that you trust.
 
     Args:
         run: the run's directory, a folder of `trainyard export`, a checkpoint in the run's `checkpoints/`, or the ID of
@@ -41,10 +46,12 @@ def load(
             `last`.
         device: the device for predictions; `auto` is CUDA if available.
         uri: the MLflow URI; None is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the current folder.
+        trust: accept a directory that is not recognized as the user's own, such as a copy, a download, or a folder of
+            `trainyard export`.
 
     Raises:
         ConfigError: the run, checkpoint or device does not exist, or the checkpoint is damaged.
-        TrainyardError: the model of a run in MLflow cannot be loaded.
+        TrainyardError: the directory is not the user's own, or the model of a run in MLflow cannot be loaded.
 
     Example:
         >>> model = load("outputs/mine")  # doctest: +SKIP
@@ -72,6 +79,11 @@ def load(
         if of_run:
             hint = f"The directory has no {CONFIG}."
         raise ConfigError("run", str(run), accepted, hint=hint)
+    if not (trust or own.is_own_directory(directory)):
+        raise TrainyardError(
+            f"{directory} is not recognized as the directory of your own run (it may be a copy, a download, or a "
+            f"folder of `trainyard export`), and its {CONFIG} can run any code. Pass trust=True if you trust it."
+        )
     if (directory / run_info.FILE).exists():
         sys.path += [folder for folder in RunInfo.read(directory).python_path if folder not in sys.path]
     return Predictor(load_model(directory.resolve(), file.resolve())[0], place)

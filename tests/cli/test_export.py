@@ -11,6 +11,7 @@ import torch
 import trainyard as package
 from trainyard.catalog import StoredRun
 from trainyard.cli.export import card
+from trainyard.errors import TrainyardError
 from trainyard.track import RunInfo
 
 
@@ -26,8 +27,18 @@ def test_what_is_exported_predicts_as_the_run_does(trainyard: Any, trained: Path
     assert [Path(line).name for line in text.split()] == ["model.safetensors", "config.yaml", "README.md"]
     inputs = torch.randn(4, 2)
     own = package.load(run_of(trained), device="cpu").predict(inputs)
-    assert torch.equal(package.load(tmp_path / "out", device="cpu").predict(inputs), own)
+    with pytest.raises(TrainyardError, match=r"a folder of `trainyard export`.* Pass trust=True"):
+        package.load(tmp_path / "out", device="cpu")
+    assert torch.equal(package.load(tmp_path / "out", device="cpu", trust=True).predict(inputs), own)
     assert trainyard("export", run_of(trained), "--to", tmp_path / "out", cwd=trained)[0] == 2, "it is not overwritten"
+
+
+def test_no_code_of_a_directory_from_elsewhere_is_executed(trainyard: Any, trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="the extra safetensors")
+    run = shutil.copytree(run_of(trained), tmp_path / "run")
+    (run / "config.yaml").write_text("model:\n  _target_: theirs.executed_by_export\n")
+    status, _, said = trainyard("export", run, "--to", tmp_path / "out", cwd=trained)
+    assert status == 0, said
 
 
 def test_without_the_library_the_extra_is_named(

@@ -33,8 +33,8 @@ BEST = "best.pt"
 def command(run: str, folder: Path, name: str | None) -> None:
     """Write the model of a RUN to DIR: model.safetensors, config.yaml, and a model card (README.md).
 
-    `trainyard.load(DIR)` loads the model for predictions; load_from=DIR/model.safetensors starts training from its
-    weights.
+    `trainyard.load(DIR, trust=True)` loads the model for predictions; load_from=DIR/model.safetensors starts training
+    from its weights.
     """
     found = resolve(run)
     names = [path.name for path in found.checkpoints]
@@ -87,12 +87,13 @@ def card(run: StoredRun, checkpoint: str) -> str:
             ("metric", "value"), [(name, number(value)) for name, value in run.metrics.items() if name[:6] != "train/"]
         ),
         "",
-        "`config.yaml` is the config of the training run. To predict:",
+        "`config.yaml` is the config of the training run. It names the code that builds the model, and `trust=True` "
+        "allows this code to run. To predict:",
         "",
         "```python",
         "import trainyard",
         "",
-        'predictions = trainyard.load("FOLDER").predict(inputs)',
+        'predictions = trainyard.load("FOLDER", trust=True).predict(inputs)',
         "```",
         "",
         "To start training from these weights: `load_from=FOLDER/model.safetensors`.",
