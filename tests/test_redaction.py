@@ -72,6 +72,74 @@ def test_keys_that_name_a_credential() -> None:
     assert redacted({"token": "", "lr": 0.1, "password": None}) == {"token": "", "lr": 0.1, "password": None}
 
 
+WORDS = st.lists(st.sampled_from(["my", "db", "aws", "http", "num", "x1"]), max_size=2)
+OF_CREDENTIALS = [
+    *(
+        "password",
+        "passwd",
+        "passphrase",
+        "pwd",
+        "secret",
+        "api_key",
+        "apikey",
+        "access-key",
+        "private_key",
+        "api_keys",
+    ),
+    *("github_token", "hf_token", "hub_token", "session_token", "use_auth_token", "slack_bot_token", "wandb_token"),
+]
+OTHERS = [
+    *("tokenizer", "num_tokens", "max_tokens", "token_dim", "pad_token", "eos_token", "mask_token", "cls_token"),
+    *("image_token", "token_type", "tokens", "special_tokens", "author", "authors", "auth_type", "oauth2_url"),
+    *(
+        "key",
+        "keys",
+        "sort_key",
+        "num_keys",
+        "key_dim",
+        "passes",
+        "forward_pass",
+        "secretary",
+        "private_key_path",
+        "user",
+    ),
+    "credentials_file",
+]
+
+
+@given(WORDS, st.sampled_from([*OF_CREDENTIALS, "auth", "authorization", "credentials"]), st.sampled_from("_-"))
+def test_a_key_that_ends_with_a_credential_is_redacted(words: list[str], last: str, sign: str) -> None:
+    for key in (sign.join([*words, last]), sign.join([*words, last]).upper()):
+        config = {"hub": {key: "Q", "list": [{key: ["Q", "Q"]}], "name": "n"}}
+        assert redacted(config) == {"hub": {key: "***", "list": [{key: ["***", "***"]}], "name": "n"}}
+        assert [place for place, _ in credentials(config)] == [
+            f"hub.{key}",
+            f"hub.list.0.{key}.0",
+            f"hub.list.0.{key}.1",
+        ]
+        with pytest.raises(ConfigError):
+            check_overrides([f"+hub.{key}=Q"])
+
+
+@given(WORDS, st.sampled_from(OF_CREDENTIALS), st.sampled_from(["openai", "a.b", "token_dim"]))
+def test_below_a_credential_all_texts_are_redacted(words: list[str], last: str, below: str) -> None:
+    key = "_".join([*words, last])
+    config: dict[str, object] = {key: {below: "Q", "more": [{"other": "Q"}]}, "other": "n"}
+    assert redacted(config) == {key: {below: "***", "more": [{"other": "***"}]}, "other": "n"}
+    assert [place for place, _ in credentials(config)] == [f"{key}.{below}", f"{key}.more.0.other"]
+    with pytest.raises(ConfigError):
+        check_overrides([f"+{key}.{below}=Q"])
+
+
+@given(WORDS, st.sampled_from(OTHERS), st.sampled_from(["auth", "credentials", "token", "store"]))
+def test_other_keys_are_not_redacted(words: list[str], last: str, above: str) -> None:
+    key = "_".join([*words, last])
+    config = {key: "n", "list": [{key: ["n"]}], above: {key: "n"}}
+    assert redacted(config) == config
+    assert not dict(credentials(config))
+    check_overrides([f"+{key}=n", f"+{above}.{key}=n"])
+
+
 @pytest.mark.parametrize(
     ("override", "key"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -16,17 +16,18 @@ T = TypeVar("T")
 # From the `//` of a URI to the last `@` before a blank or a quote, where what precedes the first `/` has an `@`, or a
 # `:` that begins no port: a password may hold both characters.
 _USER = re.compile(r"""(?<=://)(?=[^\s/?#"'@]*(?:@|:(?!\d+(?:[/?#\s"',\])}]|$))))[^\s"']*@""")
-_NAMES = (
-    r"pass(?:word|wd|phrase)?|pwd|secret|credentials?|token|"
-    r"(?:api|access|private|secret)[_-]?key|(?:access|auth|api|bearer|hf|secret)[_-]?token|signature|sig"
+_SECRETS = r"passwords?|passwd|passphrase|pwd|secrets?|(?:api|access|private|secret)[_-]?keys?"
+# What a token with such a name opens. `pad_token`, `max_tokens` and others of a tokenizer are none.
+_TOKEN = (
+    r"(?:access|api|auth|bearer|bot|comet|csrf|deploy|github|gitlab|hf|hub|huggingface|jwt|neptune|ngc|npm|oauth|"
+    r"personal|pypi|refresh|sas|secret|security|session|slack|telegram|wandb)[_-]?token"
 )
+_NAMES = rf"pass|{_SECRETS}|credentials?|auth|token|{_TOKEN}|signature|sig"
 _QUERY = re.compile(rf"""([?&](?:[\w.-]*[_-])?(?:{_NAMES})=)([^&#\s"']+)""", re.IGNORECASE)
-# The last part of a key whose value is a credential. `pad_token` and `max_tokens` are none.
-_KEY = re.compile(
-    r"(?:.*[_-])?(?:password|passwd|passphrase|secret|credentials?|(?:api|access|private|secret)[_-]?key|"
-    r"(?:access|auth|api|bearer|hf|secret)[_-]?token)|token|pwd",
-    re.IGNORECASE,
-)
+# The last part of a key below which all texts are credentials.
+_ABOVE = re.compile(rf"(?:.*[_-])?(?:{_SECRETS}|{_TOKEN})", re.IGNORECASE)
+# Or whose own text is one. A mapping below it has other settings, too: `auth: {user: me, password: …}`.
+_KEY = re.compile(rf"{_ABOVE.pattern}|(?:.*[_-])?(?:auth|authorization|credentials?)|token", re.IGNORECASE)
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 _OVERRIDE = re.compile(r"[+~]*([^=\s]+?)(?:@[^=]*)?=(.*)", re.DOTALL)
 PLACE = (
@@ -65,10 +66,11 @@ def redacted(value: T, key: str = "") -> T:
 
     Args:
         value: any value; anything other than a mapping, a list or a string is returned unchanged.
-        key: the key of the value.
+        key: the key of the value, or the key above it that names a credential.
     """
     if isinstance(value, Mapping):
-        return {name: redacted(entry, str(name)) for name, entry in value.items()}  # type: ignore[return-value]
+        entries = value.items()
+        return {name: redacted(entry, _telling(key, str(name))) for name, entry in entries}  # type: ignore[return-value]
     if isinstance(value, list | tuple):
         return type(value)(redacted(entry, key) for entry in value)
     if isinstance(value, str):
@@ -76,18 +78,24 @@ def redacted(value: T, key: str = "") -> T:
     return value
 
 
-def credentials(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted key of each string in a config that contains a credential, and the redacted string."""
+def credentials(value: Any, place: str = "", key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted key of each string in a config that contains a credential, and the redacted string.
+
+    Args:
+        value: the config.
+        place: its dotted key.
+        key: as in `redacted`.
+    """
     if isinstance(value, Mapping):
         for name, entry in value.items():
-            yield from credentials(entry, f"{key}.{name}" if key else str(name))
+            yield from credentials(entry, f"{place}.{name}" if place else str(name), _telling(key, str(name)))
     elif isinstance(value, list | tuple):
         for index, entry in enumerate(value):
-            yield from credentials(entry, f"{key}.{index}")
+            yield from credentials(entry, f"{place}.{index}", key)
     elif isinstance(value, str):
-        shown = _shown(value, key.rpartition(".")[2])
+        shown = _shown(value, key)
         if shown is not None:
-            yield key, shown
+            yield place, shown
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -101,7 +109,7 @@ def check_overrides(overrides: list[str]) -> None:
         if match is None:
             continue
         key, value = match.groups()
-        shown = _shown(value.strip().strip("'\""), re.split(r"[./]", key)[-1])
+        shown = _shown(value.strip().strip("'\""), reduce(_telling, re.split(r"[./]", key)))
         if shown is not None:
             raise refusal(key, shown)
 
@@ -118,11 +126,21 @@ def refusal(key: str, shown: str) -> ConfigError:
     )
 
 
+def _telling(above: str, key: str) -> str:
+    """Return which of two keys, of which one is above the other, tells whether a value is a credential."""
+    return above if _is_above_credentials(above) else key
+
+
+@lru_cache(maxsize=4096)  # the configs of a sweep have the same keys
+def _is_above_credentials(key: str) -> bool:
+    return _ABOVE.fullmatch(key) is not None
+
+
 def _names_credential(key: str, value: str) -> bool:
     return bool(value) and value != MASK and _is_of_credential(key)
 
 
-@lru_cache(maxsize=4096)  # the configs of a sweep have the same keys
+@lru_cache(maxsize=4096)
 def _is_of_credential(key: str) -> bool:
     return _KEY.fullmatch(key) is not None
 
