@@ -202,3 +202,26 @@ def test_a_split_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="in the val part"):
         Text(str(tmp_path / "short.txt"), context_length=8)
     assert Text(str(tmp_path / "short.txt"), context_length=8, val_fraction=0, test_fraction=0).splits == ("train",)
+
+
+@pytest.mark.parametrize(
+    ("size", "fractions", "key", "message"),
+    [
+        (
+            20,
+            {"val_fraction": 0.01},
+            "val_fraction",
+            r"0 \(no val part\) or a fraction .* 2 characters; .* has 0 charac",
+        ),
+        (20, {"val_fraction": 0.1}, "test_fraction", r"0 \(no test part\) or .* 2 characters; .* has 1 character\."),
+        (20, {"val_fraction": 0.5, "test_fraction": 0.45}, "path", "a file with more char.* the train part has 1 char"),
+        (1, {"val_fraction": 0, "test_fraction": 0}, "path", "a file with more char.* the train part has 1 character"),
+    ],
+)
+def test_a_part_without_a_window_is_an_error_of_what_determines_it(
+    tmp_path: Path, size: int, fractions: dict[str, float], key: str, message: str
+) -> None:
+    (tmp_path / "short.txt").write_text(("abcdefghij" * 2)[:size])
+    with pytest.raises(ConfigError, match=message) as caught:
+        Text(str(tmp_path / "short.txt"), context_length=1, **fractions)
+    assert caught.value.key == key

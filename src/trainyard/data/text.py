@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -72,10 +74,7 @@ class Text(ArrayData):
         first = 0
         for split in SPLITS:
             if split == "train" or shares[split]:
-                if sizes[split] <= self.context_length:
-                    accepted = f"less than {sizes[split]}, the number of characters in the {split} part of the text"
-                    hint = "" if split == "train" else f"A larger data.{split}_fraction makes this part longer."
-                    raise ConfigError("context_length", context_length, accepted, hint=hint)
+                check_part(split, sizes[split], self.context_length, "characters", shares, {"train": path})
                 sources[split] = (tokens[first : first + sizes[split]],)
             first += sizes[split]
         super().__init__(
@@ -197,6 +196,36 @@ def _python_topics() -> str:
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics))
+
+
+def check_part(
+    split: str, size: int, context_length: int, unit: str, shares: Mapping[str, float], files: Mapping[str, str | None]
+) -> None:
+    """Check that a part of a text has a window and the token after it.
+
+    Args:
+        split: the part.
+        size: its tokens.
+        context_length: the tokens of a window.
+        unit: what the tokens are.
+        shares: the fractions of the parts of the training file.
+        files: the file of each part that has its own, with the training file.
+
+    Raises:
+        ConfigError: it is too short. A part without any window is an error of its file or its fraction.
+    """
+    if size > context_length:
+        return
+    if size > 1:
+        hint = "" if split in files else f"A larger data.{split}_fraction makes this part longer."
+        accepted = f"less than {size}, the number of {unit} in the {split} part"
+        raise ConfigError("context_length", context_length, accepted, hint=hint)
+    too_short = f"the {split} part has {size} {unit.removesuffix('s') if size == 1 else unit}"
+    if split not in files:
+        accepted = f"0 (no {split} part) or a fraction with at least 2 {unit}; {too_short}"
+        raise ConfigError(f"{split}_fraction", shares[split], accepted)
+    key = "path" if split == "train" else f"{split}_path"
+    raise ConfigError(key, files[split], f"a file with more {unit}: each part needs at least 2, and {too_short}")
 
 
 def _read(path: str) -> str:

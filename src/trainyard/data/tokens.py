@@ -14,7 +14,7 @@ from trainyard.data.array_data import ArrayData
 from trainyard.data.base import SPLITS
 from trainyard.data.split import fractions
 from trainyard.data.tensor_loader import TensorLoader
-from trainyard.data.text import WindowLoader
+from trainyard.data.text import WindowLoader, check_part
 from trainyard.errors import ConfigError
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "uint32", "int64")
@@ -82,12 +82,9 @@ class Tokens(ArrayData):
                 size = round(len(whole) * shares[split])
                 parts[split], end = whole[end - size : end], end - size
         parts["train"] = whole[:end]
+        files = {split: file for split, file in (("train", path), ("val", val_path), ("test", test_path)) if file}
         for split, part in parts.items():
-            if len(part) <= self.context_length:
-                accepted = f"less than {len(part)}, the number of tokens in the {split} part"
-                own = {"train": path, "val": val_path, "test": test_path}[split]
-                hint = f"A larger data.{split}_fraction makes this part longer." if own is None else ""
-                raise ConfigError("context_length", context_length, accepted, hint=hint)
+            check_part(split, len(part), self.context_length, "tokens", shares, files)
         super().__init__(
             {split: (torch.from_numpy(parts[split]),) for split in SPLITS if split in parts},
             {"vocab_size": vocab_size, "context_length": self.context_length},
