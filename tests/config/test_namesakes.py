@@ -107,6 +107,19 @@ def test_a_value_that_a_later_option_sets_back(checked: Any, files: Any, overrid
     assert str(error.value) == SET_BACK.format(*files)
 
 
+def test_no_order_is_advised_if_both_orders_lose_a_value(checked: Any) -> None:
+    files = OFTEN | {"brief": ADDED + "checkpoint:\n  max_keep: 7\n"}
+    for override in ("hook=[often,brief]", "hook=both"):
+        both = {"both": "defaults: [often, brief, _self_]\n"}
+        with pytest.raises(ConfigError, match=r"resets the key\. Set hook\.logger\.interval on the command line\.$"):
+            checked(files | both, override)
+    assert checked(files, "hook=[often,brief]", "hook.logger.interval=5")["logger"]["interval"] == 5
+    with pytest.raises(ConfigError, match=r"resets the key\. Set hook\.checkpoint\.max_keep on the command line\.$"):
+        checked(files, "hook=[brief,often]")
+    with pytest.raises(ConfigError, match=r"Choose often after brief, or set hook\.logger\.interval"):
+        checked(files, "hook=[often,brief]", "hook.checkpoint.max_keep=7")
+
+
 def test_a_hook_that_a_later_option_brings_back(checked: Any) -> None:
     with pytest.raises(
         ConfigError, match=r"^hook\.timer\._target_: 'trainyard\.hooks\.EmptyCache' is invalid. .* Choose mine"

@@ -76,16 +76,18 @@ def check_hook_names(cfg: DictConfig) -> None:
                 again = f"hook/{each.by}.yaml resets the key"
                 if each.later != each.by:
                     again = f"{each.later} includes hook/{each.by}.yaml again, which resets the key"
-                way = f"Choose {each.option} after {each.later}"
+                way = f"Choose {each.option} after {each.later}, or set"
                 if each.option == each.later:
                     own = "_self_" if each.file == each.option else each.file
-                    way = f"Name {own} last in the defaults list of hook/{each.option}.yaml"
+                    way = f"Name {own} last in the defaults list of hook/{each.option}.yaml, or set"
+                if _loses_others_if_last(each, options, sources, overridden):
+                    way = "Set"
                 back = "a hook" if each.key.count(".") == 1 else repr(each.back)  # the first: a hook that was removed
                 raise ConfigError(
                     each.key,
                     each.value,
                     f"{back}, because hook/{each.file}.yaml is not the last file that sets this key: {again}",
-                    hint=f"{way}, or set {each.key} on the command line.",
+                    hint=f"{way} {each.key} on the command line.",
                 )
 
 
@@ -135,7 +137,43 @@ def _lost(options: tuple[str, ...], sources: Sources) -> tuple[_Lost, ...]:
     Raises:
         ConfigError: two hooks have the same name.
     """
-    order = [file for option in options for file in _merged(option, option, sources)]
+    return _lost_in(_order(options, sources), sources)
+
+
+def _order(options: tuple[str, ...], sources: Sources) -> list[_File]:
+    return [file for option in options for file in _merged(option, option, sources)]
+
+
+def _loses_others_if_last(lost: _Lost, options: tuple[str, ...], sources: Sources, overridden: set[str]) -> bool:
+    """Return whether other values are lost if the files that set a lost value are merged last."""
+    moved = list(_merged(lost.option if lost.option != lost.later else lost.file, lost.option, sources))
+    if lost.file == lost.option == lost.later:  # `_self_`
+        moved = [file for file in moved if file.name == lost.file]
+    order = _order(options, sources)
+    first = next((at for at in range(len(order)) if order[at : at + len(moved)] == moved), len(order))
+    order = [*order[:first], *order[first + len(moved) :], *moved]
+    hooks: dict[str, Any] = {}
+    for file in order:
+        _merge(hooks, file.hooks)
+    try:
+        others = [other for other in _lost_in(order, sources) if other not in _lost(options, sources)]
+    except ConfigError:  # in this order, two hooks have the same name
+        return True
+    return any(other.key not in overridden and _is_set_back(other, {"hook": hooks}) for other in others)
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = into.get(key)
+            into[key] = dict(inner) if isinstance(inner, Mapping) else {}
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _lost_in(order: list[_File], sources: Sources) -> tuple[_Lost, ...]:
+    """Return the values that later files of a merge order reset; see `_lost`."""
     lost: list[_Lost] = []
     writes: dict[tuple[str, ...], tuple[int, Any]] = {}  # by key: the last file that has it, and its value there
     for index, file in enumerate(order):
