@@ -369,6 +369,13 @@ def test_shapes_that_do_not_go_together(
     assert str(list(outputs)) in str(error.value)
 
 
+def test_numbers_to_predict_for_a_metric_of_classes() -> None:
+    with pytest.raises(TrainyardError, match=r"the classes last\. For regression targets, use metric=regression\.$"):
+        Accuracy().process((0, torch.zeros(6, 3)), torch.zeros(6, 3))
+    with pytest.raises(TrainyardError, match=r"the classes last\.$"):
+        Accuracy().process((0, torch.zeros(6, 3, dtype=torch.long)), torch.zeros(6, 3))
+
+
 def test_a_wrong_number_of_members() -> None:
     metric = Accuracy()
     metric.members = 3
