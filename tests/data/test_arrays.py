@@ -255,15 +255,22 @@ def test_npy_that_is_an_archive_and_the_reverse(tmp_path: Path, save: Any) -> No
 def test_numbers_that_float32_cannot_represent(table: Any, save: Any) -> None:
     large = X.astype(np.float64)
     large[7, 1] = -1e39
-    refused("path", "range of float32; row 7, column 1 contains -1e\\+39", save("set.npz", x=large, y=LABELS))
-    refused("target", "finite targets .*; row 7 contains -1e\\+39", save("set.npz", x=X, y=large[:, 1]))
+    refused(
+        "path",
+        r"range of float32; row 7, column 1 \(counted from 0\) contains -1e\+39",
+        save("set.npz", x=large, y=LABELS),
+    )
+    refused(
+        "target", r"finite targets .*; row 7 \(counted from 0\) contains -1e\+39", save("set.npz", x=X, y=large[:, 1])
+    )
     images = np.where(np.arange(40)[:, None, None, None] == 3, 1e39, np.zeros((40, 1, 2, 2)))
-    refused("path", r"; row 3 contains 1e\+39", save("set.npz", x=images, y=LABELS))
+    refused("path", r"; row 3 \(counted from 0\) contains 1e\+39", save("set.npz", x=images, y=LABELS))
     frame = FRAME.assign(b=large[:, 1])
-    for name in ("set.csv", "set.parquet"):
-        refused("features", "'b' .*; row 7 of this column contains -1e", table(name, frame), target="kind")
-        refused("target", "'b' .*; row 7 of this column contains -1e", table(name, frame), target="b", features=["a"])
-        refused("target", "'b' .*; row 7 of this column", table(name, frame), target=["a", "b"], features=["count"])
+    for name, where in (("set.csv", "line 9"), ("set.parquet", r"row 7 \(counted from 0\)")):
+        said = rf"'b' .*; in this column, {where} of .*{name} contains -1e"
+        refused("features", said, table(name, frame), target="kind")
+        refused("target", said, table(name, frame), target="b", features=["a"])
+        refused("target", said, table(name, frame), target=["a", "b"], features=["count"])
     largest = Arrays(save("set.npz", x=np.where(np.isinf(X), 0, np.finfo(np.float32).max), y=LABELS))
     assert all(torch.isfinite(largest.sources[split][0]).all() for split in largest.splits)
 
@@ -275,9 +282,9 @@ def test_arrays_that_do_not_fit(save: Any) -> None:
     refused("group", r"'patients' is invalid. Expected one group per sample: \[40\], not", pairs, group="patients")
     gap = X.copy()
     gap[7, 1] = np.nan
-    refused("path", r"set.npz' is invalid. .* row 7 contains NaN", save("set.npz", x=gap, y=LABELS))
+    refused("path", r"set.npz' is invalid. .* row 7 \(counted from 0\) contains NaN", save("set.npz", x=gap, y=LABELS))
     sets = save("set.npz", x_train=X, y_train=LABELS, x_val=gap, y_val=LABELS)
-    refused("path", "row 7 of val contains NaN", sets)
+    refused("path", r"row 7 \(counted from 0\) of val contains NaN", sets)
     refused("path", "row 7", save("set.npz", x=np.where(np.isnan(gap), np.inf, gap), y=LABELS))
     refused("target", "row 7", save("set.npz", x=X, y=gap[:, 1]))
     refused("path", "numbers, not", save("set.npz", x=LABELS.astype(str), y=LABELS))
@@ -301,10 +308,27 @@ def test_columns_that_do_not_fit(table: Any) -> None:
     refused("features", "at least one", path, target="a", features=[])
     refused("target", "columns of numbers", path, target=["a", "kind"], features=["b"])
     gaps = FRAME.assign(b=FRAME["b"].where(FRAME.index != 5), kind=FRAME["kind"].where(FRAME.index != 6))
-    refused("features", r"data\.missing=mean", table("gaps.csv", gaps), target="count", features=["a", "b"])
+    path = table("gaps.csv", gaps)
+    refused("features", r"data\.missing=mean", path, target="count", features=["a", "b"])
     texts = pd.DataFrame({"a": range(150), "note": [f"patient {number}" for number in range(150)]})
     refused("target", "but the targets are 150 different strings in 150 rows", table("texts.csv", texts), target="note")
-    refused("target", "row 6", table("gaps.csv", gaps), target="kind", features=["a"])
+    refused("features", "'b' .*; in this column, line 7 of .*gaps.csv is empty or NaN", path, target="count")
+    refused("target", "in this column, line 8 of .*gaps.csv is empty", path, target="kind", features=["a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("a,b,kind\n1,2,x\n1,,y\n", "line 3 of"),
+        ("a,b,kind\r\n1,2,x\r\n1,,y", "line 3 of"),
+        ("a,b,kind\n\n1,2,x\n1,,y\n", r"row 1 \(counted from 0\) of"),
+        ('a,b,kind\n1,2,"x\nx"\n1,,y\n', r"row 1 \(counted from 0\) of"),
+    ],
+    ids=["lines", "of Windows", "blank line", "text of two lines"],
+)
+def test_the_line_of_a_csv_file_is_named_if_each_row_has_one(tmp_path: Path, text: str, where: str) -> None:
+    (tmp_path / "set.csv").write_bytes(text.encode())
+    refused("features", f"in this column, {where} .*set.csv is empty", str(tmp_path / "set.csv"), target="kind")
 
 
 @pytest.mark.parametrize(

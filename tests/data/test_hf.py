@@ -209,7 +209,7 @@ def test_data_sets_that_cannot_be_read() -> None:
     uneven = COLUMNS | {"stars": [1.0]}
     refused("dataset", "text 120, label 120, stars 1.*equal lengths in the training", dataset=uneven, tokenizer=Words())
     large = COLUMNS | {"stars": [0.0] * 119 + [1e39]}
-    match = r"'stars' .* row 119 of this column in the test split contains 1e\+39"
+    match = r"'stars' .* row 119 \(counted from 0\) of this column in the test split contains 1e\+39"
     refused("columns", match, dataset={"train": COLUMNS, "test": large}, tokenizer=Words())
     refused("target", "row 119 .* training", dataset=large, tokenizer=Words(), columns=[], target="stars")
 

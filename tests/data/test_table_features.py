@@ -225,7 +225,9 @@ def test_a_served_model_takes_the_table_itself(diabetes: dict[str, Any]) -> None
 def test_a_number_beyond_float32_is_no_number_of_a_table(path: str, wrong: float) -> None:
     table = FRAME.drop(columns="price").astype({"age": float})
     table.loc[2, "age"] = wrong
-    with pytest.raises(ConfigError, match=r"columns: 'age' is invalid.*; row 2 of this column contains (1e.39|inf)"):
+    with pytest.raises(
+        ConfigError, match=r"columns: 'age' is invalid.*; in this column, row 2 \(counted from 0\) contains (1e.39|inf)"
+    ):
         encoder(Arrays(path, "price", missing="mean", **ALL)).encode_table(table)
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from trainyard.data.tables import Table
 from trainyard.errors import ConfigError
-from trainyard.models.table_encoder import codes_of
+from trainyard.models.table_encoder import codes_of, row_name
 
 Floats = npt.NDArray[np.float32]
 MISSING = ("refuse", "mean", "median")
@@ -114,9 +114,9 @@ def _refuse_gaps(table: Table, key: str, file: str, *, of: str) -> None:
     if table.x.ndim != 2:
         hint = "Remove this sample, or fill its missing values."
     if table.names is None:
-        raise ConfigError(key, file, f"inputs without missing values; row {row}{of} contains NaN", hint=hint)
+        raise ConfigError(key, file, f"inputs without missing values; {row_name(row)}{of} contains NaN", hint=hint)
     name = table.names[int(empty[row].argmax())]
-    accepted = f"columns without missing values; in this column, row {row} of {file} is empty or NaN"
+    accepted = f"columns without missing values; in this column, {row_name(row, file, len(empty))} is empty or NaN"
     raise ConfigError("features", name, accepted, hint=hint)
 
 

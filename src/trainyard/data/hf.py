@@ -16,7 +16,7 @@ from trainyard.data.array_data import ArrayData
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.split import fold_of, fractions, split_rows
 from trainyard.errors import ConfigError
-from trainyard.models.table_encoder import unfit, what_is
+from trainyard.models.table_encoder import row_name, unfit, what_is
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "dev": "val", "test": "test"}
 _WORDS = {"train": "training", "val": "validation", "test": "test"}
@@ -298,7 +298,7 @@ def _array(key: str, name: str, values: Any, split: str) -> npt.NDArray[Any]:
         accepted = f"a column of {kinds}, or of lists of numbers of equal length, without missing values"
         raise ConfigError(key, name, accepted)
     if (place := unfit(array)) is not None:
-        where = f"row {place[0]} of this column in the {_WORDS[split]} split"
+        where = f"{row_name(place[0])} of this column in the {_WORDS[split]} split"
         accepted = f"a column of finite numbers within the range of float32; {where} {what_is(array[place])}"
         raise ConfigError(key, name, accepted)
     return array

@@ -256,7 +256,7 @@ def _of_table(key: str, file: Path, image: str, target: str, group: str | None) 
     if not paths:
         raise ConfigError(key, str(file), "a table with at least one image")
     groups = None if group is None else group_numbers(group, frame[group].to_numpy(), len(paths))
-    return Files(paths, target_column(target, frame[target]), groups)
+    return Files(paths, target_column(target, frame[target], str(file)), groups)
 
 
 def _is_source(path: Path) -> bool:

@@ -20,6 +20,7 @@ from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.base import Data, size_for_evaluation
 from trainyard.data.tables import Columns, Table, read_frame, read_tables
 from trainyard.errors import ConfigError, TrainyardError, counted
+from trainyard.models.table_encoder import row_name
 from trainyard.rng import generator
 
 SUFFIXES = (".npz", ".parquet", ".csv")
@@ -203,7 +204,8 @@ def read_shard(key: str, path: str, columns: Columns, classes: int | None) -> Ta
         raise ConfigError("features", name, "columns of numbers", hint=hint)
     if np.isnan(table.x).any():
         row = int(np.isnan(table.x).reshape(len(table.x), -1).any(axis=1).argmax())
-        raise ConfigError(key, path, f"rows without missing values; row {row} has a missing value")
+        where = row_name(row, path, len(table.x))
+        raise ConfigError(key, path, f"rows without missing values; {where} has a missing value")
     if classes is None:
         if table.y.dtype.kind not in "biuf":
             raise ConfigError("target", table.y.dtype.name, "numbers, because num_classes=null selects regression")

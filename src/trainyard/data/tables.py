@@ -14,7 +14,7 @@ import numpy.typing as npt
 from trainyard.checks import existing_file, strings
 from trainyard.data.base import SPLITS
 from trainyard.errors import ConfigError, counted
-from trainyard.models.table_encoder import check_column, texts_of, unfit, what_is
+from trainyard.models.table_encoder import check_column, row_name, texts_of, unfit, what_is
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped,unused-ignore]
@@ -200,13 +200,13 @@ def _read_columns(key: str, path: str, frame: pd.DataFrame, chosen: Columns) -> 
     }
     gap = np.full(len(frame), np.nan)
     x = np.stack(
-        [gap if index in texts else _numbers("features", name, frame[name]) for index, name in enumerate(inputs)],
+        [gap if index in texts else _numbers("features", name, frame[name], path) for index, name in enumerate(inputs)],
         axis=1,
     )
     if isinstance(target, str):
-        y = target_column(target, frame[target])
+        y = target_column(target, frame[target], path)
     else:
-        y = np.stack([_numbers("target", name, frame[name]) for name in targets], axis=1)
+        y = np.stack([_numbers("target", name, frame[name], path) for name in targets], axis=1)
     table = _checked(key, path, x, y)._replace(texts=texts, names=inputs)
     return table._replace(groups=group_numbers(group[0], frame[group[0]].to_numpy(), len(x))) if group else table
 
@@ -239,7 +239,7 @@ def read_frame(key: str, file: Path) -> pd.DataFrame:
         raise ConfigError(key, str(file), f"a readable {file.suffix.lower()} file", hint=hint) from error
 
 
-def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.float64]:
+def _numbers(argument: str, name: str, column: pd.Series, file: str) -> npt.NDArray[np.float64]:
     from pandas.api.types import is_bool_dtype, is_numeric_dtype  # type: ignore[import-untyped,unused-ignore]
 
     if not (is_numeric_dtype(column) or is_bool_dtype(column)):
@@ -248,21 +248,25 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
             argument, name, f"columns of numbers, but this column has the dtype {column.dtype}", hint=hint
         )
     numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    check_column(argument, name, numbers, gaps=argument == "features")
+    check_column(argument, name, numbers, file, gaps=argument == "features")
     return numbers
 
 
-def target_column(name: str, column: pd.Series) -> npt.NDArray[Any]:
+def target_column(name: str, column: pd.Series, file: str) -> npt.NDArray[Any]:
+    """Return the values of a column of targets: integers, finite numbers or strings.
+
+    Raises:
+        ConfigError: a value is missing, or beyond float32; the error names the row of `file`.
+    """
     from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype
 
     if column.isna().any():
-        raise ConfigError(
-            "target", name, f"a column without missing values; row {int(column.isna().to_numpy().argmax())} is empty"
-        )
+        where = row_name(int(column.isna().to_numpy().argmax()), file, len(column))
+        raise ConfigError("target", name, f"a column without missing values; in this column, {where} is empty")
     whole = is_bool_dtype(column) or is_integer_dtype(column)
     kind = np.int64 if whole else np.float64 if is_float_dtype(column) else str
     values: npt.NDArray[Any] = column.to_numpy(dtype=kind)
-    check_column("target", name, values)
+    check_column("target", name, values, file)
     return values
 
 
@@ -282,7 +286,7 @@ def _checked(key: str, path: str, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> T
         raise ConfigError(key, path, f"as many targets as inputs, not {counts}")
     for argument, array, what in ((key, x, "inputs"), ("target", y, "targets")):
         if (place := unfit(array, gaps=array is x)) is not None:
-            where = ", ".join(f"{name} {index}" for name, index in zip(("row", "column"), place, strict=False))
-            accepted = f"finite {what} within the range of float32; {where if array.ndim <= 2 else f'row {place[0]}'} "
-            raise ConfigError(argument, path, accepted + what_is(array[place]))
+            where = row_name(place[0], column=place[1] if array.ndim == 2 else None)
+            accepted = f"finite {what} within the range of float32; {where} {what_is(array[place])}"
+            raise ConfigError(argument, path, accepted)
     return Table(np.ascontiguousarray(x, dtype=np.float32), y, {}, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,15 +152,44 @@ def unfit(values: npt.NDArray[Any], *, gaps: bool = False) -> tuple[int, ...] | 
     return tuple(map(int, np.unravel_index(wrong.argmax(), wrong.shape))) if wrong.any() else None
 
 
-def check_column(argument: str, name: str, values: npt.NDArray[Any], *, gaps: bool = False) -> None:
+def check_column(
+    argument: str, name: str, values: npt.NDArray[Any], file: str | None = None, *, gaps: bool = False
+) -> None:
     """Check that a column contains only finite numbers in the range of float32; with `gaps`, also NaN.
+
+    Args:
+        argument: the key of the error.
+        name: the name of the column.
+        values: the column.
+        file: the file of the table, for the error; None for a table in memory.
+        gaps: accept NaN.
 
     Raises:
         ConfigError: another number; the error has the key `argument`, and names the column and the row.
     """
     if (place := unfit(values, gaps=gaps)) is not None:
-        accepted = f"a column of finite numbers within the range of float32; row {place[0]} of this column "
-        raise ConfigError(argument, name, accepted + what_is(values[place]))
+        accepted = "a column of finite numbers within the range of float32; in this column, "
+        raise ConfigError(argument, name, f"{accepted}{row_name(place[0], file, len(values))} {what_is(values[place])}")
+
+
+def row_name(row: int, file: str | None = None, rows: int | None = None, column: int | None = None) -> str:
+    """Return the name of a row for messages.
+
+    It is the line, counted from 1 with the header, of a CSV file in which each row has one line. Otherwise, it is the
+    number of the row, counted from 0.
+
+    Args:
+        row: its index in the table.
+        file: the file of the table, to be named; None for an array, or if the message names the file.
+        rows: the number of rows of the table.
+        column: the index of a column, to be named.
+    """
+    if file is not None and file.lower().endswith(".csv"):
+        with Path(file).expanduser().open(encoding="utf-8", errors="replace") as lines:
+            if sum(1 for _ in lines) - 1 == rows:  # otherwise it has blank lines, or texts of several lines
+                return f"line {row + 2} of {file}"
+    place = f"row {row}" if column is None else f"row {row}, column {column}"
+    return f"{place} (counted from 0)" + ("" if file is None else f" of {file}")
 
 
 def what_is(value: float) -> str:
