@@ -100,6 +100,8 @@ STRANGE: dict[str, Callable[[Path], Any]] = {
     "a pipe": lambda path: os.mkfifo(path),
     "a folder": lambda path: path.mkdir(),
     "a link to itself": _link_to_itself,
+    "a run": lambda path: (path.mkdir(), checkpoint.save(path / "checkpoints" / "epoch_0001.pt", STATE)),
+    "other tensors": lambda path: torch.save({"net": {"weight": torch.ones(2)}}, path),
     "weights": lambda path: torch.save(STATE["model"], path),
     "published weights": lambda path: checkpoint.save(path, {"model": STATE["model"]}),
     "another version": lambda path: checkpoint.save(path, STATE | {"version": 99}),
@@ -132,8 +134,20 @@ def test_a_strange_file_is_skipped_where_it_is_found_and_explained_where_it_is_n
         checkpoint.given("resume", strange)
     assert str(error.value).startswith(f"resume: '{strange}' is invalid. Expected ")
     assert str(error.value).count("\n") == 0
-    if "weights" in kind:
-        assert f"load_from={strange}" in str(error.value)
+    assert ("weights" in kind or kind == "half of it") == (f"load_from={strange}" in str(error.value))
+    if kind == "a run":
+        assert f"Specify a checkpoint in it, such as {strange}/checkpoints/epoch_0001.pt." in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = tmp_path / "epoch_0001.pt"
+    checkpoint.save(path, STATE)
+    monkeypatch.setattr(checkpoint, "holds", refuse)
+    with pytest.raises(checkpoint.DamagedCheckpointError, match=r"epoch_0001\.pt cannot be read \(.*Permission denied"):
+        checkpoint.load(path)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("epoch", "iter", "seed"), int),
 }
 """Entries of each checkpoint."""
+WEIGHTS = ("eval_model", "model", "state_dict", "model_state_dict")
+"""Entries that can contain the weights of a file, in order of preference: those of Trainyard, MMEngine, Lightning, …"""
 
 
 class DamagedCheckpointError(TrainyardError):
@@ -90,7 +92,8 @@ def load(path: Path) -> dict[str, Any]:
             "Use the version of Trainyard that saved the file"
         )
     missing = [name for name in _KINDS if name not in state]
-    if missing and any(isinstance(value, torch.Tensor) for part in (state, *state.values()) for value in _values(part)):
+    parts = (state, *(state[name] for name in WEIGHTS if name in state))
+    if missing and any(isinstance(value, torch.Tensor) for part in parts for value in _values(part)):
         raise DamagedCheckpointError(
             f"{path} contains weights, but not the complete training state of a run. "
             f"To start from these weights, use load_from={path}"
@@ -129,6 +132,8 @@ def read(path: Path) -> Any:
         if stat.S_ISDIR(mode):
             from trainyard.distributed import sharded  # the import takes a second
 
+            if not (path / sharded.REST).exists():
+                raise DamagedCheckpointError(_no_checkpoint(path, sharded.REST))
             return sharded.load(path)
         if not stat.S_ISREG(mode):  # to open a pipe waits for a writer
             raise DamagedCheckpointError(f"{path} is neither a file nor the folder of a sharded checkpoint")
@@ -142,8 +147,17 @@ def read(path: Path) -> Any:
         raise
     except pickle.UnpicklingError as error:
         raise DamagedCheckpointError(f"{path} contains objects other than tensors and plain values") from error
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path} cannot be read ({_said(error)})") from error
     except Exception as error:  # bytes at random bring the readers of zip, pickle and tensors to raise anything
         raise DamagedCheckpointError(f"{path} is not a complete checkpoint ({_said(error)})") from error
+
+
+def _no_checkpoint(folder: Path, wanted: str) -> str:
+    """Describe a folder that is not a sharded checkpoint, such as the directory of a run."""
+    told = f"{folder} is a folder, but not a sharded checkpoint: it contains no {wanted}"
+    files = sorted([*folder.glob("*.pt"), *folder.glob("checkpoints/*.pt")])
+    return f"{told}. Specify a checkpoint in it, such as {files[-1]}" if files else told
 
 
 def _verify(path: Path) -> None:

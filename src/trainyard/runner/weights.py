@@ -20,8 +20,6 @@ from trainyard.runner import checkpoint, foreign_files
 
 KEY = "load_from"
 SHOWN = 3  # names in a message
-PARTS = ("eval_model", "model", "state_dict", "model_state_dict")
-"""Entries that can contain the weights of a file, in order of preference: those of Trainyard, MMEngine, Lightning, …"""
 
 Weights = Mapping[str, Any]
 
@@ -92,7 +90,7 @@ def read(path: Path) -> dict[str, Any]:
         checkpoint.DamagedCheckpointError: the file is truncated or modified, or contains no weights.
     """
     state = foreign_files.read(path)
-    found = [state[part] for part in PARTS if part in state] if isinstance(state, dict) else []
+    found = [state[part] for part in checkpoint.WEIGHTS if part in state] if isinstance(state, dict) else []
     for weights in (*found, state):
         if isinstance(weights, Mapping) and any(isinstance(value, Tensor) for value in weights.values()):
             return {str(name): value for name, value in weights.items()}
@@ -100,7 +98,7 @@ def read(path: Path) -> dict[str, Any]:
     inside = f" (its entries: {', '.join(map(str, list(state)[:8]))}{more})" if isinstance(state, dict) else ""
     raise checkpoint.DamagedCheckpointError(
         f"{path} contains no named tensors{inside}. Expected named tensors in the file itself or in one of "
-        f"the entries {', '.join(PARTS[1:-1])} or {PARTS[-1]}"
+        f"the entries {', '.join(checkpoint.WEIGHTS[1:-1])} or {checkpoint.WEIGHTS[-1]}"
     )
 
 
