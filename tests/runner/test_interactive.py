@@ -90,6 +90,9 @@ def test_a_run_that_has_ended_says_so_and_goes_on_if_the_loop_is_longer(caplog: 
     runner.train()
     runner.train()
     assert "Nothing to train: the run has finished (epoch 2 of 2). To train longer, set" in caplog.text
+    runner.train_loop.length = 1
+    runner.train()
+    assert "(epoch 2 of 1). To train longer, set loop.max_epochs=4 in the config" in caplog.text
     runner.train_loop.length = 3
     runner.train()
     assert runner.epoch == 3
@@ -143,7 +146,7 @@ def test_hooks_that_are_added() -> None:
     with pytest.raises(ConfigError, match=r"name: 'Counts' is invalid. Expected a name that no"):
         runner.register_hook(Counts())
     runner.register_hook(Counts(), "more", at="LOW")
-    with pytest.raises(ConfigError, match="priority"):
+    with pytest.raises(ConfigError, match=r"^at: 'LOWER' is invalid"):
         runner.register_hook(Counts(), "another", at="LOWER")
 
 

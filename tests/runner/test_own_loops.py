@@ -234,8 +234,9 @@ def test_names_that_no_hook_could_have(make: Any, stages: Any) -> None:
         pass
 
     Named.stages = stages
-    with pytest.raises(ConfigError, match=r"loop\.stages: .* names that start with before_ or after_"):
+    with pytest.raises(ConfigError, match=r"loop\.stages: .* names that start with before_ or after_") as error:
         make(loop=Named(1)).train()
+    assert error.value.given == (stages if isinstance(stages, str) else stages[0])
 
 
 def test_a_dispatch_costs_nothing_at_stages_that_no_hook_has() -> None:

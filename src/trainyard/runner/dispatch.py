@@ -68,8 +68,12 @@ class HookLike(Protocol):
     def load_state_dict(self, state: dict[str, Any], *member: int) -> None: ...
 
 
-def priority(value: int | str) -> int:
+def priority(value: int | str, key: str = "priority") -> int:
     """Return the number of a priority given by name or number; low numbers are called first.
+
+    Args:
+        value: the name or the number.
+        key: the setting or the argument that gives it, for errors.
 
     Raises:
         ConfigError: an unknown name, or a number outside 0 to 100.
@@ -79,7 +83,7 @@ def priority(value: int | str) -> int:
     if is_integer(value, at_least=0, at_most=100):
         return value
     accepted = f"an integer from 0 to 100, or one of {', '.join(PRIORITIES)}"
-    raise ConfigError("priority", value, accepted, options=PRIORITIES)
+    raise ConfigError(key, value, accepted, options=PRIORITIES)
 
 
 def build_hooks(values: Any) -> dict[str, Any]:
@@ -111,9 +115,13 @@ def stages_of(loops: Mapping[str, Any]) -> tuple[str, ...]:
     found: list[str] = []
     for key, loop in loops.items():
         own = locate(loop["_target_"], f"{key}._target_") if is_node(loop) else loop
-        for stage in getattr(own, "stages", ()):
+        stages = getattr(own, "stages", ())
+        accepted = "a tuple of names that start with before_ or after_"
+        if isinstance(stages, str):  # a tuple without its comma
+            raise ConfigError(f"{key}.stages", stages, accepted)
+        for stage in stages:
             if not isinstance(stage, str) or not stage.startswith(("before_", "after_")):
-                raise ConfigError(f"{key}.stages", stage, "names that start with before_ or after_")
+                raise ConfigError(f"{key}.stages", stage, accepted)
             if stage not in (*STAGES, *found):
                 found.append(stage)
     return tuple(found)

@@ -45,10 +45,10 @@ class Interactive(Parts):
         """
         name = type(hook).__name__ if name is None else name
         if name in self.dispatch.hooks:
-            hint = f"The names in use are {', '.join(self.dispatch.hooks)}."
+            hint = f"Names in use: {', '.join(self.dispatch.hooks)}."
             raise ConfigError("name", name, "a name that no other hook has", hint=hint)
         if at is not None:
-            priority(at)
+            priority(at, "at")
             hook.priority = at
         self.dispatch = Dispatch({**self.dispatch.hooks, name: hook}, self.own_stages)
         self.added_hooks[name] = hook
@@ -127,7 +127,7 @@ class Interactive(Parts):
             advice = f"increase the length of the loop ({type(loop).__name__})"
             if isinstance(loop, TrainLoop):
                 key = f"loop.max_{loop.unit}s"
-                advice = f"set {key}={2 * length} in the config, or runner.train_loop.length = {2 * length} in Python"
+                advice = f"set {key}={2 * done} in the config, or runner.train_loop.length = {2 * done} in Python"
             log.warning(
                 "Nothing to train: the run has finished (%s %d of %d). To train longer, %s.",
                 *(loop.unit, done, length, advice),
