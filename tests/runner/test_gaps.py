@@ -47,6 +47,7 @@ def test_a_journal_that_is_shorter_than_the_checkpoint(
     (said,) = trained(2, resume=True)
     assert said.startswith(f"{tmp_path / 'run/metrics.jsonl'} ends before the checkpoint of iteration ")
     assert "val/accuracy" in said
+    assert said.endswith("missing in this file, and in MLflow if they were not uploaded before.")
     assert trained(3, resume=True, work_dir=tmp_path / "other") == []
 
 

@@ -264,7 +264,8 @@ class Member:
             lost.append(self.objective.name)
         if lost:
             log.warning(
-                "%s ends before the checkpoint of iteration %d: values of %s are missing in this file and in MLflow.",
+                "%s ends before the checkpoint of iteration %d: values of %s are missing in this file, and in MLflow "
+                "if they were not uploaded before.",
                 journal.path,
                 self.iter,
                 some(lost, 4),
