@@ -218,6 +218,15 @@ def test_an_absent_checkpoint_names_the_nearest_file(whole: Any) -> None:
         checkpoint.given("load_from", whole.with_name("epoch_0033.pt"))
 
 
+def test_an_absent_file_of_another_program_names_the_nearest_file(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "model.pt"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=r"Did you mean '.*/model\.safetensors'\?"):
+        checkpoint.given("load_from", tmp_path / "modl.safetensors")
+    with pytest.raises(ConfigError, match=r"The folder '.*/absent' does not exist\.$"):
+        checkpoint.given("load_from", tmp_path / "absent" / "model.pt")
+
+
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "tensor.pt"
     torch.save(torch.ones(3), path)

@@ -304,7 +304,7 @@ def given(
     try:
         return file, reader(file)
     except FileNotFoundError:
-        others = sorted(str(other) for other in file.parent.glob("*.pt"))
+        others = sorted(str(other) for other in file.parent.glob("*") if other.suffix in (".pt", file.suffix))
         folder = str(file.parent.absolute())
         hint = f"Trainyard looked in {folder!r}." if file.parent.is_dir() else f"The folder {folder!r} does not exist."
         raise ConfigError(key, str(path), "the path of a checkpoint that exists", options=others, hint=hint) from None

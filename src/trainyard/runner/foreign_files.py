@@ -96,8 +96,10 @@ def _safetensors(path: Path) -> dict[str, Any]:
     load = library("safetensors.torch", "safetensors", "load_from").load_file
     try:
         tensors: dict[str, Any] = load(path)
-    except (safetensors.SafetensorError, OSError) as error:
+    except safetensors.SafetensorError as error:
         raise DamagedCheckpointError(f"{path} is not a complete safetensors file ({error})") from error
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path} cannot be read ({error})") from error
     return tensors
 
 
