@@ -204,8 +204,8 @@ class Dispatch:
         needed = ("priority", "state_dict", "load_state_dict")
         if isinstance(hook, type) or not all(hasattr(hook, member) for member in needed):
             hint = (
-                f"If the group `hook` has the option {name}, select it with hook={name}. To remove these values, use "
-                f"~hook.{name}."
+                f"If the group `hook` has the option {name}, select it with hook={name}, or, if several are selected, "
+                f"with hook=[…,{name}]. To remove these values, use ~hook.{name}."
             )
             accepted = "a trainyard.hooks.Hook, or its config with `_target_`"
             raise ConfigError(f"hook.{name}", hook, accepted, hint=hint if isinstance(hook, Mapping) else "")
