@@ -206,6 +206,25 @@ def test_what_compile_stands_for(given: Any, arguments: Any) -> None:
             {"mode": "default", "options": {"a": 1}},
             "compile.options: {'a': 1} is invalid. Expected null, because mode is set",
         ),
+        ({"fullgraph": "yes"}, "compile.fullgraph: 'yes' is invalid. Expected true, false or null."),
+        ({"dynamic": 1}, "compile.dynamic: 1 is invalid. Expected true, false or null."),
+        ({"backend": 3}, "compile.backend: 3 is invalid. Expected the name of a backend of torch.compile, or null."),
+        (
+            {"backend": "inductr"},
+            "compile.backend: 'inductr' is invalid. Expected a backend of torch.compile, such as ",
+        ),
+        ({"backend": "inductr"}, "Did you mean 'inductor'?"),
+        ({"options": 3}, "compile.options: 3 is invalid. Expected a mapping from names of options of the backend to"),
+        ({"options": {3: 3}}, "compile.options: {3: 3} is invalid. Expected a mapping from names of options"),
+        (
+            {"options": {"max_auto": True}},
+            "compile: {'options': {'max_auto': True}} is invalid. Expected arguments that torch.compile accepts. "
+            "PyTorch: Unexpected optimization option max_auto. torch._inductor.list_options() lists",
+        ),
+        (
+            {"options": {"max_autotune": 3}},
+            "PyTorch: Unexpected type of attr max_autotune, got int should be bool. torch",
+        ),
     ],
 )
 def test_what_cannot_be_compiled(given: Any, told: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from trainyard.errors import ConfigError
 
@@ -20,7 +22,7 @@ def compile_arguments(given: Any) -> dict[str, Any] | None:
         given: True, False, the name of a mode, or a mapping of the arguments.
 
     Raises:
-        ConfigError: anything else, or an unknown mode or argument.
+        ConfigError: anything else, an unknown mode or argument, or an argument of another type.
     """
     if given is None or isinstance(given, bool):
         return {} if given else None
@@ -40,7 +42,40 @@ def compile_arguments(given: Any) -> dict[str, Any] | None:
         if "options" in arguments:
             raise ConfigError("compile.options", given["options"], "null, because mode is set")
         _check_mode("compile.mode", given["mode"])
+    for name in ("fullgraph", "dynamic"):
+        if not isinstance(arguments.get(name, True), bool):
+            raise ConfigError(f"compile.{name}", arguments[name], "true, false or null")
+    backend = arguments.get("backend", "")
+    if not (isinstance(backend, str) or callable(backend)):
+        raise ConfigError("compile.backend", backend, "the name of a backend of torch.compile, or null")
+    options = arguments.get("options", {})
+    if not (isinstance(options, Mapping) and all(isinstance(name, str) for name in options)):
+        raise ConfigError(
+            "compile.options", options, "a mapping from names of options of the backend to values, or null"
+        )
     return arguments
+
+
+def compile_in_place(module: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Compile a module with `torch.compile`.
+
+    Args:
+        module: the module, which is changed.
+        arguments: the arguments of `torch.compile` (`compile_arguments`).
+
+    Raises:
+        ConfigError: PyTorch refuses an argument, such as a backend or an option that does not exist.
+    """
+    try:
+        module.compile(**arguments)
+    except RuntimeError as error:
+        backend, backends = arguments.get("backend"), torch.compiler.list_backends(exclude_tags=())
+        if isinstance(backend, str) and backend not in backends:
+            accepted = f"a backend of torch.compile, such as {', '.join(torch.compiler.list_backends())}"
+            raise ConfigError("compile.backend", backend, accepted, options=backends) from error
+        said = str(error).partition(", known options are")[0].rstrip(".")
+        hint = f"PyTorch: {said}. torch._inductor.list_options() lists the options of the default backend."
+        raise ConfigError("compile", dict(arguments), "arguments that torch.compile accepts", hint=hint) from error
 
 
 def has_cuda_graphs(arguments: Mapping[str, Any]) -> bool:

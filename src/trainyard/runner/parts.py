@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from trainyard import optim as optimizers
 from trainyard import rng_state
 from trainyard.config.build import build, build_all, fill_auto
-from trainyard.config.compiling import compile_arguments, has_cuda_graphs
+from trainyard.config.compiling import compile_arguments, compile_in_place, has_cuda_graphs
 from trainyard.data import SPLITS, Data, Loader, as_data, limits
 from trainyard.data.lengths import exact_length, length_hint, no_batches
 from trainyard.data.nothing import NoLoader
@@ -124,7 +124,7 @@ class Parts:
         checkpoint_activations(model, self.settings["activation_checkpointing"] or ())
         model = self.strategy.place(model)
         if (compiling := compile_arguments(self.settings["compile"])) is not None:
-            model.compile(**compiling)
+            compile_in_place(model, compiling)
         if isinstance(model, BaseModel):
             model.attach(self)
         return model
