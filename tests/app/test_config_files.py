@@ -200,6 +200,14 @@ FILE = "own/experiment/mine.yaml"
             f"Did you mean 'mlp'? The defaults list of PWD/{FILE} contains this name.",
         ),
         ("defaults: [{override /hook: [ema, nope]}]\n", f"The defaults list of PWD/{FILE} contains this name."),
+        (
+            "defaults: [{override /model@foo: cnn}]\n",
+            f"{FILE}: 'override model' is invalid, because the configs select model without a package (@…). Write "
+            "'override /model: OPTION'.",
+        ),
+        ("hydra: {launcher: [a]}\n", f"{FILE}: hydra.launcher: ['a'] is invalid, because a list cannot replace a map"),
+        ("hydra: [a]\n", f"{FILE}: hydra: ['a'] is invalid. Expected a mapping of Hydra's settings."),
+        ("hydra: null\n", f"{FILE}: hydra: None is invalid. Expected a mapping of Hydra's settings."),
         ("defaults: [bass]\n", "experiment: 'bass' is invalid. Expected one of beginner, "),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ def explain_file(error: Exception, places: ConfigPlaces) -> TrainyardError | Non
             "The configs cannot be composed: they include each other in a circle, or contain a value that is nested "
             "too deeply."
         )
+    if "Index 'searchpath'" in f"{text} {error.__cause__}":
+        return _first(places, partial(_no_settings_of_hydra, kind=list))
+    if isinstance(error, AttributeError) and "'_set_flag'" in text:
+        return _first(places, partial(_no_settings_of_hydra, kind=type(None)))
     if isinstance(error, ValueError) and (text.startswith(_DEFAULTS) or "Too many keys in default item" in text):
         return _first(places, _bad_defaults)
     if isinstance(error, ValueError):
@@ -55,8 +60,8 @@ def _explain_composition(error: Exception, text: str, places: ConfigPlaces) -> T
     if not text and error.__cause__ is not None:
         null = _first(places, _null_key) if isinstance(error.__cause__, KeyValidationError) else None
         return null or TrainyardError(_said(error.__cause__))
-    if found := re.match(rf"In '([^']+)': {_UNUSED_OVERRIDE} '([^'@]*)(@?)[^']*'", text):
-        return _explain_override(found[1], found[2], bool(found[3]), places)
+    if found := re.match(rf"In '([^']+)': {_UNUSED_OVERRIDE} '([^'@]*)@?([^']*)'", text):
+        return _explain_override(found[1], found[2], found[3], places)
     if found := re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)", text):
         return _explain_merge(found[1], found[2], text, places)
     if found := re.match(r"(\S+) appears more than once|Multiple values for (\S+)\.", text):
@@ -78,20 +83,28 @@ def _explain_composition(error: Exception, text: str, places: ConfigPlaces) -> T
     return TrainyardError(f"{text.rstrip('.')}.") if text.startswith("Error resolving interpolation") else None
 
 
-def _explain_override(name: str, group: str, is_elsewhere: bool, places: ConfigPlaces) -> TrainyardError:
+def _explain_override(name: str, group: str, package: str, places: ConfigPlaces) -> TrainyardError:
     """Explain an `override` of a group that is not in the defaults list, or has another package there."""
     file = places.find(name)
+    entries: Any = []
     if file is not None:
         try:
             check_header(file)
         except TrainyardError as found:
             return found
+        entries = file.content.get("defaults")
     groups = _groups(places)
     where = f"{_path(name, places)}: 'override {group}' is invalid"
     last = group.rpartition("/")[2]
-    if group in groups and is_elsewhere:
+    given = [str(key) for entry in entries or () if isinstance(entry, Mapping) for key in entry]
+    if group in groups and any(re.fullmatch(rf"override\s+/?{re.escape(group)}@.+", key) for key in given):
         return TrainyardError(
-            f"{where}, because the values of this file are placed below {name.rpartition('/')[0].replace('/', '.')}. "
+            f"{where}, because the configs select {group} without a package (@…). Write 'override /{group}: OPTION'."
+        )
+    if group in groups and package:
+        below = package.removesuffix("." + group.replace("/", "."))
+        return TrainyardError(
+            f"{where}, because the values of this file are placed below {below}. "
             "Write '# @package _global_' in the first line of the file."
         )
     if group not in groups and last in groups and last != group:
@@ -120,7 +133,8 @@ def _explain_merge(name: str, said: str, text: str, places: ConfigPlaces) -> Tra
     if file is not None:
         groups = ((str(name), value) for name, value in file.content.items() if isinstance(value, list))
         lists = ((name, value) for name, value in groups if places.options(name))
-        for place, value in chain(_replaced(file.content, _composed(places)), lists):
+        base = _composed(places) or {"hydra": {"launcher": {}, "sweeper": {}}}  # mappings in each config
+        for place, value in chain(_replaced(file.content, base), lists):
             kind = "a list" if isinstance(value, list) else "a mapping"
             other = "a mapping" if isinstance(value, list) else "a list"
             return TrainyardError(f"{where}: {place}: {value!r} is invalid, because {kind} cannot replace {other}.")
@@ -139,9 +153,9 @@ def _replaced(value: Any, base: Any, key: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _composed(places: ConfigPlaces) -> Any:
-    """Return the config without overrides, in plain Python; empty if it cannot be composed."""
+    """Return the config without overrides, with Hydra's node, in plain Python; empty if it cannot be composed."""
     try:
-        return OmegaConf.to_container(places.compose([]), resolve=False)
+        return OmegaConf.to_container(places.compose([], with_hydra=True), resolve=False)
     except (HydraException, OmegaConfBaseException, ValueError, OSError):
         return {}
 
@@ -211,6 +225,12 @@ def _no_mapping(path: Path, content: Any) -> TrainyardError | None:
     if content is None or isinstance(content, Mapping | list | str):
         return None
     return TrainyardError(f"{path} contains the value {content!r}. Expected a mapping of keys to values.")
+
+
+def _no_settings_of_hydra(path: Path, content: Any, kind: type) -> TrainyardError | None:
+    if not isinstance(content, Mapping) or not isinstance(content.get("hydra", {}), kind):
+        return None
+    return ConfigError(f"{path}: hydra", content["hydra"], "a mapping of Hydra's settings")
 
 
 def _null_key(path: Path, content: Any) -> TrainyardError | None:
