@@ -48,6 +48,12 @@ def told(*overrides: Any) -> Any:
         (["hook.ema.decay=0.9"], "ema is an option of hook that is not selected. Use hook=ema to select it."),
         (["hook.chekpoint.by=iter"], "hook.chekpoint.by: 'chekpoint' is invalid. Expected a key of hook"),
         (["hook.chekpoint.by=iter"], "Did you mean 'checkpoint'?"),
+        (["hook=[]", "hook.logger.interval=3"], "no key, because hook is empty. hook=default selects logger."),
+        (["~metric", "metric.accuracy.k=1"], "metric.accuracy.k: the override ~metric removes metric. Omit one of "),
+        (["~hook.logger", "hook.logger.interval=3"], "the override ~hook.logger removes hook.logger. Omit one of"),
+        (["+optim.lr=3"], "optim.lr: the config already has this key. To change its value, use optim.lr=…"),
+        (["+model=cnn"], "+model=cnn: the configs already select an option of model. To select another one, use model"),
+        (["+hydra/launcher=basic"], "the configs already select an option of hydra/launcher. To select another one"),
         (["optim.lr=[1"], "'optim.lr=[1' is not a valid override"),
         (
             ["model.data_preprocessor.mean=0"],

@@ -77,7 +77,7 @@ def explain(
         told := _explain_sweep(str(error), places) or _explain_added(error, overrides)
     ):
         return told
-    if told := explain_file(error, places):
+    if told := _explain_added(str(error), overrides) or explain_file(error, places):
         return told
     if isinstance(error, InterpolationResolutionError):
         key = f"{error.full_key}: " if error.full_key else ""
@@ -205,8 +205,14 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
         return _explain_part(key, cfg, groups)
     node, parent, name = _deepest(cfg, key)
     options = [str(entry) for entry in node]
+    dropped = next((entry for entry in overrides if entry.startswith("~") and _is_below(key, entry)), None)
+    if dropped is not None and name not in options:
+        below = dropped.lstrip("~").partition("=")[0]
+        return TrainyardError(f"{key}: the override {dropped} removes {below}. Omit one of these overrides.")
     removed = any(entry.startswith("~") and entry.lstrip("~").split("=")[0] == key for entry in overrides)
     how_to_add = f"The config has no {key} to remove." if removed else f"To add a new key, use +{key}=…"
+    if parent == "hook" and key != f"{parent}.{name}" and not removed:  # a hook cannot consist of this key alone
+        how_to_add = _how_to_select(name, places)
     if name in options:
         full = f"{parent}.{name}" if parent else name
         if key != full:
@@ -241,6 +247,23 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
     return ConfigError(key, name, accepted, options=options, hint=hint)
 
 
+def _is_below(key: str, removal: str) -> bool:
+    """Return whether a key is below the key or group that an override removes (`~metric`)."""
+    return key.startswith(f"{removal.lstrip('~').partition('=')[0].replace('/', '.')}.")
+
+
+def _how_to_select(name: str, places: ConfigPlaces) -> str:
+    """Return how to select an option of `hook` that contains the hook `name`; empty if no option does."""
+    for option in sorted(places.options("hook"), key=lambda option: option != "default"):
+        try:
+            hooks = places.compose([f"hook={option}"]).hook
+        except (HydraException, OmegaConfBaseException):
+            continue
+        if name in hooks:
+            return f"hook={option} selects {name}."
+    return ""
+
+
 def _explain_part(key: str, cfg: DictConfig, groups: Sequence[str]) -> ConfigError:
     """Explain a group that the selected sweeper does not have, such as hydra/sweeper/sampler."""
     name, chosen = key.rpartition("/")[2], OmegaConf.select(cfg, f"hydra.runtime.choices.{SWEEPER}")
@@ -261,6 +284,8 @@ def _explain_null(key: str, node: str, group: str, options: Sequence[str]) -> Tr
 def _explain_value(error: Exception, key: str) -> TrainyardError:
     """Explain a value that does not fit an existing key."""
     cause = error if error.__cause__ is None else error.__cause__
+    if "An item is already at" in str(cause):
+        return TrainyardError(f"{key}: the config already has this key. To change its value, use {key}=…")
     added = re.search(r"Key '([^']+)' is not in struct", str(cause))
     if added is None:
         return TrainyardError(f"{key}: {first_line(cause)}")
@@ -324,6 +349,18 @@ def _explain_sweep(text: str, places: ConfigPlaces) -> TrainyardError | None:
             hint += " A range, interval(…), needs a sweeper that samples from it, such as hydra/sweeper=search."
         return ConfigError(key, value, "one value", hint=hint)
     return None
+
+
+def _explain_added(text: str, overrides: Sequence[str]) -> TrainyardError | None:
+    """Explain a `+` before a group of which the configs select an option."""
+    found = re.match(r"(\S+) appears more than once|Multiple values for (\S+)\.", text)
+    group = found and (found[1] or found[2])
+    added = next((entry for entry in overrides if group and entry.startswith(f"+{group}=")), None)
+    if added is None:
+        return None
+    return TrainyardError(
+        f"{added}: the configs already select an option of {group}. To select another one, use {added[1:]}"
+    )
 
 
 def _explain_interval(error: HydraException, overrides: Sequence[str]) -> ConfigError | None:
