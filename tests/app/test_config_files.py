@@ -215,6 +215,16 @@ def test_a_file_that_hydra_cannot_compose(command: Any, text: str, told: str) ->
     assert told.replace("PWD", str(Path.cwd())) in _told(command, *_experiment(f"# @package _global_\n{text}"))
 
 
+@pytest.mark.parametrize("option", ["search", "nope"])
+def test_an_override_of_the_sweeper_that_hydra_ignores(command: Any, option: str) -> None:
+    arguments = _experiment(f"# @package _global_\ndefaults: [{{override /hydra/sweeper: {option}}}]\n")
+    said = _told(command, *arguments)
+    assert f"{Path.cwd()}/{FILE}: 'override /hydra/sweeper: {option}' has no effect, because the primary config" in said
+    assert (
+        "train.yaml overrides hydra/sweeper and takes precedence. Change this entry in the primary config, or" in said
+    )
+
+
 def test_an_override_in_a_file_without_a_header(command: Any) -> None:
     assert _told(command, *_experiment("defaults: [{override /model: mlp}]\n")) == (
         f"{Path.cwd()}/{FILE}: 'override model' is invalid, because the values of this file are placed below "

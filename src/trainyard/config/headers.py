@@ -1,9 +1,9 @@
-"""Headers of config files: lines such as `# @package _global_`, which Hydra reads only at the top of a file."""
+"""Parts of config files that Hydra ignores: headers such as `# @package _global_`, and overrides of Hydra's groups."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -25,14 +25,16 @@ _INVALID = ("Too many components in", "Expected header format")  # errors of Hyd
 
 
 def check_headers() -> None:
-    """Check that Hydra has read the header `@package` of each selected config file.
+    """Check that Hydra has read the header `@package` and the overrides of each selected config file.
 
     Hydra reads headers only from the first lines of a file, up to the first other line, and ignores unknown headers.
-    The values of the file are then merged at another place of the config. Outside a Hydra job there is nothing to
-    check.
+    The values of the file are then merged at another place of the config. An override of a group of Hydra that the
+    primary config also overrides is ignored: another sweeper would run the sweep. Outside a Hydra job there is nothing
+    to check.
 
     Raises:
-        TrainyardError: a header is not at the top of its file, or its name or its package is misspelled.
+        TrainyardError: a header is not at the top of its file, or its name or its package is misspelled; or an override
+            has no effect.
     """
     if not HydraConfig.initialized():
         return
@@ -40,11 +42,15 @@ def check_headers() -> None:
     sources = sources_of(hydra)
     choices: Any = plain(hydra.runtime._get_node("choices"))
     files = [f"{group.partition('@')[0]}/{option}" for group, option in choices.items() if option]
-    _check_files((*files, *(f"hook/{option}" for option in chosen_hooks(hydra, sources))), sources)
+    names = (*files, *(f"hook/{option}" for option in chosen_hooks(hydra, sources)))
+    given = tuple(re.split("[=@]", entry.lstrip("+~"))[0] for entry in (*hydra.overrides.hydra, *hydra.overrides.task))
+    _check_files(names, sources, hydra.job.config_name, given)
 
 
 @lru_cache(maxsize=64)
-def _check_files(names: tuple[str, ...], sources: Sources) -> None:
+def _check_files(names: tuple[str, ...], sources: Sources, main: str | None, given: tuple[str, ...]) -> None:
+    primary = find_config(main, sources) if main else None
+    overridden = {} if primary is None else dict(_overrides(primary))
     checked: set[str] = set()
     left = list(names)
     while left:
@@ -53,9 +59,28 @@ def _check_files(names: tuple[str, ...], sources: Sources) -> None:
             continue
         checked.add(name)
         file = find_config(name, sources)
-        if file is not None:
-            check_header(file)
-            left += file.included(name)
+        if file is None:
+            continue
+        check_header(file)
+        for key, option in _overrides(file):
+            group = key.lstrip("/")
+            own = overridden.get(group, overridden.get(key, option))
+            if primary is not None and key.startswith("/hydra/") and own != option and group not in given:
+                raise TrainyardError(
+                    f"{file.path}: 'override {key}: {option}' has no effect, because the primary config {primary.path} "
+                    f"overrides {group} and takes precedence. Change this entry in the primary config, or select the "
+                    f"option on the command line with {group}=OPTION."
+                )
+        left += file.included(name)
+
+
+def _overrides(file: ConfigFile) -> Iterator[tuple[str, Any]]:
+    """Yield the groups that the defaults list of a file overrides, as written there, and the options."""
+    entries = file.content.get("defaults") if "override" in file.text else None
+    for entry in entries if isinstance(entries, list) else ():
+        for key, option in entry.items() if isinstance(entry, Mapping) else ():
+            if str(key).startswith("override "):
+                yield str(key).removeprefix("override ").strip(), option
 
 
 def count_headers(lines: Sequence[str]) -> int:
