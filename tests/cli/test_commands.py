@@ -49,9 +49,16 @@ def test_the_best_is_that_of_the_ranking(trainyard: Any, trained: Path) -> None:
 def test_conditions_orders_columns_and_limits(trainyard: Any, trained: Path) -> None:
     assert len(runs(trainyard, trained, "--where", "optim.lr>0.001 and model=mlp")) == 1
     assert runs(trainyard, trained, "--where", "val/accuracy>2") == []
+    assert trainyard("runs", "--where", "val/accuracy>2", cwd=trained)[1] == "No run matches the condition.\n"
     rates = [run["optim.lr"] for run in runs(trainyard, trained, "--sort", "-optim.lr", "--columns", "optim.lr")]
     assert rates == [0.01, 0.001, 0.001]
     assert len(runs(trainyard, trained, "--limit", 2)) == 2
+
+
+def test_a_condition_in_a_folder_without_runs(trainyard: Any, tmp_path: Path) -> None:
+    assert (
+        trainyard("runs", "--where", "val/accuracy>2", tmp_path, cwd=tmp_path)[1] == f"No runs found in {tmp_path}.\n"
+    )
 
 
 def test_a_run_is_shown_by_the_beginning_of_its_id(trainyard: Any, trained: Path) -> None:

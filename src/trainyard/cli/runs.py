@@ -25,7 +25,7 @@ from trainyard.sweep.report.rows import duration
     metavar="NAME",
     help="Sort by a metric, a setting or a property; -NAME sorts in descending order.",
 )
-@click.option("--columns", metavar="NAME,...", help="Additional metrics and settings to show.")
+@click.option("--columns", metavar="NAME,...", help="Additional metrics, settings and properties to show.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show the first N runs.")
 @as_json
 def command(
@@ -47,7 +47,7 @@ def command(
     for folder in folders:
         existing_folder("FOLDER", folder)
     searched = folders or default_folders()
-    runs = find(searched)
+    found = runs = find(searched)
     if condition is not None:
         where = Where(condition)
         where.check(runs)
@@ -61,8 +61,7 @@ def command(
         print_json([_record(run, extra) for run in shown])
         return
     if not runs:
-        told = f"No runs found in {named(searched)}." if condition is None else "No run matches the condition."
-        click.echo(told)
+        click.echo("No run matches the condition." if found else f"No runs found in {named(searched)}.")
         return
     headers = ["id", "name", "state", "epoch", "objective", "best", *extra, "started", "time", "directory"]
     print_table(headers, [_row(run, extra) for run in shown], right=("epoch", "best", "time", *extra))

@@ -30,7 +30,7 @@ _PAUSE = 0.3  # seconds between two readings
     metavar="PREFIX",
     help="Print only metrics with this prefix, such as val/ or train/loss.",
 )
-@click.option("--json", "json_", is_flag=True, help="Print the journal's records, one per line.")
+@click.option("--json", "json_", is_flag=True, help="Print these records as JSON, one per line.")
 def command(run: str, lines: int, follow: bool, prefix: str, json_: bool) -> None:
     """Print the metrics of a RUN, and then new metrics as they are recorded, until the run ends.
 
