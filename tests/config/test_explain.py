@@ -51,6 +51,7 @@ def told(*overrides: Any) -> Any:
         (["hook=[]", "hook.logger.interval=3"], "no key, because hook is empty. hook=default selects logger."),
         (["~metric", "metric.accuracy.k=1"], "metric.accuracy.k: the override ~metric removes metric. Omit one of "),
         (["~hook.logger", "hook.logger.interval=3"], "the override ~hook.logger removes hook.logger. Omit one of"),
+        (["schedule=step", "schedule.step_size=3"], "Did you mean schedule.scheduler.step_size?"),
         (["+optim.lr=3"], "optim.lr: the config already has this key. To change its value, use optim.lr=…"),
         (["+model=cnn"], "+model=cnn: the configs already select an option of model. To select another one, use model"),
         (["+hydra/launcher=basic"], "the configs already select an option of hydra/launcher. To select another one"),

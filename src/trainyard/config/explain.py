@@ -18,7 +18,7 @@ from trainyard.config.explain_files import explain_file, first_line, selecting
 from trainyard.config.hydra_versions import full_key
 from trainyard.config.places import ConfigPlaces
 from trainyard.config.sweepers import SAMPLER_ARGUMENTS, SAMPLERS, hint_for
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, nearest
 
 SWEPT_VALUES = "values: 1,2, choice(1,2) or range(1,3)"
 """Accepted values of a key that is swept."""
@@ -244,6 +244,9 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
     if chosen_with and parent == "hook" and not removed:
         hint = f"{hint} Use hook={name} to select it."
     accepted = f"a key of {parent}: {', '.join(options)}" if options else f"no key, because {parent} is empty"
+    deeper = [f"{parent}.{each}" for each in _of_that_name(node, name)] if key == f"{parent}.{name}" else []
+    if deeper and not nearest(name, options):
+        return ConfigError(key, name, accepted, hint=f"Did you mean {' or '.join(deeper)}?")
     return ConfigError(key, name, accepted, options=options, hint=hint)
 
 
