@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from trainyard.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 ARGUMENTS = ("fullgraph", "dynamic", "backend", "mode", "options")
@@ -69,6 +70,8 @@ def compile_in_place(module: nn.Module, arguments: Mapping[str, Any]) -> None:
     try:
         module.compile(**arguments)
     except RuntimeError as error:
+        import torch  # imported here because the checks of a config need no torch
+
         backend, backends = arguments.get("backend"), torch.compiler.list_backends(exclude_tags=())
         if isinstance(backend, str) and backend not in backends:
             accepted = f"a backend of torch.compile, such as {', '.join(torch.compiler.list_backends())}"
