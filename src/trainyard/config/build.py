@@ -179,7 +179,7 @@ def build_all(values: Any, key: str) -> dict[str, Any]:
         ConfigError: the value is not a mapping, or an entry cannot be built.
     """
     if values is not None and not isinstance(values, Mapping):
-        raise ConfigError(key, values, "a mapping from names to objects or their configs")
+        raise ConfigError(key, type(values).__name__, "a mapping from names to objects or their configs")
     return {name: build(value, f"{key}.{name}") for name, value in (values or {}).items() if value is not None}
 
 

@@ -93,7 +93,7 @@ def build_hooks(values: Any) -> dict[str, Any]:
         ConfigError: the value is not a mapping, or an entry cannot be built.
     """
     if values is not None and not isinstance(values, Mapping):
-        raise ConfigError("hook", values, "a mapping from names to objects or their configs")
+        raise ConfigError("hook", type(values).__name__, "a mapping from names to objects or their configs")
     return {name: build_hook(value, name) for name, value in (values or {}).items() if value is not None}
 
 
