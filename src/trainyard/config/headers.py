@@ -43,8 +43,9 @@ def check_headers() -> None:
     choices: Any = plain(hydra.runtime._get_node("choices"))
     files = [f"{group.partition('@')[0]}/{option}" for group, option in choices.items() if option]
     names = (*files, *(f"hook/{option}" for option in chosen_hooks(hydra, sources)))
-    given = tuple(re.split("[=@]", entry.lstrip("+~"))[0] for entry in (*hydra.overrides.hydra, *hydra.overrides.task))
-    _check_files(names, sources, hydra.job.config_name, given)
+    overrides: Any = plain(hydra.overrides._get_node("hydra"))
+    given = sorted({key for entry in overrides if "/" in (key := re.split("[=@]", str(entry).lstrip("+~"))[0])})
+    _check_files(names, sources, hydra.job.config_name, tuple(given))
 
 
 @lru_cache(maxsize=64)
