@@ -66,6 +66,7 @@ def _left(folder: Any) -> Any:
         (["accumulate=0"], ["accumulate: 0 is invalid"]),
         (["work_dir=null"], ["work_dir: None is invalid. Expected the directory of the run: "]),
         (["work_dir=3"], ["work_dir: 3 is invalid"]),
+        (["work_dir=''"], ["work_dir: '' is invalid. Expected the directory of the run: "]),
         (["test_loop=abc"], ["test_loop: 'str' is invalid. Expected an object with the attributes"]),
         (["val_loop=''"], ["val_loop: 'str' is invalid"]),
         (["hydra.job.name=a/b"], ["hydra.job.name: 'a/b' is invalid. Expected the name of the log file"]),

@@ -39,13 +39,15 @@ class EndEarly(Hook):
 
     def __init__(self, *, resumes: bool) -> None:
         self.resumes = resumes
+        self._batches = 0
 
     def after_val(self, runner: Runner) -> None:
         if runner.training:
             self._end(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        if batch_idx + 1 >= BATCHES and not runner.has_split("val"):
+        self._batches += 1  # an epoch may have one batch
+        if self._batches >= BATCHES and not runner.has_split("val"):
             self._end(runner)
 
     def _end(self, runner: Runner) -> None:

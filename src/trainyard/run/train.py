@@ -71,7 +71,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
 
         # The jobs of a sweep were checked before the first of them began.
         values = check(cfg) if position is None else resolve(cfg)
-        if not isinstance(values.get("work_dir"), str):
+        if not isinstance(values.get("work_dir"), str) or not values["work_dir"].strip():
             accepted = "the directory of the run: ${hydra:runtime.output_dir}, or another path"
             raise ConfigError("work_dir", values.get("work_dir"), accepted)
         over = ranks.spread(values)
@@ -125,10 +125,11 @@ def _tried(
         if not resumes or runner.strategy.agree(bool(caught)):
             _raise_if_ended_early(runner, caught, position, own["mode"])
     runner.strategy.end()
-    passed = "two batches of each split, a checkpoint, and resuming from this checkpoint"
+    tried = "two batches of each split" if runner.has_split("train") else "two iterations"  # of a simulation
+    rest = ", a checkpoint, and resuming from this checkpoint"
     if not writes_checkpoints(runner):
-        passed = "two batches of each split. No hook saves checkpoints, so resuming was not checked"
-    log.info("Quick check passed: %s.", passed)
+        rest = ". No hook saves checkpoints, so resuming was not checked"
+    log.info("Quick check passed: %s%s.", tried, rest)
     return returned(runner.members[0], () if position is None else position.metrics)
 
 
