@@ -45,7 +45,7 @@ def interruptible(runner: Runner, saves: bool) -> Iterator[list[int]]:
         if not is_rank:
             for each, handler in before.items():
                 signal.signal(each, handler)
-            what = "saving a checkpoint" if saves else "ending the run"
+            what = "saving a checkpoint" if saves and runner.training else "ending the run"
             os.write(2, f"\nInterrupted: {what}. Interrupt again to stop immediately.\n".encode())
 
     owner = os.getpid()
