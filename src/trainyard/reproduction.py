@@ -66,7 +66,9 @@ def check(then: StoredRun, now: StoredRun, lineage: Sequence[Segment] = ()) -> R
     series = {clean_name(name): points for name, points in now.history.series.items()} | now.history.series
     ended = then.state == "finished"
     if not ended:
-        found.notes.append(f"the original run was {then.state}, so only its completed part is compared")
+        found.notes.append(
+            f"the original run has not finished (state: {then.state}), so only its completed part is compared"
+        )
     for name, recorded in then.history.series.items():
         points = [point for point in recorded if point.step > since]
         if points and not _OF_THE_MACHINE.fullmatch(name):

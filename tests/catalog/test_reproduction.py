@@ -46,7 +46,9 @@ def test_a_run_that_did_not_end_is_compared_as_far_as_it_went(make_run: Any) -> 
     then, now = make_run("then", (0.5, 0.9), status="KILLED"), make_run("now", (0.5, 0.9, 0.7))
     found = check(then, now)
     assert found.identical
-    assert found.notes == ["the original run was interrupted, so only its completed part is compared"]
+    assert found.notes == [
+        "the original run has not finished (state: interrupted), so only its completed part is compared"
+    ]
     assert not check(now, then).identical, "a run that ended has all its values"
 
 
