@@ -271,7 +271,9 @@ def test_what_a_run_is_spread_over(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"strategy\.devices: 3 is invalid. Expected auto, or 2"):
         ranks.spread(ddp(devices=3))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    with pytest.raises(ConfigError, match=r"number of started processes \(2\), or those of this machine \(1\)"):
+    with pytest.raises(
+        ConfigError, match=r"number of started processes \(2\), or the number of those on this machine \(1\)"
+    ):
         ranks.spread(ddp(devices=3))
     with pytest.raises(ConfigError, match="This run was started in 2 processes"):
         ranks.spread({"strategy": {"_target_": "trainyard.distributed.Strategy"}})

@@ -98,7 +98,7 @@ def spread(values: Mapping[str, Any], room: int = 0) -> Spread:
         if strategy.devices not in ("auto", found.world_size, local):
             accepted = f"auto, or {found.world_size}, the number of started processes"
             if 0 < local < found.world_size:
-                own = f"those of this machine ({local})"
+                own = f"the number of those on this machine ({local})"
                 accepted = f"auto, the number of started processes ({found.world_size}), or {own}"
             raise ConfigError("devices", strategy.devices, accepted)
     except ConfigError as error:
