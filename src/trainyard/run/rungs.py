@@ -130,7 +130,9 @@ class RungReports(Hook):
         if (found := checkpoint_hook(runner)) is not None:
             return found
         raise _OtherPartError(
-            "hook.checkpoint", None, "a hook that saves checkpoints, because the sweep pauses and resumes this job"
+            "hook.checkpoint",
+            None,
+            "a hook that saves checkpoints, because this job saves one at each rung of its sweep",
         )
 
 
