@@ -32,7 +32,7 @@ _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 _OVERRIDE = re.compile(r"[+~]*([^=\s]+?)(?:@[^=]*)?=(.*)", re.DOTALL)
 PLACE = (
     "For MLflow, set the environment variables MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD "
-    "or MLFLOW_TRACKING_TOKEN. For other secrets, refer to an environment variable of your own: ${oc.env:NAME}."
+    "or MLFLOW_TRACKING_TOKEN. For other secrets, refer to an environment variable of your own: '${oc.env:NAME}'."
 )
 
 
