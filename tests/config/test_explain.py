@@ -119,6 +119,13 @@ def test_only_one_of_several_overrides_is_wrong() -> None:
     assert "a key of data: _target_, num_samples, noise, " in told("data=rings", "data.nois=1", "seed=1")
 
 
+def test_two_overrides_are_wrong() -> None:
+    """Without both, the options that the others choose are still listed."""
+    assert "a key of model: _target_, in_channels, " in told("model=cnn", "model.aa=1", "model.bb=2")
+    given = ("loop.max_epochs=2", "model.hidden=[8]", "experiment=cartpole_dqn")
+    assert "a key of loop: _target_, max_iters, " in told(*given)
+
+
 SWEEP = ["model=mlp,cnn", "optim.lr=tag(log,interval(1e-5,1e-1))"]
 
 

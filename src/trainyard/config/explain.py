@@ -440,7 +440,9 @@ def _is_choice(value: Any) -> bool:
 def _composed_without(key: str, overrides: Sequence[str], places: ConfigPlaces) -> tuple[DictConfig, list[str]]:
     """Return the config composed from the other overrides, and its groups."""
     others = [entry for entry in overrides if entry.lstrip("+~").split("=")[0] != key]
-    for attempt in (others, _of_one_value(others), []):
+    single = _of_one_value(others)
+    options = [entry for entry in single if places.options(re.split("[=@]", entry.lstrip("+~"))[0])]
+    for attempt in (others, single, options, []):  # another override may be invalid, too
         try:
             cfg = places.compose(attempt, with_hydra=True)
         except (HydraException, OmegaConfBaseException):
