@@ -90,6 +90,11 @@ def _link_to_itself(path: Path) -> None:
     path.symlink_to(path.name)
 
 
+def _run(path: Path) -> None:
+    path.mkdir()
+    checkpoint.save(path / "checkpoints" / "epoch_0001.pt", STATE)
+
+
 STRANGE: dict[str, Callable[[Path], Any]] = {
     "empty": lambda path: path.write_bytes(b""),
     "a text": _text,
@@ -100,7 +105,7 @@ STRANGE: dict[str, Callable[[Path], Any]] = {
     "a pipe": lambda path: os.mkfifo(path),
     "a folder": lambda path: path.mkdir(),
     "a link to itself": _link_to_itself,
-    "a run": lambda path: (path.mkdir(), checkpoint.save(path / "checkpoints" / "epoch_0001.pt", STATE)),
+    "a run": _run,
     "other tensors": lambda path: torch.save({"net": {"weight": torch.ones(2)}}, path),
     "weights": lambda path: torch.save(STATE["model"], path),
     "published weights": lambda path: checkpoint.save(path, {"model": STATE["model"]}),

@@ -73,11 +73,9 @@ def explain(
         return _explain_missing(error, overrides, places)
     if isinstance(error, OverrideParseException):
         return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
-    if isinstance(error, ConfigCompositionException) and (
-        told := _explain_sweep(str(error), places) or _explain_added(error, overrides)
-    ):
+    if isinstance(error, ConfigCompositionException) and (told := _explain_sweep(str(error), places)):
         return told
-    if told := _explain_added(str(error), overrides) or explain_file(error, places):
+    if told := _explain_added(error, overrides) or explain_file(error, places):
         return told
     if isinstance(error, InterpolationResolutionError):
         key = f"{error.full_key}: " if error.full_key else ""
@@ -302,12 +300,12 @@ def _explain_added(error: Exception, overrides: Sequence[str]) -> TrainyardError
     """Explain `+model=cnn`, which adds a group of which an option is already selected."""
     found = re.match(r"(\S+) appears more than once|Multiple values for (\S+)\.", str(error))
     group = (found[1] or found[2]) if found else None
-    added = [entry.lstrip("+") for entry in overrides if entry[:1] == "+" and entry.lstrip("+").split("=")[0] == group]
-    if not added:
+    added = next((entry for entry in overrides if entry.startswith((f"+{group}=", f"++{group}="))), None)
+    if added is None:
         return None
     return TrainyardError(
-        f"{group}: an option of this group is already selected, and + selects another one in addition. To replace "
-        f"the option, use {quote(added[-1])}."
+        f"{added}: the configs already select an option of {group}. To select another one, use "
+        f"{quote(added.lstrip('+'))}"
     )
 
 
@@ -352,18 +350,6 @@ def _explain_sweep(text: str, places: ConfigPlaces) -> TrainyardError | None:
             hint += " A range, interval(…), needs a sweeper that samples from it, such as hydra/sweeper=search."
         return ConfigError(key, value, "one value", hint=hint)
     return None
-
-
-def _explain_added(text: str, overrides: Sequence[str]) -> TrainyardError | None:
-    """Explain a `+` before a group of which the configs select an option."""
-    found = re.match(r"(\S+) appears more than once|Multiple values for (\S+)\.", text)
-    group = found and (found[1] or found[2])
-    added = next((entry for entry in overrides if group and entry.startswith(f"+{group}=")), None)
-    if added is None:
-        return None
-    return TrainyardError(
-        f"{added}: the configs already select an option of {group}. To select another one, use {added[1:]}"
-    )
 
 
 def _explain_interval(error: HydraException, overrides: Sequence[str]) -> ConfigError | None:
