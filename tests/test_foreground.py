@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from trainyard.foreground import run_to_end
 
 SAVES = """
 import sys, time
-print("started", flush=True)
 try:
+    print("started", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(1)
@@ -40,3 +43,29 @@ def test_ctrl_c_is_left_to_the_command() -> None:
 
 def test_the_status_of_a_command_that_was_killed() -> None:
     assert run_to_end([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 137
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_in_place_of_the_process_receives_its_signals(tmp_path: Path, signum: signal.Signals) -> None:
+    (tmp_path / "own").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from trainyard.foreground import replace_process; print('before'); "
+        "replace_process(sys.argv[2:], Path(sys.argv[1]))"
+    )
+    tells = f"""
+import os, signal, sys
+signal.signal({int(signum)}, lambda *_: sys.exit(7))
+print(os.getcwd(), flush=True)
+signal.pause()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "own"), sys.executable, "-c", tells],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "before\n"
+    assert Path(process.stdout.readline().strip()) == tmp_path / "own"
+    process.send_signal(signum)
+    assert process.wait(20) == 7
+    process.stdout.close()

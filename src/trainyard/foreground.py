@@ -1,10 +1,13 @@
-"""Command that runs in the terminal of this process."""
+"""Command that runs in the terminal of this process, or in its place."""
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 
 def run_to_end(command: Sequence[str], **options: Any) -> int:
@@ -24,3 +27,16 @@ def run_to_end(command: Sequence[str], **options: Any) -> int:
             except KeyboardInterrupt:
                 continue
             return status if status >= 0 else 128 - status
+
+
+def replace_process(command: Sequence[str], folder: Path) -> NoReturn:
+    """Run a command in place of this process, which then receives the signals to this process, each of them once.
+
+    Args:
+        command: the command; its first word is the path of the program.
+        folder: the folder in which it runs.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.chdir(folder)
+    os.execv(command[0], [*command])

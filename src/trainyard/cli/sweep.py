@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,7 +123,7 @@ def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> N
         return
     from trainyard.sweep.continuing import go_on
 
-    sys.exit(go_on(directory, app))
+    go_on(directory, app)
 
 
 @command.command("pause")

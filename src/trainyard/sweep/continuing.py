@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,14 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 from trainyard.application import StartedAs
 from trainyard.config.saved import saved_values
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.foreground import run_to_end
+from trainyard.foreground import replace_process
 from trainyard.quoting import override, shell_override
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.submitted_head import check_gone
 
 
-def go_on(directory: Path, application: Path | None = None) -> int:
-    """Repeat the command of a sweep, and return its exit status.
+def go_on(directory: Path, application: Path | None = None) -> NoReturn:
+    """Repeat the command of a sweep in place of this process.
 
     Args:
         directory: the directory of the sweep.
@@ -63,7 +63,7 @@ def go_on(directory: Path, application: Path | None = None) -> int:
         f"{shell_override('hydra.sweep.dir', directory)}.",
     )
     command = [sys.executable, *started.command, *given, override("hydra.sweep.dir", directory)]
-    return run_to_end(command, cwd=folder)
+    replace_process(command, folder)
 
 
 def arguments(hydra: Any, started: StartedAs) -> list[str]:
