@@ -23,6 +23,7 @@ from trainyard.models import MLP, BaseModel
 from trainyard.run import trial
 from trainyard.run.ranks import spread
 from trainyard.runner import Runner
+from trainyard.track.sweep_position import Rungs
 
 CONF = Path(__file__).parents[2] / "conf"
 BARE = ["work_dir=null", "tracker=none"]
@@ -250,6 +251,23 @@ def test_environment_variables_of_a_job() -> None:
     assert good is None
     assert "hidden: [0] is invalid" in str(wrong)
     assert "TRIAL_WIDTH" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("loop.max_epochs=9", None),
+        ("~hook.checkpoint", "hook.checkpoint: None is invalid. Expected a hook that saves checkpoints"),
+        ("loop.val_begin=4", "loop.val_begin: 4 is invalid. Expected at most 3, a rung of the sweep."),
+        ("loop.val_interval=2", "loop.val_interval: 2 is invalid. Expected an interval that validates after epoch 3"),
+        ("loop=iter", None),
+    ],
+)
+def test_the_rungs_of_a_job_are_checked(override: str, told: str | None) -> None:
+    alone, found = _errors([_values(override), _values(override) | {trial.RUNGS: Rungs((3,), until=3)}])
+    assert alone is None
+    assert (found is None) == (told is None), found
+    assert (found or "").startswith(told or "")
 
 
 def test_distinct_configs() -> None:

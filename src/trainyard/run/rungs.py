@@ -13,6 +13,7 @@ from trainyard.run.measured import parameters
 from trainyard.runner import Member, Runner, TrainLoop
 from trainyard.runner.contract import length_of
 from trainyard.runner.hook import Hook
+from trainyard.runner.parts import Parts
 from trainyard.track.sweep_position import PARAMETERS, RUNG, Rungs, SweepPosition
 
 Wake = Callable[[int], None]
@@ -44,19 +45,8 @@ class RungReports(Hook):
         self._is_main = True
 
     def sanity_check(self, runner: Runner) -> None:
-        if any(each.rungs is not None for each in self._positions):
-            self._checkpoint(runner)
-        loop: Any = runner.train_loop
-        if not isinstance(loop, TrainLoop):  # when a loop without this base class validates is unknown
-            return
         for rungs in (each.rungs for each in self._positions if each.rungs is not None):
-            unseen = [at for at in rungs.at if at < loop.length and not loop.validates_after(at)]
-            if loop.unit == rungs.by and unseen and unseen[0] < loop.val_begin:
-                raise _OtherPartError("loop.val_begin", loop.val_begin, f"at most {unseen[0]}, a rung of the sweep")
-            if loop.unit == rungs.by and unseen:
-                unit = "epoch" if rungs.by == "epoch" else "iteration"
-                accepted = f"an interval that validates after {unit} {unseen[0]}, a rung of the sweep"
-                raise _OtherPartError("loop.val_interval", loop.val_interval, accepted)
+            check_rungs(rungs, runner)
 
     def before_train(self, runner: Runner) -> None:
         self._is_main = runner.strategy.is_main
@@ -94,7 +84,7 @@ class RungReports(Hook):
                 continue
             asked = {PARAMETERS: parameters(member)} if PARAMETERS in self._of[id(member)].metrics else {}
             member.journal.tags({RUNG: at, **asked})
-            checkpoint = self._checkpoint(runner)
+            checkpoint = _required_checkpoint_hook(runner)
             self._pause_if_due(runner, member, rungs, at)
             if member.paused and self._is_main:
                 checkpoint.save_next(partial(checkpoint.keep_one, member.checkpoints))
@@ -121,22 +111,36 @@ class RungReports(Hook):
         if wake is not None and self._is_main:
             wake(at)
 
-    def _checkpoint(self, runner: Runner) -> Checkpoint:
-        """Return the hook that saves checkpoints.
 
-        Raises:
-            ConfigError: there is no such hook.
-        """
-        if (found := checkpoint_hook(runner)) is not None:
-            return found
-        raise _OtherPartError(
-            "hook.checkpoint",
-            None,
-            "a hook that saves checkpoints, because this job saves one at each rung of its sweep",
-        )
+def check_rungs(rungs: Rungs, runner: Parts) -> None:
+    """Check that a job can report at its rungs, and pause there.
+
+    Raises:
+        ConfigError: no hook saves checkpoints, or there is no validation at a rung.
+    """
+    _required_checkpoint_hook(runner)
+    loop: Any = runner.train_loop
+    if not isinstance(loop, TrainLoop) or loop.unit != rungs.by:  # when other loops validate is unknown
+        return
+    unseen = next((at for at in rungs.at if at < loop.length and not loop.validates_after(at)), None)
+    if unseen is None:
+        return
+    if unseen < loop.val_begin:
+        raise _OtherPartError("loop.val_begin", loop.val_begin, f"at most {unseen}, a rung of the sweep")
+    unit = "epoch" if rungs.by == "epoch" else "iteration"
+    accepted = f"an interval that validates after {unit} {unseen}, a rung of the sweep"
+    raise _OtherPartError("loop.val_interval", loop.val_interval, accepted)
 
 
-def checkpoint_hook(runner: Runner) -> Checkpoint | None:
+def _required_checkpoint_hook(runner: Parts) -> Checkpoint:
+    if (found := checkpoint_hook(runner)) is not None:
+        return found
+    raise _OtherPartError(
+        "hook.checkpoint", None, "a hook that saves checkpoints, because this job saves one at each rung of its sweep"
+    )
+
+
+def checkpoint_hook(runner: Parts) -> Checkpoint | None:
     """Return the hook that saves checkpoints; None if there is none."""
     hooks: Iterable[object] = runner.dispatch.hooks.values()
     return next((hook for hook in hooks if isinstance(hook, Checkpoint)), None)

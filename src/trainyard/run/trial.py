@@ -38,6 +38,7 @@ from trainyard.metrics import results_of
 from trainyard.models import call
 from trainyard.run import ranks
 from trainyard.run.job_size import estimate
+from trainyard.run.rungs import check_rungs
 from trainyard.runner import Runner, checkpoint, weights
 from trainyard.runner.arguments import arguments
 from trainyard.runner.batch_checks import check_last_batch, check_resident_targets, check_training_targets
@@ -48,6 +49,7 @@ from trainyard.runner.model_losses import loss_step
 from trainyard.runner.parts import Parts
 from trainyard.runner.sanity_check import watched
 from trainyard.step.precision import make_precision
+from trainyard.track.sweep_position import Rungs
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ ENV = "hydra.job.env_set"
 """Key of the environment variables of a job among its values."""
 METRICS = "hydra.sweeper.objective"
 """Key of the metrics that a job must return."""
+RUNGS = "hydra.sweeper.rungs"
+"""Key of the rungs at which a job reports to its sweep."""
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 Values = dict[str, Any]
@@ -92,9 +96,9 @@ def try_jobs(configs: DistinctConfigs) -> TrialResult:
             found.left = len(order) - done
             break
         values = configs.values(number)
-        metrics = values.pop(METRICS, ())
+        metrics, rungs = values.pop(METRICS, ()), values.pop(RUNGS, None)
         with env_override(values.pop(ENV, {})):
-            found.errors[number], found.sizes[number] = _tried(values, configs.jobs[number], known, metrics)
+            found.errors[number], found.sizes[number] = _tried(values, configs.jobs[number], known, metrics, rungs)
     return found
 
 
@@ -224,7 +228,11 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
 
 
 def _tried(
-    values: Values, job: Mapping[str, int], known: _Known, metrics: Sequence[str] = ()
+    values: Values,
+    job: Mapping[str, int],
+    known: _Known,
+    metrics: Sequence[str] = (),
+    rungs: Rungs | None = None,
 ) -> tuple[str | None, JobSize | None]:
     """Return the error of a job (None if there is none), and the size of its results, if known."""
     try:
@@ -252,6 +260,11 @@ def _tried(
             accepted = f"These jobs compute {', '.join(parts.names)}"
             where = f"{METRICS} or constraints"
             return str(UnknownMetricError(where, name, accepted, options=parts.names)), None
+    if rungs is not None and values["mode"] == "train" and not values.get("quick"):  # quick=true changes the intervals
+        try:
+            check_rungs(rungs, parts)
+        except ConfigError as error:
+            return str(error), None
     return None, estimate(parts, parts.names, parts.given["tracker"]) if values["mode"] == "train" else None
 
 

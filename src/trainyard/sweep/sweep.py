@@ -332,6 +332,11 @@ class Sweep:
             jobs, wrong = self._composed([each.overrides for each in new], numbers, self._places)
             later = self._later(listed, jobs)
             checked = [*jobs, *later[0]]
+            rungs = {num: each.rungs for num, each in zip(numbers, new, strict=True)}
+            index_of = {tuple(own): index for index, own in enumerate(listed)}
+            self._trials.rungs = rungs | {
+                job.num: self._proposer.first_rungs(index_of[job.overrides]) for job in later[0]
+            }
             wrong += later[1]
         if at_rest and not wrong:
             self._start_tracker(jobs[0])
@@ -369,7 +374,6 @@ class Sweep:
         if self._plan is None:
             self._begin(jobs)
         self._units.jobs.update({job.num: job for job in jobs})
-        rungs = {num: each.rungs for num, each in zip(numbers, new, strict=True)}
         notes = {num: each.note for num, each in zip(numbers, new, strict=True)}
         proposed = [Proposed(job.num, job.overrides, rungs[job.num], job.subdir, note=notes[job.num]) for job in jobs]
         for event in manifest.define_all(proposed):

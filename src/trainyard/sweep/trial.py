@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hydra.core.singleton import Singleton
@@ -19,10 +19,12 @@ from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job
 from trainyard.sweep.run_tasks import Callbacks, run_tasks
 from trainyard.sweep.sweepable import Sweepable
+from trainyard.track.sweep_position import Rungs
 
 POLICY = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)
 ENV = "hydra.job.env_set"
 METRICS = "hydra.sweeper.objective"
+RUNGS = "hydra.sweeper.rungs"
 AGAIN = 1.0
 """Maximum duration of the last trial, in seconds, up to which the jobs of a later batch are also tried."""
 
@@ -53,6 +55,7 @@ class Trials:
     Attributes:
         sizes: the sizes of the results of jobs, by number, as far as they are known.
         metrics: the metrics that jobs return, by name; empty for their objective only.
+        rungs: the rungs at which the jobs of the batch report, by number; jobs that do not report may be missing.
     """
 
     def __init__(self, application: Sweepable, executor: Executor, prober: Executor, manifest: Manifest) -> None:
@@ -63,6 +66,7 @@ class Trials:
         self._seconds = 0.0
         self.sizes: dict[int, JobSize] = {}
         self.metrics: Sequence[str] = ()
+        self.rungs: Mapping[int, Rungs | None] = {}
 
     def run(self, jobs: Sequence[Job], probes: Sequence[Task]) -> Tried:
         """Try the jobs of a batch, and run the probes. If a job is invalid, the probes are stopped.
@@ -79,7 +83,10 @@ class Trials:
         if not jobs or not self._application.tries or self._seconds > AGAIN:
             return Tried([], self._run(self._prober, probes))
         wanted = {METRICS: list(self.metrics)} if self.metrics else {}
-        configs, which = DistinctConfigs.of([{**(job.values or {}), **_environment(job), **wanted} for job in jobs])
+        rungs = [{} if (at := self.rungs.get(job.num)) is None else {RUNGS: at} for job in jobs]
+        configs, which = DistinctConfigs.of(
+            [{**(job.values or {}), **_environment(job), **wanted, **own} for job, own in zip(jobs, rungs, strict=True)]
+        )
         work = worker_tasks.TrialWork(self._application, jobs[0].config, Singleton.get_state(), configs)
         task = Task(0, worker_tasks.try_jobs, work, name="the check of the jobs")
         together = probes if self._prober is self._executor else ()

@@ -14,7 +14,9 @@ from trainyard.errors import ConfigError
 from trainyard.sweep.event_records import event_of, to_record
 from trainyard.sweep.events import Event, Proposed
 from trainyard.sweep.proposers.base import NewJob
+from trainyard.sweep.proposers.pruners import Asha, Hyperband, NoPruner
 from trainyard.sweep.proposers.search import Limits, SearchProposer
+from trainyard.sweep.proposers.source import ListSource
 from trainyard.sweep.proposers.space import Space
 from trainyard.sweep.simulation import SimulatedJob, SimulatedSweep
 
@@ -324,3 +326,12 @@ def test_a_search_without_limits_has_a_hundred_trials(hydra: Any, settings_of: A
     _, config = hydra
     assert settings_of(config).limits == Limits(100)
     assert settings_of(config, timeout=5).limits == Limits(None, 5.0)
+
+
+def test_the_rungs_of_listed_jobs_are_known_before_they_are_proposed() -> None:
+    jobs = [[f"optim.lr={rate}"] for rate in range(9)]
+    for pruner in (Asha(first=2), Hyperband(last=9), NoPruner()):
+        proposer = SearchProposer(ListSource(jobs), pruner, limits=Limits(9))
+        first = [each.rungs for each in proposer.ask(9) if isinstance(each, NewJob)]
+        assert len(first) == 9
+        assert [proposer.first_rungs(index) for index in range(9)] == first

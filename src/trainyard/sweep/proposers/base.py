@@ -110,6 +110,10 @@ class Proposer(ABC):
         """Return the decision about a job after its report was received; None: the job continues."""
         return None
 
+    def first_rungs(self, index: int) -> Rungs | None:
+        """Return the first rungs of a listed job that is not proposed yet, by its index; None: it trains to its end."""
+        return None
+
     def beyond(self, num: int) -> Rungs | None:
         """Return the next rungs of a job that a user resumes at its last rung; None: the job trains to its end."""
         return None

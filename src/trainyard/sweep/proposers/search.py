@@ -155,6 +155,9 @@ class SearchProposer(Proposer):
                 "return NaN or raise an error. To start again, use another hydra.sweep.dir."
             )
 
+    def first_rungs(self, index: int) -> Rungs | None:
+        return self._pruner.rungs(index, 0)
+
     def judge(self, num: int, at: int, value: float) -> Wish | None:
         return "prune" if num in self._wishes else None
 
