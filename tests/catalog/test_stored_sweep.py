@@ -47,6 +47,14 @@ def test_jobs_states_and_what_varies(directory: Path) -> None:
     assert [row.objective for row in rows] == [0.9, None]
 
 
+def test_whether_the_jobs_have_a_seed(directory: Path) -> None:
+    sweep = StoredSweep.read(directory)
+    assert sweep.has_seed, "unknown"
+    for config, has_seed in (({"seed": 0}, True), ({"seed": None}, False), ({"x": 0}, False)):
+        (directory / "multirun.yaml").write_text(yaml.safe_dump(config))
+        assert sweep.has_seed == has_seed
+
+
 def test_it_is_read_on_from_where_it_ended(directory: Path) -> None:
     sweep = StoredSweep.read(directory)
     assert sweep.read_on() == []

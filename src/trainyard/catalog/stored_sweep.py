@@ -11,7 +11,8 @@ from typing import Any
 
 from trainyard.catalog.find import SWEEP, directories
 from trainyard.catalog.stored_run import StoredRun
-from trainyard.errors import ConfigError
+from trainyard.config.saved import saved_values
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.goals import Direction, Goals, as_number
 from trainyard.sweep.identity import is_population
 from trainyard.sweep.records import is_record
@@ -138,6 +139,14 @@ class StoredSweep:
     @property
     def direction(self) -> Direction:
         return self._objective[1]
+
+    @property
+    def has_seed(self) -> bool:
+        """Whether the config of the jobs has a seed; true if the config of the sweep cannot be read."""
+        try:
+            return saved_values(self.directory / "multirun.yaml").get("seed") is not None
+        except TrainyardError:
+            return True
 
     def run_of(self, job: SweepJob) -> StoredRun:
         """Return the run of a job; empty if the job has no record."""

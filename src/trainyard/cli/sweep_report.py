@@ -172,6 +172,7 @@ def _write_page(sweep: StoredSweep, numbers: Mapping[int, JobNumbers], live: flo
         goals=sweep.goals,
         found=numbers,
         live=live,
+        has_seed=sweep.has_seed,
     ).write()
 
 

@@ -103,6 +103,7 @@ def conclude(
             searched=_is_search(proposer),
             goals=goals,
             found=numbers,
+            has_seed=OmegaConf.select(config, "seed", throw_on_resolution_failure=False) is not None,
         )
         files.append(report.write())
         print(f"Report: {files[-1]}")

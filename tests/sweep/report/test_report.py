@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from random import Random
 
 import pandas as pd
@@ -406,6 +407,13 @@ def test_the_advice_on_seeds_fits_the_sweep(tmp_path: Path) -> None:
     assert "Several seeds" not in page(searched=True, goals=goals), "repeats are not supported"
     rows = [replace(row, history=f"#{row.num}") for row in rows]
     assert "Several seeds" not in page(searched=False), "no member of a population is a repeat"
+
+
+def test_without_a_seed_there_is_no_advice_on_seeds(tmp_path: Path) -> None:
+    same: Any = {"title": "t", "objective": "val/accuracy", "direction": "maximize"}
+    rows = grid(tmp_path, {"optim.lr": ["1e-4", "1e-3"]})
+    assert "one seed" in html.Report(rows, tmp_path, **same).write().read_text()
+    assert "seed" not in html.Report(rows, tmp_path, **same, has_seed=False).write().read_text()
 
 
 @pytest.mark.parametrize(

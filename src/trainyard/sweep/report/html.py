@@ -57,6 +57,7 @@ class Report:
         goals: the goals by which a search compares the jobs, if these are more than the objective.
         found: the numbers of the jobs, by their number; None reads them from `metrics.jsonl` in their directories.
         live: the seconds after which the page reloads itself; None for never.
+        has_seed: whether the config of the jobs has a seed.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Report:
         goals: Goals | None = None,
         found: Mapping[int, JobNumbers] | None = None,
         live: float | None = None,
+        has_seed: bool = True,
     ) -> None:
         ranking = rank(rows, direction)
         self.ranking = ranking
         self.directory = Path(directory)
         self.title = title
         self.live = live
+        self.has_seed = has_seed
         self.metric = objective
         self.objectives: dict[str, Direction] = {objective or "objective": direction}
         if goals is not None:
@@ -192,7 +195,7 @@ class Report:
         what = "configurations" if self.configurations else f"{self._kind} jobs"
         if self.live is not None:
             yield '\n<p class="note screen">The sweep is running. This page reloads itself.</p>'
-        if not seeds_vary(self.ranking) and sum(row.ranked for row in self.ranking) > 1:
+        if self.has_seed and not seeds_vary(self.ranking) and sum(row.ranked for row in self.ranking) > 1:
             setting = "hydra.sweeper.repeats=5" if self.searched else "'seed=range(5)'"
             alone = self.goals is not None or any(row.history.startswith("#") for row in self.ranking)
             advice = "" if alone else f" Several seeds (<code>{setting}</code>) give means with confidence intervals."
