@@ -145,3 +145,11 @@ def test_agents_that_end_early_name_the_file_of_their_output(
     with pytest.raises(TrainyardError, match=rf"Slurm's job 7_2 printed: {told}\. Its output is in .*/7_2\.out\.$"):
         until(ended)
     pool.close()
+
+
+def test_the_name_of_jobs_does_not_depend_on_the_path_of_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "link").symlink_to("sweep")
+    names = {executor.name_of(tmp_path / path) for path in ("sweep", "x/../sweep", "./sweep", "link")}
+    assert len(names) == 1
+    assert names != {executor.name_of(tmp_path / "other")}

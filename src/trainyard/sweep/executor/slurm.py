@@ -101,8 +101,8 @@ def header(options: Mapping[str, Any]) -> list[str]:
 
 
 def name_of(directory: Path) -> str:
-    """Return the name of the jobs of a sweep."""
-    return f"trainyard-{hashlib.sha256(str(directory).encode()).hexdigest()[:10]}"
+    """Return the name of the jobs of a sweep, which is the same for each path of its directory."""
+    return f"trainyard-{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:10]}"
 
 
 class SlurmPool(Pool):
