@@ -139,3 +139,19 @@ def test_an_address_of_the_environment_is_named(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ConfigError, match=rf"'auto' is invalid.* RAY_ADDRESS={address}: Connection refused\.$"):
             connect(tmp_path, monkeypatch, "auto", 0, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("", r"its actor died\.$"),
+        ("one\nModuleNotFoundError: No module named 'torch'.\n", r"its actor died, and printed: ModuleNotFoundError: "
+         r"No module named 'torch'\. Its output is in \S+/ray/2\.out\.$"),
+    ],
+)  # fmt: skip
+def test_agents_that_end_at_once_are_told_with_the_file_of_their_output(tmp_path: Path, said: str, told: str) -> None:
+    pool = RayPool(tmp_path, "auto", Request(), 1)
+    pool._left("0", "its actor died", said)
+    pool._left("1", "its actor died", said)
+    with pytest.raises(TrainyardError, match=rf"^3 agents ended before .* The last one: {told}"):
+        pool._left("2", "its actor died", said)

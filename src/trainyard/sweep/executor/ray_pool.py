@@ -271,7 +271,10 @@ class RayPool(Pool):
         self._failures += 1
         if self._failures >= FAILURES:
             lines = said.strip().splitlines()
-            told = f"{why}, and printed: {lines[-1].strip()}" if lines else f"{why}."
+            told = f"{why}."
+            if lines:
+                output = self._folder / f"{place}.out"
+                told = f"{why}, and printed: {lines[-1].strip().rstrip('.')}. Its output is in {output}."
             raise TrainyardError(
                 f"{self._failures} agents ended before they connected to the head. The last one: {told}"
             )

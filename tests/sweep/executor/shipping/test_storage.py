@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
         ConfigError,
-        match=r"storage: 'file://.* A test file could not be written, .*: (Not a directory|File exists)\.",
+        match=r"storage: 'file://.* A test file could not be written, .*: (Not a directory|File exists): \S*/file\S*\.",
     ):
         RaySettings(storage=f"file://{tmp_path}/file/inner").files(tmp_path)
 

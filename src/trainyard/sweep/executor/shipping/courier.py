@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from trainyard.sweep.executor.shipping.storage import StorageError
+from trainyard.sweep.executor.shipping.storage import in_words
 
 EVERY = 2.0
 """Minimum seconds between two checks, which take at most a tenth of the time."""
@@ -134,7 +134,7 @@ class Courier:
             if not self._failing:
                 self._failing, self._pause = True, _SHORTEST / 2
                 self._tell(
-                    f"A transfer between this machine and the storage failed: {_in_words(error)}. It will be repeated."
+                    f"A transfer between this machine and the storage failed: {in_words(error)}. It will be repeated."
                 )
             self._pause = min(_LONGEST, 2 * self._pause)
             return False
@@ -143,10 +143,3 @@ class Courier:
             self._tell("The transfer has succeeded.")
         self._pause = max(EVERY, 10 * (time.monotonic() - begun))
         return True
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, StorageError):
-        return str(error)
-    told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return " ".join(told.split()).rstrip(".")

@@ -68,7 +68,7 @@ class Storage:
                 raise StorageError("the data that was read differs from the data that was written")
         except Exception as error:
             raise ConfigError(
-                KEY, self.url, ACCEPTED, hint=f"A test file could not be written, read and removed: {_in_words(error)}."
+                KEY, self.url, ACCEPTED, hint=f"A test file could not be written, read and removed: {in_words(error)}."
             ) from error
 
     def mark(self, told: dict[str, Any]) -> None:
@@ -171,10 +171,13 @@ def _opened(url: str) -> tuple[Any, str]:
             KEY, url, ACCEPTED, hint=f"{told.rstrip('.')}. Install this package on the nodes too."
         ) from error
     except Exception as error:
-        raise ConfigError(KEY, url, ACCEPTED, hint=f"The storage cannot be opened: {_in_words(error)}.") from error
+        raise ConfigError(KEY, url, ACCEPTED, hint=f"The storage cannot be opened: {in_words(error)}.") from error
     return fs, str(root)
 
 
-def _in_words(error: Exception) -> str:
-    told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+def in_words(error: Exception) -> str:
+    """Return the message of an error of a storage, without a full stop; of an OSError, with its file."""
+    told = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        told = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     return " ".join(told.split()).rstrip(".")
