@@ -138,18 +138,24 @@ def test_a_sampler_begins_where_another_sweep_ended(hydra: Any, settings_of: Any
 
 
 @pytest.mark.parametrize(
-    ("name", "learns"),
+    ("name", "option", "learns"),
     [
-        ("TPESampler", True),
-        ("GPSampler", True),
-        ("RandomSampler", False),
-        ("QMCSampler", False),
-        ("CmaEsSampler", False),
-        ("NSGAIISampler", False),
+        ("TPESampler", "tpe", True),
+        ("GPSampler", "gp", True),
+        ("RandomSampler", "random", False),
+        ("QMCSampler", "qmc", False),
+        ("CmaEsSampler", "cmaes", False),
+        ("NSGAIISampler", "nsgaii", False),
     ],
 )
 def test_the_output_says_which_samplers_do_not_learn_from_a_warm_start(
-    hydra: Any, settings_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, learns: bool
+    hydra: Any,
+    settings_of: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    option: str,
+    learns: bool,
 ) -> None:
     loader, config = hydra
     for folder, best in (("low", -3.5), ("high", -1.5)):
@@ -166,7 +172,7 @@ def test_the_output_says_which_samplers_do_not_learn_from_a_warm_start(
         return [each.overrides for each in settings.proposer(LINES[:1], loader, config).ask(3)]
 
     assert (suggested("low") != suggested("high")) == learns
-    told = f"  {name} does not learn from a warm start. Use hydra/sweeper/sampler=tpe or gp."
+    told = f"  {option} does not learn from a warm start. Use hydra/sweeper/sampler=tpe or gp."
     assert (told in capsys.readouterr().out.splitlines()) != learns
 
 

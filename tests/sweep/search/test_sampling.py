@@ -192,6 +192,11 @@ MAX = "hydra.sweeper.direction: 'max' is invalid. Expected one of minimize, maxi
             {"pruner": {"_target_": "optuna.pruners.MedianPruner", "every": 0}},
             "hydra.sweeper.pruner.every: 0 is invalid. Expected an integer of at least 1, or auto.",
         ),
+        (
+            {"pruner": {"_target_": "optuna.pruners.ThresholdPruner", "lower": None, "upper": None}},
+            "hydra.sweeper.pruner.lower: None is invalid. Expected a number for hydra.sweeper.pruner.lower or "
+            "hydra.sweeper.pruner.upper, or for both.",
+        ),
     ],
 )
 def test_a_wrong_setting_is_told(hydra: Any, settings_of: Any, changed: dict[str, Any], told: str) -> None:

@@ -133,6 +133,8 @@ def build_pruner(node: Mapping[str, Any] | None) -> Pruner:
 
     from trainyard.sweep.proposers.stopping import StoppingPruner
 
+    if str(node["_target_"]).endswith(".ThresholdPruner") and node.get("lower") is None and node.get("upper") is None:
+        raise ConfigError(f"{PRUNER}.lower", None, f"a number for {PRUNER}.lower or {PRUNER}.upper, or for both")
     rungs = {key: node[key] for key in ("last", "first", "every", "by") if key in node}
     try:
         with quiet():

@@ -171,7 +171,9 @@ class SearchSettings:
         for line in earlier.told:
             print(line, flush=True)
         if earlier.trials and name in UNTAUGHT:
-            print(f"  {name} does not learn from a warm start. Use hydra/sweeper/sampler=tpe or gp.", flush=True)
+            print(
+                f"  {UNTAUGHT[name]} does not learn from a warm start. Use hydra/sweeper/sampler=tpe or gp.", flush=True
+            )
         source: Source = SamplerSource(
             space,
             self._sampler(),
@@ -250,8 +252,14 @@ class SearchSettings:
         return make
 
 
-UNTAUGHT = ("RandomSampler", "QMCSampler", "CmaEsSampler", "NSGAIISampler", "NSGAIIISampler")
-"""Classes of samplers that use no trials, or only those that they have suggested."""
+UNTAUGHT = {
+    "RandomSampler": "random",
+    "QMCSampler": "qmc",
+    "CmaEsSampler": "cmaes",
+    "NSGAIISampler": "nsgaii",
+    "NSGAIIISampler": "NSGAIIISampler",
+}
+"""Classes of samplers that use no trials, or only those that they have suggested, each with its name for users."""
 
 
 def _learn_from(
