@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from random import Random
+from typing import Any
 
 import pandas as pd
 import pytest
