@@ -141,7 +141,10 @@ def test_any_integer_from_0_is_a_seed(seed: int) -> None:
             "hydra.launcher.retries: 2 is invalid. Expected nested keys in the config file: hydra: {launcher: "
             "{retries: …}}.",
         ),
-        ({"load_from": 3}, "load_from: 3 is invalid. Expected the path of a checkpoint, or a mapping with `path`."),
+        (
+            {"load_from": 3},
+            "load_from: 3 is invalid. Expected the path of a checkpoint, a mapping with `path`, or null.",
+        ),
         (
             {"load_from": {"pth": "a.pt"}},
             "load_from: 'pth' is invalid. Expected one of the keys path, strict, revise_keys, include, exclude. "

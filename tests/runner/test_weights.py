@@ -163,6 +163,24 @@ def test_strict_is_about_what_is_asked_for(file: Path, rule: Any) -> None:
     assert "net.3.weight has shape [3, 4] instead of [5, 4]" in failure({"path": file, "include": everything}, mlp(5))
 
 
+def test_the_advice_on_names_works(tmp_path: Path, file: Path) -> None:
+    """A file that contains only a part of the model gets the prefix of this part, which `revise_keys` replaces."""
+    within = {name.removeprefix("net.").replace("3.", "head."): value for name, value in read(file).items()}
+    torch.save(within, tmp_path / "a.pt")
+    told = failure(tmp_path / "a.pt")
+    assert told.endswith('With revise_keys: {"head.": "net.3.", "": "net."}, 2 of the 2 missing tensors match.')
+    given = {"path": tmp_path / "a.pt", "revise_keys": {"head.": "net.3.", "": "net."}}
+    assert same(begun(given).model.state_dict(), read(file))
+    assert "With revise_keys" not in failure(given | {"revise_keys": {"head.": "net.4.", "": "net."}})
+
+
+def test_the_matching_tensors_alone_can_be_loaded(tmp_path: Path, file: Path) -> None:
+    told = failure(file, mlp(5))
+    assert told.endswith(" With load_from: {path: …, strict: false}, only the 2 matching tensors are loaded.")
+    begun({"path": file, "strict": False}, mlp(5))
+    assert "strict" not in failure({"path": file, "include": ["net.3"]}, mlp(5)), "nothing matches"
+
+
 def test_what_does_not_fit_names_the_nearest(tmp_path: Path, file: Path) -> None:
     torch.save({name.replace("net", "nets"): value for name, value in read(file).items()}, tmp_path / "a.pt")
     told = failure(tmp_path / "a.pt")
@@ -298,7 +316,7 @@ def test_a_damaged_file(tmp_path: Path, zipped: bool) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (3, "load_from: 3 is invalid. Expected the path of a checkpoint, or a mapping with `path`."),
+        (3, "load_from: 3 is invalid. Expected the path of a checkpoint, a mapping with `path`, or null."),
         ({"strict": False}, "load_from.path: None is invalid"),
         ({"path": 3}, "load_from.path: 3 is invalid"),
         (

@@ -44,7 +44,10 @@ def join(runner: Runner) -> None:
         return
     names, told = list(new), some(new, SHOWN)
     if runner.stacked:
-        raise TrainyardError(f"The trained parameters of a stack cannot change: {told} cannot be added.")
+        raise TrainyardError(
+            f"The trained parameters of a stack cannot change: {told} cannot be added. To train the jobs of this sweep "
+            "one by one, use hydra.launcher.fuse=off."
+        )
     if runner.strategy.world_size > 1:
         accepted = "single, because parameters are unfrozen during the run"
         hint = f"The trained parameters are fixed at the start on several devices: {told} cannot be added."

@@ -67,7 +67,7 @@ def load_from(given: Any) -> LoadFrom | None:
         return given
     if not isinstance(given, Mapping):
         if not isinstance(given, str | os.PathLike):
-            raise ConfigError(KEY, given, "the path of a checkpoint, or a mapping with `path`")
+            raise ConfigError(KEY, given, "the path of a checkpoint, a mapping with `path`, or null")
         return LoadFrom(given) if str(given) else None  # type: ignore[arg-type]
     arguments = {str(name): value for name, value in given.items() if value is not None}
     names = list(LoadFrom.__dataclass_fields__)
@@ -95,7 +95,9 @@ def read(path: Path) -> dict[str, Any]:
         if isinstance(weights, Mapping) and any(isinstance(value, Tensor) for value in weights.values()):
             return {str(name): value for name, value in weights.items()}
     more = ", …" if isinstance(state, dict) and len(state) > 8 else ""
-    inside = f" (its entries: {', '.join(map(str, list(state)[:8]))}{more})" if isinstance(state, dict) else ""
+    inside = (
+        f" (its entries: {', '.join(map(str, list(state)[:8]))}{more})" if isinstance(state, dict) and state else ""
+    )
     raise checkpoint.DamagedCheckpointError(
         f"{path} contains no named tensors{inside}. Expected named tensors in the file itself or in one of "
         f"the entries {', '.join(checkpoint.WEIGHTS[1:-1])} or {checkpoint.WEIGHTS[-1]}"
@@ -140,7 +142,10 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
         differ += [f"{name} is not in this model" for name in foreign]
         differ += [f"{name.replace(' ', ' has shape ', 1)}" for name in shapes.values()]
         accepted = f"a checkpoint of this model ({type(model).__name__})"
-        advice = _advice(missing, foreign, revisable=key == KEY)
+        advice = _advice(missing, foreign, before, revisable=key == KEY and not asked.revise_keys)
+        if not advice and taken and key == KEY:
+            what = "the matching tensor is" if len(taken) == 1 else f"the {len(taken)} matching tensors are"
+            advice = f" With load_from: {{path: …, strict: false}}, only {what} loaded."
         raise ConfigError(key, str(asked.path), accepted, hint=f"In this checkpoint, {some(differ, SHOWN)}.{advice}")
     model.load_state_dict({name: like(value, own[name]) for name, value in taken.items()}, strict=False)
     told = [f"{len(taken)} of {len(own)} tensors loaded"]
@@ -244,15 +249,26 @@ def _filter(asked: LoadFrom, names: Iterable[str], key: str) -> Callable[[str], 
     return chosen
 
 
-def _advice(missing: Sequence[str], foreign: Sequence[str], *, revisable: bool) -> str:
-    """Suggest how more names would match: another prefix for all (if the setting has `revise_keys`), or the nearest
-    name for the first."""
+def _advice(missing: Sequence[str], foreign: Sequence[str], before: str, *, revisable: bool) -> str:
+    """Suggest how more names would match: another prefix for all (if `revise_keys` can be set), or the nearest name for
+    the first.
+
+    Args:
+        missing: names of the model.
+        foreign: names of the file.
+        before: the prefix that was added to the names of the file; `revise_keys` would replace it.
+        revisable: whether `revise_keys` can be set.
+    """
     if not missing or not foreign:
         return ""
     for old, new in _beginnings(missing[0], foreign) if revisable else ():
         count = sum(new + name.removeprefix(old) in missing for name in foreign if name.startswith(old))
-        if count > len(missing) // 2:
-            return f' With revise_keys: {{"{old}": "{new}"}}, {count} of the {len(missing)} missing tensors match.'
+        if count > len(missing) // 2 and old.startswith(before) and (old != before or not before):
+            keys = f'"{old.removeprefix(before)}": "{new}"' + (f', "": "{before}"' if before else "")
+            match = (
+                f"{count} of the {len(missing)} missing tensors match" if missing[1:] else "the missing tensor matches"
+            )
+            return f" With revise_keys: {{{keys}}}, {match}."
     close = nearest(missing[0], foreign)
     return "" if close is None else f" The name nearest to {missing[0]} is {close}."
 
