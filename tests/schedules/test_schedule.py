@@ -445,7 +445,7 @@ def test_what_lies_beyond_the_run_is_said_once(caplog: pytest.LogCaptureFixture)
         schedule.bind(optimizer_of(), length=11)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "schedule: 83 (milestones of MultiStepLR) is never reached, because this scheduler ends at 11."
+        "schedule: 83 (milestones of MultiStepLR) is never reached, because the length of this scheduler is 11."
     )
     caplog.clear()
     Schedule(partial(CosineAnnealingLR, T_max=11), by="epoch").bind(optimizer_of(), length=11)
@@ -460,7 +460,7 @@ def test_what_is_converted_to_iterations_is_told_in_epochs(caplog: pytest.LogCap
     bind(partial(MultiStepLR, milestones=[3, 85]), 12 * 4)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "schedule: 85 (milestones of MultiStepLR) is never reached, because this scheduler ends at 12."
+        "schedule: 85 (milestones of MultiStepLR) is never reached, because the length of this scheduler is 12."
     )
     cycle = partial(OneCycleLR, max_lr="auto", cycle_momentum=False)
     with pytest.raises(ConfigError, match=r'total_steps: 5 is invalid. Expected "auto", or at least 12, the length'):
@@ -481,3 +481,24 @@ def test_rows_ahead_are_the_rows(length: int, index: int, groups: int) -> None:
     expected = [other.row(place) for place in range(index, index + len(ahead))]
     assert list(ahead) == expected
     assert schedule.state_dict()["first"] == min(index, length - 1) // (rows := max(BLOCK // groups, 64)) * rows
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (1, "milestones: [5, 9] is invalid. Expected null, because milestones are the starts of further schedulers."),
+        (2, "milestones: [5, 9] is invalid. Expected a list of 1 milestone, one for each scheduler after the first."),
+        (4, "milestones: [5, 9] is invalid. Expected a list of 3 milestones, one for each scheduler after the first."),
+    ],
+)
+def test_the_number_of_milestones(count: int, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Schedule([partial(StepLR, step_size=2)] * count, milestones=[5, 9])
+    assert str(error.value) == told
+
+
+def test_a_fraction_is_one_of_the_length_of_the_scheduler() -> None:
+    with pytest.raises(ConfigError, match=r"step_size: 1.5 is invalid.* a fraction of the length of this scheduler in"):
+        Schedule(partial(StepLR, step_size=1.5))
+    with pytest.raises(ConfigError, match=r"warmup: 1.5 is invalid.* a fraction of the run in"):
+        Schedule(partial(StepLR, step_size=1), warmup=1.5)

@@ -29,7 +29,8 @@ OWN_LR = ("max_lr", "base_lr")
 _NOT_NEGATIVE = (*OWN_LR, "eta_min", "base_momentum", "max_momentum", "power")
 """Arguments that torch does not check, and from which negative learning rates or momenta would follow."""
 
-_MILESTONES = "integers of at least {} or fractions of the run in (0, 1), each larger than the one before"
+_SPAN = "the length of this scheduler"
+_MILESTONES = "integers of at least {} or fractions of {} in (0, 1), each larger than the one before"
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,11 @@ class Part:
     def _check_value(self, name: str, value: Any, default: Any) -> None:
         key = f"{self.key}.{name}"
         if name == "milestones":
-            check_milestones(key, value, least=1)
+            check_milestones(key, value, least=1, whole=_SPAN)
         elif name in DURATIONS:
             if not (value == "auto" or (value is None and default is None)):
                 own = '"auto" (from the start to the end of this scheduler)'
-                check_position(key, value, own, *(["null"] if default is None else []), at_least=1)
+                check_position(key, value, own, *(["null"] if default is None else []), at_least=1, whole=_SPAN)
         elif value == "auto":
             if name not in (*OWN_LR, "cycle_momentum"):
                 raise ConfigError(key, value, "an explicit value, because the run does not define this argument")
@@ -252,20 +253,20 @@ def is_share(value: Any) -> bool:
     return is_number(value, above=0, below=1)
 
 
-def check_position(key: str, value: Any, *others: str, at_least: int) -> None:
-    """Raise a `ConfigError` unless `value` counts in the unit or is a fraction of the run.
+def check_position(key: str, value: Any, *others: str, at_least: int, whole: str = "the run") -> None:
+    """Raise a `ConfigError` unless `value` counts in the unit or is a fraction of `whole`.
 
     `others` describe other values that the caller accepts and has already handled, for the message.
     """
     if not (is_share(value) or is_count(value, at_least)):
-        kinds = [f"an integer of at least {at_least}", "a fraction of the run in (0, 1)", *others]
+        kinds = [f"an integer of at least {at_least}", f"a fraction of {whole} in (0, 1)", *others]
         raise ConfigError(key, value, f"{', '.join(kinds[:-1])}, or {kinds[-1]}")
 
 
 @functools.cache
 def _tell_once(kind: str, name: str, end: float, length: float) -> None:
     place = f"{end:.12g} ({name} of {kind})"
-    log.warning("schedule: %s is never reached, because this scheduler ends at %.12g.", place, length)
+    log.warning("schedule: %s is never reached, because the length of this scheduler is %.12g.", place, length)
 
 
 def known(key: str, value: Any, length: float) -> int:
@@ -296,12 +297,12 @@ def positions(key: str, given: Sequence[float], length: float) -> list[int]:
     return [int(value) for value in given]
 
 
-def check_milestones(key: str, given: Any, *, least: int, length: float | None = None) -> None:
+def check_milestones(key: str, given: Any, *, least: int, length: float | None = None, whole: str = "the run") -> None:
     """Raise a `ConfigError` unless `given` are milestones in increasing order.
 
-    Integers and fractions of the run can be compared only when its `length` is known.
+    Integers and fractions of `whole` can be compared only when its `length` is known.
     """
-    accepted = _MILESTONES.format(least)
+    accepted = _MILESTONES.format(least, whole)
     if not isinstance(given, (list, tuple)) or not all(is_share(value) or is_count(value, least) for value in given):
         raise ConfigError(key, given, accepted)
     for one, other in pairwise(given):

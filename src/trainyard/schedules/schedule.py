@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainyard.checks import boolean, choice, integer, number
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 from trainyard.schedules.part import Part, check_milestones, check_position, is_share
 from trainyard.schedules.standin import PARAMS, entry, groups_of, joined_entry, numbers, plain, standin_of
 from trainyard.schedules.window import ScheduleSpec, ScheduleWindow, Unit
@@ -112,7 +112,9 @@ class Schedule:
         if milestones is not None:
             check_milestones("milestones", milestones, least=0)
             if len(milestones) != max(0, len(parts) - 1):
-                accepted = f"one for each scheduler after the first: {max(0, len(parts) - 1)}"
+                later = counted(len(parts) - 1, "milestone")
+                several = f"a list of {later}, one for each scheduler after the first"
+                accepted = several if parts[1:] else "null, because milestones are the starts of further schedulers"
                 raise ConfigError("milestones", list(milestones), accepted)
         together = milestones is None and len(parts) > 1
         if warmup and together:
