@@ -57,8 +57,8 @@ class Checkpoint(Hook):
         published: at the end of the training, also write the weights of the best states (of the last state if no best
             state is kept) to `published/`, with the first 8 hex digits of the file's SHA-256 in the name.
         min_seconds: the minimum number of seconds between two checkpoints; a checkpoint that is due earlier is skipped.
-            A best state that is skipped is held in memory until the next checkpoint. Checkpoints at the end of a run
-            are always written.
+            A best state that is skipped is held in memory until the next checkpoint. The checkpoints of `save_last`
+            and of an interruption are always written.
     """
 
     priority = "VERY_LOW"

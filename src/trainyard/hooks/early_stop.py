@@ -22,7 +22,7 @@ class EarlyStopping(Hook):
         monitor: the monitored metric; None: the objective of the run.
         direction: `maximize` or `minimize`; None: the direction of the run.
         patience: the number of validations to wait.
-        min_delta: the minimum change that counts as an improvement.
+        min_delta: a value counts as an improvement if it is better than the last such value by more than this number.
         strict: True: an unknown metric causes an error before the training. False: validations without the metric are
             skipped, with one warning.
         check_finite: True: a value of NaN or infinity ends the member as failed. False: this value does not count as an
