@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,3 +64,22 @@ def test_groups_and_those_that_join() -> None:
     before = copy.deepcopy(model[2].state_dict())
     train(model, [optimizer], 1)
     assert all((model[2].state_dict()[name] != value).any() for name, value in before.items())
+
+
+def test_a_number_that_a_group_does_not_have_is_told(caplog: Any) -> None:
+    model = net()
+    rules = {"custom_keys": {"0.bias": {"momentum": 0.5}, "0.weight": {"betas": [0.8, 0.9]}, "2": {"momentum": 0.7}}}
+    optimizer = build(partial(Muon, paramwise=rules), model.parameters(), model)
+    assert [(group["name"], group.get("momentum"), group.get("betas")) for group in optimizer.param_groups] == [
+        ("default", None, (0.9, 0.999)),
+        ("0.weight", 0.95, None),
+        ("0.bias", None, (0.9, 0.999)),
+        ("2", 0.7, None),
+        ("2", None, (0.9, 0.999)),
+    ]
+    assert sorted(record.message for record in caplog.records) == [
+        "betas=[0.8, 0.9] has no effect in the parameter group '0.weight' of Muon, because all its parameters have two "
+        "dimensions.",
+        "momentum=0.5 has no effect in the parameter group '0.bias' of Muon, because none of its parameters has two "
+        "dimensions.",
+    ]

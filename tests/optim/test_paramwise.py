@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from trainyard.config.schema import check
 from trainyard.errors import ConfigError
 from trainyard.fused.runner import FusedRunner
-from trainyard.optim import Paramwise, build, from_config
+from trainyard.optim import SAM, Paramwise, build, from_config
 from trainyard.optim.paramwise import fits
 from trainyard.runner import Runner
 from trainyard.schedules import Schedule
@@ -258,6 +258,23 @@ def test_a_decay_where_there_is_none(rules: Any) -> None:
     model = Net()
     with pytest.raises(ConfigError, match="Expected null, because this optimizer has no weight_decay"):
         build(partial(Undecayed, paramwise=rules), model.parameters(), model)
+
+
+def test_the_numbers_of_the_base_of_sam() -> None:
+    model = Net()
+    base = partial(SGD, weight_decay=0.01)
+    rules = {"norm_decay_mult": 0, "custom_keys": {"head": {"decay_mult": 2, "momentum": 0.5, "rho": 0.1}}}
+    optimizer: Any = build(partial(SAM, lr=0.1, base=base, paramwise=rules), model.parameters(), model)
+    found = {name: decay for name, (_, _, decay) in table(optimizer, model).items()}
+    assert (found["backbone.0.weight"], found["backbone.1.weight"], found["head.weight"]) == (0.01, 0, 0.02)
+    assert [(group["name"], group["momentum"], group["rho"]) for group in optimizer.base.param_groups] == [
+        ("default", 0, 0.05),
+        ("norm", 0, 0.05),
+        ("head", 0.5, 0.1),
+    ]
+    rules = {"custom_keys": {"head": {"momentum": -1}}}
+    with pytest.raises(ConfigError, match=r"^paramwise\.custom_keys\.head\.momentum: -1 is invalid"):
+        build(partial(SAM, base=base, paramwise=rules), model.parameters(), model)
 
 
 def test_an_optimizer_without_groups() -> None:

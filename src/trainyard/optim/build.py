@@ -117,17 +117,22 @@ def _ruled(rules: Paramwise, partial: Callable[..., Optimizer], params: Sequence
     """Return the groups that `paramwise` defines."""
     if model is None:
         raise TypeError("paramwise rules need the model: pass the argument `model` of trainyard.optim.build")
-    numbers = _defaults(partial) | getattr(partial, "keywords", {})
+    numbers = _values(partial)
+    base: Any = numbers.get("base")  # of SAM, whose groups are also those of its base
     try:
-        groups = rules.groups(model, params, numbers)
+        groups = rules.groups(model, params, (_values(base) if callable(base) else {}) | numbers)
     except ConfigError as error:
         raise error.under("paramwise") from None
     for group in groups:
-        if options := rules.options(group["name"]):
-            try:  # torch checks the numbers of the optimizer, not those of a group
-                _construct(functools.partial(partial, **options), [nn.Parameter(torch.zeros(1))])
-            except ConfigError as error:
-                raise error.under(f"paramwise.custom_keys.{group['name']}") from None
+        options = rules.options(group["name"])
+        own = {name: value for name, value in options.items() if name in numbers}
+        others = {name: value for name, value in options.items() if name not in numbers}
+        for made, given in ((partial, own), (base, others)):
+            if given:
+                try:  # torch checks the numbers of the optimizer, not those of a group
+                    _construct(functools.partial(made, **given), [nn.Parameter(torch.zeros(1))])
+                except ConfigError as error:
+                    raise error.under(f"paramwise.custom_keys.{group['name']}") from None
     return groups
 
 
@@ -288,6 +293,11 @@ def _blamed(message: str, defaults: Mapping[str, Any], keywords: Mapping[str, An
 def _defaults(partial: Callable[..., Optimizer]) -> dict[str, Any]:
     taken = inspect.signature(getattr(partial, "func", partial)).parameters
     return {name: argument.default for name, argument in taken.items() if argument.default is not argument.empty}
+
+
+def _values(partial: Callable[..., Optimizer]) -> dict[str, Any]:
+    """Return the arguments of an optimizer with their values."""
+    return _defaults(partial) | getattr(partial, "keywords", {})
 
 
 def _name(partial: Callable[..., Optimizer]) -> str:

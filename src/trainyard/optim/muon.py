@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,11 @@ from torch.optim.optimizer import ParamsT
 
 from trainyard.checks import is_number, number
 from trainyard.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_ARGUMENTS = {True: "momentum", False: "betas"}
+"""The argument that only matrices have, and the argument that only the other parameters have."""
 
 
 class Muon(Optimizer):
@@ -60,13 +66,24 @@ class Muon(Optimizer):
         for matrices in (True, False):
             own = [each for each in listed if _is_matrix(each) is matrices]
             if own:
-                super().add_param_group({**param_group, "params": own, "matrices": matrices})
+                numbers = {key: value for key, value in param_group.items() if key != _ARGUMENTS[not matrices]}
+                super().add_param_group({**numbers, "params": own, "matrices": matrices})
                 group = self.param_groups[-1]
                 if matrices in self._parts:
                     self._parts[matrices].add_param_group(group)
                 else:
                     make: Callable[..., Optimizer] = torch.optim.Muon if matrices else AdamW
                     self._parts[matrices] = make([group], **self._options[matrices])
+            elif listed and (argument := _ARGUMENTS[matrices]) in param_group:
+                log.warning(
+                    "%s=%s has no effect in the parameter group%s of Muon, because %s.",
+                    argument,
+                    param_group[argument],
+                    f" {param_group['name']!r}" if "name" in param_group else "",
+                    "none of its parameters has two dimensions"
+                    if matrices
+                    else "all its parameters have two dimensions",
+                )
         self._share()
 
     def _share(self) -> None:
