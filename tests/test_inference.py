@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,13 @@ def test_a_store_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(("name", "is_one"), [("0" * 32, True), ("runs:/" + "a1" * 16, True), ("outputs/mine", False)])
 def test_ids(name: str, is_one: bool) -> None:
     assert is_run_id(name) is is_one
+
+
+def test_modules_of_the_package_need_no_import_of_their_own() -> None:
+    code = (
+        "import sys, trainyard; assert 'torch' not in sys.modules; trainyard.optim.build; trainyard.inference.Predictor"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_name_that_the_package_does_not_have() -> None:
