@@ -211,6 +211,14 @@ BAD: list[tuple[Callable[..., BaseModel], dict[str, Any], str, str]] = [
     (Transformer, {**TEXT, "heads": 0}, "heads", "at least 1"),
     (Transformer, {**TEXT, "heads": 3}, "heads", "2 or 4"),
     (Transformer, {**TEXT, "heads": 16}, "heads", "even"),
+    (Transformer, {**TEXT, "dim": 12, "heads": 5}, "heads", "an even integer, with dim=12; nearest: 3 or 6."),
+    (
+        Transformer,
+        {**TEXT, "dim": 12, "heads": 5, "positions": "learned"},
+        "heads",
+        "dim, with dim=12; nearest: 4 or 6.",
+    ),
+    (Transformer, {**TEXT, "dim": 9, "heads": 3}, "dim", "an even number, because positions=rotary"),
     (Transformer, {**TEXT, "dropout": 1}, "dropout", "below 1"),
     (Transformer, {**TEXT, "positions": "rotery"}, "positions", "Did you mean 'rotary'?"),
 ]

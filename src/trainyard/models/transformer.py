@@ -27,7 +27,7 @@ class Transformer(Supervised):
         vocab_size: the number of distinct tokens.
         context_length: the maximum length of a sequence.
         dim: width of the residual stream.
-        heads: the number of attention heads; a divisor of `dim`.
+        heads: the number of attention heads; a divisor of `dim`. With `rotary`, `dim / heads` must be even.
         layers: the number of blocks of attention and MLP.
         dropout: the dropout probability in [0, 1), for the embeddings, the attention and both residual branches.
         positions: `rotary` (RoFormer, Su et al., 2021; learns in fewer steps) or `learned` (one vector per position).
@@ -55,17 +55,17 @@ class Transformer(Supervised):
         dropout = number("dropout", dropout, at_least=0, below=1)
         tie_embeddings = boolean("tie_embeddings", tie_embeddings)
         rotary = POSITIONS[choice("positions", positions, POSITIONS)]
-        if dim % heads:
-            divisors = [n for n in range(1, dim + 1) if dim % n == 0]
+        if rotary and dim % 2:
+            hint = "With positions=learned, dim can be odd."
+            raise ConfigError("dim", dim, "an even number, because positions=rotary", hint=hint)
+        whole = dim // 2 if rotary else dim
+        if whole % heads:
+            divisors = [n for n in range(1, whole + 1) if whole % n == 0]
             near = sorted(sorted(divisors, key=lambda n: abs(n - heads))[:2])
-            raise ConfigError("heads", heads, f"a divisor of dim={dim}; nearest: {' or '.join(map(str, near))}")
-        if rotary and dim // heads % 2:
-            raise ConfigError(
-                "heads",
-                heads,
-                f"a number for which dim / heads is even, but dim / heads is {dim // heads}",
-                hint="With positions=learned, dim / heads can be odd.",
-            )
+            accepted = "a number for which dim / heads is an even integer" if rotary else "a divisor of dim"
+            hint = "With positions=learned, dim / heads can be odd." if dim % heads == 0 else ""
+            told = f"{accepted}, with dim={dim}; nearest: {' or '.join(map(str, near))}"
+            raise ConfigError("heads", heads, told, hint=hint)
         net = Decoder(vocab_size, context_length, dim, heads, layers, dropout, rotary, tie_embeddings)
         super().__init__(net, token_cross_entropy, data_preprocessor)
 
