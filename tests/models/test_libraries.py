@@ -264,13 +264,16 @@ def test_what_transformers_does_not_have(offline: Path) -> None:
     for arguments, message in [
         ({"task": "causal_l"}, "task: 'causal_l' is invalid. .* Did you mean 'causal_lm'"),
         ({"config": {"model_type": "berd"}}, "config.model_type: 'berd' is invalid. .* Did you mean 'bert'"),
-        ({"config": {}}, "config.model_type: None is invalid"),
+        ({"config": {}}, "config.model_type: None is invalid. .* because `name` is null.$"),
         ({"config": {**BERT, "hidden_sise": 3}}, "config: 'hidden_sise' is invalid. .* Did you mean 'hidden_size'"),
         (
             {"config": {**BERT, "hidden_size": 9}},
             r"config: \{'vocab_size': 20, .*\} is invalid. Expected entries of BertConfig .*: The hidden size \(9\)",
         ),
-        ({"name": "./nothing"}, "name: './nothing' is invalid. Expected a folder written by save_pretrained"),
+        ({"config": {**BERT, "hidden_size": "x"}}, "config: .* is invalid. Expected entries of BertConfig .*got str"),
+        ({"config": {"model_type": "resnet"}}, "task: 'causal_lm' is invalid. .* type resnet: .*image_classification"),
+        ({"name": "./nothing"}, "name: './nothing' is invalid. Expected a folder .* The folder does not exist.$"),
+        ({"name": str(offline)}, f"transformers says: .*{offline}"),
         (
             {"name": "nobody/nothing"},
             f"place the files in {offline}/models--nobody--nothing/snapshots/<commit>, or set `name` to a folder",

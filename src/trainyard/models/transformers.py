@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,17 @@ class Transformers(Supervised):
     ) -> None:
         transformers = library("transformers", "transformers")
         auto = _auto_class(transformers, task)
+        if name is not None and name.startswith("~"):
+            name = str(Path(name).expanduser())
         entries = dict(config or {})
         if num_classes is not None:
             entries.setdefault("num_labels", integer("num_classes", num_classes, at_least=1))
         if name is None and vocab_size is not None:
             entries.setdefault("vocab_size", integer("vocab_size", vocab_size, at_least=1))
         full = _config(transformers, name, entries)
-        net = _drawn(auto, full, entries) if name is None else _pretrained(auto, name, full)
+        _check_task(transformers, task, full)
+        drawn = partial(auto.from_config, full)
+        net = _made(drawn, type(full).__name__, entries) if name is None else _pretrained(auto, name, full)
         if getattr(net.config, "_attn_implementation", None) == "sdpa":
             attention_of_any_mask(transformers)
             net.set_attn_implementation(ATTENTION)
@@ -126,14 +131,31 @@ def attention_of_any_mask(transformers: Any) -> None:
 
 
 def _auto_class(transformers: Any, task: str) -> Any:
-    auto = transformers.models.auto.modeling_auto
-    names = [name for name in vars(auto) if name.startswith(AUTO)]
-    tasks = {re.sub("(?<=[a-z])(?=[A-Z])", "_", name.removeprefix(AUTO)).lower(): name for name in names}
+    tasks = _tasks(transformers)
     found = tasks.get(task)
     if found is None:
-        accepted = f"the name of an Auto class of transformers, such as causal_lm for {AUTO}CausalLM"
+        accepted = f"a task with an Auto class in transformers, such as causal_lm for {AUTO}CausalLM"
         raise ConfigError("task", task, accepted, options=tasks)
-    return getattr(auto, found)
+    return getattr(transformers.models.auto.modeling_auto, found)
+
+
+def _tasks(transformers: Any) -> dict[str, str]:
+    """Return the names of the Auto classes by task."""
+    names = [name for name in vars(transformers.models.auto.modeling_auto) if name.startswith(AUTO)]
+    return {re.sub("(?<=[a-z])(?=[A-Z])", "_", name.removeprefix(AUTO)).lower(): name for name in names}
+
+
+def _check_task(transformers: Any, task: str, config: Any) -> None:
+    """Check that transformers has a model of this type for the task."""
+    auto = transformers.models.auto.modeling_auto
+    fitting = [each for each, name in _tasks(transformers).items() if _has_model(getattr(auto, name), config)]
+    if task not in fitting:
+        accepted = f"a task for models of the type {config.model_type}: {', '.join(fitting)}"
+        raise ConfigError("task", task, accepted, options=fitting)
+
+
+def _has_model(auto: Any, config: Any) -> bool:
+    return type(config) in auto._model_mapping
 
 
 def _config(transformers: Any, name: str | None, entries: dict[str, Any]) -> Any:
@@ -141,8 +163,9 @@ def _config(transformers: Any, name: str | None, entries: dict[str, Any]) -> Any
     if name is None:
         kinds = transformers.models.auto.configuration_auto.CONFIG_MAPPING
         kind = entries.pop("model_type", None)
-        if kind not in kinds:
-            raise ConfigError("config.model_type", kind, "a model type, such as bert or gpt2", options=list(kinds))
+        if not isinstance(kind, str) or kind not in kinds:
+            accepted = "a model type, such as bert or gpt2, because `name` is null"
+            raise ConfigError("config.model_type", kind, accepted, options=() if kind is None else list(kinds))
         default = kinds[kind]()
     else:
         try:
@@ -154,17 +177,20 @@ def _config(transformers: Any, name: str | None, entries: dict[str, Any]) -> Any
         if not hasattr(default, key):
             options = [*default.to_dict(), *default.attribute_map]
             raise ConfigError("config", key, f"an entry of {type(default).__name__}", options=options)
-    if name is None:
-        return type(default)(**entries)
-    return transformers.AutoConfig.from_pretrained(name, **entries)
+    make: Callable[..., Any] = type(default) if name is None else partial(transformers.AutoConfig.from_pretrained, name)
+    return _made(partial(make, **entries), type(default).__name__, entries)
 
 
-def _drawn(auto: Any, config: Any, entries: dict[str, Any]) -> Any:
+def _made(make: Callable[[], Any], kind: str, entries: dict[str, Any]) -> Any:
+    """Return the result of `make()`, which gets these entries of a config of a kind."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
-        return auto.from_config(config)
-    except ValueError as error:  # as sizes that do not go together
-        accepted = f"entries of {type(config).__name__} that define a model"
-        raise ConfigError("config", entries, accepted, hint=f"transformers says: {str(error).rstrip('.')}.") from error
+        return make()
+    except (ValueError, StrictDataclassError) as error:  # as sizes that do not go together, or a string for a number
+        said = " ".join(str(error).split()).rstrip(".")
+        accepted = f"entries of {kind} that define a model"
+        raise ConfigError("config", entries, accepted, hint=f"transformers says: {said}.") from error
 
 
 def _pretrained(auto: Any, name: str, config: Any) -> Any:
@@ -175,8 +201,10 @@ def _pretrained(auto: Any, name: str, config: Any) -> Any:
 
 
 def _absent(name: str, error: Exception) -> ConfigError:
-    if name.startswith((".", "/", "~")) or Path(name).is_dir():
-        accepted = "a folder written by save_pretrained, with its config.json, or a model on the Hugging Face Hub"
-        return ConfigError("name", name, accepted)
+    if name.startswith((".", "/")) or Path(name).is_dir():
+        accepted = "a folder written by save_pretrained, or a model on the Hugging Face Hub"
+        said = str(error).strip().split("\n")[0].rstrip(".")
+        hint = f"transformers says: {said}." if Path(name).is_dir() else "The folder does not exist."
+        return ConfigError("name", name, accepted, hint=hint)
     folder = hub_file(name, "model.safetensors").parent
     return not_at_hand("name", name, folder, error, "set `name` to a folder written by save_pretrained")
