@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted, some
 from trainyard.models.preprocessor import DataPreprocessor
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class TableEncoder(DataPreprocessor):
         numbers = [name for name in self.columns if name not in self.categories]
         for key, given in (("mean", mean), ("std", std), ("fill", fill)):
             if len(given) != len(numbers):
-                raise ConfigError(key, list(given), f"{len(numbers)} numbers, one for each numeric column")
+                raise ConfigError(key, list(given), f"{counted(len(numbers), 'number')}, one for each numeric column")
         super().__init__(list(mean) or 0.0, list(std) or 1.0, fitted=True)
         self.register_buffer("fill", torch.tensor(list(fill), dtype=torch.float32))
         self.register_buffer("digest", torch.tensor(_digest([self.columns, self.categories])))
@@ -72,7 +72,7 @@ class TableEncoder(DataPreprocessor):
             ConfigError: the input is not a table with these columns.
         """
         if x.ndim != 2 or x.shape[1] != len(self.columns):
-            accepted = f"rows [B, {len(self.columns)}] with the columns {', '.join(self.columns)}"
+            accepted = f"inputs of the shape [B, {len(self.columns)}], for the columns {some(self.columns, 8)}"
             raise ConfigError("data_preprocessor", list(x.shape), accepted)
         x = x if x.is_floating_point() else x.float()
         parts = []
@@ -103,7 +103,7 @@ class TableEncoder(DataPreprocessor):
             try:
                 numbers = table[name].to_numpy(dtype=np.float64, na_value=np.nan)
             except (TypeError, ValueError) as error:
-                raise ConfigError(name, str(table[name].dtype), "a column of numbers", hint=f"{error}.") from error
+                raise ConfigError("columns", name, f"a column of numbers; pandas says: {error}") from error
             check_column("columns", name, numbers, gaps=True)
             rows[:, index] = numbers
         return rows
