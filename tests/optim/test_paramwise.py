@@ -233,6 +233,15 @@ def test_every_parameter_is_in_one_group_and_the_numbers_do_not_decide_in_which(
             {"custom_keys": {"head": {"betas": [0.9, 2]}}},
             "paramwise.custom_keys.head.betas: [0.9, 2] is invalid. Expected two numbers of at least 0 and below 1.",
         ),
+        (
+            {"custom_keys": {"head": {"betas": [0.9]}}},
+            "paramwise.custom_keys.head.betas: [0.9] is invalid. Expected a list of 2 numbers.",
+        ),
+        (
+            {"layer_decay": 0.5, "layers": ["backbone.*"], "custom_keys": {"head": {"betas": [0.9, 2]}}},
+            "paramwise.custom_keys.head.betas: [0.9, 2] is invalid. Expected two numbers of at least 0 and below 1.",
+        ),
+        ({"layer_decay": 0.5, "layers": []}, "paramwise.layers: [] is invalid. Expected globs that match the layers"),
         ({"custom_keys": {"head": {"eps": "x"}}}, "paramwise.custom_keys.head.eps: 'x' is invalid"),
         ({"custom_keys": {"head": 0.1}}, "paramwise.custom_keys.head: 0.1 is invalid. Expected a mapping with lr_mult"),
         ({"custom_keys": ["head"]}, "paramwise.custom_keys: ['head'] is invalid. Expected a mapping"),

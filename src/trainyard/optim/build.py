@@ -123,16 +123,18 @@ def _ruled(rules: Paramwise, partial: Callable[..., Optimizer], params: Sequence
         groups = rules.groups(model, params, (_values(base) if callable(base) else {}) | numbers)
     except ConfigError as error:
         raise error.under("paramwise") from None
-    for group in groups:
-        options = rules.options(group["name"])
+    for pattern in rules.patterns:
+        options = rules.options(pattern)
         own = {name: value for name, value in options.items() if name in numbers}
         others = {name: value for name, value in options.items() if name not in numbers}
         for made, given in ((partial, own), (base, others)):
             if given:
+                key = f"paramwise.custom_keys.{pattern}"
+                config_build({"_target_": getattr(made, "func", made), "_partial_": True, **given}, key)
                 try:  # torch checks the numbers of the optimizer, not those of a group
                     _construct(functools.partial(made, **given), [nn.Parameter(torch.zeros(1))])
                 except ConfigError as error:
-                    raise error.under(f"paramwise.custom_keys.{group['name']}") from None
+                    raise error.under(key) from None
     return groups
 
 

@@ -90,6 +90,8 @@ class Paramwise:
             None if layer_decay is None else number("layer_decay", layer_decay, above=0, at_most=1, other="null")
         )
         self._layers = None if layers is None else listed("layers", layers)
+        if layers is not None and not layers:
+            raise ConfigError("layers", layers, "globs that match the layers, or null for automatic layers")
         if layer_decay is None and layers is not None:
             raise ConfigError("layers", list(layers), "null, because layer_decay is null")
         self._bypass_duplicate = boolean("bypass_duplicate", bypass_duplicate)
@@ -199,6 +201,11 @@ class Paramwise:
             if factor is not None and isinstance(base, int | float | Tensor):  # else its constructor will raise
                 group[field] = base * factor
         return group | (self.options(pattern) if pattern is not None else {})
+
+    @property
+    def patterns(self) -> list[str]:
+        """The patterns of `custom_keys`."""
+        return list(self._keys)
 
     def options(self, pattern: str) -> dict[str, Any]:
         """Return the arguments of the optimizer that an entry of `custom_keys` replaces."""
