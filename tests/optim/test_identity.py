@@ -243,5 +243,8 @@ def test_several_optimizers_are_bound_each_by_its_name() -> None:
     for own, theirs in zip(fresh.parameters(), model.parameters(), strict=True):
         assert torch.equal(other.state[own]["exp_avg"], optimizer.state[theirs]["exp_avg"])
     del saved["groups"]["generator"]
+    single: dict[str, Any] = {"groups": {"": []}}
+    with pytest.raises(ValueError, match="it contains one optimizer, but this run has discriminator, generator"):
+        identity.bind(*made(), single, state)
     with pytest.raises(ValueError, match="its optimizers are discriminator, but this run has"):
         identity.bind(*made(), saved, state)

@@ -263,7 +263,7 @@ class Plain(BaseModel):
         ),
         ({"optim": OPTIM["a"]}, "Expected a config for each of a, b"),
         ({"optim": OPTIM | {"b": partial(Adam, lr=-1)}}, "optim.b.lr: -1 is invalid. Expected a number of at least 0"),
-        ({"model": Plain()}, "Expected one config, because the model has no train_steps"),
+        ({"model": Plain()}, "Expected one config with `_target_`, because the model has no train_steps"),
         ({"schedule": {"c": SCHEDULES["a"]}}, "schedule: 'c' is invalid. Expected the name of an optimizer: a, b"),
         ({"schedule": {"a": Plateau()}}, "schedule.a: 'Plateau' is invalid. Expected a trainyard.schedules.Schedule"),
         (

@@ -56,7 +56,11 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
         raise ConfigError("model", type(model).__name__, accepted)
     if several != isinstance(part, Mapping | OptimizerDict):
         names = ", ".join(getattr(model, "optimizer_groups", ()))
-        accepted = f"a config for each of {names}" if several else "one config, because the model has no train_steps"
+        accepted = (
+            f"a config for each of {names}"
+            if several
+            else "one config with `_target_`, because the model has no train_steps"
+        )
         raise ConfigError("optim", part, accepted)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:

@@ -193,7 +193,10 @@ def bind(
     own = optimizers_of(optimizer)
     theirs = saved["groups"] if saved is not None else state.get("optimizers", {"": state})
     if own.keys() != theirs.keys():
-        raise ValueError(f"its optimizers are {', '.join(theirs)}, but this run has {', '.join(own)}")
+        if "" in theirs:
+            raise ValueError(f"it contains one optimizer, but this run has {', '.join(own)}")
+        here = "one optimizer" if "" in own else ", ".join(own)
+        raise ValueError(f"its optimizers are {', '.join(theirs)}, but this run has {here}")
     if saved is None:
         return Binding({name: _by_position(model, part, theirs[name]) for name, part in own.items()})
     first = _first_names(model)
@@ -252,9 +255,7 @@ def _add_later(
     grown = [(own, saved[number][at_start[number] :]) for own, number in enumerate(numbers)]
     later = list(chain.from_iterable([*(more for _, more in grown), *saved[len(at_start) :]]))
     if later and not hasattr(optimizer, "add_param_group"):
-        raise ValueError(
-            f"its run later unfroze {some(_names_of([later]), SHOWN)}, which a member of a stack cannot do"
-        )
+        raise ValueError(f"its run later unfroze {some(_names_of([later]), SHOWN)}, which is not possible in a stack")
     parameters = dict(model.named_parameters())
     for entry in later:
         found = parameters.get(entry[0])
