@@ -58,7 +58,13 @@ def test_the_environment_says_which_rank_this_is(launcher: str, environ: Any, ex
         ("pytorch", {"RANK": "0"}, "WORLD_SIZE is not set. This command sets it: `torchrun"),
         ("slurm", {}, "SLURM_PROCID is not set. This command sets it: `srun"),
         ("mpi", {}, "nor PMI_RANK is set. This command sets one of them: `mpirun"),
-        ("mpi", MPICH, "Set MASTER_ADDR to the host of rank 0"),
+        ("mpi", MPICH, "Set MASTER_ADDR to the host of rank 0 on all of them: `mpirun -genv MASTER_ADDR HOST …`"),
+        (
+            "mpi",
+            {**OPENMPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"},
+            "Expected mpi with MASTER_ADDR set. mpirun started ranks on several machines. Set MASTER_ADDR to the host "
+            "of rank 0 on all of them: `mpirun -x MASTER_ADDR=HOST …`.",
+        ),
     ],
 )
 def test_a_launcher_that_has_not_started_this_is_a_config_error(launcher: str, environ: Any, said: str) -> None:
@@ -84,6 +90,22 @@ def test_ranks_that_are_missing_are_named() -> None:
         leave()
     with pytest.raises(TrainyardError, match="Missing: rank 0"):
         meeting(World(1, 2, 0, "127.0.0.1", port), timeout=0.5)
+
+
+def test_a_port_in_use_is_not_a_missing_rank() -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"^MASTER_PORT: {port} is invalid. Expected a port that is free on the"):
+            meeting(World(0, 2, 0, "127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.parametrize("backend", ["nccl", "mpi", "fake", "glo"])
+def test_a_backend_that_torch_cannot_use_on_this_device_is_a_config_error(backend: str) -> None:
+    with pytest.raises(ConfigError, match="Expected auto, or a backend of this torch for device=cpu: gloo") as error:
+        join(World(), backend)
+    assert all(name not in error.value.options for name in ("nccl", "mpi", "fake", "undefined"))
 
 
 @given(st.integers(0, 2**31), st.integers(0, 100))

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from trainyard.errors import ConfigError, TrainyardError, VariableError
+from trainyard.errors import ConfigError, TrainyardError, VariableError, counted
 
 T = TypeVar("T")
 
@@ -110,8 +110,12 @@ def _mpi(environ: Mapping[str, str]) -> World:
     address = environ.get("MASTER_ADDR") or ("127.0.0.1" if local_size == size else None)
     if address is None:
         started = "started" if local_size else "may have started"
-        hint = f"mpirun {started} ranks on several machines. Set MASTER_ADDR to the host of rank 0 on all of them."
-        raise ConfigError("launcher", "mpi", "pytorch or slurm, or mpi with MASTER_ADDR set", hint=hint)
+        flag = "-x MASTER_ADDR=HOST" if "OMPI_COMM_WORLD_RANK" in environ else "-genv MASTER_ADDR HOST"
+        hint = (
+            f"mpirun {started} ranks on several machines. Set MASTER_ADDR to the host of rank 0 on all of them: "
+            f"`mpirun {flag} …`."
+        )
+        raise ConfigError("launcher", "mpi", "mpi with MASTER_ADDR set", hint=hint)
     return World(int(rank), int(size), int(local or rank), address, int(environ.get("MASTER_PORT") or _PORT))
 
 
@@ -121,9 +125,8 @@ def _required(launcher: str, environ: Mapping[str, str], names: tuple[str, ...] 
         hint = f"{missing[0]} is not set. This command sets it: `{how}`."
         if missing[0] == "PMI_RANK":
             hint = f"Neither OMPI_COMM_WORLD_RANK nor PMI_RANK is set. This command sets one of them: `{how}`."
-        raise ConfigError(
-            "launcher", launcher, "auto or none, because no such launcher started this process", hint=hint
-        )
+        accepted = "the launcher that started this process; without one, auto or none"
+        raise ConfigError("launcher", launcher, accepted, hint=hint)
     return [environ[name] for name in names]
 
 
@@ -140,7 +143,7 @@ def meeting(world: World, timeout: float = 600.0) -> Store:
     """Return the store through which these ranks connect; it is created once.
 
     Raises:
-        ConfigError: the host name of the store cannot be resolved here.
+        ConfigError: the host name of the store cannot be resolved here, or its port is in use.
         TrainyardError: no rank connects within `timeout` seconds.
     """
     if world not in _stores:
@@ -160,6 +163,9 @@ def meeting(world: World, timeout: float = 600.0) -> Store:
                     multi_tenant=True,
                 )
             except dist.DistNetworkError as error:
+                if "failed to listen" in str(error):  # only rank 0 listens
+                    accepted = "a port that is free on the machine of rank 0, the same for all ranks"
+                    raise VariableError("MASTER_PORT", world.port, accepted) from error
                 raise _missing(world, timeout, "rank 0") from error
     return _stores[world]
 
@@ -181,8 +187,9 @@ def _wait_for_all(store: Store, world: World, timeout: float) -> None:
 
 def _missing(world: World, timeout: float, which: str) -> TrainyardError:
     return TrainyardError(
-        f"Timed out after {timeout:g} s (strategy.timeout) while waiting for {world.world_size} ranks at "
-        f"{world.address}:{world.port}. Missing: {which}. Check that every node is up and can reach that address."
+        f"Timed out after {timeout:g} s (strategy.timeout) while waiting for {counted(world.world_size, 'rank')} "
+        f"at {world.address}:{world.port}. Missing: {which}. Check that all ranks were started and can reach that "
+        "address."
     )
 
 
@@ -220,9 +227,9 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
         return
     kind = "cpu" if device is None else device.type
     chosen = dist.Backend.default_device_backend_map.get(kind, "gloo") if backend == "auto" else backend
-    names = [name for name in dist.Backend.backend_list if name != dist.Backend.UNDEFINED]
-    if chosen not in names:
-        accepted = f"auto, or a backend of this torch: {', '.join(names)}"
+    names = _backends(kind)
+    if backend != "auto" and backend not in names:
+        accepted = f"auto, or a backend of this torch for device={kind}: {', '.join(names)}"
         raise ConfigError("backend", backend, accepted, options=names)
     store = meeting(world, timeout)
     _wait_for_all(store, world, timeout)
@@ -234,6 +241,18 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
         timeout=timedelta(seconds=timeout),
     )
     _joined = world
+
+
+def _backends(kind: str) -> list[str]:
+    """Return the backends that this torch was built with, or that were registered, for a kind of device."""
+    unusable = ("undefined", "fake")  # the latter is for torch's tests, and needs a store of its own
+    return [
+        name
+        for name in dist.Backend.backend_list
+        if name not in unusable
+        and dist.is_backend_available(name)
+        and kind in dist.Backend.backend_capability.get(name, [kind])
+    ]
 
 
 def leave() -> None:
