@@ -161,6 +161,8 @@ def test_what_cannot_be_stacked() -> None:
     given = WorkerLoader(DataLoader(Points(), batch_sampler=sampler), seed=0, device=CPU)
     with pytest.raises(Unfusable, match="the seed of the EpochBatchSampler is 9, not the seed 0 of the run"):
         stack_loader(given, [0, 1])
+    with pytest.raises(PlacesDiffer, match=r"^the seed of the EpochBatchSampler is 9, not the seed 0 of the run"):
+        stack_loader(given, [0, 0], apart=True)
 
 
 def ragged(samples: list[tuple[Tensor, int]]) -> Tensor:
@@ -175,7 +177,9 @@ def named(samples: list[tuple[Tensor, int]]) -> dict[str, Any]:
 @pytest.mark.parametrize("collate", [ragged, named])
 def test_batches_that_are_no_stack(collate: Any, workers: int) -> None:
     stacked = stack_loader(loader(Points(), 0, collate_fn=collate, num_workers=workers), [0, 1, 2])
-    with pytest.raises(BatchesDiffer, match=r"^the members' batches differ in shape, or contain something other"):
+    with pytest.raises(
+        BatchesDiffer, match=r"^the members' batches differ in structure or shape, or contain something other"
+    ):
         list(stacked.batches())
 
 

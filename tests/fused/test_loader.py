@@ -18,7 +18,7 @@ from trainyard.data import ArrayData, Arrays, Data, Digits, Loaders, Rings, Text
 from trainyard.data.base import Loader
 from trainyard.data.lengths import samples_hint
 from trainyard.data.tensor_loader import TensorLoader
-from trainyard.errors import Unfusable
+from trainyard.errors import PlacesDiffer, Unfusable
 from trainyard.fused.loader import StackedLoader, stack_loader
 
 CPU = torch.device("cpu")
@@ -194,6 +194,20 @@ def test_what_cannot_be_stacked() -> None:
         stack_loader(Straight(dataset.tensors, 4, shuffle=True), [0, 1])
     with pytest.raises(Unfusable, match="the seed of the TensorLoader is 9, not the seed 0 of the run"):
         stack_loader(TensorLoader(dataset.tensors, 4, shuffle=True, seed=9), [0, 1])
+
+
+def test_members_of_one_seed_can_be_stacked_at_the_same_position_only() -> None:
+    tensors = torch.randn(20, 2), torch.arange(20)
+    for loader, reason in (
+        (Straight(tensors, 4, shuffle=True), "a Straight reads one epoch of the data for all members"),
+        (
+            TensorLoader(tensors, 4, shuffle=True, seed=9),
+            "the seed of the TensorLoader is 9, not the seed 0 of the run",
+        ),
+    ):
+        assert stack_loader(loader, [0, 0]) is loader
+        with pytest.raises(PlacesDiffer, match=f"^{reason}$"):
+            stack_loader(loader, [0, 0], apart=True)
 
 
 @pytest.mark.gpu

@@ -36,7 +36,7 @@ class BatchesDiffer(Unfusable):
     """The batches of the members cannot be stacked."""
 
     def __init__(self, *_: object) -> None:  # torch raises an error of a worker anew, with a message of its own
-        super().__init__("the members' batches differ in shape, or contain something other than tensors")
+        super().__init__("the members' batches differ in structure or shape, or contain something other than tensors")
 
 
 def stack_dataloader(loader: WorkerLoader, seeds: Sequence[int]) -> Loader:
@@ -47,21 +47,30 @@ def stack_dataloader(loader: WorkerLoader, seeds: Sequence[int]) -> Loader:
         seeds: one for each member.
 
     Raises:
-        Unfusable: the order of the loader does not depend on the seed of the run.
-        PlacesDiffer: the seeds are equal, and reading draws random numbers in this process, alternating with the model.
+        Unfusable: the seeds differ, and the order of the loader does not depend on the seed of the run.
+        PlacesDiffer: the seeds are equal, and the order of the loader does not depend on the seed of the run, or
+            reading draws random numbers in this process, alternating with the model.
     """
     sampler = loader.epoch_sampler
     assert sampler is not None
     if not sampler.shuffle:
         return loader.undrawn()
     if sampler.seed != seeds[0]:
-        raise Unfusable(
-            f"the seeds differ, and the seed of the EpochBatchSampler is {sampler.seed}, not the seed {seeds[0]} "
-            "of the run"
-        )
+        raise other_seed(f"EpochBatchSampler is {sampler.seed}", seeds)
     if len(set(seeds)) == 1 and not loader.workers and _draws(loader.dataset):
         raise PlacesDiffer("reading the data draws random numbers in this process, once for all members")
     return StackedDataLoader(loader, seeds)
+
+
+def other_seed(given: str, seeds: Sequence[int]) -> Unfusable:
+    """Return the error for an order of the data that does not depend on the seed of the run.
+
+    Args:
+        given: what has the other seed, and that seed: `EpochBatchSampler is 9`.
+        seeds: the seeds of the members. If they are equal, the members can be stacked at the same position.
+    """
+    reason = f"the seed of the {given}, not the seed {seeds[0]} of the run"
+    return PlacesDiffer(reason) if len(set(seeds)) == 1 else Unfusable(f"the seeds differ, and {reason}")
 
 
 def _draws(dataset: Dataset[Any]) -> bool:

@@ -14,7 +14,7 @@ from trainyard.data.lengths import exact_length
 from trainyard.data.resident_epoch import ResidentEpoch
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.errors import PlacesDiffer, Unfusable
-from trainyard.fused.dataloader import stack_dataloader
+from trainyard.fused.dataloader import other_seed, stack_dataloader
 from trainyard.fused.lane_orders import LaneOrders
 
 
@@ -32,28 +32,28 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
 
     Raises:
         Unfusable: the seeds differ and the order of the data is not a function of the seed.
-        PlacesDiffer: the seeds are equal, the members are `apart`, and the loader reads one epoch for all members.
+        PlacesDiffer: the seeds are equal and the members are `apart`, but the loader reads one epoch for all members,
+            or the order of the data is not a function of the seed.
     """
-    if len(set(seeds)) == 1 and not apart:
+    same_seed = len(set(seeds)) == 1
+    if same_seed and not apart:
         return loader
     if isinstance(loader, WorkerLoader) and loader.epoch_sampler is not None:
         return stack_dataloader(loader, seeds)
-    if len(set(seeds)) == 1 and (not isinstance(loader, TensorLoader) or exact_length(loader) is None):
+    own_batches = isinstance(loader, TensorLoader) and type(loader).batches is not TensorLoader.batches
+    if same_seed and (not isinstance(loader, TensorLoader) or own_batches or exact_length(loader) is None):
         raise PlacesDiffer(f"a {type(loader).__name__} reads one epoch of the data for all members")
     if not isinstance(loader, TensorLoader):
         raise Unfusable(
             f"the seeds differ, but a {type(loader).__name__} has only one order of the data. Use data in "
             "memory, or a DataLoader over a map-style data set without a custom sampler"
         )
-    if type(loader).batches is not TensorLoader.batches:
+    if own_batches:
         raise Unfusable(f"the seeds differ, but {type(loader).__name__} overrides how batches are created")
     if not loader.shuffle:
         return loader
     if loader.seed != seeds[0]:
-        raise Unfusable(
-            f"the seeds differ, and the seed of the {type(loader).__name__} is {loader.seed}, not the seed {seeds[0]} "
-            "of the run"
-        )
+        raise other_seed(f"{type(loader).__name__} is {loader.seed}", seeds)
     return StackedLoader(loader, seeds)
 
 
