@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from trainyard.checks import existing_folder, integer
 from trainyard.config.build import fill_auto
@@ -90,6 +90,7 @@ def metric_config(
 
     Raises:
         ConfigError: an override is invalid or does not belong to `metric`, or no option is selected and none is known.
+        TrainyardError: a value is an interpolation of a value outside of `metric`.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -117,6 +118,11 @@ def metric_config(
         OmegaConf.set_struct(config, True)
         ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
         return _plain(config)
+    except InterpolationResolutionError as error:
+        raise TrainyardError(
+            f"{error.full_key} cannot be resolved, because only the group metric is composed here: "
+            f"{_first_line(error)}. Set its value with {error.full_key}=…."
+        ) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
             "metric", " ".join(overrides), "overrides of existing keys", hint=_first_line(error)

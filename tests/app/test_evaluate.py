@@ -174,6 +174,18 @@ def test_an_option_of_ones_own(file: Path, tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out == "test/third 1.0\n"
 
 
+def test_a_value_of_another_group(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "conf" / "metric").mkdir(parents=True)
+    option = "third: {_target_: trainyard.metrics.Accuracy, topk: '${model.k}'}\n"
+    (tmp_path / "conf/metric/mine.yaml").write_text(option)
+    arguments = [str(file), "metric=mine", "--config-dir", str(tmp_path / "conf")]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("metric.third.topk cannot be resolved, because only the group metric is composed here: ")
+    assert said.endswith("Interpolation key 'model.k' not found. Set its value with metric.third.topk=….\n")
+    assert main([*arguments, "metric.third.topk=3"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
