@@ -318,7 +318,22 @@ def test_a_metric_that_hides_what_it_gathers_is_refused() -> None:
 
     metric = RankMetric(Hiding(), 0, 2, lambda value: [value, value])
     with pytest.raises(TrainyardError, match="Hiding has an empty `state`"):
-        metric.process((torch.ones(1), torch.ones(1)), torch.ones(1))
+        measured(metric, [((torch.ones(1), torch.ones(1)), torch.ones(1))])
+
+
+def test_a_batch_may_add_nothing() -> None:
+    class Positive(Metric):
+        def process(self, batch: Any, outputs: Tensor) -> None:
+            if outputs.sum() > 0:
+                self.add({"sum": outputs.sum()})
+
+        def compute(self) -> Tensor:
+            return self.total("sum")
+
+    ranks = Ranks(2)
+    metrics = [RankMetric(Positive(), rank, 2, ranks.of(rank)) for rank in range(2)]
+    given = [(0, torch.tensor([value])) for value in (1.0, -1.0, -1.0, -1.0, 2.0)]
+    assert ranks.run(lambda rank: measured(metrics[rank], given[rank::2])) == [3.0, 3.0]
 
 
 def test_shapes_that_differ_between_ranks_are_an_error_on_all_of_them() -> None:

@@ -120,6 +120,7 @@ class _Sums(_Kept):
     def reset(self) -> None:
         self.exact = self._empty()
         self.rounded: dict[str, list[tuple[int, Tensor]]] = {}
+        self.begun = False
 
     def _empty(self) -> Metric:
         """Return a copy of the metric without its accumulated state."""
@@ -130,12 +131,7 @@ class _Sums(_Kept):
     def process(self, number: int, batch: Any, outputs: Any) -> None:
         self.metric.state = {}
         self.metric.process(batch, outputs)
-        if not self.metric.state:
-            kind = type(self.metric).__name__
-            raise TrainyardError(
-                f"{kind} has an empty `state` and no `merge`, so it cannot be computed on several devices. "
-                "Accumulate its sums with `self.add({...})` in `process`, or define `merge`."
-            )
+        self.begun = True
         for key, value in self.metric.state.items():
             if value.is_floating_point() or value.is_complex():
                 self.rounded.setdefault(key, []).append((number, value.detach()))
@@ -149,12 +145,18 @@ class _Sums(_Kept):
         for key, values in self.rounded.items():
             shapes = [(number, value.shape) for number, value in values]
             rounded[key] = shapes, torch.cat([value.reshape(-1) for _, value in values])
-        return exact, rounded
+        return exact, rounded, self.begun
 
     def compute(self, ranks: Sequence[Any]) -> Result:
+        if not any(exact or rounded for exact, rounded, _ in ranks) and any(begun for *_, begun in ranks):
+            kind = type(self.metric).__name__
+            raise TrainyardError(
+                f"{kind} has an empty `state` and no `merge`, so it cannot be computed on several devices. "
+                "Accumulate its sums with `self.add({...})` in `process`, or define `merge`."
+            )
         whole = self._empty()
         values: list[tuple[int, str, Tensor]] = []
-        for exact, rounded in ranks:
+        for exact, rounded, _ in ranks:
             whole.add(exact)
             for key, (shapes, flat) in rounded.items():
                 split = flat.split([shape.numel() for _, shape in shapes])
