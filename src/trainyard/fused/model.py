@@ -334,9 +334,8 @@ def _columns(models: Sequence[nn.Module], kind: str) -> dict[str, list[Tensor]]:
     for model in models:
         own: dict[str, Tensor] = dict(getattr(model, kind)())
         if own.keys() != first.keys():
-            raise Unfusable(
-                f"only some of the models have these entries: {', '.join(sorted(own.keys() ^ first.keys()))}"
-            )
+            names, tensors = ", ".join(sorted(own.keys() ^ first.keys())), kind.removeprefix("named_")
+            raise Unfusable(f"only some of the models have these {tensors}: {names}")
         for name, tensor in own.items():
             of_first = first[name]
             if (tensor.shape, tensor.dtype) != (of_first.shape, of_first.dtype):
