@@ -73,10 +73,13 @@ def test_a_launcher_that_has_not_started_this_is_a_config_error(launcher: str, e
     assert said in str(caught.value)
 
 
-def test_ranks_that_meet_at_a_name_without_an_address_do_not_wait_for_it() -> None:
+def test_ranks_that_meet_at_a_name_without_an_address_do_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="The ranks connect to gpu07, which cannot be resolved here") as error:
         meeting(World(0, 2, 0, "gpu07", 1))
     assert str(error.value.under("strategy")).startswith("MASTER_ADDR: ")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with pytest.raises(ConfigError, match="Set another one with torchrun's --master-addr, or with --local-addr on"):
+        meeting(World(0, 2, 0, "gpu07", 1))
 
 
 def test_ranks_that_are_missing_are_named() -> None:

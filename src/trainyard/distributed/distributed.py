@@ -58,7 +58,7 @@ class Distributed(Strategy):
 
     def __post_init__(self) -> None:
         if self.devices != "auto":
-            every = "auto (every GPU; without a GPU, one process)"
+            every = "auto (every GPU; on the CPU, one process)"
             self.devices = integer("devices", self.devices, at_least=1, other=every)
         if self.min_devices is not None:
             end = "null to end the run when a rank is killed"

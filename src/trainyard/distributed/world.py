@@ -197,10 +197,10 @@ def _check_address(name: str) -> None:
     try:
         socket.getaddrinfo(name, None)
     except OSError as error:
-        hint = (
-            f"The ranks connect to {name}, which cannot be resolved here: {error.strerror}. Set MASTER_ADDR to "
-            "another host."
-        )
+        step = "Set MASTER_ADDR to another name, or to the address, of the host of rank 0."
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sets MASTER_ADDR itself
+            step = "Set another one with torchrun's --master-addr, or with --local-addr on the host of rank 0."
+        hint = f"The ranks connect to {name}, which cannot be resolved here: {error.strerror}. {step}"
         raise VariableError("MASTER_ADDR", name, "a host name or address that all nodes can reach", hint=hint) from None
 
 
