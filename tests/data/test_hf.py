@@ -149,19 +149,28 @@ def refused(key: str, match: str, **kwargs: Any) -> None:
 
 def test_what_is_no_data_set(tmp_path: Path) -> None:
     refused(
-        "tokenizer", r"'text' contains text.*AutoTokenizer.*data\.text=null and .* data\.columns=\[…\]", dataset=COLUMNS
+        "tokenizer",
+        r"selects the column 'text'.*AutoTokenizer.*data\.text=null and .* data\.columns=\[…\]",
+        dataset=COLUMNS,
     )
-    refused("columns", "contains text", dataset=COLUMNS, text=None)
-    refused("columns", "contains text", dataset=COLUMNS, text=None, columns=["text"])
+    refused("columns", r"contains text\. Set data\.text to this column", dataset=COLUMNS, text=None)
+    refused(
+        "columns", r"contains text\. Remove the column from data\.columns", dataset=COLUMNS, text=None, columns=["text"]
+    )
+    refused("target", "'' is invalid", dataset=COLUMNS, target="", tokenizer=Words())
+    refused("tokenizer", r"'bert' is invalid.*AutoTokenizer", dataset=COLUMNS, tokenizer="bert")
+    refused("tokenizer", "padded and truncated", dataset=COLUMNS, tokenizer=lambda texts, **_: {"ids": [[1], [1, 2]]})
     refused("target", "Did you mean 'label'", dataset=COLUMNS, target="labl", tokenizer=Words())
     refused("text", "one of the columns .*, or null", dataset=COLUMNS, text="sentence", tokenizer=Words())
     refused("columns", r"columns: \[\] is invalid", dataset=COLUMNS, text=None, columns=[])
-    refused("path", "save_to_disk", dataset=None)
-    refused("dataset", "a mapping of columns, or a mapping of splits", dataset=[1, 2])
+    refused("path", r"save_to_disk\. Otherwise, set data\.dataset", dataset=None)
+    refused("path", r"because data\.dataset is set", path="reviews", dataset=COLUMNS)
+    refused("dataset", r"\[1, 2\] is invalid.* a mapping of column names to lists", dataset=[1, 2])
+    refused("dataset", r"'imdb' is invalid.*load_dataset, path: …", dataset="imdb")
     refused("dataset", "a split named train", dataset={"test": COLUMNS})
     refused("fold", "from 0 to 4", dataset=COLUMNS, tokenizer=Words(), folds=5, fold=-1)
     ragged = COLUMNS | {"list": [[1] * (1 + n % 2) for n in range(120)]}
-    refused("columns", "equal length", dataset=ragged, tokenizer=Words())
+    refused("columns", r"equal length.*exclude the column.*data\.columns=", dataset=ragged, tokenizer=Words())
     try:
         import datasets  # noqa: F401
     except ImportError:

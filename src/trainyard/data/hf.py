@@ -23,6 +23,11 @@ _WORDS = {"train": "training", "val": "validation", "test": "test"}
 """Names of the splits in messages."""
 TARGET = "labels"
 """Name of the target in a batch, as models of transformers call it."""
+_TOKENIZER = (
+    "For example: {_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: …}. "
+    "{_target_: trainyard.data.BytePairs} trains a tokenizer on the training texts."
+)
+_EXCLUDE = "To exclude the column, name the columns to use: data.columns=[…]."
 Columns = Mapping[str, Any]
 
 
@@ -80,14 +85,12 @@ class HuggingFace(ArrayData):
         self.max_length = integer("max_length", max_length, at_least=1)
         shares, chosen_fold = fractions(val_fraction, test_fraction), fold_of(folds, fold)
         if (path is None) == (dataset is None):
-            accepted = (
-                "null, because `dataset` is set"
-                if dataset is not None
-                else "a folder written by save_to_disk, or a `dataset`"
-            )
-            raise ConfigError("path", path, accepted)
+            if path is not None:
+                raise ConfigError("path", path, "null, because data.dataset is set")
+            hint = "Otherwise, set data.dataset, for example to {_target_: datasets.load_dataset, path: …}."
+            raise ConfigError("path", path, "a folder written by save_to_disk", hint=hint)
         if not (tokenizer is None or callable(tokenizer) or hasattr(tokenizer, "fit")):
-            raise ConfigError("tokenizer", tokenizer, "a tokenizer, or a `_target_` that builds one")
+            raise ConfigError("tokenizer", tokenizer, "a tokenizer, or a `_target_` that builds one", hint=_TOKENIZER)
         self.tokenizer = tokenizer
         self.classes: list[Any] = []
         key = "dataset" if path is None else "path"
@@ -96,7 +99,11 @@ class HuggingFace(ArrayData):
             raise ConfigError("folds", folds, "null, because the validation set is given separately")
         texts = [] if text is None else [text] if isinstance(text, str) else list(text)
         train = parts["train"]
-        for argument, names in (("text", texts), ("target", [target] if target else []), ("columns", columns or [])):
+        for argument, names in (
+            ("text", texts),
+            ("target", [] if target is None else [target]),
+            ("columns", columns or []),
+        ):
             for name in names:
                 if name not in train:
                     held = f"one of the columns {', '.join(train)}"
@@ -134,25 +141,25 @@ class HuggingFace(ArrayData):
         """Return the names of the input columns of numbers."""
         if texts and self.tokenizer is None:
             hint = (
-                "For example: {_target_: transformers.AutoTokenizer.from_pretrained, "
-                "pretrained_model_name_or_path: …}. "
-                "{_target_: trainyard.data.BytePairs} trains a tokenizer on the training texts. "
-                "To exclude the column, set data.text=null and name the input columns: data.columns=[…]."
+                f"{_TOKENIZER} To exclude the column, set data.text=null and name the input columns: data.columns=[…]."
             )
-            raise ConfigError("tokenizer", None, f"a tokenizer, because {texts[0]!r} contains text", hint=hint)
+            accepted = f"a tokenizer, because data.text selects the column {texts[0]!r}"
+            raise ConfigError("tokenizer", None, accepted, hint=hint)
         found: list[str] = []
         for name in [name for name in train if name not in (*texts, target)] if columns is None else columns:
             if not isinstance(_first(train, name), str):
                 found.append(name)
             elif columns is not None or not texts:
                 hint = (
-                    "Set data.text to this column, and data.tokenizer to a tokenizer. To exclude the column, name the "
-                    "columns to use: data.columns=[…]."
+                    f"Set data.text to this column, and data.tokenizer to a tokenizer. {_EXCLUDE}"
+                    if columns is None
+                    else "Remove the column from data.columns. To use a column of texts, set data.text to it, and "
+                    "data.tokenizer to a tokenizer."
                 )
                 raise ConfigError("columns", name, "columns of numbers, but this column contains text", hint=hint)
         if not found and not texts:
             given = None if columns is None else list(columns)
-            raise ConfigError("columns", given, "at least one input column, or a text column")
+            raise ConfigError("columns", given, "at least one input column, or a text column in data.text")
         return found
 
     def _inputs(self, split: str, part: Columns, texts: Sequence[str], columns: Sequence[str]) -> dict[str, Tensor]:
@@ -162,10 +169,7 @@ class HuggingFace(ArrayData):
                 if name not in part:
                     held = ", ".join(part)
                     accepted = f"a column of every split; the columns of the {_WORDS[split]} split are {held}"
-                    hint = (
-                        "To exclude the column, name the columns to use: data.columns=[…]." if key == "columns" else ""
-                    )
-                    raise ConfigError(key, name, accepted, hint=hint)
+                    raise ConfigError(key, name, accepted, hint=_EXCLUDE if key == "columns" else "")
         found: dict[str, Tensor] = {}
         if texts:
             given = [[str(value) for value in part[name]] for name in texts]
@@ -221,8 +225,12 @@ def _parts(key: str, given: Any) -> dict[str, Columns]:
     parts: dict[str, Columns] = {}
     for name, part in splits.items():
         if not _is_set(part):
-            accepted = "a datasets.Dataset, a DatasetDict, a mapping of columns, or a mapping of splits to these"
-            raise ConfigError(key, type(part).__name__, accepted)
+            accepted = (
+                "a datasets.Dataset, a mapping of column names to lists or NumPy arrays, a mapping of splits to one of "
+                "these (such as a DatasetDict), or a `_target_` that returns one"
+            )
+            hint = "For example: {_target_: datasets.load_dataset, path: …}." if isinstance(part, str) else ""
+            raise ConfigError(key, part, accepted, hint=hint)
         if name in SPLIT_NAMES:
             if not isinstance(part, Mapping) and not hasattr(part, "__len__"):
                 hint = "With datasets.load_dataset, leave out streaming=true." if key == "dataset" else ""
@@ -274,7 +282,7 @@ def _from_disk(path: str) -> Any:
     except ImportError as error:
         hint = "Install it with: pip install 'trainyard[hf]'"
         raise ConfigError(
-            "path", path, "null and a `dataset`, because the package `datasets` is not installed", hint=hint
+            "path", path, "null and data in data.dataset, because the package datasets is not installed", hint=hint
         ) from error
     folder = Path(path).expanduser()
     if not is_folder(folder):
@@ -294,11 +302,14 @@ def _array(key: str, name: str, values: Any, split: str) -> npt.NDArray[Any]:
     except ValueError:  # rows of several lengths
         array = np.asarray(None)
     if array.dtype.kind not in "biufU" or (array.dtype.kind == "U" and key != "target"):
+        if key == "tokenizer":
+            accepted = "a tokenizer that returns lists of integers, padded and truncated to max_length, by name"
+            raise ConfigError(key, name, accepted)
         kinds = "numbers or strings" if key == "target" else "numbers"
         accepted = f"a column of {kinds}, or of lists of numbers of equal length, without missing values"
-        raise ConfigError(key, name, accepted)
+        raise ConfigError(key, name, accepted, hint=_EXCLUDE if key == "columns" else "")
     if (place := unfit(array)) is not None:
         where = f"{row_name(place[0])} of this column in the {_WORDS[split]} split"
         accepted = f"a column of finite numbers within the range of float32; {where} {what_is(array[place])}"
-        raise ConfigError(key, name, accepted)
+        raise ConfigError(key, name, accepted, hint=_EXCLUDE if key == "columns" else "")
     return array
