@@ -125,14 +125,14 @@ def test_folders_for_the_splits(digits: Path, tmp_path: Path) -> None:
     assert rows(ImageFolder(str(digits), val_path=str(digits)))["val"] == 120
 
 
-@pytest.mark.parametrize("names", [("train", "val", "test"), ("train",)])
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("train",), ("val", "test"), ("train", "extra", "valid")])
 def test_a_separate_path_is_no_folder_of_splits(digits: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         (tmp_path / name).symlink_to(digits)
     own = f"{tmp_path}/val" if "val" in names else "the path of the folder of one split"
     refused(
         "val_path",
-        f"without splits. It contains .*train/.* Set data.val_path to {own}",
+        f"without splits. It contains .*/.* Set data.val_path to {own}",
         str(digits),
         val_path=str(tmp_path),
     )
@@ -186,15 +186,21 @@ def refused(key: str, match: str, *args: Any, **kwargs: Any) -> None:
 
 
 def test_what_cannot_be_a_set_of_images(digits: Path, tmp_path: Path) -> None:
-    refused("path", "a folder of images.*file or folder does not exist", str(tmp_path / "none"))
+    refused("path", "a folder of images.*/none' does not exist", str(tmp_path / "none"))
     refused("path", "The folder contains 40 images and 0 subfolders.*table of their paths", str(digits / "zero"))
     refused("path", "subfolder of images per class", str(tmp_path))
     (tmp_path / "set" / "empty").mkdir(parents=True)
     refused("path", "images of one class", str(tmp_path / "set"))
-    refused("path", r"Did you mean '.*set/empty'\? This file or folder", str(tmp_path / "set" / "emty"))
+    refused("path", r"Did you mean '.*set/empty'\? '.*/emty' does not exist", str(tmp_path / "set" / "emty"))
     refused("colour", "rgb, grey", str(digits), colour="blue")
     refused("transform", "torchvision.transforms.v2", str(digits), transform=["flip"])
-    refused("transform", "data_preprocessor", str(digits), transform=[Noise()], in_memory=True)
+    refused(
+        "transform",
+        r"set the transforms in model\.data_preprocessor\.transforms",
+        str(digits),
+        transform=[Noise()],
+        in_memory=True,
+    )
     refused("decoder", "pillow, torchcodec", str(digits), decoder="opencv")
     refused("fold", "from 0 to 4", str(digits), folds=5, fold=5)
     refused("fold", "0, because data.folds is null. Set data.folds to the number", str(digits), fold=2)
@@ -203,7 +209,9 @@ def test_what_cannot_be_a_set_of_images(digits: Path, tmp_path: Path) -> None:
     frame.to_csv(digits / "table.csv", index=False)
     refused("target", "Did you mean 'label'", str(digits / "table.csv"), target="lable")
     frame.assign(path="gone.png").to_csv(digits / "gone.csv", index=False)
-    refused("image", "relative to the folder of gone.csv", str(digits / "gone.csv"))
+    refused("group", "path, label, or null", str(digits / "table.csv"), group="patient")
+    refused("path", "does not exist", "a" * 400)
+    refused("image", "absolute or relative to the folder of gone.csv", str(digits / "gone.csv"))
 
 
 def test_files_that_are_no_images_of_one_size(digits: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainyard.checks import boolean, choice, integer, is_folder, neighbors
+from trainyard.checks import boolean, choice, integer, is_file, is_folder, neighbors
 from trainyard.data.array_data import ArrayData, Source, input_spec
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.base import SPLITS, Loader
@@ -110,7 +110,10 @@ class ImageFolder(ArrayData):
             _functions("eval_transform", eval_transform),
         )
         if boolean("in_memory", in_memory) and train_transform:
-            hint = "To augment on the device, use +model/data_preprocessor=augment."
+            hint = (
+                "To augment on the device, use +model/data_preprocessor=augment, and set the transforms in "
+                "model.data_preprocessor.transforms."
+            )
             raise ConfigError("transform", transform, "null, because data.in_memory is true", hint=hint)
         found = _read("path", path, image, target, group)
         for split, given in (("val", val_path), ("test", test_path)):
@@ -178,8 +181,8 @@ def _functions(key: str, given: Sequence[Transform] | Transform | None) -> list[
 def _read(key: str, path: str, image: str, target: str, group: str | None) -> dict[str, Files]:
     """Return the images of a path by split; if the path has no splits, all images are under "train"."""
     place = Path(path).expanduser() if isinstance(path, str | Path) and str(path) else None
-    if place is None or not place.exists():
-        hint = "" if place is None else "This file or folder does not exist."
+    if place is None or not (is_folder(place) or is_file(place)):
+        hint = "" if place is None else f"{str(place.absolute())!r} does not exist."
         others = [] if place is None else neighbors(path, _is_source)
         raise ConfigError(key, path, _ACCEPTED, options=others, hint=hint)
     if place.is_file():
@@ -188,11 +191,12 @@ def _read(key: str, path: str, image: str, target: str, group: str | None) -> di
         raise ConfigError("group", group, "null for a folder: only a table of paths can have a column of groups")
     inside = {folder.name: folder for folder in _folders(place)}
     if inside.keys() == {"train"} or sum(name.lower() in _SPLITS for name in inside) > 1:
-        others = [f"{name}/" for name in inside if name not in SPLITS]
+        if key != "path":
+            raise _not_alone(key, place, [*inside])
+        others = [name for name in inside if name not in SPLITS]
         if others or "train" not in inside:
             accepted = "a folder that contains train/, and optionally val/ and test/, but no other folder"
-            names = ", ".join(others[:3] + ["…"] * (len(others) > 3))
-            held = f"It contains {names}." if others else "It has no train/."
+            held = f"It contains {_shortened(others)}." if others else "It has no train/."
             own = "data.path, data.val_path and data.test_path"
             hint = f"{held} Rename or move folders, or set {own} to those of the splits."
             raise ConfigError(key, str(place), accepted, hint=hint)
@@ -206,15 +210,19 @@ def _read_alone(key: str, path: str, image: str, target: str) -> Files:
     Raises:
         ConfigError: the path is a folder of splits.
     """
-    found = _read(key, path, image, target, None)
-    place = Path(path).expanduser()
-    inside = [folder.name for folder in _folders(place)] if place.is_dir() else []
-    if len(found) > 1 or inside == ["train"]:
-        own = place / key.removesuffix("_path")
-        meant = str(own) if own.is_dir() else "the path of the folder of one split"
-        hint = f"It contains {', '.join(f'{split}/' for split in inside)}. Set data.{key} to {meant}."
-        raise ConfigError(key, str(path), "a folder with one subfolder of images per class, without splits", hint=hint)
-    return found["train"]
+    return _read(key, path, image, target, None)["train"]
+
+
+def _not_alone(key: str, place: Path, inside: list[str]) -> ConfigError:
+    """Return the error for a folder of splits where the folder of one split is expected."""
+    own = place / key.removesuffix("_path")
+    meant = str(own) if own.is_dir() else "the path of the folder of one split"
+    hint = f"It contains {_shortened(inside)}. Set data.{key} to {meant}."
+    return ConfigError(key, str(place), "a folder with one subfolder of images per class, without splits", hint=hint)
+
+
+def _shortened(folders: list[str]) -> str:
+    return ", ".join([f"{name}/" for name in folders[:3]] + ["…"] * (len(folders) > 3))
 
 
 def _of_folder(key: str, folder: Path) -> Files:
@@ -245,13 +253,15 @@ def _of_table(key: str, file: Path, image: str, target: str, group: str | None) 
     frame.columns = columns
     for argument, name in (("image", image), ("target", target), ("group", group)):
         if name is not None and name not in columns:
-            raise ConfigError(
-                argument, name, f"one of the columns of {file.name}: {', '.join(columns)}", options=columns
-            )
+            held = f"one of the columns of {file.name}: {', '.join(columns)}"
+            held += ", or null" if argument == "group" else ""
+            raise ConfigError(argument, name, held, options=columns)
     paths = [str(file.parent / str(path)) for path in frame[image]]
     for path in paths:
         if not Path(path).is_file():
-            accepted = f"paths of existing images in the column {image!r}, relative to the folder of {file.name}"
+            accepted = (
+                f"paths of existing images in the column {image!r}, absolute or relative to the folder of {file.name}"
+            )
             raise ConfigError("image", path, accepted)
     if not paths:
         raise ConfigError(key, str(file), "a table with at least one image")
