@@ -128,5 +128,7 @@ def test_more_folds_than_samples_or_groups() -> None:
         split_rows(3, {}, 0, fold=Fold(0, 4))
     with pytest.raises(ConfigError, match="at most 2, the number of groups"):
         split_rows(6, {}, 0, groups=np.array([0, 0, 0, 1, 1, 1]), fold=Fold(0, 3))
+    with pytest.raises(ConfigError, match="null, because there is only 1 group outside the test split"):
+        split_rows(6, {}, 0, groups=np.zeros(6, int), fold=Fold(0, 2))
     with pytest.raises(ConfigError, match="that leaves training groups: the data has 1 group,"):
         split_rows(6, {"val": 0.2}, 0, groups=np.zeros(6, int))

@@ -22,9 +22,8 @@ def fractions(val_fraction: object, test_fraction: object) -> dict[str, float]:
         for split, given in (("val", val_fraction), ("test", test_fraction))
     }
     if sum(shares.values()) >= 1:
-        raise ConfigError(
-            "val_fraction", val_fraction, f"less than {1 - shares['test']:g}, so that samples remain for training"
-        )
+        left = f"less than {1 - shares['test']:g}, because data.test_fraction is {shares['test']:g}"
+        raise ConfigError("val_fraction", val_fraction, f"{left} and samples must remain for training")
     return shares
 
 
@@ -101,7 +100,7 @@ def split_rows(
         rows[split], rest = np.sort(rest[taken]), rest[~taken]
     if fold is not None:
         if fold.of > len(rest):
-            raise ConfigError("folds", fold.of, f"at most {len(rest)}, the number of samples outside the test split")
+            raise ConfigError("folds", fold.of, _at_most("sample", len(rest)))
         own = np.arange(len(rest)) % fold.of == fold.number
         rows["val"], rest = np.sort(rest[own]), rest[~own]
     rows["train"] = np.sort(rest)
@@ -125,7 +124,7 @@ def _split_groups(
         chosen[split], rest = rest[:count], rest[count:]
     if fold is not None:
         if fold.of > len(rest):
-            raise ConfigError("folds", fold.of, f"at most {len(rest)}, the number of groups outside the test split")
+            raise ConfigError("folds", fold.of, _at_most("group", len(rest)))
         # Each group, the largest first, goes into the fold that is smallest so far (as in scikit-learn's GroupKFold).
         filled, place = np.zeros(fold.of, np.int64), np.zeros(len(rest), np.int64)
         for index in np.argsort(-sizes[rest], kind="stable"):
@@ -134,6 +133,13 @@ def _split_groups(
         chosen["val"], rest = rest[place == fold.number], rest[place != fold.number]
     chosen["train"] = rest
     return {split: np.flatnonzero(np.isin(groups, own)) for split, own in chosen.items()}
+
+
+def _at_most(one: str, count: int) -> str:
+    """Describe the accepted numbers of folds for this number of samples or groups outside the test split."""
+    if count < 2:
+        return f"null, because there is only 1 {one} outside the test split"
+    return f"at most {count}, the number of {one}s outside the test split"
 
 
 def _leaves(one: str, count: int) -> str:
