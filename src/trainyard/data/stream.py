@@ -82,6 +82,9 @@ class Stream(Data):
         if first is None:
             raise ConfigError("shards", shards, "shards with at least one row")
         table = read_shard("shards", first, self.columns, self.classes)
+        every = [file for files in self.shards.values() for file in files]
+        if table.names is not None and not any(file.lower().endswith(".npz") for file in every):
+            self.columns = self.columns._replace(features=table.names)  # the same columns, in this order, in each shard
         self.spec = dict(input_spec(table.x.shape[1:]))
         if self.classes is None:
             self.spec |= {"out_features": 1 if table.y.ndim == 1 else table.y.shape[1], "loss": dict(REGRESSION_LOSS)}
@@ -208,15 +211,17 @@ def read_shard(key: str, path: str, columns: Columns, classes: int | None) -> Ta
         raise ConfigError(key, path, f"rows without missing values; {where} has a missing value")
     if classes is None:
         if table.y.dtype.kind not in "biuf":
-            raise ConfigError("target", table.y.dtype.name, "numbers, because num_classes=null selects regression")
+            hint = "For classification, number the classes from 0, and set data.num_classes."
+            accepted = f"numbers in {path}, because data.num_classes=null selects regression"
+            raise ConfigError("target", "strings", accepted, hint=hint)
         return table._replace(y=table.y.astype(np.float32))
     if table.y.dtype.kind not in "biu" or table.y.ndim != 1 or table.y.min() < 0 or table.y.max() >= classes:
-        given = table.y.dtype.name
+        given = "strings"
         if table.y.ndim != 1:
             given = f"{table.y.shape[1]} targets per row"
         elif table.y.dtype.kind in "biuf":
             given = f"{given} from {table.y.min()} to {table.y.max()}"
-        accepted = f"one class per row, an integer from 0 to {classes - 1} (num_classes), in {path}"
+        accepted = f"one class per row, an integer from 0 to {classes - 1} (data.num_classes), in {path}"
         raise ConfigError("target", given, accepted)
     return table._replace(y=table.y.astype(np.int64))
 
@@ -253,7 +258,8 @@ def _rows(key: str, path: str) -> int:
                 shape: Any = read(member)[0]
                 return int(shape[0])
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error) as error:
-        hint = f"Reading the file failed: {str(error).rstrip('.')}."
+        reason = str(error.args[0] if isinstance(error, KeyError) else error)  # str() of a KeyError quotes its text
+        hint = f"Reading the file failed: {reason.rstrip('.')}."
         accepted = f"a readable {suffix} file{' with the arrays x and y' if suffix == '.npz' else ''}"
         raise ConfigError(key, path, accepted, hint=hint) from error
     return len(read_frame(key, Path(path)))
