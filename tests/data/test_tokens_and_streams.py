@@ -79,6 +79,11 @@ def test_what_is_no_file_of_tokens(tokens: dict[str, Any], tmp_path: Path) -> No
     refused(Tokens, "path", "the train part has 1 token", one, val_fraction=0, test_fraction=0)
     (tmp_path / "odd.bin").write_bytes(b"abc")
     refused(Tokens, "path", "The file has 3 bytes", str(tmp_path / "odd.bin"))
+    (tmp_path / "odd.bin").write_bytes(b"")
+    told = r"numbers of 1 byte each \(data.dtype=uint8\)"
+    refused(Tokens, "path", told, str(tmp_path / "odd.bin"), dtype="uint8")
+    np.save(tmp_path / "swapped.npy", IDS.astype(">i4"))
+    refused(Tokens, "path", "in the byte order of this machine, not >i4", str(tmp_path / "swapped.npy"))
     np.save(tmp_path / "floats.npy", np.zeros(9))
     refused(Tokens, "path", "one-dimensional array of integers", str(tmp_path / "floats.npy"))
     np.save(tmp_path / "empty.npy", np.zeros(0, dtype=np.uint16))
@@ -197,6 +202,21 @@ def test_what_is_no_stream(tmp_path: Path) -> None:
     refused(Stream, "features", "must be numbers", str(tmp_path / "texts.csv"), target="y", num_classes=2)
     (tmp_path / "0.npz").write_bytes(b"broken")
     refused(Stream, "shards", "Reading the file failed", pattern, num_classes=3)
+
+
+def test_each_shard_serves_the_columns_of_the_first(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0], "y": [0, 1]})
+    frame.to_csv(tmp_path / "0.csv", index=False)
+    frame[["b", "y", "a"]].assign(c=5.0).to_csv(tmp_path / "1.csv", index=False)
+    data = Stream(str(tmp_path / "*.csv"), target="y", num_classes=2, shuffle=False)
+    (batch,) = data.loader("train", seed=0, device=CPU).batches()
+    assert batch[0].tolist() == [[1.0, 3.0], [2.0, 4.0]] * 2
+    texts = str(tmp_path / "texts.npz")
+    np.savez(texts, x=frame[["a"]].to_numpy(), y=np.array(["no", "yes"]))
+    refused(Stream, "target", "'strings' is invalid. Expected numbers in .*, because data.num_classes=null", texts)
+    refused(Stream, "target", "'strings' is invalid. Expected one class per row", texts, num_classes=2)
+    np.savez(texts, X=frame[["a"]].to_numpy())
+    refused(Stream, "shards", "failed: There is no item named 'x.npy'", texts)
 
 
 MODEL = {

@@ -15,7 +15,7 @@ from trainyard.data.base import SPLITS
 from trainyard.data.split import fractions
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.data.text import WindowLoader, check_part
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "uint32", "int64")
 
@@ -145,11 +145,17 @@ def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
                 f"a one-dimensional array of integers ({', '.join(DTYPES)}), not {tokens.dtype} {list(tokens.shape)}"
             )
             raise ConfigError(key, str(path), accepted)
+        if not tokens.dtype.isnative:
+            hint = "Convert it: numpy.save(path, tokens.astype(tokens.dtype.newbyteorder('=')))."
+            raise ConfigError(
+                key, str(path), f"tokens in the byte order of this machine, not {tokens.dtype}", hint=hint
+            )
         if not tokens.size:
             raise ConfigError(key, str(path), "a file with at least one token", hint="The array is empty.")
         return tokens
     size, width = file.stat().st_size, np.dtype(dtype).itemsize
     if size % width or not size:
-        hint = f"The file has {size} bytes."
-        raise ConfigError(key, str(path), f"a file of numbers of {width} bytes each (data.dtype={dtype})", hint=hint)
+        hint = f"The file has {counted(size, 'byte')}."
+        accepted = f"a file of numbers of {counted(width, 'byte')} each (data.dtype={dtype})"
+        raise ConfigError(key, str(path), accepted, hint=hint)
     return np.memmap(file, dtype=dtype, mode="c")
