@@ -153,7 +153,7 @@ def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
     except (RuntimeError, OSError) as error:
         accepted = f"a folder with the files of {name}"
         hint = f"{str(error).rstrip('.')}."
-        if download:
+        if which.get("download"):
             accepted += ", or one to which they can be downloaded"
             hint = f"Loading or downloading the files failed: {hint}"
         elif "download" in accepts:
