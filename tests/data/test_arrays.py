@@ -199,6 +199,25 @@ def refused(key: Any, match: Any, *args: Any, **kwargs: Any) -> None:
     assert caught.value.key == key
 
 
+def test_wrong_targets_are_named_by_their_own_file(save: Any, tmp_path: Path) -> None:
+    cube = np.zeros((len(X), 2, 2))
+    x, y = str(tmp_path / "x.npy"), str(tmp_path / "targets.npy")
+    np.save(x, X)
+    np.save(y, cube)
+    refused("target", r"targets\.npy' is invalid. Expected targets \[N\] or \[N, D\] of numbers or strings, not", x, y)
+    np.save(y, np.full(len(X), np.nan))
+    refused("target", r"targets\.npy' is invalid. Expected finite targets within", x, y)
+    told = r"'label' is invalid. Expected targets .* or strings in .*set\.npz, not float64"
+    refused("target", told, save("set.npz", x=X, label=cube), "label")
+    text = tmp_path / "text.npz"
+    text.write_text("no archive")
+    refused("path", "strings. Reading the file failed: The content is neither in the .npy nor", str(text))
+    other = str(tmp_path / "data.txt")
+    Path(other).write_text("")
+    refused("path", "ends in one of .npz, .npy, .csv, .parquet", other)
+    refused("val_path", "ends in one of .npz, .csv, .parquet", save("set.npz", x=X, y=LABELS), val_path=other)
+
+
 def test_missing_files(save: Any, tmp_path: Path) -> None:
     path = save("iris.npz", x=X, y=LABELS)
     refused("path", r"Did you mean '.*iris\.npz'", path.replace("iris", "irsi"))

@@ -119,6 +119,24 @@ def refused(key: str, match: str, *args: Any, **kwargs: Any) -> None:
     assert caught.value.key == key
 
 
+def test_a_table_of_test_data_with_other_columns(tmp_path: Path) -> None:
+    frame = FRAME.drop(columns="town").fillna(1.0)
+    given = {"path": saved(frame, tmp_path / "table.csv"), "target": "price"}
+    texts = saved(frame.astype({"age": object}).replace({"age": {50.0: "?"}}), tmp_path / "texts.csv")
+    told = r"a table with numbers in the column 'age', as in the training data; line 5 of .*texts.csv contains '\?'\."
+    refused("test_path", told, **given, test_path=texts)
+    for name in ("size", "price"):
+        other = saved(frame.drop(columns=name), tmp_path / "other.csv")
+        told = (
+            rf"other.csv' is invalid\. Expected a table with the columns of data.path; the column '{name}' is missing"
+        )
+        refused("test_path", told, **given, test_path=other)
+        refused("val_path.easy", told, **given, val_path={"easy": other})
+    refused(
+        "path", "a column of inputs; its only columns are price", saved(frame[["price"]], tmp_path / "a.csv"), "price"
+    )
+
+
 def test_what_a_table_cannot_have(path: str, tmp_path: Path) -> None:
     refused("features", r"data\.missing=mean", path, "price")
     refused("features", r"data\.max_categories=3\. .* data=hf", path, "price", missing="mean", max_categories=2)

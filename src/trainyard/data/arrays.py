@@ -16,6 +16,7 @@ from trainyard.data.fitting import MISSING, fit, refuse_gaps, width
 from trainyard.data.split import Rows, fold_of, fractions, split_rows
 from trainyard.data.tables import Columns, Table, Target, read_tables
 from trainyard.errors import ConfigError
+from trainyard.models.table_encoder import row_name
 
 TASKS = ("auto", "classification", "regression")
 MOST_CLASSES = 100
@@ -220,6 +221,26 @@ def _check_alike(tables: dict[str, Table], separate: Mapping[str, Any]) -> None:
         kinds = [_kind(y) for y in (table.y, train.y)]
         if kinds[0] != kinds[1]:
             raise ConfigError(key, kinds[0], f"targets{where} that are {kinds[1]}, as in the training split")
+        for index in sorted(table.texts.keys() - train.texts.keys()):
+            key, file = separate[split]
+            _refuse_texts(key, file, table, index)
+
+
+def _refuse_texts(key: str, file: str, table: Table, index: int) -> None:
+    """Raise a ConfigError: a column of numbers of the training data contains texts in this table."""
+    texts = table.texts[index]
+    row = next((row for row, text in enumerate(texts) if text is not None and not _is_number(text)), 0)
+    where = f"{row_name(row, file, len(texts))} contains {texts[row]!r}"
+    name = (table.names or [])[index]
+    raise ConfigError(key, file, f"a table with numbers in the column {name!r}, as in the training data; {where}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _key(split: str) -> str:

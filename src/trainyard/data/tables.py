@@ -68,7 +68,7 @@ class Columns(NamedTuple):
             target = strings("target", target, other="a string, or null")
         if group is not None and not isinstance(group, str):
             raise ConfigError("group", group, "a string, or null")
-        chosen = None if features is None else strings("features", features, other="null for all columns")
+        chosen = None if features is None else strings("features", features, other="null")
         return cls(target, chosen, strings("categories", categories), group)
 
 
@@ -86,7 +86,8 @@ def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
     file = existing_file(key, path)
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ConfigError(key, str(path), f"a file whose name ends in one of {', '.join(SUFFIXES)}")
+        suffixes = [each for each in SUFFIXES if key == "path" or each != ".npy"]
+        raise ConfigError(key, str(path), f"a file whose name ends in one of {', '.join(suffixes)}")
     if suffix in (".csv", ".parquet"):
         return {"train": _read_columns(key, str(path), read_frame(key, file), chosen)}
     for name, columns, empty in (("features", chosen.features, "null"), ("categories", chosen.categories, "[]")):
@@ -98,7 +99,7 @@ def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
     if chosen.group is not None:
         raise ConfigError("group", chosen.group, "null for an .npy file: an .npz file can contain the groups")
     arrays = _array(key, file), _array("target", existing_file("target", chosen.target))
-    return {"train": _checked(key, str(path), *arrays)}
+    return {"train": _checked(key, str(path), *arrays, str(chosen.target))}
 
 
 def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Table]:
@@ -121,7 +122,7 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
                     options=names,
                     hint=_held(arrays),
                 )
-            tables[split] = _checked(key, path, arrays[x], arrays[y])
+            tables[split] = _checked(key, path, arrays[x], arrays[y], y, f" in {path}")
             if chosen.group is not None and split == "train":
                 name = chosen.group if x == "x" else f"{chosen.group}_{split}"
                 if name not in arrays:
@@ -161,7 +162,15 @@ def _load(key: str, file: Path) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]
             return dict(loaded)
     except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
         hint = f"Reading the file failed: {str(error).rstrip('.')}."
+        if "allow_pickle=" in str(error) and not _is_numpy(file):
+            hint = "Reading the file failed: The content is neither in the .npy nor in the .npz format."
         raise ConfigError(key, str(file), "a file of arrays of numbers or strings", hint=hint) from error
+
+
+def _is_numpy(file: Path) -> bool:
+    """Return whether a file starts as an array or an archive of arrays."""
+    with file.open("rb") as opened:
+        return opened.read(6).startswith((b"\x93NUMPY", b"PK"))
 
 
 def _read_columns(key: str, path: str, frame: pd.DataFrame, chosen: Columns) -> Table:
@@ -180,10 +189,17 @@ def _read_columns(key: str, path: str, frame: pd.DataFrame, chosen: Columns) -> 
     rest = [name for name in columns if name not in (*targets, *group)]
     inputs = rest if chosen.features is None else list(chosen.features)
     for argument, names in (("target", targets), ("features", inputs), ("group", group)):
+        if not names and argument == "features" and chosen.features is None:
+            accepted = f"a table with a column of inputs; its only columns are {', '.join(columns)}"
+            raise ConfigError(key, path, accepted)
         if not names and argument != "group":
             raise ConfigError(argument, names, "at least one column")
         for name in names:
             if name not in columns:
+                if key.startswith(("val_path", "test_path")):
+                    hint = f"The columns are {', '.join(columns)}."
+                    accepted = f"a table with the columns of data.path; the column {name!r} is missing"
+                    raise ConfigError(key, path, accepted, hint=hint)
                 accepted = f"one of the columns of {path}: {', '.join(columns)}"
                 raise ConfigError(argument, name, accepted, options=columns)
     for name in chosen.categories:
@@ -270,7 +286,18 @@ def target_column(name: str, column: pd.Series, file: str) -> npt.NDArray[Any]:
     return values
 
 
-def _checked(key: str, path: str, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Table:
+def _checked(key: str, path: str, x: npt.NDArray[Any], y: npt.NDArray[Any], target: str = "", where: str = "") -> Table:
+    """Return the table of inputs and targets.
+
+    Args:
+        key, path: the argument that names the file of the inputs, and the file.
+        x, y: the inputs and the targets.
+        target: the name of the targets, for messages: their file, or the key in an archive.
+        where: the file of the targets, for messages, if `target` does not name it.
+
+    Raises:
+        ConfigError: the arrays are not such inputs and targets.
+    """
     if x.dtype.kind not in "biuf":
         raise ConfigError(key, path, f"inputs that are numbers, not {x.dtype}")
     if x.ndim == 1:
@@ -280,13 +307,15 @@ def _checked(key: str, path: str, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> T
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.dtype.kind not in "biufUS" or y.ndim not in (1, 2):
-        raise ConfigError("target", path, f"targets [N] or [N, D] of numbers or strings, not {y.dtype} {list(y.shape)}")
+        accepted = f"targets [N] or [N, D] of numbers or strings{where}, not {y.dtype} {list(y.shape)}"
+        raise ConfigError("target", target, accepted)
     if len(x) != len(y):
         counts = f"{counted(len(y), 'target')} for {counted(len(x), 'input')}"
         raise ConfigError(key, path, f"as many targets as inputs, not {counts}")
-    for argument, array, what in ((key, x, "inputs"), ("target", y, "targets")):
+    named = ((key, path, x, "inputs"), ("target", target, y, f"targets{where}"))
+    for argument, given, array, what in named:
         if (place := unfit(array, gaps=array is x)) is not None:
-            where = row_name(place[0], column=place[1] if array.ndim == 2 else None)
-            accepted = f"finite {what} within the range of float32; {where} {what_is(array[place])}"
-            raise ConfigError(argument, path, accepted)
+            row = row_name(place[0], column=place[1] if array.ndim == 2 else None)
+            accepted = f"finite {what} within the range of float32; {row} {what_is(array[place])}"
+            raise ConfigError(argument, given, accepted)
     return Table(np.ascontiguousarray(x, dtype=np.float32), y, {}, None)
