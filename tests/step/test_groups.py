@@ -20,10 +20,10 @@ from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.errors import ConfigError
 from trainyard.fused.runner import FusedRunner
-from trainyard.hooks import Hook, Logger
+from trainyard.hooks import Checkpoint, Hook, Logger
 from trainyard.metrics import CrossEntropy
 from trainyard.models import BaseModel
-from trainyard.runner import EpochBasedTrainLoop, Runner
+from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from trainyard.step.cuda_graph.captured_step import CapturedStep
 from trainyard.track import read
 
@@ -244,12 +244,44 @@ def test_a_captured_step_weighs_as_the_step_does(count: bool) -> None:
 
 @pytest.mark.parametrize("count", [True, False], ids=["items", "samples"])
 def test_a_group_that_is_interrupted_is_continued(tmp_path: Path, count: bool) -> None:
-    for name, hooks in (("whole", {}), ("cut", {"end": InterruptAt(5)}), ("cut", {})):
+    for name, hooks in (("whole", {}), ("cut", {"end": InterruptAt(5), "save": Checkpoint()}), ("cut", {})):
         runner = trained(Tokens(count), SIZE, 4, hooks=hooks, work_dir=tmp_path / name, resume=True)
         if name == "whole":
             expected = runner.model.state_dict()
     assert runner.iter == 18
+    assert list((tmp_path / "cut" / "checkpoints").glob("iter_*5.pt"))
     same(runner.model.state_dict(), expected)
+
+
+@pytest.mark.parametrize("other", [1, 2, 8])
+def test_another_length_within_a_group_is_refused(tmp_path: Path, other: int) -> None:
+    trained(Tokens(), SIZE, 4, hooks={"end": InterruptAt(2), "save": Checkpoint()}, work_dir=tmp_path)
+    said = rf"^accumulate: {other} is invalid. Expected 4, the value of the checkpoint, which was saved within a group"
+    with pytest.raises(ConfigError, match=said):
+        trained(Tokens(), SIZE, other, work_dir=tmp_path, resume=True)
+    config = {
+        "device": "cpu",
+        "model": {"_target_": Tokens},
+        "data": Sequences(SIZE),
+        "optim": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.2, "momentum": 0.9},
+        "loop": {"_target_": EpochBasedTrainLoop, "max_epochs": 3},
+        "hook": {},
+        "accumulate": other,
+        "resume": str(next((tmp_path / "checkpoints").glob("*.pt"))),
+    }
+    with pytest.raises(ConfigError, match=said):
+        FusedRunner([config | {"seed": seed} for seed in range(2)]).train()
+
+
+@pytest.mark.parametrize("count", [True, False], ids=["items", "samples"])
+@pytest.mark.parametrize("before", [2, 4])
+def test_a_group_starts_where_no_gradients_are_pending(tmp_path: Path, before: int, count: bool) -> None:
+    """After two iterations, the groups are those of `accumulate=2`."""
+    for length, accumulate in ((2, before), (6, 4)):
+        more = {"loop": IterBasedTrainLoop(length), "hooks": {"save": Checkpoint()}}
+        runner = trained(Tokens(count), SIZE, accumulate, **more, work_dir=tmp_path, resume=True)
+    assert runner.iter == 6
+    close(runner.model, trained(Tokens(count), SIZE, 2, loop=IterBasedTrainLoop(6)).model)
 
 
 class Losses(Hook):

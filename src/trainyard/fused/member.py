@@ -210,6 +210,7 @@ class StackMember(Member):
 
     def load_step_state(self, state: dict[str, Any]) -> None:
         step, index = self._stack.step, self.index
+        step.check_group(state)
         of_member = getattr(step.precision, "load_member_state_dict", None)
         if of_member:
             of_member(index, state["precision"])

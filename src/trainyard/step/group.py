@@ -55,6 +55,7 @@ class GroupWeights:
 
     def __init__(self) -> None:
         self.size = 0
+        self._starts = False
         self._unit: float | Tensor | None = None
         self._sum: float | Tensor = 0.0
 
@@ -68,6 +69,8 @@ class GroupWeights:
             within: its number within the group, from 0.
             size: the expected number of batches in the group.
         """
+        within = 0 if self._starts else within
+        self._starts = False
         begins = within == 0 or self._unit is None
         if begins:
             self.size = size
@@ -78,6 +81,10 @@ class GroupWeights:
         self._sum += items
         assert self._unit is not None
         return None if items == self._unit else items / self._unit
+
+    def start(self) -> None:
+        """Let the next batch start a group, at any position: no gradients of the batches before it are pending."""
+        self._starts = True
 
     def correction(self) -> Weight:
         """Return the factor of the gradients after the last batch."""

@@ -15,6 +15,7 @@ from trainyard.batch import ITEMS
 from trainyard.checks import choice, integer
 from trainyard.data import Batch, Loader
 from trainyard.distributed.shares import like
+from trainyard.errors import ConfigError
 from trainyard.models.base import LOGGED, not_one_number, total_loss
 from trainyard.optim.without_dynamo import UnwrappedStep
 from trainyard.step.clip import NoClip
@@ -158,7 +159,28 @@ class Step:
         return {"precision": self.precision.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.check_group(state)
         self.precision.load_state_dict(state["precision"])
+
+    def check_group(self, state: Mapping[str, Any]) -> None:
+        """Check that this step can continue the group of a saved state, if gradients are pending there.
+
+        Raises:
+            ConfigError: the group has another number of batches.
+        """
+        if state.get("gradients") is None:
+            return
+        saved = (state.get("group") or {}).get("accumulate")  # unknown in a checkpoint of an earlier version
+        if saved != self.accumulate and (saved is not None or self.accumulate == 1):
+            number = "the value" if saved is None else f"{saved}, the value"
+            ends = "" if saved is None else f", or with loop=iter at a multiple of {saved} iterations"
+            raise ConfigError(
+                "accumulate",
+                self.accumulate,
+                f"{number} of the checkpoint, which was saved within a group of batches",
+                hint="To change accumulate, resume from a checkpoint that was saved at the end of a group: at the end "
+                f"of an epoch{ends}.",
+            )
 
 
 class AccumulatedStep(Step):
@@ -250,6 +272,7 @@ class AccumulatedStep(Step):
         """Return how batches are weighted, and the state of the group, if one is pending (in a stack, of a member)."""
         return {
             "by": self.by,
+            "accumulate": self.accumulate,
             "samples": self.by_samples.state_dict() if pending else None,
             "items": self.by_items.state_dict(member) if pending else None,
         }
@@ -261,6 +284,9 @@ class AccumulatedStep(Step):
         A run that started with equal weights of all batches continues with equal weights.
         """
         group = state.get("group")
+        if state.get("gradients") is None:
+            self.by_samples.start()
+            self.by_items.start()
         if group is not None and group["by"] == self.by:
             device = self.parameters[0].device
             self.by_samples.load_state_dict(group["samples"], device)
