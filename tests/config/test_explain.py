@@ -69,6 +69,7 @@ def told(*overrides: Any) -> Any:
         (["freeze.a=1"], "freeze.a: freeze is null and has no keys. To change it, use freeze=…"),
         (["optim.betas.a=1"], "optim.betas.a: optim.betas is a list and has no keys. To change it, use optim.betas=…"),
         (["~optim.betas.0"], "optim.betas.0: optim.betas is a list and has no keys."),
+        (["data=null"], "To select none, pass '~data'."),
         (["experiment=null"], "To select none, pass '~experiment'."),
         (["hook=null"], "To select none, use hook=[]."),
         (["+note=a,b"], "A list is +note=[a,b]; a string is '+note=\"a,b\"'."),

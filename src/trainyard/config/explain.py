@@ -41,7 +41,7 @@ SWEEPER = "hydra/sweeper"
 PLUGINS = ("hydra.sweeper", "hydra.launcher")
 _COMPOSITION = ("hydra._internal.config_repository", "trainyard.sweep.compose")
 """Modules that read configs."""
-OPTIONAL = ("experiment", "metric")
+OPTIONAL = ("data", "experiment", "metric")
 """Groups without which a config works."""
 _EMPTY = "_dummy_empty_config_"  # among the primary configs of Hydra
 SYNONYMS = {
