@@ -47,7 +47,7 @@ def continuation(directory: Path, *, recorded: bool) -> str:
         recorded: whether this directory contains what `trainyard sweep resume` needs.
     """
     if not recorded:
-        return f"use the same command with {shell_override('hydra.sweep.dir', directory.absolute())}"
+        return f"use the same command with {shell_override('hydra.sweep.dir', directory)}"
     return f"run `trainyard sweep resume {shell_path(directory)}`"
 
 

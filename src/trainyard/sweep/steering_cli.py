@@ -74,7 +74,7 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
     if head is None and not is_run(directory):
         state.read_on()
         if command.id not in state.answers:
-            how = continuation(directory, recorded=state.has_file)
+            how = continuation(directory.absolute(), recorded=state.has_file)
             return (
                 "No process is running this sweep. The command will be executed when the sweep continues. To continue "
                 f"the sweep, {how}."
