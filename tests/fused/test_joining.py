@@ -198,6 +198,10 @@ def test_lanes_of_a_part_of_the_data(tmp_path: Path, limit: Config) -> None:
 def test_lanes_that_repeat_a_few_batches_are_refused() -> None:
     with pytest.raises(Unfusable, match="the val batches are in a different order for each member"):
         FusedRunner([config(seed, 1 + seed, overfit=2) for seed in range(2)]).train()
+    alike = [config(0, epochs, overfit=2) for epochs in (1, 2)]
+    with pytest.raises(PlacesDiffer, match="overfit validates on the batches of one epoch"):
+        FusedRunner(alike, feed=LaneQueue([])).prepare()
+    FusedRunner(alike).train()
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

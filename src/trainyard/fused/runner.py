@@ -18,7 +18,7 @@ from trainyard import rng_state
 from trainyard.batch import samples, samples_of_each
 from trainyard.config.compiling import compile_arguments
 from trainyard.data import Loader
-from trainyard.errors import Unfusable
+from trainyard.errors import PlacesDiffer, Unfusable
 from trainyard.fused.clock import LaneClock
 from trainyard.fused.cut import Cut
 from trainyard.fused.feed import Feed
@@ -261,6 +261,8 @@ class FusedRunner(Runner):
     def loader(self, split: str) -> Loader:
         loader = super().loader(split)
         if split != "train" and getattr(loader, "stacked", False):
+            if len({member.seed for member in self.members}) == 1:
+                raise PlacesDiffer("overfit validates on the batches of one epoch, in one order for all members")
             raise Unfusable(f"the {split} batches are in a different order for each member")
         return loader
 
