@@ -108,6 +108,46 @@ def test_a_value_that_a_stack_would_take_from_the_first_member(holder: str) -> N
     assert "register_buffer" in (fit.reason or "")
 
 
+class Counting(BaseModel):
+    """Scales its outputs by the number of its calls."""
+
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.calls: Any = 0
+        if buffer:
+            del self.calls
+            self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor, y: Tensor | None = None, mode: str = "tensor") -> Any:
+        self.calls += 1
+        out = self.layer(x.flatten(1)) * self.calls
+        return {"loss": F.cross_entropy(out, y)} if mode == "loss" else out
+
+
+def test_a_counter_must_be_a_buffer() -> None:
+    with pytest.raises(Unfusable, match="probably, a value outside of parameters and buffers differs"):
+        FusedRunner([config(0, Counting, buffer=False) for _ in range(2)]).prepare()
+    FusedRunner([config(0, Counting, buffer=True) for _ in range(2)]).prepare()
+
+
+class Sparse(BaseModel):
+    """Has an embedding with a sparse gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(17, 10, sparse=True)
+
+    def forward(self, x: Tensor, y: Tensor | None = None, mode: str = "tensor") -> Any:
+        out = self.table(x.flatten(1).long().clamp(0, 16)).sum(1)
+        return {"loss": F.cross_entropy(out, y)} if mode == "loss" else out
+
+
+def test_a_sparse_gradient_is_named() -> None:
+    reason = probe([config(seed, Sparse) for seed in range(2)], 2).reason
+    assert reason == "the gradient of table.weight is sparse, which is not supported in a stack: use sparse=False"
+
+
 def test_a_mask_in_a_buffer_is_a_members_own() -> None:
     stack = FusedRunner([config(seed, Masked, holder="buffer") for seed in range(2)])
     together = stack.train()

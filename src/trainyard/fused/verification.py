@@ -35,8 +35,8 @@ SHARE = 0.01
 """Maximum fraction of the training time for comparisons after the first one."""
 
 REMEDY = (
-    "the models have different values outside of parameters and buffers, such as a mask in a dict or in a "
-    "closure; use register_buffer for such tensors"
+    "probably, a value outside of parameters and buffers differs between the models or changes in each step, such as a "
+    "mask in a dict or a counter; use register_buffer for such values"
 )
 
 
@@ -156,11 +156,19 @@ def _outcome(
     stacked: bool,
 ) -> _Outcome:
     """Return the results of `train` for a batch, and of `predict` for a batch that all members share; buffers are not
-    changed."""
+    changed.
+
+    Raises:
+        Unfusable: a gradient is sparse.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     losses = train(batch)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = list(named.values())
     gradients = torch.autograd.grad(total_loss(losses, stacked=stacked).sum(), parameters, allow_unused=True)
+    for name, gradient in zip(named, gradients, strict=True):
+        if gradient is not None and gradient.layout is not torch.strided:
+            raise Unfusable(f"the gradient of {name} is sparse, which is not supported in a stack: use sparse=False")
     with torch.no_grad():
         predictions = [leaf for leaf in _tensors(predict(shared)) if leaf.is_floating_point()]
         for buffer, before in buffers:
