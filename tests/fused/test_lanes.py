@@ -420,6 +420,10 @@ class Custom(BaseModel):
                 logits = logits + F.fractional_max_pool2d_with_indices(x.view(-1, 2, 3), 2, output_size=1)[0].mean()
             case "shared":
                 logits = logits + torch.zeros(3).normal_()
+            case "shared sum":
+                total = torch.zeros(3)
+                total += logits.mean(0)
+                logits = logits + total
             case "no rule":
                 logits = self.activation(logits)
             case "no setup":
@@ -441,6 +445,7 @@ class Packed(Custom):
     [
         ("generator", "the model draws from its own torch.Generator, .*Omit the argument `generator`"),
         ("shared", "the model changes a tensor in place that all members share, .*torch.rand_like"),
+        ("shared sum", "the model changes a tensor in place that all members share, .*torch.rand_like"),
         ("no rule", r"torch.vmap has no rule for aten::rrelu: .* \(layer activation, a RReLU; test_lanes.py"),
         ("no setup", "a torch.autograd.Function without setup_context cannot be stacked .*Beta and Dirichlet"),
         ("packed", r"a recurrent layer uses packed sequences, .*use padded sequences.* \(layer rnn, a GRU\)"),

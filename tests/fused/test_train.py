@@ -379,7 +379,7 @@ class Named(MLP):
     ("model", "reason"),
     [
         ({"_target_": Leaky}, "torch.vmap has no rule for aten::rrelu: to stack the jobs, use another operation"),
-        ({"_target_": Named, "in_features": 64, "num_classes": 10}, "the model returns a str in addition to tensors"),
+        ({"_target_": Named, "in_features": 64, "num_classes": 10}, "the model returns a value of the type str: "),
     ],
 )
 def test_a_probe_says_what_to_change(model: Any, reason: str) -> None:

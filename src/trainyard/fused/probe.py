@@ -39,12 +39,15 @@ OF_VMAP = (
     (
         re.compile(r"must only return Tensors, got type <class '([\w.]+)'>"),
         (
-            "the model returns a {} in addition to tensors: a stack supports only tensors and lists, tuples and "
-            "dicts of tensors"
+            "the model returns a value of the type {}: a stack supports only tensors and lists, tuples and dicts of "
+            "tensors"
         ),
     ),
     (
-        re.compile(r"different inplace randomness on an unbatched tensor|vmap: inplace arithmetic"),
+        re.compile(
+            r"different inplace randomness on an unbatched tensor|vmap: inplace arithmetic|"
+            r"output with shape \[(.*?)\] doesn't match the broadcast shape \[\d+(?:, )?\1\]"
+        ),
         (
             "the model changes a tensor in place that all members share, such as the batch: create a new tensor "
             "instead, for example with torch.rand_like(x) or x + 1"
@@ -135,7 +138,7 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
         width = min(len(configs), GROWTH * width)
     best = min(times, key=times.__getitem__)
     gain = alone / times[best]
-    figures = f"{gain:.1f} times as fast as training one by one"
+    figures = f"{gain:.{1 if gain >= 1 else 2}f} times as fast as training one by one"
     if gain < PAYS:
         reason = (
             f"stacking is not sufficiently faster: a stack of {best} is {figures}; at least {PAYS} times is required"
