@@ -201,7 +201,9 @@ def why_not_within(runner: FusedRunner) -> str | None:
     whole = getattr(loader, "whole", loader)
     if not isinstance(loop, TrainLoop) or loop.unit != "iter":
         return "the loop counts epochs"
-    if not isinstance(whole, LaneOrders) or getattr(loader, "repeat", False):
+    if getattr(loader, "repeat", False):
+        return "overfit repeats the batches of one epoch for all members"
+    if not isinstance(whole, LaneOrders):
         return "the data is not shuffled by the seed of the run"
     if (length := exact_length(loader)) is None or not whole.are_full(length):
         return "the last batch of an epoch is smaller (drop_last=true omits it)"

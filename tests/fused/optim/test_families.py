@@ -232,7 +232,7 @@ def test_what_is_saved_is_a_copy(pair: Any) -> None:
         (lambda s: s["param_groups"].pop(), ValueError, "different number of parameter groups"),
         (lambda s: s["param_groups"][0]["params"].append(9), ValueError, "doesn't match the size"),
         (lambda s: s["state"][0].update(exp_avg=torch.zeros(1)), ValueError, r"exp_avg has the shape \[1\]"),
-        (lambda s: s["param_groups"][0].update(amsgrad=True), Unfusable, "amsgrad is False, but was True"),
+        (lambda s: s["param_groups"][0].update(amsgrad=True), Unfusable, "optim.amsgrad is False, but was True"),
     ],
 )
 def test_a_state_of_something_else_is_refused(change: Any, error: Any, message: str, pair: Any) -> None:

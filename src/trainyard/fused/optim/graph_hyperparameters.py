@@ -68,7 +68,7 @@ class StackedGraphHyperparameters:
     def changed(self) -> str | None:
         if self._version != self._optimizer.version:
             return "the optimizer's state"
-        return "whether a number of the optimizer is 0" if self._branched else None
+        return "whether weight_decay, momentum or dampening is 0" if self._branched else None
 
     def advance(self) -> None:
         """Take the row of this step from the table and advance the counter."""

@@ -78,7 +78,10 @@ def write(optimizer: Stacked, member: int, state_dict: Mapping[str, Any]) -> boo
             )
         for flag in optimizer.shaping:
             if flag in saved and bool(saved[flag]) != bool(group[flag]):
-                raise Unfusable(f"{flag} is {group[flag]}, but was {saved[flag]} when the state was saved")
+                raise Unfusable(
+                    f"optim.{flag} is {group[flag]}, but was {saved[flag]} when the checkpoint was saved: "
+                    "a stack cannot continue with another value"
+                )
         for position in saved["params"]:
             indices[position] = len(indices)
     states = {indices[key]: saved for key, saved in state_dict["state"].items() if key in indices}

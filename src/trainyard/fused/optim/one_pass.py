@@ -64,7 +64,7 @@ def _working_classes(device: torch.device) -> Mapping[Family, Callable[[Paramete
     try:
         reason = None if triton_kernels.work_on(device) else "their results differ from those of torch"
     except Exception as error:  # no compiler, a device that Triton does not know, another version of its language
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0].removesuffix(".") or type(error).__name__
     if reason is None:
         return {"Adam": triton_kernels.Adam, "SGD": triton_kernels.SGD}
     log.warning(
