@@ -319,13 +319,15 @@ def test_what_counts_for_all_members_is_refused(tmp_path: Path) -> None:
 
 def test_a_job_of_another_kind_is_refused_and_the_next_joins() -> None:
     other = config(1, 2, optim={"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1})
+    groups = config(1, 2, optim=config(1, 2)["optim"] | {"paramwise": {"bias_lr_mult": 2}})
     wide = config(2, 2, model=MODELS["mlp"] | {"hidden": [5]})
     plain = {"model": MODELS["mlp"]}
-    queue = LaneQueue([other | plain, wide, config(3, 2, **plain)])
+    queue = LaneQueue([other | plain, groups | plain, wide, config(3, 2, **plain)])
     fused = FusedRunner([config(0, 1, **plain), config(4, 3, **plain)], feed=queue)
     fused.train()
     assert [str(error) for _, error in queue.refusals] == [
         "the optimizers are of several classes: Adam, SGD",
+        "the optimizers differ in their parameter groups",
         "the models differ in net.1.weight: [5, 2] float64 and [4, 2] float64",
     ]
     assert [span.member.seed for span in queue.spans] == [0, 4, 3]

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from trainyard.errors import TrainyardError, Unfusable
 from trainyard.fused import places
@@ -247,6 +248,8 @@ class Occupancy:
             raise Unfusable(
                 f"the optimizers are of several classes: {runner.optimizer_kind}, {type(optimizer).__name__}"
             )
+        if _sizes(optimizer) != _sizes(runner.optimizer):
+            raise Unfusable("the optimizers differ in their parameter groups")
         own = member.parts.settings
         clip = stack_clips([own["clip_grad_norm"]], [own["clip_grad_value"]])
         if type(clip) is not type(runner.step.clip):
@@ -290,6 +293,11 @@ class Occupancy:
             nodes = {k: runner.members[k].parts.hook_settings.get(name) for k in lanes if not runner.members[k].vacant}
             own = {k: None if (node := nodes.get(k)) is None else build_hook(node, name) for k in lanes}
             hook.refill(runner, own)
+
+
+def _sizes(optimizer: Optimizer) -> list[int]:
+    """Return the number of parameters in each group."""
+    return [len(group["params"]) for group in optimizer.param_groups]
 
 
 def check_override(member: StackMember) -> None:
