@@ -147,7 +147,8 @@ class Unfusable(TrainyardError):  # noqa: N818 - a finding, not a fault: the mem
 
 
 class PlacesDiffer(Unfusable):
-    """The members could be stacked if they were at the same position in the training; the message is the reason."""
+    """The members could be stacked if they were at the same position in the training, and no other job could join; the
+    message is the reason."""
 
 
 class JobPaused(TrainyardError):  # noqa: N818 - a state, not a fault: the job goes on when it is resumed

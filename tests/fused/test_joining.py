@@ -16,6 +16,8 @@ from interrupting import InterruptAt
 from lane_jobs import BATCHES, MODELS, OPTIMS, SCHEDULES, Config, Points, Poison, config, follows, solo
 from recorded_graph import RecordedGraph
 from same_run import alike, points
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trainyard.errors import PlacesDiffer, Unfusable
 from trainyard.fused.feed import LaneQueue
@@ -23,6 +25,7 @@ from trainyard.fused.optim.kernel import KernelOptimizer
 from trainyard.fused.runner import FusedRunner
 from trainyard.fused.train import ALLOWED, FIXED_WITH, NOT_COMPARED
 from trainyard.hooks import Hook
+from trainyard.models import BaseModel
 from trainyard.runner import Runner
 from trainyard.runner.default_hooks import default_hooks
 from trainyard.runner.dispatch import build_hooks
@@ -315,6 +318,33 @@ def test_what_counts_for_all_members_is_refused(tmp_path: Path) -> None:
     solo(values)
     with pytest.raises(PlacesDiffer, match="different batches of their epochs, and the loop counts epochs"):
         FusedRunner([config(seed, 4, tmp_path, resume=True) for seed in (3, 4)]).prepare()
+
+
+class Spatial(BaseModel):
+    """Uses a function of dropout that needs one probability."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, y: Tensor | None = None, mode: str = "tensor") -> Any:
+        out = F.dropout2d(self.layer(x)[..., None, None], self.dropout, self.training).flatten(1)
+        return {"loss": F.cross_entropy(out, y)} if mode == "loss" else out
+
+
+def test_a_probability_that_must_be_equal() -> None:
+    """Only a stack that jobs can join refuses equal ones, because those of a job that joins could differ."""
+    told = "the probability of dropout2d must be equal for all members"
+    equal, different = (
+        [config(seed, 1, model={"_target_": Spatial, "dropout": p}) for seed, p in enumerate(shares)]
+        for shares in ((0.2, 0.2), (0.2, 0.3))
+    )
+    FusedRunner(equal).prepare()
+    with pytest.raises(PlacesDiffer, match=told):
+        FusedRunner(equal, feed=LaneQueue([])).prepare()
+    with pytest.raises(Unfusable, match=told):
+        FusedRunner(different).prepare()
 
 
 def test_a_job_of_another_kind_is_refused_and_the_next_joins() -> None:

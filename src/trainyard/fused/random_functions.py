@@ -15,7 +15,7 @@ from torch.nn import init
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainyard._torch_vmap import private_functions
-from trainyard.errors import Unfusable
+from trainyard.errors import PlacesDiffer, Unfusable
 from trainyard.fused.draws import Arguments, Draws, Named
 
 SHARED = "different inplace randomness on an unbatched tensor"
@@ -78,9 +78,13 @@ def _dropped(draws: Draws, share: float, features: Tensor) -> Tensor:
 
 
 def _own_dropout(draws: Draws, func: Any, features: Tensor, share: Tensor, kwargs: Named) -> Tensor:
-    """Apply dropout to the features of each member with the probability of the member."""
+    """Apply dropout to the features of each member with the probability of the member.
+
+    Raises:
+        PlacesDiffer: the function needs one probability. A stack that no job joins has one if its members agree.
+    """
     if func is not F.dropout or draws.way is None:
-        raise Unfusable(f"the members differ in the probability of {func.__name__}")
+        raise PlacesDiffer(f"the probability of {func.__name__} must be equal for all members")
     if not draws.way.takes(features):
         features = _each_its_own(draws, features)
     dropped = draws.way.call(partial(_dropped_by, draws), features, share)
@@ -128,7 +132,7 @@ def _own_attention(
 ) -> Tensor:
     """Compute attention with the dropout probability of each member, as torch's plain kernel does."""
     if enable_gqa:
-        raise Unfusable("the members differ in the dropout probability of attention with enable_gqa=True")
+        raise PlacesDiffer("the dropout probability of attention with enable_gqa=True must be equal for all members")
     root = (1 / math.sqrt(query.shape[-1]) if scale is None else scale) ** 0.5
     scores = (query * root) @ (key * root).transpose(-2, -1)
     if is_causal:
