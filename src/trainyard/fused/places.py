@@ -151,9 +151,8 @@ def check_lanes(runner: FusedRunner) -> None:
     """
     loop = runner.train_loop
     if not isinstance(loop, TrainLoop) or loop.workflow:
-        raise PlacesDiffer(
-            f"all members share the {type(loop).__name__}, because it has a workflow or is a loop of your own"
-        )
+        why = "it has a workflow" if isinstance(loop, TrainLoop) else "it is not a TrainLoop"
+        raise PlacesDiffer(f"all members share the {type(loop).__name__}, because {why}")
     if exact_length(runner.loader("train")) is None:
         raise PlacesDiffer("the number of batches in an epoch is unknown")
     check_accumulation(runner, [member.ahead.iters for member in runner.members if not member.vacant])
@@ -199,7 +198,9 @@ def why_not_within(runner: FusedRunner) -> str | None:
     """Return why members cannot be at different batches of their epochs; None if they can."""
     loop, loader = runner.train_loop, runner.loader("train")
     whole = getattr(loader, "whole", loader)
-    if not isinstance(loop, TrainLoop) or loop.unit != "iter":
+    if not isinstance(loop, TrainLoop):
+        return f"{type(loop).__name__} is not a TrainLoop"
+    if loop.unit != "iter":
         return "the loop counts epochs"
     if getattr(loader, "repeat", False):
         return "overfit repeats the batches of one epoch for all members"
