@@ -26,7 +26,7 @@ from trainyard.config.schema import check_settings
 from trainyard.config.single_composition import composed_once
 from trainyard.console import BOLD, coloured, tell
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.files import DiskFullError, disk_full, next_step
+from trainyard.files import REPEAT, DiskFullError, disk_full, next_step
 from trainyard.fused import train as stack_trainer
 from trainyard.fused.replay import PLAN, replay
 from trainyard.redaction import check_overrides
@@ -176,9 +176,9 @@ def _next_step(cfg: DictConfig) -> str:
     A training is resumed. An evaluation, a quick check and a reproduction are repeated.
     """
     if os.environ.get(PLAN):
-        return "repeat `trainyard reproduce` in another directory (--to)"
+        return f"{REPEAT}`trainyard reproduce` in another directory (--to)"
     if cfg.get("mode", "train") != "train" or cfg.get("quick"):
-        return f"repeat the command in another directory ({command_directory()[0]})"
+        return f"{REPEAT}the command in another directory ({command_directory()[0]})"
     return how_to_resume()
 
 

@@ -22,6 +22,8 @@ _LOOK = 0.2  # seconds
 RESUME = "resume=true continues from the last checkpoint"
 RESUME_SWEEP = "`trainyard sweep resume DIR` continues the sweep"
 """Next steps for the user after a full disk or the loss of a directory."""
+REPEAT = "repeat "
+"""Start of a next step that does not need the files of the run."""
 _NEXT_STEPS = [RESUME]  # the last one applies
 _FREE = "Free some disk space"
 _RAISE = "Raise the limit for the size of a file (ulimit -f, or the limit of the file system)"
@@ -67,10 +69,9 @@ class DirectoryGoneError(TrainyardError):
 
     def __str__(self) -> str:
         directory, name, then = self.args
-        return (
-            f"{directory} was moved or removed during the run, so {name} cannot be saved. If it was moved, move it "
-            f"back; then {then}."
-        )
+        again = then.startswith(REPEAT)
+        advice = f"{then[:1].upper()}{then[1:]}" if again else f"If it was moved, move it back; then {then}"
+        return f"{directory} was moved or removed during the run, so {name} cannot be saved. {advice}."
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from trainyard import command
 from trainyard.config.current_job import current_job
-from trainyard.files import DiskFullError, next_step
+from trainyard.files import DirectoryGoneError, DiskFullError, next_step
 from trainyard.fused.replay import PLAN
 from trainyard.run.rank_job import RankJob
 
@@ -48,3 +48,10 @@ def test_ranks_have_that_of_the_process_that_starts_them() -> None:
             assert str(DiskFullError("file", OSError(28, "full"))).endswith("; then do something else.")
     assert pickle.loads(pickle.dumps(job)).then == "repeat the command"
     assert str(DiskFullError("file", OSError(28, "full"))).endswith("resume=true continues from the last checkpoint.")
+
+
+def test_a_command_that_is_repeated_needs_no_directory_that_was_moved() -> None:
+    with next_step(AGAIN):
+        assert str(DirectoryGoneError("run", "last.pt")).endswith(f"cannot be saved. R{AGAIN[1:]}.")
+    with next_step(RUN):
+        assert str(DirectoryGoneError("run", "last.pt")).endswith(f"If it was moved, move it back; then {RUN}.")
