@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
@@ -69,6 +70,12 @@ def test_a_directory_and_a_checkpoint(run: Any, batch_size: int) -> None:
         for inputs in (INPUTS, INPUTS.numpy(), INPUTS.double().numpy(), list(INPUTS), {"x": INPUTS}):
             torch.testing.assert_close(model.predict(inputs, batch_size=batch_size), last)
     assert trainyard.load(str(folder), device="cpu")(INPUTS).shape == last.shape
+
+
+def test_a_checkpoint_in_the_current_folder(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, last = run
+    monkeypatch.chdir(folder / "checkpoints")
+    torch.testing.assert_close(trainyard.load("epoch_0002.pt").predict(INPUTS), last)
 
 
 def test_a_sharded_checkpoint(run: Any) -> None:
@@ -148,7 +155,10 @@ def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
     model = trainyard.load(folder)
     for inputs, told in (
         ([], "at least one sample"),
-        ("text", "an array or a tensor, a mapping or a list"),
+        ("text", "an array of numbers or a tensor, a mapping or a list"),
+        (np.array([1, "a"], dtype=object), "'ndarray of dtype object' is invalid. Expected an array of numbers"),
+        (torch.tensor(1.0), "samples along the first axis"),
+        ({"x": torch.tensor(1.0)}, "samples along the first axis"),
         ({"a": [1], "b": [1, 2]}, "the same number"),
         ([[0.0, 1e39]], r"inputs: 1e\+39 is invalid. Expected numbers within the range of float32. Index: \[1\]"),
     ):

@@ -69,7 +69,7 @@ def load(
         raise ConfigError("run", str(run), accepted, hint="This file or folder does not exist.")
     sharded = path.suffix == ".pt" and not (path / CONFIG).exists()  # the checkpoint of a run with FSDP is a folder
     of_run = path.is_dir() and not sharded
-    directory, file = (path, _checkpoint_in(path, which)) if of_run else (path.parent.parent, path)
+    directory, file = (path, _checkpoint_in(path, which)) if of_run else (path.absolute().parent.parent, path)
     if not (directory / CONFIG).exists():
         accepted = (
             f"the directory of a run, with its {CONFIG}, a checkpoint in its checkpoints/, a folder of "
@@ -125,7 +125,7 @@ class Predictor:
         with torch.inference_mode():
             found = [to_device(predict(self.model, to_device(batch, self.device)), _CPU) for batch in batches]
         if not found:
-            raise ConfigError("inputs", type(inputs).__name__, "at least one sample")
+            raise ConfigError("inputs", inputs, "at least one sample")
         return joined(found)
 
     __call__ = predict
@@ -137,7 +137,7 @@ _CPU = torch.device("cpu")
 def _batches(inputs: Any, size: int) -> Iterator[Any]:
     """Yield batches of inputs without targets; a list of samples of the same shape is stacked."""
     if isinstance(inputs, Mapping):
-        columns = {name: _tensor(column) for name, column in inputs.items()}
+        columns = {name: _column(column) for name, column in inputs.items()}
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             raise ConfigError("inputs", lengths, "the same number of samples for each name")
@@ -150,9 +150,17 @@ def _batches(inputs: Any, size: int) -> Iterator[Any]:
             alike = len({sample.shape for sample in samples}) == 1
             yield torch.stack(part) if alike else (part,)
     else:
-        whole = _tensor(inputs)
+        whole = _column(inputs)
         for begin in range(0, len(whole), size):
             yield whole[begin : begin + size]
+
+
+def _column(value: Any) -> Tensor:
+    """Return samples as a tensor `[N, ...]`."""
+    found = _tensor(value)
+    if not found.ndim:
+        raise ConfigError("inputs", value, "samples along the first axis of an array or tensor, not a single number")
+    return found
 
 
 def _tensor(value: Any) -> Tensor:
@@ -162,8 +170,9 @@ def _tensor(value: Any) -> Tensor:
         array = np.asarray(value)
         return torch.from_numpy(np.ascontiguousarray(as_float32(array) if array.dtype == np.float64 else array))
     except (TypeError, ValueError) as error:
-        accepted = "an array or a tensor, a mapping or a list of arrays or tensors, or a DataLoader"
-        raise ConfigError("inputs", type(value).__name__, accepted) from error
+        accepted = "an array of numbers or a tensor, a mapping or a list of these, or a DataLoader"
+        kind = f"ndarray of dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise ConfigError("inputs", kind, accepted) from error
 
 
 def _checkpoint_in(directory: Path, which: str) -> Path:
