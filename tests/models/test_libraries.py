@@ -19,7 +19,7 @@ from trainyard.data import ArrayData
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.fused.runner import FusedRunner
 from trainyard.models import Supervised, Timm, TorchvisionModel, Transformers
-from trainyard.models.libraries import made
+from trainyard.models.libraries import library, made
 from trainyard.models.transformers import cross_entropy
 from trainyard.runner import Runner
 
@@ -136,10 +136,20 @@ def test_what_timm_does_not_have(offline: Path) -> None:
         ({"name": "resnet1"}, "name: 'resnet1' is invalid. Expected the name of a timm model .* Did you mean 'resnet1"),
         ({"drop_rat": 1}, "drop_rat: 1 is invalid. Expected an argument that timm's resnet10t accepts"),
         ({"pretrained": "absent.pth"}, "pretrained: 'absent.pth' is invalid. Expected the path of an existing file"),
-        ({"pretrained": True}, r"models--timm--resnet10t.c3_in1k/snapshots/<commit>/model.safetensors"),
+        ({"pretrained": True}, r"copy the folder models--timm--resnet10t.c3_in1k from the Hugging Face cache of"),
     ]:
         with pytest.raises(ConfigError, match=message):
             Timm(**{"name": "resnet10t", "num_classes": 2, **arguments})
+
+
+def test_an_import_of_a_library_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lacks_one.py").write_text("import absent_dependency")
+    (tmp_path / "too_old.py").write_text("raise ImportError('torch>=99 is required.')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"library; absent_dependency, which lacks_one imports, is missing\. Install"):
+        library("lacks_one", "timm")
+    with pytest.raises(ConfigError, match=r"failed: torch>=99 is required\. Install a version that is compatible with"):
+        library("too_old", "timm")
 
 
 def test_an_argument_that_a_model_of_a_library_does_not_accept() -> None:
@@ -276,7 +286,7 @@ def test_what_transformers_does_not_have(offline: Path) -> None:
         ({"name": str(offline)}, f"transformers says: .*{offline}"),
         (
             {"name": "nobody/nothing"},
-            f"place the files in {offline}/models--nobody--nothing/snapshots/<commit>, or set `name` to a folder",
+            rf"copy the folder models--nobody--nothing from .* to {offline}, or set `name` to a folder",
         ),
     ]:
         with pytest.raises(ConfigError, match=message):

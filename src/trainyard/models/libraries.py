@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,17 +29,19 @@ def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
     except ModuleNotFoundError as error:
         hint = f"Install it with: pip install 'trainyard[{extra}]'"
         given = name.partition(".")[0]
-        absent = given if error.name in (name, given) else f"{given} or one of its dependencies ({error.name})"
+        absent = given if error.name in (name, given) else f"{error.name or error}, which {given} imports,"
         raise ConfigError(key, given, f"an installed library; {absent} is missing", hint=hint) from error
     except (ImportError, RuntimeError, OSError) as error:  # as torchvision of another torch does
-        hint = f"Importing the library failed: {error}. Install a version that was built for this torch."
+        said = str(error).strip().rstrip(".")
+        advice = "Install a version that is compatible with the installed torch and the other packages."
+        hint = f"Importing the library failed: {said}. {advice}"
         raise ConfigError(key, name, "an importable library", hint=hint) from error
 
 
 def not_at_hand(
     key: str,
     given: object,
-    file: str | Path | None,
+    place: str,
     error: Exception,
     instead: str = "remove this setting and set load_from=<file>",
 ) -> ConfigError:
@@ -49,14 +50,13 @@ def not_at_hand(
     Args:
         key: the argument that requests them.
         given: its value.
-        file: their file or folder in the cache; None if it is unknown.
+        place: how to put them into the cache by hand, in the imperative; empty if it is unknown.
         error: the error of the library.
         instead: another way to get the weights without network access.
     """
     said = str(error).strip().split("\n")[0].rstrip(".")
-    what = "the file at" if file is not None and Path(file).suffix else "the files in"
-    place = "" if file is None else f"place {what} {file}, or "
-    hint = f"Without network access, {place}{instead}. Error of the library: {said}."
+    either = f"{place}, or " if place else ""
+    hint = f"Without network access, {either}{instead}. Error of the library: {said}."
     return ConfigError(key, given, "weights that can be downloaded or are in the library's cache", hint=hint)
 
 
@@ -76,9 +76,9 @@ def made(create: Callable[..., nn.Module], name: str, arguments: Mapping[str, An
         raise ConfigError(key, arguments[key], f"an argument that {of}'s {name} accepts") from None
 
 
-def hub_file(repository: str, name: str) -> Path:
-    """Return the path of a file of a repository in the cache of the Hugging Face hub."""
+def copy_of_cache(repository: str) -> str:
+    """Return how to put a repository of the Hugging Face hub into its cache by hand, for `not_at_hand`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = f"models--{repository.replace('/', '--')}"
-    return Path(HF_HUB_CACHE) / folder / "snapshots" / "<commit>" / name
+    return f"copy the folder {folder} from the Hugging Face cache of a machine with network access to {HF_HUB_CACHE}"

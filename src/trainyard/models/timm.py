@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from trainyard.checks import existing_file, integer
 from trainyard.errors import ConfigError
 from trainyard.models.base import Preprocessor
-from trainyard.models.libraries import hub_file, library, made, not_at_hand
+from trainyard.models.libraries import copy_of_cache, library, made, not_at_hand
 from trainyard.models.supervised import Supervised
 
 
@@ -64,6 +63,6 @@ class Timm(Supervised):
         super().__init__(net, loss, data_preprocessor)
 
 
-def _place(timm: Any, name: str) -> Path | None:
+def _place(timm: Any, name: str) -> str:
     known = timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
-    return hub_file(known.hf_hub_id, "model.safetensors") if known and known.hf_hub_id else None
+    return copy_of_cache(known.hf_hub_id) if known and known.hf_hub_id else ""

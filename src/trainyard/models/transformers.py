@@ -16,7 +16,7 @@ from trainyard.batch import ITEMS
 from trainyard.checks import integer
 from trainyard.errors import ConfigError
 from trainyard.models.base import Preprocessor
-from trainyard.models.libraries import hub_file, library, not_at_hand
+from trainyard.models.libraries import copy_of_cache, library, not_at_hand
 from trainyard.models.supervised import IGNORED, OWN_TARGET, Supervised, takes
 
 AUTO = "AutoModelFor"
@@ -206,5 +206,4 @@ def _absent(name: str, error: Exception) -> ConfigError:
         said = str(error).strip().split("\n")[0].rstrip(".")
         hint = f"transformers says: {said}." if Path(name).is_dir() else "The folder does not exist."
         return ConfigError("name", name, accepted, hint=hint)
-    folder = hub_file(name, "model.safetensors").parent
-    return not_at_hand("name", name, folder, error, "set `name` to a folder written by save_pretrained")
+    return not_at_hand("name", name, copy_of_cache(name), error, "set `name` to a folder written by save_pretrained")
