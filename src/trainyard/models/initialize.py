@@ -38,7 +38,9 @@ def parse(rules: Any) -> dict[str, dict[str, Initializer]]:
         if isinstance(rule, Mapping) and not is_node(rule):
             found[str(pattern)] = {str(leaf): _initializer(each, f"{key}.{leaf}") for leaf, each in rule.items()}
         elif rule is not None:
-            found[str(pattern)] = {"weight": _initializer(rule, key)}
+            found[str(pattern)] = {
+                "weight": _initializer(rule, key, ", or a mapping from names of parameters to these")
+            }
     return found
 
 
@@ -78,10 +80,13 @@ def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
         if not fitting:
             raise unknown("init", pattern, modules)
         leaves = dict.fromkeys(leaf for module in fitting.values() for leaf in own_parameters(module))
+        if not leaves and by_leaf:
+            raise ConfigError("init", pattern, "a glob that matches modules with parameters of their own")
         for leaf, initializer in by_leaf.items():
             if leaf not in leaves:
-                accepted = f"a parameter of the modules that match {pattern!r}: {', '.join(leaves) or 'none'}"
-                raise ConfigError(f"init.{pattern}", leaf, accepted, options=leaves)
+                accepted = f"a parameter of the modules that match {pattern!r}: {', '.join(leaves)}"
+                hint = "A rule without the name of a parameter is for weight." if leaf == "weight" else ""
+                raise ConfigError(f"init.{pattern}", leaf, accepted, options=leaves, hint=hint)
             for name, module in fitting.items():
                 parameter = own_parameters(module).get(leaf)
                 if parameter is not None:
@@ -97,12 +102,12 @@ def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
     return f"Initialized by rules: {len(chosen)} of {len(list(model.parameters()))} parameters"
 
 
-def _initializer(given: Any, key: str) -> Initializer:
+def _initializer(given: Any, key: str, other: str = "") -> Initializer:
     if is_number(given, finite=False):
         return partial(nn.init.constant_, val=float(given))
     node = {"_target_": given} if isinstance(given, str) else given
     if not is_node(node):
-        raise ConfigError(key, given, "a number, the name of an initializer, or a mapping with `_target_`")
+        raise ConfigError(key, given, f"a number, the name of an initializer, or a mapping with `_target_`{other}")
     target = node["_target_"]
     if isinstance(target, str) and "." not in target:
         if target.removesuffix("_") not in NAMES:
