@@ -148,7 +148,7 @@ def as_module(preprocessor: Preprocessor) -> nn.Module | None:
         return preprocessor
     named = isinstance(preprocessor, str)  # an option of the group, without the slash that selects it
     hint = f"+model/data_preprocessor={preprocessor} selects an option of this group." if named else ""
-    return nn.Sequential(*modules("data_preprocessor", preprocessor, "a torch.nn.Module, or ", hint))
+    return nn.Sequential(*modules("data_preprocessor", preprocessor, "a torch.nn.Module, ", hint))
 
 
 def modules(key: str, given: Any, other: str = "", hint: str = "") -> list[nn.Module]:
@@ -214,9 +214,10 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
         named = next((key for key in losses if "loss" in key), None)
         if named is not None:
             raise _no_loss(repr(named), losses[named])
-        found = ", ".join(map(repr, losses)) or "none"
+        keys = ", ".join(map(repr, losses))
+        found = f"has the key{'s' if len(losses) > 1 else ''} {keys}" if keys else "is empty"
         raise TrainyardError(
-            f"The model returned no loss: the returned keys are {found}, but the key of a loss must contain 'loss'."
+            f"The model returned no loss: the key of a loss must contain 'loss', but the returned dict {found}."
         )
     return total
 
