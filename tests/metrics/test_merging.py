@@ -212,5 +212,5 @@ def test_what_cannot_be_merged() -> None:
 
     with pytest.raises(TrainyardError, match="Duck is not a torchmetrics metric"):
         TorchMetric(Duck()).merge(TorchMetric(Duck()))
-    with pytest.raises(TypeError, match="PearsonCorrCoef cannot be merged into a MeanSquaredError"):
+    with pytest.raises(TypeError, match="PearsonCorrCoef cannot be merged into MeanSquaredError"):
         as_metric(named("MeanSquaredError")).merge(as_metric(named("PearsonCorrCoef")))

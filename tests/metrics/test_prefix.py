@@ -64,7 +64,7 @@ def test_a_metric_of_torchmetrics() -> None:
 def test_two_results_of_one_name(metrics: dict[str, Metric]) -> None:
     first, second = metrics
     with pytest.raises(
-        ConfigError, match=rf"metric.{second}: .*accuracy' is invalid.* metric.{first} also returns .*With prefix="
+        ConfigError, match=rf"metric.{second}: .*accuracy' is invalid.* metric.{first} also returns .*With the prefix "
     ):
         results_of(processed(**metrics))
 

@@ -71,9 +71,11 @@ def test_what_no_metric_takes_is_told_with_its_shape() -> None:
         TrainyardError, match=r"a list with 2 elements \({boxes}, {boxes}\) .*, but the metric needs two tensors\.$"
     ):
         one(ACCURACY, (None, KIND), [{"boxes": SIZES}] * 2)
-    with pytest.raises(TrainyardError, match=r"no 'scores' in the outputs\. The value is a dict of logits"):
+    with pytest.raises(
+        TrainyardError, match=r"metric\.m\.output: There is no 'scores' in the outputs\. The value is a dict of logits"
+    ):
         one(ACCURACY | {"output": "scores"}, (None, KIND), OUTPUTS)
-    with pytest.raises(TrainyardError, match=r"no 'labels.sort' in the batch"):
+    with pytest.raises(TrainyardError, match=r"metric\.m\.target: There is no 'labels.sort' in the batch"):
         one(ACCURACY | PATHS | {"target": "labels.sort"}, BATCH, OUTPUTS)
     with pytest.raises(TrainyardError, match=r"outputs are a tensor \[30, 3\].*target is a tensor \[4\]"):
         one(F1, (None, KIND[:4]), LOGITS)
@@ -81,6 +83,8 @@ def test_what_no_metric_takes_is_told_with_its_shape() -> None:
     theirs = {"_target_": "torchmetrics.classification.MulticlassF1Score", "num_classes": 5}
     with pytest.raises(TrainyardError, match=r"MulticlassF1Score: the outputs are a tensor \[30, 3\]"):
         one(theirs, (None, KIND), LOGITS)
+    with pytest.raises(TrainyardError, match=r"outputs are a dict of .* \+metric\.m\.output=logits selects"):
+        one(theirs, (None, KIND), {"logits": LOGITS})
 
 
 def test_wrong_paths() -> None:
@@ -88,7 +92,7 @@ def test_wrong_paths() -> None:
         with pytest.raises(ConfigError, match=r"a path of keys") as caught:
             configured({"m": ACCURACY | {key: path}})
         assert caught.value.key == f"metric.m.{key}"
-    with pytest.raises(ConfigError, match="reads the batch and the outputs itself"):
+    with pytest.raises(ConfigError, match="the output of this metric cannot be selected"):
         configured({"m": {"_target_": "trainyard.metrics.energy_distance.EnergyDistance", "output": "a"}})
 
 
@@ -143,7 +147,10 @@ def test_batches_and_ranks_are_put_together() -> None:
 def test_functions_that_cannot_be_metrics() -> None:
     with pytest.raises(ConfigError, match=r"a parameter for targets.*Parameters of <lambda>: a, b"):
         FunctionMetric(lambda a, b: 0)
+    with pytest.raises(ConfigError, match=r"The parameters of dist are not known\. Call it in a Python function"):
+        FunctionMetric(torch.dist)
     for returned, said in (
+        (None, "returned a NoneType; it must return a number"),
         ("good", "returned a str; it must return a number, an array, or a dict of numbers and arrays"),
         ({"accuracy": 0.5, "macro avg": {"recall": 0.5}}, "returned a dict whose entry 'macro avg' is a dict; it must"),
     ):
@@ -151,7 +158,7 @@ def test_functions_that_cannot_be_metrics() -> None:
         metric.process((None, KIND), LOGITS)
         with pytest.raises(TrainyardError, match=said):
             metric.compute()
-    with pytest.raises(TrainyardError, match=r"f1_score failed for targets and predictions.*\[30\]"):
+    with pytest.raises(TrainyardError, match=r"f1_score failed: .* The targets are .*\[30\]"):
         one(F1 | {"average": "binary"}, (None, KIND), LOGITS)
 
 

@@ -52,7 +52,11 @@ class FunctionMetric(Metric):
         super().__init__(prefix)
         self.function = function
         self.title = getattr(function, "__name__", getattr(getattr(function, "func", None), "__name__", "function"))
-        names = list(inspect.signature(function).parameters)
+        try:
+            names = list(inspect.signature(function).parameters)
+            hint = f"Parameters of {self.title}: {', '.join(names) or 'none'}."
+        except ValueError:  # a function of an extension module
+            names, hint = [], f"The parameters of {self.title} are not known. Call it in a Python function."
         self._true = next((name for name in names if name in TRUE), "")
         self._predicted = next((name for name in names if name in (*PREDICTED, *SCORES)), "")
         if not self._true or not self._predicted:
@@ -60,7 +64,6 @@ class FunctionMetric(Metric):
                 f"a function with a parameter for targets ({', '.join(TRUE)}) and one for predictions "
                 f"({', '.join((*PREDICTED, *SCORES))})"
             )
-            hint = f"Parameters of {self.title}: {', '.join(names) or 'none'}."
             raise ConfigError("metric", self.title, accepted, hint=hint)
         self.reset()
 
@@ -102,9 +105,11 @@ class FunctionMetric(Metric):
         try:
             result = self.function(**values)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            given = f"{described(target)} and {described(outputs)}"
             said = str(error).rstrip(".")
-            raise TrainyardError(f"{self.title} failed for targets and predictions {given}: {said}.") from error
+            raise TrainyardError(
+                f"{self.title} failed: {said}. The targets are {described(target)}, and the predictions are "
+                f"{described(outputs)}."
+            ) from error
         if isinstance(result, Mapping):
             return {
                 str(name): self._tensor(value, f"a {type(result).__name__} whose entry {str(name)!r} is a ")
@@ -120,6 +125,8 @@ class FunctionMetric(Metric):
 
     def _tensor(self, value: Any, returned: str) -> Tensor:
         try:
+            if value is None:  # NumPy would make NaN of it
+                raise TypeError
             return torch.as_tensor(np.asarray(value.cpu() if isinstance(value, Tensor) else value, dtype=np.float64))
         except (TypeError, ValueError):
             kind = type(value).__name__
@@ -135,5 +142,5 @@ class FunctionMetric(Metric):
     def merge(self, other: Metric) -> None:
         """Append the targets and outputs of another metric."""
         if not isinstance(other, FunctionMetric):
-            raise TypeError(f"a {type(other).__name__} cannot be merged into a FunctionMetric")
+            raise TypeError(f"{type(other).__name__} cannot be merged into FunctionMetric")
         self.kept = [*self.kept, *other.kept]

@@ -40,7 +40,7 @@ def configured(config: Mapping[str, Any]) -> dict[str, Metric]:
         metric.name = str(name)
         for key, path in chosen[name].items():
             if not metric.selects or (key == "target" and isinstance(metric, MMEngineMetric)):
-                accepted = "null, because this metric reads the batch and the outputs itself"
+                accepted = f"null, because the {key} of this metric cannot be selected"
                 raise ConfigError(f"metric.{name}.{key}", path, accepted)
             setattr(metric, key, path_of(f"metric.{name}.{key}", path))
         built[name] = metric
@@ -64,15 +64,16 @@ def as_metric(given: Any) -> Metric:
     if isinstance(given, Metric):
         return given
     if not isinstance(given, type):
-        if _has(given, "update", "compute", "reset"):
+        if _has(given, "update", "compute", "reset", "to"):
             return TorchMetric(given)
         if _has(given, "process", "compute_metrics"):
             return MMEngineMetric(given)
         if inspect.isfunction(given) or isinstance(given, functools.partial):
             return FunctionMetric(given)
     accepted = (
-        "a trainyard.metrics.Metric, or an object with update, compute and reset (torchmetrics) or with process and "
-        "compute_metrics (MMEngine), or a function of targets and predictions (_partial_: true)"
+        "a trainyard.metrics.Metric, an object with update, compute, reset and to (torchmetrics) or with process and "
+        "compute_metrics (MMEngine), a function of targets and predictions (_partial_: true), or the `_target_` of one "
+        "of these"
     )
     raise ConfigError("metric", given, accepted)
 

@@ -71,8 +71,19 @@ class Metric(ABC):
         Raises:
             TrainyardError: the output or the target does not exist.
         """
-        target = target_of(batch) if self.target is None else select(batch, self.target, "batch")
-        return (outputs if self.output is None else select(outputs, self.output, "outputs")), target
+        target = target_of(batch) if self.target is None else select(batch, self.target, "batch", self._key("target"))
+        return self._selected(outputs), target
+
+    def _selected(self, outputs: Any) -> Any:
+        """Return the outputs that `output` selects.
+
+        Raises:
+            TrainyardError: the output does not exist.
+        """
+        return outputs if self.output is None else select(outputs, self.output, "outputs", self._key("output"))
+
+    def _key(self, argument: str) -> str:
+        return "" if self.name is None else f"metric.{self.name}.{argument}"
 
     def refusal(self, outputs: Any, target: Any, wanted: str) -> TrainyardError:
         """Return the error for outputs and a target that the metric cannot read."""
@@ -102,7 +113,7 @@ class Metric(ABC):
     def merge(self, other: Metric) -> None:
         """Add the state of another metric of the same kind, on any device."""
         if type(other) is not type(self):
-            raise TypeError(f"a {type(other).__name__} cannot be merged into a {type(self).__name__}")
+            raise TypeError(f"{type(other).__name__} cannot be merged into {type(self).__name__}")
         self.add(other.state)
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
@@ -114,7 +125,8 @@ class Metric(ABC):
             elif held.shape != value.shape:
                 raise TrainyardError(
                     f"{type(self).__name__}: {key} has the shape {list(held.shape)} so far and {list(value.shape)} in "
-                    f"this batch. The class axis must not change; with a leading axis of members, set `members`."
+                    "this batch. The shape must be the same for all batches: sum over the samples, and keep the number "
+                    "of classes. If outputs have a leading axis of members, set `members`."
                 )
             else:
                 self.state[key] = held + (value if value.device == held.device else value.to(held.device))

@@ -11,7 +11,6 @@ from torch import Tensor
 from trainyard.data.transfer import apply
 from trainyard.errors import TrainyardError
 from trainyard.metrics.metric import Metric
-from trainyard.metrics.selection import select
 
 
 class MMEngineMetric(Metric):
@@ -49,8 +48,7 @@ class MMEngineMetric(Metric):
 
     def process(self, batch: Any, outputs: Any) -> None:
         """Pass a batch and its predictions to the metric; MMEngine's data elements are passed as dicts."""
-        if self.output is not None:
-            outputs = select(outputs, self.output, "outputs")
+        outputs = self._selected(outputs)
         if isinstance(outputs, tuple | list):
             outputs = [sample.to_dict() if hasattr(sample, "to_dict") else sample for sample in outputs]
         self.metric.process(batch, outputs)
@@ -78,7 +76,7 @@ class MMEngineMetric(Metric):
         """Append the results of another metric."""
         if not isinstance(other, MMEngineMetric) or type(other.metric) is not type(self.metric):
             kind = type(getattr(other, "metric", other)).__name__
-            raise TypeError(f"a {kind} cannot be merged into a {type(self.metric).__name__}")
+            raise TypeError(f"{kind} cannot be merged into {type(self.metric).__name__}")
         self.metric.results = [*self.metric.results, *other.metric.results]
 
     def _tensor(self, name: Any, value: Any) -> Tensor:

@@ -29,8 +29,8 @@ def results_of(metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
                     f"metric.{name}",
                     full,
                     f"names that no other metric uses: metric.{givers[full]} also returns {full!r}",
-                    hint=f"With prefix={name}, the results of this metric are named {name}/{key} and so on "
-                    "(docs/evaluation.md).",
+                    hint=f"With the prefix {name!r}, the results of this metric are named {name}/{key} and so on; "
+                    "docs/evaluation.md shows how to set it.",
                 )
             results[full], givers[full] = value, name
     return results

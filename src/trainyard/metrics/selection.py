@@ -27,13 +27,14 @@ def path_of(key: str, given: Any) -> str | None:
     return given
 
 
-def select(value: Any, path: str, of: str) -> Any:
+def select(value: Any, path: str, of: str, key: str = "") -> Any:
     """Return the part of a value at a path of keys of mappings, indices of sequences, or attributes.
 
     Args:
         value: outputs of a model, or a batch.
         path: names between dots.
         of: the name of the value, for the message.
+        key: the key of the path in the config, for the message.
 
     Raises:
         TrainyardError: the value has no such part.
@@ -47,7 +48,8 @@ def select(value: Any, path: str, of: str) -> Any:
         elif not isinstance(found, Mapping | Tensor) and hasattr(found, name):
             found = getattr(found, name)
         else:
-            raise TrainyardError(f"There is no {path!r} in the {of}. The value is {described(value)}.")
+            where = f"{key}: " if key else ""
+            raise TrainyardError(f"{where}There is no {path!r} in the {of}. The value is {described(value)}.")
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainyard.batch import aligned, to_device
 from trainyard.errors import TrainyardError
@@ -58,8 +58,10 @@ class TorchMetric(Metric):
             self.metric.update(outputs, target)
         except torch.OutOfMemoryError:
             raise
-        except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
-            raise self.refusal(outputs, target, f"other shapes or types: {error!s}".rstrip(".")) from error
+        except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+            if isinstance(error, AttributeError) and isinstance(outputs, Tensor) and isinstance(target, Tensor):
+                raise  # a fault of the metric
+            raise self.refusal(outputs, target, f"other shapes, types or values: {error!s}".rstrip(".")) from error
 
     def compute(self) -> Result:
         """Compute the metric's results."""
@@ -80,7 +82,7 @@ class TorchMetric(Metric):
         """
         if not isinstance(other, TorchMetric) or type(other.metric) is not type(self.metric):
             kind = type(getattr(other, "metric", other)).__name__
-            raise TypeError(f"a {kind} cannot be merged into a {type(self.metric).__name__}")
+            raise TypeError(f"{kind} cannot be merged into {type(self.metric).__name__}")
         if not isinstance(self.metric, nn.Module):  # an object with the same methods
             if not hasattr(self.metric, "merge_state"):
                 kind = type(self.metric).__name__
