@@ -43,7 +43,7 @@ def not_at_hand(
     given: object,
     place: str,
     error: Exception,
-    instead: str = "remove this setting and set load_from=<file>",
+    instead: str,
 ) -> ConfigError:
     """Return the error for pretrained weights that are not in the cache of the library and could not be downloaded.
 

@@ -59,7 +59,8 @@ class Timm(Supervised):
         try:
             net = made(timm.create_model, name, {"pretrained": bool(pretrained), **arguments}, of="timm")
         except OSError as error:
-            raise not_at_hand("pretrained", pretrained, _place(timm, name), error) from error
+            instead = "set `pretrained` to the path of a weights file"
+            raise not_at_hand("pretrained", pretrained, _place(timm, name), error, instead) from error
         super().__init__(net, loss, data_preprocessor)
 
 

@@ -86,7 +86,8 @@ def _load(net: nn.Module, weights: Any, given: str | None) -> None:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except OSError as error:  # also that of urllib
         place = Path(torch.hub.get_dir()) / "checkpoints" / str(weights.url).rpartition("/")[2]
-        raise not_at_hand("weights", given, f"place the file at {place}", error) from error
+        instead = "remove this setting and set 'load_from={path:FILE,strict:false}'"
+        raise not_at_hand("weights", given, f"place the file at {place}", error, instead) from error
     own = net.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     missing = net.load_state_dict(fitting, strict=False).missing_keys
