@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import re
+import shlex
 import sys
 import threading
 from collections.abc import Iterator
@@ -159,6 +161,14 @@ def test_stages_and_priorities_are_theirs() -> None:
     assert set(theirs) <= set(STAGES)
     ranks = {"HIGHEST": 0, "VERY_HIGH": 10, "HIGH": 30, "ABOVE_NORMAL": 40, "NORMAL": 50}
     assert ranks | {"BELOW_NORMAL": 60, "LOW": 70, "VERY_LOW": 90, "LOWEST": 100} == PRIORITIES
+
+
+def test_names_that_a_pattern_revises(composed: Any) -> None:
+    page = (CONF.parent / "docs/coming-from-openmmlab.md").read_text()
+    (given,) = re.findall(r"`('load_from=[^`]*revise_keys:\[\[[^`]+)`", page)
+    ((pattern, replacement),) = composed(*shlex.split(given)).load_from.revise_keys
+    assert re.sub(pattern, replacement, "module.net.1.weight") == "net.1.weight"
+    assert re.sub(pattern, replacement, "modules.1.weight") == "modules.1.weight"
 
 
 def test_the_loop_does_not_wait_for_the_disk(composed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,9 +26,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
 
     They have no gradients and are not passed to the optimizer. A module that matches a pattern itself, or whose
     parameters are all frozen, is kept in evaluation mode as long as none of its parameters is trained: the running
-    statistics of its BatchNorm are used but not updated, and its dropout is inactive. `frozen_stages` and `norm_eval`
-    of the OpenMMLab networks do the same. A module without parameters that matches a pattern itself (`Dropout`) is kept
-    in evaluation mode until all parameters that its patterns froze are trained.
+    statistics of its BatchNorm are used but not updated, and its dropout is inactive. `frozen_stages` of the OpenMMLab
+    networks does the same; `norm_eval` does not freeze the parameters of BatchNorm. A module without parameters that
+    matches a pattern itself (`Dropout`) is kept in evaluation mode until all parameters that its patterns froze are
+    trained.
 
     Args:
         model: changed in place.
