@@ -360,3 +360,8 @@ def test_partial_is_true_or_false() -> None:
         build(node, "optim")
     with pytest.raises(ConfigError, match=r"^optim\.params: .* With `_partial_: true`, the run passes this argument\."):
         build(node | {"_partial_": False}, "optim")
+
+
+def test_a_model_that_does_not_read_tokens_gets_the_name_of_one_that_does() -> None:
+    with pytest.raises(ConfigError, match=r"only context_length, vocab_size\. For .* tokens, use model=transformer\.$"):
+        fill_auto({"in_features": "auto"}, "model", {"vocab_size": 5, "context_length": 8})

@@ -68,7 +68,7 @@ def test_either_kind_of_run_resumes_the_other_within_an_epoch(tmp_path: Path) ->
 
 
 def test_seeds_that_differ_train_one_by_one() -> None:
-    with pytest.raises(Unfusable, match="the seeds differ, but a WorkerLoader has only one order of the data"):
+    with pytest.raises(Unfusable, match="the seeds differ, but this DataLoader has only one order of the data"):
         FusedRunner([config(0.1, None, seed=seed) for seed in (0, 1)]).prepare()
 
 

@@ -188,7 +188,7 @@ def test_what_cannot_be_stacked() -> None:
     sampler = RandomSampler(dataset, replacement=True)
     own = Loaders(train=DataLoader(dataset, batch_size=4, sampler=sampler)).loader("train", seed=0, device=CPU)
     assert stack_loader(own, [0, 0]) is own
-    with pytest.raises(Unfusable, match="the seeds differ, but a WorkerLoader has only one order of the data"):
+    with pytest.raises(Unfusable, match="the seeds differ, but this DataLoader has only one order of the data"):
         stack_loader(own, [0, 1])
     with pytest.raises(Unfusable, match="Straight overrides how batches are created"):
         stack_loader(Straight(dataset.tensors, 4, shuffle=True), [0, 1])

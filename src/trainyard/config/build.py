@@ -221,7 +221,8 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
         name = _INSTEAD[name]
     if name not in facts:
         known = f"only {', '.join(sorted(facts))}" if facts else "no values"
-        raise ConfigError(key, AUTO, f"an explicit value, because this data defines {known}", options=facts)
+        hint = "For a model of sequences of tokens, use model=transformer." if "vocab_size" in facts else ""
+        raise ConfigError(key, AUTO, f"an explicit value, because this data defines {known}", hint=hint)
     return facts[name]
 
 

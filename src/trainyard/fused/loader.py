@@ -40,12 +40,13 @@ def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -
         return loader
     if isinstance(loader, WorkerLoader) and loader.epoch_sampler is not None:
         return stack_dataloader(loader, seeds)
+    kind = "DataLoader" if isinstance(loader, WorkerLoader) else type(loader).__name__
     own_batches = isinstance(loader, TensorLoader) and type(loader).batches is not TensorLoader.batches
     if same_seed and (not isinstance(loader, TensorLoader) or own_batches or exact_length(loader) is None):
-        raise PlacesDiffer(f"a {type(loader).__name__} reads one epoch of the data for all members")
+        raise PlacesDiffer(f"a {kind} reads one epoch of the data for all members")
     if not isinstance(loader, TensorLoader):
         raise Unfusable(
-            f"the seeds differ, but a {type(loader).__name__} has only one order of the data. Use data in "
+            f"the seeds differ, but this {kind} has only one order of the data. Use data in "
             "memory, or a DataLoader over a map-style data set without a custom sampler"
         )
     if own_batches:
