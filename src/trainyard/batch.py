@@ -137,15 +137,24 @@ class NoTargetError(TrainyardError):
 
 
 def no_target(batch: Any) -> NoTargetError:
-    """Return the error for a batch in which no target is found."""
-    if isinstance(batch, Mapping):
-        what = f"a mapping with the keys {', '.join(map(str, batch))}" if batch else "an empty mapping"
+    """Return the error for a batch in which no target is found.
+
+    A sequence of one element is described as this element: a model cannot distinguish them in its arguments.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 1:
+        batch = batch[0]
+        what = f"consists of a single {type(batch).__name__}"
+    elif isinstance(batch, Mapping):
+        keys = f"the key{'' if len(batch) == 1 else 's'} {', '.join(map(str, batch))}"
+        what = f"is a mapping with {keys}" if batch else "is an empty mapping"
     elif isinstance(batch, (tuple, list)):
-        what = f"a {type(batch).__name__} with {counted(len(batch), 'element')}"
+        what = f"is a {type(batch).__name__} with {counted(len(batch), 'element')}"
     else:
-        what = f"a single {type(batch).__name__}"
+        what = f"consists of a single {type(batch).__name__}"
+    if is_graph(batch):
+        return NoTargetError("The batch has no target: its graphs have no y.")
     return NoTargetError(
-        f"The batch has no target: it is {what}. The target must be the last element of a tuple or list of at least "
+        f"The batch has no target: it {what}. The target must be the last element of a tuple or list of at least "
         f"two elements, or have one of the keys {', '.join(TARGET_KEYS)}."
     )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from trainyard.batch import TARGET_KEYS, lies_on, split_target, target_of, to_device
+from trainyard.batch import TARGET_KEYS, lies_on, no_target, split_target, target_of, to_device
 from trainyard.errors import TrainyardError
 
 META = torch.device("meta")
@@ -29,16 +29,24 @@ def test_target_is_found_under_any_of_its_keys(key: str) -> None:
 @pytest.mark.parametrize(
     ("batch", "what"),
     [
-        (torch.ones(2), "a single Tensor"),
-        ((1,), "a tuple with 1 element"),
-        ({"x": 1, "mask": 2}, "x, mask"),
-        ({}, "an empty mapping"),
+        (torch.ones(2), "it consists of a single Tensor."),
+        ((1,), "it consists of a single int."),
+        ((), "it is a tuple with 0 elements."),
+        ({"x": 1}, "it is a mapping with the key x."),
+        ({"x": 1, "mask": 2}, "it is a mapping with the keys x, mask."),
+        ({}, "it is an empty mapping."),
     ],
 )
 def test_a_batch_without_target_says_what_it_is(batch: object, what: str) -> None:
     with pytest.raises(TrainyardError, match="no target") as error:
         target_of(batch)
     assert what in str(error.value)
+
+
+def test_graphs_without_target_lack_y() -> None:
+    graphs = type("Graphs", (), {"num_nodes": 3, "num_edges": 2, "to": None, "y": None})()
+    for batch in (graphs, (graphs,)):
+        assert str(no_target(batch)) == "The batch has no target: its graphs have no y."
 
 
 def test_split_target() -> None:

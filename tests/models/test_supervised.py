@@ -90,9 +90,16 @@ def test_the_weights_of_a_loss_move_with_the_model() -> None:
     assert model.to("meta").loss.weight.device.type == "meta"
 
 
-@pytest.mark.parametrize("batch", [torch.ones(2, 4), (torch.ones(2, 4),), {"x": torch.ones(2, 4)}])
-def test_a_loss_needs_a_target(batch: Any) -> None:
-    with pytest.raises(TrainyardError, match="no target"):
+@pytest.mark.parametrize(
+    ("batch", "what"),
+    [
+        (torch.ones(2, 4), "consists of a single Tensor"),
+        ((torch.ones(2, 4),), "consists of a single Tensor"),
+        ({"x": torch.ones(2, 4)}, "is a mapping with the key x"),
+    ],
+)
+def test_a_loss_needs_a_target(batch: Any, what: str) -> None:
+    with pytest.raises(TrainyardError, match=f"no target: it {what}"):
         Supervised(nn.Linear(4, 3)).train_step(batch)
 
 
