@@ -60,7 +60,8 @@ def test_a_server_is_asked_with_the_login_of_the_environment(monkeypatch: pytest
         ("http://bob:wrong@{server}", "refused the request: 401"),
         ("http://127.0.0.1:9", "does not respond"),
         ("file:///tmp/x", "Use sqlite:///mlflow.db"),
-        ("sqlite:////nowhere/at/all.db", "is not writable"),
+        ("sqlite:////dev/null/all.db", "/dev/null/all.db is not writable"),
+        ("sqlite:////dev", "to another sqlite:///FILE.db"),
     ],
 )
 def test_what_cannot_track_is_wrong(monkeypatch: pytest.MonkeyPatch, server: str, uri: str, text: str) -> None:
@@ -68,6 +69,12 @@ def test_what_cannot_track_is_wrong(monkeypatch: pytest.MonkeyPatch, server: str
     assert text in f"{found.name} {found.text}"
     assert "wrong" not in found.text
     assert not found.ok
+
+
+def test_a_database_may_be_in_a_folder_that_training_creates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "folder" / "mlflow.db"
+    assert tracking(monkeypatch, f"sqlite:///{file}") == doctor.Finding("MLflow", True, str(file))
+    assert not file.parent.exists()
 
 
 @pytest.mark.parametrize(

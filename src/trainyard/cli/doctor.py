@@ -121,9 +121,9 @@ def _tracking() -> Iterator[Finding]:
         yield Finding("MLflow", False, str(error))
         return
     if file := sqlite_file(uri):
-        folder = Path(file).parent
-        ok = os.access(file if Path(file).exists() else folder, os.W_OK)
-        advice = "" if ok else " is not writable; set MLFLOW_TRACKING_URI or tracker.uri to another file"
+        there = next(path for path in (file, *file.parents) if path.exists())  # training creates missing folders
+        ok = os.access(there, os.W_OK) and (there.is_file() if there == file else there.is_dir())
+        advice = "" if ok else " is not writable; set MLFLOW_TRACKING_URI or tracker.uri to another sqlite:///FILE.db"
         yield Finding("MLflow", ok, f"{file}{advice}")
     elif uri.startswith(("http://", "https://")):
         yield _try("MLflow", lambda: _ask(uri))
