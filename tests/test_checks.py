@@ -180,8 +180,10 @@ def test_an_existing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Did you mean '.*table\.csv'"):
         existing_file("path", str(tmp_path / "tabel.csv"))
     for place in (".", "/"):
-        with pytest.raises(ConfigError, match="the path of an existing file"):
+        with pytest.raises(ConfigError, match=r"the path of an existing file\. '/.*' is a folder\.$"):
             existing_file("path", place)
+    with pytest.raises(ConfigError, match=rf"Trainyard looked in '{tmp_path}'\.$"):
+        existing_file("path", str(tmp_path / "x"))
     with pytest.raises(ConfigError, match=r"The folder .* does not exist"):
         existing_file("path", str(tmp_path / "nowhere" / "table.csv"))
 

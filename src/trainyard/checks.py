@@ -227,7 +227,7 @@ def existing_file(key: str, value: object) -> Path:
     path = Path(value).expanduser()
     if is_file(path):
         return path
-    folder = path.parent
+    folder, whole = path.parent, str(path.absolute())
     if not is_folder(folder):
         raise ConfigError(
             key,
@@ -240,7 +240,7 @@ def existing_file(key: str, value: object) -> Path:
         str(value),
         "the path of an existing file",
         options=neighbors(value, is_file),
-        hint=f"Trainyard looked in {str(folder.absolute())!r}.",
+        hint=f"{whole!r} is a folder." if is_folder(path) else f"Trainyard looked in {str(folder.absolute())!r}.",
     )
 
 
