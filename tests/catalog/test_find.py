@@ -41,6 +41,12 @@ def test_a_name_that_is_nowhere_names_the_nearest(make_run: Any, tmp_path: Path)
         resolve("cnn ring", [tmp_path])
 
 
+def test_where_no_run_is_the_list_of_runs_is_not_offered(tmp_path: Path) -> None:
+    told = r"0 runs in .*\. Repeat the command in the folder of the project, or give the directory of the run\.$"
+    with pytest.raises(TrainyardError, match=told):
+        resolve("cnn", [tmp_path])
+
+
 def test_an_ambiguous_name_lists_the_ids(make_run: Any, tmp_path: Path) -> None:
     runs = [make_run("same", folder=folder) for folder in ("a", "b")]
     with pytest.raises(TrainyardError, match="2 runs") as error:

@@ -73,6 +73,8 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         names = [name for run in runs for name in (run.info.name, run.directory.name)]
         close = nearest(text, names)
         hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists the runs."
+        if not runs:
+            hint = " Repeat the command in the folder of the project, or give the directory of the run."
         if len(text) < _SHORTEST and any(run.info.id.startswith(text) for run in runs):
             hint = f" The start of an ID needs at least {_SHORTEST} characters."
         searched = f"Searched: {counted(len(runs), 'run')} in {where}."
