@@ -90,7 +90,10 @@ def from_config(run: StoredRun, folder: Path, directory: Path, lineage: Sequence
         TrainyardError: its config cannot be read, or contains a credential that was not saved.
     """
     if not run.config:
-        raise TrainyardError(f"{run.directory} has no readable config.yaml, so the run cannot be repeated.")
+        raise TrainyardError(
+            f"{run.directory} has no readable config.yaml, so the run cannot be repeated. Runs of a Runner in Python "
+            "do not write this file: start their program again."
+        )
     values = _repeatable(run, run.config)
     threads = run.history.tags.get("threads", "")
     if threads.isdecimal() and isinstance(values.get("env"), dict) and values["env"].get("threads", 0) is None:
@@ -144,7 +147,12 @@ def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False)
         text = (run.directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
         given = yaml.safe_load(text) or []
         if not isinstance(given, list) or not all(isinstance(line, str) for line in given):
-            raise ValueError("it is not a list of overrides")
+            raise ValueError("the file does not contain a list of overrides")
+    except FileNotFoundError as error:
+        raise TrainyardError(
+            f"{run.directory} has no .hydra/overrides.yaml, so the command of the run is unknown. Runs of a Runner in "
+            "Python, and runs with hydra.output_subdir=null, do not write this file: start their program again."
+        ) from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         said = str(error).partition("\n")[0].rstrip(".")
         raise TrainyardError(
