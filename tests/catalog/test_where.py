@@ -58,6 +58,13 @@ def test_what_is_no_condition_is_refused(condition: str) -> None:
         Where(condition)
 
 
+@pytest.mark.parametrize(("condition", "hinted"), [("val/accuracy", True), ("val/accuracy>", False), ("a=[1]", False)])
+def test_a_condition_without_a_comparison_may_have_lost_it_to_the_shell(condition: str, hinted: bool) -> None:
+    with pytest.raises(ConfigError) as error:
+        Where(condition)
+    assert ("Enclose the condition in quotes" in str(error.value)) is hinted
+
+
 @given(st.text(alphabet="ab/.=<>!()[], '\"0and not or in-_", max_size=20))
 def test_any_text_is_a_condition_or_is_refused(text: str) -> None:
     with suppress(ConfigError):

@@ -30,6 +30,7 @@ _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 }
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 _ACCEPTED = "comparisons such as val/accuracy>0.9, combined with and, or, not and parentheses"
+_QUOTES = "Enclose the condition in quotes, because the shell interprets < and >."
 
 
 class Where:
@@ -52,7 +53,8 @@ class Where:
         try:
             self._condition = self._checked(ast.parse(self._as_python(), mode="eval").body)
         except SyntaxError as error:
-            raise ConfigError("--where", text, _ACCEPTED) from error
+            hint = "" if any(sign in text for sign in "<>=") else _QUOTES
+            raise ConfigError("--where", text, _ACCEPTED, hint=hint) from error
 
     def __str__(self) -> str:
         return self._text
