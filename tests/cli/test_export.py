@@ -65,6 +65,17 @@ def test_the_card_says_what_was_trained_and_reached(trained: Path) -> None:
         assert part in text
 
 
+def test_the_card_of_a_run_without_validation_names_no_split(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run_of(trained), tmp_path / "run")
+    stored = StoredRun(run, RunInfo.read(run))
+    assert "The metrics of `val` were measured at iteration" in card(stored, "best.pt")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("objective: val/accuracy", "objective: train/loss"))
+    stored = StoredRun(run, RunInfo.read(run))
+    assert stored.objective == "train/loss"
+    assert "were measured" not in card(stored, "best.pt")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -28,7 +28,7 @@ BEST = "best.pt"
     "--checkpoint",
     "name",
     metavar="NAME",
-    help="Name of a file in checkpoints/ (default: best.pt if it exists, otherwise the newest).",
+    help="Name of a checkpoint in checkpoints/ (default: best.pt if it exists, otherwise the newest).",
 )
 def command(run: str, folder: Path, name: str | None) -> None:
     """Write the model of a RUN to DIR: model.safetensors, config.yaml, and a model card (README.md).
@@ -73,7 +73,7 @@ def card(run: StoredRun, checkpoint: str) -> str:
     best = run.best
     point = (
         ""
-        if best is None
+        if best is None or best.name.startswith("train/")  # the table has no metrics of the training
         else f" The metrics of `{best.name.partition('/')[0]}` were measured at iteration {best.point.step}."
     )
     lines = [
