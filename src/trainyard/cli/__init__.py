@@ -32,7 +32,7 @@ COMMANDS = {
     "export": "Export the model of a run as safetensors, with a model card.",
     "sync": "Upload runs that are not in MLflow yet.",
     "rm": "Remove runs.",
-    "gc": "Remove checkpoints that are no longer needed.",
+    "gc": "Remove all checkpoints except the best ones.",
     "schema": "Write JSON schemas of the configs, for editors.",
     "doctor": "Check the installation, the device and MLflow.",
 }

@@ -1,4 +1,4 @@
-"""`trainyard gc`: remove checkpoints that are no longer needed."""
+"""`trainyard gc`: remove all checkpoints except the best ones."""
 
 from __future__ import annotations
 
