@@ -123,7 +123,7 @@ def _tracking() -> Iterator[Finding]:
     if file := sqlite_file(uri):
         there = next(path for path in (file, *file.parents) if path.exists())  # training creates missing folders
         ok = os.access(there, os.W_OK) and (there.is_file() if there == file else there.is_dir())
-        advice = "" if ok else " is not writable; set MLFLOW_TRACKING_URI or tracker.uri to another sqlite:///FILE.db"
+        advice = "" if ok else " is not writable; set MLFLOW_TRACKING_URI to another sqlite:///FILE.db"
         yield Finding("MLflow", ok, f"{file}{advice}")
     elif uri.startswith(("http://", "https://")):
         yield _try("MLflow", lambda: _ask(uri))
