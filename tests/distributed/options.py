@@ -30,7 +30,7 @@ from trainings import (  # type: ignore[import-not-found]
 from trainyard.data import EpochBatchSampler, Loader
 from trainyard.data.dataloader import dataset_loader
 from trainyard.data.tensor_loader import TensorLoader
-from trainyard.distributed.shares import has_share, local
+from trainyard.distributed.shares import class_of, has_share, local
 from trainyard.errors import ConfigError
 from trainyard.hooks import Hook
 from trainyard.models import BaseModel
@@ -199,6 +199,13 @@ def by_size() -> Any:
     )
 
 
+def class_names() -> Any:
+    """The class that runtime_info reports, those of all modules, and the type of the model."""
+    runner = run("fsdp", hook={"runtime_info": {"_target_": "trainyard.hooks.RuntimeInfo"}})
+    told = runner.dispatch.hooks["runtime_info"]._tags["model"]
+    return told, [class_of(module).__name__ for module in runner.model.modules()], type(runner.model).__name__
+
+
 def mixed_precision() -> Any:
     runner = run("fsdp", {"mixed_precision": {"param_dtype": "bf16", "reduce_dtype": "fp32"}})
     dtypes = sorted({str(value.dtype) for value in runner.model.parameters()})
@@ -258,6 +265,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "frozen_fsdp": lambda: frozen("fsdp"),
     "activation_checkpointing": activation_checkpointing,
     "by_size": by_size,
+    "class_names": class_names,
     "mixed_precision": mixed_precision,
     "averaged_from_the_start": averaged_from_the_start,
     "norms": norms,

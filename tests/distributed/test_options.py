@@ -100,6 +100,13 @@ def test_modules_are_gathered_by_size(found: Found) -> None:
     assert found[0]["by_size"][1] == ["", "net.1", "net.3"]
 
 
+def test_classes_are_named_as_before_the_sharding(found: Found) -> None:
+    told, every, generated = found[0]["class_names"]
+    assert (told, every[0], generated) == ("MLP", "MLP", "FSDPMLP")
+    assert "Linear" in every
+    assert not any("FSDP" in name for name in every)
+
+
 def test_mixed_precision_keeps_the_shares_whole(found: Found) -> None:
     state, dtypes, sharded = found[0]["mixed_precision"]
     assert (dtypes, sharded) == (["torch.float64"], True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +25,15 @@ def is_sharded(state: Any) -> bool:
     if isinstance(state, list | tuple):
         return any(is_sharded(entry) for entry in state)
     return has_share(state)
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module; of a module that `fully_shard` has changed, the class before the change."""
+    kinds = type(module).__mro__
+    for kind, below in pairwise(kinds):
+        if kind.__name__ == "FSDPModule" and kind.__module__.startswith("torch."):
+            return below
+    return type(module)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from trainyard._torch_internals import flops_without_dynamo
 from trainyard.batch import samples
 from trainyard.checks import boolean, integer
 from trainyard.data.lengths import first_batch
+from trainyard.distributed.shares import class_of
 from trainyard.hooks._batch import of_first_member
 from trainyard.rng import derive
 from trainyard.runner import Runner
@@ -73,7 +74,7 @@ class ModelSummary(Hook):
     def _text(self, runner: Runner) -> str:
         model = runner.members[0].eval_model
         rows = [
-            Row(name, type(module).__name__, sum(weight.numel() for weight in module.parameters()))
+            Row(name, class_of(module).__name__, sum(weight.numel() for weight in module.parameters()))
             for name, module in model.named_modules()
         ]
         with rng_state.seeded(derive(runner.seed, "summary")):

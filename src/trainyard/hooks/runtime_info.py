@@ -9,6 +9,7 @@ import torch
 
 from trainyard.data.lengths import exact_length, length_hint, samples_hint, stated_size
 from trainyard.data.nothing import NoLoader
+from trainyard.distributed.shares import class_of
 from trainyard.errors import counted
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
@@ -30,7 +31,7 @@ class RuntimeInfo(Hook):
     def before_run(self, runner: Runner) -> None:
         model = runner.members[0].model
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        kind = type(model).__name__
+        kind = class_of(model).__name__
         tags = {"model": kind, "parameters": str(parameters), "device": str(runner.device)}
         tags["threads"] = str(torch.get_num_threads())
         if runner.stacked:

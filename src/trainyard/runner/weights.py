@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from trainyard.checks import boolean
-from trainyard.distributed.shares import like
+from trainyard.distributed.shares import class_of, like
 from trainyard.errors import ConfigError, nearest, some
 from trainyard.models.patterns import above_all, fits_within, listed
 from trainyard.runner import checkpoint, foreign_files
@@ -141,7 +141,7 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
         differ = [f"{name} is missing" for name in missing]
         differ += [f"{name} is not in this model" for name in foreign]
         differ += [f"{name.replace(' ', ' has shape ', 1)}" for name in shapes.values()]
-        accepted = f"a checkpoint of this model ({type(model).__name__})"
+        accepted = f"a checkpoint of this model ({class_of(model).__name__})"
         advice = _advice(missing, foreign, before, revisable=key == KEY and not asked.revise_keys)
         if not advice and taken and key == KEY:
             what = "the matching tensor is" if len(taken) == 1 else f"the {len(taken)} matching tensors are"
