@@ -44,6 +44,27 @@ def test_what_another_hook_records(make: Any, tmp_path: Path) -> None:
     assert (tmp_path / "run/checkpoints/best_gap.pt").exists()
 
 
+def test_a_result_that_a_hook_records_after_it_is_read(make: Any) -> None:
+    late = Gap()
+    late.priority = "NORMAL"
+    hooks = {"early_stop": EarlyStopping("val/gap", "minimize"), "gap": late}
+    with pytest.raises(ConfigError) as error:
+        make(hooks, work_dir=None).train()
+    assert str(error.value) == (
+        "hook.early_stop.monitor: 'val/gap' is invalid. Expected a metric that is recorded before it is read. hook.gap "
+        "records this metric, but is called after hook.early_stop. Set a priority below 50, such as "
+        "+hook.gap.priority=49."
+    )
+    late.priority = 49  # type: ignore[assignment]
+    make(hooks, work_dir=None).train()
+
+
+def test_a_result_that_a_hook_has_not_recorded_yet(make: Any) -> None:
+    hooks = {"ema": EMA(0.9, begin=2, evaluate="both"), "early_stop": EarlyStopping("val_raw/accuracy", "maximize")}
+    with pytest.raises(ConfigError, match=r"hook\.ema records this metric, but has not recorded it yet"):
+        make(hooks, work_dir=None).train()
+
+
 def test_the_raw_weights_results(make: Any, tmp_path: Path) -> None:
     saver = Checkpoint(save_best={"val_raw/accuracy": "maximize"})
     make({"checkpoint": saver, "ema": EMA(0.9, evaluate="both")}).train()

@@ -183,6 +183,23 @@ class Dispatch:
         for method in self.stage(stage):
             method(*args, **kwargs)
 
+    def recorder(self, metric: str, names: Sequence[str]) -> str | None:
+        """Return the hook that states that it records a metric, besides the metrics with these names."""
+        for name, hook in self.hooks.items():
+            if metric in getattr(hook, "metric_names", lambda names: ())(names):
+                return name
+        return None
+
+    def order_hint(self, recorder: str, reader: str) -> str:
+        """Return what a message says if a hook reads a metric that another hook has not recorded yet."""
+        order = sorted(self.hooks, key=self._priority)
+        if reader in order and order.index(recorder) > order.index(reader) and (own := self._priority(reader)):
+            return (
+                f"hook.{recorder} records this metric, but is called after hook.{reader}. Set a priority below {own}, "
+                f"such as +hook.{recorder}.priority={own - 1}."
+            )
+        return f"hook.{recorder} records this metric, but has not recorded it yet."
+
     def state_dict(self, *member: int) -> dict[str, dict[str, Any]]:
         """Return the hooks' states; for a stack, those of member number `member`."""
         return {name: state for name, hook in self.hooks.items() if (state := hook.state_dict(*member))}

@@ -84,7 +84,10 @@ class Hook:
         """Check the hook's requirements before training, such as its patterns; raise `ConfigError` if a check fails."""
 
     def metric_names(self, names: Sequence[str]) -> Sequence[str]:
-        """Return the names of the results that this hook records at a validation; `names` are those of the metrics."""
+        """Return the names of the results that this hook records at a validation; `names` are those of the metrics.
+
+        A hook that monitors such a result must be called later: its priority has a higher number.
+        """
         return ()
 
     def stack(self, hooks: Sequence[Hook]) -> None:

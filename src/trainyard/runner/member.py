@@ -323,12 +323,17 @@ class Member:
         """Return the latest value of a metric that the config names under `key`.
 
         Raises:
-            ConfigError: no metric has this name.
+            ConfigError: no metric has this name, or a hook records it only later.
         """
         metrics = self.metrics
         if name not in metrics:
             trained = name.startswith("train/")
             names = [known for known in metrics if trained or not known.startswith("train/")]
+            if late := self.runner.dispatch.recorder(name, names):
+                group, _, rest = key.partition(".")
+                reader = "param_schedule" if group == "schedule" else rest.partition(".")[0]
+                accepted = "a metric that is recorded before it is read"
+                raise ConfigError(key, name, accepted, hint=self.runner.dispatch.order_hint(late, reader))
             raise UnknownMetricError(key, name, f"This run computes {', '.join(names) or 'no metrics'}", options=names)
         return metrics[name]
 
