@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trainyard.errors import ConfigError
 from trainyard.hooks import EMA, Checkpoint, Hook, Logger, LRFinder
-from trainyard.hooks.lr_finder import Curve
+from trainyard.hooks.lr_finder import Curve, _without_suggestion
 from trainyard.runner import IterBasedTrainLoop, checkpoint
 from trainyard.track import read
 
@@ -121,10 +121,26 @@ def test_without_a_directory_it_writes_nothing(make: Any, tmp_path: Path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ([math.nan], "is not finite before the first update of the weights"),
+        ([1.0, math.inf], "is not finite after an update with the learning rate 1.00e-03"),
+        ([1.0, 2.0, 9.0], "no learning rate from 1.00e-03 to 3.00e-03 reduces the loss"),
+    ],
+)
+def test_why_there_is_no_suggestion(losses: list[float], told: str) -> None:
+    curve = Curve(0.0, 4.0)
+    for index, loss in enumerate(losses):
+        curve.add(1e-3 * (index + 1), loss)
+    assert curve.suggestion is None
+    assert told in _without_suggestion(curve)
+
+
 def test_a_loss_that_does_not_fall_suggests_nothing(make: Any, tmp_path: Path) -> None:
     runner = make({"finder": LRFinder(start=1e20, end=1e30)}, optim=sgd(), work_dir=tmp_path)
     runner.train()
-    assert runner.members[0].stop_reason == "no learning rate reduces the loss"
+    assert runner.members[0].stop_reason == "no learning rate from 1.00e+20 to 1.26e+20 reduces the loss"
     assert json.loads((tmp_path / "lr_finder.json").read_text())["suggestion"] is None
 
 

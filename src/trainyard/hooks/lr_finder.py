@@ -126,10 +126,7 @@ class LRFinder(Hook):
             member.load_step_state(state["step"])
         for member, curve in zip(runner.members, self.curves, strict=True):
             found = curve.suggestion
-            none = (
-                "no learning rate reduces the loss" if curve.lr else "the loss is not finite at the first learning rate"
-            )
-            told = none if found is None else f"learning rate {found:.2e} suggested"
+            told = _without_suggestion(curve) if found is None else f"learning rate {found:.2e} suggested"
             if found is not None:
                 member.record({"lr_finder/suggestion": found}, step=runner.iter, epoch=runner.epoch)
             if member.journal.writes:
@@ -161,6 +158,18 @@ class LRFinder(Hook):
                 curve.add(rate, values["loss"])
             if all(curve.ended for curve in self.curves):
                 return
+
+
+def _without_suggestion(curve: Curve) -> str:
+    """Return why a curve has no suggestion."""
+    match curve.lr:
+        case []:
+            return "the loss is not finite before the first update of the weights"
+        case [lr]:
+            return f"the loss is not finite after an update with the learning rate {lr:.2e}"
+        case [first, *_, last]:
+            return f"no learning rate from {first:.2e} to {last:.2e} reduces the loss"
+    raise AssertionError
 
 
 def _endless(runner: Runner) -> Iterator[Any]:
