@@ -151,15 +151,18 @@ class TestTimeAugmentation(Hook):
         """Return predictions for a batch, at least in single precision: `[B, ...]`, or `[K, B, ...]` for K members."""
         outputs = [predict(batch)]
         with rng_state.seeded(derive(0, "test_time_augmentation")):
-            for transform in self.transforms:
-                outputs.append(predict(with_changed_input(batch, transform)))
+            for name, transform in zip(self.names[1:], self.transforms, strict=True):
+                outputs.append(predict(_transformed(batch, name, transform)))
+        if not isinstance(outputs[0], Tensor) or not outputs[0].is_floating_point():
+            accepted = "a model that predicts a floating-point tensor, or no such hook"
+            raise ConfigError(KEY, type(self).__name__, accepted, hint=f"The predictions are: {_kind(outputs[0])}.")
         shapes = {tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__ for output in outputs}
-        if len(shapes) > 1 or not isinstance(outputs[0], Tensor) or not outputs[0].is_floating_point():
+        if len(shapes) > 1:
             found = ", ".join(f"{name}: {_kind(output)}" for name, output in zip(self.names, outputs, strict=True))
             raise ConfigError(
                 f"{KEY}.transforms",
                 self.names[1:],
-                "transforms for which the model predicts floating-point tensors of the same shape",
+                "transforms for which the model predicts tensors of the same shape",
                 hint=f"The predictions are: {found}.",
             )
         every = torch.stack(outputs)
@@ -173,9 +176,20 @@ def _transform(given: Any) -> Transform:
     if isinstance(given, str) and given in NAMED:
         return NAMED[given]
     if not callable(given):
-        accepted = f"names ({', '.join(NAMED)}), or `_target_`s of functions or modules that transform the input"
+        accepted = (
+            f"names ({', '.join(NAMED)}), or configs of modules (`_target_`) or functions (`_target_` and "
+            "`_partial_: true`) that transform the input"
+        )
         raise ConfigError("transforms", given, accepted, options=NAMED)
     return given  # type: ignore[no-any-return]
+
+
+def _transformed(batch: Any, name: str, transform: Transform) -> Any:
+    """Return the batch with its input transformed; a `ConfigError` of the transform names it as the config does."""
+    try:
+        return with_changed_input(batch, transform)
+    except ConfigError as error:
+        raise ConfigError(error.key, name, error.accepted, hint=error.hint) from None
 
 
 def _shown(transform: Transform) -> str:
