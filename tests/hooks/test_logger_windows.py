@@ -121,15 +121,19 @@ def test_the_run_is_named_now_and_then(make: Any, caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"window": 0}, "window: 0 is invalid. Expected an integer of at least 1, or epoch, global, null"),
+        ({"window": 0}, "window: 0 is invalid. Expected an integer of at least 1, or epoch, global, a mapping"),
         (
             {"window": "all"},
-            "Expected one of epoch, global, or an integer of at least 1, null, or a mapping from names",
+            "Expected one of epoch, global, or an integer of at least 1, a mapping from names to such values, or null",
         ),
         ({"window": {"loss": 0}}, "window.loss: 0 is invalid. Expected an integer of at least 1, or epoch or global."),
         ({"window": {"loss": "epochs"}}, "window.loss: 'epochs' is invalid"),
-        ({"smoothing": 1.0}, "smoothing: 1.0 is invalid. Expected a number above 0 and below 1, or null, or a"),
+        ({"smoothing": 1.0}, "smoothing: 1.0 is invalid. Expected a number above 0 and below 1, or a mapping"),
         ({"smoothing": {"loss": 1.0}}, "smoothing.loss: 1.0 is invalid. Expected a number above 0 and below 1."),
+        (
+            {"smoothing": {"loss": 0.9}, "window": {"loss": 5}},
+            "loss: 0.9 is invalid. Expected no value for loss, because",
+        ),
         ({"smoothing": 0.9, "window": 5}, "smoothing: 0.9 is invalid. Expected null, because `window` is set"),
         ({"by": "epochs"}, "by: 'epochs' is invalid. Expected one of epoch, iter, or null for both"),
         ({"interval_exp_name": 0}, "interval_exp_name: 0 is invalid"),

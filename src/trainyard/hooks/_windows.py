@@ -119,7 +119,9 @@ def window_kinds(window: Any, smoothing: Any) -> dict[str, LogWindow]:
     windows = {} if window is None else window if isinstance(window, Mapping) else {EVERY: window}
     smooth = {} if smoothing is None else smoothing if isinstance(smoothing, Mapping) else {EVERY: smoothing}
     for name in windows.keys() & smooth.keys():
-        raise ConfigError(_key("smoothing", name), smooth[name], "null, because `window` is set")
+        plain = name == EVERY
+        accepted = "null, because `window` is set" if plain else f"no value for {name}, because `window` has one"
+        raise ConfigError(_key("smoothing", name), smooth[name], accepted)
     return {name: _plain(_key("window", name), given) for name, given in windows.items()} | {
         name: _smoothed(_key("smoothing", name), given) for name, given in smooth.items()
     }
@@ -143,4 +145,4 @@ def _smoothed(key: str, given: Any) -> LogWindow:
 
 def _others(key: str) -> str:
     """Describe what an argument accepts instead of one value for all names; empty for the value of one name."""
-    return "" if "." in key else "null, or a mapping from names to such values"
+    return "" if "." in key else "a mapping from names to such values, or null"
