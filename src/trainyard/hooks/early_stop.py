@@ -79,7 +79,7 @@ class EarlyStopping(Hook):
             elif not self._told:
                 self._told = True
                 log.warning(
-                    "Early stopping skips this validation, because the monitored metric %s was not computed.",
+                    "Early stopping skips validations until the monitored metric %s is computed.",
                     name,
                 )
 
