@@ -220,6 +220,11 @@ def test_what_is_not_there_says_so_when_it_is_read(tmp_path: Path) -> None:
             read()
     with pytest.raises(MissingError, match=r"batch\.meta\.1"):
         part.mean()
+    (tmp_path / "b").mkdir()
+    outputs = {"scores": torch.zeros(2), "names": np.zeros(2)}
+    ((_, predicted),) = written(tmp_path / "b" / "b.parquet", [(batch, outputs)]).batches()
+    with pytest.raises(MissingError, match=r"reads outputs\.names, .* The file contains only tensors\."):
+        len(predicted["names"])
 
 
 Point = namedtuple("Point", "x y")

@@ -46,11 +46,15 @@ class Instances:
             present = np.unique(array := classes.cpu().numpy())
             return cls(None, np.stack([array == label for label in present]), present, None)
         if not isinstance(given, Mapping):
-            raise TypeError(f"a {type(given).__name__} for an image, instead of a mapping with boxes or masks")
+            found = f"a tensor {list(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
+            expected = "a mapping with boxes or masks, scores [C, H, W] or classes [H, W]"
+            raise TypeError(f"the value for an image is {found}, not {expected}")
         known = [name for name in ("boxes", "masks", "labels", "scores") if name in given]
         held = {name: given[name].detach().cpu().numpy() for name in known}
         if "boxes" not in held and "masks" not in held:
-            raise KeyError(f"a mapping without boxes and masks, with the keys {', '.join(map(str, given))}")
+            raise KeyError(
+                f"the mapping for an image has neither boxes nor masks, but these keys: {', '.join(map(str, given))}"
+            )
         count = len(next(iter(held.values())))
         scores = held.get("scores")
         chosen = np.ones(count, dtype=bool) if scores is None else scores >= score_thr

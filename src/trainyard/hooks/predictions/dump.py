@@ -144,7 +144,7 @@ class PredictionDump(Hook):
     def _tell(self, member: Member, file: Path) -> None:
         shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
         size, limit = file.stat().st_size / 1e6, f"hook.predictions.upload_mb={self.upload_mb:g}"
-        large = f" ({size:.0f} MB; larger than {limit}, so the file is not uploaded)" if size > self.upload_mb else ""
+        large = f" ({size:.6g} MB; larger than {limit}, so the file is not uploaded)" if size > self.upload_mb else ""
         log.info("Predictions: %s%s", shown, large, extra={"member": member})
         if not large:
             member.journal.artifact(file)

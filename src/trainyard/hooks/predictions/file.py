@@ -319,10 +319,10 @@ class _Absent:
         raise next(value for value in given if isinstance(value, cls))._missing()
 
     def _missing(self) -> MissingError:
-        return MissingError(
-            f"the metric reads {self.place}, which the file does not contain. Set hook.predictions.inputs=true "
-            "in the run to save more than the target of a batch."
-        )
+        then = "The file contains only tensors."
+        if self.place.partition(".")[0] == "batch":
+            then = "Set hook.predictions.inputs=true in the run to save all tensors of a batch, not only the target."
+        return MissingError(f"the metric reads {self.place}, which the file does not contain. {then}")
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor], *, inputs: bool = True, target: Any = None) -> Any:
