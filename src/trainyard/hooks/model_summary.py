@@ -84,7 +84,8 @@ class ModelSummary(Hook):
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         each = root.flops / count
         flops = f", {_short(each)}FLOPs ({_short(each / 2)}MACs) per sample" if self.flops else ""
-        title = f"{root.kind}: {root.parameters:,} parameters, {trained:,} of them trained{flops}"
+        noun = "parameter" if root.parameters == 1 else "parameters"
+        title = f"{root.kind}: {root.parameters:,} {noun}, {trained:,} of them trained{flops}"
         note = f"\n\nFLOPs of a forward pass, per sample, measured with a batch of {count}." if self.flops else ""
         return f"{title}\n\n{_table(shown, count if self.flops else None)}{note}"
 
