@@ -217,6 +217,9 @@ def test_passwords_are_not_written_down(tmp_path: Path, monkeypatch: pytest.Monk
         uris.with_password(written)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", full)
     assert uris.with_password(written) == full
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:s3cret@host:5000/")
+    written = redact(uris.resolve(None, tmp_path))
+    assert uris.with_password(written) == "http://ann:s3cret@host:5000"
     assert redact("http://host:5000/a@b:c") == "http://host:5000/a@b:c"
 
 

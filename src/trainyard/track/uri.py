@@ -58,7 +58,7 @@ def resolve(uri: str | None, folder: Path) -> str:
         raise refusal(
             key, redact(given), _ACCEPTED, options=[f"{name}://{redact(rest)}" for name in _SERVERS + _DATABASES]
         )
-    return escaped(given.rstrip("/") if dialect in ("http", "https") else given)
+    return _as_connected(given)
 
 
 def experiment(given: str | float | None, uri: str) -> tuple[str | None, str | None]:
@@ -131,10 +131,15 @@ def with_password(uri: str) -> str:
     """
     if MASK not in uri:
         return uri
-    full = escaped(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    full = _as_connected(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if redact(full) != uri:
         raise TrainyardError(f"The password of {uri} is not saved: set MLFLOW_TRACKING_URI to the complete URI.")
     return full
+
+
+def _as_connected(uri: str) -> str:
+    """Return the URI of a server or database in the form in which it is recorded, with its password."""
+    return escaped(uri.rstrip("/") if uri.partition("://")[0] in ("http", "https") else uri)
 
 
 def _has_plugin(scheme: str) -> bool:
