@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from trainyard.track import RunInfo
+from trainyard.track import Journal, RunInfo
 from trainyard.track.shipped import Shipped, ShipperLock
 
 Sync = Callable[..., int]
@@ -30,6 +30,24 @@ def test_all_runs_below(
     assert [run.data.tags.get("mlflow.parentRunId") for run in runs] == [ids[2], ids[2], None]
     assert sync("outputs") == 0
     assert capsys.readouterr().out.count("no new records") == 3
+
+
+def test_a_run_that_refers_to_a_run_below_it(
+    uri: str, sync: Sync, new_run: Callable[..., Path], fill: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a sweep refers to its best job: the first command uploads all records."""
+    parent, child = new_run(uri, "sweep"), new_run(uri, "sweep/0")
+    RunInfo("job", uri=uri, experiment="trainyard", parent=RunInfo.read(parent).id).write(child)
+    with Journal(parent) as journal:
+        journal.linked_tags({"winner.run": f"run:{RunInfo.read(child).id}"})
+        journal.status("FINISHED")
+    fill(child, steps=3)
+    assert sync("outputs") == 0
+    said = capsys.readouterr().out
+    assert "not uploaded" not in said
+    assert said.count("2 of these records were uploaded by this command") == 1
+    of_parent, of_child = (Shipped.load(work_dir, uri).run_id for work_dir in (parent, child))
+    assert MlflowClient(uri).get_run(str(of_parent)).data.tags["winner.run"] == of_child
 
 
 def test_what_another_ships_is_left_alone(

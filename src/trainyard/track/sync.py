@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from pathlib import Path
 
 from trainyard.errors import TrainyardError
 from trainyard.quoting import named
 from trainyard.redaction import redact
 from trainyard.track import RunInfo, own, run_info
-from trainyard.track.shipped import summary
+from trainyard.track.shipped import RunShipment, Shipped, summary
 from trainyard.track.uri import resolve
 
 
@@ -59,7 +60,7 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
     """
     from trainyard.track.shipper.exchange import Exchanges, patience
     from trainyard.track.shipper.fleet import ship_now  # imports mlflow
-    from trainyard.track.shipper.run_shipper import InUseError
+    from trainyard.track.shipper.run_shipper import InUseError, awaits_others
     from trainyard.track.shipper.store import Stores
 
     runs, complete = runs_below(folders)
@@ -73,14 +74,20 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
 
     end = exchanges.watch(limit, late)
     stores = Stores(exchanges)
-    for work_dir, info in runs:
+    left: deque[tuple[Path, RunInfo, RunShipment | None]] = deque((*run, None) for run in runs)
+    while left:
+        work_dir, info, earlier = left.popleft()
         try:
             if trust and not own.is_own(info, work_dir):
                 own.marked(info, work_dir).write(work_dir)
             if uri is None:
                 check_place(work_dir, info, trust)
-            before = summary(work_dir, uri)
+            before = earlier or summary(work_dir, uri)
             after = ship_now(work_dir, stores, uri, experiment=experiment, trust=trust)
+            pending = Shipped.load(work_dir, after.uri or "").uploads
+            if earlier is None and left and any(map(awaits_others, pending)):
+                left.append((work_dir, info, before))  # a sweep refers to its jobs, which follow
+                continue
         except InUseError:
             print(f"{info.name} ({work_dir}): skipped, because another shipper is uploading this run.")
             complete &= summary(work_dir, uri).complete

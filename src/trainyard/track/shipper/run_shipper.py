@@ -335,7 +335,7 @@ class RunShipper:
                 continue
             if not self.uploading.due:
                 break
-            if _awaits_others(what) and not self.awaiting.due:
+            if awaits_others(what) and not self.awaiting.due:
                 continue
             record = self._records.get(what) or next(journal.read(self._path, start), (None, 0))[0]
             if record is not None and self._held is not None and self._held.holds(what, record):
@@ -362,7 +362,7 @@ class RunShipper:
             self._records.pop(what, None)
             self._save_if_due()
             self.uploading.succeeded()
-            if _awaits_others(what):
+            if awaits_others(what):
                 self.awaiting.succeeded()
             moved = True
         return moved
@@ -428,7 +428,7 @@ class RunShipper:
             self._save()
 
 
-def _awaits_others(what: str) -> bool:
+def awaits_others(what: str) -> bool:
     """Return whether an upload refers to another run, which may have to be shipped first."""
     return what in (_REGISTER, "links")
 
