@@ -119,6 +119,30 @@ def test_a_store_that_it_names(
     assert "MLFLOW_TRACKING_URI: 'mlruns'" in capsys.readouterr().out
 
 
+def test_the_command_that_trusts_a_directory_uploads_to_the_same_store(
+    elsewhere: Path, uri: str, sync: Sync, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = RunInfo.read(elsewhere)
+    info.uri = "http://127.0.0.1:9"
+    info.write(elsewhere)
+    assert sync("packed", "--uri", uri) == 1
+    command = f"trainyard sync --trust --uri {uri} {elsewhere}"
+    assert command in capsys.readouterr().out
+    assert sync(*command.split()[2:]) == 0
+    assert own.is_own_directory(elsewhere)
+
+
+def test_a_model_that_is_held_back_is_registered_later(elsewhere: Path, uri: str, sync: Sync) -> None:
+    with Journal(elsewhere) as journal:
+        journal.register("theirs", "best")
+        journal.status("FINISHED")
+    assert sync("packed") == 1
+    assert {"model", "register"} <= Shipped.load(elsewhere, uri).uploads.keys()
+    assert sync("packed", "--trust") == 0
+    version = MlflowClient(uri).get_model_version_by_alias("theirs", "best")
+    assert version.run_id == Shipped.load(elsewhere, uri).run_id
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", LOG, ".shipper.lock"])
 def test_files_that_are_links(elsewhere: Path, uri: str, tmp_path: Path, name: str) -> None:
     (elsewhere / name).unlink(missing_ok=True)

@@ -4,15 +4,18 @@ the directory is sent."""
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from trainyard.errors import TrainyardError, some
 from trainyard.quoting import shell_path
+from trainyard.redaction import redact
 from trainyard.track import journal, run_info
 from trainyard.track.journal import Record
 from trainyard.track.shipped import FILE as SHIPPED
 from trainyard.track.shipped import LOCK, LOG, TRUST
 
 _SHOWN = 3
+_MODEL = "model"  # the upload of the model that is registered
 
 
 class HeldBack:
@@ -20,6 +23,7 @@ class HeldBack:
 
     Args:
         work_dir: the run's directory.
+        uri: the store to which the run is uploaded, if it is not the recorded one; for the message.
 
     Attributes:
         names: the names of the uploads.
@@ -28,21 +32,25 @@ class HeldBack:
         TrainyardError: a file that is read or written in the directory is a link.
     """
 
-    def __init__(self, work_dir: Path) -> None:
+    def __init__(self, work_dir: Path, uri: str | None = None) -> None:
+        store = "" if uri is None else f" --uri {quote(redact(uri))}"
+        self._how = f"If you trust this directory, run: {TRUST}{store} {shell_path(work_dir)}"
         self._work_dir = work_dir
         self.names: set[str] = set()
         for name in (run_info.FILE, journal.FILE, SHIPPED, LOCK, LOG):
             if (work_dir / name).is_symlink():
                 raise TrainyardError(
                     f"{work_dir} is not recognized as your own (it may be a copy or a download), and {name} in this "
-                    f"directory is a link. {_how(work_dir)}"
+                    f"directory is a link. {self._how}"
                 )
 
     def holds(self, name: str, record: Record) -> bool:
-        """Return whether an upload waits, because the code of a model would run, or because a path leads out of the
-        directory."""
+        """Return whether an upload waits, because the code of a model would run, because a path leads out of the
+        directory, or because it registers a model that waits."""
         match record:
             case {"kind": "model"}:
+                self.names.add(name)
+            case {"kind": "register"} if "of" not in record and _MODEL in self.names:
                 self.names.add(name)
             case {"kind": "artifact", "path": path} if self._leads_out(path):
                 self.names.add(name)
@@ -56,7 +64,7 @@ class HeldBack:
         return (
             "The directory is not recognized as your own (it may be a copy or a download), so no code is run from this "
             f"directory and no file outside it is uploaded. Skipped: {some(sorted(self.names), _SHOWN)}. "
-            f"{_how(self._work_dir)}"
+            f"{self._how}"
         )
 
     def _leads_out(self, path: str) -> bool:
@@ -66,7 +74,3 @@ class HeldBack:
             return not all(found.resolve().is_relative_to(inside) for found in (start, *start.rglob("*")))
         except (OSError, RuntimeError, ValueError):  # links in a circle
             return True
-
-
-def _how(work_dir: Path) -> str:
-    return f"If you trust this directory, run: {TRUST} {shell_path(str(work_dir))}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainyard.errors import TrainyardError
 from trainyard.files import DiskFullError
+from trainyard.redaction import redact
 from trainyard.track import journal, own
 from trainyard.track.lines import Record, encode
 from trainyard.track.run_info import RunInfo
@@ -101,7 +102,8 @@ class RunShipper:
     ) -> None:
         self.work_dir = work_dir
         self.info = RunInfo.read(work_dir)
-        self._held = None if trust or own.is_own(self.info, work_dir) else HeldBack(work_dir)
+        elsewhere = None if uri is None or redact(uri) == self.info.uri else uri
+        self._held = None if trust or own.is_own(self.info, work_dir) else HeldBack(work_dir, elsewhere)
         if experiment is not None:
             self.info = replace(self.info, experiment=experiment, experiment_id=None)
         where = uri or self.info.uri
