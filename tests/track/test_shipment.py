@@ -2,8 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from subprocess import Popen
+from types import SimpleNamespace
+from typing import cast
 
-from trainyard.track import RunShipment, Shipment
+import pytest
+
+from trainyard.track import Journal, MLflowTracker, RunInfo, RunShipment, Shipment
+from trainyard.track.shipped import LOG
 
 URI = "http://host:5000"
 
@@ -39,3 +45,23 @@ def test_a_directory_that_is_not_trusted_has_one_next_step() -> None:
     assert str(Shipment((held,))).endswith("--trust /outputs/MLP\nThe journal contains all records.")
     missing = Shipment((shipped("MLP", left=2), shipped("CNN", left=2)))
     assert str(missing).endswith("The journals contain all records. To upload them later: trainyard sync /outputs")
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "said"),
+    [
+        (-9, "", "The shipper was killed by signal 9.\n"),
+        (1, "Traceback", "The shipper ended early with exit status 1. See {log}.\n"),
+    ],
+)
+def test_a_shipper_that_ended_early(tmp_path: Path, status: int, log: str, said: str) -> None:
+    """The message refers to the log only if the log contains something."""
+    tracker = MLflowTracker(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tracker._ships = False
+    tracker.open(tmp_path, RunInfo("run"))
+    with Journal(tmp_path) as journal:
+        journal.metrics(1, {"loss": 1.0})
+    (tmp_path / LOG).write_text(log)
+    tracker._runs[tmp_path] = None
+    tracker._process = cast("Popen[bytes]", SimpleNamespace(returncode=status))
+    assert said.format(log=tmp_path / LOG) in str(tracker._shipment(running=False))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from trainyard import temporary
 from trainyard.application import StartedAs
-from trainyard.checks import boolean, choice, number, strings, text
+from trainyard.checks import boolean, choice, number, text
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.redaction import redact
 from trainyard.track import facts, own, run_info
@@ -157,7 +157,9 @@ def as_tracker(given: object) -> Tracker:
     if given is None:
         return NoTracker()
     if not isinstance(given, Tracker):
-        raise ConfigError("tracker", given, "a trainyard.track.Tracker, or its config; for none, tracker=none")
+        raise ConfigError(
+            "tracker", given, "a trainyard.track.Tracker, its config, or None (on the command line, tracker=none)"
+        )
     return given
 
 
@@ -203,7 +205,9 @@ class MLflowTracker(Tracker):
         tensorboard: bool = False,
         wandb: str | None = None,
     ) -> None:
-        for name in strings("log_checkpoints", log_checkpoints):
+        if not isinstance(log_checkpoints, list | tuple):
+            raise ConfigError("log_checkpoints", log_checkpoints, _SELECTED)
+        for name in log_checkpoints:
             if name not in _CHECKPOINTS:
                 raise ConfigError("log_checkpoints", name, _SELECTED, options=_CHECKPOINTS)
         if not isinstance(tags, Mapping | None):
@@ -211,7 +215,7 @@ class MLflowTracker(Tracker):
         self.folder = uris.launch_folder()
         self.uri = uris.resolve(uri, self.folder)
         self.experiment, self.experiment_id = uris.experiment(experiment, self.uri)
-        own_name = "null for the name of the run"
+        own_name = "null for the default name"
         self.run_name = None if run_name is None else text("run_name", run_name, at_most=MAX_RUN_NAME, other=own_name)
         self.tags = {str(key): str(value) for key, value in (tags or {}).items()}
         if not isinstance(log_model, bool) and log_model != "kept":
@@ -377,20 +381,25 @@ class MLflowTracker(Tracker):
                 error = str(missing)
         complete = all(run.complete for run in runs)
         status = None if self._process is None else self._process.returncode
-        crashed = status not in (None, *EXIT_STATUS)
         if error is None and stopped and not complete:
             error = "The shipper was stopped."
         elif error is None and status == EXIT_STATUS[2] and not complete:
             error = "MLflow did not respond."
-        elif error is None and crashed and not complete:
-            self._output.seek(0)
-            said = self._output.read().decode(errors="replace").strip().splitlines()
-            error = (
-                f"The shipper ended early: {redact(said[-1])}"
-                if said
-                else f"The shipper ended early. See {next(iter(self._runs), Path()) / LOG}."
-            )
+        elif error is None and status is not None and status not in EXIT_STATUS and not complete:
+            error = self._crash(status)
         return Shipment(tuple(runs), running, error)
+
+    def _crash(self, status: int) -> str:
+        """Return a message about a shipper that ended with this status before it had uploaded all records."""
+        self._output.seek(0)
+        if said := self._output.read().decode(errors="replace").strip().splitlines():
+            return f"The shipper ended early: {redact(said[-1])}"
+        how = f"was killed by signal {-status}" if status < 0 else f"ended early with exit status {status}"
+        log = next(iter(self._runs), Path()) / LOG
+        with suppress(OSError):
+            if log.stat().st_size:
+                return f"The shipper {how}. See {log}."
+        return f"The shipper {how}."
 
     def _is_elsewhere(self, work_dir: Path) -> bool:
         """Return whether a shipper of another process is uploading a run, so that the own shipper waits for it."""
