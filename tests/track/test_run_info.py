@@ -186,6 +186,10 @@ def test_wrong_settings_are_named() -> None:
     for uri in ("sqlite://", "sqlite:///:memory:"):
         with pytest.raises(ConfigError, match="memory"):
             MLflowTracker(uri=uri)
+    with pytest.raises(ConfigError, match=r"uri: 'results/runs.db' .*database, use sqlite:///results/runs\.db\."):
+        MLflowTracker(uri="results/runs.db")
+    with pytest.raises(ConfigError, match=r"log_checkpoints: 'best' .*an empty list, or a list with best"):
+        MLflowTracker(log_checkpoints="best")
     with pytest.raises(ConfigError, match=r"log_checkpoints: 'beste'.*Did you mean 'best'"):
         MLflowTracker(log_checkpoints=["beste"])
     with pytest.raises(ConfigError, match="wait"):

@@ -16,6 +16,7 @@ from trainyard.redaction import MASK, escaped, redact
 DEFAULT_EXPERIMENT = "trainyard"
 _SERVERS = ("http", "https", "databricks")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_FILES = (".db", ".sqlite", ".sqlite3")  # the suffixes of database files
 _MAX_EXPERIMENT = 500  # characters, as MLflow has it
 _EXPERIMENT_ID = re.compile(r"[a-zA-Z0-9][\w\-]{0,63}")
 _ACCEPTED = "sqlite:///FILE.db, http(s)://HOST:PORT, postgresql://…, mysql://…, mssql://… or databricks"
@@ -53,6 +54,8 @@ def resolve(uri: str | None, folder: Path) -> str:
         hint = "MLflow no longer supports its file store. Use sqlite:///mlflow.db."
         if not separator and ":" in given and not given.startswith("file:"):
             hint = "The URI has no ://."
+        elif Path(given).suffix in _FILES and dialect != "file":
+            hint = f"For this database, use sqlite:///{given}."
         raise refusal(key, redact(given), _ACCEPTED, hint=hint)
     if dialect not in _SERVERS + _DATABASES and not _has_plugin(scheme):
         raise refusal(
