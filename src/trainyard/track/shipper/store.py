@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from trainyard.errors import TrainyardError
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipper import databases
 from trainyard.track.shipper.backoff import Backoff
@@ -157,7 +158,8 @@ class Store:
             raise
         if run.info.lifecycle_stage != "active":
             raise RunLostError(
-                f"The run {run_id} was deleted in MLflow. To continue, restore the run in MLflow.", gone=False
+                f"The run {run_id} was deleted in MLflow. To upload its records, restore the run in MLflow.",
+                gone=False,
             )
         return run
 
@@ -246,7 +248,7 @@ class Store:
             else:
                 found = self._client.get_experiment_by_name(name) or self._created(name)
             if found.lifecycle_stage != "active":
-                raise MlflowException(
+                raise TrainyardError(
                     f"The experiment {found.name} was deleted in MLflow. Restore the experiment in MLflow, or "
                     "choose another one with `trainyard sync --experiment`."
                 )
