@@ -64,7 +64,10 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
             f"include the config of the run and are stored at {redact(str(run.info.artifact_uri))}."
         ) from error
     if "config.yaml" not in there:
-        raise TrainyardError(f"The run {run_id} in {shown} has no artifact config.yaml, so the run cannot be repeated.")
+        raise TrainyardError(
+            f"The run {run_id} in {shown} has no artifact config.yaml, so the run cannot be repeated. The artifacts of "
+            f"the run are stored at {redact(str(run.info.artifact_uri))}."
+        )
     tags = run.data.tags
     info = RunInfo(
         name=run.info.run_name or run_id,

@@ -72,7 +72,7 @@ def _runs(client: MlflowClient, given: str) -> tuple[str, list[Run]]:
         if not named:
             close = nearest(given, [each.name for each in experiments])
             meant = f"; the nearest experiment is {close!r}" if close else ""
-            raise TrainyardError(f"MLflow has no experiment and no run with that name or ID{meant}.")
+            raise TrainyardError(f"MLflow has no experiment with that name, and no run with that name or ID{meant}.")
         (run,) = named
     below = list(_found(client, [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'"))
     return f"the run {run.info.run_name}", below or [run]
