@@ -11,11 +11,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.track import Journal, MLflowTracker
 from trainyard.track.shipped import Shipped
 from trainyard.track.shipper.fleet import ship_now
 from trainyard.track.shipper.store import Store, Stores
+from trainyard.track.shipper.stored_model import stored_model
 
 NewRun = Callable[..., Path]
 INPUTS = [
@@ -190,6 +191,8 @@ def test_an_exported_model_needs_no_code(uri: str, new_run: NewRun, tmp_path: Pa
     served = mlflow.pyfunc.load_model(f"runs:/{shipment.run_id}/model")
     assert served.predict(np.zeros((3, 4), dtype=np.float32)).shape == (3, 8)
     assert (served.predict(np.zeros((1, 4), dtype=np.float32)) > 3).all()  # 5 was added
+    with pytest.raises(TrainyardError, match=r"torch\.export program .*mlflow\.pyfunc\.load_model\('runs:/"):
+        stored_model(str(shipment.run_id), uri)
 
 
 def test_the_model_of_another_run_is_registered_when_it_is_there(uri: str, new_run: NewRun) -> None:

@@ -28,10 +28,12 @@ def stored_model(run: str, uri: str | None) -> Any:
 
     Raises:
         ConfigError: the database file of the store does not exist.
-        TrainyardError: there is no such run, it has no model, or the store cannot be reached.
+        TrainyardError: there is no such run, it has no model, its model is a `torch.export` program, or the store
+            cannot be reached.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
+    from torch.fx import GraphModule
 
     where = resolve(uri, Path.cwd())
     accepted = "the ID of a run in MLflow that has logged a model"
@@ -39,10 +41,11 @@ def stored_model(run: str, uri: str | None) -> Any:
     if database is not None and not database.is_file():  # MLflow would make it
         hint = f"The MLflow database {database} does not exist. Set `uri` to use another store."
         raise ConfigError("run", run, accepted, hint=hint)
+    logged = f"runs:/{run.removeprefix('runs:/')}/model"
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(where)
     try:
-        return mlflow.pytorch.load_model(f"runs:/{run.removeprefix('runs:/')}/model", map_location="cpu")
+        found = mlflow.pytorch.load_model(logged, map_location="cpu")
     except MlflowException as error:
         said = first_line(error).rstrip(".")
         raise TrainyardError(
@@ -50,3 +53,9 @@ def stored_model(run: str, uri: str | None) -> Any:
         ) from error
     finally:
         mlflow.set_tracking_uri(before)
+    if isinstance(found, GraphModule):
+        raise TrainyardError(
+            f"The model of the run {run!r} is a torch.export program (model_format=export), which `trainyard.load` "
+            f"does not accept. Load it with mlflow.pyfunc.load_model({logged!r})."
+        )
+    return found
