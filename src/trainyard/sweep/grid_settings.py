@@ -105,8 +105,8 @@ def when_of(value: Any) -> dict[str, tuple[str, ...]]:
     if value is None:
         return {}
     form = (
-        "null, or a mapping of keys to conditions, {model.hidden: model=mlp}, or to lists of conditions, all of which "
-        "must be true"
+        "null, or a mapping of keys to conditions, {model.hidden: 'model=mlp'}, or to lists of conditions, all of "
+        "which must be true"
     )
     if not isinstance(value, dict):
         raise ConfigError(WHEN, value, form)
