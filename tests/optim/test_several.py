@@ -221,6 +221,44 @@ def test_turns_need_not_be_even() -> None:
         trained(Uneven(), accumulate=2)
 
 
+class Alternating(Duel):
+    """`b` has a turn on each batch, `a` on some."""
+
+    done: Tensor
+
+    def __init__(self, batches: set[int]) -> None:
+        super().__init__()
+        self.register_buffer("done", torch.zeros((), dtype=torch.int64))
+        self.batches = batches
+
+    def train_steps(self, batch: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        yield "b", {"loss": -self(*batch).tanh().mean()}
+        if int(self.done) in self.batches:
+            yield "a", {"loss": self(*batch).tanh().mean()}
+        self.done += 1
+
+
+@pytest.mark.parametrize("batches", [{0}, {1}, {2, 3, 5}])
+def test_with_accumulate_a_turn_is_on_all_batches_of_a_group(batches: set[int]) -> None:
+    with pytest.raises(TrainyardError, match=r"accumulate=2 is invalid, because a has a turn on only some of the bat"):
+        trained(Alternating(batches), accumulate=2)
+
+
+def test_with_accumulate_a_group_may_be_without_a_turn(tmp_path: Path) -> None:
+    """An epoch has groups of 2, 2 and 1 batches; `a` has turns in the second epoch."""
+
+    def run(name: str, until: int, **more: Any) -> Runner:
+        hooks = {"checkpoint": {"_target_": "trainyard.hooks.Checkpoint"}, "stop": InterruptAt(until)}
+        model = Alternating(set(range(5, 10)))
+        return trained(model, hooks=hooks, work_dir=tmp_path / name, accumulate=2, **more)
+
+    whole = run("whole", 99)
+    assert whole.iter == 15
+    for until in (1, 6, 8):
+        assert run(str(until), until).iter == until
+        assert_same_bits(run(str(until), 99, resume=True).model, whole.model)
+
+
 class Wrong(Duel):
     def __init__(self, turns: list[Any]) -> None:
         super().__init__()

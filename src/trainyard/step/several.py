@@ -43,6 +43,7 @@ class SeveralStep(Step):
         self.steps = dict(steps)
         self.optimizer = optimizer
         self.accumulate = next(iter(self.steps.values())).accumulate
+        self._turns: set[str] | None = None  # of the group so far; None: the next batch starts a group
 
     @property
     def precision(self) -> Precision:  # type: ignore[override]
@@ -75,8 +76,8 @@ class SeveralStep(Step):
             and `loss`, the sum of all.
 
         Raises:
-            TrainyardError: the model yields something else, or a second turn of an optimizer while gradients are
-                accumulated.
+            TrainyardError: the model yields something else; or, while gradients are accumulated, a second turn of an
+                optimizer on a batch, or a turn on only some batches of a group.
         """
         outputs: dict[str, Tensor] = {}
         losses: list[Tensor] = []
@@ -96,8 +97,20 @@ class SeveralStep(Step):
             raise TrainyardError(
                 "train_steps(batch) must yield the losses of at least one optimizer; it yielded nothing."
             )
+        if self.accumulate > 1:
+            self._check_turns({name for name in self.steps if f"{name}/loss" in outputs}, position)
         outputs["loss"] = sum(losses[1:], losses[0])
         return outputs
+
+    def _check_turns(self, names: set[str], position: int) -> None:
+        """Check that these optimizers, which had a turn on a batch, are those of the batches before it in the group."""
+        if position % self.accumulate and self._turns is not None and names != self._turns:
+            name = next(name for name in self.steps if name in names ^ self._turns)
+            raise TrainyardError(
+                f"accumulate={self.accumulate} is invalid, because {name} has a turn on only some of the batches of "
+                "one optimizer step. Use accumulate=1."
+            )
+        self._turns = names
 
     def uncaptured(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
         return self(batch, position, total)  # it is never captured
@@ -118,6 +131,7 @@ class SeveralStep(Step):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, step in self.steps.items():
             step.load_state_dict(state["steps"][name])
+        self._turns = {name for name in self.steps if state["steps"][name].get("gradients") is not None} or None
 
 
 def step_of(
