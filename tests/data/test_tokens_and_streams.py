@@ -219,6 +219,44 @@ def test_each_shard_serves_the_columns_of_the_first(tmp_path: Path) -> None:
     refused(Stream, "shards", "failed: There is no item named 'x.npy'", texts)
 
 
+@pytest.mark.parametrize("missing", ["b", "y"])
+@pytest.mark.parametrize("features", [None, ["a", "b"]])
+def test_a_column_that_a_later_shard_lacks_is_an_error_of_the_shard(
+    tmp_path: Path, missing: str, features: Any
+) -> None:
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0], "y": [0, 1]})
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+        frame.to_csv(tmp_path / name / "0.csv", index=False)
+        frame.drop(columns=missing).to_csv(tmp_path / name / "1.csv", index=False)
+    given = {f"{split}shards": str(tmp_path / name / "*.csv") for split, name in (("", "train"), ("val_", "val"))}
+    data = Stream(**given, target="y", features=features, num_classes=2, shuffle=False)
+    told = rf"1.csv' is invalid. Expected a table with the columns of .*train.0.csv; the column '{missing}' is missing"
+    for split, key in (("train", "shards"), ("val", "val_shards")):
+        with pytest.raises(ConfigError, match=told) as caught:
+            list(data.loader(split, seed=0, device=CPU).batches())
+        assert caught.value.key == key
+    with pytest.raises(ConfigError, match="one of the columns") as caught:
+        Stream(given["shards"], target="y", features=["a", "c"], num_classes=2)
+    assert caught.value.key == "features"
+
+
+def test_a_later_shard_of_another_form_is_named(tmp_path: Path) -> None:
+    arrays = {"x": np.zeros((4, 2), np.float32), "y": np.zeros((4, 2), np.float32)}
+    for other, told in (
+        ({"x": np.zeros((4, 3), np.float32)}, r"inputs of shape \[N, 2\], as in .*0.npz, not \[N, 3\]"),
+        ({"y": np.zeros(4, np.float32)}, r"targets of shape \[N, 2\], as in .*0.npz, not \[N\]"),
+        ({"y": None}, r"a file with the targets under 'y'\. The file contains x\."),
+    ):
+        np.savez(tmp_path / "0.npz", **arrays)
+        held: Any = {name: array for name, array in (arrays | other).items() if array is not None}
+        np.savez(tmp_path / "1.npz", **held)
+        data = Stream(str(tmp_path / "*.npz"), shuffle=False)
+        with pytest.raises(ConfigError, match=rf"1.npz' is invalid. Expected {told}") as caught:
+            list(data.loader("train", seed=0, device=CPU).batches())
+        assert caught.value.key == "shards"
+
+
 MODEL = {
     "_target_": "trainyard.models.MLP",
     "in_features": "auto",

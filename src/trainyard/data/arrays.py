@@ -197,8 +197,9 @@ def _columns_of(path: str, chosen: Columns, train: Table) -> Columns:
     """Return the columns to read from a file of validation or test data: those of the training data, with the same
     kinds."""
     if train.names is None or not str(path).lower().endswith((".csv", ".parquet")):
-        return chosen._replace(group=None)
-    return Columns(chosen.target, train.names, [train.names[index] for index in train.texts])
+        return chosen._replace(group=None, source="data.path")
+    texts = [train.names[index] for index in train.texts]
+    return Columns(chosen.target, train.names, texts, source="data.path")
 
 
 def _taken(table: Table, rows: Rows) -> Table:

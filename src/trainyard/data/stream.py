@@ -83,6 +83,8 @@ class Stream(Data):
             raise ConfigError("shards", shards, "shards with at least one row")
         table = read_shard("shards", first, self.columns, self.classes)
         every = [file for files in self.shards.values() for file in files]
+        self.columns = self.columns._replace(source=first)
+        self.shapes = table.x.shape[1:], table.y.shape[1:]
         if table.names is not None and not any(file.lower().endswith(".npz") for file in every):
             self.columns = self.columns._replace(features=table.names)  # the same columns, in this order, in each shard
         self.spec = dict(input_spec(table.x.shape[1:]))
@@ -105,6 +107,7 @@ class Stream(Data):
             seed=seed,
             device=device,
             key=_KEYS[split],
+            shapes=self.shapes,
         )
 
 
@@ -116,6 +119,7 @@ class ShardLoader:
         columns, classes: see `read_shard`.
         batch_size, shuffle, drop_last, seed, device: see `TensorLoader`.
         key: the argument that names the shards, for errors.
+        shapes: the shapes of an input and of a target; None: any.
     """
 
     def __init__(
@@ -130,8 +134,10 @@ class ShardLoader:
         seed: int = 0,
         device: torch.device | str = "cpu",
         key: str = "shards",
+        shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
     ) -> None:
         self.shards = list(shards)
+        self.shapes = shapes
         self.key = key
         self.columns = columns
         self.classes = classes
@@ -174,7 +180,7 @@ class ShardLoader:
             if skipped + rows <= wanted:
                 skipped += rows
                 continue
-            table = read_shard(self.key, self.shards[shard], self.columns, self.classes)
+            table = self._read(self.shards[shard])
             own: npt.NDArray[np.int64] = np.arange(rows)
             if self.shuffle:
                 own = generator(self.seed, "rows", epoch, shard).permutation(rows)
@@ -186,6 +192,16 @@ class ShardLoader:
                 f"{self.key}: The data ends after {read} of an epoch, but this run has already read {start}: the data "
                 "has changed. Resume with the original data."
             )
+
+    def _read(self, path: str) -> Table:
+        table = read_shard(self.key, path, self.columns, self.classes)
+        for what, array, shape in zip(("inputs", "targets"), (table.x, table.y), self.shapes or (), strict=False):
+            if array.shape[1:] != shape:
+                accepted = (
+                    f"{what} of shape {['N', *shape]}, as in {self.columns.source}, not {['N', *array.shape[1:]]}"
+                )
+                raise ConfigError(self.key, path, accepted.replace("'N'", "N"))
+        return table
 
 
 def read_shard(key: str, path: str, columns: Columns, classes: int | None) -> Table:

@@ -50,12 +50,15 @@ class Columns(NamedTuple):
         features: for `.csv` and `.parquet`, the columns of the inputs. Default: all but targets and group.
         categories: columns of numbers that are categories.
         group: the column (in an `.npz`, the key) of the groups, which a split does not divide.
+        source: the file that has these columns, or its key, if they are read from another file. A column that is
+            missing there is then an error of the other file.
     """
 
     target: Target = None
     features: Sequence[str] | None = None
     categories: Sequence[str] = ()
     group: str | None = None
+    source: str = ""
 
     @classmethod
     def of(cls, target: object, features: object, categories: object = (), group: object = None) -> Columns:
@@ -114,6 +117,8 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
     for split, (x, y) in stems.items():
         if x in arrays:
             if y not in arrays:
+                if chosen.source:
+                    raise ConfigError(key, path, f"a file with the targets under {y!r}", hint=_held(arrays))
                 names = [name.removesuffix(f"_{split}") if y != target else name for name in arrays]
                 raise ConfigError(
                     "target",
@@ -196,9 +201,9 @@ def _read_columns(key: str, path: str, frame: pd.DataFrame, chosen: Columns) -> 
             raise ConfigError(argument, names, "at least one column")
         for name in names:
             if name not in columns:
-                if key.startswith(("val_path", "test_path")):
+                if chosen.source:
                     hint = f"The columns are {', '.join(columns)}."
-                    accepted = f"a table with the columns of data.path; the column {name!r} is missing"
+                    accepted = f"a table with the columns of {chosen.source}; the column {name!r} is missing"
                     raise ConfigError(key, path, accepted, hint=hint)
                 accepted = f"one of the columns of {path}: {', '.join(columns)}"
                 raise ConfigError(argument, name, accepted, options=columns)
