@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trainyard.errors import ConfigError, some
+from trainyard.errors import ConfigError, nearest, some
 
 
 def test_of_tensors_the_shapes_are_shown() -> None:
@@ -22,3 +22,12 @@ def test_what_is_short_is_shown_whole() -> None:
 
 def test_the_first_names_and_the_number_of_the_others() -> None:
     assert [some("abc"[:count], 2) for count in range(4)] == ["", "a", "a, b", "a, b and 1 more"]
+
+
+def test_the_nearest_name_may_differ_in_case() -> None:
+    names = ["FashionMNIST", "MNIST", "mnist_plus", "Mnist"]
+    assert nearest("FASHIONMNIST", names) == "FashionMNIST"
+    assert nearest("mnist", ["EMNIST", "MNIST"]) == "MNIST"
+    assert nearest("Mnist", names) == "Mnist"
+    assert nearest("mnist_plu", names) == "mnist_plus"
+    assert nearest("cifar", names) is None

@@ -9,9 +9,16 @@ from typing import Any
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """Return the option nearest to `name`, or None if none is close."""
-    found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
-    return found[0] if found else None
+    """Return the option nearest to `name`, or None if none is close; names that differ only in case are nearest."""
+    options = list(options)
+    lower = {option.lower(): option for option in reversed(options)}
+    same = lower.get(name.lower())
+    if same is not None and name not in options:
+        return same
+    if found := difflib.get_close_matches(name, options, n=1, cutoff=0.6):
+        return found[0]
+    found = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.6)
+    return lower[found[0]] if found else None
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -188,6 +188,14 @@ def test_a_missing_folder_names_the_nearest(tmp_path: Path, monkeypatch: pytest.
     refused("path", r"'.*/reviews\.csv' is a file\.", path=str(tmp_path / "reviews.csv"))
 
 
+def test_a_folder_that_lacks_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `load_from_disk` of a state.json without `_data_files`."""
+    monkeypatch.setitem(sys.modules, "datasets", library := ModuleType("datasets"))
+    library.load_from_disk = lambda _: {}["_data_files"]  # type: ignore[attr-defined]
+    told = r"written by save_to_disk\. Reading the folder failed: An entry '_data_files' is missing in its files\.$"
+    refused("path", told, path=str(tmp_path))
+
+
 def test_columns_that_a_split_lacks() -> None:
     no_stars = {name: column for name, column in COLUMNS.items() if name != "stars"}
     given = {"train": COLUMNS, "validation": no_stars, "test": COLUMNS}

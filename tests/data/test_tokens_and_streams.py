@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from data_runs import resumes_to_the_bits, stack_follows_members, training
+from data_runs import resumes_to_the_bits, stack_follows_members, trained, training
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,6 +86,10 @@ def test_what_is_no_file_of_tokens(tokens: dict[str, Any], tmp_path: Path) -> No
     refused(Tokens, "path", "in the byte order of this machine, not >i4", str(tmp_path / "swapped.npy"))
     np.save(tmp_path / "floats.npy", np.zeros(9))
     refused(Tokens, "path", "one-dimensional array of integers", str(tmp_path / "floats.npy"))
+    np.save(tmp_path / "negative.npy", -IDS[IDS > 0])
+    negative = str(tmp_path / "negative.npy")
+    refused(Tokens, "path", "tokens of at least 0, not -49, read as int64", negative)
+    refused(Tokens, "test_path", "tokens of at least 0, not -49", tokens["path"], test_path=negative)
     np.save(tmp_path / "empty.npy", np.zeros(0, dtype=np.uint16))
     refused(Tokens, "path", "The array is empty", str(tmp_path / "empty.npy"))
     (tmp_path / "broken.npy").write_bytes(b"abc")
@@ -93,6 +97,16 @@ def test_what_is_no_file_of_tokens(tokens: dict[str, Any], tmp_path: Path) -> No
     with (tmp_path / "archive.npy").open("wb") as file:
         np.savez(file, ids=IDS)
     refused(Tokens, "path", "a file of tokens in the .npy format.*magic string", str(tmp_path / "archive.npy"))
+
+
+def test_a_token_outside_the_vocabulary(tokens: dict[str, Any], tmp_path: Path) -> None:
+    told = r"^data\.vocab_size: 49 is invalid. Expected the number of different tokens; the data contains the token 49"
+    with pytest.raises(ConfigError, match=told):
+        trained(training(tokens | {"vocab_size": 49}, LANGUAGE))
+    np.save(tmp_path / "negative.npy", IDS - 1)
+    data = Tokens(str(tmp_path / "negative.npy"), vocab_size=50, context_length=8)
+    with pytest.raises(ConfigError, match="contains the token -1"):
+        list(data.loader("train", seed=0, device=CPU).batches())
 
 
 def test_tokens_resume_to_the_bits(tokens: dict[str, Any], tmp_path: Path) -> None:
@@ -264,6 +278,14 @@ MODEL = {
     "hidden": [8],
     "loss": "auto",
 }
+
+
+def test_in_a_run_the_key_of_a_shard_is_that_of_the_config(tmp_path: Path) -> None:
+    pattern = shards(tmp_path)
+    (tmp_path / "5.npz").write_bytes(b"broken")
+    data = {"_target_": "trainyard.data.Stream", "shards": pattern, "num_classes": 3, "shuffle": False}
+    with pytest.raises(ConfigError, match=r"^data\.shards: '.*5.npz' is invalid"):
+        trained(training(data, MODEL))
 
 
 @pytest.mark.parametrize("classes", [3, None])

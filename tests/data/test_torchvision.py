@@ -162,6 +162,13 @@ def test_what_cannot_work(sets: Any, key: str, match: str, options: Any) -> None
     assert caught.value.key == key
 
 
+def test_a_name_is_a_string_in_any_case(sets: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^name: 3 is invalid. Expected the name of a class of torchvision.datasets"):
+        Torchvision(3)
+    with pytest.raises(ConfigError, match=r"Did you mean 'small_sets\.GreyFiles'"):
+        Torchvision("small_sets.GREYFILES")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
 def test_without_torchvision_it_says_what_to_install() -> None:
     with pytest.raises(ConfigError, match="pip install torchvision"):

@@ -291,8 +291,9 @@ def _from_disk(path: str) -> Any:
         raise ConfigError("path", path, "a folder written by save_to_disk", options=others, hint=hint)
     try:
         return datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        hint = f"Reading the folder failed: {str(error).rstrip('.')}."
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"An entry {error} is missing in its files" if isinstance(error, KeyError) else str(error).rstrip(".")
+        hint = f"Reading the folder failed: {reason}."
         raise ConfigError("path", path, "a folder written by save_to_disk", hint=hint) from error
 
 

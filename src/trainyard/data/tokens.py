@@ -31,8 +31,8 @@ class Tokens(ArrayData):
         path: an `.npy` with one axis of integers, or a file that contains only numbers of `dtype`
             (`array.tofile(path)`).
         dtype: the type of the numbers in a file other than `.npy`.
-        vocab_size: the number of different tokens. None: the largest token plus 1; the files are then read once to find
-            it.
+        vocab_size: the number of different tokens; every token is below it. None: the largest token plus 1; the files
+            are then read once to find it.
         context_length: T, in tokens.
         stride: the number of tokens from the start of one training window to the start of the next. Default: the
             context length.
@@ -73,7 +73,8 @@ class Tokens(ArrayData):
             if given is not None:
                 parts[split] = _mapped(f"{split}_path", given, dtype)
         if vocab_size is None:
-            vocab_size = 1 + max(int(part.max()) for part in parts.values())
+            given_paths = {"train": ("path", path), "val": ("val_path", val_path), "test": ("test_path", test_path)}
+            vocab_size = 1 + max(_largest(part, *given_paths[split]) for split, part in parts.items())
         integer("vocab_size", vocab_size, at_least=1, other="null for the largest token plus 1")
 
         whole, end = parts["train"], len(parts["train"])
@@ -99,7 +100,15 @@ class Tokens(ArrayData):
         batch_size, shuffle, drop_last = self._batching(split)
         stride = self.stride if split == "train" else self.context_length
         return MappedLoader(
-            tokens, self.context_length, stride, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, to=device
+            tokens,
+            self.context_length,
+            stride,
+            batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=seed,
+            to=device,
+            vocab_size=self.spec["vocab_size"],
         )
 
 
@@ -109,6 +118,7 @@ class MappedLoader(WindowLoader):
     Args:
         tokens, length, stride, batch_size, shuffle, drop_last, seed: see `WindowLoader`.
         to: the device of the batches.
+        vocab_size: the number of different tokens.
     """
 
     def __init__(
@@ -122,13 +132,34 @@ class MappedLoader(WindowLoader):
         drop_last: bool,
         seed: int,
         to: torch.device,
+        vocab_size: int,
     ) -> None:
         self.to = to
+        self.vocab_size = vocab_size
         super().__init__(tokens, length, stride, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed)
 
     def gather(self, indices: Tensor | slice) -> tuple[Tensor, ...]:
-        """Return the windows at `indices`, as tokens and next tokens."""
-        return tuple(part.to(self.to) for part in super().gather(indices))
+        """Return the windows at `indices`, as tokens and next tokens.
+
+        Raises:
+            ConfigError: a token is not in `0..vocab_size-1`.
+        """
+        parts = super().gather(indices)
+        for part in parts:
+            smallest, largest = (int(bound) for bound in part.aminmax())
+            if smallest < 0 or largest >= self.vocab_size:
+                token = smallest if smallest < 0 else largest
+                accepted = f"the number of different tokens; the data contains the token {token}"
+                raise ConfigError("vocab_size", self.vocab_size, accepted)
+        return tuple(part.to(self.to) for part in parts)
+
+
+def _largest(tokens: npt.NDArray[np.integer], key: str, path: str | None) -> int:
+    """Return the largest token of a file, whose tokens must not be negative."""
+    if tokens.dtype.kind == "i" and (smallest := int(tokens.min())) < 0:
+        accepted = f"a file of tokens of at least 0, not {smallest}, read as {tokens.dtype}"
+        raise ConfigError(key, path, accepted)
+    return int(tokens.max())
 
 
 def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:

@@ -116,7 +116,9 @@ class _Samples(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32).div_(255), label
 
 
-def _class(name: str) -> Any:
+def _class(name: object) -> Any:
+    if not isinstance(name, str):
+        raise ConfigError("name", name, "the name of a class of torchvision.datasets, or package.module.Class")
     prefix, dot, class_name = name.rpartition(".")
     module_name = prefix or "torchvision.datasets"
     try:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _KINDS = (RuntimeError, ValueError, IndexError, TypeError)
 _TORCH, _OURS = (str(Path(str(package.__file__)).parent) for package in (torch, trainyard))
+_DATA = str(Path(_OURS, "data"))
 _LONGEST = 300
 
 _OF_FORWARD = re.compile(r"forward\(\) (takes|missing|got)")
@@ -63,6 +64,8 @@ def explained(parts: Parts) -> Iterator[None]:
         scene = Scene(error, parts)
         if scene.raised_by_optimizer:
             raise error.under(scene.optim_key(parts)) from error
+        if scene.loading and error.key.partition(".")[0] != "data":
+            raise error.under("data") from error
         if scene.module is None or error.key.partition(".")[0] in (*parts.settings, "hook", "metric"):
             raise
         raise error.under("model") from error
@@ -92,6 +95,7 @@ class Scene:
         clipping: whether gradients were clipped.
         optimizer: the optimizer that stepped (of several optimizers, the one whose turn it was), or None.
         raised_by_optimizer: whether a method of this optimizer raised the error.
+        loading: whether the error was raised while Trainyard's code for data read a batch.
     """
 
     def __init__(self, error: BaseException, parts: Parts) -> None:
@@ -107,7 +111,7 @@ class Scene:
         self.split = "train"
         self.place = ""
         self.optimizer: torch.optim.Optimizer | None = None
-        self.by_torch = self.clipping = self.raised_by_optimizer = False
+        self.by_torch = self.clipping = self.raised_by_optimizer = self.loading = False
         frames = error.__traceback__
         while frames is not None:
             self._see(frames.tb_frame, frames.tb_lineno, parts)
@@ -119,6 +123,7 @@ class Scene:
         file, name, values = frame.f_code.co_filename, frame.f_code.co_name, frame.f_locals
         own = values.get("self")
         self.by_torch = file.startswith(_TORCH)
+        self.loading |= file.startswith(_DATA)
         if name == "_call_impl" and isinstance(own, nn.Module):
             self.module, self.given = own, (*values.get("args", ()), *values.get("kwargs", {}).values())
         elif isinstance(own, Metric):
