@@ -150,7 +150,7 @@ def test_any_integer_from_0_is_a_seed(seed: int) -> None:
             "load_from: 'pth' is invalid. Expected one of the keys path, strict, revise_keys, include, exclude. "
             "Did you mean 'path'?",
         ),
-        ({"freeze": "net"}, "freeze: 'net' is invalid. Expected a list of patterns (strings)."),
+        ({"freeze": "net"}, "freeze: 'net' is invalid. Expected a list of patterns (strings), or null."),
         (
             {"init": {"Linear": {"_target_": "torch.nn.init.normal_", "sdt": 1}}},
             "init.Linear: 'sdt' is invalid. Expected an argument of torch.nn.init.normal_: tensor, mean, std, "

@@ -264,6 +264,38 @@ class Unscheduled(Classifier):
         return {"optimizer": made, "lr_scheduler": {"scheduler": ReduceLROnPlateau(made)}}
 
 
+class MonitorOfOptimizer(Classifier):
+    """The form in which Lightning reads the `monitor` of a scheduler without options."""
+
+    def configure_optimizers(self) -> Any:
+        made = torch.optim.SGD(self.parameters(), 0.1)
+        plateau = ReduceLROnPlateau(made, factor=0.5, patience=0, threshold=1e9, threshold_mode="abs")
+        return {"optimizer": made, "lr_scheduler": plateau, "monitor": "val_loss"}
+
+
+class SchedulerAlone(Classifier):
+    """A list of optimizers and one scheduler that is in no list."""
+
+    def configure_optimizers(self) -> Any:
+        made = torch.optim.SGD(self.parameters(), 0.1)
+        return [made], StepLR(made, 1, 0.5)
+
+
+@pytest.mark.parametrize(("kind", "halvings"), [(MonitorOfOptimizer, EPOCHS - 1), (SchedulerAlone, EPOCHS)])
+def test_forms_of_a_scheduler(kind: Any, halvings: int, tmp_path: Path) -> None:
+    theirs = kind()
+    by_lightning(theirs, tmp_path)
+    ours = runner(kind())
+    ours.train()
+    assert ours.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**halvings)
+    assert theirs.optimizers().optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**halvings)
+
+
+class InSetup(Classifier):
+    def setup(self, stage: str) -> None:
+        _ = self.trainer.estimated_stepping_batches
+
+
 class OnTraining(Classifier):
     def configure_optimizers(self) -> Any:
         made = torch.optim.SGD(self.parameters(), 0.1)
@@ -315,14 +347,15 @@ class OtherTrainer(Classifier):
             TwoWithoutTurns,
             r"'2 optimizers' is invalid. Expected one optimizer, because training_step has no argument optimizer_idx",
         ),
-        (Unscheduled, "a `monitor` in the same mapping"),
+        (Unscheduled, "in a mapping with a `monitor`"),
         (OnTraining, "monitor: 'train_loss' is invalid. Expected a result of the validation"),
         (Absent, "^model.module.configure_optimizers.monitor: No metric named 'val/f1'"),
         (NoOptimizer, "configure_optimizers: None is invalid"),
         (Silent, "Silent.validation_step logs nothing"),
-        (NoLoss, "NoLoss.training_step returned a dict. Return a loss"),
+        (NoLoss, "NoLoss.training_step returned a dict without a tensor under 'loss'. Return the loss as a tensor"),
         (NoValidation, "NoValidation has no validation_step"),
         (Loggers, "self.logger is None in Trainyard, so 'experiment' is not available: use self.log"),
+        (InSetup, r"is not known in configure_model and setup\(stage='fit'\). Read it in configure_optimizers"),
         (OtherTrainer, "self.trainer.datamodule: in Trainyard, the trainer of a LightningModule has only"),
     ],
 )

@@ -1,5 +1,8 @@
 """What the recorder of a LightningModule's values keeps; it needs no Lightning."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torchmetrics import MeanMetric
@@ -23,6 +26,13 @@ def test_metrics_of_torchmetrics_in_a_training_step_are_left_out_with_one_warnin
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
     assert told[0].startswith("'only_here' is a metric of torchmetrics that training_step logs. It is not recorded:")
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), np.int64(1), True, 2, torch.tensor([1])])
+def test_what_is_a_number(value: Any) -> None:
+    of_step = recorder()
+    of_step.log("a", value)
+    assert of_step.numbers() == {"a": torch.tensor(float(value))}
 
 
 @pytest.mark.parametrize("value", ["0.5", None, torch.zeros(2)])

@@ -313,6 +313,12 @@ def test_a_damaged_file(tmp_path: Path, zipped: bool) -> None:
     assert "Expected a complete checkpoint" in failure(tmp_path / "a.pt")
 
 
+def test_null_is_no_pattern() -> None:
+    made = load_from({"path": "a", "include": None, "exclude": None})
+    assert made is not None
+    assert (made.include, made.exclude) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -22,7 +22,7 @@ def listed(key: str, given: Any) -> list[str]:
     if given is None:
         return []
     if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(each, str) for each in given):
-        raise ConfigError(key, given, "a list of patterns (strings)")
+        raise ConfigError(key, given, "a list of patterns (strings), or null")
     return list(given)
 
 

@@ -51,8 +51,8 @@ class LoadFrom:
         if not isinstance(self.path, str | os.PathLike):
             raise ConfigError("path", self.path, "the path of a checkpoint")
         boolean("strict", self.strict)
-        listed("include", self.include)
-        listed("exclude", self.exclude)
+        for key in ("include", "exclude"):  # null: none
+            object.__setattr__(self, key, listed(key, getattr(self, key)))
         _checked_keys(self.revise_keys)
 
 

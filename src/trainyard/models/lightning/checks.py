@@ -18,15 +18,15 @@ REFUSED = {
     "configure_sharded_model": "strategy=fsdp shards a model that is not a LightningModule",
     "lr_scheduler_step": "schedulers are stepped according to their interval, frequency and monitor",
     "on_after_backward": "hook=norms records the norms of gradients",
-    "on_after_batch_transfer": "data_preprocessor changes batches on the device",
+    "on_after_batch_transfer": "model.data_preprocessor changes batches on the device",
     "on_before_backward": "the run performs the backward pass",
-    "on_before_batch_transfer": "data_preprocessor changes batches on the device",
+    "on_before_batch_transfer": "model.data_preprocessor changes batches on the device",
     "on_before_optimizer_step": "hook=norms records the norms of gradients, and clip_grad_norm=… clips them",
     "on_before_zero_grad": "a hook of your own can define before_train_iter",
     "on_load_checkpoint": "register values for the checkpoint as buffers (register_buffer)",
     **dict.fromkeys(
         (f"on_predict_{each}" for each in ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end")),
-        "a prediction is the result of the module's forward",
+        "a prediction is the result of forward, or of predict_step if there is no forward",
     ),
     "on_predict_model_eval": "the run sets train() and eval()",
     "on_predict_model_train": "the run sets train() and eval()",
@@ -42,7 +42,10 @@ REFUSED = {
     "prepare_data": "data=… sets the data",
     "test_dataloader": "data=… sets the data; data=loaders accepts DataLoaders",
     "train_dataloader": "data=… sets the data; data=loaders accepts DataLoaders",
-    "training_step_end": "Lightning 2 has no such method",
+    **dict.fromkeys(
+        ("training_step_end", "validation_step_end", "test_step_end"),
+        "Lightning 2 has no such method; move its code to the end of the step",
+    ),
     "training_epoch_end": "Lightning 2 replaced this method with on_train_epoch_end",
     "transfer_batch_to_device": "the run moves batches to the device",
     "val_dataloader": "data=… sets the data; data=loaders accepts DataLoaders",
@@ -64,7 +67,7 @@ def check_module(module: Any) -> nn.Module:
     if not isinstance(module, nn.Module) or not all(hasattr(module, name) for name in NEEDED):
         accepted = "a LightningModule, or a `_target_` that builds one"
         hint = (
-            "For other modules, use another option of `model` (docs/models.md)."
+            "For other modules, use trainyard.models.Supervised (docs/models.md)."
             if isinstance(module, nn.Module)
             else ""
         )

@@ -14,7 +14,7 @@ from trainyard.errors import ConfigError
 KEY = "model.module.configure_optimizers"
 ACCEPTED = (
     "an optimizer; a list of optimizers; a list of optimizers and a list of schedulers; or a mapping with "
-    "`optimizer` and `lr_scheduler`"
+    "`optimizer` and, if there is a scheduler, `lr_scheduler`"
 )
 OPTIONS = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
 
@@ -55,8 +55,9 @@ def parsed(given: Any) -> Configured:
     if isinstance(given, Mapping):
         return _of_mappings([given])
     if isinstance(given, Sequence) and given:
-        if len(given) == 2 and all(isinstance(part, list | tuple) for part in given):
+        if len(given) == 2 and isinstance(given[0], list | tuple):
             optimizers, schedulers = given
+            schedulers = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
             return Configured([_optimizer(each) for each in optimizers], [_scheduled(each) for each in schedulers])
         if all(isinstance(each, Mapping) for each in given):
             return _of_mappings(given)
@@ -70,7 +71,9 @@ def _of_mappings(given: Sequence[Mapping[str, Any]]) -> Configured:
             raise ConfigError(
                 KEY, "frequency", "no frequency for optimizers: every optimizer is stepped on every batch"
             )
-    schedulers = [_scheduled(each["lr_scheduler"]) for each in given if each.get("lr_scheduler") is not None]
+    schedulers = [
+        _scheduled(each["lr_scheduler"], each.get("monitor")) for each in given if each.get("lr_scheduler") is not None
+    ]
     return Configured([_optimizer(each.get("optimizer")) for each in given], schedulers)
 
 
@@ -80,8 +83,9 @@ def _optimizer(given: Any) -> Optimizer:
     return given
 
 
-def _scheduled(given: Any) -> Scheduled:
-    options: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"scheduler": given}
+def _scheduled(given: Any, monitor: str | None = None) -> Scheduled:
+    """Return a scheduler; `monitor` is that of the mapping with a scheduler that has no options of its own."""
+    options: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"scheduler": given, "monitor": monitor}
     for name in options:
         if name not in OPTIONS:
             raise ConfigError(KEY, name, f"a key of lr_scheduler: {', '.join(OPTIONS)}", options=OPTIONS)
@@ -90,12 +94,15 @@ def _scheduled(given: Any) -> Scheduled:
         raise ConfigError(KEY, scheduler, "a scheduler with step, state_dict and load_state_dict")
     interval, frequency = options.get("interval", "epoch"), options.get("frequency", 1)
     if interval not in ("epoch", "step"):
-        raise ConfigError(KEY, interval, "an interval of epoch or step", options=("epoch", "step"))
+        raise ConfigError(KEY, interval, "epoch or step as the `interval` of a scheduler", options=("epoch", "step"))
     if not isinstance(frequency, int) or frequency < 1:
-        raise ConfigError(KEY, frequency, "an integer frequency of at least 1")
+        raise ConfigError(KEY, frequency, "an integer of at least 1 as the `frequency` of a scheduler")
     plateau = isinstance(scheduler, ReduceLROnPlateau) or bool(options.get("reduce_on_plateau"))
     if plateau and options.get("monitor") is None:
         raise ConfigError(
-            KEY, type(scheduler).__name__, "a `monitor` in the same mapping: the name of a validation metric"
+            KEY,
+            type(scheduler).__name__,
+            "this scheduler in a mapping with a `monitor`, the name of a validation metric: "
+            "{'scheduler': …, 'monitor': 'val_loss'}",
         )
     return Scheduled(scheduler, interval, frequency, options.get("monitor") if plateau else None)

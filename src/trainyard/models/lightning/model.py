@@ -133,9 +133,10 @@ class Lightning(BaseModel):
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             found = "None, but a batch cannot be skipped" if output is None else f"a {type(output).__name__}"
+            found += " without a tensor under 'loss'" if isinstance(output, Mapping) else ""
             raise TrainyardError(
-                f"{type(self.module).__name__}.training_step returned {found}. Return a loss, or a mapping with "
-                f"a loss under 'loss'."
+                f"{type(self.module).__name__}.training_step returned {found}. Return the loss as a tensor, or a "
+                "mapping with this tensor under 'loss'."
             )
         return {"loss": loss, LOGGED: recorder.numbers()}
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from numbers import Real
 from typing import Any
 
 import torch
@@ -94,10 +95,10 @@ class Recorder:
                 self.log(f"{name}.{key}", each, reduce_fx=reduce_fx, batch_size=batch_size)
             return
         if not is_metric(value):
-            if not isinstance(value, Tensor | int | float):
+            if not isinstance(value, Tensor | Real):
                 raise TrainyardError(
-                    f"self.log({name!r}) received a {type(value).__name__}, but requires a tensor, an int, a float or "
-                    "a metric of torchmetrics."
+                    f"self.log({name!r}) received a {type(value).__name__}, but requires a number, a tensor or a "
+                    "metric of torchmetrics."
                 )
             value = torch.as_tensor(value, device=self._device).detach()
             if value.numel() != 1:

@@ -58,10 +58,15 @@ class TrainerFacts:
         Raises:
             TrainyardError: the length of the run is unknown.
         """
+        if self._runner is None:
+            raise TrainyardError(
+                "trainer.estimated_stepping_batches: the length of the run is not known in configure_model and "
+                "setup(stage='fit'). Read it in configure_optimizers."
+            )
         if self.max_steps < 0:
             raise TrainyardError(
-                "trainer.estimated_stepping_batches: the length of the run is unknown. If the data has no "
-                "length, use loop=iter with loop.max_iters."
+                "trainer.estimated_stepping_batches: the length of the run is unknown, because the data has "
+                "no length. Use loop=iter with loop.max_iters."
             )
         return self.max_steps
 
