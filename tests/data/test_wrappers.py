@@ -129,6 +129,8 @@ def test_what_is_padded() -> None:
         TrainyardError, match=r"differ only in height and width, but their shapes are \[1, 2, 3\], \[2, 2"
     ):
         DataPreprocessor()(([torch.ones(1, 2, 3), torch.ones(2, 2, 3)], 0))
+    with pytest.raises(TrainyardError, match=r"their shapes are \[1, 2, 3\], \[2, 2, 3\]\."):
+        DataPreprocessor()(([torch.ones(1, 2, 3)] * 5 + [torch.ones(2, 2, 3)], 0))
 
 
 def test_batches_of_lists() -> None:

@@ -118,14 +118,26 @@ def test_batches_of_other_forms() -> None:
         (Mixup(C), (*images(), images()[1]), "one input and one target"),
         (Mixup(C), {"image": images()[0]}, "one input and one target"),
         (Mixup(C), (images()[0].byte(), images()[1]), "Put a DataPreprocessor before Mixup"),
-        (Mixup(C), (images()[0], images()[1].view(2, 3)), r"one class per sample, \[B\]"),
-        (Mixup(C), (images()[0], torch.rand(6, 3)), r"class probabilities \[B, 4\], but the target is \[6, 3\]"),
+        (
+            Mixup(C),
+            (images()[0], images()[1].view(2, 3)),
+            r"^Mixup needs classes \[B\], as integers, or class.*\[2, 3\] int64",
+        ),
+        (
+            Mixup(C),
+            (images()[0], torch.rand(6, 3)),
+            r"class probabilities \[B, 4\], as floats, but the target is \[6, 3\]",
+        ),
         (
             CutMix(C),
             (torch.rand(6, 5), images()[1]),
             r"CutMix needs images \[B, ..., H, W\], but the input is \[6, 5\]",
         ),
-        (RandomChoice([Mixup(C), DataPreprocessor()], [1, 1]), images(), "tensors of different shapes"),
+        (
+            RandomChoice([Mixup(C), DataPreprocessor()], [1, 1]),
+            images(),
+            "choices of RandomChoice return tensors of different shapes",
+        ),
     ],
 )
 def test_batches_that_cannot_be_mixed(module: nn.Module, batch: Any, told: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainyard._torch_internals import standard_gamma
 from trainyard.batch import TARGET_KEYS
 from trainyard.checks import integer, is_number, number
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.models.base import modules
 
 
@@ -77,18 +77,18 @@ class BatchMix(nn.Module, ABC):
         """Convert classes `[B]` to class probabilities `[B, num_classes]` in the precision of `x`, and smooth them."""
         if not y.is_floating_point():
             if y.ndim != 1:
-                raise TrainyardError(f"{self._name} needs one class per sample, [B], but the target is {_shape(y)}.")
+                raise self._unfit(y)
             dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
             y = (y.unsqueeze(1) == torch.arange(self.num_classes, device=y.device)).to(dtype)
         if y.ndim != 2 or y.shape[1] != self.num_classes:
-            raise TrainyardError(
-                f"{self._name} needs class probabilities [B, {self.num_classes}], but the target is {_shape(y)}."
-            )
+            raise self._unfit(y)
         return y * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
 
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
+    def _unfit(self, y: Tensor) -> TrainyardError:
+        return TrainyardError(
+            f"{type(self).__name__} needs classes [B], as integers, or class probabilities [B, {self.num_classes}], as "
+            f"floats, but the target is {_shape(y)}."
+        )
 
     def extra_repr(self) -> str:
         return f"{self.num_classes}, alpha={self.alpha}, probability={self.probability}"
@@ -171,7 +171,9 @@ class RandomChoice(nn.Module):
         given = [1.0] * count if weights is None else weights
         numbers = isinstance(given, Sequence) and all(is_number(each, above=0) for each in given)
         if not numbers or len(given) != count:
-            raise ConfigError("weights", weights, f"a number above 0 for each of the {count} choices, or null")
+            raise ConfigError(
+                "weights", weights, f"a list of {counted(count, 'number')} above 0, one for each choice, or null"
+            )
         self.bounds = [upto / sum(given) for upto in accumulate(given)][:-1]
 
     def forward(self, batch: Any) -> Any:
@@ -203,8 +205,8 @@ def _places(batch: Any) -> tuple[Any, Any]:
         if targets and len(inputs) == 1:
             return inputs[0], targets[0]
     raise TrainyardError(
-        "Mixup and CutMix need batches of one input and one target: a tuple (x, y), or a mapping with two "
-        f"entries. In a mapping, the key of the target must be one of {', '.join(TARGET_KEYS)}."
+        "Mixup and CutMix need batches of one input and one target: a tuple or list (x, y), or a mapping with "
+        f"two entries. In a mapping, the key of the target must be one of {', '.join(TARGET_KEYS)}."
     )
 
 
@@ -224,7 +226,9 @@ def _where(chosen: Tensor, one: Any, other: Any) -> Any:
     if not isinstance(one, Tensor):
         return one
     if one.shape != other.shape:
-        raise TrainyardError(f"The choices return tensors of different shapes: {_shape(one)} and {_shape(other)}.")
+        raise TrainyardError(
+            f"The choices of RandomChoice return tensors of different shapes: {_shape(one)} and {_shape(other)}."
+        )
     return torch.where(chosen, one, other)
 
 

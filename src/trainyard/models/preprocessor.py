@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from trainyard.batch import with_changed_input
 from trainyard.checks import boolean, integer, is_number, number
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, some
 
 
 class DataPreprocessor(nn.Module):
@@ -77,7 +77,7 @@ class DataPreprocessor(nn.Module):
 
     def _stacked(self, images: Sequence[Tensor]) -> Tensor:
         if len({image.shape[:-2] for image in images}) != 1 or any(image.ndim != 3 for image in images):
-            shapes = ", ".join(str(list(image.shape)) for image in images[:4])
+            shapes = some(dict.fromkeys(str(list(image.shape)) for image in images), 4)
             raise TrainyardError(
                 f"Images [C, H, W] in a batch may differ only in height and width, but their shapes are {shapes}."
             )

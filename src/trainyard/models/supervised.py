@@ -59,7 +59,7 @@ class Supervised(BaseModel):
         if not isinstance(net, nn.Module):
             raise ConfigError("net", net, "a torch.nn.Module, or a `_target_` that builds one")
         if loss is not None and not callable(loss):
-            raise ConfigError("loss", loss, "a function loss(output, target), or a `_target_` that builds one")
+            raise ConfigError("loss", loss, "a function loss(output, target), a `_target_` that builds one, or null")
         self.net = net
         given = loss
         if loss is None:
@@ -97,7 +97,7 @@ class Supervised(BaseModel):
         if loss is None:
             raise TrainyardError(
                 f"{type(self.net).__name__} takes {OWN_TARGET!r}, but returned {_described(output)} instead of "
-                "a loss. Give Supervised a loss(output, target)."
+                "an output with a loss. Set the loss of Supervised (model.loss) to a function loss(output, target)."
             )
         labels = batch[OWN_TARGET]
         each = isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
