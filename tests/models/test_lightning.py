@@ -353,7 +353,7 @@ class OtherTrainer(Classifier):
         (NoOptimizer, "configure_optimizers: None is invalid"),
         (Silent, "Silent.validation_step logs nothing"),
         (NoLoss, "NoLoss.training_step returned a dict without a tensor under 'loss'. Return the loss as a tensor"),
-        (NoValidation, "NoValidation has no validation_step"),
+        (NoValidation, r"NoValidation has no validation_step, .* Define it, or use data .* data.val_fraction=0\."),
         (Loggers, "self.logger is None in Trainyard, so 'experiment' is not available: use self.log"),
         (InSetup, r"is not known in configure_model and setup\(stage='fit'\). Read it in configure_optimizers"),
         (OtherTrainer, "self.trainer.datamodule: in Trainyard, the trainer of a LightningModule has only"),
@@ -375,9 +375,15 @@ class Backward(Classifier):
         pass
 
 
+class Ended(Classifier):
+    def validation_step_end(self, outputs: Any) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
+        (Ended, "Ended.validation_step_end' is invalid. .* Lightning 2 has no such method; move its code to the end"),
         (Manual, "Manual: automatic_optimization = False"),
         (
             Backward,

@@ -143,7 +143,8 @@ class Lightning(BaseModel):
     def _evaluate(self, split: str, kind: str, batch: Any) -> Evaluated:
         if not overridden(self.module, f"{kind}_step"):
             raise TrainyardError(
-                f"{type(self.module).__name__} has no {kind}_step, which is required to evaluate {split!r}."
+                f"{type(self.module).__name__} has no {kind}_step, which is required to evaluate {split!r}. "
+                f"Define it, or use data without this split, for example with data.{split}_fraction=0."
             )
         step: Any = getattr(self.module, f"{kind}_step")
         place = {"batch_idx": self.batch_idx, "dataloader_idx": self.dataloader_idx}
