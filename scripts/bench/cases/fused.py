@@ -1,10 +1,10 @@
 """Time of a member's step: stacks of K members compared with one process per job, on all cores.
 
 On each core, one process with one thread trains on resident data with Adam and batch size 64. The process trains a
-stack of K members that differ in learning rate and seed, or a single job, as in a sweep without stacks ("alone"). "By
-hand" is a typical hand-written loop over `DataLoader(TensorDataset)`. All processes train at the same time for the same
-number of seconds. The time is for all cores together: with two cores, a step of 100 µs on each core counts as 50 µs.
-(`docs/fused.md` describes the cases in which a stack is faster. A sweep measures the fastest width before it starts.)
+stack of K members that differ in learning rate and seed, or a single job, as in a sweep without stacks ("alone" and
+"K = 1"). "By hand" is a typical hand-written loop over `DataLoader(TensorDataset)`. All processes train at the same
+time for the same number of seconds. The time is for all cores together: with two cores, a step of 100 µs on each core
+counts as 50 µs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Growth with the size of a checkpoint: the parameters and Adam's two moments, of MLPs with up to 22 large layers.
 
-Each size is trained in a new process that saves two to four checkpoints. The stall is the median time of the checkpoint
+Each size is trained in a new process that saves two or four checkpoints. The stall is the median time of the checkpoint
 hook in an iteration that saves: the hook copies the state, and a thread writes the file. Before each save, the loop
 waits until the previous file is written. This wait is not part of the stall. Otherwise, with few iterations between two
 saves, a stall would include a part of the time for writing. The memory is the peak of the resident set, minus the

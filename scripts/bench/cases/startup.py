@@ -5,9 +5,8 @@ The bare script imports torch and takes one optimization step with Adam. Trainya
 default hooks and a shipper for MLflow. Lightning trains the model of the bare script. Its script ends when Lightning's
 `Trainer` has completed the first step. The row "import torch" only imports torch.
 
-Two rows measure the time until a different event. "First line of output" ends at the first line that `train.py` prints
-in a terminal. "First job of a sweep" ends when the first of four jobs of `train.py -m` starts, according to the sweep's
-manifest.
+"First line of output" ends at the first line that `train.py` prints in a terminal. "First job of a sweep" ends when the
+first of four jobs of `train.py -m` starts, according to the sweep's manifest.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Trainyard runs with its defaults: a journal with a point every ten iterations, checkpoints, and a process that uploads
 the points to MLflow. The other tools only train. Each of them reads the same `DataLoader(TensorDataset)`, with logging,
-checkpoints and progress bar turned off. In the row "resident data", Trainyard reads the data in the same way as its
-built-in data sets and `data=arrays`. In the row "the same DataLoader", Trainyard uses the loader of the other tools.
+checkpoints and progress bar turned off. In the row "resident data", Trainyard gathers batches from tensors in memory,
+as with `data=digits` and `data=arrays`. In the row "the same DataLoader", Trainyard uses the loader of the other tools.
 Each tool uses Adam as in a typical program: `torch.optim.Adam(...)` in the scripts, and `fused=true` in Trainyard's
 config. Two rows are plain loops with the fused Adam. One of them also keeps the memory that a step frees, as Trainyard
 does (`env.keep_memory`).

@@ -1,10 +1,11 @@
-"""Complete sweep: Trainyard's launcher compared with Hydra's joblib launcher and a hand-written script.
+"""Complete sweep: Trainyard compared with a hand-written script that Hydra's joblib launcher runs.
 
 Both sides run the same jobs (learning rates x seeds) of the same training on all cores, with one thread per job: an MLP
 64-64-64-10 on the digits data, 20 epochs, Adam. Each run is logged to MLflow (SQLite) with its params, its metrics of
-every epoch, and its last checkpoint. The hand-written script is `sweep_by_hand.py`, which uses no code of Trainyard.
-"One by one" is `hydra.launcher.fuse=off`: one process per job. "Untracked" is `tracker=none`. After each sweep, the
-runs in MLflow are counted, or the last checkpoints if there is no MLflow. A sweep with a missing run is a failure.
+every epoch, and its last checkpoint, except in the row "untracked" (`tracker=none`). The hand-written script ("joblib,
+by hand") is `sweep_by_hand.py`, which uses no code of Trainyard. "One by one" is `hydra.launcher.fuse=off`: one process
+per job. After each sweep, the runs in MLflow are counted, or the last checkpoints if there is no MLflow. A sweep with a
+missing run is a failure.
 
 Two parts are measured separately. The first part is the time to compose a job of a grid over Trainyard's configs (2
 models, 2 optimizers, learning rates, seeds), with Hydra's `load_sweep_config` and with Trainyard. The second part is
