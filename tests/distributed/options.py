@@ -202,8 +202,12 @@ def by_size() -> Any:
 def class_names() -> Any:
     """The class that runtime_info reports, those of all modules, and the type of the model."""
     runner = run("fsdp", hook={"runtime_info": {"_target_": "trainyard.hooks.RuntimeInfo"}})
-    told = runner.dispatch.hooks["runtime_info"]._tags["model"]
-    return told, [class_of(module).__name__ for module in runner.model.modules()], type(runner.model).__name__
+    hook: Any = runner.dispatch.hooks["runtime_info"]
+    return (
+        hook._tags["model"],
+        [class_of(module).__name__ for module in runner.model.modules()],
+        type(runner.model).__name__,
+    )
 
 
 def mixed_precision() -> Any:

@@ -258,7 +258,9 @@ def test_a_warm_start_takes_the_runs_of_mlflow_that_have_its_parameters(
     below = answer(store, "parent", ["val/accuracy", "val/loss"])["runs"]
     assert [each["name"] for each in below] == [name for name, *_ in RUNS[1:-1]]
     assert [each["metrics"] for each in below][-1] == {"val/loss": 0.7}
-    with pytest.raises(TrainyardError, match="MLflow has no experiment with that name, and no run with that name or ID"):
+    with pytest.raises(
+        TrainyardError, match="MLflow has no experiment with that name, and no run with that name or ID"
+    ):
         answer(store, "nothing", ["val/accuracy"])
     with pytest.raises(TrainyardError, match="that name or ID; the nearest experiment is 'past'"):
         answer(store, "pasts", ["val/accuracy"])
