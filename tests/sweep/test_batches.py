@@ -223,3 +223,12 @@ def test_a_batch_size_that_cannot_be(tmp_path: Path, size: str) -> None:
     assert "Traceback" not in result.stderr
     assert f"hydra.sweeper.max_batch_size: {size!r}".replace("'0'", "0").replace("'1.5'", "1.5") in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("pruner", ["asha", "3"])
+def test_a_pruner_that_is_not_an_option_of_its_group(sweep: Any, pruner: str, tmp_path: Path) -> None:
+    result = sweep("seed=0,1", f"hydra.sweeper.pruner={pruner}", "hydra.sweep.dir=s")
+    assert result.returncode == 2
+    assert f"hydra.sweeper.pruner: {pruner}".replace("asha", "'asha'") in result.stderr
+    assert "hydra/sweeper/pruner=none, asha" in " ".join(result.stderr.split())
+    assert not (tmp_path / "s").exists()

@@ -275,7 +275,7 @@ class GridSweeper(BasicSweeper):
             mapping_of("params", given, "a mapping from keys to values: {optim.lr: '1e-3,1e-2'}")
         batches = self._batches([*self._parse_config(), *arguments])
         ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None
-        if not (self.pruner is None or str(self.pruner.get("_target_")).endswith(".NoPruner")):
+        if not (self.pruner is None or self._pruner_class() == "NoPruner"):
             self._prune([job for batch in batches for job in batch], ours)
             return []
         if ours is None:  # our launcher writes the command itself, once the sweep is certain to run
@@ -302,6 +302,11 @@ class GridSweeper(BasicSweeper):
                 raise result._return_value  # its getter would name a job that may have failed for another reason
         return returns
 
+    def _pruner_class(self) -> str:
+        """Return the name of the pruner's class; of a value that is not a config, the value, which `_prune` rejects."""
+        target = self.pruner.get("_target_") if OmegaConf.is_dict(self.pruner) else self.pruner
+        return str(target).rpartition(".")[2]
+
     def _prune(self, jobs: list[list[str]], launcher: LocalLauncher | None) -> None:
         from trainyard.errors import ConfigError
         from trainyard.sweep.proposers.pruner_settings import check_application, pruner_node
@@ -311,7 +316,7 @@ class GridSweeper(BasicSweeper):
         if launcher is None or self.max_batch_size is not None:
             needed = "hydra/launcher=local, slurm or ray, and hydra.sweeper.max_batch_size=null"
             accepted = f"none, because pruners need {needed}"
-            raise ConfigError("hydra/sweeper/pruner", str(self.pruner.get("_target_")).rpartition(".")[2], accepted)
+            raise ConfigError("hydra/sweeper/pruner", self._pruner_class(), accepted)
         node = pruner_node(self.pruner, self.config)
         assert node is not None
         check_application(launcher.task_function, node)
