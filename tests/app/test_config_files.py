@@ -154,7 +154,12 @@ FILE = "own/experiment/mine.yaml"
         ),
         ("seed: ${\n", "seed: an interpolation is invalid: no viable alternative at input '${'."),
         ("x: &a [*a]\n", "include each other in a circle, or contain a value that is nested too deeply."),
-        ("hydra: 3\n", f"{FILE}: the value 3 replaces a mapping of Hydra's settings. Expected a mapping."),
+        ("hydra: 3\n", f"{FILE}: hydra: 3 is invalid. Expected a mapping of Hydra's settings."),
+        ("hydra: {run: out}\n", f"{FILE}: hydra.run: out is invalid. Expected a mapping of Hydra's settings."),
+        (
+            "hydra: {run: out, job: {name: out}}\n",
+            f"{FILE}: the value out replaces a mapping of Hydra's settings. Expected a mapping.",
+        ),
         ("hydra: {nope: 1}\n", f"{FILE}: hydra.nope: Hydra has no such setting."),
         ("hydra: {job: {chdir: x}}\n", f"{FILE}: hydra.job.chdir: Value 'x' is not a valid bool (type str)."),
         (

@@ -100,5 +100,5 @@ def test_a_job_of_a_stack_without_free_lanes_is_trained_alone(trainyard: Any, tm
     status, found, said = trainyard("reproduce", sweep / "1", "--to", tmp_path / "again", "--json", cwd=tmp_path)
     assert status in (0, 3), said
     log = (tmp_path / "again" / "train.log").read_text()
-    assert "Training job #1 alone, because a stack of it with free lanes is not possible: hook.norms (Norms)" in log
+    assert "Training job #1 alone, because a stack of this job cannot have free lanes: hook.norms (Norms)" in log
     assert any("the original run was trained in a stack with other runs" in note for note in found["notes"])

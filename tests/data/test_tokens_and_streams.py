@@ -203,7 +203,8 @@ def test_a_start_reads_no_shard_before_it(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_no_stream(tmp_path: Path) -> None:
     pattern = shards(tmp_path)
     refused(Stream, "shards", "that matches files", str(tmp_path / "none*"))
-    refused(Stream, "target", "one class per row, an integer from 0 to 1", pattern, num_classes=2)
+    told = "'values from 0 to 2' is invalid. Expected one class per row, an integer from 0 to 1"
+    refused(Stream, "target", told, pattern, num_classes=2)
     refused(Stream, "eval_batch_size", "0 is invalid", pattern, num_classes=3, eval_batch_size=0)
     (tmp_path / "notes.txt").write_text("no")
     refused(Stream, "shards", "end in one of", str(tmp_path / "*"))

@@ -274,7 +274,7 @@ def test_what_cannot_join_within_an_epoch_says_why(tmp_path: Path) -> None:
     fused, queue = fed([job(0, 10, **uneven), job(2, 5, **uneven), given], 2)
     fused.train()
     ((_, error),) = queue.refusals
-    assert "(drop_last=true omits it)" in str(error)
+    assert "(data.drop_last=true omits it)" in str(error)
     follows(fused.all_members[0], solo(job(0, 10, **uneven)))
 
 

@@ -142,7 +142,7 @@ def test_results_that_are_no_numbers(wrong: Any) -> None:
         def compute_metrics(self, results: Any) -> Any:
             return wrong
 
-    with pytest.raises(TrainyardError, match=r"Wrong\.compute_metrics returned a (int|str|NoneType)"):
+    with pytest.raises(TrainyardError, match=r"Wrong\.compute_metrics returned a value of type (int|str|NoneType)"):
         as_metric(Wrong()).compute()
 
 

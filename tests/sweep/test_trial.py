@@ -104,6 +104,7 @@ def test_an_application_of_its_own(run: Any, tmp_path: Path) -> None:
     killed = run("own.py", "-m", "+x=0,1", "hydra/launcher=local", "hydra.sweep.dir=s")
     assert killed.returncode == 0, killed.stderr
     assert "The check of the jobs before the start failed: " in killed.stdout
+    assert ". The sweep continues without this check.\n" in killed.stdout
 
 
 class Waiting(SweepableTask):

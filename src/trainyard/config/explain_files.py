@@ -116,18 +116,33 @@ def _explain_override(name: str, group: str, package: str, places: ConfigPlaces)
     return ConfigError(f"{_path(name, places)}: override", group, accepted, options=() if hint else groups, hint=hint)
 
 
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yield the values below a key as text, each with its key."""
+    if not isinstance(node, Mapping):
+        yield key, str(node)
+        return
+    for name, value in node.items():
+        yield from _leaves(value, f"{key}.{name}")
+
+
 def _explain_merge(name: str, said: str, text: str, places: ConfigPlaces) -> TrainyardError:
     """Explain a value of a file that does not fit the value that it replaces."""
-    where = _path(name, places)
+    where, file = _path(name, places), places.find(name)
     key = re.search(r"full_key: (\S+)", text)
     if key is not None:
         unknown = said.startswith("Key ") and " not in " in said
         return TrainyardError(f"{where}: {key[1]}: {'Hydra has no such setting' if unknown else said.rstrip('.')}.")
     if found := re.match(r"Merge error: \w+ is not a subclass of \w+\. value: (.*)", said):
+        keys = (
+            []
+            if file is None
+            else [key for key, value in _leaves(file.content.get("hydra"), "hydra") if value == found[1]]
+        )
+        if len(keys) == 1:
+            return TrainyardError(f"{where}: {keys[0]}: {found[1]} is invalid. Expected a mapping of Hydra's settings.")
         return TrainyardError(
             f"{where}: the value {found[1]} replaces a mapping of Hydra's settings. Expected a mapping."
         )
-    file = places.find(name)
     if file is not None and not isinstance(file.whole, Mapping):
         return TrainyardError(f"{where} contains a {type(file.whole).__name__}. Expected a mapping of keys to values.")
     if file is not None:

@@ -236,7 +236,7 @@ def read_shard(key: str, path: str, columns: Columns, classes: int | None) -> Ta
         if table.y.ndim != 1:
             given = f"{table.y.shape[1]} targets per row"
         elif table.y.dtype.kind in "biuf":
-            given = f"{given} from {table.y.min()} to {table.y.max()}"
+            given = f"values from {table.y.min()} to {table.y.max()}"
         accepted = f"one class per row, an integer from 0 to {classes - 1} (data.num_classes), in {path}"
         raise ConfigError("target", given, accepted)
     return table._replace(y=table.y.astype(np.int64))

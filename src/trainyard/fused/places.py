@@ -207,7 +207,7 @@ def why_not_within(runner: FusedRunner) -> str | None:
     if not isinstance(whole, LaneOrders):
         return "the data is not shuffled by the seed of the run"
     if (length := exact_length(loader)) is None or not whole.are_full(length):
-        return "the last batch of an epoch is smaller (drop_last=true omits it)"
+        return "the last batch of an epoch is smaller (data.drop_last=true omits it)"
     if runner.schedule is not None and schedule_unit(runner) == "epoch":
         return "the schedule counts epochs"
     for name, hook in runner.dispatch.hooks.items():

@@ -97,7 +97,7 @@ def _train(config: DictConfig, segment: Mapping[str, Any]) -> Returned:
             return _train_in_lane(config, position, segment)
         except PlacesDiffer as error:  # no job joined the stack of the sweep either
             log.info(
-                "Training job #%d alone, because a stack of it with free lanes is not possible: %s.",
+                "Training job #%d alone, because a stack of this job cannot have free lanes: %s.",
                 segment["num"],
                 error,
             )

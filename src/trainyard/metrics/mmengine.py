@@ -61,7 +61,7 @@ class MMEngineMetric(Metric):
         """
         found = self.metric.compute_metrics(apply(lambda leaf: leaf.cpu(), self.metric.results))
         if not isinstance(found, Mapping):
-            raise self._wrong(f"returned a {type(found).__name__}")
+            raise self._wrong(f"returned a value of type {type(found).__name__}")
         return {str(name): self._tensor(name, value) for name, value in found.items()}
 
     def reset(self) -> None:
@@ -83,7 +83,7 @@ class MMEngineMetric(Metric):
         try:
             return torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
         except (TypeError, ValueError, RuntimeError):
-            raise self._wrong(f"returned a {type(value).__name__} under {str(name)!r}") from None
+            raise self._wrong(f"returned a value of type {type(value).__name__} under {str(name)!r}") from None
 
     def _wrong(self, what: str) -> TrainyardError:
         kind = type(self.metric).__name__

@@ -147,7 +147,7 @@ def as_module(preprocessor: Preprocessor) -> nn.Module | None:
     if preprocessor is None or isinstance(preprocessor, nn.Module):
         return preprocessor
     named = isinstance(preprocessor, str)  # an option of the group, without the slash that selects it
-    hint = f"+model/data_preprocessor={preprocessor} selects an option of this group." if named else ""
+    hint = "To select an option of this group, use for example +model/data_preprocessor=normalize." if named else ""
     return nn.Sequential(*modules("data_preprocessor", preprocessor, "a torch.nn.Module, ", hint))
 
 

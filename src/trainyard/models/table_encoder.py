@@ -72,7 +72,7 @@ class TableEncoder(DataPreprocessor):
             ConfigError: the input is not a table with these columns.
         """
         if x.ndim != 2 or x.shape[1] != len(self.columns):
-            accepted = f"inputs of the shape [B, {len(self.columns)}], for the columns {some(self.columns, 8)}"
+            accepted = f"inputs of the shape [B, {len(self.columns)}] (columns: {some(self.columns, 8)})"
             raise ConfigError("data_preprocessor", list(x.shape), accepted)
         x = x if x.is_floating_point() else x.float()
         parts = []

@@ -108,7 +108,11 @@ class Trials:
         """
         self._seconds = trial.seconds
         if trial.state != "done":
-            print(f"The check of the jobs before the start failed: {str(trial.error).rstrip('.')}.", flush=True)
+            reason = str(trial.error).rstrip(".")
+            print(
+                f"The check of the jobs before the start failed: {reason}. The sweep continues without this check.",
+                flush=True,
+            )
             return []
         found: TrialResult = trial.value
         if found.left:
