@@ -1,11 +1,13 @@
-"""Colours on terminals alone, and lines of the log in interactive sessions."""
+"""Colors on terminals alone, lines of the log in interactive sessions, and a reader of the output that ends."""
 
 import io
 import logging
 import os
 import pty
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +50,23 @@ def test_characters_that_the_encoding_does_not_have(
     console.escape_unencodable()
     print("caf\udce9 ✗", end="", flush=True)
     assert stream.buffer.getvalue() == shown
+
+
+@pytest.mark.parametrize("descriptor", [1, 2])
+def test_a_process_outlasts_the_reader_of_its_output(descriptor: int, tmp_path: Path) -> None:
+    name = ["stdout", "stderr"][descriptor - 1]
+    code = (
+        "import os, sys; from trainyard.console import outlast_reader; outlast_reader(); os.read(0, 1)\n"
+        f"for _ in range(3): print('line ' * 9999, file=sys.{name}, flush=True)\n"
+        f"print('end', end='', file=sys.{name}); open('after', 'w').close()"
+    )
+    read, write = os.pipe()
+    streams: dict[str, Any] = {name: write}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, **streams) as process:
+        os.close(write)
+        os.close(read)
+        process.communicate(b"\n")
+    assert (process.returncode, (tmp_path / "after").exists()) == (0, True)
 
 
 def test_colours_are_for_terminals(terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:

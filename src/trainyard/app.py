@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from trainyard.console import escape_unencodable, tell
+from trainyard.console import escape_unencodable, outlast_reader, tell
 from trainyard.errors import TrainyardError
 from trainyard.garbage import collect_rarely
 from trainyard.starting import PRELOAD, WHOLE, check_current_folder, sweeps_here
@@ -33,6 +33,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, and they are explained here
     logging.raiseExceptions = whole  # a log that cannot be written is no reason for a traceback
     escape_unencodable()
+    outlast_reader()
     try:
         check_current_folder()
     except TrainyardError as error:

@@ -7,10 +7,13 @@ import os
 import shutil
 import sys
 import textwrap
-from io import TextIOWrapper
-from typing import TextIO
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import TYPE_CHECKING, TextIO
 
 from trainyard.errors import TrainyardError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # Whether a progress bar is drawn. Log records that it duplicates then go to the log file only.
 live = False
@@ -68,6 +71,35 @@ def escape_unencodable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+
+
+class _Output(FileIO):
+    """Output of this process. When its reader has ended, this and all later output is discarded."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return super().write(data)
+
+
+def outlast_reader() -> None:
+    """Let this process continue when the program that reads its output has ended (`train.py -m … | head`)."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is TextIOWrapper and stream is getattr(sys, f"__{name}__") and not stream.isatty():
+            stream.flush()
+            output = TextIOWrapper(
+                BufferedWriter(_Output(stream.fileno(), "wb", closefd=False)),
+                encoding=stream.encoding,
+                errors=stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, output)
 
 
 def coloured(text: str, colour: str, stream: TextIO) -> str:
