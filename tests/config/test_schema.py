@@ -143,7 +143,8 @@ def test_any_integer_from_0_is_a_seed(seed: int) -> None:
         ),
         (
             {"load_from": 3},
-            "load_from: 3 is invalid. Expected the path of a checkpoint, a mapping with `path`, or null.",
+            "load_from: 3 is invalid. Expected the path of a checkpoint or weights file, a mapping with `path`, or "
+            "null.",
         ),
         (
             {"load_from": {"pth": "a.pt"}},

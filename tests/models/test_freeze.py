@@ -149,7 +149,7 @@ def test_what_was_frozen_by_its_author_stays_so() -> None:
         (["BatchNorm2"], "Did you mean 'BatchNorm2d'?"),
         (["net.0.wieght"], "Did you mean 'net.0.weight'?"),
         (["net.0", "nett"], "freeze: 'nett' is invalid"),
-        (["head"], "The names of modules are net, net.0, net.1, net.2 and "),
+        (["head"], "Names of modules: net, net.0, net.1, net.2 and "),
         (["*"], "freeze: ['*'] is invalid. Expected patterns that leave at least one parameter trainable."),
         (["net"], "patterns that leave at least one parameter trainable"),
         ("net.0", "freeze: 'net.0' is invalid. Expected a list of patterns"),

@@ -322,7 +322,7 @@ def test_null_is_no_pattern() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (3, "load_from: 3 is invalid. Expected the path of a checkpoint, a mapping with `path`, or null."),
+        (3, "load_from: 3 is invalid. Expected the path of a checkpoint or weights file, a mapping with `path`, or "),
         ({"strict": False}, "load_from.path: None is invalid"),
         ({"path": 3}, "load_from.path: 3 is invalid"),
         (

@@ -50,5 +50,5 @@ def unknown(key: str, pattern: str, modules: Mapping[str, nn.Module], parameters
     kinds = dict.fromkeys(type(module).__name__ for module in modules.values())
     names = [name for name in modules if name]
     accepted = "a glob that matches a module's name or class" + (", or a parameter's name" if parameters else "")
-    hint = f"The names of modules are {some(names, SHOWN)}; their classes are {some(kinds, SHOWN)}." if names else ""
+    hint = f"Names of modules: {some(names, SHOWN)}. Classes: {some(kinds, SHOWN)}." if names else ""
     return ConfigError(key, pattern, accepted, options=[*names, *kinds, *parameters], hint=hint)

@@ -59,7 +59,8 @@ class Supervised(BaseModel):
         if not isinstance(net, nn.Module):
             raise ConfigError("net", net, "a torch.nn.Module, or a `_target_` that builds one")
         if loss is not None and not callable(loss):
-            raise ConfigError("loss", loss, "a function loss(output, target), a `_target_` that builds one, or null")
+            accepted = "a function loss(output, target), a `_target_` that builds one, or null for the default loss"
+            raise ConfigError("loss", loss, accepted)
         self.net = net
         given = loss
         if loss is None:

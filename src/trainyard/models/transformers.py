@@ -206,4 +206,5 @@ def _absent(name: str, error: Exception) -> ConfigError:
         said = str(error).strip().split("\n")[0].rstrip(".")
         hint = f"transformers says: {said}." if Path(name).is_dir() else "The folder does not exist."
         return ConfigError("name", name, accepted, hint=hint)
-    return not_at_hand("name", name, copy_of_cache(name), error, "set `name` to a folder written by save_pretrained")
+    instead = "set model.name to a folder written by save_pretrained"
+    return not_at_hand("name", name, copy_of_cache(name), error, instead)

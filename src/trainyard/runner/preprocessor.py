@@ -27,8 +27,8 @@ def with_preprocessor(model: Any, fitted: Mapping[str, Any] | None) -> Any:
     if fitted is None:
         return model
     node = dict(fitted)
-    accepted = "a model with a data_preprocessor, such as a trainyard.models.BaseModel"
-    hint = "The data needs standardization or encoding, which the data_preprocessor applies."
+    accepted = "a trainyard.models.BaseModel"
+    hint = "The data needs standardization or encoding, which the data_preprocessor of a BaseModel applies."
     if not isinstance(model, Mapping):
         if not isinstance(model, BaseModel):
             raise ConfigError("model", type(model).__name__, accepted, hint=hint)

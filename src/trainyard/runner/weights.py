@@ -49,7 +49,7 @@ class LoadFrom:
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str | os.PathLike):
-            raise ConfigError("path", self.path, "the path of a checkpoint")
+            raise ConfigError("path", self.path, "the path of a checkpoint or weights file")
         boolean("strict", self.strict)
         for key in ("include", "exclude"):  # null: none
             object.__setattr__(self, key, listed(key, getattr(self, key)))
@@ -67,7 +67,7 @@ def load_from(given: Any) -> LoadFrom | None:
         return given
     if not isinstance(given, Mapping):
         if not isinstance(given, str | os.PathLike):
-            raise ConfigError(KEY, given, "the path of a checkpoint, a mapping with `path`, or null")
+            raise ConfigError(KEY, given, "the path of a checkpoint or weights file, a mapping with `path`, or null")
         return LoadFrom(given) if str(given) else None  # type: ignore[arg-type]
     arguments = {str(name): value for name, value in given.items() if value is not None}
     names = list(LoadFrom.__dataclass_fields__)
@@ -75,7 +75,7 @@ def load_from(given: Any) -> LoadFrom | None:
         if name not in names:
             raise ConfigError(KEY, name, f"one of the keys {', '.join(names)}", options=names)
     if "path" not in arguments:
-        raise ConfigError(f"{KEY}.path", None, "the path of a checkpoint")
+        raise ConfigError(f"{KEY}.path", None, "the path of a checkpoint or weights file")
     try:
         return LoadFrom(**arguments)
     except ConfigError as error:
