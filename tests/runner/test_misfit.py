@@ -310,6 +310,18 @@ def test_sparse_gradients(told: Any, more: Any, said: str) -> None:
     message = told(model=Tokens(sparse=True), optim=optim, **more, before=None)
     assert message.startswith(said)
     assert "parse" in message
+    if name != "SGD":
+        assert "The gradient of rows.weight is sparse" in message
+        assert "or torch.optim.SparseAdam if all gradients are sparse" in message
+
+
+def test_dense_gradients_of_sparse_adam(told: Any) -> None:
+    optim = {"_target_": "torch.optim.SparseAdam", "_partial_": True, "lr": 0.1}
+    message = told(model=Supervised(Net()), optim=optim, before=None)
+    assert message.startswith(
+        "optim: 'SparseAdam' is invalid. Expected an optimizer for dense and sparse gradients: SGD or Adagrad without "
+        "weight decay. SparseAdam says: SparseAdam does not support dense gradients"
+    )
 
 
 def test_sparse_gradients_with_momentum(parts: Any) -> None:

@@ -76,6 +76,11 @@ def test_an_optimizer_without_that_number(schedule: Any, make: Any, param: str, 
         ),
         ("schedules.0.end", [Schedule(COSINE, begin=0.5, end=15)], "a value after begin=0.5"),
         ("schedules.0.warmup", [Schedule(COSINE, begin=10, end=20, warmup=10)], "less than 10"),
+        (
+            "schedules.0.warmup",
+            [Schedule([COSINE, COSINE], milestones=[10], warmup=0.5)],
+            "0.5 is invalid. Expected less than 10, .* In epochs, this warm-up is 20",
+        ),
         ("schedules.0.milestones", [Schedule([COSINE, COSINE], milestones=[10], begin=10, end=20)], "the window"),
         (
             "schedules.1.param",

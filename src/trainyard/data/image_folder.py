@@ -169,7 +169,7 @@ def _functions(key: str, given: Sequence[Transform] | Transform | None) -> list[
     functions = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
     for function in functions:
         if not callable(function):
-            accepted = "functions from an image to an image, or the `_target_`s that build them"
+            accepted = "null, functions from an image to an image, or the `_target_`s that build them"
             hint = (
                 "torchvision.transforms.v2 provides such functions: {_target_: "
                 "torchvision.transforms.v2.RandomHorizontalFlip}."

@@ -148,7 +148,7 @@ def as_module(preprocessor: Preprocessor) -> nn.Module | None:
         return preprocessor
     named = isinstance(preprocessor, str)  # an option of the group, without the slash that selects it
     hint = "To select an option of this group, use for example +model/data_preprocessor=normalize." if named else ""
-    return nn.Sequential(*modules("data_preprocessor", preprocessor, "a torch.nn.Module, ", hint))
+    return nn.Sequential(*modules("data_preprocessor", preprocessor, "null, a torch.nn.Module, ", hint))
 
 
 def modules(key: str, given: Any, other: str = "", hint: str = "") -> list[nn.Module]:

@@ -311,8 +311,11 @@ def _without_graph() -> TrainyardError:
 
 
 def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
-    """Explain sparse gradients that clipping or the optimizer does not support."""
+    """Explain sparse gradients that clipping or the optimizer does not support, or dense ones given to SparseAdam."""
     names = [name for name, p in parts.model.named_parameters() if p.grad is not None and p.grad.is_sparse]
+    if not names:  # the training check has removed the gradients
+        modules = parts.model.named_modules()
+        names = [f"{name}.weight" for name, m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
     whose = f"The gradient of {names[0]} is sparse" if names else "A gradient is sparse"
     dense = "an Embedding without sparse=True has dense gradients"
     if scene.clipping:
@@ -324,8 +327,11 @@ def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
         return TrainyardError(
             f"{key}: {whose}, which a part of the training step does not support; {dense}. torch says: {scene.text}."
         )
-    name = type(scene.optimizer).__name__
-    taken = "an optimizer for sparse gradients: SGD or Adagrad without weight decay, or torch.optim.SparseAdam"
+    name, both = type(scene.optimizer).__name__, "SGD or Adagrad without weight decay"
+    if isinstance(scene.optimizer, torch.optim.SparseAdam):
+        taken = f"an optimizer for dense and sparse gradients: {both}"
+        return ConfigError(scene.optim_key(parts), name, taken, hint=f"{name} says: {scene.text}.")
+    taken = f"an optimizer for sparse gradients: {both}, or torch.optim.SparseAdam if all gradients are sparse"
     return ConfigError(scene.optim_key(parts), name, taken, hint=f"{whose}: {dense}. {name} says: {scene.text}.")
 
 

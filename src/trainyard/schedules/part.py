@@ -30,7 +30,7 @@ _NOT_NEGATIVE = (*OWN_LR, "eta_min", "base_momentum", "max_momentum", "power")
 """Arguments that torch does not check, and from which negative learning rates or momenta would follow."""
 
 _SPAN = "the length of this scheduler"
-_MILESTONES = "integers of at least {} or fractions of {} in (0, 1), each larger than the one before"
+_MILESTONES = "a list of integers of at least {} or fractions of {} in (0, 1), each larger than the one before"
 
 
 @dataclass(frozen=True)

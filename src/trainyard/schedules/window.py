@@ -175,9 +175,9 @@ class ScheduleSpec:
         warmup = _places("warmup", [self.warmup], scale, length)[0]
         for limit in (*filter(None, later), length):
             if warmup >= limit:
-                raise ConfigError(
-                    "warmup", self.warmup, f"less than {limit / scale:.12g}, so that steps remain after the warm-up"
-                )
+                accepted = f"less than {limit / scale:.12g}, so that steps remain after the warm-up"
+                hint = f"In {unit}, this warm-up is {warmup / scale:.12g}." if is_share(self.warmup) else ""
+                raise ConfigError("warmup", self.warmup, accepted, hint=hint)
         begins = [max(begin, warmup) for begin in (0, *later)][: len(parts)]
         if warmup:
             linear = partial(LinearLR, start_factor=self.warmup_factor, total_iters=warmup)
