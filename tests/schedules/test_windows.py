@@ -122,7 +122,7 @@ MAKES: dict[str, Callable[[int], Any]] = {
     "step": lambda n: partial(StepLR, step_size=max(1, n // 3)),
     "restarts": lambda n: partial(CosineAnnealingWarmRestarts, T_0=max(1, n // 2)),
     "cyclic": lambda n: partial(CyclicLR, base_lr=1e-3, max_lr=0.9, step_size_up=3, cycle_momentum=False),
-    "onecycle": lambda n: partial(OneCycleLR, max_lr=0.7, total_steps=n + 60, cycle_momentum=False),
+    "onecycle": lambda n: partial(OneCycleLR, max_lr=0.7, total_steps=n + 120, cycle_momentum=False),
     "lambda": lambda n: partial(LambdaLR, lr_lambda=lambda step: 1 / (1 + step)),
 }
 
