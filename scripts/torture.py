@@ -100,7 +100,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--case", type=int, help="run only the case with this number")
     parser.add_argument(
-        "--also", action="append", default=[], metavar="OVERRIDE", help="additional override for runs and sweeps"
+        "--also", action="append", default=[], metavar="OVERRIDE", help="additional override of each command"
     )
     parser.add_argument("--json", type=Path, help="write the table to this file")
     parser.add_argument("--page", action="store_true", help="write the results into the table of docs/reliability.md")
