@@ -311,16 +311,19 @@ class GridSweeper(BasicSweeper):
         from trainyard.errors import ConfigError
         from trainyard.sweep.proposers.pruner_settings import check_application, pruner_node
         from trainyard.sweep.proposers.search_settings import grid_proposer
+        from trainyard.sweep.proposers.shared_values import of_jobs
 
         assert self.config is not None
+        assert self.hydra_context is not None
         if launcher is None or self.max_batch_size is not None:
             needed = "hydra/launcher=local, slurm or ray, and hydra.sweeper.max_batch_size=null"
             accepted = f"none, because pruners need {needed}"
             raise ConfigError("hydra/sweeper/pruner", self._pruner_class(), accepted)
-        node = pruner_node(self.pruner, self.config)
+        config = of_jobs(jobs, self.hydra_context.config_loader, self.config)
+        node = pruner_node(self.pruner, config)
         assert node is not None
         check_application(launcher.task_function, node)
-        launcher.run(grid_proposer(jobs, node, self.direction, self.order, self.config))
+        launcher.run(grid_proposer(jobs, node, self.direction, self.order, config))
 
     def _batches(self, lines: list[str]) -> list[list[list[str]]]:
         from trainyard.sweep.grid import grid_jobs

@@ -38,9 +38,10 @@ class SearchSweeper(Sweeper):
         """
         from trainyard.sweep.proposers.pruner_settings import check_application
         from trainyard.sweep.proposers.search_settings import SearchSettings
+        from trainyard.sweep.proposers.shared_values import of_search
 
         config, loader, launcher = self._checked("search")
-        settings = SearchSettings.from_config(self.settings, config)
+        settings = SearchSettings.from_config(self.settings, of_search(self.settings, arguments, loader, config))
         check_application(launcher.task_function, settings.pruner)
         launcher.run(settings.proposer(arguments, loader, config))
 
@@ -80,8 +81,9 @@ class PopulationSweeper(SearchSweeper):
             TrainyardError: a setting is invalid, or the training was interrupted.
         """
         from trainyard.sweep.proposers.population_settings import PopulationSettings, check_application
+        from trainyard.sweep.proposers.shared_values import of_search
 
         config, loader, launcher = self._checked("pbt")
-        settings = PopulationSettings.from_config(self.settings, config)
+        settings = PopulationSettings.from_config(self.settings, of_search(self.settings, arguments, loader, config))
         check_application(launcher.task_function)
         launcher.run(settings.proposer(arguments, loader, config))

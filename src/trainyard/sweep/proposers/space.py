@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -197,15 +197,25 @@ def _read(override: Override) -> str | Parameter:
     from optuna.distributions import CategoricalDistribution
 
     key = str(override.get_key_element())
-    if not override.is_sweep_override():
-        return f"{key}={override.get_value_element_as_str()}"
-    value: Any = override.value()
-    if isinstance(value, IntervalSweep | RangeSweep):
+    texts, value = _texts(override), cast("Any", override.value())
+    if texts is None:
         return Parameter(key, _numbers(key, value, str(override.input_line).partition("=")[2]))
-    texts = list(dict.fromkeys(map(str, override.sweep_string_iterator())))
-    if len(texts) == 1:
-        return f"{key}={texts[0]}"
-    return Parameter(key, CategoricalDistribution(texts))
+    return f"{key}={texts[0]}" if len(texts) == 1 else Parameter(key, CategoricalDistribution(texts))
+
+
+def fixed_line(override: Override) -> str | None:
+    """Return the line of an override with a single value, which all trials share; None if it has several."""
+    texts = _texts(override)
+    return f"{override.get_key_element()}={texts[0]}" if texts is not None and len(texts) == 1 else None
+
+
+def _texts(override: Override) -> list[str] | None:
+    """Return the texts of the different values of an override; None if it is a range of numbers."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if isinstance(override.value(), IntervalSweep | RangeSweep):
+        return None
+    return list(dict.fromkeys(map(str, override.sweep_string_iterator())))
 
 
 def _numbers(key: str, value: IntervalSweep | RangeSweep, given: str) -> BaseDistribution:
