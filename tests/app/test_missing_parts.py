@@ -80,3 +80,11 @@ def test_without_checkpoints_no_model_is_promised(train: Any, tmp_path: Path) ->
     assert done.returncode == 0
     assert "not uploaded to MLflow" not in done.stderr + done.stdout
     assert '"kind":"model"' not in (tmp_path / "run/metrics.jsonl").read_text().replace(" ", "")
+
+
+def test_a_model_that_has_not_been_trained_is_not_tested(train: Any, tmp_path: Path) -> None:
+    done = train("hook=lr_finder", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert "Stopped early: " in done.stdout
+    assert "test  epoch" not in done.stdout
+    assert '"test/' not in (tmp_path / "run/metrics.jsonl").read_text()

@@ -303,12 +303,17 @@ def _run(runner: Runner, mode: str) -> None:
     else:
         runner.train()
         going = [member for member in runner.all_members if not member.paused]
-        failed = all(member.failed for member in going)
-        if runner.has_split("test") and not runner.interrupted and not failed:
+        without_result = all(member.failed or _ended_before_training(member) for member in going)
+        if runner.has_split("test") and not runner.interrupted and not without_result:
             runner.load_best()
             _test(runner, runner.members)
         for member in going if runner.strategy.is_main else ():
             _summarize(member)
+
+
+def _ended_before_training(member: Member) -> bool:
+    """Return whether a hook, such as `LRFinder`, ended the run before the first iteration and the first validation."""
+    return member.stop_reason is not None and member.iter == 0 and member.best is None
 
 
 def _summarize(member: Member) -> None:
