@@ -1,6 +1,8 @@
 """Models have the metrics of their step, are registered, and runs have their data."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,26 @@ def test_an_exported_model_needs_no_code(uri: str, new_run: NewRun, tmp_path: Pa
     assert (served.predict(np.zeros((1, 4), dtype=np.float32)) > 3).all()  # 5 was added
     with pytest.raises(TrainyardError, match=r"torch\.export program .*mlflow\.pyfunc\.load_model\('runs:/"):
         stored_model(str(shipment.run_id), uri)
+
+
+def test_an_exported_model_waits_for_space_on_the_temporary_disk(
+    uri: str, new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = new_run(uri, python_path=[str(Path(__file__).parent)])
+    (work_dir / "best.pt").touch()
+    with Journal(work_dir) as journal:
+        journal.model("best.pt", "test_models_and_inputs:load", form="export", step=1)
+        journal.status("FINISHED")
+
+    def full(*arguments: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.pytorch, "save_model", full)
+        shipment = ship_now(work_dir, Stores())
+    assert not shipment.complete
+    assert not shipment.notes
+    assert ship_now(work_dir, Stores()).complete
 
 
 def test_the_model_of_another_run_is_registered_when_it_is_there(uri: str, new_run: NewRun) -> None:

@@ -163,6 +163,8 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, planned: Pl
         )
         try:
             save()
+        except OSError:  # such as a full temporary disk: tried again
+            raise
         except Exception as error:
             if not exported:
                 raise
