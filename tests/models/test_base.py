@@ -149,8 +149,9 @@ def test_total_loss_keeps_members_apart() -> None:
     [
         ({"nll": torch.ones(())}, "no loss"),
         ({}, "no loss"),
-        ({"loss": 1.0}, "'loss' as a float, but a loss must be a tensor"),
-        ({"loss": []}, "'loss' as a list, but a loss must be a tensor, or a list of at least one tensor"),
+        ({"loss": 1.0}, "'loss' of type float, but a loss must be a tensor"),
+        ({"loss": 1}, "'loss' of type int, but a loss must be a tensor"),
+        ({"loss": []}, "'loss' of type list, but a loss must be a tensor, or a list of at least one tensor"),
     ],
 )
 def test_no_loss_names_the_keys(losses: dict[str, Any], told: str) -> None:
@@ -162,10 +163,19 @@ def test_no_loss_names_the_keys(losses: dict[str, Any], told: str) -> None:
 @pytest.mark.parametrize(
     ("losses", "told"),
     [
-        ({"loss": torch.ones(()), "loss_aux": None}, "returned 'loss_aux' as a NoneType, but a loss must be a tensor"),
-        ({"loss_aux": None, "loss": torch.ones(())}, "returned 'loss_aux' as a NoneType, but a loss must be a tensor"),
+        (
+            {"loss": torch.ones(()), "loss_aux": None},
+            "returned 'loss_aux' of type NoneType, but a loss must be a tensor",
+        ),
+        (
+            {"loss_aux": None, "loss": torch.ones(())},
+            "returned 'loss_aux' of type NoneType, but a loss must be a tensor",
+        ),
         ({0: torch.ones(())}, "returned the key 0 in the losses of a batch. Expected strings"),
-        ({"loss": [torch.ones(()), None]}, "returned an element of 'loss' as a NoneType, but a loss must be a tensor"),
+        (
+            {"loss": [torch.ones(()), None]},
+            "returned an element of 'loss' of type NoneType, but a loss must be a tensor",
+        ),
     ],
 )
 def test_what_is_no_loss_is_named(losses: dict[str, Any], told: str) -> None:

@@ -225,7 +225,7 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
 def _no_loss(name: str, given: object) -> TrainyardError:
     """Return the error for an entry of the losses, or for an element of one, that is not a tensor."""
     return TrainyardError(
-        f"The model returned {name} as a {type(given).__name__}, but a loss must be a tensor, or a list of at least "
+        f"The model returned {name} of type {type(given).__name__}, but a loss must be a tensor, or a list of at least "
         "one tensor."
     )
 
