@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,8 @@ def test_unknown_direction_names_the_nearest() -> None:
 
 def test_objective_that_nobody_computes_names_the_nearest() -> None:
     member = Member(0, None, Objective("val/acuracy", "maximize"))
+    nobody: Any = SimpleNamespace(dispatch=SimpleNamespace(recorder=lambda name, names: None))
+    member.join(nobody)
     member.record({"val/accuracy": 0.5, "train/loss": 1.0}, step=1, epoch=1)
     with pytest.raises(ConfigError, match="val/accuracy") as error:
         member.judge(step=1, epoch=1)
