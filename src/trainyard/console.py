@@ -8,12 +8,9 @@ import shutil
 import sys
 import textwrap
 from io import BufferedWriter, FileIO, TextIOWrapper
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from trainyard.errors import TrainyardError
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 # Whether a progress bar is drawn. Log records that it duplicates then go to the log file only.
 live = False
@@ -73,17 +70,27 @@ def escape_unencodable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-class _Output(FileIO):
+class _Output(TextIOWrapper):
     """Output of this process. When its reader has ended, this and all later output is discarded."""
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, text: str, /) -> int:
         try:
-            return super().write(data)
+            return super().write(text)
         except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
-            return super().write(data)
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._discard()
+
+    def _discard(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        super().flush()
 
 
 def outlast_reader() -> None:
@@ -92,8 +99,8 @@ def outlast_reader() -> None:
         stream = getattr(sys, name)
         if type(stream) is TextIOWrapper and stream is getattr(sys, f"__{name}__") and not stream.isatty():
             stream.flush()
-            output = TextIOWrapper(
-                BufferedWriter(_Output(stream.fileno(), "wb", closefd=False)),
+            output = _Output(
+                BufferedWriter(FileIO(stream.fileno(), "wb", closefd=False)),
                 encoding=stream.encoding,
                 errors=stream.errors,
                 line_buffering=stream.line_buffering,
