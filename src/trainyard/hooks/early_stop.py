@@ -14,9 +14,6 @@ from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 
-APART = ("train/", "val_loss/")
-"""Prefixes of metrics that are not recorded during a validation, so that their latest value is judged."""
-
 
 class EarlyStopping(Hook):
     """Ends a member's training after `patience` consecutive validations without an improvement by `min_delta`.
@@ -26,8 +23,8 @@ class EarlyStopping(Hook):
         direction: `maximize` or `minimize`; None: the direction of the run.
         patience: the number of validations to wait.
         min_delta: a value counts as an improvement if it is better than the last such value by more than this number.
-        strict: True: an unknown metric causes an error before the training. False: validations without a new
-            value of the metric are skipped, with one warning.
+        strict: True: an unknown metric causes an error before the training. False: validations without the metric are
+            skipped, with one warning.
         check_finite: True: a value of NaN or infinity ends the member as failed. False: this value does not count as an
             improvement.
         stopping_threshold: the training ends immediately if the metric reaches this value.
@@ -77,11 +74,14 @@ class EarlyStopping(Hook):
         for index, member in enumerate(runner.members):
             if not member.due:
                 continue
-            if self.strict or (name in member.metrics if name.startswith(APART) else member.is_current(name)):
+            if self.strict or name in member.metrics:
                 self._judge(index, member, member.latest(name, "hook.early_stop.monitor"))
             elif not self._told:
                 self._told = True
-                log.warning("Early stopping skips validations without a new value of the monitored metric %s.", name)
+                log.warning(
+                    "Early stopping skips validations until the monitored metric %s is computed.",
+                    name,
+                )
 
     def _judge(self, index: int, member: Member, value: float) -> None:
         name, threshold, best = self._objective.name, self.stopping_threshold, self._best.get(index)

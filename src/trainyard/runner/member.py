@@ -97,7 +97,6 @@ class Member:
     vacant: bool = field(default=False, init=False)
     notes: dict[str, str] = field(default_factory=dict, init=False, compare=False)
     evaluated: str | None = field(default=None, init=False, compare=False)
-    _recorded: dict[str, int] = field(default_factory=dict, init=False, compare=False, repr=False)
     _told: Best | None = field(default=None, init=False, compare=False, repr=False)
     _runner: Runner | None = field(default=None, init=False, compare=False, repr=False)
 
@@ -314,16 +313,11 @@ class Member:
     def record(self, values: Mapping[str, float], *, step: int, epoch: int) -> None:
         """Store the values as the latest values and write them to the journal."""
         self.metrics.update(values)
-        self._recorded.update(dict.fromkeys(values, step))
         self.journal.metrics(step, values, epoch=epoch, of=self.evaluated)
 
     def record_array(self, name: str, value: Tensor) -> None:
         """Write a result that is not one number, such as a confusion matrix, to the journal."""
         self.journal.array(name, self.iter, value.tolist())
-
-    def is_current(self, name: str) -> bool:
-        """Return whether the latest value of a metric is one of the current iteration."""
-        return self._recorded.get(name) == self.iter
 
     def latest(self, name: str, key: str) -> float:
         """Return the latest value of a metric that the config names under `key`.
@@ -355,13 +349,11 @@ class Member:
 
     def state_dict(self) -> dict[str, Any]:
         best = None if self.best is None else vars(self.best).copy()
-        metrics = {"metrics": dict(self.metrics), "recorded": dict(self._recorded)}
-        return metrics | {"best": best, "stop_reason": self.stop_reason}
+        return {"metrics": dict(self.metrics), "best": best, "stop_reason": self.stop_reason}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.metrics.clear()
         self.metrics.update(state["metrics"])
-        self._recorded = dict(state.get("recorded", {}))  # an older checkpoint has none
         self.best = None if state["best"] is None else Best(**state["best"])
         self.stop_reason = state["stop_reason"]
 
