@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.explain import explain
-from trainyard.config.hydra_versions import VERSION_BASE
+from trainyard.config.hydra_versions import IS_14, VERSION_BASE
 from trainyard.config.places import ConfigPlaces
 from trainyard.config.sweepers import SETTINGS
 
@@ -68,7 +68,11 @@ def told(*overrides: Any) -> Any:
         (["seed.a.b=1"], "seed.a.b: seed is a single value and has no keys. To change it, use seed=…"),
         (["freeze.a=1"], "freeze.a: freeze is null and has no keys. To change it, use freeze=…"),
         (["optim.betas.a=1"], "optim.betas.a: optim.betas is a list and has no keys. To change it, use optim.betas=…"),
-        (["~optim.betas.0"], "optim.betas.0: optim.betas is a list and has no keys."),
+        pytest.param(
+            ["~optim.betas.0"],
+            "optim.betas.0: optim.betas is a list and has no keys.",
+            marks=pytest.mark.skipif(IS_14, reason="Hydra 1.4 removes an entry of a list"),
+        ),
         (["data=null"], "To select none, pass '~data'."),
         (["experiment=null"], "To select none, pass '~experiment'."),
         (["hook=null"], "To select none, use hook=[]."),

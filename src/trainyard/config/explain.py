@@ -379,7 +379,7 @@ def _how_to_quote(error: OverrideParseException) -> str:
     """Return Hydra's reason, or how to quote a value that would be a string if it were quoted."""
     key, equals, value = error.override.partition("=")
     reason = first_line(error)
-    has_no_reason = reason.startswith(("Error parsing override", "LexerNoViableAlt"))
+    has_no_reason = reason.startswith(("Error parsing override", "Error when parsing", "LexerNoViableAlt"))
     if not equals and not key.startswith("~"):
         return "it has no value. Expected KEY=VALUE, or ~KEY to remove a key."
     if equals and (has_no_reason or not set(value) & set("[](){}'\"$")):
