@@ -126,7 +126,7 @@ class Conditions:
 
     def _find_owner(self, key: str) -> str | None:
         """Return the conditional key that a key is, or is below; the nearest of several."""
-        found = [each for each in self._conditions if key == each or key.startswith((f"{each}.", f"{each}/"))]
+        found = [each for each in self._conditions if is_in(key, each)]
         return max(found, key=len, default=None)
 
     # -- checks ----------------------------------------------------------------------------------------------------
@@ -227,3 +227,8 @@ def _unknown(place: str, key: str, configs: Sequence[DictConfig], keys: Iterable
     known = list(siblings)
     accepted = f"a key of {parent or 'the config'}: {', '.join(known)}" if known else "a key of the config"
     return ConfigError(place, key, accepted, options=[*known, *sorted({*keys} - {key})])
+
+
+def is_in(key: str, node: str) -> bool:
+    """Return whether a key of the config, or a group of options, is this node or is below it."""
+    return key == node or key.startswith((f"{node}.", f"{node}/"))

@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from trainyard.sweep.conditions import is_in
 from trainyard.sweep.grid import effective, key_of
 from trainyard.sweep.grid_settings import text_of, when_of
 from trainyard.sweep.proposers.given_settings import params_of, plain
@@ -38,7 +39,11 @@ def of_search(
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(lines)
     kept = effective(parsed, lambda key: bool(loader.get_group_options(key)))
     conditional = tuple(when_of(plain(given.get("when"))))
-    fixed = [line for each in kept if not _is_below(key_of(each), conditional) and (line := fixed_line(each))]
+    fixed = [
+        line
+        for each in kept
+        if not any(is_in(key_of(each), node) for node in conditional) and (line := fixed_line(each))
+    ]
     return _composed(fixed, loader, config)
 
 
@@ -54,14 +59,10 @@ def of_jobs(jobs: Sequence[Sequence[str]], loader: ConfigLoader, config: DictCon
     return _composed([line for line in jobs[0] if line in common] if jobs else [], loader, config)
 
 
-def _is_below(key: str, others: Sequence[str]) -> bool:
-    return any(key == each or key.startswith((f"{each}.", f"{each}/")) for each in others)
-
-
 def _composed(lines: Sequence[str], loader: ConfigLoader, config: DictConfig) -> DictConfig:
     if set(lines) <= set(config.hydra.overrides.task):
         return config
-    for each in (lines, [line for line in lines if _is_below(line.partition("=")[0].lstrip("+"), ("loop",))]):
+    for each in (lines, [line for line in lines if is_in(line.partition("=")[0].lstrip("+"), "loop")]):
         with suppress(HydraException):  # a line may need a varying value; errors of a job are reported by its check
             return loader.load_sweep_config(config, list(each))
     return config
