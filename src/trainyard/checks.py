@@ -85,15 +85,20 @@ def integer(
     raise ConfigError(key, value, _either(accepted, other), hint=hint)
 
 
-def seed_number(key: str, value: object) -> int:
+def seed_number(key: str, value: object, *, other: str = "") -> int:
     """Return `value`, a seed: an integer from 0 to 2**63 - 1, which every generator accepts.
+
+    Args:
+        key: the key of the value.
+        value: the given value.
+        other: other values that the caller accepts and has already handled; for the message.
 
     Raises:
         ConfigError: the value is not such an integer.
     """
     if is_integer(value, at_least=0, at_most=2**63 - 1):
         return int(value)
-    raise ConfigError(key, value, "a non-negative integer of at most 63 bits")
+    raise ConfigError(key, value, _either("a non-negative integer of at most 63 bits", other))
 
 
 def integers(key: str, value: object, *, at_least: int | None = None, length: int = 0) -> list[int]:
@@ -216,14 +221,19 @@ def text(key: str, value: object, *, at_most: int, other: str = "") -> str:
     return given
 
 
-def existing_file(key: str, value: object) -> Path:
+def existing_file(key: str, value: object, *, other: str = "") -> Path:
     """Return the path of the file at `value`, where `~` is the home folder.
+
+    Args:
+        key: the key of the value.
+        value: the given value.
+        other: other values that the caller accepts and has already handled; for the message.
 
     Raises:
         ConfigError: the file does not exist; the message suggests the nearest name in its folder.
     """
     if not isinstance(value, str | Path) or not str(value):
-        raise ConfigError(key, value, "the path of an existing file")
+        raise ConfigError(key, value, _either("the path of an existing file", other))
     path = Path(value).expanduser()
     if is_file(path):
         return path

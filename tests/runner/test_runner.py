@@ -396,7 +396,7 @@ def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
         ({"schedule": Plateau(monitor="val/los")}, "schedule.monitor: No metric named 'val/los'"),
         ({"hooks": {"stop": EarlyStopping(monitor="val/los")}}, "hook.stop.monitor: No metric named 'val/los'"),
         ({"hooks": [EMA()]}, "hook: 'list' is invalid. Expected a mapping from names"),
-        ({"hooks": {"ema": EMA}}, "Expected a trainyard.hooks.Hook, or its config"),
+        ({"hooks": {"ema": EMA}}, "Expected a trainyard.hooks.Hook, its config"),
         ({"hooks": {"ema": {"decay": 0.9}}}, "If the group `hook` has the option ema, select it with hook=ema"),
         ({"metrics": {"a": {"topk": 1}}}, "metric.a: {'topk': 1} is invalid. Expected a trainyard.metrics.Metric"),
     ],

@@ -303,7 +303,7 @@ def locate(path: Any, key: str) -> Callable[..., Any]:
     if callable(path):  # a config made in Python may hold the class itself
         return path  # type: ignore[no-any-return]
     parts = tuple(str(path).split("."))
-    if not all(parts):  # importlib does not accept empty parts
+    if not isinstance(path, str) or not all(parts):  # importlib does not accept empty parts
         raise ConfigError(key, path, "an importable dotted path")
     module, depth = _import_longest(parts, key)
     if module is None:

@@ -184,7 +184,8 @@ def _read(key: str, path: str, image: str, target: str, group: str | None) -> di
     if place is None or not (is_folder(place) or is_file(place)):
         hint = "" if place is None else f"{str(place.absolute())!r} does not exist."
         others = [] if place is None else neighbors(path, _is_source)
-        raise ConfigError(key, path, _ACCEPTED, options=others, hint=hint)
+        accepted = _ACCEPTED if key == "path" else f"{_ACCEPTED}, or null"
+        raise ConfigError(key, path, accepted, options=others, hint=hint)
     if place.is_file():
         return {"train": _of_table(key, place, image, target, group)}
     if group is not None:

@@ -86,7 +86,7 @@ def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
     Raises:
         ConfigError: the file is missing, unreadable, or does not have the expected form.
     """
-    file = existing_file(key, path)
+    file = existing_file(key, path, other="null" if key in ("val_path", "test_path") else "")
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         suffixes = [each for each in SUFFIXES if key == "path" or each != ".npy"]

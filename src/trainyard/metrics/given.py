@@ -72,8 +72,8 @@ def as_metric(given: Any) -> Metric:
             return FunctionMetric(given)
     accepted = (
         "a trainyard.metrics.Metric, an object with update, compute, reset and to (torchmetrics) or with process and "
-        "compute_metrics (MMEngine), a function of targets and predictions (_partial_: true), or the `_target_` of one "
-        "of these"
+        "compute_metrics (MMEngine), a function of targets and predictions (_partial_: true), the `_target_` of one of "
+        "these, or null"
     )
     raise ConfigError("metric", given, accepted)
 

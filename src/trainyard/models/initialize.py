@@ -31,7 +31,7 @@ def parse(rules: Any) -> dict[str, dict[str, Initializer]]:
     """
     rules = OmegaConf.to_container(rules, resolve=True) if OmegaConf.is_config(rules) else rules
     if not isinstance(rules, Mapping | None):
-        raise ConfigError("init", rules, "a mapping from patterns for modules to initializers")
+        raise ConfigError("init", rules, "a mapping from patterns for modules to initializers, or null")
     found = {}
     for pattern, rule in (rules or {}).items():
         key = f"init.{pattern}"

@@ -210,7 +210,7 @@ def _check_lbfgs(given: Mapping[str, Any]) -> None:
         choice("line_search_fn", search, ("strong_wolfe",), other="null for steps of lr")
         number("lr", given["lr"], above=0)
     for name in ("max_iter", "max_eval", "history_size"):
-        integer(name, given[name], at_least=1)
+        integer(name, given[name], at_least=1, other="null" if name == "max_eval" else "")
     for name in ("tolerance_grad", "tolerance_change"):
         number(name, given[name], at_least=0)
 

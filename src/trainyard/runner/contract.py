@@ -45,13 +45,14 @@ def length_of(loop: Loop, runner: Any) -> int | None:
     return loop.max_epochs(runner) if loop.unit == "epoch" else loop.max_iters(runner)
 
 
-def checked(key: str, loop: Any, kind: type) -> Any:
+def checked(key: str, loop: Any, kind: type, *, other: str = "") -> Any:
     """Return the loop, after a check that it has everything that `kind` requires.
 
     Args:
         key: the argument that names it, for errors.
         loop: a custom or built-in loop.
         kind: `Loop` or `EvalLoop`.
+        other: another value that the caller accepts and has already handled; for the message.
 
     Raises:
         ConfigError: something is missing.
@@ -60,6 +61,7 @@ def checked(key: str, loop: Any, kind: type) -> Any:
     missing = [name for name in needed if not hasattr(loop, name)]
     if missing:
         accepted = f"an object with the attributes {', '.join(needed)} (docs/runner.md)"
+        accepted += f", or {other}" if other else ""
         raise ConfigError(key, type(loop).__name__, accepted, hint=f"This object has no attribute {missing[0]}.")
     return loop
 

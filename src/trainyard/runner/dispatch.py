@@ -224,7 +224,7 @@ class Dispatch:
                 f"If the group `hook` has the option {name}, select it with hook={name}, or, if several are selected, "
                 f"with hook=[…,{name}]. To remove these values, use ~hook.{name}."
             )
-            accepted = "a trainyard.hooks.Hook, or its config with `_target_`"
+            accepted = "a trainyard.hooks.Hook, its config with `_target_`, or null for no hook"
             raise ConfigError(f"hook.{name}", hook, accepted, hint=hint if isinstance(hook, Mapping) else "")
 
     def _check_stages(self, name: str) -> None:

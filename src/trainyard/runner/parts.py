@@ -196,7 +196,7 @@ class Parts:
 
     def _eval_loop(self, key: str, usual: type[ValLoop]) -> ValLoop:
         given = build(self.settings[key], key)
-        loop: ValLoop = checked(key, usual() if given is None else given, EvalLoop)
+        loop: ValLoop = checked(key, usual() if given is None else given, EvalLoop, other="null")
         return loop
 
     @cached_property
@@ -222,7 +222,9 @@ class Parts:
         """
         given = self.settings["metrics"]
         if given is not None and not isinstance(given, Mapping):
-            raise ConfigError("metric", type(given).__name__, "a mapping from names to metrics or their configs")
+            raise ConfigError(
+                "metric", type(given).__name__, "a mapping from names to metrics or their configs, or null"
+            )
         return given or {}
 
     @property

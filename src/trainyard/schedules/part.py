@@ -65,7 +65,7 @@ class Part:
             make = functools.partial(timms, make)
             functools.update_wrapper(make, make.args[0])
         if not callable(make) or (isinstance(make, type) and not issubclass(make, LRScheduler)):
-            accepted = "a torch.optim.lr_scheduler class with `_partial_: true`"
+            accepted = "a torch.optim.lr_scheduler class with `_partial_: true`, or null"
             raise ConfigError(key, getattr(make, "__name__", make), accepted)
         part = cls(key, make, keywords)
         part._check()

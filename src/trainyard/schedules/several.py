@@ -47,7 +47,7 @@ class Several(Schedule):
             if given is None:
                 continue
             if type(given) not in (Schedule, Several):
-                raise ConfigError(key, type(given).__name__, "a trainyard.schedules.Schedule")
+                raise ConfigError(key, type(given).__name__, "a trainyard.schedules.Schedule or Several, or null")
             self._plans += [replace(plan, key=".".join(filter(None, (key, plan.key)))) for plan in given._plans]
         clocks = {plan.clock for plan in self._plans}
         self.by = "iter" if len(clocks) > 1 else next(iter(clocks), None)

@@ -42,7 +42,8 @@ class Constraint:
         except ValueError:
             bound = math.nan
         if found is None or math.isnan(bound):
-            raise ConfigError(CONSTRAINTS, text, "a metric, <= or >=, and a number, such as 'model/parameters <= 1e5'")
+            accepted = "a metric, <= or >=, and a number, such as 'model/parameters <= 1e5', or null"
+            raise ConfigError(CONSTRAINTS, text, accepted)
         return cls(found[1], found[2], bound)  # type: ignore[arg-type]
 
     def violation(self, value: float | None) -> float:

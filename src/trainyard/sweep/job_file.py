@@ -43,7 +43,7 @@ class JobFile:
             ConfigError: the file cannot be read, has no rows, a repeated column, a row of another length, an invalid
                 key, or a cell without a single value.
         """
-        path = existing_file(FILE, given)
+        path = existing_file(FILE, given, other="null")
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.reader(file, strict=True)

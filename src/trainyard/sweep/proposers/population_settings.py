@@ -65,6 +65,7 @@ class PopulationSettings:
         """
         require_optuna("hydra/sweeper", "pbt")
         values = given_settings(given, "pbt")
+        seed = values.get("seed")
         interval = integer(f"{SWEEPER}.interval", values.get("interval"), at_least=1)
         places, unit = _places(interval, config)
         population = integer(f"{SWEEPER}.population", values.get("population"), at_least=2)
@@ -75,7 +76,7 @@ class PopulationSettings:
             _explore(values.get("explore")),
             _factors(values.get("factors", (0.8, 1.25))),
             direction_of(values.get("direction"), config),
-            seed_number(f"{SWEEPER}.seed", values.get("seed") or 0),
+            0 if seed is None else seed_number(f"{SWEEPER}.seed", seed, other="null for 0"),
             params_of(values.get("params")),
             places,
             unit,
