@@ -1,4 +1,4 @@
-"""Wrong values for the keys of the options in conf/: each value is accepted, or one message names the key."""
+"""Wrong values for the keys of the options in conf/: each is accepted, or a message names the key and what is."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import child
+import expectations
 import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
@@ -121,7 +122,7 @@ def attempt(trial: Trial) -> None:
 
     Raises:
         FaultError: with a value, the command ends with a traceback, with another status than 0, 1 or 2, or with status
-            2 and a message that does not name the key.
+            2 and a message that does not name the key; or a message contradicts what the command accepts.
     """
     order = places()
     Random(f"values {trial.seed}").shuffle(order)
@@ -132,27 +133,35 @@ def attempt(trial: Trial) -> None:
         importlib.import_module(module)
     compose_once = _composed_sweep if place.sweeps else _composed
     compose_once(place.option, tuple(trial.also))
-    faults = []
+    faults, ends = [], {}
     for value in ("", *VALUES):
-        fault = _fault(place, value, trial)
+        ended = _end(place, value, trial)
+        fault = _fault(place, value, ended, trial)
         if fault is not None:
             faults.append(fault)
-        if not value and fault is not None:
+        elif value:
+            ends[value] = ended
+        if not value and (fault is not None or NOT_INSTALLED in trial.told):
             break
+    faults += expectations.contradictions(place.key, {value: (end.status, end.output) for value, end in ends.items()})
     if faults:
         raise FaultError("\n".join(faults))
 
 
-def _fault(place: Place, value: str, trial: Trial) -> str | None:
+def _end(place: Place, value: str, trial: Trial) -> child.Ended:
+    """Run a command with a value of the key; if it is empty, without it."""
+    shutil.rmtree(trial.folder / "run", ignore_errors=True)
+    line = f"{place.key}={value}" if value else ""
+    return child.run(partial(_sweep if place.sweeps else _train, place, line, trial), trial.folder)
+
+
+def _fault(place: Place, value: str, ended: child.Ended, trial: Trial) -> str | None:
     """Return what is wrong with the end of a command; None if nothing is.
 
     Args:
         value: the value of the key; empty for the command without it, which has to succeed.
     """
     line = f"{place.key}={value}"
-    shutil.rmtree(trial.folder / "run", ignore_errors=True)
-    main = partial(_sweep if place.sweeps else _train, place, line if value else "", trial)
-    ended = child.run(main, trial.folder)
     if not value and ended.status != 0:
         if "pip install" in ended.output:
             trial.tell(NOT_INSTALLED)
@@ -278,8 +287,8 @@ def _fits(override: str, overrides: dict[str, str]) -> bool:
     if not dot or group not in ("data", "model"):
         return True
     option = overrides.get(group, "").partition("=")[2]
-    file = CONF / group / f"{option}.yaml"
-    return "." in key or f"{key}:" in file.read_text(encoding="utf-8")
+    loaded = OmegaConf.load(CONF / group / f"{option}.yaml")
+    return "." in key or key in loaded.get(group, loaded)
 
 
 def _write_files(folder: Path) -> None:
@@ -328,7 +337,7 @@ def _keys(file: Path, package: str) -> Iterator[str]:
 PART = Part(
     "values",
     "with a wrong value, a command has exit status 0, 1 or 2 and no traceback, and if the status is 2, its message "
-    "names the key",
+    "names the key and what is accepted",
     usual=6,
     attempt=attempt,
     complete=lambda: len(places()),
