@@ -287,7 +287,7 @@ def _fits(override: str, overrides: dict[str, str]) -> bool:
     if not dot or group not in ("data", "model"):
         return True
     option = overrides.get(group, "").partition("=")[2]
-    loaded = OmegaConf.load(CONF / group / f"{option}.yaml")
+    loaded: Any = OmegaConf.load(CONF / group / f"{option}.yaml")
     return "." in key or key in loaded.get(group, loaded)
 
 
