@@ -288,7 +288,7 @@ def _fits(override: str, overrides: dict[str, str]) -> bool:
         return True
     option = overrides.get(group, "").partition("=")[2]
     loaded: Any = OmegaConf.load(CONF / group / f"{option}.yaml")
-    return "." in key or key in loaded.get(group, loaded)
+    return "." in key or key in list(loaded.get(group, loaded))
 
 
 def _write_files(folder: Path) -> None:
