@@ -224,8 +224,8 @@ def dataset(count: Any) -> Any:
         ({"val": {"easy": 3}}, "data.val.easy: 3 is invalid. Expected a torch.utils.data.DataLoader"),
         (
             {"val": [3]},
-            "data.val: [3] is invalid. Expected a torch.utils.data.DataLoader, or an object with batch_size and "
-            "batches(epoch, start); several sets are a mapping of names to loaders.",
+            "data.val: [3] is invalid. Expected a torch.utils.data.DataLoader, an object with batch_size and "
+            "batches(epoch, start), a mapping of names to these, or null.",
         ),
         ({"val": {}}, "data.train: None is invalid. Expected a loader for at least one"),
         ({"train": {"a": DataLoader([1])}}, "data.train: {'a'"),

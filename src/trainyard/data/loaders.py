@@ -52,9 +52,10 @@ class Loaders(Data):
             raise ConfigError("train", None, "a loader for at least one of train, val and test")
         for split, loader in self.loaders.items():
             if not isinstance(loader, DataLoader | Loader):
-                accepted = "a torch.utils.data.DataLoader, or an object with batch_size and batches(epoch, start)"
-                accepted += "; several sets are a mapping of names to loaders" if split in ("val", "test") else ""
-                raise ConfigError(split.replace("/", "."), loader, accepted)
+                accepted = ["a torch.utils.data.DataLoader", "an object with batch_size and batches(epoch, start)"]
+                accepted += ["a mapping of names to these"] if split in ("val", "test") else []
+                accepted += ["null"] if split != "train" else []
+                raise ConfigError(split.replace("/", "."), loader, f"{', '.join(accepted[:-1])}, or {accepted[-1]}")
         self.spec = dict(spec or {})
         self.splits = arranged(self.loaders)
 
