@@ -28,7 +28,7 @@ from trainings import (  # type: ignore[import-not-found]
 )
 
 from trainyard.data import EpochBatchSampler, Loader
-from trainyard.data.dataloader import dataset_loader
+from trainyard.data.dataset_loader import dataset_loader
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.distributed.shares import class_of, has_share, local
 from trainyard.errors import ConfigError

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from trainyard.data import Data, EpochBatchSampler
-from trainyard.data.dataloader import dataset_loader
+from trainyard.data.dataset_loader import dataset_loader
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.fused.runner import FusedRunner
 from trainyard.runner import Runner

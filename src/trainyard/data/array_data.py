@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from trainyard.checks import boolean, choice, integer
 from trainyard.data.base import Data, Loader, arranged, size_for_evaluation
-from trainyard.data.dataloader import dataset_loader, gathered_by_workers
+from trainyard.data.dataset_loader import dataset_loader, gathered_by_workers
 from trainyard.data.order import EpochBatchSampler
 from trainyard.data.tensor_loader import ImageLoader, TensorLoader
 

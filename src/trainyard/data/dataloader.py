@@ -6,26 +6,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import chain, islice
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
     IterDataPipe,
     MapDataPipe,
-    RandomSampler,
-    SequentialSampler,
 )
 
 from trainyard.data.base import Batch
 from trainyard.data.order import EpochBatchSampler
+from trainyard.data.positioned import no_length, positioned
 from trainyard.data.seeding import (
     NumberedSampler,
     PositionedSampler,
-    ReplayedSampler,
     Request,
     SeededDataset,
     SeededStream,
@@ -34,9 +31,8 @@ from trainyard.data.seeding import (
     set_epoch,
 )
 from trainyard.data.stream_state import FollowedStream, StreamState, has_state
-from trainyard.data.tensor_loader import TensorLoader
 from trainyard.data.transfer import copy_ahead, to_device
-from trainyard.errors import ConfigError, TrainyardError, counted
+from trainyard.errors import TrainyardError, counted
 from trainyard.rng import derive
 from trainyard.rng_state import cpu_states_kept, seed_cpu
 
@@ -45,13 +41,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Wrap = Callable[[PositionedSampler], PositionedSampler]
 Finish = Callable[[Any], Any]
-
-
-class BatchSource(Protocol):
-    """Samples that are read as batches."""
-
-    def __len__(self) -> int: ...
-    def batch(self, indices: list[int]) -> Batch: ...
 
 
 class WorkerLoader:
@@ -151,7 +140,7 @@ class WorkerLoader:
 
     def reader(self, dataset: SeededDataset, requests: Iterable[Any]) -> DataLoader[Any]:
         """Return a loader with the same worker settings that yields `dataset[request]` for each request, in order."""
-        options = self._options(self._given) | {"collate_fn": _as_it_is, "in_order": True}
+        options = self._options(self._given) | {"collate_fn": unchanged, "in_order": True}
         sampler: Any = requests
         return DataLoader(dataset, batch_size=None, sampler=sampler, **options)
 
@@ -195,7 +184,7 @@ class WorkerLoader:
         try:
             return len(self._given)
         except TypeError:
-            raise _no_length(self._given) from None
+            raise no_length(self._given) from None
 
     def batches(self, epoch: int = 0, start: int = 0, state: Any = None) -> Iterator[Batch]:
         """Yield the batches of `epoch` from batch number `start` on.
@@ -337,7 +326,7 @@ class WorkerLoader:
 
             return DataLoader(stream, given.batch_size, drop_last=given.drop_last, **options), tell_stream
 
-        sampler = _positioned(given, self.seed)
+        sampler = positioned(given, self.seed)
         if type(sampler) is EpochBatchSampler:
             self.exact_length, self.epoch_sampler = len(sampler), sampler
         if self._undrawn:
@@ -375,94 +364,6 @@ class WorkerLoader:
         return options
 
 
-def gathered_by_workers(loader: TensorLoader, workers: int, device: torch.device | str) -> WorkerLoader:
-    """Return the batches of `loader`, whose tensors are on the CPU, created by worker processes and moved to
-    `device`."""
-    sampler = EpochBatchSampler(
-        loader.rows, loader.batch_size, shuffle=loader.shuffle, drop_last=loader.drop_last, seed=loader.seed
-    )
-    return dataset_loader(_Gathered(loader), sampler, workers, device, collate_fn=_as_it_is)
-
-
-def batch_loader(
-    source: BatchSource, sampler: EpochBatchSampler, workers: int, device: torch.device | str, finish: Finish
-) -> WorkerLoader:
-    """Serve the batches that a source creates itself, like `dataset_loader`; see `WorkerLoader` for `finish`."""
-    return dataset_loader(_Batches(source), sampler, workers, device, collate_fn=_as_it_is, finish=finish)
-
-
-def dataset_loader(
-    dataset: Dataset[Any],
-    sampler: EpochBatchSampler,
-    workers: int,
-    device: torch.device | str,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    finish: Finish | None = None,
-) -> WorkerLoader:
-    """Serve a map-style data set with `workers` processes that live as long as the loader (0: in this process)."""
-    loader = DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate_fn
-    )
-    return WorkerLoader(loader, seed=sampler.seed, device=device, finish=finish)
-
-
-class _Gathered(Dataset[Any]):
-    def __init__(self, loader: TensorLoader) -> None:
-        self.loader = loader
-
-    def __len__(self) -> int:
-        return self.loader.rows
-
-    def __getitems__(self, indices: list[int]) -> Any:
-        return next(self.loader.assembled([self.loader.gather(torch.tensor(indices))]))
-
-
-class _Batches(Dataset[Any]):
-    def __init__(self, source: BatchSource) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitems__(self, indices: list[int]) -> Any:
-        return self.source.batch(indices)
-
-
-def _as_it_is(batch: T) -> T:
+def unchanged(batch: T) -> T:
+    """Return the batch: a collate function for data sets that yield batches."""
     return batch
-
-
-def _positioned(loader: DataLoader[Any], seed: int) -> PositionedSampler:
-    batch_sampler = loader.batch_sampler
-    if isinstance(batch_sampler, EpochBatchSampler):
-        return batch_sampler
-    if type(batch_sampler) is BatchSampler:
-        sampler = batch_sampler.sampler
-        shuffle = _is_permutation(sampler)
-        if shuffle or type(sampler) is SequentialSampler:
-            try:
-                n = len(cast(Sized, sampler))
-            except TypeError:
-                raise _no_length(loader) from None
-            batch_size, drop_last = batch_sampler.batch_size, batch_sampler.drop_last
-            return EpochBatchSampler(n, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed)
-    return ReplayedSampler(cast(Iterable[Any], loader.sampler if batch_sampler is None else batch_sampler), seed)
-
-
-def _no_length(loader: DataLoader[Any]) -> ConfigError:
-    """Return the error for a loader without a length; it names the part on whose missing length the others depend."""
-    batches = loader.batch_sampler
-    sampler = loader.sampler if batches is None else getattr(batches, "sampler", None)
-    source = loader.dataset if isinstance(loader.dataset, IterableDataset) else getattr(sampler, "data_source", None)
-    parts: dict[str, object] = {"dataset": source, "sampler": sampler, "batch_sampler": batches, "loader": loader}
-    without = [name for name, part in parts.items() if part is not None and not hasattr(part, "__len__")]
-    key = without[0] if without else "loader"
-    blamed = parts[key]
-    return ConfigError(key, type(blamed).__name__, "an object with a length: define __len__ in its class")
-
-
-def _is_permutation(sampler: object) -> bool:
-    """Return whether this is a sampler of `shuffle=True`, which yields each sample once."""
-    return (
-        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source)
-    )

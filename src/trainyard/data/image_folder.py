@@ -15,7 +15,7 @@ from trainyard.checks import boolean, choice, integer, is_file, is_folder, neigh
 from trainyard.data.array_data import ArrayData, Source, input_spec
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.base import SPLITS, Loader
-from trainyard.data.dataloader import batch_loader
+from trainyard.data.dataset_loader import batch_loader
 from trainyard.data.images import COLOURS, DECODERS, Files, Images, Transform, as_floats
 from trainyard.data.order import EpochBatchSampler
 from trainyard.data.split import fold_of, fractions, split_rows
