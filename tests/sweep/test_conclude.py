@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from trainyard.sweep.conclude import _row
-from trainyard.sweep.manifest import Entry
+from trainyard.sweep.entry import Entry
 
 
 def test_a_job_of_a_stack_has_a_share_of_its_seconds() -> None:

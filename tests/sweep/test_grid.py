@@ -12,9 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from trainyard.config.distinct import JobSize
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError
+from trainyard.sweep.entry import Entry
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.grid import combinations
-from trainyard.sweep.manifest import Entry
 from trainyard.sweep.plan import Job, SweepPlan, amount
 
 CONF = Path(__file__).parents[2] / "conf"

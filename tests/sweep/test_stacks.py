@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainyard.errors import ConfigError
+from trainyard.sweep.entry import Entry
 from trainyard.sweep.executor.task import TaskEvent, TaskOutcome
-from trainyard.sweep.manifest import Entry, Manifest
+from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, Stack, SweepPlan, spans
 from trainyard.sweep.progress import SweepProgress
 from trainyard.sweep.stacks import StackPlanner, _by_strategy, chunks

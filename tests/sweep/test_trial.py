@@ -13,11 +13,12 @@ from waiting import LIMIT, until
 
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.sweep import trial
+from trainyard.sweep.entry import Entry
 from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor import LocalExecutor
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
-from trainyard.sweep.manifest import Entry, Manifest
+from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job
 from trainyard.sweep.run_tasks import TaskResults, run_tasks
 from trainyard.sweep.sweepable import SweepableTask

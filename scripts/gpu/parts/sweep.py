@@ -18,7 +18,8 @@ from typing import Any
 
 from part import Part, run
 
-from trainyard.sweep.manifest import Entry, Manifest
+from trainyard.sweep.entry import Entry
+from trainyard.sweep.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONAL = ("pandas", "pyarrow")

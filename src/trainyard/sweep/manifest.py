@@ -28,56 +28,16 @@ from trainyard.errors import TrainyardError, counted
 from trainyard.files import append_whole, despite_absence
 from trainyard.quoting import shell_override, shell_path
 from trainyard.sweep.decisions import Decision, KnownFit
+from trainyard.sweep.entry import Entry
 from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
-from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Inherited, Origin, Proposed
+from trainyard.sweep.events import FIRST_CLONE, Event, Inherited, Proposed
 from trainyard.sweep.identity import differences
-from trainyard.sweep.records import is_record
+from trainyard.sweep.records import encode, parsed
 from trainyard.sweep.steering import KIND, MANIFEST, Command, acknowledgement
 
 FILE = MANIFEST
 FORMAT = 2
 """Version of the format that is written. Older manifests without a version can be read."""
-_BLOCK = 1 << 20  # bytes that are parsed at once
-
-
-@dataclass
-class Entry:
-    """Entry of a job: overrides, directory, decision, last state and result, origin, and lineage.
-
-    `by_hand` is whether a user has paused it.
-    """
-
-    overrides: list[str]
-    subdir: str | None = None
-    decision: Decision | None = None
-    state: str = "waiting"
-    seconds: float | None = None
-    objective: Any = None
-    error: str | None = None
-    width: int = 1
-    by_hand: bool = False
-    origin: Origin | None = None
-    lineage: list[Inherited] = field(default_factory=list)
-
-    @property
-    def cost(self) -> float | None:
-        """Seconds of slot time that the job took."""
-        return None if self.seconds is None else self.seconds / self.width
-
-    @property
-    def is_left(self) -> bool:
-        """Whether the job runs when the sweep is continued."""
-        return self.state not in FINAL
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the job is paused until a user resumes it."""
-        return self.state == "paused" and self.by_hand
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether the job has not reached its end: it is not done, stopped, pruned or paused."""
-        return self.state not in (*FINAL, "paused")
 
 
 @dataclass
@@ -127,9 +87,7 @@ class Manifest:
         if len(whole) < len(content):
             os.truncate(manifest.path, len(whole))
         with _kept():
-            for record in _parsed(whole):
-                if not is_record(record):
-                    continue
+            for record in parsed(whole):
                 try:
                     manifest._take(record)
                     if follow is not None and (event := event_of(record)) is not None:
@@ -316,7 +274,7 @@ class Manifest:
         return f"use the same command with {shell_override('hydra.sweep.dir', self.path.parent)}"
 
     def _append(self, *records: Record, sync: bool = False) -> list[Record]:
-        lines = [_ENCODE(record) for record in records]
+        lines = [encode(record) for record in records]
         content = "".join(f"{line}\n" for line in lines).encode()
 
         def write() -> None:
@@ -428,32 +386,5 @@ def _kept() -> Iterator[None]:
             gc.enable()
 
 
-def _parsed(content: bytes) -> Iterator[Record]:
-    """Yield the records in complete lines; lines that are not records are skipped."""
-    lines = content.splitlines()
-    size = max(1, _BLOCK * len(lines) // max(1, len(content)))
-    for first in range(0, len(lines), size):
-        block = lines[first : first + size]
-        try:
-            yield from json.loads(b"[" + b",".join(block) + b"]")  # much faster than line by line
-        except ValueError:
-            for line in block:
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    continue
-
-
 def _events(records: Iterable[Record]) -> list[Event]:
     return [event for record in records if (event := event_of(record)) is not None]
-
-
-def _plain(value: Any) -> Any:
-    """Convert a number of numpy or torch to Python's, and anything else to its text."""
-    try:
-        return float(value)
-    except Exception:
-        return str(value)
-
-
-_ENCODE = json.JSONEncoder(default=_plain).encode

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.config.distinct import JobSize
 from trainyard.config.plain import is_open, plain
 from trainyard.errors import counted
+from trainyard.sweep.entry import Entry
 from trainyard.sweep.events import Origin
 from trainyard.sweep.executor.slots import Slot
-from trainyard.sweep.manifest import Entry
 from trainyard.sweep.report.rows import duration
 
 SHOWN = 20  # maximum number of jobs, or stacks, of a plan on the terminal

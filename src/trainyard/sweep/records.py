@@ -1,9 +1,9 @@
-"""Records of a manifest: whether a line is one, and the record of the application."""
+"""Records of a manifest: the lines of its file, whether a line is a record, and the record of the application."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,25 @@ from typing import Any
 from trainyard.application import StartedAs
 from trainyard.checks import is_integer, is_number
 from trainyard.track.lines import LAST_TIME
+
+_BLOCK = 1 << 20  # bytes that are parsed at once
+
+
+def _plain(value: Any) -> Any:
+    """Convert a number of numpy or torch to Python's, and anything else to its text."""
+    try:
+        return float(value)
+    except Exception:
+        return str(value)
+
+
+encode = json.JSONEncoder(default=_plain).encode
+"""Return the line of a record, without the end of the line."""
+
+
+def parsed(content: bytes) -> Iterator[dict[str, Any]]:
+    """Return the records in complete lines; lines that are not records are skipped."""
+    return filter(is_record, _values(content))
 
 
 def is_record(value: Any) -> bool:
@@ -37,6 +56,21 @@ def application_of(manifest: Path) -> StartedAs | None:
                     if is_record(record) and record["kind"] == "application":
                         found = StartedAs.of(record)
     return found
+
+
+def _values(content: bytes) -> Iterator[Any]:
+    lines = content.splitlines()
+    size = max(1, _BLOCK * len(lines) // max(1, len(content)))
+    for first in range(0, len(lines), size):
+        block = lines[first : first + size]
+        try:
+            yield from json.loads(b"[" + b",".join(block) + b"]")  # much faster than line by line
+        except ValueError:
+            for line in block:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue
 
 
 def _is_job(record: Mapping[str, Any]) -> bool:

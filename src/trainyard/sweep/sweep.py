@@ -23,6 +23,7 @@ from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collect
 from trainyard.sweep.conclude import conclude, warm_up_later
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.directories import Places
+from trainyard.sweep.entry import Entry
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError, how_to_continue
 from trainyard.sweep.events import FIRST_CLONE, Began, Event, Proposed, Unit
 from trainyard.sweep.executor.policy import Policy
@@ -31,7 +32,7 @@ from trainyard.sweep.inheritance import Inheritance
 from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.job_errors import told
 from trainyard.sweep.job_returns import returned
-from trainyard.sweep.manifest import Entry, Manifest
+from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.progress import SweepProgress
 from trainyard.sweep.proposers import GridProposer, NewJob, Promote, Proposer

@@ -15,11 +15,12 @@ from trainyard.files import returned
 from trainyard.sweep import stack_tasks, worker_tasks
 from trainyard.sweep.clones import start_of
 from trainyard.sweep.compose.recipe import Shared
+from trainyard.sweep.entry import Entry
 from trainyard.sweep.events import END_OF_WISH, Ended, JobState, Paused, Unit, Wish
 from trainyard.sweep.executor.task import Common, Task, TaskOutcome, TaskState
 from trainyard.sweep.inheritance import begin, settings_of
 from trainyard.sweep.job_configs import JobConfigs
-from trainyard.sweep.manifest import Entry, Manifest
+from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, Stack, SweepPlan, plain_configs, spans
 from trainyard.sweep.stacks import StackPlanner
 from trainyard.sweep.sweepable import Sweepable
