@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -15,22 +14,21 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.application import StartedAs
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError
 from trainyard.garbage import collect_as_usual
+from trainyard.sweep.admission import Admission
 from trainyard.sweep.by_hand import BY_HAND
 from trainyard.sweep.clones import Clones, recorded_jobs, tell
-from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
+from trainyard.sweep.compose.composer import Composer, SweepLoader
 from trainyard.sweep.conclude import conclude, warm_up_later
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.directories import Places
-from trainyard.sweep.entry import Entry
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError, how_to_continue
-from trainyard.sweep.events import FIRST_CLONE, Began, Event, Proposed, Unit
+from trainyard.sweep.events import Began, Event, Proposed, Unit
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.head import Head
 from trainyard.sweep.inheritance import Inheritance
 from trainyard.sweep.job_configs import JobConfigs
-from trainyard.sweep.job_errors import told
 from trainyard.sweep.job_returns import returned
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, SweepPlan
@@ -47,7 +45,7 @@ from trainyard.sweep.sweepable import as_sweepable, preloaded
 from trainyard.sweep.tracking import MULTIRUN, SweepTracking, started_tracker
 from trainyard.sweep.trial import Trials
 from trainyard.sweep.units import UnitTasks, units_of
-from trainyard.sweep.varying import VaryingKeys, varying
+from trainyard.sweep.varying import VaryingKeys
 from trainyard.sweep.worker_tasks import JobDone
 from trainyard.track import Tracker
 
@@ -117,13 +115,16 @@ class Sweep:
         self._places = Places()
         self._clones = Clones(self.application, self._configs, self._manifest, self.directory, self._places)
         self._units = UnitTasks(context, self.application, self._stacks, self._configs, self._manifest, self.directory)
+        command: Any = OmegaConf.to_container(config.hydra.overrides.task)
+        self._keys = VaryingKeys(command)
+        self._admission = Admission(
+            self.application, self._configs, self._manifest, self._trials, self._places, self.directory, command
+        )
         self._proposer: Proposer = GridProposer([])
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
-        self._keys = VaryingKeys(self._command)
         self._tracking: SweepTracking | None = None
         self._tracker: Tracker | None = None  # until there is a run to track
         self._progress: SweepProgress | None = None
-        self._from_proposer = False  # whether the recorded jobs determine the next decision of the proposer
         self._interrupted = False
         self._open = ExitStack()
         self._open.callback(self._executor.close)
@@ -173,9 +174,9 @@ class Sweep:
             Manifest.open(self.directory, partial(tell, proposer))
         self._manifest.check_proposer(proposer.identity)
         self._manifest.check_application(StartedAs.now())
-        self._from_proposer = recorded
+        self._admission.proposer, self._admission.from_proposer = proposer, recorded
         self.grid = self.grid or proposer.listed
-        if self._plan is None and self.grid and not self._starts_over(range(len(self.grid))):
+        if self._plan is None and self.grid and not self._admission.starts_over(range(len(self.grid))):
             self._manifest.check_grid(self.grid)
         known = recorded_jobs(self._manifest, self._scheduler, clones_alone=not recorded) if self._plan is None else []
         # Where recorded jobs are left to run the head asks, when it knows how many slots they leave.
@@ -320,43 +321,20 @@ class Sweep:
             TrainyardError: a config is invalid.
         """
         manifest = self._manifest
-        given = [each.num for each in new if each.num is not None and each.num < FIRST_CLONE]
-        free = max(manifest.next_num, max(given, default=-1) + 1)
-        numbered = itertools.count(free)
-        numbers = [next(numbered) if each.num is None else each.num for each in new]
-        if (last := max((num for num in numbers if num not in manifest.entries), default=0)) >= FIRST_CLONE:
-            raise TrainyardError(
-                f"This sweep would have {last + 1:,} jobs, but a sweep has at most {FIRST_CLONE:,} jobs. "
-                "Divide the jobs into several sweeps."
-            )
-        with rare_collections():
-            jobs, wrong = self._composed([each.overrides for each in new], numbers, self._places)
-            later = self._later(listed, jobs)
-            checked = [*jobs, *later[0]]
-            rungs = {num: each.rungs for num, each in zip(numbers, new, strict=True)}
-            index_of = {tuple(own): index for index, own in enumerate(listed)}
-            self._trials.rungs = rungs | {
-                job.num: self._proposer.first_rungs(index_of[job.overrides]) for job in later[0]
-            }
-            wrong += later[1]
-        if at_rest and not wrong:
+        admission = self._admission
+        checked = admission.checked(new, listed)
+        jobs, rungs = checked.jobs, checked.rungs
+        if at_rest and not checked.wrong:
             self._start_tracker(jobs[0])
-        if wrong:
-            refused = {job.num for job, _ in wrong}
-            fit = [job for job in checked if job.num not in refused and not self._is_done(job)]
-            raise self._refusal(checked, [*wrong, *(self._trials.run(fit, ()).errors if at_rest else ())])
-        entries = self._entries(jobs)
+        admission.refuse_wrong(checked, tried=at_rest)
+        entries = admission.entries(jobs)
         out = {num for num, entry in entries.items() if not entry.is_left or entry.state == "paused"}
         left = [job for job in jobs if job.num not in out and job.num not in self._scheduler.wished]
         recorded = {job.num: it for job in left if (it := entries[job.num].decision) is not None}
-        fits = {} if self._starts_over(job.num for job in jobs) else manifest.fits
+        fits = {} if admission.starts_over(job.num for job in jobs) else manifest.fits
         if at_rest:
             probes = self._stacks.probes(left, recorded, fits)
-            tasks = [each.task for each in probes]
-            tried = self._trials.run([job for job in checked if not self._is_done(job)], tasks)
-            if self._refuses(tried.errors, checked):
-                raise self._refusal(checked, tried.errors)
-            self._stacks.judge(probes, self._trials.run((), tasks).probes if tried.errors else tried.probes)
+            self._stacks.judge(probes, admission.tried(checked, [each.task for each in probes]))
         stacking = self._stacks.plan(left, recorded, fits)
         decided, not_followed = decide(left, stacking, recorded, self._slots[0])
         keys = self._keys.add(jobs)
@@ -375,7 +353,7 @@ class Sweep:
         if self._plan is None:
             self._begin(jobs)
         self._units.jobs.update({job.num: job for job in jobs})
-        notes = {num: each.note for num, each in zip(numbers, new, strict=True)}
+        notes = {job.num: each.note for job, each in zip(jobs, new, strict=True)}
         proposed = [Proposed(job.num, job.overrides, rungs[job.num], job.subdir, note=notes[job.num]) for job in jobs]
         for event in manifest.define_all(proposed):
             self._scheduler.handle(event)
@@ -388,6 +366,7 @@ class Sweep:
 
     def _take_over(self, plan: SweepPlan) -> None:
         """Add a plan to the earlier ones."""
+        self._admission.begun = True
         if self._plan is None:
             self._plan = self._units.plan = replace(plan, jobs=list(plan.jobs))
         else:
@@ -397,7 +376,7 @@ class Sweep:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._open.enter_context(self._manifest.held())
         take_over(self.directory)
-        if self._starts_over(job.num for job in jobs):
+        if self._admission.starts_over(job.num for job in jobs):
             # Hydra repeats a finished sweep on the same command; jobs that can resume are never repeated.
             self._manifest.clear()
             self._scheduler, self._reports = Scheduler(), Reports()
@@ -410,96 +389,11 @@ class Sweep:
             self._scheduler.handle(event)
             tell(self._proposer, event)
 
-    def _is_done(self, job: Job) -> bool:
-        entry = self._manifest.entries.get(job.num)
-        return entry is not None and not entry.is_left
-
-    def _starts_over(self, nums: Iterable[int]) -> bool:
-        at_start = self._plan is None and not self.application.resumes and not self._from_proposer
-        return at_start and self._manifest.is_done(nums)
-
-    def _entries(self, jobs: Sequence[Job]) -> dict[int, Entry]:
-        """Return the entries of these jobs for the manifest, before anything is written to it.
-
-        Raises:
-            TrainyardError: a number belongs to another job.
-        """
-        if self._starts_over(job.num for job in jobs):
-            return {job.num: Entry(list(job.overrides)) for job in jobs}
-        for job in jobs:
-            self._manifest.check(job.num, job.overrides)
-        return {job.num: self._manifest.entry(job.num, job.overrides) for job in jobs}
-
-    def _later(
-        self, listed: Sequence[Sequence[str]], jobs: Sequence[Job]
-    ) -> tuple[list[Job], list[tuple[Job, Exception]]]:
-        """Return the listed jobs that are not among these, like `_composed`. They take their places when they are
-        proposed."""
-        proposed = {job.overrides for job in jobs}
-        overrides = [own for own in listed if tuple(own) not in proposed]
-        if not overrides:
-            return [], []
-        first = max((job.num for job in jobs if job.num < FIRST_CLONE), default=-1) + 1
-        return self._composed(overrides, range(first, first + len(overrides)), self._places.copy())
-
-    def _refuses(self, errors: Sequence[tuple[Job, Exception]], jobs: Sequence[Job]) -> bool:
-        """Return whether nothing starts because of the errors that a trial found.
-
-        A proposer that chooses values cannot know which ones the parts accept: such a job fails, and the others run.
-
-        Args:
-            errors: the errors, each with its job.
-            jobs: all jobs.
-        """
-        if not self._from_proposer:
-            return bool(errors)
-        new = [job for job in jobs if job.num not in self._manifest.entries]  # a recorded job was accepted before
-        refused = sum(job.num not in self._manifest.entries for job, _ in errors)
-        return refused > 0 and (refused == len(new) or not self._proposer.explores)
-
-    def _composed(
-        self, overrides: Sequence[Sequence[str]], numbers: Sequence[int], places: Places
-    ) -> tuple[list[Job], list[tuple[Job, Exception]]]:
-        """Return the jobs with these overrides and numbers, composed and checked, and those whose configs are invalid,
-        with the errors.
-
-        Args:
-            overrides: the overrides of each job.
-            numbers: the number of each job.
-            places: the directories of the earlier jobs, to which theirs are added.
-        """
-        jobs: list[Job] = []
-        wrong: list[tuple[Job, Exception]] = []
-        known = {} if self._starts_over(numbers) else self._manifest.entries
-        subdirs = {num: known[num].subdir for num in numbers if num in known}
-        origins = {num: it for num in numbers if num in known and (it := known[num].origin) is not None}
-        for job, error in self._configs.checked(overrides, numbers, subdirs, origins):
-            jobs.append(job)
-            if error is not None:
-                wrong.append((job, error))
-        refused = {job.num for job, _ in wrong}
-        wrong += places.take([job for job in jobs if job.num not in refused])
-        return jobs, wrong
-
-    def _refusal(self, jobs: list[Job], wrong: Sequence[tuple[Job, Exception]]) -> TrainyardError:
-        """Return the error that reports all errors in the configs of these jobs."""
-        wrong = sorted(wrong, key=lambda each: each[0].num)
-        plan = SweepPlan(jobs, {}, (), varying(jobs, self._command), self.directory)
-        what = "Nothing was started." if self._plan is None else "None of these jobs was started."
-        error = TrainyardError("\n".join([what, *told(wrong, plan, self.application.resumes)]))
-        error.__cause__ = wrong[0][1]
-        return error
-
     def _start_tracker(self, job: Job) -> None:
         """Start the tracker of the sweep, whose process loads MLflow while the fork server loads torch."""
         if self._tracking is None and self._tracker is None and self.application.resumes and not self.settings.dry_run:
             with suppress(Exception):  # the trial of the jobs reports what is wrong with its config
                 self._tracker = started_tracker(job.config)
-
-    @property
-    def _command(self) -> list[str]:
-        """Overrides of the command line."""
-        return OmegaConf.to_container(self.config.hydra.overrides.task)  # type: ignore[return-value]
 
 
 __all__: list[Any] = ["InterruptedSweepError", "Sweep", "SweepFailedError"]
