@@ -87,6 +87,13 @@ def test_a_point_of_every_iteration_needs_no_operation(patient: None) -> None:
     assert few.total() < 100
 
 
+def test_each_member_knows_the_step_of_its_latest_values(tmp_path: Path, patient: None) -> None:
+    journals, buffer, losses = journals_of(tmp_path, 3), ScalarBuffer(), {"loss": torch.arange(3.0)}
+    buffer.add(journals, [10, 20, 30], [1, 2, 3], losses, [0.1], {})
+    buffer.add(journals, [11, 21, 31], [1, 2, 3], losses, [0.1], {}, (0, 2))
+    assert [journal.latest_steps["train/loss"] for journal in journals] == [11, 20, 31]
+
+
 def test_the_thread_that_trains_writes_nothing(tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Points come in while others are being written; what is looked at is complete."""
     monkeypatch.setattr(scalars, "MOST", 4)

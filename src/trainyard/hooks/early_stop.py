@@ -23,8 +23,8 @@ class EarlyStopping(Hook):
         direction: `maximize` or `minimize`; None: the direction of the run.
         patience: the number of validations to wait.
         min_delta: a value counts as an improvement if it is better than the last such value by more than this number.
-        strict: True: an unknown metric causes an error before the training. False: validations without the metric are
-            skipped, with one warning.
+        strict: True: an unknown metric causes an error before the training. False: each value is judged only once, and
+            validations without a new value of the metric are skipped, with one warning.
         check_finite: True: a value of NaN or infinity ends the member as failed. False: this value does not count as an
             improvement.
         stopping_threshold: the training ends immediately if the metric reaches this value.
@@ -62,6 +62,7 @@ class EarlyStopping(Hook):
         self._told = False
         self._best: dict[int, float | None] = {}
         self._waited: dict[int, int] = {}
+        self._judged: dict[int, int | None] = {}  # the step of the last value that was judged
 
     def before_train(self, runner: Runner) -> None:
         own = runner.members[0].objective
@@ -74,14 +75,13 @@ class EarlyStopping(Hook):
         for index, member in enumerate(runner.members):
             if not member.due:
                 continue
-            if self.strict or name in member.metrics:
+            step = member.metric_steps.get(name)
+            if self.strict or step not in (None, self._judged.get(index)):
+                self._judged[index] = step
                 self._judge(index, member, member.latest(name, "hook.early_stop.monitor"))
             elif not self._told:
                 self._told = True
-                log.warning(
-                    "Early stopping skips validations until the monitored metric %s is computed.",
-                    name,
-                )
+                log.warning("Early stopping skips validations without a new value of the monitored metric %s.", name)
 
     def _judge(self, index: int, member: Member, value: float) -> None:
         name, threshold, best = self._objective.name, self.stopping_threshold, self._best.get(index)
@@ -103,16 +103,20 @@ class EarlyStopping(Hook):
             member.stop(f"{name} has not improved{than} for {counted(self.patience, 'validation')}")
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
-        return {"best": self._best.get(member), "waited": self._waited.get(member, 0)}
+        judged = self._judged.get(member)
+        return {"best": self._best.get(member), "waited": self._waited.get(member, 0), "judged": judged}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         self._best[member], self._waited[member] = state["best"], state["waited"]
+        self._judged[member] = state.get("judged")  # older checkpoints do not contain it
 
     def refill(self, runner: Runner, members: Mapping[int, Hook | None]) -> None:
         for lane in members:
             self._best.pop(lane, None)
             self._waited.pop(lane, None)
+            self._judged.pop(lane, None)
 
     def keep(self, members: Sequence[int]) -> None:
         self._best = {new: self._best.get(old) for new, old in enumerate(members)}
         self._waited = {new: self._waited.get(old, 0) for new, old in enumerate(members)}
+        self._judged = {new: self._judged.get(old) for new, old in enumerate(members)}

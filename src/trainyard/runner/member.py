@@ -213,6 +213,11 @@ class Member:
         return self.journal.latest
 
     @property
+    def metric_steps(self) -> dict[str, int]:
+        """The step at which the latest value of each metric was recorded, by name."""
+        return self.journal.latest_steps
+
+    @property
     def directory(self) -> Path:
         """The member's directory; it exists only if the run writes files."""
         assert self.work_dir is not None
@@ -237,6 +242,7 @@ class Member:
             continued = resume and (self.work_dir / run_info.FILE).exists()
             before, self.journal = self.journal, Journal(self.work_dir)
             self.journal.latest.update(before.latest)
+            self.journal.latest_steps.update(before.latest_steps)
             if continued:
                 self._tell_gap()
             for folder in (self.work_dir, self.checkpoints):
@@ -313,6 +319,7 @@ class Member:
     def record(self, values: Mapping[str, float], *, step: int, epoch: int) -> None:
         """Store the values as the latest values and write them to the journal."""
         self.metrics.update(values)
+        self.metric_steps.update(dict.fromkeys(values, int(step)))
         self.journal.metrics(step, values, epoch=epoch, of=self.evaluated)
 
     def record_array(self, name: str, value: Tensor) -> None:
@@ -349,11 +356,14 @@ class Member:
 
     def state_dict(self) -> dict[str, Any]:
         best = None if self.best is None else vars(self.best).copy()
-        return {"metrics": dict(self.metrics), "best": best, "stop_reason": self.stop_reason}
+        metrics = {"metrics": dict(self.metrics), "metric_steps": dict(self.metric_steps)}
+        return {**metrics, "best": best, "stop_reason": self.stop_reason}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.metrics.clear()
         self.metrics.update(state["metrics"])
+        self.metric_steps.clear()
+        self.metric_steps.update(state.get("metric_steps", {}))  # older checkpoints do not contain them
         self.best = None if state["best"] is None else Best(**state["best"])
         self.stop_reason = state["stop_reason"]
 

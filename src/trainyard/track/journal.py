@@ -15,7 +15,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +56,7 @@ class Journal:
 
     Args:
         work_dir: the run's directory; it must exist. None: the run has no directory, or another process writes its
-            journal. No records are then written, and only `latest` is updated.
+            journal. No records are then written, and only `latest` and `latest_steps` are updated.
 
     Attributes:
         buffer: flushed before each record; None if no points are pending.
@@ -73,6 +73,7 @@ class Journal:
         self._array_marks: dict[str, int] = {}
         self._forms: dict[tuple[str, ...], str] = {}
         self._latest: dict[str, float] = {}
+        self._latest_steps: dict[str, int] = {}
         self._models: set[str] = set()
         self._highest: float = -math.inf
         self.buffer: Buffer | None = None
@@ -101,6 +102,12 @@ class Journal:
         """The latest value of each metric."""
         self._flush()
         return self._latest
+
+    @property
+    def latest_steps(self) -> dict[str, int]:
+        """The step of the latest value of each metric."""
+        self._flush()
+        return self._latest_steps
 
     def metrics(
         self, step: int, values: Mapping[str, float], epoch: int | None = None, *, of: str | None = None
@@ -141,7 +148,9 @@ class Journal:
         """Record points of a member of a stack; see `points`."""
         text = ""
         for block in blocks:
-            self._latest.update(block.latest(member))
+            latest = block.latest(member)
+            self._latest.update(latest)
+            self._latest_steps.update(dict.fromkeys(latest, block.last(member)))
             if self.writes:
                 lines = block.text(member) if block.names and block.first(member) > self._highest else None
                 text += self._one_by_one(block.points(member)) if lines is None else lines
@@ -156,13 +165,11 @@ class Journal:
         return "".join(lines)
 
     def _keep_latest(self, points: Sequence[Point]) -> None:
-        names: tuple[str, ...] = ()
-        values: Sequence[float] = ()
-        for _, _, _, own, found in points:
-            if own is not names:
+        for point, following in zip_longest(points, points[1:]):
+            step, _, _, names, values = point
+            if following is None or following[3] is not names:
                 self._latest.update(zip(names, values, strict=True))
-            names, values = own, found
-        self._latest.update(zip(names, values, strict=True))
+                self._latest_steps.update(dict.fromkeys(names, step))
 
     def array(self, name: str, step: int, value: Any) -> None:
         """Record an array, such as a confusion matrix: nested lists, a NumPy array or a tensor."""

@@ -58,6 +58,10 @@ class StackedPoints:
         """Return the lowest step of a member."""
         return min(int(_own_of(step, member)) for step, _, _ in self._places)
 
+    def last(self, member: int) -> int:
+        """Return the step of a member's latest values."""
+        return int(_own_of(self._places[-1][0], member))
+
     def text(self, member: int) -> str | None:
         """Return a member's lines in its journal; None if a number is not finite."""
         finite = self._finite[member] if isinstance(self._finite, list) else self._finite
