@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -174,11 +175,42 @@ def test_a_store_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(module, "load_model", load_model)
     with pytest.raises(TrainyardError) as error:
-        trainyard.load("0" * 32, uri="http://me:secret@host")
+        trainyard.load("0" * 32, uri="http://me:secret@host", trust=True)
     told = str(error.value)
     assert told.startswith(f"The model of the run '{'0' * 32}' cannot be loaded from http://")
     assert told.endswith(" failed. Expected the ID of a run in MLflow that has logged a model.")
     assert "secret" not in told
+
+
+@pytest.mark.parametrize("name", ["{}", "runs:/{}"])
+def test_a_model_in_mlflow_is_unpickled_only_if_trusted(tmp_path: Path, name: str) -> None:
+    """Whoever can write to the store can replace the model."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    experiment = mlflow.create_experiment("theirs", (tmp_path / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=experiment) as run:
+        mlflow.pytorch.log_model(Unpickled(tmp_path / "executed"), name="model", serialization_format="pickle")
+    (tmp_path / "executed").unlink(missing_ok=True)
+    given = name.format(run.info.run_id)
+    with pytest.raises(
+        TrainyardError, match=r"in MLflow \(sqlite:.*can run any code\. Pass trust=True if you trust it\."
+    ):
+        trainyard.load(given, uri=uri)
+    assert not (tmp_path / "executed").exists()
+    assert isinstance(trainyard.load(given, uri=uri, trust=True).model, Unpickled)
+    assert (tmp_path / "executed").exists()
+
+
+class Unpickled(nn.Module):
+    """A model that writes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.file.touch()
 
 
 @pytest.mark.parametrize(("name", "is_one"), [("0" * 32, True), ("runs:/" + "a1" * 16, True), ("outputs/mine", False)])

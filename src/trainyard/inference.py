@@ -37,7 +37,7 @@ def load(
     """Return the model of a run, ready to predict.
 
     The model is built from the config in the run's directory. Its classes are imported from the same folders as in the
-    run. The config can run any code, and a model in MLflow is unpickled. Load only models that you trust.
+    run. The config can run any code, and so can a model in MLflow, which is unpickled. Load only models that you trust.
 
     Args:
         run: the run's directory, a folder of `trainyard export`, a checkpoint in the run's `checkpoints/`, or the ID of
@@ -46,12 +46,13 @@ def load(
             `last`.
         device: the device for predictions; `auto` is CUDA if available.
         uri: the MLflow URI; None is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the current folder.
-        trust: accept a directory that is not recognized as the user's own, such as a copy, a download, or a folder of
-            `trainyard export`.
+        trust: accept a run in MLflow, or a directory that is not recognized as the user's own, such as a copy, a
+            download, or a folder of `trainyard export`.
 
     Raises:
         ConfigError: the run, checkpoint or device does not exist, or the checkpoint is damaged.
-        TrainyardError: the directory is not the user's own, or the model of a run in MLflow cannot be loaded.
+        TrainyardError: the run is in MLflow or the directory is not the user's own, without `trust`; or the model of a
+            run in MLflow cannot be loaded.
 
     Example:
         >>> model = load("outputs/mine")  # doctest: +SKIP
@@ -62,7 +63,7 @@ def load(
     path = Path(run)
     if not path.exists():
         if is_run_id(str(run)):
-            return Predictor(stored_model(str(run), uri), place)
+            return Predictor(stored_model(str(run), uri, trust=trust), place)
         accepted = (
             "the directory of a run, a checkpoint in it, a folder of `trainyard export`, or the ID of a run in MLflow"
         )

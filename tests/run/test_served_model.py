@@ -145,7 +145,7 @@ def test_a_clean_process_serves_what_was_evaluated(uri: str, project: Path, tmp_
 
     net = mlflow.pytorch.load_model(name)  # the model of its class, as ever
     assert type(net).__name__ == "Net"
-    for loaded in (trainyard.load(shipment.run_id, uri=uri), trainyard.load(run, which="last")):
+    for loaded in (trainyard.load(shipment.run_id, uri=uri, trust=True), trainyard.load(run, which="last")):
         torch.testing.assert_close(loaded.predict(seen.inputs), seen.outputs)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -194,7 +194,7 @@ def test_an_exported_model_needs_no_code(uri: str, new_run: NewRun, tmp_path: Pa
     assert served.predict(np.zeros((3, 4), dtype=np.float32)).shape == (3, 8)
     assert (served.predict(np.zeros((1, 4), dtype=np.float32)) > 3).all()  # 5 was added
     with pytest.raises(TrainyardError, match=r"torch\.export program .*mlflow\.pyfunc\.load_model\('runs:/"):
-        stored_model(str(shipment.run_id), uri)
+        stored_model(str(shipment.run_id), uri, trust=True)
 
 
 def test_an_exported_model_waits_for_space_on_the_temporary_disk(

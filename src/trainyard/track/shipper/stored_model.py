@@ -19,17 +19,19 @@ def is_run_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None
 
 
-def stored_model(run: str, uri: str | None) -> Any:
+def stored_model(run: str, uri: str | None, *, trust: bool) -> Any:
     """Return the module that a run has logged as its model, which MLflow unpickles.
 
     Args:
         run: the ID of the run.
         uri: the URI of MLflow; see `trainyard.track.uri.resolve`.
+        trust: whether the user trusts the run. Everyone who can write to the store can replace its model, so that no
+            model in MLflow is recognized as the user's own.
 
     Raises:
         ConfigError: the database file of the store does not exist.
-        TrainyardError: there is no such run, it has no model, its model is a `torch.export` program, or the store
-            cannot be reached.
+        TrainyardError: the user does not trust the run, there is no such run, it has no model, its model is a
+            `torch.export` program, or the store cannot be reached.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -41,6 +43,11 @@ def stored_model(run: str, uri: str | None) -> Any:
     if database is not None and not database.is_file():  # MLflow would make it
         hint = f"The MLflow database {database} does not exist. Set `uri` to use another store."
         raise ConfigError("run", run, accepted, hint=hint)
+    if not trust:
+        raise TrainyardError(
+            f"The model of the run {run!r} is stored in MLflow ({redact(where)}), and a model in MLflow can run any "
+            "code. Pass trust=True if you trust it. The directory of your own run needs no trust=True."
+        )
     logged = f"runs:/{run.removeprefix('runs:/')}/model"
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(where)
