@@ -151,6 +151,40 @@ def test_ranks_that_are_interrupted_before_they_have_started(start: Any, tmp_pat
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("started", [1, 2])
+@pytest.mark.parametrize(
+    ("signals", "ended"), [(["SIGINT"], "interrupted 130"), (["SIGINT", "SIGTERM"], "KeyboardInterrupt")]
+)
+def test_a_signal_while_the_ranks_are_started(started: int, signals: list[str], ended: str) -> None:
+    """Another thread receives it, before torch knows the processes; a second signal kills the ranks."""
+    code = f"""
+import os, signal, time
+from multiprocessing.process import BaseProcess
+from trainyard.distributed.launch import launch
+begin, begun = BaseProcess.start, []
+def start(process):
+    begin(process)
+    begun.append(process)
+    if len(begun) == {started}:
+        for name in {signals}:
+            os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(0.5)
+BaseProcess.start = start
+try:
+    outcome = launch(print, "ran", 2)
+    print(outcome.state, outcome.status)
+except KeyboardInterrupt:
+    print("KeyboardInterrupt")
+"""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, env=environ)
+    assert done.stderr.splitlines() == [
+        "",
+        "Interrupted: ending the ranks of this run. Interrupt again to stop immediately.",
+    ]
+    assert done.stdout.splitlines() == [ended]
+
+
 def _runs(pid: int, what: bytes) -> bool:
     """Whether the command of a process contains a word."""
     try:

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, SignalException, start_processes
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 
 from trainyard.distributed.rank_process import NEVER, Call, Report, run_rank
 from trainyard.distributed.world import OURS
@@ -36,8 +36,8 @@ GRACE = 5.0  # after which ranks are killed
 MEETING = 300.0  # seconds that the other nodes wait for the first
 PARTING = 20.0  # the same, if the run was interrupted and the ranks save their state
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_OF_TORCH = (*_SIGNALS, signal.SIGHUP, signal.SIGQUIT)  # torch handles these itself once it starts processes
+_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+_NOT_OF_TORCH = {"TORCHELASTIC_SIGNALS_TO_HANDLE": ""}  # its handler raises before it knows the started processes
 
 
 @dataclass(frozen=True)
@@ -179,21 +179,23 @@ class _Ranks:
         self._reports: dict[int, Report] = {}
         self._places: dict[int, str] = {}  # places of ranks that did not end by themselves
         self._signum: int | None = None
+        self._stopped: int | None = None  # the second signal; raised by `watch`, which closes the context
         pipes = [get_context("spawn").Pipe() for _ in range(count)]
         self._pipes: list[Connection] = [ours for ours, _ in pipes]
         self._processes: list[BaseProcess] = []
         self._handlers: dict[int, Any] = {}
         envs = {rank: _environ(rank, place) for rank in range(count)}
         args = {rank: (call, rank, theirs) for rank, (_, theirs) in enumerate(pipes)}
-        with _silenced(), _signals_held() as handlers, _set({**_shared(place), **environ}):
+        with (
+            _silenced(),
+            _signals_held(self._signalled) as self._handlers,
+            _set({**_shared(place), **environ, **_NOT_OF_TORCH}),
+        ):
             self._context: PContext = start_processes(
                 "rank", run_rank, args, envs, DefaultLogsSpecs(log_dir=os.devnull), start_method="spawn"
             )
             children = {child.pid: child for child in active_children()}
             self._processes = [children[pid] for _, pid in sorted(self._context.pids().items())]
-            for each, handler in handlers.items():  # in place of torch's
-                signal.signal(each, self._signalled if each in _SIGNALS else handler)
-            self._handlers = handlers
         for _, theirs in pipes:
             theirs.close()
 
@@ -210,19 +212,27 @@ class _Ranks:
 
     def _signalled(self, signum: int, frame: FrameType | None) -> None:
         if self._signum is not None:
-            raise KeyboardInterrupt(signum)
+            self._stopped = signum
+            self._kill()
+            return
         self._signum = signum
         os.write(2, b"\nInterrupted: ending the ranks of this run. Interrupt again to stop immediately.\n")
         for process in self._processes:
             process.terminate()
 
     def watch(self, on_tick: Callable[[], object]) -> Outcome:
-        """Wait for the ranks to end, and end the others when one has ended."""
+        """Wait for the ranks to end, and end the others when one has ended.
+
+        Raises:
+            KeyboardInterrupt: a second signal was received.
+        """
         first = None  # time at which one ended before the others
         asked = False
         while True:
             on_tick()
             self._hear()
+            if self._stopped is not None:
+                raise KeyboardInterrupt(self._stopped)
             reports = self._reports
             if len(reports) == self.count and all(report.state == "done" for report in reports.values()):
                 self._let_go()
@@ -368,26 +378,33 @@ def _set(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _signals_held() -> Iterator[dict[int, Any]]:
-    """Block SIGINT and SIGTERM until the end of the block; processes started in it block them until they are ready.
+def _signals_held(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
+    """Call `handler` for each SIGINT and SIGTERM, those received during the block at its end.
 
-    Yields the handlers of the signals that torch handles when it starts processes; none outside the main thread.
+    Processes started in the block block these signals until they are ready. In this process, that does not suffice: a
+    signal goes to another thread, such as that of the store, and Python calls its handler in the main thread.
 
-    Raises:
-        KeyboardInterrupt: another thread of this process received a signal, and torch's handler has ended the ranks.
+    Yields the previous handlers; none outside the main thread, where no signal is handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield {}
         return
     resource_tracker.ensure_running()  # started later, it would let the signals through
+    received: list[int] = []
+    before: dict[int, Any] = {each: signal.getsignal(each) for each in _SIGNALS}
     held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    handlers: dict[int, Any] = {each: signal.getsignal(each) for each in _OF_TORCH}
     try:
-        yield handlers
-    except SignalException as error:
-        for each, handler in handlers.items():
+        for each in _SIGNALS:
+            signal.signal(each, lambda signum, frame: received.append(signum))
+        yield before
+        for each in _SIGNALS:
             signal.signal(each, handler)
-        raise KeyboardInterrupt(int(error.sigval)) from None
+        for signum in received:
+            handler(signum, None)
+    except BaseException:
+        for each, previous in before.items():
+            signal.signal(each, previous)
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
