@@ -100,12 +100,12 @@ def test_what_is_no_file_of_tokens(tokens: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_a_token_outside_the_vocabulary(tokens: dict[str, Any], tmp_path: Path) -> None:
-    told = r"^data\.vocab_size: 49 is invalid. Expected the number of different tokens; the data contains the token 49"
+    told = r"^data\.vocab_size: 49 is invalid. Expected at least 50, because the data contains the token 49\."
     with pytest.raises(ConfigError, match=told):
         trained(training(tokens | {"vocab_size": 49}, LANGUAGE))
     np.save(tmp_path / "negative.npy", IDS - 1)
     data = Tokens(str(tmp_path / "negative.npy"), vocab_size=50, context_length=8)
-    with pytest.raises(ConfigError, match="contains the token -1"):
+    with pytest.raises(ConfigError, match="Expected tokens of at least 0, but the data contains the token -1"):
         list(data.loader("train", seed=0, device=CPU).batches())
 
 

@@ -148,8 +148,11 @@ class MappedLoader(WindowLoader):
         for part in parts:
             smallest, largest = (int(bound) for bound in part.aminmax())
             if smallest < 0 or largest >= self.vocab_size:
-                token = smallest if smallest < 0 else largest
-                accepted = f"the number of different tokens; the data contains the token {token}"
+                accepted = (
+                    f"tokens of at least 0, but the data contains the token {smallest}"
+                    if smallest < 0
+                    else f"at least {largest + 1}, because the data contains the token {largest}"
+                )
                 raise ConfigError("vocab_size", self.vocab_size, accepted)
         return tuple(part.to(self.to) for part in parts)
 
