@@ -256,7 +256,7 @@ def test_a_separate_file_with_other_splits(save: Any) -> None:
 
 def test_npy_needs_its_target(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
-    refused("target", "path of an existing file", str(tmp_path / "x.npy"))
+    refused("target", "None is invalid. Expected the path of the .npy file with the targets", str(tmp_path / "x.npy"))
     refused("val_path", "x_train", str(tmp_path / "x.npy"), str(tmp_path / "x.npy"), val_path="v.npy")
 
 

@@ -282,7 +282,10 @@ def _from_disk(path: str) -> Any:
     except ImportError as error:
         hint = "Install it with: pip install 'trainyard[hf]'"
         raise ConfigError(
-            "path", path, "null and data in data.dataset, because the package datasets is not installed", hint=hint
+            "path",
+            path,
+            "null, with the data in data.dataset, because the package datasets is not installed",
+            hint=hint,
         ) from error
     folder = Path(path).expanduser()
     if not is_folder(folder):
@@ -304,7 +307,7 @@ def _array(key: str, name: str, values: Any, split: str) -> npt.NDArray[Any]:
         array = np.asarray(None)
     if array.dtype.kind not in "biufU" or (array.dtype.kind == "U" and key != "target"):
         if key == "tokenizer":
-            accepted = "a tokenizer that returns lists of integers, padded and truncated to max_length, by name"
+            accepted = "a tokenizer whose outputs are lists of integers, padded and truncated to max_length"
             raise ConfigError(key, name, accepted)
         kinds = "numbers or strings" if key == "target" else "numbers"
         accepted = f"a column of {kinds}, or of lists of numbers of equal length, without missing values"

@@ -276,6 +276,6 @@ def _rows(key: str, path: str) -> int:
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error.args[0] if isinstance(error, KeyError) else error)  # str() of a KeyError quotes its text
         hint = f"Reading the file failed: {reason.rstrip('.')}."
-        accepted = f"a readable {suffix} file{' with the arrays x and y' if suffix == '.npz' else ''}"
+        accepted = f"a readable {suffix} file{' with the inputs under x' if suffix == '.npz' else ''}"
         raise ConfigError(key, path, accepted, hint=hint) from error
     return len(read_frame(key, Path(path)))

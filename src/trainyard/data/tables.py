@@ -101,6 +101,10 @@ def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
         return _read_npz(key, file, str(path), chosen)
     if chosen.group is not None:
         raise ConfigError("group", chosen.group, "null for an .npy file: an .npz file can contain the groups")
+    if chosen.target is None:
+        raise ConfigError(
+            "target", None, "the path of the .npy file with the targets, because data.path is an .npy file"
+        )
     arrays = _array(key, file), _array("target", existing_file("target", chosen.target))
     return {"train": _checked(key, str(path), *arrays, str(chosen.target))}
 
@@ -136,7 +140,7 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
                 groups = group_numbers(chosen.group, arrays[name], len(arrays[x]))
                 tables[split] = tables[split]._replace(groups=groups)
     if not tables:
-        accepted = "an .npz file with the inputs under x, or under x_train, x_val and x_test"
+        accepted = "an .npz file with inputs under x, x_train, x_val or x_test"
         raise ConfigError(key, str(file), accepted, hint=_held(arrays))
     return tables
 

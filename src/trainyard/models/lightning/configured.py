@@ -13,8 +13,8 @@ from trainyard.errors import ConfigError
 
 KEY = "model.module.configure_optimizers"
 ACCEPTED = (
-    "an optimizer; a list of optimizers; a list of optimizers and a list of schedulers; or a mapping with "
-    "`optimizer` and, if there is a scheduler, `lr_scheduler`"
+    "an optimizer; a list of optimizers; a list of optimizers and a list of schedulers; a mapping with `optimizer` "
+    "and, if there is a scheduler, `lr_scheduler`; or a list of such mappings"
 )
 OPTIONS = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
 
