@@ -134,6 +134,19 @@ def test_integer_targets_are_classes_unless_told_otherwise(table: Any) -> None:
     assert data.sources["train"][1].dtype == torch.float32
 
 
+def test_whole_numbers_for_validation_in_a_regression(table: Any) -> None:
+    """A column is read as integers if all its numbers are whole."""
+    path, whole = table("set.csv"), table("whole.csv", FRAME.assign(a=FRAME["count"]))
+    for train, val, task in ((path, whole, "auto"), (whole, path, "regression")):
+        data = Arrays(train, "a", features=["b"], task=task, val_path=val)
+        assert data.spec["out_features"] == 1
+        assert [data.sources[split][1].dtype for split in data.splits] == [torch.float32] * 3
+    with pytest.raises(ConfigError, match=r"'strings' is invalid\. Expected targets that are numbers"):
+        Arrays(path, "a", features=["b"], val_path=table("texts.csv", FRAME.assign(a=FRAME["kind"])))
+    with pytest.raises(ConfigError, match=r"'floats' is invalid\. Expected targets that are integers"):
+        Arrays(whole, "a", features=["b"], val_path=path)
+
+
 def test_several_target_columns(table: Any) -> None:
     data = Arrays(table("set.csv"), ["a", "count"], features=["b"])
     assert data.spec["out_features"] == 2

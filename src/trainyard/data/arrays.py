@@ -127,13 +127,13 @@ class Arrays(ArrayData):
                 tables[named] = more[split] if split in more else next(iter(more.values()))
         if chosen_fold is not None and any(split.partition("/")[0] == "val" for split in tables):
             raise ConfigError("folds", folds, "null, because the validation set is given separately")
-        _check_alike(tables, separate)
+        regression = tables["train"].y.dtype.kind == "f" if task == "auto" else task == "regression"
+        _check_alike(tables, separate, regression)
         if missing == "refuse":
             refuse_gaps(tables, {split: separate.get(split, ("path", str(path))) for split in tables})
 
         self.classes: list[Any] = []
         ys = [table.y for table in tables.values()]
-        regression = ys[0].dtype.kind == "f" if task == "auto" else task == "regression"
         numbered: Sequence[npt.NDArray[Any]] = _as_numbers(ys) if regression else self._as_classes(ys)
         if len(self.classes) > max(MOST_CLASSES, sum(map(len, ys)) // 2) and isinstance(self.classes[0], str):
             different = f"{len(self.classes)} different strings in {sum(map(len, ys))} rows"
@@ -208,10 +208,11 @@ def _taken(table: Table, rows: Rows) -> Table:
     return Table(table.x[rows], table.y[rows], texts, table.names)
 
 
-def _check_alike(tables: dict[str, Table], separate: Mapping[str, Any]) -> None:
+def _check_alike(tables: dict[str, Table], separate: Mapping[str, Any], regression: bool) -> None:
     """Raise a ConfigError unless the inputs and targets of all splits have the same shape and kind.
 
-    Splits that are not in `separate` are in the file of the training split.
+    Splits that are not in `separate` are in the file of the training split. For regression, integers and floats are the
+    same kind: a column of whole numbers is read as integers.
     """
     train = tables["train"]
     for split, table in tables.items():
@@ -219,7 +220,7 @@ def _check_alike(tables: dict[str, Table], separate: Mapping[str, Any]) -> None:
         if table.x.shape[1:] != train.x.shape[1:]:
             shapes = list(table.x.shape[1:]), list(train.x.shape[1:])
             raise ConfigError(key, shapes[0], f"inputs of shape {shapes[1]}{where}, as in the training split")
-        kinds = [_kind(y) for y in (table.y, train.y)]
+        kinds = [_kind(y, regression) for y in (table.y, train.y)]
         if kinds[0] != kinds[1]:
             raise ConfigError(key, kinds[0], f"targets{where} that are {kinds[1]}, as in the training split")
         for index in sorted(table.texts.keys() - train.texts.keys()):
@@ -250,6 +251,7 @@ def _key(split: str) -> str:
     return f"{name}_path.{own}" if own else f"{name}_path"
 
 
-def _kind(y: npt.NDArray[Any]) -> str:
+def _kind(y: npt.NDArray[Any], regression: bool) -> str:
     name = {"f": "floats", "U": "strings", "S": "strings"}.get(y.dtype.kind, "integers")
+    name = "numbers" if regression and name != "strings" else name
     return name if y.ndim == 1 else f"{y.shape[1]} {name} per sample"
