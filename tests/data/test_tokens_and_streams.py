@@ -182,7 +182,9 @@ def test_shards_of_an_evaluation_are_named(tmp_path: Path) -> None:
     data = Stream(shards(tmp_path), num_classes=3, **more)
     for split in ("val", "test"):
         loader = data.loader(split, seed=0, device=CPU)
-        with pytest.raises(TrainyardError, match=f"{split}_shards: The data ends .* already read 4: the data has"):
+        with pytest.raises(
+            TrainyardError, match=rf"^data\.{split}_shards: The data ends .* already read 4: the data has"
+        ):
             list(loader.batches(0, 4))
         (tmp_path / split / "0.npz").write_bytes(b"broken")
         with pytest.raises(ConfigError, match="Reading the file failed") as caught:

@@ -13,7 +13,7 @@ from trainyard.checks import boolean, choice, integer
 from trainyard.data.array_data import ArrayData, input_spec
 from trainyard.data.base import check_names
 from trainyard.data.fitting import MISSING, fit, refuse_gaps, width
-from trainyard.data.split import Rows, fold_of, fractions, split_rows
+from trainyard.data.split import Rows, check_folds, fold_of, fractions, split_rows
 from trainyard.data.tables import Columns, Table, Target, read_tables
 from trainyard.errors import ConfigError
 from trainyard.models.table_encoder import row_name
@@ -125,8 +125,7 @@ class Arrays(ArrayData):
                     hint = f"The file contains {', '.join(f'x_{each}' for each in more)}."
                     raise ConfigError(_key(named), own, f"a file with x, x_{split}, or a single split", hint=hint)
                 tables[named] = more[split] if split in more else next(iter(more.values()))
-        if chosen_fold is not None and any(split.partition("/")[0] == "val" for split in tables):
-            raise ConfigError("folds", folds, "null, because the validation set is given separately")
+        check_folds(folds, tables)
         regression = tables["train"].y.dtype.kind == "f" if task == "auto" else task == "regression"
         _check_alike(tables, separate, regression)
         if missing == "refuse":

@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 
 from trainyard.data.base import Batch
+from trainyard.data.lengths import ended_early
 from trainyard.data.order import EpochBatchSampler
 from trainyard.data.positioned import no_length, positioned
 from trainyard.data.seeding import (
@@ -32,7 +33,6 @@ from trainyard.data.seeding import (
 )
 from trainyard.data.stream_state import FollowedStream, StreamState, has_state
 from trainyard.data.transfer import copy_ahead, to_device
-from trainyard.errors import TrainyardError, counted
 from trainyard.rng import derive
 from trainyard.rng_state import cpu_states_kept, seed_cpu
 
@@ -256,10 +256,7 @@ class WorkerLoader:
             )
         dropped = sum(1 for _ in islice(batches, count))
         if dropped < count:
-            raise TrainyardError(
-                f"The data ends after {counted(dropped, 'batch', 'batches')} of an epoch, but this run has already "
-                f"read {count}: the data has changed. Resume with the original data."
-            )
+            raise ended_early(dropped, count)
         return batches
 
     def order(self, epoch: int = 0) -> list[Any] | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainyard.checks import integer, is_file, is_folder, neighbors
 from trainyard.data.array_data import ArrayData
 from trainyard.data.arrays import REGRESSION_LOSS
-from trainyard.data.split import fold_of, fractions, split_rows
+from trainyard.data.split import check_folds, fold_of, fractions, split_rows
 from trainyard.errors import ConfigError
 from trainyard.models.table_encoder import row_name, unfit, what_is
 
@@ -95,8 +95,7 @@ class HuggingFace(ArrayData):
         self.classes: list[Any] = []
         key = "dataset" if path is None else "path"
         parts = _parts(key, dataset if path is None else _from_disk(path))
-        if chosen_fold is not None and "val" in parts:
-            raise ConfigError("folds", folds, "null, because the validation set is given separately")
+        check_folds(folds, parts)
         texts = [] if text is None else [text] if isinstance(text, str) else list(text)
         train = parts["train"]
         for argument, names in (

@@ -18,7 +18,7 @@ from trainyard.data.base import SPLITS, Loader
 from trainyard.data.dataset_loader import batch_loader
 from trainyard.data.images import COLOURS, DECODERS, Files, Images, Transform, as_floats
 from trainyard.data.order import EpochBatchSampler
-from trainyard.data.split import fold_of, fractions, split_rows
+from trainyard.data.split import check_folds, fold_of, fractions, split_rows
 from trainyard.data.tables import group_numbers, read_frame, target_column
 from trainyard.errors import ConfigError, counted
 
@@ -119,8 +119,7 @@ class ImageFolder(ArrayData):
         for split, given in (("val", val_path), ("test", test_path)):
             if given is not None:
                 found[split] = _read_alone(f"{split}_path", given, image, target)
-        if chosen_fold is not None and "val" in found:
-            raise ConfigError("folds", folds, "null, because the validation set is given separately")
+        check_folds(folds, found)
 
         every = np.concatenate([files.y for files in found.values()])
         self.classes: list[Any] = []

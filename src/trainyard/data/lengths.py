@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainyard.data.base import Batch, Loader
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, counted
 
 _UNSTATED = (TypeError, NotImplementedError, ConfigError)
 """Errors that `len()` raises if there is no length."""
@@ -77,6 +77,18 @@ def no_batches(split: str, epoch: int | None = None) -> TrainyardError:
     leave = "" if split == "train" else f" {split!r} is optional: omit the split if you have no data for it."
     why = stream if epoch else f"{empty} {stream}{leave}"
     return TrainyardError(f"data: {split!r} has no batches{when}. {why}")
+
+
+def ended_early(read: int, start: int, key: str = "") -> TrainyardError:
+    """Return the error for data that ends after `read` batches of an epoch, before batch `start` of a resumed run.
+
+    The message begins with the key of the data, if there is one.
+    """
+    place = f"{key}: " if key else ""
+    return TrainyardError(
+        f"{place}The data ends after {counted(read, 'batch', 'batches')} of an epoch, but this run has already read "
+        f"{start}: the data has changed. Resume with the original data."
+    )
 
 
 def of_total(count: int, total: int | None) -> str:

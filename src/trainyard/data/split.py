@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +50,20 @@ def fold_of(folds: object, fold: object) -> Fold | None:
     if not is_integer(fold, at_least=0, at_most=count - 1):
         raise ConfigError("fold", fold, f"an integer from 0 to {count - 1}: there are {count} folds")
     return Fold(int(fold), count)
+
+
+def check_folds(folds: object, splits: Iterable[str]) -> None:
+    """Check that data with cross-validation has no validation set of its own.
+
+    Args:
+        folds: the number of folds; None without cross-validation.
+        splits: the splits with separate data.
+
+    Raises:
+        ConfigError: there are folds and a validation set.
+    """
+    if folds is not None and any(split.partition("/")[0] == "val" for split in splits):
+        raise ConfigError("folds", folds, "null, because the validation set is given separately")
 
 
 def split_rows(

@@ -18,8 +18,9 @@ from trainyard.checks import boolean, choice, integer, seed_number
 from trainyard.data.array_data import input_spec
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.base import Data, size_for_evaluation
+from trainyard.data.lengths import ended_early
 from trainyard.data.tables import Columns, Table, read_frame, read_tables
-from trainyard.errors import ConfigError, TrainyardError, counted
+from trainyard.errors import ConfigError
 from trainyard.models.table_encoder import row_name
 from trainyard.rng import generator
 
@@ -187,11 +188,7 @@ class ShardLoader:
             own, skipped = own[wanted - skipped :], wanted
             yield torch.from_numpy(table.x[own]), torch.from_numpy(table.y[own])
         if skipped < wanted - self.batch_size * (wanted > 0) or (skipped < wanted and self.drop_last):
-            read = counted(skipped // self.batch_size, "batch", "batches")
-            raise TrainyardError(
-                f"{self.key}: The data ends after {read} of an epoch, but this run has already read {start}: the data "
-                "has changed. Resume with the original data."
-            )
+            raise ended_early(skipped // self.batch_size, start, f"data.{self.key}")
 
     def _read(self, path: str) -> Table:
         table = read_shard(self.key, path, self.columns, self.classes)
