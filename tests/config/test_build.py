@@ -360,6 +360,13 @@ def test_partial_is_true_or_false() -> None:
         build(node, "optim")
     with pytest.raises(ConfigError, match=r"^optim\.params: .* With `_partial_: true`, the run passes this argument\."):
         build(node | {"_partial_": False}, "optim")
+    for target, name in (
+        ("torch.optim.SGD", "params"),
+        ("torch.optim.lr_scheduler.ConstantLR", "optimizer"),
+        ("torch.nn.functional.cross_entropy", "input"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^part\.{name}: .* With `_partial_: true`, the run passes this"):
+            build({"_target_": target}, "part")
 
 
 def test_a_model_that_does_not_read_tokens_gets_the_name_of_one_that_does() -> None:

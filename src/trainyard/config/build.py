@@ -37,6 +37,8 @@ _EXTRAS = {
     "transformers": "hf",
     "optuna": "search",
 }  # packages that an extra of this one installs
+_PASSED = ("params", "optimizer", "y_true", "y_pred", "input", "preds", "target")
+"""Arguments that the run passes to an optimizer, a scheduler, a function as a metric, and a function as a loss."""
 _OWN_DEFAULT = ("loss",)  # arguments whose `auto` is null where the data have no such fact
 
 
@@ -269,7 +271,8 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
     required = [name for name in taken[positional:] if parameters[name].default is inspect.Parameter.empty]
     for name in required:
         if name not in node:
-            hint = "With `_partial_: true`, the run passes this argument." if "_partial_" in node else ""
+            passed = "_partial_" in node or name in _PASSED
+            hint = "With `_partial_: true`, the run passes this argument." if passed else ""
             raise ConfigError(
                 f"{key}.{name}", None, f"a value, because {node['_target_']} requires this argument", hint=hint
             )
