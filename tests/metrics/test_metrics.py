@@ -376,6 +376,13 @@ def test_numbers_to_predict_for_a_metric_of_classes() -> None:
         Accuracy().process((0, torch.zeros(6, 3, dtype=torch.long)), torch.zeros(6, 3))
 
 
+def test_classes_to_predict_for_a_metric_of_numbers() -> None:
+    with pytest.raises(TrainyardError, match=r"of the same shape\. For classes, use metric=classification\.$"):
+        MeanSquaredError().process((0, torch.zeros(6, dtype=torch.long)), torch.zeros(6, 3))
+    with pytest.raises(TrainyardError, match=r"of the same shape\.$"):
+        MeanSquaredError().process((0, torch.zeros(6)), torch.zeros(6, 3))
+
+
 def test_a_wrong_number_of_members() -> None:
     metric = Accuracy()
     metric.members = 3

@@ -206,8 +206,9 @@ class SumMetric(Metric):
 
     def _mismatch(self, outputs: Tensor, target: Tensor) -> TrainyardError:
         wanted = "[B, ..., C] and [B, ...], the classes last" if self.class_axis else "of the same shape"
-        numbers = self.class_axis and target.is_floating_point()
-        advice = " For regression targets, use metric=regression." if numbers else ""
+        numbers = target.is_floating_point()
+        advice = " For regression targets, use metric=regression." if numbers and self.class_axis else ""
+        advice = " For classes, use metric=classification." if not (numbers or self.class_axis) else advice
         members = "" if self.members is None else f", after a leading axis of {self.members} members"
         return TrainyardError(
             f"{type(self).__name__}: outputs {list(outputs.shape)} do not match the target {list(target.shape)}; "
