@@ -171,7 +171,9 @@ def test_a_name_is_a_string_in_any_case(sets: Any) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
 def test_without_torchvision_it_says_what_to_install() -> None:
-    with pytest.raises(ConfigError, match="pip install torchvision"):
+    with pytest.raises(
+        ConfigError, match=r"torchvision is missing\. Install it with: pip install 'trainyard\[vision\]'"
+    ):
         Torchvision("CIFAR10")
 
 

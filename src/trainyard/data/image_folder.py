@@ -21,6 +21,7 @@ from trainyard.data.order import EpochBatchSampler
 from trainyard.data.split import check_folds, fold_of, fractions, split_rows
 from trainyard.data.tables import group_numbers, read_frame, target_column
 from trainyard.errors import ConfigError, counted
+from trainyard.models.augment import functions
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _SPLITS = {*SPLITS, "training", "valid", "validation", "testing"}
@@ -165,16 +166,7 @@ class ImageFolder(ArrayData):
 
 
 def _functions(key: str, given: Sequence[Transform] | Transform | None) -> list[Transform]:
-    functions = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
-    for function in functions:
-        if not callable(function):
-            accepted = "null, functions from an image to an image, or the `_target_`s that build them"
-            hint = (
-                "torchvision.transforms.v2 provides such functions: {_target_: "
-                "torchvision.transforms.v2.RandomHorizontalFlip}."
-            )
-            raise ConfigError(key, function, accepted, hint=hint)
-    return functions  # type: ignore[return-value]
+    return [] if given is None else functions(key, given, "null, functions from an image to an image")
 
 
 def _read(key: str, path: str, image: str, target: str, group: str | None) -> dict[str, Files]:

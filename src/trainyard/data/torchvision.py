@@ -17,6 +17,7 @@ from trainyard.checks import boolean, integer
 from trainyard.data.array_data import ArrayData, Source, input_spec
 from trainyard.data.split import fractions, split_rows
 from trainyard.errors import ConfigError
+from trainyard.models.libraries import library
 
 
 class Torchvision(ArrayData):
@@ -122,13 +123,8 @@ def _class(name: object) -> Any:
     prefix, dot, class_name = name.rpartition(".")
     module_name = prefix or "torchvision.datasets"
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(module_name) if prefix else library(module_name, "vision", "name")
     except ImportError as error:
-        if error.name == "torchvision":
-            hint = "Install it with: pip install torchvision"
-            raise ConfigError(
-                "name", name, "a class of an installed package; torchvision is not installed", hint=hint
-            ) from error
         raise ConfigError("name", name, "the name of an importable class", hint=f"{error}.") from error
     kind = getattr(module, class_name, None)
     if not inspect.isclass(kind):

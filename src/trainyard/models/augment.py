@@ -44,15 +44,7 @@ class Augment(nn.Module):
 
     def __init__(self, transforms: Sequence[Transform] | Transform, each: bool = True) -> None:
         super().__init__()
-        given = list(transforms) if isinstance(transforms, list | tuple) else [transforms]
-        for transform in given:
-            if not callable(transform):
-                accepted = "functions from a tensor to a tensor, or the `_target_`s that build them"
-                hint = (
-                    "torchvision.transforms.v2 provides such functions: {_target_: "
-                    "torchvision.transforms.v2.RandomHorizontalFlip}."
-                )
-                raise ConfigError("transforms", transform, accepted, hint=hint)
+        given = functions("transforms", transforms, "functions from a tensor to a tensor")
         self.transforms: tuple[Any, ...] = tuple(given)
         self.parts = nn.ModuleList(part for part in given if isinstance(part, nn.Module))  # moved with the model
         self.each = boolean("each", each)
@@ -87,3 +79,25 @@ class Augment(nn.Module):
     def extra_repr(self) -> str:
         names = ", ".join(getattr(each, "__name__", type(each).__name__) for each in self.transforms)
         return f"{names}, each={self.each}"
+
+
+def functions(key: str, given: Sequence[Transform] | Transform, accepted: str) -> list[Transform]:
+    """Return transforms, or a single one, as a list.
+
+    Args:
+        key: the key of the value.
+        given: the value.
+        accepted: what would be accepted, besides the `_target_`s; for the message.
+
+    Raises:
+        ConfigError: a transform is not callable.
+    """
+    found: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    for function in found:
+        if not callable(function):
+            hint = (
+                "torchvision.transforms.v2 provides such functions: {_target_: "
+                "torchvision.transforms.v2.RandomHorizontalFlip}."
+            )
+            raise ConfigError(key, function, f"{accepted}, or the `_target_`s that build them", hint=hint)
+    return found
