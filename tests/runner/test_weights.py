@@ -144,7 +144,7 @@ def test_the_weights_of_the_network_alone(tmp_path: Path, caplog: pytest.LogCapt
     assert same(other.net[1].state_dict(), {"weight": state["1.weight"], "bias": state["1.bias"]})
     assert "net.3.weight has shape [3, 4] instead of [5, 4]" in failure(tmp_path / "a.pt", mlp(5))
     torch.save({f"a.{name}": value for name, value in state.items()}, tmp_path / "a.pt")
-    assert 'With revise_keys: {"a.": "net."}, 4 of the 4' in failure(tmp_path / "a.pt")
+    assert 'With load_from: {path: …, revise_keys: {"a.": "net."}}, 4 of the 4' in failure(tmp_path / "a.pt")
 
 
 def test_groups_of_a_pattern(tmp_path: Path) -> None:
@@ -168,10 +168,12 @@ def test_the_advice_on_names_works(tmp_path: Path, file: Path) -> None:
     within = {name.removeprefix("net.").replace("3.", "head."): value for name, value in read(file).items()}
     torch.save(within, tmp_path / "a.pt")
     told = failure(tmp_path / "a.pt")
-    assert told.endswith('With revise_keys: {"head.": "net.3.", "": "net."}, 2 of the 2 missing tensors match.')
+    assert told.endswith(
+        'With load_from: {path: …, revise_keys: {"head.": "net.3.", "": "net."}}, 2 of the 2 missing tensors match.'
+    )
     given = {"path": tmp_path / "a.pt", "revise_keys": {"head.": "net.3.", "": "net."}}
     assert same(begun(given).model.state_dict(), read(file))
-    assert "With revise_keys" not in failure(given | {"revise_keys": {"head.": "net.4.", "": "net."}})
+    assert "revise_keys: {" not in failure(given | {"revise_keys": {"head.": "net.4.", "": "net."}})
 
 
 def test_the_matching_tensors_alone_can_be_loaded(tmp_path: Path, file: Path) -> None:
@@ -185,11 +187,12 @@ def test_what_does_not_fit_names_the_nearest(tmp_path: Path, file: Path) -> None
     torch.save({name.replace("net", "nets"): value for name, value in read(file).items()}, tmp_path / "a.pt")
     told = failure(tmp_path / "a.pt")
     assert (
-        "Expected a checkpoint of this model (MLP). In this checkpoint, net.1.weight is missing, net.1.bias is" in told
+        "Expected a checkpoint of this model (MLP). This checkpoint differs from the model: net.1.weight is missing, "
+        "net.1.bias is" in told
     )
-    assert 'With revise_keys: {"nets.": "net."}, 4 of the 4 missing tensors match.' in told
+    assert 'With load_from: {path: …, revise_keys: {"nets.": "net."}}, 4 of the 4 missing tensors match.' in told
     torch.save({f"a.b.{name}": value for name, value in read(file).items()}, tmp_path / "a.pt")
-    assert 'With revise_keys: {"a.b.": ""}, 4 of the 4 missing tensors match.' in failure(
+    assert 'With load_from: {path: …, revise_keys: {"a.b.": ""}}, 4 of the 4 missing tensors match.' in failure(
         {"path": tmp_path / "a.pt", "strict": False}
     )
     weights = read(file)
@@ -201,7 +204,7 @@ def test_what_does_not_fit_names_the_nearest(tmp_path: Path, file: Path) -> None
 def test_nothing_at_all_fits(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(3)}, tmp_path / "a.pt")
     told = failure({"path": tmp_path / "a.pt", "strict": False})
-    assert "net.1.weight is missing, net.1.bias is missing, net.3.weight is missing and 2 more" in told
+    assert "net.1.weight is missing, net.1.bias is missing, net.3.weight is missing, and 2 more differences." in told
 
 
 class _Evil:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainyard.checks import boolean
 from trainyard.distributed.shares import class_of, like
-from trainyard.errors import ConfigError, nearest, some
+from trainyard.errors import ConfigError, counted, nearest, some
 from trainyard.models.patterns import above_all, fits_within, listed
 from trainyard.runner import checkpoint, foreign_files
 
@@ -139,14 +139,17 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
         raise ConfigError(f"{key}.exclude", list(asked.exclude), accepted)
     if not taken or (asked.strict and (missing or foreign or shapes)):
         differ = [f"{name} is missing" for name in missing]
-        differ += [f"{name} is not in this model" for name in foreign]
+        differ += [f"{name} is not in the model" for name in foreign]
         differ += [f"{name.replace(' ', ' has shape ', 1)}" for name in shapes.values()]
         accepted = f"a checkpoint of this model ({class_of(model).__name__})"
         advice = _advice(missing, foreign, before, revisable=key == KEY and not asked.revise_keys)
         if not advice and taken and key == KEY:
             what = "the matching tensor is" if len(taken) == 1 else f"the {len(taken)} matching tensors are"
             advice = f" With load_from: {{path: …, strict: false}}, only {what} loaded."
-        raise ConfigError(key, str(asked.path), accepted, hint=f"In this checkpoint, {some(differ, SHOWN)}.{advice}")
+        rest = len(differ) - SHOWN
+        more = f", and {counted(rest, 'more difference')}" if rest > 0 else ""
+        hint = f"This checkpoint differs from the model: {', '.join(differ[:SHOWN])}{more}.{advice}"
+        raise ConfigError(key, str(asked.path), accepted, hint=hint)
     model.load_state_dict({name: like(value, own[name]) for name, value in taken.items()}, strict=False)
     told = [f"{len(taken)} of {len(own)} tensors loaded"]
     told += [f"with the prefix {before!r}"] if before else []
@@ -159,7 +162,9 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
 
 def _checked_keys(given: Any) -> list[tuple[str, str]]:
     """Return the pairs of `revise_keys`; for a mapping, pairs of prefixes."""
-    accepted = "a mapping from name prefixes to replacements, or a list of pairs [pattern, replacement]"
+    accepted = (
+        "a mapping from name prefixes to replacements, or a list of pairs [pattern, replacement], all of them strings"
+    )
     pairs = list(given.items()) if isinstance(given, Mapping) else given
     if not isinstance(pairs, Sequence) or isinstance(pairs, str):
         raise ConfigError("revise_keys", given, accepted)
@@ -268,7 +273,7 @@ def _advice(missing: Sequence[str], foreign: Sequence[str], before: str, *, revi
             match = (
                 f"{count} of the {len(missing)} missing tensors match" if missing[1:] else "the missing tensor matches"
             )
-            return f" With revise_keys: {{{keys}}}, {match}."
+            return f" With load_from: {{path: …, revise_keys: {{{keys}}}}}, {match}."
     close = nearest(missing[0], foreign)
     return "" if close is None else f" The name nearest to {missing[0]} is {close}."
 
