@@ -297,6 +297,13 @@ def test_a_damaged_index_of_a_folder(tmp_path: Path, index: str, told: str) -> N
     assert told in message
 
 
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    files = "a sharded checkpoint (rest.pt) nor weights (model.safetensors or pytorch_model.bin)"
+    assert failure(tmp_path).endswith(f"{tmp_path} is a folder, but contains neither {files}.")
+    torch.save({}, tmp_path / "a.pt")
+    assert failure(tmp_path).endswith(f"{files}. Specify a checkpoint in it, such as {tmp_path / 'a.pt'}.")
+
+
 def test_safetensors_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.safetensors").touch()
     monkeypatch.setitem(sys.modules, "safetensors", None)

@@ -133,7 +133,7 @@ def read(path: Path) -> Any:
             from trainyard.distributed import sharded  # the import takes a second
 
             if not (path / sharded.REST).exists():
-                raise DamagedCheckpointError(_no_checkpoint(path, sharded.REST))
+                raise no_checkpoint(path, f"not a sharded checkpoint: it contains no {sharded.REST}")
             return sharded.load(path)
         if not stat.S_ISREG(mode):  # to open a pipe waits for a writer
             raise DamagedCheckpointError(f"{path} is neither a file nor the folder of a sharded checkpoint")
@@ -153,11 +153,11 @@ def read(path: Path) -> Any:
         raise DamagedCheckpointError(f"{path} is not a complete checkpoint ({_said(error)})") from error
 
 
-def _no_checkpoint(folder: Path, wanted: str) -> str:
-    """Describe a folder that is not a sharded checkpoint, such as the directory of a run."""
-    told = f"{folder} is a folder, but not a sharded checkpoint: it contains no {wanted}"
+def no_checkpoint(folder: Path, reason: str) -> DamagedCheckpointError:
+    """Return the error for a folder without a checkpoint, such as the directory of a run."""
+    told = f"{folder} is a folder, but {reason}"
     files = sorted([*folder.glob("*.pt"), *folder.glob("checkpoints/*.pt")])
-    return f"{told}. Specify a checkpoint in it, such as {files[-1]}" if files else told
+    return DamagedCheckpointError(f"{told}. Specify a checkpoint in it, such as {files[-1]}" if files else told)
 
 
 def _verify(path: Path) -> None:

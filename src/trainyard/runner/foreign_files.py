@@ -45,6 +45,12 @@ def read(path: Path) -> Any:
         if absent is not None:
             raise DamagedCheckpointError(f"{path} is not complete: its index lists {absent.name}, which does not exist")
         return {name: tensor for file in files for name, tensor in _tensors(file).items()}
+    if path.is_dir():
+        from trainyard.distributed import sharded  # the import takes a second
+
+        if not (path / sharded.REST).exists():
+            reason = f"contains neither a sharded checkpoint ({sharded.REST}) nor weights ({' or '.join(IN_FOLDER)})"
+            raise checkpoint.no_checkpoint(path, reason)
     if path.suffix == SAFE:
         return _safetensors(path)
     try:
