@@ -229,6 +229,15 @@ def test_indices_are_checked_before_they_reach_a_device(parts: Any) -> None:
             nn.Embedding(3, 2)(torch.tensor([0, 9]))
 
 
+def test_the_number_of_rows_in_the_config_is_named_before_its_indices_reach_a_device(parts: Any) -> None:
+    data = Loaders(train=DataLoader(_tensors(), 16), spec={"vocab_size": 10})
+    model = {"_target_": f"{__name__}.Tokens", "vocab_size": 3}
+    runner = Runner(**parts | {"data": data, "model": model})
+    with IndexRanges(runner, "train"), pytest.raises(ConfigError) as error:
+        nn.Embedding(3, 2)(torch.tensor([0, 9]))
+    assert str(error.value) == "model.vocab_size: 3 is invalid. Expected auto, or 10, as in the data."
+
+
 def test_an_index_that_an_embedding_does_not_have(told: Any) -> None:
     message = told(model=Tokens(4))
     assert message.startswith("model and data do not match, in a batch of 'val': layer rows (Embedding(4, 3)) has ")

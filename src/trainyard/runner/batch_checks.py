@@ -17,10 +17,9 @@ from trainyard.config.compiling import compile_arguments
 from trainyard.data.lengths import exact_length, first_batch, samples_hint
 from trainyard.data.tensor_loader import ImageLoader, TensorLoader
 from trainyard.data.transfer import to_device
-from trainyard.errors import TrainyardError
 from trainyard.models import Supervised, call
 from trainyard.models.transformer import token_cross_entropy
-from trainyard.runner.misfit import classes_of, no_class, one_sample
+from trainyard.runner.misfit import classes_of, no_class, no_row, one_sample
 
 if TYPE_CHECKING:
     from trainyard.runner.parts import Parts
@@ -65,12 +64,8 @@ class IndexRanges(TorchFunctionMode):
             check_targets(self._parts, self._split, target, classes_of(logits), named.get("ignore_index", -100))
         elif func is F.embedding:
             index, weight = _first_two(args, named, "input", "weight")
-            wrong = index[(index < 0) | (index >= len(weight))]
-            if wrong.numel():
-                raise TrainyardError(
-                    f"model and data do not match, in a batch of {self._split!r}: an Embedding has rows 0 to "
-                    f"{len(weight) - 1}, but got index {int(wrong[0])}."
-                )
+            if ((index < 0) | (index >= len(weight))).any():
+                raise no_row(self._parts, self._split, "an Embedding", len(weight), index)
         return func(*args, **named)
 
 

@@ -234,11 +234,7 @@ def _out_of_range(scene: Scene, parts: Parts) -> TrainyardError:
             "an Embedding. Run with device=cpu to find the index. This process can no longer use CUDA."
         )
     if isinstance(scene.module, nn.Embedding) and scene.given and isinstance(scene.given[0], Tensor):
-        largest, count = _extreme(scene.given[0], scene.module.num_embeddings), scene.module.num_embeddings
-        told = f"{scene.layer} has rows 0 to {count - 1}, but got index {largest}."
-        return _wrong_count(parts, count) or TrainyardError(
-            f"model and data do not match, in a batch of {scene.split!r}: {told}"
-        )
+        return no_row(parts, scene.split, scene.layer, scene.module.num_embeddings, scene.given[0])
     if scene.logits is None or scene.target is None:
         return _shapes(scene, parts)
     return no_class(parts, scene.split, _extreme(scene.target, classes_of(scene.logits)), classes_of(scene.logits))
@@ -261,6 +257,12 @@ def no_class(parts: Parts, split: str, target: int, classes: int) -> ConfigError
         hint += " To ignore targets, set ignore_index of the loss and of the metrics."
     accepted = f"targets from 0 to {classes - 1} in {split!r}: the model has {counted(classes, 'output')}"
     return ConfigError("data", target, accepted, hint=hint.strip())
+
+
+def no_row(parts: Parts, split: str, layer: str, rows: int, indices: Tensor) -> TrainyardError:
+    """Return the error for an index that is not a row of the Embedding `layer`."""
+    told = f"{layer} has rows 0 to {rows - 1}, but got index {_extreme(indices, rows)}."
+    return _wrong_count(parts, rows) or TrainyardError(f"model and data do not match, in a batch of {split!r}: {told}")
 
 
 def _wrong_count(parts: Parts, count: int) -> ConfigError | None:
@@ -339,11 +341,8 @@ def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
 
 
 def _suspects(parts: Parts) -> list[tuple[str, int, int]]:
-    """Return the arguments of the model with the name of a property of the data but another value.
-
-    Returns:
-        For each argument, its key, its value, and the property.
-    """
+    """Return the key, the value and the property for each argument of the model that has the name of a property of the
+    data, but another value."""
     facts = _facts(parts)
 
     def walk(value: Any, key: str) -> Iterator[tuple[str, int, int]]:
