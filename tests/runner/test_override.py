@@ -122,7 +122,10 @@ def test_another_batch_size_within_an_epoch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("optim.lr", "resume_override: 'optim.lr' is invalid. Expected a list of keys of optim and data.batch_size"),
+        (
+            "optim.lr",
+            "resume_override: 'optim.lr' is invalid. Expected null, or a list of keys of optim and data.batch_size",
+        ),
         (["optm.lr"], "resume_override: 'optm.lr' is invalid. .* Did you mean 'optim.lr'?"),
         (
             ["optim.weight_dekay"],

@@ -23,7 +23,9 @@ Intervals = Sequence[Sequence[int]]
 
 
 def _pairs(key: str, given: Intervals) -> list[tuple[int, int]]:
-    accepted = "pairs [milestone, interval] of integers of at least 1, each milestone larger than the one before"
+    accepted = (
+        "null, or pairs [milestone, interval] of integers of at least 1, each milestone larger than the one before"
+    )
     try:
         pairs = [(milestone, interval) for milestone, interval in given]
     except (TypeError, ValueError):

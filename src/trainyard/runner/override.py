@@ -35,7 +35,7 @@ def parse(given: Any) -> tuple[str, ...]:
         ConfigError: the value is not a list of keys that can be overridden.
     """
     keys = [] if given is None else given
-    accepted = f"a list of keys of optim and {BATCH_SIZE}, such as [optim.lr, {BATCH_SIZE}], or null"
+    accepted = f"null, or a list of keys of optim and {BATCH_SIZE}, such as [optim.lr, {BATCH_SIZE}]"
     if isinstance(keys, str) or not isinstance(keys, Sequence):
         raise ConfigError(KEY, given, accepted)
     for key in keys:

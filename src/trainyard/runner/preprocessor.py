@@ -39,7 +39,7 @@ def with_preprocessor(model: Any, fitted: Mapping[str, Any] | None) -> Any:
             model.data_preprocessor = module if own is None else as_module([module, own])
         return model
     if is_node(model) and taken_out({**model, "data_preprocessor": node}, "data_preprocessor")[1] is not None:
-        accepted = "a class whose __init__ takes data_preprocessor, as that of trainyard.models.BaseModel"
+        accepted = "a class whose __init__ takes data_preprocessor, like that of trainyard.models.BaseModel"
         raise ConfigError("model", model["_target_"], accepted, hint=hint)
     own = model.get("data_preprocessor")
     if own is None:

@@ -65,7 +65,7 @@ def check_none_missed(runner: Runner) -> None:
     """Warn of parameters that were never trained; `notice` searches for unfrozen ones between two epochs."""
     if new := _new(runner):
         log.warning(
-            "These parameters have gradients, but are not trained by any optimizer: %s. Use Runner.unfreeze "
+            "These parameters require gradients, but are not trained by any optimizer: %s. Use Runner.unfreeze "
             "to train them.",
             some(new, SHOWN),
         )

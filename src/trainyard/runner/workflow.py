@@ -45,7 +45,9 @@ class Workflow:
     """
 
     def __init__(self, entries: Entries) -> None:
-        accepted = "pairs [train, n] and [val, n] with integers n of at least 1, and at least one pair [train, n]"
+        accepted = (
+            "null, or pairs [train, n] and [val, n] with integers n of at least 1, and at least one pair [train, n]"
+        )
         if not isinstance(entries, list | tuple) or not all(_is_pair(entry) for entry in entries):
             raise ConfigError("workflow", entries, accepted)
         for mode, _ in entries:
