@@ -41,8 +41,8 @@ class LightningHooks(Hook):
         schedule = vars(runner).get("schedule")
         if self.model.schedulers and schedule is not None and not schedule.constant:
             raise TrainyardError(
-                f"schedule: {KEY} creates schedulers, which a second schedule would overwrite. Use "
-                f"schedule=constant, or another optimizer such as optim=adam with a schedule of your choice."
+                f"schedule: {KEY} creates schedulers, whose learning rates a second schedule would overwrite. "
+                f"Use schedule=constant, or another optimizer such as optim=adam with a schedule of your choice."
             )
 
     # -- training ------------------------------------------------------------------------------------------------------

@@ -58,7 +58,9 @@ def check_closure(optimizer: Optimizer, precision: Any, accumulate: int) -> None
     """
     name = type(optimizer).__name__
     if accumulate > 1:
-        hint = "The closure evaluates the loss of one batch several times; for larger batches, increase the batch size."
+        hint = (
+            "The optimizer evaluates the loss of one batch several times; for larger batches, increase the batch size."
+        )
         raise ConfigError("accumulate", accumulate, f"1 for {name}, whose step takes a closure", hint=hint)
     if isinstance(precision, ScaledAutocast):
         hint = "The gradient scaler cannot step with a closure."

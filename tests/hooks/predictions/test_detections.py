@@ -153,8 +153,8 @@ def test_what_cannot_be_drawn_is_told_once(tmp_path: Path, caplog: pytest.LogCap
     assert not (tmp_path / "figures").exists()
     (told,) = (record.getMessage() for record in caplog.records if "detection_log" in record.getMessage())
     assert told.endswith(
-        "predictions or targets: the value for an image is a tensor [3], not a mapping with boxes or masks, scores "
-        "[C, H, W] or classes [H, W]."
+        "predictions or targets: the value for an image is a tensor [3], not a mapping with boxes or masks, a tensor "
+        "of scores [C, H, W] or a tensor of classes [H, W]."
     )
 
 

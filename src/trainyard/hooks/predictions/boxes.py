@@ -47,7 +47,7 @@ class Instances:
             return cls(None, np.stack([array == label for label in present]), present, None)
         if not isinstance(given, Mapping):
             found = f"a tensor {list(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
-            expected = "a mapping with boxes or masks, scores [C, H, W] or classes [H, W]"
+            expected = "a mapping with boxes or masks, a tensor of scores [C, H, W] or a tensor of classes [H, W]"
             raise TypeError(f"the value for an image is {found}, not {expected}")
         known = [name for name in ("boxes", "masks", "labels", "scores") if name in given]
         held = {name: given[name].detach().cpu().numpy() for name in known}

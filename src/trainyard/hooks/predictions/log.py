@@ -218,11 +218,11 @@ class _Drawing:
     def _chosen(self) -> str:
         count, of = len(self.shown.index), self.shown.samples
         how = {
-            "worst": f"the {count} with the highest loss",
-            "first": f"the first {count}",
-            "random": f"{count} random samples",
+            "worst": f"the {count} of {of} samples with the highest loss",
+            "first": f"the first {count} of {of} samples",
+            "random": f"{count} of {of} samples, chosen at random",
         }
-        return f"{how[self.which]} of {of} samples"
+        return how[self.which]
 
     def _some(self) -> str:
         count, of = len(self.shown.index), self.shown.samples
