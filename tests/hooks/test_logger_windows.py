@@ -121,12 +121,12 @@ def test_the_run_is_named_now_and_then(make: Any, caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"window": 0}, "window: 0 is invalid. Expected an integer of at least 1, or epoch, global, a mapping"),
+        ({"window": 0}, "window: 0 is invalid. Expected an integer of at least 1, epoch, global, a mapping"),
         (
             {"window": "all"},
-            "Expected one of epoch, global, or an integer of at least 1, a mapping from names to such values, or null",
+            "Expected an integer of at least 1, epoch, global, a mapping from names to such values, or null",
         ),
-        ({"window": {"loss": 0}}, "window.loss: 0 is invalid. Expected an integer of at least 1, or epoch or global."),
+        ({"window": {"loss": 0}}, "window.loss: 0 is invalid. Expected an integer of at least 1, epoch or global."),
         ({"window": {"loss": "epochs"}}, "window.loss: 'epochs' is invalid"),
         ({"smoothing": 1.0}, "smoothing: 1.0 is invalid. Expected a number above 0 and below 1, or a mapping"),
         ({"smoothing": {"loss": 1.0}}, "smoothing.loss: 1.0 is invalid. Expected a number above 0 and below 1."),

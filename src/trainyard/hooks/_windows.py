@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from trainyard.checks import choice, integer, is_integer, number
+from trainyard.checks import is_integer, number
 from trainyard.errors import ConfigError
 
 Column = Sequence[tuple[int, Tensor]]
@@ -132,11 +132,13 @@ def _key(argument: str, name: str) -> str:
 
 
 def _plain(key: str, given: Any) -> LogWindow:
-    others = _others(key)
-    more = f", {others}" if others else ""
-    if is_integer(given):
-        return LastN(n=integer(key, given, at_least=1, other=f"epoch, global{more}" if others else "epoch or global"))
-    return Since(whole=choice(key, given, ("epoch", "global"), other=f"an integer of at least 1{more}") == "global")
+    if is_integer(given, at_least=1):
+        return LastN(n=int(given))
+    if given not in ("epoch", "global"):
+        others = _others(key)
+        names = f"epoch, global, {others}" if others else "epoch or global"
+        raise ConfigError(key, given, f"an integer of at least 1, {names}", options=("epoch", "global"))
+    return Since(whole=given == "global")
 
 
 def _smoothed(key: str, given: Any) -> LogWindow:
