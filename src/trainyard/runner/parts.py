@@ -352,10 +352,9 @@ class Parts:
 
     def _read(self, split: str, seed: int) -> Loader:
         """Return a new loader of a set in the order of a seed."""
-        if self.data is None:
-            raise ConfigError("data", None, f"data with the split {split}")
-        if split not in self.data.splits:
-            raise ConfigError("data", split, f"a split that the data has: {', '.join(self.data.splits)}")
+        if self.data is None or split not in self.data.splits:
+            given = None if self.data is None else list(self.data.splits)
+            raise ConfigError("data", given, f"data with the split {split}")
         try:
             return self.data.loader(split, seed=seed, device=self.device)
         except EmptyDataError as error:

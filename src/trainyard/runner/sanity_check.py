@@ -38,7 +38,7 @@ def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
         if not runner.stacked:
             check_last_batch(runner, runner.device)
         if runner.has_split("val"):
-            none = "no metrics. Add some with metric=… on the command line, or metrics={...} of the Runner"
+            none = "no metrics. Add some with metric=… on the command line, or with Runner(metrics={…}) in Python"
             names = runner.val_loop.sanity_check(runner)
             further = [getattr(hook, "metric_names", _nothing)(names) for hook in runner.dispatch.hooks.values()]
             known = [*names, *(name for more in further for name in more)]
