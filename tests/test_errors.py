@@ -24,6 +24,11 @@ def test_the_first_names_and_the_number_of_the_others() -> None:
     assert [some("abc"[:count], 2) for count in range(4)] == ["", "a", "a, b", "a, b and 1 more"]
 
 
+def test_null_is_no_misspelled_name() -> None:
+    assert "Did you mean" not in str(ConfigError("schedule", None, "an option", options=["constant", "cosine"]))
+    assert str(ConfigError("tracker", None, "an option", options=["mlflow", "none"])).endswith("Did you mean 'none'?")
+
+
 def test_the_nearest_name_may_differ_in_case() -> None:
     names = ["FashionMNIST", "MNIST", "mnist_plus", "Mnist"]
     assert nearest("FASHIONMNIST", names) == "FashionMNIST"

@@ -82,7 +82,9 @@ class ConfigError(TrainyardError):
 
     def __str__(self) -> str:
         text = f"{self.key}: {self._problem()}"
-        close = nearest(str(self.given), self.options)
+        # null is no misspelled name, unless an option means the same.
+        options = [each for each in self.options if each.lower() == "none"] if self.given is None else self.options
+        close = nearest(str(self.given), options)
         if close is not None:
             text += f" Did you mean {close!r}?"
         return f"{text} {self.hint}".rstrip()
