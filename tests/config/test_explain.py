@@ -278,6 +278,29 @@ def test_an_override_of_a_group_that_no_config_selects(tmp_path: Path) -> None:
     assert explained.endswith("To select an option of it, write /model/data_preprocessor without override.")
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("override modle: cnn", "override: 'modle' is invalid. Expected a group that the configs select: data, env"),
+        ("override modle: cnn", "Did you mean 'model'?"),
+        ("override hydra/sweper: grid", "Did you mean 'hydra/sweeper'?"),
+    ],
+)
+def test_an_override_of_a_misspelled_group_in_the_primary_config(key: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"defaults: [train, {{{key}}}]\n")
+    with pytest.raises(ConfigCompositionException) as raised, initialize_config_dir(str(tmp_path), **VERSION_BASE):
+        compose("mine")
+    assert message in str(explain(raised.value, [], ConfigPlaces(str(tmp_path), "mine")))
+
+
+def test_an_override_of_a_misspelled_group_in_a_complete_primary_config(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [{model: mlp}, {override modle: cnn}]\n")
+    with pytest.raises(ConfigCompositionException) as raised, initialize_config_dir(str(tmp_path), **VERSION_BASE):
+        compose("mine")
+    explained = str(explain(raised.value, [], ConfigPlaces(str(tmp_path), "mine")))
+    assert "hydra/sweeper, model. Did you mean 'model'?" in explained
+
+
 def test_an_interpolation_of_hydras_own_keys() -> None:
     config = OmegaConf.create({"hydra": {"run": {"dir": "${nowhere}"}}})
     with pytest.raises(OmegaConfBaseException) as raised:

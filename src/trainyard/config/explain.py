@@ -14,7 +14,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from trainyard.config.explain_files import explain_file, first_line, selecting
+from trainyard.config.explain_files import EMPTY, explain_file, first_line, selecting
 from trainyard.config.hydra_versions import full_key
 from trainyard.config.places import ConfigPlaces
 from trainyard.config.sweepers import SAMPLER_ARGUMENTS, SAMPLERS, hint_for
@@ -43,7 +43,6 @@ _COMPOSITION = ("hydra._internal.config_repository", "trainyard.sweep.compose")
 """Modules that read configs."""
 OPTIONAL = ("data", "experiment", "metric")
 """Groups without which a config works."""
-_EMPTY = "_dummy_empty_config_"  # among the primary configs of Hydra
 SYNONYMS = {
     "epochs": "max_epochs",
     "num_epochs": "max_epochs",
@@ -119,7 +118,7 @@ def _explain_missing(
         return ConfigError("--config-name", places.name, accepted, options=known)
     file, name = absent.groups()
     group, _, option = name.rpartition("/")
-    options = [each for each in (*(error.options or ()), *places.options(group)) if each != _EMPTY]
+    options = [each for each in (*(error.options or ()), *places.options(group)) if each != EMPTY]
     options = list(dict.fromkeys(options))
     hint = _instead_of(group, option)
     meant = () if hint else options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,8 @@ from trainyard.config.headers import check_header, explain_header
 from trainyard.config.places import ConfigPlaces
 from trainyard.errors import ConfigError, TrainyardError
 
+EMPTY = "_dummy_empty_config_"
+"""A primary config of Hydra's own, which contains nothing."""
 _UNUSED_OVERRIDE = r"(?:Could not override|Invalid Defaults List override '[^']*'\.\s+No earlier Group Default for)"
 """Start of the message about an override of an absent group: of Hydra 1.3, and of Hydra 1.4."""
 _DEFAULTS = ("Invalid defaults list", "Unsupported type in defaults", "Unsupported item value in defaults")
@@ -175,12 +178,30 @@ def _composed(places: ConfigPlaces) -> Any:
         return {}
 
 
-def _groups(places: ConfigPlaces) -> list[str]:
+def _groups(places: ConfigPlaces) -> set[str]:
+    """Return the groups that the configs select. If the primary config cannot be composed, these are the groups in its
+    defaults list, those of the configs that it includes, and Hydra's own."""
+    found = _selected(places)
+    file = None if found else places.find(places.name.removesuffix(".yaml"))
+    if file is None:
+        return found
+    entries = file.content.get("defaults")
+    for entry in entries if isinstance(entries, list) else ():
+        for key in map(str, entry) if isinstance(entry, Mapping) else ():
+            if key != "optional" and not key.startswith("override "):
+                found.add(key.removeprefix("optional ").strip().lstrip("/"))
+    for name in (*file.included(places.name), EMPTY):
+        found |= _selected(replace(places, name=name))
+    return found
+
+
+def _selected(places: ConfigPlaces) -> set[str]:
+    """Return the groups of which the primary config selects an option; empty if it cannot be composed."""
     try:
         cfg: DictConfig = places.compose([], with_hydra=True)
     except (HydraException, OmegaConfBaseException, ValueError, OSError):
-        return []
-    return [str(group) for group in cfg.hydra.runtime.choices]
+        return set()
+    return {str(group) for group in cfg.hydra.runtime.choices}
 
 
 def _said(error: BaseException) -> str:
