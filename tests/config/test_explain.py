@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -255,6 +255,30 @@ def test_a_fault_in_the_primary_config(text: str, message: str, tmp_path: Path) 
     with pytest.raises(HydraException) as raised, initialize_config_dir(str(tmp_path), **VERSION_BASE):
         compose("mine")
     assert message.format(file=file) in str(explain(raised.value, [], ConfigPlaces(str(tmp_path), "mine")))
+
+
+def test_a_misspelled_group_in_a_defaults_list(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [train, {modle: cnn}]\n")
+    with pytest.raises(MissingConfigException) as raised, initialize_config_dir(str(tmp_path), **VERSION_BASE):
+        compose("mine")
+    explained = str(explain(raised.value, [], ConfigPlaces(str(tmp_path), "mine")))
+    assert explained.endswith("Did you mean the group 'model'?")
+
+
+@pytest.mark.parametrize(
+    ("override", "way"),
+    [
+        ("++hook=[ema]", "'hook=[ema]'"),
+        ("++experiment=beginner", "experiment=beginner"),
+        ("++model/data_preprocessor=normalize", "+model/data_preprocessor=normalize"),
+    ],
+)
+def test_an_option_that_is_added_by_force(override: str, way: str) -> None:
+    with pytest.raises(ConfigCompositionException) as raised, initialize_config_dir(CONF, **VERSION_BASE):
+        compose("train", overrides=[override])
+    assert str(explain(raised.value, [override], PLACES)) == (
+        f"{override}: ++ cannot select an option of a group. To select this option, use {way}"
+    )
 
 
 def test_a_fault_in_a_config_file_is_no_fault_of_an_override(tmp_path: Path) -> None:

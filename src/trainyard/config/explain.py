@@ -14,7 +14,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from trainyard.config.explain_files import EMPTY, explain_file, first_line, selecting
+from trainyard.config.explain_files import EMPTY, explain_file, first_line, selected_groups, selecting
 from trainyard.config.hydra_versions import full_key
 from trainyard.config.places import ConfigPlaces
 from trainyard.config.sweepers import SAMPLER_ARGUMENTS, SAMPLERS, hint_for
@@ -72,7 +72,9 @@ def explain(
         return _explain_missing(error, overrides, places)
     if isinstance(error, OverrideParseException):
         return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
-    if isinstance(error, ConfigCompositionException) and (told := _explain_sweep(str(error), places)):
+    if isinstance(error, ConfigCompositionException) and (
+        told := _explain_sweep(str(error), places) or _explain_forced(str(error), places)
+    ):
         return told
     if told := _explain_added(error, overrides) or explain_file(error, places):
         return told
@@ -130,6 +132,8 @@ def _explain_missing(
         last = group.rpartition("/")[2]
         if not options and places.options(last):
             hint += f" Write 'override /{last}': without the /, the group is searched below this file."
+        elif not options and (close := nearest(group, selected_groups(places) - {group})):
+            hint += f" Did you mean the group {close!r}?"
     accepted = f"one of {', '.join(options)}" if options else f"an option of an existing group; {group} has no options"
     return ConfigError(group or "defaults", option, accepted, options=meant, hint=hint)
 
@@ -306,6 +310,16 @@ def _explain_added(error: Exception, overrides: Sequence[str]) -> TrainyardError
         f"{added}: the configs already select an option of {group}. To select another one, use "
         f"{quote(added.lstrip('+'))}"
     )
+
+
+def _explain_forced(text: str, places: ConfigPlaces) -> TrainyardError | None:
+    """Explain `++model=cnn`; Hydra has no such override of a group."""
+    found = re.match(r"force-add of config groups is not supported: '(\+\+([^=]+)=.*)'", text)
+    if found is None:
+        return None
+    plus = "" if found[2] in selected_groups(places) else "+"
+    way = quote(f"{plus}{found[1].lstrip('+')}")
+    return TrainyardError(f"{found[1]}: ++ cannot select an option of a group. To select this option, use {way}")
 
 
 def _explain_index(error: Exception, overrides: Sequence[str], places: ConfigPlaces) -> TrainyardError | None:

@@ -96,7 +96,7 @@ def _explain_override(name: str, group: str, package: str, places: ConfigPlaces)
         except TrainyardError as found:
             return found
         entries = file.content.get("defaults")
-    groups = _groups(places)
+    groups = selected_groups(places)
     where = f"{_path(name, places)}: 'override {group}' is invalid"
     last = group.rpartition("/")[2]
     given = [str(key) for entry in entries or () if isinstance(entry, Mapping) for key in entry]
@@ -178,7 +178,7 @@ def _composed(places: ConfigPlaces) -> Any:
         return {}
 
 
-def _groups(places: ConfigPlaces) -> set[str]:
+def selected_groups(places: ConfigPlaces) -> set[str]:
     """Return the groups that the configs select. If the primary config cannot be composed, these are the groups in its
     defaults list, those of the configs that it includes, and Hydra's own."""
     found = _selected(places)
