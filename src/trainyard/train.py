@@ -22,9 +22,14 @@ def config_folder() -> Path:
         return here
     flags = [argument for argument in sys.argv[1:] if argument.startswith("-") and argument not in MULTIRUN]
     if not flags and any(here.rglob("*.yaml")):
+        own = sorted(file.stem for file in here.glob("*.yaml"))
+        then = (
+            f"To use conf/{own[0]}.yaml, pass --config-path conf --config-name {own[0]}."
+            if own
+            else "To add the options in conf, use --config-dir conf."
+        )
         print(
-            "The folder conf is not used, because it has no train.yaml. The configs are those of Trainyard. To add the "
-            "options in conf, use --config-dir conf.",
+            "The folder conf is not used, because it has no train.yaml. The configs are those of Trainyard. " + then,
             file=sys.stderr,
         )
     return own_configs()

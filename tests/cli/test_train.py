@@ -66,4 +66,10 @@ def test_a_folder_of_options_alone_is_not_used_silently(
     assert capsys.readouterr().err == ""
     (tmp_path / "conf" / "optim" / "mine.yaml").write_text("lr: 1")
     assert config_folder().resolve() == ROOT / "conf"
-    assert ("The folder conf is not used, because it has no train.yaml" in capsys.readouterr().err) is told
+    said = capsys.readouterr().err
+    assert ("The folder conf is not used, because it has no train.yaml" in said) is told
+    assert said.endswith("use --config-dir conf.\n") is told
+    (tmp_path / "conf" / "mine.yaml").write_text("defaults: [train]")
+    assert config_folder().resolve() == ROOT / "conf"
+    said = capsys.readouterr().err
+    assert said.endswith("To use conf/mine.yaml, pass --config-path conf --config-name mine.\n") is told
