@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trainyard.errors import ConfigError, nearest, some
+from trainyard.errors import ConfigError, listed, nearest, some
 
 
 def test_of_tensors_the_shapes_are_shown() -> None:
@@ -22,6 +22,10 @@ def test_what_is_short_is_shown_whole() -> None:
 
 def test_the_first_names_and_the_number_of_the_others() -> None:
     assert [some("abc"[:count], 2) for count in range(4)] == ["", "a", "a, b", "a, b and 1 more"]
+
+
+def test_all_names_of_a_sentence() -> None:
+    assert [listed(each) for each in ([3], [3, 4], "abc")] == ["3", "3 and 4", "a, b and c"]
 
 
 def test_null_is_no_misspelled_name() -> None:

@@ -39,6 +39,12 @@ def some(names: Iterable[str], limit: int) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def listed(names: Iterable[object]) -> str:
+    """Return all names as a text: `a`, `a and b`, `a, b and c`."""
+    *first, last = map(str, names)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 _LONG = 400
 """Maximum number of characters of a representation that an error shows completely."""
 

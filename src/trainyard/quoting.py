@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
+from trainyard.errors import listed
+
 _PLAIN = re.compile(r"[A-Za-z0-9_/+.%*@?|:-]+")
 _TYPED = re.compile(r"null|true|false|[+-]?(inf|nan|[\d._]+(e[+-]?\d+)?)", re.IGNORECASE)  # no texts, unless quoted
 _BACKSLASHES = re.compile(r'(\\*)("|$)')
@@ -46,4 +48,4 @@ def named(folders: Sequence[Path]) -> str:
     >>> named([Path("outputs"), Path("multirun")]), named([Path()])
     ('outputs and multirun', 'the current folder')
     """
-    return " and ".join("the current folder" if folder == Path() else str(folder) for folder in folders)
+    return listed("the current folder" if folder == Path() else folder for folder in folders)

@@ -81,7 +81,7 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         raise TrainyardError(f"No run has the name or ID {text!r}. {searched}{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    what = f"{text!r} is the name or ID of {len(found)} runs in {where}"
+    what = f"{text!r} matches {len(found)} runs in {where}"
     differ = len({run.info.id for run in found}) == len(found)  # copies of a directory have one ID
     give = "Give the ID or the directory" if differ else "Give the directory"
     raise TrainyardError(f"{what}. {give} of one of them:{shown}{more}")

@@ -19,7 +19,7 @@ from trainyard.distributed import world
 from trainyard.distributed.rank_loader import share_of, turns_of
 from trainyard.distributed.rank_metric import RankMetric
 from trainyard.distributed.strategy import Strategy
-from trainyard.errors import TrainyardError, counted
+from trainyard.errors import TrainyardError, counted, listed
 from trainyard.metrics import Metric
 
 log = logging.getLogger(__name__)
@@ -125,10 +125,9 @@ class Distributed(Strategy):
     def check_served(self, loader: Loader, name: str) -> None:
         turns: Any = loader
         if exact_length(loader) is None and len(set(found := self.gather(turns.served))) > 1:
-            counts = " and ".join(map(str, found))
             raise TrainyardError(
-                f"The devices read {counts} batches of {name!r}. Each device evaluates its share of the batches, so "
-                "the data must be the same on all devices."
+                f"The devices read {listed(found)} batches of {name!r}. Each device evaluates its share of the "
+                "batches, so the data must be the same on all devices."
             )
 
     def idle(self, loader: Loader) -> Iterator[Any]:

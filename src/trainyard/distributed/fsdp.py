@@ -56,7 +56,7 @@ class FSDP(Distributed):
         super().__post_init__()
         names = isinstance(self.wrap, list | tuple) and all(isinstance(name, str) for name in self.wrap)
         if self.wrap is not None and not names:
-            self.wrap = integer("wrap", self.wrap, at_least=1, other="a list of module classes, or null")
+            self.wrap = integer("wrap", self.wrap, at_least=1, other="a list of names of module classes, or null")
         for name in ("reshard_after_forward", "cpu_offload"):
             boolean(name, getattr(self, name))
         self._policy = _policy(self.mixed_precision)

@@ -23,7 +23,7 @@ from trainyard.data.lengths import exact_length
 from trainyard.data.limits import FirstBatches
 from trainyard.data.seeding import PositionedSampler, Request
 from trainyard.data.tensor_loader import TensorLoader
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, listed
 
 
 def rows(n: int, rank: int, world_size: int) -> slice:
@@ -170,7 +170,7 @@ class Share(_OfRank):
         for batch in batches:
             sizes = set(_sizes(batch))
             if len(sizes) != 1:
-                lengths = " and ".join(map(str, sorted(sizes))) or "no"
+                lengths = listed(sorted(sizes)) if sizes else "no"
                 raise _uncut(batch, f"its tensors have {lengths} rows")
             self.size = size = sizes.pop()
             own, self.weight = _part(size, self.rank, self.world_size)
