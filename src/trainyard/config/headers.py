@@ -142,7 +142,7 @@ def explain_header(error: Exception, places: ConfigPlaces) -> TrainyardError | N
         return None
     told = str(error).partition("'")[2].rpartition("'")[0]  # the header without its #
     if re.match(r"@\s*package", told, re.IGNORECASE):
-        accepted = "Expected one name after @package, such as '# @package _global_', and no comment in the same line."
+        accepted = "Expected one name after @package, such as '# @package _global_', and no comment on the same line."
     else:
         accepted = "Hydra reads a comment with an @ at its start as a header. Move it below the first key."
     for file in places.files():
