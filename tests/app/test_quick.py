@@ -28,6 +28,17 @@ def test_of_a_run(command: Any, spread: list[str]) -> None:
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["run"]
 
 
+@pytest.mark.parametrize("loop", [["loop.max_epochs=1"], ["loop=iter", "loop.max_iters=2"]])
+def test_of_a_run_that_would_end_at_the_checkpoint(command: Any, loop: list[str]) -> None:
+    """Iterations follow the checkpoint also if the run itself has no more than the checkpoint."""
+    status, said = command("quick=true", *loop, "hydra.run.dir=run", quick=["tracker=none"])
+    assert status == 0, said
+    assert "Nothing to train" not in said
+    records = [record for record, _ in read(Path("run/metrics.jsonl"))]
+    steps = [record["step"] for record in records if record["kind"] == "metrics" and "val/accuracy" in record["values"]]
+    assert steps == [2, 4]
+
+
 @pytest.mark.parametrize("fuse", ["off", "2"])
 def test_of_a_sweep(train: Any, tmp_path: Path, fuse: str) -> None:
     result = train(

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trainyard.checks import is_integer
 from trainyard.data.limits import KEYS
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
 BATCHES = 2
+_LENGTHS = {"max_epochs": 2, "max_iters": 2 * BATCHES}
+"""Minimum lengths, so that iterations are left when the run is resumed."""
 _INTERVALS = {"val_begin": 1, "val_interval": 1, "dynamic_intervals": None, "workflow": None}
 
 
@@ -23,6 +26,7 @@ def quickly(values: Mapping[str, Any]) -> dict[str, Any]:
     loop = values.get("loop")
     if isinstance(loop, Mapping):
         own = _INTERVALS | ({"val_interval": BATCHES, "val_begin": 1} if "max_iters" in loop else {})
+        own |= {key: least for key, least in _LENGTHS.items() if is_integer(loop.get(key), at_least=1, at_most=least)}
         loop = {**loop, **{key: value for key, value in own.items() if key in loop}}
     return {**values, "tracker": None, "limit": limit, "loop": loop}
 
