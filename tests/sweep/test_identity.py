@@ -22,7 +22,7 @@ OWN = {"order": "any", "pruner": None, "space": ["optim.lr=interval(0,1)"], "ver
             OWN,
             {**OWN, "pruner": ASHA, "space": ["optim.lr=interval(0,2)"]},
             [
-                "pruner: not set (now trainyard.sweep.proposers.pruners.Asha)",
+                "pruner: not set (now asha)",
                 'space: ["optim.lr=interval(0,1)"] (now ["optim.lr=interval(0,2)"])',
             ],
         ),

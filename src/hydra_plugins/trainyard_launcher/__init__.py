@@ -275,7 +275,7 @@ class GridSweeper(BasicSweeper):
             mapping_of("params", given, "a mapping from keys to values: {optim.lr: '1e-3,1e-2'}")
         batches = self._batches([*self._parse_config(), *arguments])
         ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None
-        if not (self.pruner is None or self._pruner_class() == "NoPruner"):
+        if not (self.pruner is None or self._pruner_target().endswith("NoPruner")):
             self._prune([job for batch in batches for job in batch], ours)
             return []
         if ours is None:  # our launcher writes the command itself, once the sweep is certain to run
@@ -302,14 +302,12 @@ class GridSweeper(BasicSweeper):
                 raise result._return_value  # its getter would name a job that may have failed for another reason
         return returns
 
-    def _pruner_class(self) -> str:
-        """Return the name of the pruner's class; of a value that is not a config, the value, which `_prune` rejects."""
-        target = self.pruner.get("_target_") if OmegaConf.is_dict(self.pruner) else self.pruner
-        return str(target).rpartition(".")[2]
+    def _pruner_target(self) -> str:
+        """Return the pruner's `_target_`; of a value that is not a config, the value, which `_prune` rejects."""
+        return str(self.pruner.get("_target_") if OmegaConf.is_dict(self.pruner) else self.pruner)
 
     def _prune(self, jobs: list[list[str]], launcher: LocalLauncher | None) -> None:
-        from trainyard.errors import ConfigError
-        from trainyard.sweep.proposers.pruner_settings import check_application, pruner_node
+        from trainyard.sweep.proposers.pruner_settings import check_application, no_pruner, pruner_node
         from trainyard.sweep.proposers.search_settings import grid_proposer
         from trainyard.sweep.proposers.shared_values import of_jobs
 
@@ -317,8 +315,7 @@ class GridSweeper(BasicSweeper):
         assert self.hydra_context is not None
         if launcher is None or self.max_batch_size is not None:
             needed = "hydra/launcher=local, slurm or ray, and hydra.sweeper.max_batch_size=null"
-            accepted = f"none, because pruners need {needed}"
-            raise ConfigError("hydra/sweeper/pruner", self._pruner_class(), accepted)
+            raise no_pruner(self._pruner_target(), f"pruners need {needed}")
         config = of_jobs(jobs, self.hydra_context.config_loader, self.config)
         node = pruner_node(self.pruner, config)
         assert node is not None

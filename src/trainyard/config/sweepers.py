@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 SETTINGS: dict[str, tuple[str, ...]] = {
     "grid": ("max_batch_size", "params", "zip", "blocks", "file", "when", "pruner", "direction", "order"),
     "search": (
@@ -33,6 +35,29 @@ SAMPLERS = {
 
 SAMPLER_ARGUMENTS = {"constraints_func": "Use hydra.sweeper.constraints."}
 """Arguments in `hydra.sweeper.sampler`, and their alternatives."""
+
+OPTIONS = {
+    "optuna.samplers.CmaEsSampler": "cmaes",
+    "optuna.samplers.GPSampler": "gp",
+    "optuna.samplers.NSGAIISampler": "nsgaii",
+    "optuna.samplers.QMCSampler": "qmc",
+    "optuna.samplers.RandomSampler": "random",
+    "optuna.samplers.TPESampler": "tpe",
+    "trainyard.sweep.proposers.pruners.Asha": "asha",
+    "trainyard.sweep.proposers.pruners.Hyperband": "hyperband",
+    "trainyard.sweep.proposers.pruners.NoPruner": "none",
+    "optuna.pruners.MedianPruner": "median",
+    "optuna.pruners.PatientPruner": "patient",
+    "optuna.pruners.PercentilePruner": "percentile",
+    "optuna.pruners.ThresholdPruner": "threshold",
+    "optuna.pruners.WilcoxonPruner": "wilcoxon",
+}
+"""Options of `hydra/sweeper/sampler` and `hydra/sweeper/pruner`, by their `_target_`."""
+
+
+def option_of(target: Any) -> str:
+    """Return the option of a sampler or pruner for messages; of a class that is in no option, its `_target_`."""
+    return OPTIONS.get(str(target), str(target))
 
 
 def hint_for(name: str, option: str) -> str:

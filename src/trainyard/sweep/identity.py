@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trainyard.config.sweepers import option_of
+
 _NOT_COMPARED = ("versions", "warm_start")
 """Keys that are recorded, and not compared: the trials of a warm start follow from its name."""
 _NAMES = {"warm_start_from": "warm_start"}
@@ -61,6 +63,6 @@ def _differences(key: str, before: Any, now: Any) -> Iterator[str]:
 
 def _told(value: Any) -> str:
     if isinstance(value, dict) and "_target_" in value:
-        return str(value["_target_"])
+        return option_of(value["_target_"])
     told = "not set" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
     return told if len(told) <= _SHOWN else f"{told[:_SHOWN]}…"

@@ -171,7 +171,8 @@ main()
         (["+how=nothing", "hydra.launcher.max_jobs=1"], "#0 returned nothing, but a search needs one number"),
         (
             ["+how=well", "hydra/sweeper/pruner=median"],
-            "none, because this application cannot resume from a checkpoint",
+            "hydra/sweeper/pruner: 'median' is invalid. Expected none, because this application cannot resume from a "
+            "checkpoint.",
         ),
         (
             ["+how=well", "hydra/launcher=basic"],

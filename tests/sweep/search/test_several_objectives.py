@@ -189,7 +189,7 @@ def test_goals_that_cannot_be_are_refused(hydra: Any, settings_of: Any, changed:
     ("changed", "told"),
     [
         ({"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha"}},
-         "hydra/sweeper/pruner: 'Asha' is invalid. Expected none, because the search has several objectives. A pruner"),
+         "hydra/sweeper/pruner: 'asha' is invalid. Expected none, because the search has several objectives. A pruner"),
         ({"target": 0.5}, "hydra.sweeper.target: 0.5 is invalid. Expected null, because the search has several"),
         ({"repeats": 2}, "hydra.sweeper.repeats: 2 is invalid. Expected 1, because the search has several objectives"),
         ({"sampler": sampler("cmaes")},

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.checks import choice, integer
 from trainyard.config.build import build, is_node
+from trainyard.config.sweepers import option_of
 from trainyard.errors import ConfigError
 from trainyard.sweep.proposers.given_settings import SWEEPER, plain
 from trainyard.sweep.proposers.pruners import UNITS, NoPruner, Pruner
@@ -18,6 +19,18 @@ from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.sweepable import as_sweepable
 
 PRUNER = f"{SWEEPER}.pruner"
+_GROUP = "hydra/sweeper/pruner"
+
+
+def no_pruner(target: object, why: str, hint: str = "") -> ConfigError:
+    """Return the error about a pruner where there can be none.
+
+    Args:
+        target: its `_target_`.
+        why: the reason, as a clause.
+        hint: an additional sentence.
+    """
+    return ConfigError(_GROUP, option_of(target), f"none, because {why}", hint=hint)
 
 
 def check_application(function: TaskFunction, pruner: Mapping[str, Any] | None) -> None:
@@ -27,12 +40,8 @@ def check_application(function: TaskFunction, pruner: Mapping[str, Any] | None) 
         ConfigError: they cannot pause.
     """
     if pruner is not None and not as_sweepable(function).resumes:
-        raise ConfigError(
-            "hydra/sweeper/pruner",
-            str(pruner["_target_"]).rpartition(".")[2],
-            "none, because this application cannot resume from a checkpoint",
-            hint="See `resumes` in docs/sweeps.md.",
-        )
+        why = "this application cannot resume from a checkpoint"
+        raise no_pruner(pruner["_target_"], why, "See `resumes` in docs/sweeps.md.")
 
 
 def require_optuna(key: str, given: object) -> None:
@@ -80,6 +89,13 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
     last = loop.get(f"max_{unit}s")  # None: unknown
     if last is not None:
         integer(f"loop.max_{unit}s", last, at_least=1)
+    if _is_own(node) and node.get("first") == node.get("last") == "auto" and last is not None and first > last:
+        key, value, most = "val_begin", begin, first - interval
+        if interval > last:
+            key, value, most = "val_interval", interval, last
+        accepted = f"at most {most} with {_GROUP}={option_of(node['_target_'])}"
+        hint = f"Otherwise, the training (loop.max_{unit}s={last}) would end before the first rung."
+        raise ConfigError(f"loop.{key}", value, accepted, hint=hint)
     auto = {"by": unit, "first": first, "every": interval, "last": "auto" if last is None else last}
     if not _is_own(node):  # the rungs are not an argument of Optuna's class
         node = {**dict.fromkeys(auto, "auto"), **node}
@@ -128,7 +144,7 @@ def build_pruner(node: Mapping[str, Any] | None) -> Pruner:
     if _is_own(node):
         found: Pruner = build(node, PRUNER)
         return found
-    require_optuna(PRUNER, node["_target_"])
+    require_optuna(_GROUP, option_of(node["_target_"]))
     from optuna.pruners import BasePruner
 
     from trainyard.sweep.proposers.stopping import StoppingPruner

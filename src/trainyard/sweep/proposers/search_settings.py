@@ -20,7 +20,7 @@ from trainyard.sweep.proposers.ahead import AheadSource
 from trainyard.sweep.proposers.earlier import FROM, Earlier, given_points
 from trainyard.sweep.proposers.given_settings import SEED, SWEEPER, first_seed, given_settings, params_of
 from trainyard.sweep.proposers.goal_settings import DIRECTIONS, direction_of, goals_of
-from trainyard.sweep.proposers.pruner_settings import build_pruner, pruner_node, require_optuna
+from trainyard.sweep.proposers.pruner_settings import build_pruner, no_pruner, pruner_node, require_optuna
 from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.proposers.repeats import RepeatedSource
 from trainyard.sweep.proposers.sampling import CONSTRAINTS, MakeSampler, SamplerSource
@@ -132,19 +132,18 @@ class SearchSettings:
             return self
         name = str(self.sampler["_target_"]).rpartition(".")[2]
         goals = "several objectives" if self.goals.several else "constraints"
-        why = f"because the search has {goals}"
+        why = f"the search has {goals}"
         if self.goals.several and self.pruner is not None:
-            pruner = str(self.pruner["_target_"]).rpartition(".")[2]
             hint = "A pruner needs a single objective: use hydra.sweeper.objective=null and a single direction."
-            raise ConfigError("hydra/sweeper/pruner", pruner, f"none, {why}", hint=hint)
+            raise no_pruner(self.pruner["_target_"], why, hint)
         if self.goals.several and self.limits.target is not None:
-            raise ConfigError(f"{SWEEPER}.target", self.limits.target, f"null, {why}")
+            raise ConfigError(f"{SWEEPER}.target", self.limits.target, f"null, because {why}")
         if self.repeats > 1:
             hint = (
-                "Repeats are raced and ranked by the mean of a single objective: use objective=… and direction=… "
-                "without hydra.sweeper.objective and hydra.sweeper.constraints."
+                "Configurations with repeats are compared by the mean of a single objective: use objective=… and "
+                "direction=… without hydra.sweeper.objective and hydra.sweeper.constraints."
             )
-            raise ConfigError(REPEATS, self.repeats, f"1, {why}", hint=hint)
+            raise ConfigError(REPEATS, self.repeats, f"1, because {why}", hint=hint)
         if name == "CmaEsSampler":
             options = "tpe, gp, nsgaii, random or qmc"
             raise ConfigError("hydra/sweeper/sampler", "cmaes", f"a sampler that supports {goals}: {options}")
