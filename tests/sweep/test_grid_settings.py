@@ -206,7 +206,7 @@ PAIR = [["seed", "optim.lr"]]
         ([], {"blocks": {"seed": 1}}, "a list of blocks"),
         ([], {"blocks": ["seed=1"]}, "'seed=1' is invalid. Expected a list of blocks"),
         ([], {"file": 3}, "the path of a CSV file"),
-        ([], {"when": ["model=mlp"]}, "Expected null, or a mapping of keys to conditions"),
+        ([], {"when": ["model=mlp"]}, "Expected a mapping of keys to conditions"),
         (
             [],
             {"when": {"model.hidden": "mlp"}},

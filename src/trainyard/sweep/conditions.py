@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.errors import ConfigError
-from trainyard.sweep.grid_settings import WHEN
+from trainyard.sweep.grid_settings import CONDITION, WHEN
 
 _Condition = tuple[str, tuple[str, ...]]  # a key, and the texts of the values of which it has to have one
 
@@ -143,8 +143,7 @@ class Conditions:
             values = list(override.sweep_string_iterator()) if override.is_sweep_override() else []
         except HydraException as error:
             hint = f"Parsing it failed: {str(error).splitlines()[0].rstrip('.')}."
-            accepted = "a condition of the form model=mlp, or model=mlp,cnn for one of these"
-            raise ConfigError(place, text, accepted, hint=hint) from error
+            raise ConfigError(place, text, CONDITION, hint=hint) from error
         name = str(override.get_key_element()).lstrip("+")
         texts = tuple(map(str, values)) or (override.get_value_element_as_str(),)
         options = self._options(override.key_or_group)

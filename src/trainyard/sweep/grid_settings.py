@@ -14,6 +14,7 @@ ZIP = "hydra.sweeper.zip"
 BLOCKS = "hydra.sweeper.blocks"
 FILE = "hydra.sweeper.file"
 WHEN = "hydra.sweeper.when"
+CONDITION = "a condition of the form model=mlp, or model=mlp,cnn for one of these"
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def when_of(value: Any) -> dict[str, tuple[str, ...]]:
     if value is None:
         return {}
     form = (
-        "null, or a mapping of keys to conditions, {model.hidden: 'model=mlp'}, or to lists of conditions, all of "
-        "which must be true"
+        "a mapping of keys to conditions ({model.hidden: 'model=mlp'}), or to lists of conditions, all of which must "
+        "be true; or null"
     )
     if not isinstance(value, dict):
         raise ConfigError(WHEN, value, form)
@@ -117,8 +118,6 @@ def when_of(value: Any) -> dict[str, tuple[str, ...]]:
             raise ConfigError(WHEN, {key: conditions}, form)
         for text in texts:
             if not isinstance(text, str) or "=" not in text:
-                raise ConfigError(
-                    f"{WHEN}.{key}", text, "a condition of the form model=mlp, or model=mlp,cnn for one of these"
-                )
+                raise ConfigError(f"{WHEN}.{key}", text, CONDITION)
         found[key] = tuple(texts)
     return found
