@@ -16,7 +16,7 @@ from contextlib import suppress
 from multiprocessing import connection
 from typing import Any, BinaryIO
 
-from trainyard.errors import TrainyardError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.host_memory import tunables
 from trainyard.sweep.executor.agent_process import PACKET
 
@@ -178,6 +178,18 @@ class Agent:
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
         self._pids.clear()
+
+
+def not_preloaded(module: str, error: str, node: str = "") -> ConfigError:
+    """Return the error about a module that cannot be imported before workers are forked.
+
+    Args:
+        module: its name.
+        error: the reason.
+        node: the machine; empty for this one.
+    """
+    hint = f"{f'On {node}: ' if node else ''}{error.rstrip('.')}."
+    return ConfigError("preload", module, "a module whose import succeeds and does not initialize CUDA", hint=hint)
 
 
 def in_words(status: int) -> str:

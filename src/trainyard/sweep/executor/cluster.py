@@ -15,8 +15,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from trainyard.errors import ConfigError, TrainyardError
-from trainyard.sweep.executor.agent import ExecutorError, in_words
+from trainyard.errors import TrainyardError
+from trainyard.sweep.executor.agent import ExecutorError, in_words, not_preloaded
 from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished
 from trainyard.sweep.executor.lease import HeadLease
 from trainyard.sweep.executor.meeting import forget_agent, open_head
@@ -337,8 +337,7 @@ class ClusterExecutor(Executor):
             case ["failed", "torch", error]:
                 raise ExecutorError(f"{agent.node}: {error}")
             case ["failed", module, error]:
-                hint = f"On {agent.node}: {error.rstrip('.')}."
-                raise ConfigError("preload", module, "modules that can be imported before CUDA is used", hint=hint)
+                raise not_preloaded(module, error, agent.node)
             case [kind, worker, *rest]:
                 if (agent.name, worker) in self._workers:
                     self._happened(agent, kind, worker, rest, received.payload)

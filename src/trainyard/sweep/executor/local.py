@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainyard.errors import ConfigError
-from trainyard.sweep.executor.agent import Agent, AgentEndedError, in_words
+from trainyard.sweep.executor.agent import Agent, AgentEndedError, in_words, not_preloaded
 from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained
 from trainyard.sweep.executor.early import take
 from trainyard.sweep.executor.policy import Policy
@@ -166,9 +166,7 @@ class LocalExecutor(Executor):
             case ["ended", worker, status, peak, killed]:
                 self._ended(worker, f"its process {in_words(status)} before it returned a result", status, peak, killed)
             case ["failed", module, error]:
-                raise ConfigError(
-                    "preload", module, "modules that can be imported before CUDA is used", hint=f"{error.rstrip('.')}."
-                )
+                raise not_preloaded(module, error)
 
     def _restart_agent(self) -> None:
         """Restart the agent after it and all workers were killed; each task has lost an attempt."""
