@@ -12,13 +12,13 @@ from typing import Any
 from trainyard.catalog.find import SWEEP, directories
 from trainyard.catalog.stored_run import StoredRun
 from trainyard.config.saved import saved_values
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import TrainyardError
 from trainyard.sweep.goals import Direction, Goals, as_number
 from trainyard.sweep.identity import is_population
 from trainyard.sweep.records import is_record
 from trainyard.sweep.report.repeats import history
 from trainyard.sweep.report.rows import JobRow
-from trainyard.sweep.steering import is_run
+from trainyard.sweep.steering import is_run, no_sweep
 from trainyard.track.run_info import RunInfo
 
 ORDER = ("done", "running", "waiting", "paused", "pruned", "failed", "timeout", "lost", "interrupted", "stopped")
@@ -89,8 +89,7 @@ class StoredSweep:
             ConfigError: the directory has no manifest.
         """
         if not (directory / SWEEP).is_file():
-            hint = "`trainyard sweep ls` lists the sweeps."
-            raise ConfigError("DIR", str(directory), f"the directory of a sweep, which has a {SWEEP}", hint=hint)
+            raise no_sweep(directory)
         sweep = cls(directory)
         sweep.read_on()
         return sweep

@@ -22,6 +22,7 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.foreground import replace_process
 from trainyard.quoting import override, shell_override
 from trainyard.sweep.manifest import Manifest
+from trainyard.sweep.steering import no_sweep
 from trainyard.sweep.submitted_head import check_gone
 
 
@@ -38,8 +39,7 @@ def go_on(directory: Path, application: Path | None = None) -> NoReturn:
     """
     record = directory.resolve() / "multirun.yaml"
     if not record.is_file():
-        hint = "DIR is the hydra.sweep.dir of a sweep that has started. `trainyard sweep ls` lists the sweeps."
-        raise ConfigError("DIR", str(directory), "the directory of a sweep, which has a multirun.yaml", hint=hint)
+        raise no_sweep(directory, record.name)
     directory = directory.resolve()
     check_gone(directory)
     started = _application(directory, application)

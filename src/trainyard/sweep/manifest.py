@@ -33,7 +33,7 @@ from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
 from trainyard.sweep.events import FIRST_CLONE, Event, Inherited, Proposed
 from trainyard.sweep.identity import differences
 from trainyard.sweep.records import encode, parsed
-from trainyard.sweep.steering import KIND, MANIFEST, Command, acknowledgement
+from trainyard.sweep.steering import KIND, MANIFEST, Command, acknowledgement, run_elsewhere
 
 FILE = MANIFEST
 FORMAT = 2
@@ -196,10 +196,7 @@ class Manifest:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(fd)
-            raise TrainyardError(
-                f"{self.path.parent}: another process is running this sweep. Wait until that process ends, or use "
-                "another hydra.sweep.dir."
-            ) from error
+            raise run_elsewhere(self.path.parent) from error
         except OSError:
             pass  # a file system without locks cannot exclude other processes
         try:

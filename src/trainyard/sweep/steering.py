@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from trainyard.errors import ConfigError, TrainyardError
+
 log = logging.getLogger(__name__)
 
 FOLDER = "commands"
@@ -227,3 +229,17 @@ def is_run(directory: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def no_sweep(directory: Path, file: str = MANIFEST) -> ConfigError:
+    """Return the error about a directory that is not that of a sweep, because it does not contain a file."""
+    hint = "DIR is the hydra.sweep.dir of a sweep that has started. `trainyard sweep ls` lists the sweeps."
+    return ConfigError("DIR", str(directory), f"the directory of a sweep, which has a {file}", hint=hint)
+
+
+def run_elsewhere(directory: Path) -> TrainyardError:
+    """Return the error about a sweep that another process runs."""
+    return TrainyardError(
+        f"{directory}: another process is running this sweep. Wait until that process ends, or use another "
+        "hydra.sweep.dir."
+    )

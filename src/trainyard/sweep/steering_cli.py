@@ -34,6 +34,7 @@ from trainyard.sweep.steering import (
     acknowledged,
     in_words,
     is_run,
+    no_sweep,
 )
 from trainyard.sweep.submitted_head import queued
 
@@ -117,8 +118,7 @@ class SweepState:
         """
         state = cls(directory / FILE)
         if not state.path.is_file():
-            hint = "DIR is the hydra.sweep.dir of a sweep that has started. `trainyard sweep ls` lists the sweeps."
-            raise ConfigError("DIR", str(directory), f"the directory of a sweep, which has a {FILE}", hint=hint)
+            raise no_sweep(directory)
         state.read_on()
         return state
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trainyard.errors import TrainyardError
 from trainyard.sweep.executor.meeting import FOLDER, AliveFile, read_head
+from trainyard.sweep.steering import run_elsewhere
 
 _HOLDER = "of_the_head"
 _LOCK = "lock"
@@ -83,10 +84,7 @@ class HeadLease:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-        return TrainyardError(
-            f"{self._directory}: another process is running this sweep. Wait until that process ends, or use another "
-            "hydra.sweep.dir."
-        )
+        return run_elsewhere(self._directory)
 
     def _seen(self) -> str | None:
         with suppress(OSError):
