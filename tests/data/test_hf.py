@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -267,6 +267,31 @@ def test_data_sets_of_the_library(tmp_path: Path) -> None:
     plain = HuggingFace(dataset=COLUMNS, tokenizer=Words(), columns=["stars"])
     for name, values in plain.sources["train"].items():
         assert torch.equal(values, memory.sources["train"][name])
+
+
+class Named:
+    """Columns of a `datasets.Dataset` whose labels have names."""
+
+    column_names = ("number", "label")
+
+    def __init__(self, labels: list[int]) -> None:
+        self.columns = {"number": list(range(len(labels))), "label": labels}
+        self.features = {"label": SimpleNamespace(names=["bad", "good", "none"])}
+
+    def __len__(self) -> int:
+        return len(self.columns["label"])
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.columns[key] if isinstance(key, str) else {name: row[key] for name, row in self.columns.items()}
+
+
+def test_labels_with_names_keep_their_numbers() -> None:
+    """Also where -1, for rows without a label, makes up for a class that does not occur."""
+    given = {"train": Named([1, 0, 1, 0]), "validation": Named([0, 1]), "test": Named([-1, -1])}
+    data = HuggingFace(dataset=given, text=None, columns=["number"])
+    assert data.classes == ["bad", "good", "none"]
+    sources: Any = data.sources
+    assert [sources[split]["labels"].tolist() for split in data.splits] == [[1, 0, 1, 0], [0, 1], [-1, -1]]
 
 
 def test_a_tokenizer_and_a_model_of_transformers(tmp_path: Path) -> None:

@@ -192,9 +192,10 @@ class HuggingFace(ArrayData):
                 "target", target, f"one class per sample, or floats; this column has the shape {list(every.shape)}"
             )
         classes, numbers = np.unique(every, return_inverse=True)
-        self.classes = _names(parts["train"], target) or classes.tolist()
-        if len(self.classes) != len(classes):
-            numbers = every  # the data set's own numbers, of which some do not occur
+        names = _names(parts["train"], target)
+        self.classes = names or classes.tolist()
+        if names:
+            numbers = every  # the data set's own numbers: some may not occur, and -1 is no class
         ends = np.cumsum([len(own) for own in values.values()])[:-1]
         return {
             split: torch.from_numpy(own.astype(np.int64))
