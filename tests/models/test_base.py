@@ -184,7 +184,7 @@ def test_what_is_no_loss_is_named(losses: dict[str, Any], told: str) -> None:
 
 
 def test_a_bare_tensor_is_no_dict_of_losses() -> None:
-    with pytest.raises(TrainyardError, match="returned a Tensor"):
+    with pytest.raises(TrainyardError, match="returned losses of type Tensor, but"):
         total_loss(torch.ones(()))
 
 

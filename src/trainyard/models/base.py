@@ -194,8 +194,8 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
     """
     if not isinstance(losses, (dict, Mapping)):  # a dict is recognized faster
         raise TrainyardError(
-            f"The model returned a {type(losses).__name__} as the losses of a batch; it must return a dict such as "
-            "{'loss': loss}."
+            f"The model returned losses of type {type(losses).__name__}, but the losses of a batch must be a dict such "
+            "as {'loss': loss}."
         )
     total: Any = None
     for key, value in losses.items():
