@@ -159,6 +159,8 @@ def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
         ("text", "an array of numbers or a tensor, a mapping or a list"),
         (np.array([1, "a"], dtype=object), "'ndarray of dtype object' is invalid. Expected an array of numbers"),
         (torch.tensor(1.0), "samples along the first axis"),
+        (3, "inputs: 3 is invalid. Expected samples along the first axis"),
+        (np.array(1.0), "samples along the first axis"),
         ({"x": torch.tensor(1.0)}, "samples along the first axis"),
         ({"a": [1], "b": [1, 2]}, "the same number"),
         ([[0.0, 1e39]], r"inputs: 1e\+39 is invalid. Expected numbers within the range of float32. Index: \[1\]"),

@@ -159,7 +159,7 @@ def _batches(inputs: Any, size: int) -> Iterator[Any]:
 def _column(value: Any) -> Tensor:
     """Return samples as a tensor `[N, ...]`."""
     found = _tensor(value)
-    if not found.ndim:
+    if np.isscalar(value) or not getattr(value, "ndim", 1):  # `_tensor` makes one sample of a number
         raise ConfigError("inputs", value, "samples along the first axis of an array or tensor, not a single number")
     return found
 
