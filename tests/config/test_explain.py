@@ -231,6 +231,16 @@ def test_a_launcher_that_cannot_be_built() -> None:
     assert told in [f"hydra.launcher: Hydra cannot build this config. {each}" for each in said]
 
 
+def test_a_primary_config_in_the_folder_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/mine.yaml").touch()
+    with pytest.raises(ConfigCompositionException) as raised, initialize_config_dir(CONF, **VERSION_BASE):
+        compose("mine")
+    explained = str(explain(raised.value, [], ConfigPlaces(CONF, "mine")))
+    assert explained.endswith("To use conf/mine.yaml, also pass --config-path conf.")
+
+
 def test_a_primary_config_that_does_not_exist() -> None:
     with pytest.raises(ConfigCompositionException) as raised, initialize_config_dir(CONF, **VERSION_BASE):
         compose("trian")

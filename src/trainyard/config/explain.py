@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from shlex import quote
 from types import FrameType
 from typing import Any
@@ -117,7 +118,9 @@ def _explain_missing(
             return ConfigError("--config-path", places.main, "the name of a package that contains an __init__.py")
         known = places.primary_configs()
         accepted = f"a config in {where}: {', '.join(known)}" if known else f"a config in {where}, which has none"
-        return ConfigError("--config-name", places.name, accepted, options=known)
+        here = Path("conf", f"{places.name.removesuffix('.yaml')}.yaml")
+        hint = f"To use {here}, also pass --config-path conf." if here.is_file() and not places.is_given else ""
+        return ConfigError("--config-name", places.name, accepted, options=() if hint else known, hint=hint)
     file, name = absent.groups()
     group, _, option = name.rpartition("/")
     options = [each for each in (*(error.options or ()), *places.options(group)) if each != EMPTY]
