@@ -285,13 +285,33 @@ class Named:
         return self.columns[key] if isinstance(key, str) else {name: row[key] for name, row in self.columns.items()}
 
 
+@pytest.mark.parametrize("kind", [Named, lambda labels: {"label": labels, "number": np.arange(len(labels))}])
+def test_a_split_without_labels_is_skipped(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """As the test sets of GLUE, whose labels are all -1: they are no class, and no batch has them."""
+    labels = [1, 0, 2, 0] * 5
+    given = {"train": kind(labels), "validation": kind([0, 1]), "test": kind([-1, -1])}
+    data = HuggingFace(dataset=given, text=None, columns=["number"], test_fraction=0.2)
+    assert data.spec["num_classes"] == 3
+    assert caplog.messages == ["data: the labels of the test split are all -1: the split is skipped."]
+    sources: Any = data.sources
+    assert sorted(np.concatenate([sources[split]["labels"] for split in ("train", "test")])) == sorted(labels)
+    assert len(sources["test"]["labels"]) == 4
+    assert sources["val"]["labels"].tolist() == [0, 1]
+
+
 def test_labels_with_names_keep_their_numbers() -> None:
-    """Also where -1, for rows without a label, makes up for a class that does not occur."""
-    given = {"train": Named([1, 0, 1, 0]), "validation": Named([0, 1]), "test": Named([-1, -1])}
-    data = HuggingFace(dataset=given, text=None, columns=["number"])
+    """Also where a class does not occur."""
+    given = {"train": Named([2, 0, 2, 0]), "validation": Named([0, 2])}
+    data = HuggingFace(dataset=given, text=None, columns=["number"], test_fraction=0)
     assert data.classes == ["bad", "good", "none"]
     sources: Any = data.sources
-    assert [sources[split]["labels"].tolist() for split in data.splits] == [[1, 0, 1, 0], [0, 1], [-1, -1]]
+    assert [sources[split]["labels"].tolist() for split in data.splits] == [[2, 0, 2, 0], [0, 2]]
+
+
+@pytest.mark.parametrize(("labels", "split"), [([-1, 1], "test"), ([0, 3], "validation")])
+def test_a_label_that_is_no_class(labels: list[int], split: str) -> None:
+    given = {"train": Named([2, 0, 2, 0]), split: Named(labels)}
+    refused("target", f"Expected labels from 0 to 2 in the {split} split", dataset=given, text=None, columns=["number"])
 
 
 def test_a_tokenizer_and_a_model_of_transformers(tmp_path: Path) -> None:

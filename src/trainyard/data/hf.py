@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.split import check_folds, fold_of, fractions, split_rows
 from trainyard.errors import ConfigError
 from trainyard.models.table_encoder import row_name, unfit, what_is
+
+log = logging.getLogger(__name__)
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "dev": "val", "test": "test"}
 _WORDS = {"train": "training", "val": "validation", "test": "test"}
@@ -39,7 +42,8 @@ class HuggingFace(ArrayData):
     `labels`, int64 `[B]` for classes, float32 for regression. All data is in memory, on the training device.
 
     Splits `validation` (or `dev`) and `test` of a `DatasetDict` are used unchanged; missing splits are drawn from
-    `train`, stratified by class.
+    `train`, stratified by class. A split whose labels are all -1, as in the test sets of GLUE, is skipped with a
+    warning.
 
     Args:
         path: a folder written by `save_to_disk`, instead of `dataset`.
@@ -94,7 +98,7 @@ class HuggingFace(ArrayData):
         self.tokenizer = tokenizer
         self.classes: list[Any] = []
         key = "dataset" if path is None else "path"
-        parts = _parts(key, dataset if path is None else _from_disk(path))
+        parts = _labelled(_parts(key, dataset if path is None else _from_disk(path)), target)
         check_folds(folds, parts)
         texts = [] if text is None else [text] if isinstance(text, str) else list(text)
         train = parts["train"]
@@ -195,7 +199,11 @@ class HuggingFace(ArrayData):
         names = _names(parts["train"], target)
         self.classes = names or classes.tolist()
         if names:
-            numbers = every  # the data set's own numbers: some may not occur, and -1 is no class
+            for split, own in values.items():
+                if len(wrong := own[(own < 0) | (own >= len(names))]):
+                    accepted = f"labels from 0 to {len(names) - 1} in the {_WORDS[split]} split"
+                    raise ConfigError("target", wrong[0].item(), accepted)
+            numbers = every  # the data set's own numbers, some of which may not occur
         ends = np.cumsum([len(own) for own in values.values()])[:-1]
         return {
             split: torch.from_numpy(own.astype(np.int64))
@@ -240,6 +248,20 @@ def _parts(key: str, given: Any) -> dict[str, Columns]:
     if "train" not in parts:
         raise ConfigError(key, list(splits), "a data set with a split named train")
     return parts
+
+
+def _labelled(parts: Mapping[str, Columns], target: str | None) -> dict[str, Columns]:
+    """Return the splits, without those for validation and test whose labels are all -1."""
+    kept = dict(parts)
+    for split in [split for split in parts if split != "train" and target in parts[split]]:
+        if _no_labels(parts[split][str(target)]):
+            log.warning("data: the labels of the %s split are all -1: the split is skipped.", _WORDS[split])
+            del kept[split]
+    return kept
+
+
+def _no_labels(values: Any) -> bool:
+    return len(values) > 0 and all(isinstance(each, int | np.integer) and each == -1 for each in values)
 
 
 def _rows(key: str, split: str, part: Columns) -> int:
