@@ -41,6 +41,25 @@ def test_ctrl_c_is_left_to_the_command() -> None:
     assert process.returncode == 130
 
 
+def test_sigterm_to_this_process_alone_is_sent_to_the_command() -> None:
+    code = "import sys; from trainyard.foreground import run_to_end; sys.exit(run_to_end(sys.argv[1:]))"
+    tells = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print("started", flush=True)
+signal.pause()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, sys.executable, "-c", tells], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.terminate()
+    assert process.stdout.read() == "", "the command has ended"
+    assert process.wait(20) == 7
+    process.stdout.close()
+
+
 def test_the_status_of_a_command_that_was_killed() -> None:
     assert run_to_end([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 137
 

@@ -28,7 +28,11 @@ def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
         env = options["env"] | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
         return forked.run(command, cwd=options["cwd"], env=env, timeout=LIMIT).returncode
 
+    def replace_process(command: Any, folder: Path, environment: Any) -> None:
+        sys.exit(run(command, cwd=folder, env=environment))
+
     monkeypatch.setattr("trainyard.cli.reproduce.run_to_end", run)
+    monkeypatch.setattr("trainyard.cli.rerun.replace_process", replace_process)
 
 
 @pytest.fixture(scope="session")

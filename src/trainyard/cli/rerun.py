@@ -10,7 +10,8 @@ import click
 
 from trainyard.catalog.again import with_changes
 from trainyard.cli.completion import RUN
-from trainyard.cli.reproduce import start, stored
+from trainyard.cli.reproduce import stored
+from trainyard.foreground import replace_process
 
 
 @click.command("rerun")
@@ -33,5 +34,5 @@ def command(run: str, changes: Sequence[str], multirun: bool, uri: str | None, t
     with ExitStack() as folders:
         found = stored(run, uri, trust, folders)
         launch = with_changes(found, changes, multirun)
-        click.echo(f"$ {shlex.join(['python', *launch.command[1:]])}", err=True)
-        start(launch)
+    click.echo(f"$ {shlex.join(['python', *launch.command[1:]])}", err=True)
+    replace_process(launch.command, launch.folder, launch.environment)
