@@ -33,7 +33,7 @@ from trainyard.redaction import check_overrides
 from trainyard.run import ranks
 from trainyard.run.changed import changed
 from trainyard.run.rank_job import follow
-from trainyard.run.ranks import command_directory, how_to_resume, shown
+from trainyard.run.ranks import REPEAT_REPRODUCTION, command_directory, how_to_resume, is_reproduction, shown
 from trainyard.run.train import check_file_names, train
 from trainyard.starting import PRELOAD, WHOLE
 from trainyard.sweep.sweepable import SweepableTask
@@ -175,8 +175,8 @@ def _next_step(cfg: DictConfig) -> str:
 
     A training is resumed. An evaluation, a quick check and a reproduction are repeated.
     """
-    if os.environ.get(PLAN):
-        return f"{REPEAT}`trainyard reproduce` in another directory (--to)"
+    if is_reproduction():
+        return REPEAT_REPRODUCTION
     if cfg.get("mode", "train") != "train" or cfg.get("quick"):
         return f"{REPEAT}the command in another directory ({command_directory()[0]})"
     return how_to_resume()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from trainyard import command
+from trainyard.catalog.again import CONFIGS
 from trainyard.config.current_job import current_job
 from trainyard.files import DirectoryGoneError, DiskFullError, next_step
-from trainyard.fused.replay import PLAN
+from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob
 
 RUN = "use the same command with 'hydra.run.dir=\"outputs/a b\"' resume=true"
@@ -29,16 +31,28 @@ AGAIN = "repeat the command in another directory"
         (RunMode.MULTIRUN, {"quick": True}, f"{AGAIN} (hydra.sweep.dir)"),
     ],
 )
-def test_of_a_run_that_no_sweep_resumes(
-    mode: RunMode, config: Any, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_run_that_no_sweep_resumes(mode: RunMode, config: Any, expected: str) -> None:
     """Also of a job of `hydra.launcher.debug=true` or of another launcher. A directory below the folder of the command
     is relative to it."""
     places = {"runtime": {"cwd": "/project", "output_dir": "/project/outputs/a b"}, "sweep": {"dir": "multirun/x"}}
     with current_job(OmegaConf.create({"hydra": {"mode": mode, **places}})):
         assert command._next_step(OmegaConf.create(config)) == expected
-        monkeypatch.setenv(PLAN, "plan.json")
-        assert command._next_step(OmegaConf.create(config)).startswith("repeat `trainyard reproduce`")
+
+
+@pytest.mark.parametrize("config", [{}, {"mode": "test"}])
+def test_of_a_reproduction(config: Any, tmp_path: Path) -> None:
+    """Also after Ctrl-C: its config is in a temporary folder, and its directory is an argument of `reproduce`."""
+    sources = [
+        {"path": "hydra.conf", "schema": "pkg", "provider": "hydra"},
+        {"path": f"/tmp/{CONFIGS}x1", "schema": "file", "provider": "main"},
+    ]
+    runtime = {"cwd": "/project", "output_dir": str(tmp_path), "config_sources": sources}
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.pt").touch()
+    with current_job(OmegaConf.create({"hydra": {"mode": RunMode.RUN, "runtime": runtime}})):
+        then = "repeat `trainyard reproduce` in another directory (--to)"
+        assert command._next_step(OmegaConf.create(config)) == then
+        assert ranks.go_on(tmp_path) == f"{then}."
 
 
 def test_ranks_have_that_of_the_process_that_starts_them() -> None:

@@ -18,6 +18,7 @@ from omegaconf import open_dict, read_write
 
 from trainyard.config.build import build
 from trainyard.errors import ConfigError, JobPaused, TrainyardError
+from trainyard.files import REPEAT
 from trainyard.nodes import Nodes
 from trainyard.quoting import shell_override
 from trainyard.run.rank_job import RankJob, run_started, where
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _GPUS = "CUDA_VISIBLE_DEVICES"
+REPEAT_REPRODUCTION = f"{REPEAT}`trainyard reproduce` in another directory (--to)"
+"""The next step after a reproduction that did not end: it cannot be resumed."""
 
 
 class InterruptedRunError(TrainyardError):
@@ -287,10 +290,20 @@ def _gpus(over: Spread) -> list[str]:
 
 
 def go_on(work_dir: Path) -> str:
-    """Return the instruction for resuming the run in this directory."""
+    """Return the instruction for resuming the run in this directory, or for repeating a reproduction."""
+    if is_reproduction():
+        return f"{REPEAT_REPRODUCTION}."
     if not any((work_dir / "checkpoints").glob("*.pt")):
         return "no checkpoint was saved, so the run cannot be resumed."
     return f"to resume, {how_to_resume()}"
+
+
+def is_reproduction() -> bool:
+    """Return whether `trainyard reproduce` started this process, with a temporary config."""
+    from trainyard.catalog.again import CONFIGS
+
+    hydra: Any = HydraConfig.get()
+    return any(Path(each.path).name.startswith(CONFIGS) for each in hydra.runtime.get("config_sources") or ())
 
 
 def how_to_resume() -> str:
