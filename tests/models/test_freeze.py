@@ -139,6 +139,15 @@ def test_what_was_frozen_by_its_author_stays_so() -> None:
     assert told == "Frozen: 2 of 4 parameters (10 of 22 elements)"
 
 
+def test_a_pattern_of_modules_without_parameters() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2), nn.Dropout())
+    told = freeze(model, ["Dropout"])
+    assert told == "Frozen: no parameters; 2 modules without parameters stay in evaluation mode: 1, 3"
+    assert [each.training for each in model] == [True, False, True, False]
+    told = freeze(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), ["1"])
+    assert told == "Frozen: no parameters; 1 module without parameters stays in evaluation mode: 1"
+
+
 @pytest.mark.parametrize(
     ("patterns", "told"),
     [

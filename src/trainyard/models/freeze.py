@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, counted, some
 from trainyard.models.patterns import fits, listed, unknown
 
 
@@ -71,6 +71,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
     # and names of modules, because modules may be replaced later (BatchNorm by SyncBatchNorm).
     model.train = functools.partial(_train, model, still)  # type: ignore[method-assign]
     model.train(model.training)
+    if not frozen:
+        stay = f"{counted(len(still), 'module')} without parameters {'stays' if len(still) == 1 else 'stay'}"
+        return f"Frozen: no parameters; {stay} in evaluation mode: {some(still, 3)}"
     sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
     numbers = sum(sizes[each] for each in frozen)
     return f"Frozen: {len(frozen)} of {len(sizes)} parameters ({numbers} of {sum(sizes.values())} elements)"
