@@ -107,3 +107,10 @@ def test_sam_shares_groups_and_state_with_its_base() -> None:
 def test_what_does_not_go_with_a_closure(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         runner(LBFGS, **settings).prepare()
+
+
+@pytest.mark.parametrize(("base", "name"), [(torch.optim.LBFGS, "LBFGS"), (partial(SAM, rho=0.1), "SAM")])
+def test_sam_refuses_a_base_that_needs_a_closure(base: Any, name: str) -> None:
+    message = rf"^optim\.base: '{name}' is invalid\. Expected an optimizer whose step needs no closure"
+    with pytest.raises(ConfigError, match=message):
+        runner(partial(SAM, base=base)).prepare()

@@ -215,6 +215,12 @@ def _check_lbfgs(given: Mapping[str, Any]) -> None:
         number(name, given[name], at_least=0)
 
 
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Return whether `optimizer.step` cannot be called without a closure."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
 def check_numbers(optimizer: Optimizer) -> None:
     """Check that numbers are finite and that integers have at most 64 bits, which torch does not check.
 

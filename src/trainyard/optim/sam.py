@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from trainyard.checks import number
 from trainyard.errors import ConfigError
-from trainyard.optim.build import check_numbers, refusal
+from trainyard.optim.build import check_numbers, needs_closure, refusal
 
 _BASE = "a config with `_partial_: true` that builds an optimizer"
 
@@ -35,7 +35,7 @@ class SAM(Optimizer):
         base: a function from groups and `lr` to the base optimizer; None: `torch.optim.SGD`.
 
     Raises:
-        ConfigError: a number is out of range, or `base` does not return an optimizer.
+        ConfigError: a number is out of range, or `base` does not return an optimizer whose step needs no closure.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
@@ -67,6 +67,9 @@ class SAM(Optimizer):
             raise found.under("base") from error
         if not isinstance(made, Optimizer):
             raise ConfigError("base", base, _BASE)
+        if needs_closure(made):
+            accepted = "an optimizer whose step needs no closure, because SAM computes the gradients"
+            raise ConfigError("base", type(made).__name__, accepted)
         try:
             check_numbers(made)
         except ConfigError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from typing import Any
 
@@ -13,12 +12,6 @@ from trainyard.errors import ConfigError
 from trainyard.models.base import total_loss
 from trainyard.step.precision import ScaledAutocast
 from trainyard.step.step import Step
-
-
-def needs_closure(optimizer: Optimizer) -> bool:
-    """Return whether `optimizer.step` cannot be called without a closure."""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 class ClosureStep(Step):

@@ -14,8 +14,9 @@ from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models import call
 from trainyard.optim import OptimizerDict
+from trainyard.optim.build import needs_closure
 from trainyard.step.clip import NoClip
-from trainyard.step.closure import ClosureStep, check_closure, needs_closure
+from trainyard.step.closure import ClosureStep, check_closure
 from trainyard.step.group import BY
 from trainyard.step.precision import Losses, Precision
 from trainyard.step.step import Step, make_step
