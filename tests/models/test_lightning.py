@@ -308,6 +308,12 @@ class Absent(Classifier):
         return {"optimizer": made, "lr_scheduler": {"scheduler": ReduceLROnPlateau(made), "monitor": "val_f1"}}
 
 
+class Misspelled(Classifier):
+    def configure_optimizers(self) -> Any:
+        made = torch.optim.SGD(self.parameters(), 0.1)
+        return {"optimizer": made, "lr_schedulers": StepLR(made, 3)}
+
+
 class NoOptimizer(Classifier):
     def configure_optimizers(self) -> Any:
         return None
@@ -350,6 +356,11 @@ class OtherTrainer(Classifier):
         (Unscheduled, "in a mapping with a `monitor`"),
         (OnTraining, "monitor: 'train_loss' is invalid. Expected a result of the validation"),
         (Absent, "^model.module.configure_optimizers.monitor: No metric named 'val/f1'"),
+        (
+            Misspelled,
+            "configure_optimizers: 'lr_schedulers' is invalid. Expected a key of a mapping with an optimizer: "
+            "optimizer, lr_scheduler, monitor. Did you mean 'lr_scheduler'",
+        ),
         (NoOptimizer, "configure_optimizers: None is invalid"),
         (Silent, "Silent.validation_step logs nothing"),
         (NoLoss, "NoLoss.training_step returned a dict without a tensor under 'loss'. Return the loss as a tensor"),

@@ -16,6 +16,7 @@ ACCEPTED = (
     "an optimizer; a list of optimizers; a list of optimizers and a list of schedulers; a mapping with `optimizer` "
     "and, if there is a scheduler, `lr_scheduler`; or a list of such mappings"
 )
+KEYS = ("optimizer", "lr_scheduler", "monitor")
 OPTIONS = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
 
 
@@ -71,6 +72,9 @@ def _of_mappings(given: Sequence[Mapping[str, Any]]) -> Configured:
             raise ConfigError(
                 KEY, "frequency", "no frequency for optimizers: every optimizer is stepped on every batch"
             )
+        for name in each:
+            if name not in KEYS:
+                raise ConfigError(KEY, name, f"a key of a mapping with an optimizer: {', '.join(KEYS)}", options=KEYS)
     schedulers = [
         _scheduled(each["lr_scheduler"], each.get("monitor")) for each in given if each.get("lr_scheduler") is not None
     ]
