@@ -375,6 +375,20 @@ def test_an_error_says_what_is_missing(kind: Any, message: str) -> None:
         runner(kind()).train()
 
 
+class AsksItsTrainer(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        trainer: Any = self.trainer
+        found = hasattr(trainer, "datamodule"), getattr(trainer, "fast_dev_run", False), hasattr(trainer, "max_epochs")
+        self.seen.append(str(found))
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_module_can_ask_for_an_attribute_of_its_trainer() -> None:
+    module = AsksItsTrainer()
+    runner(module).train()
+    assert module.seen[0] == "(False, False, True)"
+
+
 class Manual(Classifier):
     def __init__(self) -> None:
         super().__init__()

@@ -7,6 +7,10 @@ from typing import Any
 from trainyard.errors import TrainyardError
 
 
+class TrainerAttributeError(TrainyardError, AttributeError):
+    """The trainer has no attribute of this name; `hasattr` and the default of `getattr` apply to it."""
+
+
 class TrainerFacts:
     """Properties of a run that a LightningModule reads from `self.trainer`.
 
@@ -84,6 +88,6 @@ class TrainerFacts:
             raise AttributeError(name)
         own = {*dir(type(self)), *vars(self)} - {"epoch_of_batches"}
         known = sorted(each for each in own if not each.startswith("_"))
-        raise TrainyardError(
+        raise TrainerAttributeError(
             f"self.trainer.{name}: in Trainyard, the trainer of a LightningModule has only {', '.join(known)}."
         )
