@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from trainyard.errors import ConfigError, listed, nearest, some
+from trainyard.errors import ConfigError, first_line, listed, nearest, some
 
 
 def test_of_tensors_the_shapes_are_shown() -> None:
@@ -40,3 +41,20 @@ def test_the_nearest_name_may_differ_in_case() -> None:
     assert nearest("Mnist", names) == "Mnist"
     assert nearest("mnist_plu", names) == "mnist_plus"
     assert nearest("cifar", names) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError("The CPU tensor is not pinned.\nCompile with TORCH_USE_CUDA_DSA."),
+            "The CPU tensor is not pinned.",
+        ),
+        (RuntimeError("\n  Indented. \n"), "Indented."),
+        (AssertionError(), "AssertionError"),
+        (AssertionError(" \n"), "AssertionError"),
+    ],
+)
+def test_the_first_line_of_an_error(error: Exception, line: str) -> None:
+    assert first_line(error) == line
+    assert first_line(error, "") == (line if line != "AssertionError" else "")

@@ -45,6 +45,17 @@ def listed(names: Iterable[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def first_line(error: BaseException, otherwise: str | None = None) -> str:
+    """Return the first line of the message of an error.
+
+    Args:
+        error: the error.
+        otherwise: the result if there is no message; None: the name of the class of the error.
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__ if otherwise is None else otherwise)
+
+
 _LONG = 400
 """Maximum number of characters of a representation that an error shows completely."""
 

@@ -26,7 +26,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from trainyard.checks import existing_folder, integer
 from trainyard.config.build import fill_auto
 from trainyard.config.hydra_versions import VERSION_BASE
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, first_line
 from trainyard.hooks.predictions.file import MissingError, Predictions
 from trainyard.metrics import configured, results_of
 from trainyard.starting import check_current_folder
@@ -95,7 +95,7 @@ def metric_config(
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise ConfigError("metric", " ".join(overrides), "overrides of metric", hint=_first_line(error)) from None
+        raise ConfigError("metric", " ".join(overrides), "overrides of metric", hint=first_line(error)) from None
     for override in parsed:
         if override.key_or_group.partition(".")[0] != "metric":
             raise ConfigError("metric", override.input_line, "an override of metric, such as metric=classification")
@@ -121,12 +121,10 @@ def metric_config(
     except InterpolationResolutionError as error:
         raise TrainyardError(
             f"{error.full_key} cannot be resolved, because only the group metric is composed here: "
-            f"{_first_line(error)}. Set its value with {error.full_key}=…."
+            f"{first_line(error)}. Set its value with {error.full_key}=…."
         ) from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(
-            "metric", " ".join(overrides), "overrides of existing keys", hint=_first_line(error)
-        ) from None
+        raise ConfigError("metric", " ".join(overrides), "overrides of existing keys", hint=first_line(error)) from None
 
 
 def _composed(overrides: Sequence[Any], config_dir: str | None) -> dict[str, Any]:
@@ -147,10 +145,6 @@ def _plain(config: Any) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     metric: dict[str, Any] = plain.get("metric") or {}
     return metric
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,11 +15,11 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from trainyard.config.explain_files import EMPTY, explain_file, first_line, selected_groups, selecting
+from trainyard.config.explain_files import EMPTY, explain_file, selected_groups, selecting
 from trainyard.config.hydra_versions import full_key
 from trainyard.config.places import ConfigPlaces
 from trainyard.config.sweepers import SAMPLER_ARGUMENTS, SAMPLERS, hint_for
-from trainyard.errors import ConfigError, TrainyardError, nearest
+from trainyard.errors import ConfigError, TrainyardError, first_line, nearest
 
 SWEPT_VALUES = "values: 1,2, choice(1,2) or range(1,3)"
 """Accepted values of a key that is swept."""

@@ -19,7 +19,7 @@ from yaml.reader import Reader, ReaderError  # type: ignore[import-untyped,unuse
 from trainyard.config.config_files import ConfigFile
 from trainyard.config.headers import check_header, explain_header
 from trainyard.config.places import ConfigPlaces
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, first_line
 
 EMPTY = "_dummy_empty_config_"
 """A primary config of Hydra's own, which contains nothing."""
@@ -211,11 +211,6 @@ def _said(error: BaseException) -> str:
     if isinstance(error, GrammarParseError):
         said = f"an interpolation is invalid: {said}"
     return f"{key}: {said.rstrip('.')}." if key else f"{said.rstrip('.')}."
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of the message of an error; the name of its class if there is no message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _path(name: str, places: ConfigPlaces) -> str:

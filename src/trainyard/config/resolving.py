@@ -11,7 +11,7 @@ from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.plain import children, is_open, plain
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, first_line
 
 _OF_HYDRA = re.compile(r"\$\{hydra:([a-z_]+(?:\.[a-z_]+)*)\}")
 _READ = {"mode": "train", "quick": False, "name": None}  # settings that a command reads, with their defaults
@@ -90,7 +90,7 @@ def _explained(cfg: DictConfig, key: str, error: OmegaConfBaseException) -> Conf
     """Return the error for an interpolation that does not resolve."""
     full = str(getattr(error, "full_key", "") or "") or key
     given = _written(cfg, full)
-    said = str(error).splitlines()[0].rstrip(".")
+    said = first_line(error).rstrip(".")
     hint = f"{said}."
     if "${hydra:" in str(given) and not HydraConfig.initialized():
         hint = f"{said}: ${{hydra:…}} has a value only in a Hydra application (hydra.main)."

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, TrainyardError, first_line
 from trainyard.files import DirectoryGoneError, despite_absence, put, remove, writing
 from trainyard.runner.file_sum import SummedWriter, holds
 
@@ -142,15 +142,15 @@ def read(path: Path) -> Any:
     except FileNotFoundError as error:
         if not path.exists():
             raise
-        raise DamagedCheckpointError(f"{path} is not a complete checkpoint ({_said(error)})") from error
+        raise DamagedCheckpointError(f"{path} is not a complete checkpoint ({first_line(error)})") from error
     except DamagedCheckpointError:
         raise
     except pickle.UnpicklingError as error:
         raise DamagedCheckpointError(f"{path} contains objects other than tensors and plain values") from error
     except OSError as error:
-        raise DamagedCheckpointError(f"{path} cannot be read ({_said(error)})") from error
+        raise DamagedCheckpointError(f"{path} cannot be read ({first_line(error)})") from error
     except Exception as error:  # bytes at random bring the readers of zip, pickle and tensors to raise anything
-        raise DamagedCheckpointError(f"{path} is not a complete checkpoint ({_said(error)})") from error
+        raise DamagedCheckpointError(f"{path} is not a complete checkpoint ({first_line(error)})") from error
 
 
 def no_checkpoint(folder: Path, reason: str) -> DamagedCheckpointError:
@@ -182,11 +182,6 @@ def _verify(path: Path) -> None:
             damaged = archive.testzip()
         if damaged is not None:
             raise DamagedCheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
-
-
-def _said(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def misfit(value: Any, place: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Any] | None:

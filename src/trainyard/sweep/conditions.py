@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, first_line
 from trainyard.sweep.grid_settings import CONDITION, WHEN
 
 _Condition = tuple[str, tuple[str, ...]]  # a key, and the texts of the values of which it has to have one
@@ -142,7 +142,7 @@ class Conditions:
             override = self._parse(text)
             values = list(override.sweep_string_iterator()) if override.is_sweep_override() else []
         except HydraException as error:
-            hint = f"Parsing it failed: {str(error).splitlines()[0].rstrip('.')}."
+            hint = f"Parsing it failed: {first_line(error).rstrip('.')}."
             raise ConfigError(place, text, CONDITION, hint=hint) from error
         name = str(override.get_key_element()).lstrip("+")
         texts = tuple(map(str, values)) or (override.get_value_element_as_str(),)

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from trainyard.checks import existing_file
-from trainyard.errors import ConfigError, counted
+from trainyard.errors import ConfigError, counted, first_line
 from trainyard.sweep.grid_settings import FILE
 
 
@@ -96,7 +96,7 @@ def _check_cell(text: str, parser: OverridesParser, given: str, line: int) -> No
     try:
         several = parser.parse_override(text).is_sweep_override()
     except HydraException as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         quoting = "In the file, write a string with such characters in both kinds of quotes, such as \"'a]'\"."
         hint = f"Line {line}, {key}: {cell!r} cannot be parsed: {reason}. {quoting}"
         raise ConfigError(FILE, given, "values in override syntax", hint=hint) from error

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from trainyard.config.saved import saved_values
-from trainyard.errors import ConfigError, TrainyardError, counted
+from trainyard.errors import ConfigError, TrainyardError, counted, first_line
 from trainyard.quoting import shell_path
 from trainyard.redaction import check_overrides
 from trainyard.sweep.errors import continuation
@@ -236,7 +236,7 @@ def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
     try:
         override = OverridesParser.create().parse_override(line)
     except HydraException as error:
-        hint = f"{str(error).splitlines()[0]}."
+        hint = f"{first_line(error)}."
         raise ConfigError("KEY=VALUE", line, "an override, such as optim.lr=0.1", hint=hint) from error
     key = override.key_or_group
     if override.is_sweep_override():

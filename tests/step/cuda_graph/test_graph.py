@@ -12,7 +12,7 @@ import torch
 
 from trainyard import _torch_internals
 from trainyard.step.cuda_graph import graph as module
-from trainyard.step.cuda_graph.graph import CudaGraph, Uncapturable, first_line
+from trainyard.step.cuda_graph.graph import CudaGraph, Uncapturable
 
 
 @pytest.fixture
@@ -94,17 +94,3 @@ def test_all_graphs_of_a_device_are_recorded_on_one_stream(calls: list[Any]) -> 
     """torch's allocator keeps blocks for each stream: a stream for each step would strand them."""
     assert module._capture_stream(1) is module._capture_stream(1)
     assert module._capture_stream(0) is not module._capture_stream(1)
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (
-            RuntimeError("The CPU tensor is not pinned.\nCompile with TORCH_USE_CUDA_DSA."),
-            "The CPU tensor is not pinned",
-        ),
-        (AssertionError(), "AssertionError"),
-    ],
-)
-def test_the_first_line_of_an_error_ends_a_sentence(error: Exception, line: str) -> None:
-    assert first_line(error) == line

@@ -12,7 +12,7 @@ import torch
 
 from trainyard import rng_state
 from trainyard._torch_internals import end_allocation
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, first_line
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class CudaGraph:
             # A generator may take the capture for active; this copy of its state has none.
             for generator, state in zip(generators, states, strict=True):
                 generator.graphsafe_set_state(state)
-            raise Uncapturable(first_line(error)) from error
+            raise Uncapturable(first_line(error).rstrip(".")) from error
         return graph.replay, result
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
@@ -133,11 +133,6 @@ class CudaGraph:
     def forget(self) -> None:
         # torch does not reuse a pool whose graphs are gone while a tensor of it is alive.
         self._pool = torch.cuda.graph_pool_handle()
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message without its full stop, or the type of an error without a message."""
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _drawn_on_cpu() -> list[bytes]:

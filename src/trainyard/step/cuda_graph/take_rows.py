@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainyard._fast_paths import fast_paths
-from trainyard.step.cuda_graph.graph import first_line
+from trainyard.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _working(device: torch.device) -> Take | None:
     try:
         reason = None if take_kernel.works_on(device) else "the kernel returns other rows"
     except Exception as error:  # no compiler, a device that Triton does not know, another version of its language
-        reason = first_line(error)
+        reason = first_line(error).rstrip(".")
     if reason is None:
         return take_kernel.take
     log.warning(

@@ -6,6 +6,7 @@ import functools
 import posixpath
 import re
 
+from trainyard import errors
 from trainyard.redaction import redact
 
 MAX_NAME = 250
@@ -38,4 +39,4 @@ def describe(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, redacted."""
-    return redact((str(error).strip().splitlines() or [""])[0])[:500]
+    return redact(errors.first_line(error, ""))[:500]
