@@ -44,6 +44,7 @@ def test_the_checkpoint_has_some_of_what_is_different_too() -> None:
         ({"data": {"split": {"val": 0.5}}}, False, r"data.split.val: 0.5 is invalid"),
         ({"optim": {"_target_": "torch.optim.SGD"}}, False, r"optim._target_: 'torch.optim.SGD' is invalid"),
         ({"freeze": ["net.0"]}, False, r"freeze: \['net.0'\] is invalid"),
+        ({"loop": {"max_epochs": 1}}, True, r"would have nothing to train. Increase loop.max_epochs or loop.max_iters"),
         ({"optim": {"lr": 0.5}}, True, r"would have nothing to train. Increase loop.max_epochs or loop.max_iters"),
     ],
 )

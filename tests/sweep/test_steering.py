@@ -1,6 +1,7 @@
 """Commands to a running sweep: on disk, in order, each once; the command line that gives them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -360,6 +361,23 @@ def test_a_checkpoint_in_another_directory_is_not_looked_for(sweep: Path, work_d
     (sweep / "0/.hydra/config.yaml").write_text(f"{CONFIG}work_dir: {work_dir}\n")
     steer(sweep, "clone", "0", ["seed=1"])
     assert len(CommandFolder(sweep).pending(())) == 1
+
+
+@pytest.mark.parametrize("changes", [["seed=1"], ["loop.max_epochs=3"], ["seed=1", "loop.max_epochs=2"]])
+def test_a_clone_of_a_finished_job_must_be_longer(sweep: Path, changes: list[str]) -> None:
+    (sweep / "0/.hydra/config.yaml").write_text(f"{CONFIG}loop: {{max_epochs: 3, val_interval: 1}}\n")
+    (sweep / "0/checkpoints").mkdir()
+    (sweep / "0/checkpoints/last.json").touch()
+    said = (
+        f"KEY=VALUE: '{' '.join(changes)}' is invalid. Expected overrides that increase loop.max_epochs, because #0 "
+        "has finished, and its clone would have nothing to train. Add loop.max_epochs=… with a value above 3."
+    )
+    with pytest.raises(TrainyardError, match=re.escape(said)):
+        steer(sweep, "clone", "0", changes)
+    assert not (sweep / FOLDER).exists()
+    for longer in ("loop.max_epochs=4", "loop={max_epochs:4}", "model=cnn"):  # an option may select another loop
+        steer(sweep, "clone", "0", [*changes, longer])
+    assert len(CommandFolder(sweep).pending(())) == 3
 
 
 def test_groups_and_new_keys_of_a_clone(sweep: Path) -> None:

@@ -41,13 +41,18 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], *, ended: bool)
                 rule = "the classes and the paramwise rules of optim and schedule cannot change"
             accepted = f"the value of the job from which this job continues: {rule}"
             raise ConfigError(key, value, accepted, hint="Train a job with another value from the start.")
-    if ended and not any(key in LENGTHS for key, _ in differing):
+    if ended and not any(_is_longer(key, old, new) for key, old, new in _differences(before, after)):
         raise TrainyardError(
             f"the job has finished, so its clone would have nothing to train. Increase {' or '.join(LENGTHS)} "
             "to train the clone further."
         )
     named = [key for key, _ in differing if _is_below(key, OVERRIDDEN)]
     return [key for key in named if key.rpartition(".")[2] not in FLAGS]
+
+
+def _is_longer(key: str, old: Any, new: Any) -> bool:
+    """Return whether a difference can make a training longer."""
+    return key in LENGTHS and not (isinstance(old, int) and isinstance(new, int) and new < old)
 
 
 def _may_change(key: str) -> bool:

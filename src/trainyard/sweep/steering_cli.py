@@ -41,6 +41,7 @@ from trainyard.sweep.submitted_head import queued
 HYDRA = ".hydra"
 LAST = "checkpoints/last.json"
 _WORK_DIR = "${hydra:runtime.output_dir}"  # as in conf/train.yaml: the directory of the job
+_LENGTHS = ("loop.max_epochs", "loop.max_iters")  # of a training; other applications may have other keys
 _EVERY = 0.05  # seconds between two looks at the manifest
 
 
@@ -230,6 +231,35 @@ def _check_overrides(action: Action, num: int, directory: Path, state: SweepStat
     groups = [str(group) for group in OmegaConf.select(hydra, "hydra.runtime.choices", default={})]
     for line in overrides:
         _check_override(line, config, groups)
+    if state.states[num] == "done":
+        _check_longer(num, overrides, config, groups)
+
+
+def _check_longer(num: int, overrides: Sequence[str], config: Any, groups: Sequence[str]) -> None:
+    """Check that the clone of a finished training is longer.
+
+    Raises:
+        ConfigError: the clone would have nothing to train.
+    """
+    lengths = {key: value for key in _LENGTHS if isinstance(value := OmegaConf.select(config, key), int)}
+    if not lengths:
+        return
+    parsed = [OverridesParser.create().parse_override(line) for line in overrides]
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        if key in groups or key == "loop" or (key in _LENGTHS and not _is_at_most(value, lengths.get(key))):
+            return
+    key, length = next(iter(lengths.items()))
+    raise ConfigError(
+        "KEY=VALUE",
+        " ".join(overrides),
+        f"overrides that increase {key}, because #{num} has finished, and its clone would have nothing to train",
+        hint=f"Add {key}=… with a value above {length}.",
+    )
+
+
+def _is_at_most(value: Any, bound: int | None) -> bool:
+    return bound is not None and isinstance(value, int | float) and value <= bound
 
 
 def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
