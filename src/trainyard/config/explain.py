@@ -226,6 +226,8 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
                 return _explain_null(key, full, f"+{group}", parts)
             kind = "null" if value is None else "a list" if OmegaConf.is_list(value) else "a single value"
             return TrainyardError(f"{key}: {full} is {kind} and has no keys. To change it, use {full}=…")
+        if entry := next((each for each in overrides if each.startswith(f"{key}=") and places.options(key)), None):
+            return _explain_unselected(key, entry)
         return _explain_value(error, key)
     if not parent:
         if key != name and name in groups and not removed and (parts := places.options(name)):
@@ -285,6 +287,14 @@ def _explain_null(key: str, node: str, group: str, options: Sequence[str]) -> Tr
     return TrainyardError(
         f"{key}: {node} is null and has no keys. To select an option, use {group}=OPTION. The options are "
         f"{', '.join(options)}."
+    )
+
+
+def _explain_unselected(key: str, entry: str) -> TrainyardError:
+    """Explain `tracker=none` for a config with values of a group, of which its defaults list selects no option."""
+    return TrainyardError(
+        f"{entry}: this config contains the values of {key}, and its defaults list selects no option of {key} to "
+        f"replace. To set the values of the option in addition to these values, use {quote(f'+{entry}')}"
     )
 
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from trainyard import temporary
 from trainyard.application import StartedAs
@@ -142,7 +143,14 @@ class Tracker(ABC):
 
 
 class NoTracker(Tracker):
-    """Tracker without MLflow. It writes the journal and `run.json`; `trainyard sync --uri` can upload them later."""
+    """Tracker without MLflow. It writes the journal and `run.json`; `trainyard sync --uri` can upload them later.
+
+    Args:
+        ignored: settings of another tracker, which remain if `+tracker=none` is added to a resolved config.
+    """
+
+    def __init__(self, **ignored: Any) -> None:
+        super().__init__()
 
     def finish(self) -> Shipment:
         return Shipment()
