@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainyard.errors import ConfigError, first_line, listed, nearest, some
+from trainyard.errors import ConfigError, UnknownMetricError, first_line, listed, nearest, quoted, some
 
 
 def test_of_tensors_the_shapes_are_shown() -> None:
@@ -58,3 +58,24 @@ def test_the_nearest_name_may_differ_in_case() -> None:
 def test_the_first_line_of_an_error(error: Exception, line: str) -> None:
     assert first_line(error) == line
     assert first_line(error, "") == (line if line != "AssertionError" else "")
+
+
+def test_texts_are_shown_as_the_user_wrote_them() -> None:
+    given = {r"net\.(\d+)": [r"C:\data", ("a", "it's")], 1: r"\d"}
+    shown = r"""{'net\.(\d+)': ['C:\data', ('a', "it's")], 1: '\d'}"""
+    assert str(ConfigError("freeze", given, "patterns")) == f"freeze: {shown} is invalid. Expected patterns."
+    assert str(ConfigError("freeze", r"\d+", "patterns")).startswith(r"freeze: '\d+' is invalid.")
+    assert r"'C:\data\x'" in str(ConfigError("load_from", [r"C:\data\x"] * 100, "one path"))
+    assert str(UnknownMetricError("objective", r"val\x", "None")).startswith(r"objective: No metric named 'val\x'.")
+    assert str(ConfigError("path", r"a\b", "a file", options=[r"a\bc"])).endswith(r"Did you mean 'a\bc'?")
+
+
+def test_only_control_characters_are_escaped() -> None:
+    assert quoted("a\n\x1b[1m\\n é") == r"'a\n\x1b[1m\n é'"
+    assert [quoted(text) for text in ("", "it's", 'a "b"')] == ["''", '"it\'s"', "'a \"b\"'"]
+
+
+def test_a_list_that_contains_itself() -> None:
+    given: list[object] = ["a"]
+    given.append(given)
+    assert "\n" not in str(ConfigError("data", given, "numbers"))

@@ -20,7 +20,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from trainyard.errors import ConfigError, counted
+from trainyard.errors import ConfigError, counted, quoted
 
 
 def is_integer(value: Any, *, at_least: int | None = None, at_most: int | None = None) -> TypeGuard[int]:
@@ -243,14 +243,16 @@ def existing_file(key: str, value: object, *, other: str = "") -> Path:
             key,
             str(value),
             "the path of an existing file",
-            hint=f"The folder {str(folder.absolute())!r} does not exist.",
+            hint=f"The folder {quoted(str(folder.absolute()))} does not exist.",
         )
     raise ConfigError(
         key,
         str(value),
         "the path of an existing file",
         options=neighbors(value, is_file),
-        hint=f"{whole!r} is a folder." if is_folder(path) else f"Trainyard looked in {str(folder.absolute())!r}.",
+        hint=f"{quoted(whole)} is a folder."
+        if is_folder(path)
+        else f"Trainyard looked in {quoted(str(folder.absolute()))}.",
     )
 
 
@@ -273,9 +275,9 @@ def existing_folder(key: str, value: object) -> Path:
     if is_folder(path):
         return path
     whole = path.absolute()
-    hint = f"Trainyard looked for {str(whole)!r}." if path != whole else ""
+    hint = f"Trainyard looked for {quoted(str(whole))}." if path != whole else ""
     if is_file(path):
-        hint = f"{str(whole)!r} is a file."
+        hint = f"{quoted(str(whole))} is a file."
     names = [str(path.with_name(entry.name)) for entry in _entries(whole.parent) if is_folder(entry)]
     raise ConfigError(key, str(value), accepted, options=names, hint=hint)
 

@@ -56,8 +56,16 @@ def first_line(error: BaseException, otherwise: str | None = None) -> str:
     return next(filter(None, lines), type(error).__name__ if otherwise is None else otherwise)
 
 
+def quoted(text: str) -> str:
+    r"""Return a string in quotes as the user wrote it: `'\d+'`. Only control characters are escaped."""
+    mark = '"' if "'" in text and '"' not in text else "'"
+    whole = text if text.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return f"{mark}{whole}{mark}"
+
+
 _LONG = 400
 """Maximum number of characters of a representation that an error shows completely."""
+_DEEPEST = 20  # a list may contain itself
 
 
 class TrainyardError(Exception):
@@ -103,7 +111,7 @@ class ConfigError(TrainyardError):
         options = [each for each in self.options if each.lower() == "none"] if self.given is None else self.options
         close = nearest(str(self.given), options)
         if close is not None:
-            text += f" Did you mean {close!r}?"
+            text += f" Did you mean {quoted(close)}?"
         return f"{text} {self.hint}".rstrip()
 
     def _problem(self) -> str:
@@ -128,7 +136,7 @@ class UnknownMetricError(ConfigError):
     """
 
     def _problem(self) -> str:
-        return f"No metric named {self.given!r}. {self.accepted}."
+        return f"No metric named {_shown(self.given)}. {self.accepted}."
 
 
 class _Short(reprlib.Repr):
@@ -139,6 +147,11 @@ class _Short(reprlib.Repr):
         self.maxlist, self.maxtuple, self.maxset, self.maxdict = 2, 3, 2, 4
         self.maxstring = self.maxother = 120
 
+    def repr_str(self, x: str, level: int) -> str:
+        """Return a text in quotes, without its middle if it is long."""
+        half = (self.maxstring - 3) // 2
+        return quoted(x if len(x) <= self.maxstring else f"{x[:half]}...{x[-half:]}")
+
     def repr_instance(self, x: Any, level: int) -> str:
         """Return the representation of anything but a container or a text."""
         shape = getattr(x, "shape", None)
@@ -147,8 +160,23 @@ class _Short(reprlib.Repr):
 
 def _shown(given: object) -> str:
     """Return the representation of a value on one line, shortened if it is long."""
-    whole = repr(given)
+    whole = _whole(given)
     return whole if len(whole) <= _LONG and "\n" not in whole else _Short().repr1(given, 3).replace("\n", " ")
+
+
+def _whole(given: object, depth: int = 0) -> str:
+    """Return the representation of a value, with its texts as the user wrote them."""
+    if type(given) is str:
+        return quoted(given)
+    if depth < _DEEPEST:
+        if type(given) is list:
+            return f"[{', '.join(_whole(each, depth + 1) for each in given)}]"
+        if type(given) is tuple and len(given) > 1:
+            return f"({', '.join(_whole(each, depth + 1) for each in given)})"
+        if type(given) is dict:
+            pairs = (f"{_whole(key, depth + 1)}: {_whole(each, depth + 1)}" for key, each in given.items())
+            return f"{{{', '.join(pairs)}}}"
+    return repr(given)
 
 
 class StackDivided(TrainyardError):  # noqa: N818 - a finding, not a fault: the members train on

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainyard.catalog.stored_run import StoredRun
-from trainyard.errors import TrainyardError, counted, nearest
+from trainyard.errors import TrainyardError, counted, nearest, quoted
 from trainyard.quoting import named
 from trainyard.track import run_info
 from trainyard.track.run_info import RunInfo
@@ -72,16 +72,16 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
     if not found:
         names = [name for run in runs for name in (run.info.name, run.directory.name)]
         close = nearest(text, names)
-        hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists the runs."
+        hint = f" Did you mean {quoted(close)}?" if close else " `trainyard runs` lists the runs."
         if not runs:
             hint = " Repeat the command in the folder of the project, or give the directory of the run."
         if len(text) < _SHORTEST and any(run.info.id.startswith(text) for run in runs):
             hint = f" The start of an ID needs at least {_SHORTEST} characters."
         searched = f"Searched: {counted(len(runs), 'run')} in {where}."
-        raise TrainyardError(f"No run has the name or ID {text!r}. {searched}{hint}")
+        raise TrainyardError(f"No run has the name or ID {quoted(text)}. {searched}{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    what = f"{text!r} matches {len(found)} runs in {where}"
+    what = f"{quoted(text)} matches {len(found)} runs in {where}"
     differ = len({run.info.id for run in found}) == len(found)  # copies of a directory have one ID
     give = "Give the ID or the directory" if differ else "Give the directory"
     raise TrainyardError(f"{what}. {give} of one of them:{shown}{more}")

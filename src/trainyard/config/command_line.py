@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from trainyard.application import CONFIG_PATH, MULTIRUN
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, quoted
 
 SHOWS = ("--cfg", "-c")
 
@@ -33,7 +33,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     flags, overrides = _split(arguments)
     for line in overrides:
         if line.lstrip("+~")[:1] in ("=", "@", ""):
-            raise TrainyardError(f"{line!r} is not a valid override: it has no key. Expected KEY=VALUE.")
+            raise TrainyardError(f"{quoted(line)} is not a valid override: it has no key. Expected KEY=VALUE.")
     if any(flag in MULTIRUN for flag in flags):
         shown = next((flag for flag in flags if flag.partition("=")[0] in SHOWS), None)
         if shown is not None:

@@ -19,7 +19,7 @@ from trainyard.config.explain_files import EMPTY, explain_file, selected_groups,
 from trainyard.config.hydra_versions import full_key
 from trainyard.config.places import ConfigPlaces
 from trainyard.config.sweepers import SAMPLER_ARGUMENTS, SAMPLERS, hint_for
-from trainyard.errors import ConfigError, TrainyardError, first_line, nearest
+from trainyard.errors import ConfigError, TrainyardError, first_line, nearest, quoted
 
 SWEPT_VALUES = "values: 1,2, choice(1,2) or range(1,3)"
 """Accepted values of a key that is swept."""
@@ -72,7 +72,7 @@ def explain(
     if isinstance(error, MissingConfigException):
         return _explain_missing(error, overrides, places)
     if isinstance(error, OverrideParseException):
-        return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
+        return TrainyardError(f"{quoted(error.override)} is not a valid override: {_how_to_quote(error)}")
     if isinstance(error, ConfigCompositionException) and (
         told := _explain_sweep(str(error), places) or _explain_forced(str(error), places)
     ):
@@ -307,7 +307,7 @@ def _explain_value(error: Exception, key: str) -> TrainyardError:
     if added is None:
         return TrainyardError(f"{key}: {first_line(cause)}")
     return TrainyardError(
-        f"{key}: the key {added[1]!r} does not exist. A mapping can only change existing keys: "
+        f"{key}: the key {quoted(added[1])} does not exist. A mapping can only change existing keys: "
         f"keys of the config and keys that an earlier override added. Add a new key with +{key}.{added[1]}=…"
     )
 

@@ -19,7 +19,7 @@ from yaml.reader import Reader, ReaderError  # type: ignore[import-untyped,unuse
 from trainyard.config.config_files import ConfigFile
 from trainyard.config.headers import check_header, explain_header
 from trainyard.config.places import ConfigPlaces
-from trainyard.errors import ConfigError, TrainyardError, first_line
+from trainyard.errors import ConfigError, TrainyardError, first_line, quoted
 
 EMPTY = "_dummy_empty_config_"
 """A primary config of Hydra's own, which contains nothing."""
@@ -77,7 +77,7 @@ def _explain_composition(error: Exception, text: str, places: ConfigPlaces) -> T
         return TrainyardError(f"{_path(found[1], places)}: the defaults list contains _self_ more than once.")
     if found := re.match(r"Error merging override ([+~]*)([^=]*)=?(.*)", text, re.DOTALL):
         why = "Hydra does not accept it" if error.__cause__ is None else first_line(error.__cause__).rstrip(".")
-        what = f"{found[2]} cannot be removed" if "~" in found[1] else f"{found[2]}: {found[3]!r} is invalid"
+        what = f"{found[2]} cannot be removed" if "~" in found[1] else f"{found[2]}: {quoted(found[3])} is invalid"
         return TrainyardError(f"{what}. {why}.")
     if found := re.match(r"primary config '([^']+)' must be a DictConfig", text):
         return TrainyardError(f"{_path(found[1], places)} contains a list. Expected a mapping of keys to values.")

@@ -15,7 +15,7 @@ from trainyard.config.config_files import ConfigFile, Sources, find_config, sour
 from trainyard.config.namesakes import chosen_hooks
 from trainyard.config.places import ConfigPlaces
 from trainyard.config.plain import plain
-from trainyard.errors import TrainyardError, nearest
+from trainyard.errors import TrainyardError, nearest, quoted
 
 _HEADER = re.compile(r"\s*#+\s*@(\S+)\s*(.*?)\s*")  # as in Hydra: any key, and the rest of the line
 _PACKAGE = re.compile(r"\s*#+\s*@package:?\s+[\w.]+\s*", re.IGNORECASE)
@@ -111,19 +111,20 @@ def check_header(file: ConfigFile) -> None:
         where = f"{file.path}, line {number}"
         if not at_top and _PACKAGE.fullmatch(line):
             raise TrainyardError(
-                f"{where}: Hydra does not read {line.strip()!r} here, because another line is above it. Make it the "
-                "first line of the file."
+                f"{where}: Hydra does not read {quoted(line.strip())} here, because another line is above it. Make it "
+                "the first line of the file."
             )
         if not at_top or header is None:
             continue
         name, package = header[1], header[2]
         if name != "package" and name.lower().rstrip(":") == "package":
-            raise TrainyardError(f"{where}: Hydra does not read {line.strip()!r}. Write '# @package {package}'.")
+            raise TrainyardError(f"{where}: Hydra does not read {quoted(line.strip())}. Write '# @package {package}'.")
         for word in package.split(".") if name == "package" else ():
             meant = _meant(word)
             if meant is not None:
                 raise TrainyardError(
-                    f"{where}: Hydra does not know {word!r} in {line.strip()!r}. Did you mean {meant!r}?"
+                    f"{where}: Hydra does not know {quoted(word)} in {quoted(line.strip())}. "
+                    f"Did you mean {quoted(meant)}?"
                 )
 
 
@@ -148,8 +149,8 @@ def explain_header(error: Exception, places: ConfigPlaces) -> TrainyardError | N
     for file in places.files():
         for number, line in enumerate(_lines(file), 1):
             if line.strip().lstrip("#").strip() == told:
-                return TrainyardError(f"{file}, line {number}: {line.strip()!r} is invalid. {accepted}")
-    return TrainyardError(f"A config file has the invalid header {told!r}. {accepted}")
+                return TrainyardError(f"{file}, line {number}: {quoted(line.strip())} is invalid. {accepted}")
+    return TrainyardError(f"A config file has the invalid header {quoted(told)}. {accepted}")
 
 
 def _lines(file: Path) -> list[str]:

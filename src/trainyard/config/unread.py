@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from trainyard.errors import nearest
+from trainyard.errors import nearest, quoted
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def warn_of_unread(cfg: DictConfig, read: Collection[str]) -> None:
             continue
         if key in added or get_close_matches(key, read, cutoff=ALIKE):
             close = nearest(key, read)
-            _warn_once(key, f" Did you mean {close!r}?" if close is not None else "")
+            _warn_once(key, f" Did you mean {quoted(close)}?" if close is not None else "")
     for place, file, keys in _misplaced(cfg, {*own} - named, read):
         _warn_once(
             f"{place}.{keys[0]}",

@@ -15,7 +15,7 @@ from trainyard.data.base import check_names
 from trainyard.data.fitting import MISSING, fit, refuse_gaps, width
 from trainyard.data.split import Rows, check_folds, fold_of, fractions, split_rows
 from trainyard.data.tables import Columns, Table, Target, read_tables
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, quoted
 from trainyard.models.table_encoder import row_name
 
 TASKS = ("auto", "classification", "regression")
@@ -231,9 +231,9 @@ def _refuse_texts(key: str, file: str, table: Table, index: int) -> None:
     """Raise a ConfigError: a column of numbers of the training data contains texts in this table."""
     texts = table.texts[index]
     row = next((row for row, text in enumerate(texts) if text is not None and not _is_number(text)), 0)
-    where = f"{row_name(row, file, len(texts))} contains {texts[row]!r}"
+    where = f"{row_name(row, file, len(texts))} contains {quoted(texts[row])}"
     name = (table.names or [])[index]
-    raise ConfigError(key, file, f"a table with numbers in the column {name!r}, as in the training data; {where}")
+    raise ConfigError(key, file, f"a table with numbers in the column {quoted(name)}, as in the training data; {where}")
 
 
 def _is_number(text: str) -> bool:

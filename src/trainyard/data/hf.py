@@ -16,7 +16,7 @@ from trainyard.checks import integer, is_file, is_folder, neighbors
 from trainyard.data.array_data import ArrayData
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.split import check_folds, fold_of, fractions, split_rows
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, quoted
 from trainyard.models.table_encoder import row_name, unfit, what_is
 
 log = logging.getLogger(__name__)
@@ -312,7 +312,7 @@ def _from_disk(path: str) -> Any:
     folder = Path(path).expanduser()
     if not is_folder(folder):
         whole, others = str(folder.absolute()), neighbors(path, is_folder)
-        hint = f"{whole!r} is a file." if is_file(folder) else f"The folder {whole!r} does not exist."
+        hint = f"{quoted(whole)} is a file." if is_file(folder) else f"The folder {quoted(whole)} does not exist."
         raise ConfigError("path", path, "a folder written by save_to_disk", options=others, hint=hint)
     try:
         return datasets.load_from_disk(str(folder))

@@ -20,7 +20,7 @@ from trainyard.data.images import COLOURS, DECODERS, Files, Images, Transform, a
 from trainyard.data.order import EpochBatchSampler
 from trainyard.data.split import check_folds, fold_of, fractions, split_rows
 from trainyard.data.tables import group_numbers, read_frame, target_column
-from trainyard.errors import ConfigError, counted
+from trainyard.errors import ConfigError, counted, quoted
 from trainyard.models.augment import functions
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -173,7 +173,7 @@ def _read(key: str, path: str, image: str, target: str, group: str | None) -> di
     """Return the images of a path by split; if the path has no splits, all images are under "train"."""
     place = Path(path).expanduser() if isinstance(path, str | Path) and str(path) else None
     if place is None or not (is_folder(place) or is_file(place)):
-        hint = "" if place is None else f"{str(place.absolute())!r} does not exist."
+        hint = "" if place is None else f"{quoted(str(place.absolute()))} does not exist."
         others = [] if place is None else neighbors(path, _is_source)
         accepted = _ACCEPTED if key == "path" else f"{_ACCEPTED}, or null"
         raise ConfigError(key, path, accepted, options=others, hint=hint)
@@ -252,7 +252,8 @@ def _of_table(key: str, file: Path, image: str, target: str, group: str | None) 
     for path in paths:
         if not Path(path).is_file():
             accepted = (
-                f"paths of existing images in the column {image!r}, absolute or relative to the folder of {file.name}"
+                f"paths of existing images in the column {quoted(image)}, absolute or relative to the folder of "
+                f"{file.name}"
             )
             raise ConfigError("image", path, accepted)
     if not paths:

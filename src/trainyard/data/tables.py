@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from trainyard.checks import existing_file, strings
 from trainyard.data.base import SPLITS
-from trainyard.errors import ConfigError, counted
+from trainyard.errors import ConfigError, counted, quoted
 from trainyard.models.table_encoder import check_column, row_name, texts_of, unfit, what_is
 
 if TYPE_CHECKING:
@@ -122,12 +122,12 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
         if x in arrays:
             if y not in arrays:
                 if chosen.source:
-                    raise ConfigError(key, path, f"a file with the targets under {y!r}", hint=_held(arrays))
+                    raise ConfigError(key, path, f"a file with the targets under {quoted(y)}", hint=_held(arrays))
                 names = [name.removesuffix(f"_{split}") if y != target else name for name in arrays]
                 raise ConfigError(
                     "target",
                     target,
-                    f"the key of the targets: {y!r} is not in the file",
+                    f"the key of the targets: {quoted(y)} is not in the file",
                     options=names,
                     hint=_held(arrays),
                 )
@@ -135,7 +135,7 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
             if chosen.group is not None and split == "train":
                 name = chosen.group if x == "x" else f"{chosen.group}_{split}"
                 if name not in arrays:
-                    accepted = f"the key of the groups: {name!r} is not in the file"
+                    accepted = f"the key of the groups: {quoted(name)} is not in the file"
                     raise ConfigError("group", chosen.group, accepted, hint=_held(arrays))
                 groups = group_numbers(chosen.group, arrays[name], len(arrays[x]))
                 tables[split] = tables[split]._replace(groups=groups)
@@ -207,7 +207,7 @@ def _read_columns(key: str, path: str, frame: pd.DataFrame, chosen: Columns) -> 
             if name not in columns:
                 if chosen.source:
                     hint = f"The columns are {', '.join(columns)}."
-                    accepted = f"a table with the columns of {chosen.source}; the column {name!r} is missing"
+                    accepted = f"a table with the columns of {chosen.source}; the column {quoted(name)} is missing"
                     raise ConfigError(key, path, accepted, hint=hint)
                 accepted = f"one of the columns of {path}: {', '.join(columns)}"
                 raise ConfigError(argument, name, accepted, options=columns)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trainyard.errors import ConfigError, TrainyardError, counted
+from trainyard.errors import ConfigError, TrainyardError, counted, quoted
 
 SHOWN = 12  # entries in a description
 
@@ -49,7 +49,7 @@ def select(value: Any, path: str, of: str, key: str = "") -> Any:
             found = getattr(found, name)
         else:
             where = f"{key}: " if key else ""
-            raise TrainyardError(f"{where}There is no {path!r} in the {of}. The value is {described(value)}.")
+            raise TrainyardError(f"{where}There is no {quoted(path)} in the {of}. The value is {described(value)}.")
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainyard._torch_internals import own_parameters
 from trainyard.checks import is_number
 from trainyard.config.build import build, check_node, is_node
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, quoted
 from trainyard.models.patterns import fits, unknown
 
 Initializer = Callable[[Tensor], Any]
@@ -84,7 +84,7 @@ def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
             raise ConfigError("init", pattern, "a glob that matches modules with parameters of their own")
         for leaf, initializer in by_leaf.items():
             if leaf not in leaves:
-                accepted = f"a parameter of the modules that match {pattern!r}: {', '.join(leaves)}"
+                accepted = f"a parameter of the modules that match {quoted(pattern)}: {', '.join(leaves)}"
                 hint = "A rule without the name of a parameter is for weight." if leaf == "weight" else ""
                 raise ConfigError(f"init.{pattern}", leaf, accepted, options=leaves, hint=hint)
             for name, module in fitting.items():

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainyard.errors import ConfigError, counted, some
+from trainyard.errors import ConfigError, counted, quoted, some
 from trainyard.models.preprocessor import DataPreprocessor
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class TableEncoder(DataPreprocessor):
         rows = np.empty((len(table), len(self.columns)), np.float32)
         for index, name in enumerate(self.columns):
             if name not in table.columns:
-                raise ConfigError("columns", list(table.columns), f"a table with the column {name!r}")
+                raise ConfigError("columns", list(table.columns), f"a table with the column {quoted(name)}")
             if name in self.categories:
                 rows[:, index] = codes_of(texts_of(table[name]), self.categories[name])
                 continue

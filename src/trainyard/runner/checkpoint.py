@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from trainyard.errors import ConfigError, TrainyardError, first_line
+from trainyard.errors import ConfigError, TrainyardError, first_line, quoted
 from trainyard.files import DirectoryGoneError, despite_absence, put, remove, writing
 from trainyard.runner.file_sum import SummedWriter, holds
 
@@ -301,7 +301,11 @@ def given(
     except FileNotFoundError:
         others = sorted(str(other) for other in file.parent.glob("*") if other.suffix in (".pt", file.suffix))
         folder = str(file.parent.absolute())
-        hint = f"Trainyard looked in {folder!r}." if file.parent.is_dir() else f"The folder {folder!r} does not exist."
+        hint = (
+            f"Trainyard looked in {quoted(folder)}."
+            if file.parent.is_dir()
+            else f"The folder {quoted(folder)} does not exist."
+        )
         raise ConfigError(key, str(path), "the path of a checkpoint that exists", options=others, hint=hint) from None
     except DamagedCheckpointError as error:
         raise ConfigError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainyard.checks import boolean
 from trainyard.distributed.shares import class_of, like
-from trainyard.errors import ConfigError, counted, nearest, some
+from trainyard.errors import ConfigError, counted, nearest, quoted, some
 from trainyard.models.patterns import above_all, fits_within, listed
 from trainyard.runner import checkpoint, foreign_files
 
@@ -152,7 +152,7 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
         raise ConfigError(key, str(asked.path), accepted, hint=hint)
     model.load_state_dict({name: like(value, own[name]) for name, value in taken.items()}, strict=False)
     told = [f"{len(taken)} of {len(own)} tensors loaded"]
-    told += [f"with the prefix {before!r}"] if before else []
+    told += [f"with the prefix {quoted(before)}"] if before else []
     told += [f"not requested: {len(own) - len(wanted)}"] if len(wanted) < len(own) else []
     told += [f"missing: {some(missing, SHOWN)}"] if missing else []
     told += [f"not in this model: {some(foreign, SHOWN)}"] if foreign else []
@@ -184,7 +184,7 @@ def _checked_keys(given: Any) -> list[tuple[str, str]]:
             raise ConfigError(
                 "revise_keys",
                 replacement,
-                f"a replacement for re.sub, which can refer to the groups of the pattern {pattern!r}",
+                f"a replacement for re.sub, which can refer to the groups of the pattern {quoted(pattern)}",
                 hint=f"Python says: {error}.",
             ) from None
     return [(old, new) for old, new in pairs]

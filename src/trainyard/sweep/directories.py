@@ -11,7 +11,7 @@ from typing import Any, Self
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.plain import plain
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, quoted
 from trainyard.sweep.plan import Job
 
 SUBDIR = "hydra.sweep.subdir"
@@ -35,7 +35,7 @@ def job_directory(config: DictConfig, sweep: Path, subdir: str | None = None) ->
     directory = os.path.normpath(os.path.join(base, own))  # noqa: PTH118
     if not directory.startswith(base.rstrip(os.sep) + os.sep):
         template = _template(config)
-        resolved = "" if own == template else f"The value resolves to {own!r}. "
+        resolved = "" if own == template else f"The value resolves to {quoted(own)}. "
         hint = f"{resolved}hydra.sweep.dir names the directory of the sweep."
         raise ConfigError(SUBDIR, template, "a directory inside the sweep directory", hint=hint)
     return Path(directory)
@@ -58,7 +58,7 @@ def check_name(config: DictConfig, directory: Path) -> None:
         if size > LONGEST:
             key = SUBDIR if name in Path(str(config.hydra.sweep.subdir)).parts else "hydra.sweep.dir"
             written = str(plain(config.hydra.sweep._get_node(key.rpartition(".")[2])))
-            hint = f"{name[:40]!r}… has {size} bytes. Use a shorter name"
+            hint = f"{quoted(name[:40])}… has {size} bytes. Use a shorter name"
             hint += ", such as ${hydra:job.num}" if key == SUBDIR else ""
             if "override_dirname" in written:
                 hint += ", or exclude overrides from the name (hydra.job.config.override_dirname.exclude_keys)"

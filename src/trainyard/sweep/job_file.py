@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from trainyard.checks import existing_file
-from trainyard.errors import ConfigError, counted, first_line
+from trainyard.errors import ConfigError, counted, first_line, quoted
 from trainyard.sweep.grid_settings import FILE
 
 
@@ -86,7 +86,7 @@ def _key(column: str, parser: OverridesParser, given: str) -> str:
     except HydraException:
         override = None
     if override is None or not override.key_or_group:
-        hint = f"The file has a column {column!r}."
+        hint = f"The file has a column {quoted(column)}."
         raise ConfigError(FILE, given, "a CSV file with keys in its first row, such as optim.lr", hint=hint)
     return str(override.get_key_element()).lstrip("+")
 
@@ -98,9 +98,9 @@ def _check_cell(text: str, parser: OverridesParser, given: str, line: int) -> No
     except HydraException as error:
         reason = first_line(error)
         quoting = "In the file, write a string with such characters in both kinds of quotes, such as \"'a]'\"."
-        hint = f"Line {line}, {key}: {cell!r} cannot be parsed: {reason}. {quoting}"
+        hint = f"Line {line}, {key}: {quoted(cell)} cannot be parsed: {reason}. {quoting}"
         raise ConfigError(FILE, given, "values in override syntax", hint=hint) from error
     if several:
         quoting = 'In the file, write a list as "[1,2]" and a string with commas as "\'a,b\'".'
-        hint = f"Line {line}, {key}: {cell!r} lists several values. {quoting}"
+        hint = f"Line {line}, {key}: {quoted(cell)} lists several values. {quoting}"
         raise ConfigError(FILE, given, "one value per cell", hint=hint)

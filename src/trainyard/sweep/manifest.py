@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.application import StartedAs
-from trainyard.errors import TrainyardError, counted
+from trainyard.errors import TrainyardError, counted, quoted
 from trainyard.files import append_whole, despite_absence
 from trainyard.quoting import shell_override, shell_path
 from trainyard.sweep.decisions import Decision, KnownFit
@@ -179,8 +179,8 @@ class Manifest:
         known = self.entries.get(num)
         if known is not None and known.overrides != list(overrides):
             raise TrainyardError(
-                f"{self.path.parent} contains another sweep: its job {num} is {' '.join(known.overrides)!r}, but "
-                f"here the job is {' '.join(overrides)!r}. Use another hydra.sweep.dir for this sweep."
+                f"{self.path.parent} contains another sweep: its job {num} is {quoted(' '.join(known.overrides))}, but "
+                f"here the job is {quoted(' '.join(overrides))}. Use another hydra.sweep.dir for this sweep."
             )
 
     @contextmanager

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, quoted
 from trainyard.redaction import redact
 from trainyard.track import Journal, RunInfo, facts
 from trainyard.track.journal import FILE, Status
@@ -39,7 +39,7 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
     database = sqlite_file(uri)
     if database is not None and not database.is_file():  # MLflow would make it
         raise TrainyardError(
-            f"The run {run_id!r} cannot be downloaded, because the MLflow database {database} does not exist. "
+            f"The run {quoted(run_id)} cannot be downloaded, because the MLflow database {database} does not exist. "
             "Set `--uri` to use another store."
         )
     try:
@@ -51,7 +51,7 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
         said = first_line(error).rstrip(".")
         raise TrainyardError(f"{shown} could not be queried for the run {run_id}: {said}.") from error
     if run is None:
-        raise TrainyardError(f"No run in {shown} has the ID {run_id!r}. Set `--uri` to use another store.")
+        raise TrainyardError(f"No run in {shown} has the ID {quoted(run_id)}. Set `--uri` to use another store.")
     try:
         there = {entry.path for entry in client.list_artifacts(run.info.run_id)}
         for name in _WANTED:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.config.saved import saved_config, value_text
-from trainyard.errors import TrainyardError, nearest
+from trainyard.errors import TrainyardError, nearest, quoted
 from trainyard.track.shipper.__main__ import configure
 
 configure()  # before mlflow is imported
@@ -71,7 +71,7 @@ def _runs(client: MlflowClient, given: str) -> tuple[str, list[Run]]:
             raise TrainyardError(f"{len(named)} runs in MLflow have that name. Give the ID of one of them: {ids}.")
         if not named:
             close = nearest(given, [each.name for each in experiments])
-            meant = f"; the nearest experiment is {close!r}" if close else ""
+            meant = f"; the nearest experiment is {quoted(close)}" if close else ""
             raise TrainyardError(f"MLflow has no experiment with that name, and no run with that name or ID{meant}.")
         (run,) = named
     below = list(_found(client, [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'"))
