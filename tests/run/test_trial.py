@@ -19,6 +19,7 @@ from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import check_nodes, check_settings
 from trainyard.data import ArrayData
 from trainyard.errors import TrainyardError
+from trainyard.hooks import Hook
 from trainyard.models import MLP, BaseModel
 from trainyard.run import trial
 from trainyard.run.ranks import spread
@@ -134,6 +135,40 @@ def test_with_models_on_the_meta_device_the_same_is_found(job: str, monkeypatch:
     monkeypatch.setattr(trial, "SMALL", 0)
     (found,) = _tried(job)
     assert str(found).startswith(str(_of_single_run(job)).rstrip("."))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("val/acuracy", "val/accuracy"),
+        ("vall/accuracy", "val/accuracy"),
+        ("accuracy", "val/accuracy"),
+        ("test/acuracy", "test/accuracy"),
+        ("model/paramters", "model/parameters"),
+    ],
+)
+def test_each_objective_of_a_search_is_checked(wrong: str, nearest: str) -> None:
+    values = _values() | {trial.METRICS: ["val/loss", wrong]}
+    (found,) = _errors([values])
+    assert str(found).startswith(
+        f"hydra.sweeper.objective or constraints: No metric named '{wrong}'. These jobs compute"
+    )
+    assert str(found).endswith(f"Did you mean '{nearest}'?")
+
+
+@pytest.mark.parametrize("job", ["", "hook=[default,train_metrics]", "hook=[]"])
+def test_objectives_that_jobs_record_pass(job: str) -> None:
+    names = ["val/accuracy", "test/loss", "train/loss", "model/parameters", "best/epoch", "train/lr", "norm/grad"]
+    assert _errors([_values(*job.split()) | {trial.METRICS: names}]) == [None]
+
+
+class OwnHook(Hook):
+    """Records numbers of its own."""
+
+
+def test_an_own_hook_may_record_any_metric() -> None:
+    values = _values(f"+hook.own._target_={__name__}.OwnHook")
+    assert _errors([values | {trial.METRICS: ["val/loss", "norm"]}]) == [None]
 
 
 def test_the_size_of_jobs_is_that_of_their_checkpoints_and_metrics(tmp_path: Path) -> None:

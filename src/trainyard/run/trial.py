@@ -49,7 +49,7 @@ from trainyard.runner.model_losses import loss_step
 from trainyard.runner.parts import Parts
 from trainyard.runner.sanity_check import watched
 from trainyard.step.precision import make_precision
-from trainyard.track.sweep_position import Rungs
+from trainyard.track.sweep_position import PARAMETERS, Rungs
 
 log = logging.getLogger(__name__)
 
@@ -255,11 +255,11 @@ def _tried(
             known.give(key, parts)
         if known.errors[key] is not None:
             return known.errors[key], None
-    for name in metrics:
-        if name.startswith("val/") and parts.names and name not in parts.names:
-            accepted = f"These jobs compute {', '.join(parts.names)}"
-            where = f"{METRICS} or constraints"
-            return str(UnknownMetricError(where, name, accepted, options=parts.names)), None
+    if metrics and parts.names:
+        wrong, names = _without(metrics, parts)
+        if wrong is not None:
+            accepted = f"These jobs compute {', '.join(names)}"
+            return str(UnknownMetricError(f"{METRICS} or constraints", wrong, accepted, options=names)), None
     if rungs is not None and values["mode"] == "train" and not values.get("quick"):  # quick=true changes the intervals
         try:
             check_rungs(rungs, parts)
@@ -401,6 +401,34 @@ def _step(parts: _Parts) -> None:
     parts.model.train()
     with explained(parts):
         parts.step(first_batch(parts.loader("train"), "train"), 0, 1)
+
+
+_LATER = ("train", "train_eval", "val_loss", "val_raw", "best", "norm", "system", "lr_finder")
+"""Groups of metrics that a training records, and whose names a trial does not know."""
+
+
+def _without(metrics: Sequence[str], parts: _Parts) -> tuple[str | None, list[str]]:
+    """Return the first of these names under which no job returns a number (None if there is none), and known names.
+
+    The user's own hooks and loops may record numbers of any name.
+    """
+    names = list(parts.names)
+    if parts.mode == "train" and any(name.startswith("test/") for name in metrics):
+        try:
+            names += [name for split in parts.sets("test") for name in _results(parts, split)]
+        except Exception as error:
+            log.debug("The names of the test results are not known: %r", error)
+            metrics = [name for name in metrics if not name.startswith("test/")]
+    further = [getattr(hook, "metric_names", lambda _: ())(names) for hook in parts.dispatch.hooks.values()]
+    known = list(dict.fromkeys([*names, *(name for more in further for name in more), PARAMETERS]))
+    loops = (parts.train_loop,) if parts.mode == "train" else ()
+    used = (*parts.dispatch.hooks.values(), *loops, parts.val_loop, parts.test_loop)
+    is_known_code = all(type(each).__module__.startswith("trainyard.") for each in used)
+    for name in metrics:
+        group = name.partition("/")[0]
+        if name not in known and group not in _LATER and (is_known_code or group == "val"):
+            return name, known
+    return None, known
 
 
 def _names(parts: _Parts) -> None:
