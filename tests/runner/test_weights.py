@@ -352,11 +352,11 @@ def test_null_is_no_pattern() -> None:
         ),
         (
             {"path": "a", "revise_keys": [["a(b)", r"\2"]]},
-            r"load_from.revise_keys: '\\2' is invalid. Expected a replacement for re.sub, which can refer",
+            r"load_from.revise_keys: '\2' is invalid. Expected a replacement for re.sub, which can refer",
         ),
         (
             {"path": "a", "revise_keys": [["a(?P<b>c)", r"\g<d>"]]},
-            r"load_from.revise_keys: '\\g<d>' is invalid. Expected a replacement for re.sub",
+            r"load_from.revise_keys: '\g<d>' is invalid. Expected a replacement for re.sub",
         ),
         ({"path": "a", "include": "net"}, "load_from.include: 'net' is invalid. Expected a list of patterns"),
     ],
