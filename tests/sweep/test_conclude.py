@@ -1,10 +1,16 @@
-"""A job of a stack is charged its share of the time."""
+"""The conclusion of a sweep: the rows of its jobs, and errors in its output."""
 
+import errno
+import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from trainyard.sweep.conclude import _row
+import pytest
+
+from trainyard.files import DiskFullError
+from trainyard.sweep.conclude import _reported, _row
 from trainyard.sweep.entry import Entry
 
 
@@ -21,3 +27,15 @@ def test_members_of_a_population_are_not_repeats() -> None:
     jobs: list[Any] = [SimpleNamespace(num=num, choices={}, overrides=(), directory=Path()) for num in range(2)]
     for in_population, count in ((True, 2), (False, 1)):
         assert len({_row(job, plan, None, in_population=in_population).history for job in jobs}) == count
+
+
+def test_a_complete_message_is_shown_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    full = DiskFullError("report.html", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "`write` writes the report")
+    for error, told in (
+        (full, str(full)),
+        (OSError("no"), "The report of the sweep could not be written: OSError: no"),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), _reported("report"):
+            raise error
+        assert caplog.messages == [told]

@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from trainyard.errors import TrainyardError
 from trainyard.quoting import shell_path
 from trainyard.sweep.goals import Direction, Goals
 from trainyard.sweep.identity import is_population
@@ -134,6 +135,9 @@ def _reported(what: str) -> Iterator[None]:
     fail."""
     try:
         yield
+    except TrainyardError as error:
+        log.warning("%s", error)
+        log.debug("", exc_info=True)
     except Exception as error:
         log.warning("The %s of the sweep could not be written: %s: %s", what, type(error).__name__, error)
         log.debug("", exc_info=True)
