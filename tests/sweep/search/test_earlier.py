@@ -299,8 +299,8 @@ def test_a_warm_start_from_what_mlflow_does_not_have_is_refused(
     with pytest.raises(ConfigError) as error:
         settings_of(config, warm_start="nothing").proposer(LINES, loader, config)
     told = (
-        "hydra.sweeper.warm_start: 'nothing' is invalid. Expected the directory of a sweep, an experiment or a run "
-        "of MLflow, or null."
+        "hydra.sweeper.warm_start: 'nothing' is invalid. Expected the directory of a sweep, the name of an "
+        "experiment in MLflow, the name or ID of a run in MLflow, or null."
     )
     assert str(error.value).startswith(told)
     assert f"There is no directory {Path.cwd()}/nothing. The MLflow database {tmp_path}/none.db" in str(error.value)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENQUEUE = "hydra.sweeper.enqueue"
 WARM_START = "hydra.sweeper.warm_start"
 FROM = "warm_start_from"  # in the identity of a search
-ACCEPTED = "the directory of a sweep, an experiment or a run of MLflow, or null"
+ACCEPTED = "the directory of a sweep, the name of an experiment in MLflow, the name or ID of a run in MLflow, or null"
 SHOWN = 10  # names of runs in a line
 
 
