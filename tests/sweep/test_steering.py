@@ -334,7 +334,7 @@ def test_a_head_that_does_not_answer(sweep: Path) -> None:
         (["clone", ".", "1", "optim.lr.x=1"], "Expected a key of this job's config; optim.lr has no keys."),
         (
             ["clone", ".", "1", "optim.betas.2=1"],
-            "'optim.betas.2' is invalid. Expected an index of optim.betas, which has 2 entries; the first is 0.",
+            "'optim.betas.2' is invalid. Expected an index of optim.betas: 0 to 1.",
         ),
         (["clone", ".", "1", "optim.betas.0.x=1"], "optim.betas.0 has no keys."),
         (["clone", ".", "1", "model.parts.0=1"], "Expected an index of model.parts, which is empty."),

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from trainyard.config.saved import saved_values
-from trainyard.errors import ConfigError, TrainyardError, counted, first_line
+from trainyard.errors import ConfigError, TrainyardError, first_line
 from trainyard.quoting import shell_path
 from trainyard.redaction import check_overrides
 from trainyard.sweep.errors import continuation
@@ -279,8 +279,8 @@ def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
     for name in key.split("."):
         if isinstance(node, ListConfig) and not node._is_none():
             if not (name.isdecimal() and int(name) < len(node)):
-                size = f"has {counted(len(node), 'entry', 'entries')}; the first is 0" if len(node) else "is empty"
-                raise ConfigError(key, f"{before}{name}", f"an index of {before[:-1]}, which {size}")
+                found = f": {'0' if len(node) == 1 else f'0 to {len(node) - 1}'}" if len(node) else ", which is empty"
+                raise ConfigError(key, f"{before}{name}", f"an index of {before[:-1]}{found}")
             node, before = node._get_node(int(name)), f"{before}{name}."
             continue
         if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118, `in node` resolves
