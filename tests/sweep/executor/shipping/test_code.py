@@ -64,5 +64,5 @@ def test_the_same_code_makes_the_same_archive(tmp_path: Path) -> None:
 
 def test_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "LIMIT", 10)
-    with pytest.raises(TrainyardError, match="have more than 0 MiB, not counting files that git ignores"):
+    with pytest.raises(TrainyardError, match="are larger than 0 MiB in total, not counting files that git ignores"):
         pack([str(project(tmp_path / "project"))], tmp_path / "code.zip")

@@ -55,9 +55,9 @@ def pack(folders: Sequence[str], archive: Path, without: Iterable[Path] = ()) ->
                 total += path.stat().st_size
                 if total > LIMIT:
                     raise TrainyardError(
-                        f"The files in {', '.join(folders)} have more than {LIMIT >> 20} MiB, not counting files that "
-                        "git ignores, so they cannot be sent to the nodes as code. Move data out of these folders or, "
-                        "in a git repository, add data that is not committed to .gitignore."
+                        f"The files in {', '.join(folders)} are larger than {LIMIT >> 20} MiB in total, not counting "
+                        "files that git ignores, so they cannot be sent to the nodes as code. Move data out of these "
+                        "folders or, in a git repository, list uncommitted data in .gitignore."
                     )
                 member = zipfile.ZipInfo(f"{index}/{path.relative_to(folder)}", _LONG_AGO)
                 member.external_attr = (path.stat().st_mode & 0o777) << 16
