@@ -279,7 +279,7 @@ def test_agents_that_end_before_they_reach_the_head_end_the_sweep(
         return bool(pool.gone()) and False
 
     try:
-        with pytest.raises(TrainyardError, match=rf"^[34] agents ended .* Slurm's job \d+_[01] {told}"):
+        with pytest.raises(TrainyardError, match=rf"^[34] agents ended .* Slurm job \d+_[01] {told}"):
             wait_for(again)
     finally:
         pool.close()

@@ -142,7 +142,7 @@ def test_agents_that_end_early_name_the_file_of_their_output(
         pool.look()
         return bool(pool.gone()) and False
 
-    with pytest.raises(TrainyardError, match=rf"Slurm's job 7_2 printed: {told}\. Its output is in .*/7_2\.out\.$"):
+    with pytest.raises(TrainyardError, match=rf"Slurm job 7_2 printed: {told}\. Its output is in .*/7_2\.out\.$"):
         until(ended)
     pool.close()
 

@@ -150,7 +150,7 @@ MAX = "hydra.sweeper.direction: 'max' is invalid. Expected one of minimize, maxi
         ({"params": ["optim.lr=1"]}, "hydra.sweeper.params: ['optim.lr=1'] is invalid. Expected a mapping"),
         (
             {"params": {"optim": {"lr": "interval(0,1)"}}},
-            "hydra.sweeper.params.optim: {'lr': 'interval(0,1)'} is invalid. Expected the value as in an override. "
+            "hydra.sweeper.params.optim: {'lr': 'interval(0,1)'} is invalid. Expected a value in override syntax. "
             "Write keys with dots",
         ),
         (

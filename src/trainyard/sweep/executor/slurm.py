@@ -347,7 +347,7 @@ class SlurmPool(Pool):
         self._failures.append(place)
         if len(self._failures) >= FAILURES:
             self._error = TrainyardError(
-                f"{len(self._failures)} agents ended before they connected to the head. Slurm's job {place} "
+                f"{len(self._failures)} agents ended before they connected to the head. Slurm job {place} "
                 + self._last_words(place)
             )
 

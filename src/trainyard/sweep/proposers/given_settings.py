@@ -69,7 +69,7 @@ def params_of(value: Any) -> Mapping[str, Any]:
     for key, own in found.items():
         if isinstance(own, dict):
             hint = "Write keys with dots: optim.lr."
-            raise ConfigError(f"{SWEEPER}.params.{key}", own, "the value as in an override", hint=hint)
+            raise ConfigError(f"{SWEEPER}.params.{key}", own, "a value in override syntax", hint=hint)
     return found
 
 
