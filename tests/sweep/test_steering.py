@@ -87,7 +87,9 @@ def test_commands_that_wait_count(sweep: Path) -> None:
         steer(sweep, "pause", "2")
     steer(sweep, "resume", "3")
     steer(sweep, "clone", "3", ["seed=1"])
-    with pytest.raises(TrainyardError, match=r"#3 will be resumed by an earlier command\. No other job is paused\."):
+    with pytest.raises(
+        TrainyardError, match=r"#3 will be resumed by an earlier command\. None of the other jobs is paused\."
+    ):
         steer(sweep, "resume", "3")
 
 
@@ -342,7 +344,11 @@ def test_a_head_that_does_not_answer(sweep: Path) -> None:
         (["clone", ".", "1", "sed=1"], "Did you mean 'seed'?"),
         (["clone", ".", "1", "seed=1,2"], "seed: '1,2' is invalid. Expected one value, because a clone is one job."),
         (["clone", ".", "1", "seed=["], "'seed=[' is invalid. Expected an override, such as optim.lr=0.1."),
-        (["clone", ".", "1", "hydra.launcher.fuse=off"], "hydra keys apply to the entire sweep"),
+        (
+            ["clone", ".", "1", "hydra.launcher.fuse=off"],
+            "KEY=VALUE: 'hydra.launcher.fuse=off' is invalid. Expected an override of the job, because hydra keys "
+            "apply to the entire sweep.",
+        ),
         (["clone", ".", "1", "+tracker.uri=http://me:secret@host"], "without a password"),
     ],
 )

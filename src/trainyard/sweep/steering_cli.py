@@ -191,14 +191,14 @@ def _check(action: Action, num: int, state: SweepState, waiting: Sequence[Comman
         how = f"will be {'resumed' if pending == 'resume' else now} by an earlier command"
     if now in FINAL:
         others = sorted(each for each, its in states.items() if its not in FINAL and each != num)
-        hint = f"Not finished: {spans(others)}." if others else "This sweep has no other unfinished job."
+        hint = f"Not finished: {spans(others)}." if others else "All other jobs are finished."
         raise ConfigError("JOB", num, f"a job that is not finished; #{num} {how}", hint=hint)
     if action == "pause" and now == "paused" and (pending is not None or num in state.held):
         hint = f"`trainyard sweep resume {shell_path(directory)} {num}` resumes this job."
         raise ConfigError("JOB", num, f"a job that is not paused; #{num} {how}", hint=hint)
     if action == "resume" and now != "paused":
         paused = sorted(each for each, its in states.items() if its == "paused" and each != num)
-        hint = f"Paused: {spans(paused)}." if paused else "No other job is paused."
+        hint = f"Paused: {spans(paused)}." if paused else "None of the other jobs is paused."
         raise ConfigError("JOB", num, f"a job that is paused; #{num} {how}", hint=hint)
 
 
@@ -272,7 +272,8 @@ def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
     if override.is_sweep_override():
         raise ConfigError(key, line.partition("=")[2], "one value, because a clone is one job")
     if key.partition(".")[0] == "hydra" or key.startswith("hydra/"):
-        raise ConfigError(key, line.partition("=")[2], "a key of the job, because hydra keys apply to the entire sweep")
+        accepted = "an override of the job, because hydra keys apply to the entire sweep"
+        raise ConfigError("KEY=VALUE", line, accepted)
     if override.is_add() or override.is_force_add() or key in groups:
         return
     node, before = config, ""
