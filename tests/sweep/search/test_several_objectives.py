@@ -129,7 +129,10 @@ def test_a_number_that_is_missing_ends_the_search(hydra: Any, settings_of: Any) 
     settings = settings_of(hydra[1], objective=NAMES, direction=BOTH)
     with pytest.raises(TrainyardError) as error:
         run(settings, hydra, lambda x, y: {"val/accuracy": x, "model/parameters": None})
-    assert "a number for each of val/accuracy, model/parameters: there is none for model/parameters" in str(error.value)
+    assert (
+        "a number for each of val/accuracy, model/parameters: there is none for model/parameters. Check the names in "
+        "hydra.sweeper.objective and hydra.sweeper.constraints."
+    ) in str(error.value)
 
 
 def test_a_warm_start_takes_what_has_all_objectives(

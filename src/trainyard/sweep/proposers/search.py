@@ -21,7 +21,7 @@ from trainyard.sweep.events import (
     SlotsLost,
     Wish,
 )
-from trainyard.sweep.goals import Goals, as_number
+from trainyard.sweep.goals import CONSTRAINTS, Goals, as_number
 from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.proposers.pruners import NoPruner, Pruner
 from trainyard.sweep.proposers.source import Source
@@ -146,12 +146,13 @@ class SearchProposer(Proposer):
             num, value = self._without
             given = "nothing" if value is None else repr(value)
             what = "a search" if self.explores else "a grid with a pruner"
-            wanted = "one number: the objective, as returned by the task function"
+            wanted, check = "one number: the objective, as returned by the task function", ""
             if self.goals is not None:
                 wanted = f"a number for each of {', '.join(self.goals.metrics)}: "
                 wanted += f"there is none for {', '.join(self.goals.missing(value))}"
+                check = f"Check the names in hydra.sweeper.objective and {CONSTRAINTS}. "
             raise TrainyardError(
-                f"#{num} returned {given}, but {what} needs {wanted}. A job without a value must "
+                f"#{num} returned {given}, but {what} needs {wanted}. {check}A job without a value must "
                 "return NaN or raise an error. To start again, use another hydra.sweep.dir."
             )
 
