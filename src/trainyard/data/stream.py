@@ -240,7 +240,8 @@ def read_shard(key: str, path: str, columns: Columns, classes: int | None) -> Ta
 
 
 def _files(key: str, given: object) -> list[str]:
-    accepted = "a pattern that matches files, such as train/*.npz, or a list of existing files"
+    other = "" if key == _KEYS["train"] else ", or null"
+    accepted = f"a pattern that matches files, such as train/*.npz, or a list of existing files{other}"
     patterns = [given] if isinstance(given, str) else given
     if not isinstance(patterns, list | tuple) or not patterns or not all(isinstance(each, str) for each in patterns):
         raise ConfigError(key, given, accepted)

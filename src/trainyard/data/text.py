@@ -229,7 +229,7 @@ def check_part(
 
 
 def _read(path: str) -> str:
-    file = existing_file("path", path)
+    file = existing_file("path", path, other="null")
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -167,7 +167,7 @@ def _largest(tokens: npt.NDArray[np.integer], key: str, path: str | None) -> int
 
 def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
     """Return the memory-mapped tokens of a file, which is not changed ("c": copy on write)."""
-    file: Path = existing_file(key, path)
+    file: Path = existing_file(key, path, other="" if key == "path" else "null")
     if file.suffix.lower() == ".npy":
         try:
             tokens = np.lib.format.open_memmap(file, mode="c")

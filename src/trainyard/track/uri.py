@@ -39,16 +39,17 @@ def resolve(uri: str | None, folder: Path) -> str:
         ConfigError: MLflow does not (or no longer) support this kind of store.
     """
     if not isinstance(uri, str | None):
-        raise ConfigError("uri", uri, _ACCEPTED)
+        raise ConfigError("uri", uri, f"{_ACCEPTED}, or null")
     key = "uri" if uri else "MLFLOW_TRACKING_URI"
     refusal: type[ConfigError] = ConfigError if uri else VariableError
+    accepted = f"{_ACCEPTED}, or null" if uri else _ACCEPTED
     given = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     scheme, separator, rest = given.partition("://")
     dialect = scheme.partition("+")[0]
     if dialect == "sqlite":
         path = rest.removeprefix("/")
         if not path or path.startswith(":memory:"):
-            raise refusal(key, redact(given), _ACCEPTED, hint="An in-memory database is lost when its process ends.")
+            raise refusal(key, redact(given), accepted, hint="An in-memory database is lost when its process ends.")
         return f"{scheme}:///{folder / path}"
     if dialect == "file" or not (separator or given == "databricks"):
         hint = "MLflow no longer supports its file store. Use sqlite:///mlflow.db."
@@ -56,10 +57,10 @@ def resolve(uri: str | None, folder: Path) -> str:
             hint = "The URI has no ://."
         elif Path(given).suffix in _FILES and dialect != "file":
             hint = f"For this database, use sqlite:///{given}."
-        raise refusal(key, redact(given), _ACCEPTED, hint=hint)
+        raise refusal(key, redact(given), accepted, hint=hint)
     if dialect not in _SERVERS + _DATABASES and not _has_plugin(scheme):
         raise refusal(
-            key, redact(given), _ACCEPTED, options=[f"{name}://{redact(rest)}" for name in _SERVERS + _DATABASES]
+            key, redact(given), accepted, options=[f"{name}://{redact(rest)}" for name in _SERVERS + _DATABASES]
         )
     return _as_connected(given)
 
