@@ -118,6 +118,19 @@ class ConfigError(TrainyardError):
         return f"{_shown(self.given)} is invalid. Expected {self.accepted}."
 
 
+class FindingError(ConfigError):
+    """What a value of the config leads to is invalid, such as the shape of the data.
+
+    Args:
+        key: the key of the config that leads to it.
+        given: what was found, as a clause: "the targets have the shape [40, 2]".
+        accepted: what would be accepted, as the end of the sentence "Expected …".
+    """
+
+    def _problem(self) -> str:
+        return f"{self.given}. Expected {self.accepted}."
+
+
 class VariableError(ConfigError):
     """The value of an environment variable is invalid; its key is the name of the variable, in every part."""
 

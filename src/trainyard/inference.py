@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from trainyard.batch import joined, to_device
 from trainyard.checks import choice, integer
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, FindingError, TrainyardError
 from trainyard.models.table_encoder import as_float32
 from trainyard.run.record import BEST, CONFIG, load_model, predict
 from trainyard.runner import checkpoint
@@ -141,7 +141,8 @@ def _batches(inputs: Any, size: int) -> Iterator[Any]:
         columns = {name: _column(column) for name, column in inputs.items()}
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
-            raise ConfigError("inputs", lengths, "the same number of samples for each name")
+            found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise FindingError("inputs", f"the numbers of samples are: {found}", "the same number for each name")
         for begin in range(0, next(iter(lengths.values()), 0), size):
             yield {name: column[begin : begin + size] for name, column in columns.items()}
     elif isinstance(inputs, list | tuple):

@@ -141,9 +141,9 @@ def test_whole_numbers_for_validation_in_a_regression(table: Any) -> None:
         data = Arrays(train, "a", features=["b"], task=task, val_path=val)
         assert data.spec["out_features"] == 1
         assert [data.sources[split][1].dtype for split in data.splits] == [torch.float32] * 3
-    with pytest.raises(ConfigError, match=r"'strings' is invalid\. Expected targets that are numbers"):
+    with pytest.raises(ConfigError, match=r"the targets are strings\. Expected numbers"):
         Arrays(path, "a", features=["b"], val_path=table("texts.csv", FRAME.assign(a=FRAME["kind"])))
-    with pytest.raises(ConfigError, match=r"'floats' is invalid\. Expected targets that are integers"):
+    with pytest.raises(ConfigError, match=r"the targets are floats\. Expected integers"):
         Arrays(whole, "a", features=["b"], val_path=path)
 
 
@@ -325,7 +325,7 @@ def test_arrays_that_do_not_fit(save: Any) -> None:
     refused("target", r"\[N, D\]", save("set.npz", x=X, y=np.zeros((40, 2, 2))))
     refused("target", "one class per sample", save("set.npz", x=X, y=np.ones((40, 2), int)))
     refused("task", "auto or classification, because", save("set.npz", x=X, y=LABELS.astype(str)), task="regression")
-    refused("path", "for 'test'", save("set.npz", x_train=X, y_train=LABELS, x_test=X[:, :2], y_test=LABELS))
+    refused("path", "of the split test", save("set.npz", x_train=X, y_train=LABELS, x_test=X[:, :2], y_test=LABELS))
     refused("val_path", "integers", save("set.npz", x=X, y=LABELS), val_path=save("v.npz", x=X, y=X[:, 0]))
 
 

@@ -220,11 +220,16 @@ def test_data_sets_that_cannot_be_read() -> None:
     refused("dataset", "'Streamed' .* has no length.*leave out streaming=true", dataset=Streamed())
     refused("dataset", "'Streamed'", dataset={"train": COLUMNS, "test": Streamed()}, tokenizer=Words())
     empty: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    refused("dataset", "training split without rows", dataset=empty, tokenizer=Words())
-    refused("dataset", "training split without rows", dataset=empty, tokenizer=Words(), target=None, text=None)
-    refused("dataset", "test split without rows", dataset={"train": COLUMNS, "test": empty}, tokenizer=Words())
+    refused("dataset", "the training split has no rows", dataset=empty, tokenizer=Words())
+    refused("dataset", "the training split has no rows", dataset=empty, tokenizer=Words(), target=None, text=None)
+    refused("dataset", "the test split has no rows", dataset={"train": COLUMNS, "test": empty}, tokenizer=Words())
     uneven = COLUMNS | {"stars": [1.0]}
-    refused("dataset", "text 120, label 120, stars 1.*equal lengths in the training", dataset=uneven, tokenizer=Words())
+    refused(
+        "dataset",
+        "in the training split are: text 120, label 120, stars 1.*equal lengths",
+        dataset=uneven,
+        tokenizer=Words(),
+    )
     large = COLUMNS | {"stars": [0.0] * 119 + [1e39]}
     match = r"'stars' .* row 119 \(counted from 0\) of this column in the test split contains 1e\+39"
     refused("columns", match, dataset={"train": COLUMNS, "test": large}, tokenizer=Words())

@@ -205,7 +205,7 @@ def test_a_start_reads_no_shard_before_it(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_no_stream(tmp_path: Path) -> None:
     pattern = shards(tmp_path)
     refused(Stream, "shards", "that matches files", str(tmp_path / "none*"))
-    told = "'values from 0 to 2' is invalid. Expected one class per row, an integer from 0 to 1"
+    told = "the targets are values from 0 to 2. Expected one class per row, an integer from 0 to 1"
     refused(Stream, "target", told, pattern, num_classes=2)
     refused(Stream, "eval_batch_size", "0 is invalid", pattern, num_classes=3, eval_batch_size=0)
     (tmp_path / "notes.txt").write_text("no")
@@ -214,7 +214,7 @@ def test_what_is_no_stream(tmp_path: Path) -> None:
     texts.to_csv(tmp_path / "texts.csv", index=False)
     pairs = ["y", "z"]
     pd.DataFrame({"x": [0.5, 1.5], "y": [0, 1], "z": [1, 0]}).to_csv(tmp_path / "pairs.csv", index=False)
-    told = "'2 targets per row' is invalid. Expected one class per row"
+    told = "there are 2 targets per row. Expected one class per row"
     refused(Stream, "target", told, str(tmp_path / "pairs.csv"), target=pairs, num_classes=2)
     refused(Stream, "features", "must be numbers", str(tmp_path / "texts.csv"), target="y", num_classes=2)
     (tmp_path / "0.npz").write_bytes(b"broken")
@@ -230,8 +230,8 @@ def test_each_shard_serves_the_columns_of_the_first(tmp_path: Path) -> None:
     assert batch[0].tolist() == [[1.0, 3.0], [2.0, 4.0]] * 2
     texts = str(tmp_path / "texts.npz")
     np.savez(texts, x=frame[["a"]].to_numpy(), y=np.array(["no", "yes"]))
-    refused(Stream, "target", "'strings' is invalid. Expected numbers in .*, because data.num_classes=null", texts)
-    refused(Stream, "target", "'strings' is invalid. Expected one class per row", texts, num_classes=2)
+    refused(Stream, "target", "the targets are strings. Expected numbers in .*, because data.num_classes=null", texts)
+    refused(Stream, "target", "the targets are strings. Expected one class per row", texts, num_classes=2)
     np.savez(texts, X=frame[["a"]].to_numpy())
     refused(Stream, "shards", "failed: There is no item named 'x.npy'", texts)
 

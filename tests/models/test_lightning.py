@@ -351,7 +351,7 @@ class OtherTrainer(Classifier):
     [
         (
             TwoWithoutTurns,
-            r"'2 optimizers' is invalid. Expected one optimizer, because training_step has no argument optimizer_idx",
+            r"it returns 2 optimizers. Expected one optimizer, because training_step has no argument optimizer_idx",
         ),
         (Unscheduled, "in a mapping with a `monitor`"),
         (OnTraining, "monitor: 'train_loss' is invalid. Expected a result of the validation"),

@@ -133,15 +133,13 @@ def test_an_environment_of_other_actions() -> None:
     class Three(Corridor):
         action_space = SimpleNamespace(n=3)
 
-    with pytest.raises(
-        ConfigError, match=r"model: '2 outputs' is invalid. Expected a net with 3 outputs, one for each action"
-    ):
+    with pytest.raises(ConfigError, match=r"model: the net has 2 outputs. Expected 3 outputs, one for each action"):
         runner(None, Three).train()
 
     class Continuous(Corridor):
         action_space = SimpleNamespace(low=-1.0, high=1.0)
 
-    with pytest.raises(ConfigError, match=r"loop.environment: 'SimpleNamespace' .* with discrete actions"):
+    with pytest.raises(ConfigError, match=r"environment: its action_space is a SimpleNamespace. Expected discrete"):
         runner(None, Continuous).train()
 
 

@@ -258,7 +258,7 @@ def test_a_last_batch_of_one_under_batch_norm(told: Any) -> None:
     model = Supervised(Net(norm=nn.BatchNorm1d(8)))
     message = told(model=model, data=_data(_tensors(33)))
     assert (
-        "'a batch size of 16' is invalid. Expected a batch size that does not leave a single sample; drop_last=True"
+        "data: the batch size is 16. Expected a batch size that does not leave a single sample; drop_last=True"
         in message
     )
     assert (

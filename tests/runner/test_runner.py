@@ -386,7 +386,7 @@ def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
         ({"data": None, "model": _model()}, "data: None is invalid. Expected data with the split train"),
         (
             {"data": {"val": DataLoader([1])}, "model": _model()},
-            "data: ['val'] is invalid. Expected data with the split train.",
+            "data: there is no split train, only val. Expected data with this split.",
         ),
         ({"data": {"trian": DataLoader([1])}}, "Did you mean 'train'?"),
         ({"data": [1, 2]}, "data: [1, 2] is invalid. Expected a trainyard.data.Data"),

@@ -263,7 +263,7 @@ def test_files_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"val_path\.hard: 'none\.npz'"):
         Arrays(str(tmp_path / "all.npz"), val_path=files | {"hard": "none.npz"})
     np.savez(tmp_path / "wide.npz", x=np.zeros((4, 3)), y=np.zeros(4, dtype=int))
-    with pytest.raises(ConfigError, match=r"val_path\.hard: \[3\] is invalid. Expected inputs of shape \[2\]"):
+    with pytest.raises(ConfigError, match=r"val_path\.hard: the inputs have the shape \[3\]. Expected \[2\]"):
         Arrays(str(tmp_path / "all.npz"), val_path=files | {"hard": str(tmp_path / "wide.npz")})
 
 

@@ -198,7 +198,7 @@ def test_what_does_not_fit_names_the_nearest(tmp_path: Path, file: Path) -> None
     weights = read(file)
     weights["net.1.wieght"] = weights.pop("net.1.weight")
     torch.save(weights, tmp_path / "a.pt")
-    assert "The name nearest to net.1.weight is net.1.wieght." in failure(tmp_path / "a.pt")
+    assert "In this checkpoint, the name nearest to net.1.weight is net.1.wieght." in failure(tmp_path / "a.pt")
 
 
 def test_nothing_at_all_fits(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from trainyard.data.base import check_names
 from trainyard.data.fitting import MISSING, fit, refuse_gaps, width
 from trainyard.data.split import Rows, check_folds, fold_of, fractions, split_rows
 from trainyard.data.tables import Columns, Table, Target, read_tables
-from trainyard.errors import ConfigError, quoted
+from trainyard.errors import ConfigError, FindingError, quoted
 from trainyard.models.table_encoder import row_name
 
 TASKS = ("auto", "classification", "regression")
@@ -180,7 +180,8 @@ class Arrays(ArrayData):
                 "Several targets per sample must be numbers, and require regression: set data.task=regression and "
                 "metric=regression."
             )
-            raise ConfigError("target", list(ys[0].shape), "one class per sample, [N]", hint=hint)
+            found = f"the targets have the shape {list(ys[0].shape)}"
+            raise FindingError("target", found, "one class per sample, [N]", hint=hint)
         classes, numbers = np.unique(np.concatenate(ys), return_inverse=True)
         self.classes = classes.tolist()
         return np.split(numbers.astype(np.int64), np.cumsum([len(y) for y in ys])[:-1])
@@ -215,13 +216,13 @@ def _check_alike(tables: dict[str, Table], separate: Mapping[str, Any], regressi
     """
     train = tables["train"]
     for split, table in tables.items():
-        key, where = (_key(split), "") if split in separate else ("path", f" for {split!r}")
+        key, where = (_key(split), "") if split in separate else ("path", f" of the split {split}")
         if table.x.shape[1:] != train.x.shape[1:]:
-            shapes = list(table.x.shape[1:]), list(train.x.shape[1:])
-            raise ConfigError(key, shapes[0], f"inputs of shape {shapes[1]}{where}, as in the training split")
+            found = f"the inputs{where} have the shape {list(table.x.shape[1:])}"
+            raise FindingError(key, found, f"{list(train.x.shape[1:])}, as in the training split")
         kinds = [_kind(y, regression) for y in (table.y, train.y)]
         if kinds[0] != kinds[1]:
-            raise ConfigError(key, kinds[0], f"targets{where} that are {kinds[1]}, as in the training split")
+            raise FindingError(key, f"the targets{where} are {kinds[0]}", f"{kinds[1]}, as in the training split")
         for index in sorted(table.texts.keys() - train.texts.keys()):
             key, file = separate[split]
             _refuse_texts(key, file, table, index)

@@ -16,7 +16,7 @@ from trainyard.checks import integer, is_file, is_folder, neighbors
 from trainyard.data.array_data import ArrayData
 from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.split import check_folds, fold_of, fractions, split_rows
-from trainyard.errors import ConfigError, quoted
+from trainyard.errors import ConfigError, FindingError, listed, quoted
 from trainyard.models.table_encoder import row_name, unfit, what_is
 
 log = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ def _parts(key: str, given: Any) -> dict[str, Columns]:
                 raise ConfigError(key, type(part).__name__, accepted, hint=hint)
             parts[SPLIT_NAMES[name]] = part if isinstance(part, Mapping) else _Part(part)
     if "train" not in parts:
-        raise ConfigError(key, list(splits), "a data set with a split named train")
+        raise FindingError(key, f"the splits are {listed(splits)}", "a data set with a split named train")
     return parts
 
 
@@ -269,9 +269,9 @@ def _rows(key: str, split: str, part: Columns) -> int:
     lengths = {name: len(part.given if isinstance(part, _Part) else part[name]) for name in part}
     if len({*lengths.values()}) > 1:
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise ConfigError(key, shown, f"columns of equal lengths in the {_WORDS[split]} split")
+        raise FindingError(key, f"the lengths in the {_WORDS[split]} split are: {shown}", "columns of equal lengths")
     if not any(lengths.values()):
-        raise ConfigError(key, f"{_WORDS[split]} split without rows", "a data set whose splits have at least one row")
+        raise FindingError(key, f"the {_WORDS[split]} split has no rows", "at least one row in each split")
     return next(iter(lengths.values()))
 
 

@@ -20,7 +20,7 @@ from trainyard.data.arrays import REGRESSION_LOSS
 from trainyard.data.base import Data, size_for_evaluation
 from trainyard.data.lengths import ended_early
 from trainyard.data.tables import Columns, Table, read_frame, read_tables
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, FindingError
 from trainyard.models.table_encoder import row_name
 from trainyard.rng import generator
 
@@ -226,16 +226,16 @@ def read_shard(key: str, path: str, columns: Columns, classes: int | None) -> Ta
         if table.y.dtype.kind not in "biuf":
             hint = "For classification, number the classes from 0, and set data.num_classes."
             accepted = f"numbers in {path}, because data.num_classes=null selects regression"
-            raise ConfigError("target", "strings", accepted, hint=hint)
+            raise FindingError("target", "the targets are strings", accepted, hint=hint)
         return table._replace(y=table.y.astype(np.float32))
     if table.y.dtype.kind not in "biu" or table.y.ndim != 1 or table.y.min() < 0 or table.y.max() >= classes:
-        given = "strings"
+        found = "the targets are strings"
         if table.y.ndim != 1:
-            given = f"{table.y.shape[1]} targets per row"
+            found = f"there are {table.y.shape[1]} targets per row"
         elif table.y.dtype.kind in "biuf":
-            given = f"values from {table.y.min()} to {table.y.max()}"
+            found = f"the targets are values from {table.y.min()} to {table.y.max()}"
         accepted = f"one class per row, an integer from 0 to {classes - 1} (data.num_classes), in {path}"
-        raise ConfigError("target", given, accepted)
+        raise FindingError("target", found, accepted)
     return table._replace(y=table.y.astype(np.int64))
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from trainyard.errors import ConfigError, TrainyardError, VariableError, counted
+from trainyard.errors import ConfigError, FindingError, TrainyardError, VariableError, counted
 
 T = TypeVar("T")
 
@@ -223,7 +223,7 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
     if dist.is_initialized():
         if _joined is not None and _joined != world:
             accepted = f"rank {_joined.rank} of {_joined.world_size}, because this process is already this rank"
-            raise ConfigError("launcher", f"rank {world.rank} of {world.world_size}", accepted)
+            raise FindingError("launcher", f"this is rank {world.rank} of {world.world_size}", accepted)
         return
     kind = "cpu" if device is None else device.type
     chosen = dist.Backend.default_device_backend_map.get(kind, "gloo") if backend == "auto" else backend

@@ -81,4 +81,4 @@ def copy_of_cache(repository: str) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = f"models--{repository.replace('/', '--')}"
-    return f"copy the folder {folder} from the Hugging Face cache of a machine with network access to {HF_HUB_CACHE}"
+    return f"copy the folder {folder} to {HF_HUB_CACHE} from the Hugging Face cache of another machine"

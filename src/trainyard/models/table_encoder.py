@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainyard.errors import ConfigError, counted, quoted, some
+from trainyard.errors import ConfigError, FindingError, counted, quoted, some
 from trainyard.models.preprocessor import DataPreprocessor
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class TableEncoder(DataPreprocessor):
             ConfigError: the input is not a table with these columns.
         """
         if x.ndim != 2 or x.shape[1] != len(self.columns):
-            accepted = f"inputs of the shape [B, {len(self.columns)}] (columns: {some(self.columns, 8)})"
-            raise ConfigError("data_preprocessor", list(x.shape), accepted)
+            accepted = f"[B, {len(self.columns)}] (columns: {some(self.columns, 8)})"
+            raise FindingError("data_preprocessor", f"the inputs have the shape {list(x.shape)}", accepted)
         x = x if x.is_floating_point() else x.float()
         parts = []
         if self._numbers:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainyard.checks import integer, number
-from trainyard.errors import ConfigError, counted
+from trainyard.errors import ConfigError, FindingError, counted
 from trainyard.models import call
 from trainyard.reinforcement.dqn import DQN
 from trainyard.reinforcement.environment import Episodes, as_observation
@@ -81,14 +81,14 @@ class DQNLoop(SimulationTrainLoop):
         environment = self._make()
         actions = getattr(environment.action_space, "n", None)
         if actions is None:
-            kind = type(environment.action_space).__name__
-            raise ConfigError("loop.environment", kind, "an environment with discrete actions (action_space.n)")
+            found = f"its action_space is a {type(environment.action_space).__name__}"
+            raise FindingError("loop.environment", found, "discrete actions (action_space.n)")
         seen, _ = environment.reset(seed=0)
         with torch.no_grad():
             values = call(runner.model, self._batch_of(runner, as_observation(seen)), "predict")
         if values.shape[-1] != actions:
-            given = counted(values.shape[-1], "output")
-            raise ConfigError("model", given, f"a net with {counted(actions, 'output')}, one for each action")
+            found = f"the net has {counted(values.shape[-1], 'output')}"
+            raise FindingError("model", found, f"{counted(actions, 'output')}, one for each action")
 
     def next_batch(self, runner: Runner) -> dict[str, Tensor]:
         """Make a step (before the first iteration, `warm_up` steps), and return a batch from the memory."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import trainyard
 from trainyard.config.build import AUTO
 from trainyard.data.lengths import stated_size
-from trainyard.errors import ConfigError, TrainyardError, counted
+from trainyard.errors import ConfigError, FindingError, TrainyardError, counted
 from trainyard.metrics import Metric
 from trainyard.optim.identity import optimizers_of
 from trainyard.runner.hook import Hook
@@ -300,8 +300,11 @@ def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigEr
         single = "a single sample" + (" on a device" if ranks > 1 else "")
         accepted = f"a batch size that does not leave {single}; {drop} drops the last batch"
     alone = size is None or samples == 1
-    given = size if key != "data" else "a batch of one sample" if alone else f"a batch size of {size}"
-    return ConfigError(key, given, accepted, hint=f"{why}. LayerNorm and GroupNorm also work with one sample.")
+    hint = f"{why}. LayerNorm and GroupNorm also work with one sample."
+    if key != "data":
+        return ConfigError(key, size, accepted, hint=hint)
+    found = "a batch has one sample" if alone else f"the batch size is {size}"
+    return FindingError(key, found, accepted, hint=hint)
 
 
 def _without_graph() -> TrainyardError:

@@ -20,7 +20,7 @@ from trainyard.data.lengths import exact_length, length_hint, no_batches
 from trainyard.data.nothing import NoLoader
 from trainyard.data.order import EmptyDataError
 from trainyard.distributed import Strategy
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, FindingError, listed
 from trainyard.metrics import Metric, configured
 from trainyard.models import BaseModel, has_mode_contract
 from trainyard.models.activation_checkpointing import checkpoint_activations
@@ -352,9 +352,11 @@ class Parts:
 
     def _read(self, split: str, seed: int) -> Loader:
         """Return a new loader of a set in the order of a seed."""
-        if self.data is None or split not in self.data.splits:
-            given = None if self.data is None else list(self.data.splits)
-            raise ConfigError("data", given, f"data with the split {split}")
+        if self.data is None:
+            raise ConfigError("data", None, f"data with the split {split}")
+        if split not in self.data.splits:
+            found = f"there is no split {split}, only {listed(self.data.splits)}"
+            raise FindingError("data", found, "data with this split")
         try:
             return self.data.loader(split, seed=seed, device=self.device)
         except EmptyDataError as error:

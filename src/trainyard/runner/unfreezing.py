@@ -50,7 +50,7 @@ def join(runner: Runner) -> None:
         )
     if runner.strategy.world_size > 1:
         accepted = "single, because parameters are unfrozen during the run"
-        hint = f"The trained parameters are fixed at the start on several devices: {told} cannot be added."
+        hint = f"On several devices, the trained parameters are fixed at the start: {told} cannot be added."
         raise ConfigError("strategy", type(runner.strategy).__name__, accepted, hint=hint)
     add(runner.optimizer, runner.settings["optim"], runner.model, names)
     for parameter in new.values():

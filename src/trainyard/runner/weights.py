@@ -275,7 +275,7 @@ def _advice(missing: Sequence[str], foreign: Sequence[str], before: str, *, revi
             )
             return f" With load_from: {{path: …, revise_keys: {{{keys}}}}}, {match}."
     close = nearest(missing[0], foreign)
-    return "" if close is None else f" The name nearest to {missing[0]} is {close}."
+    return "" if close is None else f" In this checkpoint, the name nearest to {missing[0]} is {close}."
 
 
 def _beginnings(name: str, others: Sequence[str]) -> list[tuple[str, str]]:

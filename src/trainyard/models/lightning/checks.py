@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, FindingError
 
 REFUSED = {
     "backward": "the run performs the backward pass",
@@ -76,12 +76,13 @@ def check_module(module: Any) -> nn.Module:
     if not module.automatic_optimization:
         accepted = "a LightningModule with automatic optimization"
         hint = "For several optimizers, define train_steps in a BaseModel (docs/optim.md) instead of manual_backward."
-        raise ConfigError("module", f"{name}: automatic_optimization = False", accepted, hint=hint)
+        raise FindingError("module", f"{name} sets automatic_optimization = False", accepted, hint=hint)
     if not overridden(module, "training_step"):
         raise ConfigError("module", name, "a LightningModule with a training_step")
     for method, instead in REFUSED.items():
         if overridden(module, method):
-            raise ConfigError("module", f"{name}.{method}", f"a LightningModule without this method: {instead}")
+            accepted = f"a LightningModule without this method: {instead}"
+            raise FindingError("module", f"{name} defines {method}", accepted)
     return module
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from trainyard.batch import split_target
 from trainyard.config.build import locate
-from trainyard.errors import ConfigError, TrainyardError, counted
+from trainyard.errors import ConfigError, FindingError, TrainyardError, counted
 from trainyard.models.base import LOGGED, MODES, BaseModel, Preprocessor
 from trainyard.models.lightning.checks import accepted_arguments, check_module, overridden
 from trainyard.models.lightning.configured import KEY, Configured, Scheduled, parsed
@@ -170,7 +170,7 @@ class Lightning(BaseModel):
                 if self.takes_turns
                 else f"one optimizer, because training_step has no argument {TURN}"
             )
-            raise ConfigError(KEY, counted(len(made.optimizers), "optimizer"), accepted)
+            raise FindingError(KEY, f"it returns {counted(len(made.optimizers), 'optimizer')}", accepted)
         self.schedulers, self.optimizers = made.schedulers, len(made.optimizers)
         return {name_of(turn): each for turn, each in enumerate(made.optimizers)}
 
