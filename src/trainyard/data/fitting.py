@@ -62,7 +62,10 @@ def fit(
     for index, column in zip(numbers, chosen.T, strict=True):
         if np.isnan(column).all():
             if train.names is None:
-                accepted = f"inputs with a number in each column; in the training rows, column {index} (counted from 0) has none"
+                accepted = (
+                    "inputs with a number in each column; in the training rows, "
+                    f"column {index} (counted from 0) has none"
+                )
                 raise ConfigError("path", path, accepted)
             hint = "To exclude this column, name the columns to use: data.features=[…]."
             raise ConfigError("features", names[index], "a column with a number in the training rows", hint=hint)
