@@ -32,7 +32,7 @@ COMMANDS = {
     "export": "Export the model of a run as safetensors, with a model card.",
     "sync": "Upload runs that are not in MLflow yet.",
     "rm": "Remove runs.",
-    "gc": "Remove all checkpoints except the best ones.",
+    "gc": "Remove old checkpoints and temporary files.",
     "schema": "Write JSON schemas of the configs, for editors.",
     "doctor": "Check the installation, the device and MLflow.",
 }

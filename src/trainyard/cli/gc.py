@@ -1,4 +1,4 @@
-"""`trainyard gc`: remove all checkpoints except the best ones."""
+"""`trainyard gc`: remove old checkpoints and temporary files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from trainyard.track import journal
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
-    """Remove temporary files of killed processes, and all checkpoints except the best ones, in FOLDERs.
+    """Remove old checkpoints, and temporary files of killed processes, in FOLDERs.
 
-    The default FOLDERs are outputs and multirun, or the current folder if neither exists. An unfinished run, or a run
-    without a best checkpoint, keeps its newest checkpoint. Runs that are in progress are skipped. Nothing is removed
-    from MLflow.
+    The default FOLDERs are outputs and multirun, or the current folder if neither exists. A run keeps its best
+    checkpoints. An unfinished run, or a run without a best checkpoint, also keeps its newest checkpoint. Runs that are
+    in progress are skipped. Nothing is removed from MLflow.
     """
     for folder in folders:
         existing_folder("FOLDER", folder)
