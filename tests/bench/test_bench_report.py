@@ -75,14 +75,15 @@ def test_differences_and_values() -> None:
         )
     )
     assert "| ours - plain | 0.150 | 0.100 to 0.200 | ≤ 0.3 | reached |" in text
-    assert "| ours | 1.650 | 1.600 to 1.700 | ≤ 1 | missed by 0.650 |" in text
+    assert "| ours | 1.650 | 1.600 to 1.700 | ≤ 1 | missed by 0.650 |\n| plain | 1.500 | 1.500 to 1.500 | | |\n" in text
+    assert text.count("| ours | ") == 1, "a figure with a goal is in one table"
 
 
 def test_a_peer_that_fails_is_named() -> None:
     comparison = {"of": "ours", "to": "peer", "reach": None, "kind": "ratio"}
     text = page(table(failed={"peer": "ModuleNotFoundError: No module named 'peer'"}, comparisons=[comparison]))
     assert "| peer | failed | ModuleNotFoundError: No module named 'peer' |" in text
-    assert "| ours / peer | | |  | peer failed |" in text
+    assert "| ours / peer | | peer failed |\n" in text
 
 
 def test_a_case_that_fails_is_told() -> None:
@@ -158,7 +159,11 @@ def test_cases_of_another_time_are_kept(tmp_path: Path) -> None:
     now = {**FACTS, "device": "cpu"}
     text = markdown({**now, "cases": kept(file, now)})
     assert "| commit | abc |" in text
-    assert "Measured 2029-12-31 00:00 UTC at commit old, in 3 rounds." in text
+    assert (
+        "`python scripts/bench/run.py --only step`. Measured 2029-12-31 00:00 UTC at commit old, in 3 rounds." in text
+    )
+    assert "What it is." not in text, "the description is that of the case's file"
+    assert "Time of an iteration: rings data" in text
     assert "Measured" not in markdown({**before, "cases": kept(file, now)})
     with pytest.raises(SystemExit, match=r"threads is 1 in this file, but 2 now"):
         kept(file, {**now, "threads": 2})

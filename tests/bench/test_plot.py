@@ -84,7 +84,7 @@ def test_the_figures_are_those_of_the_page() -> None:
     for goal in GOALS:
         label = goal["name"].split(": ")[-1]
         ratio, low, high = (number(goal[key]) for key in ("ratio", "low", "high"))
-        assert f"| {label} | {ratio} | {low} to {high} | ≤ {goal['goal']:g} |" in page, goal["name"]
+        assert f"| {label} | {ratio} | {low} to {high} | ≤ {goal['goal']:.3g} |" in page, goal["name"]
 
 
 def test_the_readme_shows_both_pictures() -> None:

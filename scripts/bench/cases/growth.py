@@ -1,14 +1,13 @@
 """Growth of the time of an iteration with hooks, metrics, parameters and members; growth of the start with the config.
 
-The training is that of the MLP in the first table, on resident data, with the default hooks and without MLflow. An idle
-hook defines stages of a run, an epoch and a checkpoint, but no stage of an iteration. Hooks "at work" have an empty
-`after_train_iter`. The iterations with hooks and with metrics are measured in one process, because two processes that
-do the same work differ by more than the effect. The metrics are alternating copies of `Accuracy` and `CrossEntropy`.
-Metrics do not slow down the training, but each metric adds to the time of a validation batch of 256. The number of
-parameter tensors grows with the number of layers of width 64. Plain PyTorch uses the fused Adam, as Trainyard does.
-With up to 66 tensors, plain PyTorch is also measured with torch's default Adam. The members are those of the stacks of
-the case `fused`: MLPs 64-64-64-10 on the digits data, all on one core. One member is a single run. The config grows
-because the user adds keys.
+The training is that of the case `step`, on resident data, without MLflow. An idle hook defines stages of a run, an
+epoch and a checkpoint; hooks "at work" have an empty `after_train_iter`. The metrics are copies of `Accuracy` and
+`CrossEntropy`, and a validation batch has 256 samples. The parameter tensors are those of layers of width 64. "Plain
+PyTorch" uses torch's default Adam, or the fused Adam. The members are those of the case `fused`, on one core; one
+member is a single run.
+
+**Result:** idle hooks and metrics do not slow down a training step. With many parameters, Trainyard is as fast as the
+plain loop with the fused Adam.
 """
 
 from __future__ import annotations

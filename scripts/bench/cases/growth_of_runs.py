@@ -1,8 +1,9 @@
 """Time of a tracked run against the number of runs in its MLflow experiment: a complete process, from the shell.
 
-The run is `python train.py model=mlp optim=adam loop.max_epochs=2`, which uploads to a SQLite file. It ends when its
-journal, its checkpoints and its model are uploaded. The other runs of the experiment are copies of the database rows of
-such a run, with its params, metrics, tags and data sets, but without its logged models.
+The run is `python train.py model=mlp optim=adam loop.max_epochs=2`. It ends when its journal, its checkpoints and its
+model are uploaded to a SQLite file. The other runs are copies of such a run's database rows, without its logged models.
+
+**Result:** the time does not grow.
 """
 
 from __future__ import annotations

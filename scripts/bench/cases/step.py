@@ -1,12 +1,11 @@
 """Time of an iteration: rings data, MLP 2-64-64-2, batch size 64, Adam.
 
-Trainyard runs with its defaults: a journal with a point every ten iterations, checkpoints, and a process that uploads
-the points to MLflow. The other tools only train. Each of them reads the same `DataLoader(TensorDataset)`, with logging,
-checkpoints and progress bar turned off. In the row "resident data", Trainyard gathers batches from tensors in memory,
-as with `data=digits` and `data=arrays`. In the row "the same DataLoader", Trainyard uses the loader of the other tools.
-Each tool uses Adam as in a typical program: `torch.optim.Adam(...)` in the scripts, and `fused=true` in Trainyard's
-config. Two rows are plain loops with the fused Adam. One of them also keeps the memory that a step frees, as Trainyard
-does (`env.keep_memory`).
+Trainyard runs with its defaults, including checkpoints and the upload to MLflow. The other tools only train, without
+logging or a progress bar, on a `DataLoader(TensorDataset)` and with torch's default Adam, except in the rows "fused
+Adam". "Freed memory kept" does what `env.keep_memory` does in Trainyard.
+
+**Result:** with the same `DataLoader`, Trainyard is as fast as a plain loop with the fused Adam, or faster. Resident
+data saves another half.
 """
 
 from __future__ import annotations
