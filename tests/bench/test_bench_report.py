@@ -188,3 +188,13 @@ def test_what_cases_there_are() -> None:
     from run import CASES, ON_CUDA
 
     assert {*CASES, *ON_CUDA} == {path.stem for path in (BENCH / "cases").glob("*.py")} - {"__init__"}
+
+
+def test_the_page_has_the_descriptions_of_the_cases() -> None:
+    from report import about
+
+    from run import CASES
+
+    text = (BENCH.parents[1] / "docs/benchmarks.md").read_text(encoding="utf-8")
+    for case in CASES:
+        assert f"\n\n{about(case).strip()}\n\n`python scripts/bench/run.py --only {case}`" in text, case
