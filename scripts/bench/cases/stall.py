@@ -2,8 +2,9 @@
 
 The checkpoint contains an MLP with 8.5 million parameters and Adam's two moments. In Trainyard, the checkpoint hook,
 without other hooks, copies the state, and a thread writes the file. The other tools write the file with `torch.save`,
-`Trainer.save_checkpoint` and `Runner.save_checkpoint`. A figure is the median over the saves of a run, without the
-first save, which has its own row for Trainyard.
+`Trainer.save_checkpoint` and `Runner.save_checkpoint`. A figure is the median over the saves of a run. Trainyard's
+first save has its own row: a thread allocates the memory for its copy during training, and later saves reuse this
+memory.
 
 **Result:** the loop waits only for the copy.
 """

@@ -5,7 +5,7 @@ logging or a progress bar, on a `DataLoader(TensorDataset)` and with torch's def
 Adam". "Freed memory kept" does what `env.keep_memory` does in Trainyard.
 
 **Result:** with the same `DataLoader`, Trainyard is as fast as a plain loop with the fused Adam, or faster. Resident
-data saves another half.
+data halves this time.
 """
 
 from __future__ import annotations
