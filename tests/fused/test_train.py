@@ -23,7 +23,7 @@ from trainyard.errors import StackDivided, Unfusable
 from trainyard.fused import train as stack_trainer
 from trainyard.fused.probe import probe
 from trainyard.hooks import Hook
-from trainyard.models import MLP, BaseModel
+from trainyard.models import MLP, BaseModel, Supervised
 from trainyard.runner import Runner, checkpoint
 from trainyard.track.sweep_position import SweepPosition
 
@@ -42,6 +42,13 @@ class Branching(nn.Module):
         if logits.mean().item() > 1e6:
             logits = logits / 2
         return {"loss": nn.functional.cross_entropy(logits, y)} if mode == "loss" else logits
+
+
+class Dropped(Supervised):
+    """A classifier with a dropout whose probability cannot differ between members."""
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.AlphaDropout(dropout)))
 
 
 class Alone(Hook):
@@ -339,6 +346,16 @@ def test_a_hook_for_one_member_is_named(tmp_path: Path) -> None:
     fit = probe([values, values | {"seed": 1}], 2)
     assert fit.width == 1
     assert fit.reason == "hook.mine (Alone) supports one member only"
+
+
+def test_a_probe_names_a_number_in_which_the_first_two_members_are_equal() -> None:
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        base = compose("train", ["tracker=none", "work_dir=null", "hook=[]"])
+    values = resolve(base) | {"model": {"_target_": Dropped}}
+    other = values | {"model": {"_target_": Dropped, "dropout": 0.2}}
+    fit = probe([values, values | {"seed": 1}, other], 3)
+    assert fit.width == 1
+    assert fit.reason == "the models differ in net.2.p, which is neither a parameter nor a buffer"
 
 
 def test_what_cannot_be_stacked_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ PAYS = 1.05
 STEPS = 3
 UNKNOWN_STEPS = 10_000
 """Iterations of a run whose length is unknown: see `_measured`."""
+REFUSED = (TrainyardError, RuntimeError, TypeError, ValueError, NotImplementedError)
+"""Errors of members that cannot train as one program."""
 OF_VMAP = (
     (
         re.compile(r"Batching rule not implemented for (\S+?)[.;] "),
@@ -98,7 +100,7 @@ def probe(configs: Sequence[Values], of: int) -> Fit:
     bare = [values | {"work_dir": None, "tracker": None, "resume": False, "sanity_check": False} for values in configs]
     try:
         _fused(bare[:2])
-    except (TrainyardError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+    except REFUSED as error:
         return Fit(1, reason=why(error))
     return _measured(bare, of)
 
@@ -120,10 +122,12 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
         building = perf_counter()
         try:
             fused = _fused(configs[:width])
-        except Exception:
-            if not times:
-                raise
-            break  # the previous measurements stand
+        except Exception as error:
+            if times:
+                break  # the previous measurements stand
+            if isinstance(error, REFUSED):  # the first two members are equal in a number in which others differ
+                return Fit(1, reason=why(error))
+            raise
         building = perf_counter() - building
         times[width] = (building + steps * _seconds(fused)) / width
         slower = times[width] > min(times.values())
