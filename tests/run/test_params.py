@@ -5,8 +5,9 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from trainyard.config.current_job import current_job
 from trainyard.run.params import chosen
-from trainyard.run.record import DEFAULTS, NOT_PARAMS
+from trainyard.run.record import DEFAULTS, NOT_PARAMS, describe
 
 
 def params(*overrides: str) -> dict[str, str]:
@@ -38,3 +39,14 @@ def test_what_differs_from_a_default_of_its_class_is_there() -> None:
         "model.depth": "3",
         "model.head.width": "2",
     }
+
+
+def test_several_options_of_a_group_are_one_param(hydra_restore_singletons: Any) -> None:
+    given = ["hook=[ema,nan_guard]", "hook.ema.decay=0.99", "work_dir=here"]
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", given, return_hydra_config=True)
+    values: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    with current_job(config):
+        found = describe(values, {}).params
+    assert (found["hook"], found["hook.ema.decay"]) == ("[ema,nan_guard]", "0.99")
+    assert not [key for key in found if "._" in key or key == "hook.ema.begin"]

@@ -64,15 +64,20 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
     overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
     what = {key: value for key, value in values.items() if key not in NOT_PARAMS}
     settings = dict(params.flat(what))
+    given = {key.lstrip("+~").partition("@")[0]: text for key, _, text in (each.partition("=") for each in overrides)}
+    # Hydra does not record the options of a group that has several, such as hook=[ema,nan_guard].
+    several = {
+        key: text for key, text in given.items() if text.startswith("[") and isinstance(values.get(key), Mapping)
+    }
+    selected = dict(job.runtime.choices) | several
     if position is not None:  # a sweep's job is named by its own overrides; a chosen option implies its values
-        varying = [key for key in position.varying if key not in job.runtime.choices]
+        varying = [key for key in position.varying if key not in selected]
         chosen = {key: value for key, value in settings.items() if params.below(key, varying)}
     else:
-        named = [override.partition("=")[0].lstrip("+~").partition("@")[0] for override in overrides]
-        chosen = params.chosen(what, [key for key in named if key not in job.runtime.choices], DEFAULTS)
+        chosen = params.chosen(what, [key for key in given if key not in selected], DEFAULTS)
     choices = {
         str(group): str(choice)
-        for group, choice in job.runtime.choices.items()
+        for group, choice in selected.items()
         if choice is not None and not str(group).startswith("hydra/")
     }
     # A part that the config describes in place has no group.
