@@ -183,12 +183,16 @@ def _next_step(cfg: DictConfig) -> str:
 
 
 def _first_line(cfg: DictConfig) -> str:
-    """Return the line that is printed before torch is imported: the model and the data, by option or by class."""
+    """Return the line that is printed before torch is imported: the model and the data, by option or by class.
+
+    A run without data (`data` is null) has only the model.
+    """
     choices = HydraConfig.get().runtime.choices
     classes = {key: str(OmegaConf.select(cfg, f"{key}._target_") or key) for key in ("model", "data")}
     parts = {key: choices.get(key) or name.rpartition(".")[2] for key, name in classes.items()}
     done = {"train": "Training", "val": "Validating", "test": "Testing"}.get(str(cfg.get("mode")), "Running")
-    return f"{done} {parts['model']} on {parts['data']}, in {shown(Path(HydraConfig.get().runtime.output_dir))}"
+    on = "" if OmegaConf.select(cfg, "data") is None else f" on {parts['data']}"
+    return f"{done} {parts['model']}{on}, in {shown(Path(HydraConfig.get().runtime.output_dir))}"
 
 
 def _frames_of_train(error: BaseException) -> TracebackType | None:

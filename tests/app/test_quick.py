@@ -99,4 +99,5 @@ def test_a_simulation_has_iterations_instead_of_splits(train: Any, tmp_path: Pat
         env={"PYTHONPATH": f"{Path(__file__).parents[2] / 'src'}{os.pathsep}{tmp_path}"},
     )
     assert result.returncode == 0, result.stderr
+    assert "Training DQN, in run\n" in result.stdout
     assert "Quick check passed: two iterations, a checkpoint, and resuming from this checkpoint." in result.stdout
