@@ -152,7 +152,7 @@ def test_every_option_of_the_launcher_has_a_row() -> None:
 def test_every_option_of_the_sweeper_has_a_row() -> None:
     shown = defaults(table(page("sweeps.md"), "`hydra.sweeper.`"), "default", "`hydra.sweeper.`")
     assert set(shown) == set(arguments(GridSweeper))
-    assert shown.pop("pruner") == "null", "a group of its own"
+    assert shown.pop("pruner") == "none", "a group of its own"
     assert_defaults(shown, option("hydra/sweeper/grid"))
 
 
