@@ -163,7 +163,7 @@ def test_a_sweeper_that_learns(sweep: Any, tmp_path: Path) -> None:
     assert _states(tmp_path) == dict.fromkeys(range(6), "done")
     assert {row["job"] for row in _ranked(tmp_path)} == set("012345")
     assert result.stdout.count("Report: ") == 1
-    assert "6 runs below 'sweep" in result.stdout
+    assert "6 runs uploaded below 'sweep" in result.stdout
     assert _started(tmp_path, "executor.agent_process import serve") == 1
     assert _started(tmp_path, "-m trainyard.track.shipper") == 1
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")

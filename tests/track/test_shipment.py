@@ -28,8 +28,8 @@ def test_a_single_run() -> None:
 
 def test_runs_that_have_not_arrived_are_not_counted() -> None:
     sweep, jobs = shipped("sweep"), [shipped("0"), shipped("1", left=2), shipped("2", left=7, run_id=None)]
-    assert Shipment((sweep, *jobs)).arrived.startswith("1 of 3 runs below 'sweep'; ")
-    assert Shipment((sweep, jobs[0])).arrived.startswith("1 run below 'sweep'; ")
+    assert Shipment((sweep, *jobs)).arrived.startswith("1 of 3 runs uploaded below 'sweep'; ")
+    assert Shipment((sweep, jobs[0])).arrived.startswith("1 run uploaded below 'sweep'; ")
     assert Shipment((shipped("sweep", left=1, run_id=None), *jobs)).arrived == ""
 
 

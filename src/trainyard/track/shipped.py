@@ -243,7 +243,7 @@ class Shipment:
 
     @property
     def arrived(self) -> str:
-        """The runs that are complete in MLflow, with instructions to view them; empty if no run is complete."""
+        """The runs of this command that are complete in MLflow, with instructions to view them; empty if none is."""
         if not self.runs or not self.runs[0].where or self.runs[0].run_id is None:
             return ""
         own, *others = self.runs  # a sweep's own, and those of its jobs
@@ -251,7 +251,7 @@ class Shipment:
             return f"run {own.name!r}; {own.where}{self._then}"
         there = sum(run.complete for run in others)
         count = f"{there} of {len(others)}" if there < len(others) else str(there)
-        return f"{count} run{'s' * (len(others) != 1)} below {own.name!r}; {own.where}{self._then}"
+        return f"{count} run{'s' * (len(others) != 1)} uploaded below {own.name!r}; {own.where}{self._then}"
 
     @property
     def _then(self) -> str:
