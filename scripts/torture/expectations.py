@@ -47,7 +47,8 @@ def _expected(key: str, output: str) -> str | None:
 def _denies(text: str, value: str, refused: str) -> bool:
     """Return whether the message for a refused value excludes an accepted value."""
     if value in SAID:
-        right_type = (refused == "abc" and "exist" in text) or (value == "true" and "string" in text)
+        right_type = "one of the columns" in text or (refused == "abc" and "exist" in text)
+        right_type |= value == "true" and "string" in text
         return refused in OF_WRONG_TYPE and not right_type and re.search(SAID[value], text) is None
     return value in NUMBERS and _admits(text, NUMBERS[value]) is False
 
