@@ -243,7 +243,11 @@ def _files(key: str, given: object) -> list[str]:
     other = "" if key == _KEYS["train"] else ", or null"
     accepted = f"a pattern that matches files, such as train/*.npz, or a list of existing files{other}"
     patterns = [given] if isinstance(given, str) else given
-    if not isinstance(patterns, list | tuple) or not patterns or not all(isinstance(each, str) for each in patterns):
+    if (
+        not isinstance(patterns, list | tuple)
+        or not patterns
+        or not all(isinstance(each, str) and each for each in patterns)
+    ):
         raise ConfigError(key, given, accepted)
     found: list[str] = []
     for pattern in patterns:
