@@ -309,7 +309,7 @@ class GridSweeper(BasicSweeper):
     def _prune(self, jobs: list[list[str]], launcher: LocalLauncher | None) -> None:
         from trainyard.sweep.proposers.pruner_settings import check_application, no_pruner, pruner_node
         from trainyard.sweep.proposers.search_settings import grid_proposer
-        from trainyard.sweep.proposers.shared_values import of_jobs
+        from trainyard.sweep.proposers.shared_values import of_jobs, varying_in_jobs
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -317,7 +317,7 @@ class GridSweeper(BasicSweeper):
             needed = "hydra/launcher=local, slurm or ray, and hydra.sweeper.max_batch_size=null"
             raise no_pruner(self._pruner_target(), f"pruners need {needed}")
         config = of_jobs(jobs, self.hydra_context.config_loader, self.config)
-        node = pruner_node(self.pruner, config)
+        node = pruner_node(self.pruner, config, varying_in_jobs(jobs))
         assert node is not None
         check_application(launcher.task_function, node)
         launcher.run(grid_proposer(jobs, node, self.direction, self.order, config))

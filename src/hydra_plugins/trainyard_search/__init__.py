@@ -38,10 +38,12 @@ class SearchSweeper(Sweeper):
         """
         from trainyard.sweep.proposers.pruner_settings import check_application
         from trainyard.sweep.proposers.search_settings import SearchSettings
-        from trainyard.sweep.proposers.shared_values import of_search
+        from trainyard.sweep.proposers.shared_values import of_search, varying_in_search
 
         config, loader, launcher = self._checked("search")
-        settings = SearchSettings.from_config(self.settings, of_search(self.settings, arguments, loader, config))
+        shared = of_search(self.settings, arguments, loader, config)
+        varying = varying_in_search(self.settings, arguments, loader)
+        settings = SearchSettings.from_config(self.settings, shared, varying)
         check_application(launcher.task_function, settings.pruner)
         launcher.run(settings.proposer(arguments, loader, config))
 

@@ -238,6 +238,7 @@ def test_a_pruner_names_a_wrong_key_of_the_loop(hydra: Any, settings_of: Any, ke
         settings_of(config, pruner=asha)
 
 
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "wilcoxon"])
 @pytest.mark.parametrize(
     ("loop", "told"),
     [
@@ -245,16 +246,15 @@ def test_a_pruner_names_a_wrong_key_of_the_loop(hydra: Any, settings_of: Any, ke
         ({"max_epochs": 6, "val_interval": 4, "val_begin": 5}, "loop.val_begin: 5 is invalid. Expected at most 4 with"),
     ],
 )
-def test_hyperband_names_the_key_of_the_loop_by_which_the_training_has_no_rung(
-    hydra: Any, settings_of: Any, loop: dict[str, int], told: str
+def test_a_pruner_names_the_key_of_the_loop_by_which_the_training_has_no_rung(
+    hydra: Any, settings_of: Any, pruner: str, loop: dict[str, int], told: str
 ) -> None:
     _, config = hydra
     config.loop = loop
-    auto = dict.fromkeys(("by", "first", "last"), "auto")
     with pytest.raises(ConfigError) as error:
-        settings_of(config, pruner={"_target_": "trainyard.sweep.proposers.pruners.Hyperband", **auto})
+        settings_of(config, pruner=OmegaConf.load(CONF / f"hydra/sweeper/pruner/{pruner}.yaml"))
     assert str(error.value) == (
-        f"{told} hydra/sweeper/pruner=hyperband. Otherwise, the training (loop.max_epochs={loop['max_epochs']}) would "
+        f"{told} hydra/sweeper/pruner={pruner}. Otherwise, the training (loop.max_epochs={loop['max_epochs']}) would "
         "end before the first rung."
     )
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from trainyard.errors import ConfigError
+
 HYPERBAND = OmegaConf.create({"_target_": "trainyard.sweep.proposers.pruners.Hyperband", "last": "auto"})
 RATES = ["optim.lr=1e-3,1e-2"]
 
@@ -65,3 +67,13 @@ def test_a_conditional_length_is_not_shared(ran: Any, hydra: Any) -> None:
     when = {"loop.max_epochs": "model=cnn"}
     found = ran("search", "model=mlp,cnn", "loop.max_epochs=7", pruner=HYPERBAND, when=when)
     assert found.identity["pruner"]["last"] == hydra[1].loop.max_epochs
+
+
+@pytest.mark.parametrize("name", ["search", "grid"])
+def test_rungs_are_not_compared_with_a_length_that_varies(ran: Any, name: str) -> None:
+    asha = OmegaConf.create({"_target_": "trainyard.sweep.proposers.pruners.Asha", "by": "auto", "first": "auto"})
+    lines = ["loop=iter", "loop.val_interval=2000"]  # the loop has 1,000 iterations
+    found = ran(name, *lines, "loop.max_iters=5000,9000", pruner=asha)
+    assert found.identity["pruner"]["first"] == 2000
+    with pytest.raises(ConfigError, match=r"^loop\.val_interval: 2000 is invalid\. Expected at most 1000 with"):
+        ran(name, *lines, pruner=asha)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +13,7 @@ from trainyard.checks import choice, integer
 from trainyard.config.build import build, is_node
 from trainyard.config.sweepers import option_of
 from trainyard.errors import ConfigError
+from trainyard.sweep.conditions import is_in
 from trainyard.sweep.proposers.given_settings import SWEEPER, plain
 from trainyard.sweep.proposers.pruners import UNITS, NoPruner, Pruner
 from trainyard.sweep.proposers.quiet import quiet
@@ -59,12 +60,13 @@ def require_optuna(key: str, given: object) -> None:
         )
 
 
-def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
+def pruner_node(value: Any, config: DictConfig, varying: Collection[str] = ()) -> dict[str, Any] | None:
     """Return the node of a pruner, with the values of the loop for `auto`.
 
     Args:
         value: the node; None for no pruner.
         config: the config of the entire sweep.
+        varying: the keys that differ between jobs. If the loop may differ, its length is not compared with the rungs.
 
     Raises:
         ConfigError: it is not a node, or the loop does not validate at its rungs.
@@ -89,16 +91,18 @@ def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
     last = loop.get(f"max_{unit}s")  # None: unknown
     if last is not None:
         integer(f"loop.max_{unit}s", last, at_least=1)
-    if _is_own(node) and node.get("first") == node.get("last") == "auto" and last is not None and first > last:
+    auto = {"by": unit, "first": first, "every": interval, "last": "auto" if last is None else last}
+    if not _is_own(node):  # the rungs are not an argument of Optuna's class
+        node = {**dict.fromkeys(auto, "auto"), **node}
+    varies = any(is_in(key, part) for key in varying for part in ("loop", "experiment"))
+    is_auto = node.get("first") == node.get("last", "auto") == "auto"
+    if is_auto and last is not None and first > last and not varies:
         key, value, most = "val_begin", begin, first - interval
         if interval > last:
             key, value, most = "val_interval", interval, last
         accepted = f"at most {most} with {_GROUP}={option_of(node['_target_'])}"
         hint = f"Otherwise, the training (loop.max_{unit}s={last}) would end before the first rung."
         raise ConfigError(f"loop.{key}", value, accepted, hint=hint)
-    auto = {"by": unit, "first": first, "every": interval, "last": "auto" if last is None else last}
-    if not _is_own(node):  # the rungs are not an argument of Optuna's class
-        node = {**dict.fromkeys(auto, "auto"), **node}
     for key, given in node.items():
         if key in auto and given != "auto":
             _check_rungs(key, given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,12 +78,13 @@ class SearchSettings:
     learn_from: Literal["rung", "all"] = "all"
 
     @classmethod
-    def from_config(cls, given: Mapping[str, Any], config: DictConfig) -> SearchSettings:
+    def from_config(cls, given: Mapping[str, Any], config: DictConfig, varying: Collection[str] = ()) -> SearchSettings:
         """Return the settings in `hydra.sweeper`.
 
         Args:
             given: the settings.
             config: the config of the entire sweep.
+            varying: the keys that differ between jobs.
 
         Raises:
             ConfigError: a setting is unknown or has another form, or Optuna is not installed.
@@ -101,7 +102,7 @@ class SearchSettings:
                 raise ConfigError(f"{SAMPLER}.{name}", sampler[name], "null", hint=hint)
         limits = _limits(values)
         goals = goals_of(values, config)
-        pruner = pruner_node(values.get("pruner"), config)
+        pruner = pruner_node(values.get("pruner"), config, varying)
         n_jobs = values.get("n_jobs")
         return cls(
             {key: value for key, value in sampler.items() if key != "seed"},

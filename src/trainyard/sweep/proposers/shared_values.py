@@ -35,16 +35,32 @@ def of_search(
         ConfigError: `params`, `when` or an override is invalid.
         HydraException: an override cannot be parsed.
     """
+    return _composed([line for _, line in _lines(given, arguments, loader) if line], loader, config)
+
+
+def varying_in_search(given: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoader) -> set[str]:
+    """Return the keys that differ between the jobs of a search, or that only some of them have.
+
+    Args:
+        given, arguments, loader: see `of_search`.
+
+    Raises:
+        ConfigError: `params`, `when` or an override is invalid.
+        HydraException: an override cannot be parsed.
+    """
+    return {key for key, line in _lines(given, arguments, loader) if line is None}
+
+
+def _lines(given: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoader) -> list[tuple[str, str | None]]:
+    """Return the overrides, each with its key; None if it has several values or a condition."""
     lines = [*(f"{key}={text_of(value)}" for key, value in params_of(plain(given.get("params"))).items()), *arguments]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(lines)
     kept = effective(parsed, lambda key: bool(loader.get_group_options(key)))
     conditional = tuple(when_of(plain(given.get("when"))))
-    fixed = [
-        line
+    return [
+        (key_of(each), None if any(is_in(key_of(each), node) for node in conditional) else fixed_line(each))
         for each in kept
-        if not any(is_in(key_of(each), node) for node in conditional) and (line := fixed_line(each))
     ]
-    return _composed(fixed, loader, config)
 
 
 def of_jobs(jobs: Sequence[Sequence[str]], loader: ConfigLoader, config: DictConfig) -> DictConfig:
@@ -55,8 +71,22 @@ def of_jobs(jobs: Sequence[Sequence[str]], loader: ConfigLoader, config: DictCon
         loader: Hydra's loader.
         config: the config of the entire sweep.
     """
-    common = set[str].intersection(*map(set, jobs)) if jobs else set[str]()
+    common = _common(jobs)
     return _composed([line for line in jobs[0] if line in common] if jobs else [], loader, config)
+
+
+def varying_in_jobs(jobs: Sequence[Sequence[str]]) -> set[str]:
+    """Return the keys that differ between jobs.
+
+    Args:
+        jobs: the overrides of each job.
+    """
+    common = _common(jobs)
+    return {line.partition("=")[0].lstrip("+~") for job in jobs for line in job if line not in common}
+
+
+def _common(jobs: Sequence[Sequence[str]]) -> set[str]:
+    return set[str].intersection(*map(set, jobs)) if jobs else set()
 
 
 def _composed(lines: Sequence[str], loader: ConfigLoader, config: DictConfig) -> DictConfig:
