@@ -20,6 +20,7 @@ from trainyard.config.schema import check_nodes, check_settings
 from trainyard.data import ArrayData
 from trainyard.errors import TrainyardError
 from trainyard.hooks import Hook
+from trainyard.metrics import Accuracy
 from trainyard.models import MLP, BaseModel
 from trainyard.run import trial
 from trainyard.run.ranks import spread
@@ -148,18 +149,39 @@ def test_with_models_on_the_meta_device_the_same_is_found(job: str, monkeypatch:
     ],
 )
 def test_each_objective_of_a_search_is_checked(wrong: str, nearest: str) -> None:
-    values = _values() | {trial.METRICS: ["val/loss", wrong]}
+    values = _values() | {trial.METRICS: {"val/loss": "objective", wrong: "hydra.sweeper.constraints"}}
     (found,) = _errors([values])
-    assert str(found).startswith(
-        f"hydra.sweeper.objective or constraints: No metric named '{wrong}'. These jobs compute"
-    )
+    assert str(found).startswith(f"hydra.sweeper.constraints: No metric named '{wrong}'. These jobs compute")
     assert str(found).endswith(f"Did you mean '{nearest}'?")
 
 
 @pytest.mark.parametrize("job", ["", "hook=[default,train_metrics]", "hook=[]"])
 def test_objectives_that_jobs_record_pass(job: str) -> None:
     names = ["val/accuracy", "test/loss", "train/loss", "model/parameters", "best/epoch", "train/lr", "norm/grad"]
-    assert _errors([_values(*job.split()) | {trial.METRICS: names}]) == [None]
+    assert _errors([_values(*job.split()) | {trial.METRICS: dict.fromkeys(names, "")}]) == [None]
+
+
+class RealOnly(Accuracy):
+    """Rejects zeros, the artificial outputs of a trial."""
+
+    def process(self, batch: Any, outputs: Any) -> None:
+        if not outputs.any():
+            raise ValueError
+        super().process(batch, outputs)
+
+
+@pytest.mark.parametrize(("name", "passes"), [("val/any", True), ("test/any", True), ("nix", False), ("a/b", False)])
+def test_without_the_names_of_the_validation_only_those_are_not_checked(
+    name: str, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "SMALL", 0)
+    values = _values(f"+metric.own._target_={__name__}.RealOnly")
+    (found,) = _errors([values | {trial.METRICS: {name: "hydra.sweeper.constraints"}}])
+    told = (
+        f"hydra.sweeper.constraints: No metric named '{name}'. These jobs compute model/parameters and the results of "
+        "the validation."
+    )
+    assert found == (None if passes else told)
 
 
 class OwnHook(Hook):
@@ -168,7 +190,7 @@ class OwnHook(Hook):
 
 def test_an_own_hook_may_record_any_metric() -> None:
     values = _values(f"+hook.own._target_={__name__}.OwnHook")
-    assert _errors([values | {trial.METRICS: ["val/loss", "norm"]}]) == [None]
+    assert _errors([values | {trial.METRICS: {"val/loss": "", "norm": ""}}]) == [None]
 
 
 def test_the_size_of_jobs_is_that_of_their_checkpoints_and_metrics(tmp_path: Path) -> None:

@@ -24,6 +24,16 @@ POINTS = st.integers(1, 3).flatmap(
 )
 
 
+def test_each_metric_has_the_key_that_names_it() -> None:
+    bounds = (Constraint("val/loss", "<=", 1), Constraint("b", ">=", 0))
+    assert Goals(("a", "b"), ("minimize", "maximize"), bounds).keys == {
+        "a": "hydra.sweeper.objective", "b": "hydra.sweeper.objective", "val/loss": "hydra.sweeper.constraints",
+    }  # fmt: skip
+    assert Goals(("val/loss",), ("minimize",), bounds).keys == {
+        "val/loss": "objective", "b": "hydra.sweeper.constraints",
+    }  # fmt: skip
+
+
 def dominates(one: Any, other: Any) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ single run."""
 ENV = "hydra.job.env_set"
 """Key of the environment variables of a job among its values."""
 METRICS = "hydra.sweeper.objective"
-"""Key of the metrics that a job must return."""
+"""Key of the metrics that a job must return, each with the key of the config that names it."""
 RUNGS = "hydra.sweeper.rungs"
 """Key of the rungs at which a job reports to its sweep."""
 
@@ -96,7 +97,7 @@ def try_jobs(configs: DistinctConfigs) -> TrialResult:
             found.left = len(order) - done
             break
         values = configs.values(number)
-        metrics, rungs = values.pop(METRICS, ()), values.pop(RUNGS, None)
+        metrics, rungs = values.pop(METRICS, {}), values.pop(RUNGS, None)
         with env_override(values.pop(ENV, {})):
             found.errors[number], found.sizes[number] = _tried(values, configs.jobs[number], known, metrics, rungs)
     return found
@@ -164,7 +165,7 @@ class _Parts(Parts):
         super().__init__(settings, CPU, Strategy(), [Member(**member_arguments(settings))])
         self.mode = values["mode"]
         self.meta = True
-        self.names: list[str] = []
+        self.names: list[str] | None = None  # as long as the results of the validation are not known
 
     @property
     def evaluated(self) -> tuple[str, ...]:
@@ -231,7 +232,7 @@ def _tried(
     values: Values,
     job: Mapping[str, int],
     known: _Known,
-    metrics: Sequence[str] = (),
+    metrics: Mapping[str, str] = MappingProxyType({}),
     rungs: Rungs | None = None,
 ) -> tuple[str | None, JobSize | None]:
     """Return the error of a job (None if there is none), and the size of its results, if known."""
@@ -255,17 +256,18 @@ def _tried(
             known.give(key, parts)
         if known.errors[key] is not None:
             return known.errors[key], None
-    if metrics and parts.names:
-        wrong, names = _without(metrics, parts)
+    if metrics:
+        wrong, names = _without([*metrics], parts)
         if wrong is not None:
-            accepted = f"These jobs compute {', '.join(names)}"
-            return str(UnknownMetricError(f"{METRICS} or constraints", wrong, accepted, options=names)), None
+            further = "" if parts.names is not None else " and the results of the validation"
+            accepted = f"These jobs compute {', '.join(names)}{further}"
+            return str(UnknownMetricError(metrics[wrong], wrong, accepted, options=names)), None
     if rungs is not None and values["mode"] == "train" and not values.get("quick"):  # quick=true changes the intervals
         try:
             check_rungs(rungs, parts)
         except ConfigError as error:
             return str(error), None
-    return None, estimate(parts, parts.names, parts.given["tracker"]) if values["mode"] == "train" else None
+    return None, estimate(parts, parts.names or [], parts.given["tracker"]) if values["mode"] == "train" else None
 
 
 def _attempt(step: Step, parts: _Parts, values: Values) -> str | None:
@@ -403,6 +405,8 @@ def _step(parts: _Parts) -> None:
         parts.step(first_batch(parts.loader("train"), "train"), 0, 1)
 
 
+_EVALUATED = ("val", "test")
+"""Groups of metrics that an evaluation records."""
 _LATER = ("train", "train_eval", "val_loss", "val_raw", "best", "norm", "system", "lr_finder")
 """Groups of metrics that a training records, and whose names a trial does not know."""
 
@@ -412,7 +416,9 @@ def _without(metrics: Sequence[str], parts: _Parts) -> tuple[str | None, list[st
 
     The user's own hooks and loops may record numbers of any name.
     """
-    names = list(parts.names)
+    names = list(parts.names or [])
+    if parts.names is None:
+        metrics = [name for name in metrics if name.partition("/")[0] not in _EVALUATED]
     if parts.mode == "train" and any(name.startswith("test/") for name in metrics):
         try:
             names += [name for split in parts.sets("test") for name in _results(parts, split)]
@@ -437,11 +443,12 @@ def _names(parts: _Parts) -> None:
     Raises:
         _DoubtError: a metric does not exist.
     """
-    further = [getattr(hook, "metric_names", lambda _: ())(parts.names) for hook in parts.dispatch.hooks.values()]
-    known = [*parts.names, *(name for more in further for name in more)]
+    validated = parts.names or []
+    further = [getattr(hook, "metric_names", lambda _: ())(validated) for hook in parts.dispatch.hooks.values()]
+    known = [*validated, *(name for more in further for name in more)]
     for key, name in watched(parts):
         if key == "objective":  # is one of the validation's, if there is one
-            is_there = name in parts.names or not parts.names
+            is_there = name in validated or not validated
         else:
             is_there = name in known or name.startswith("train/")
         if not is_there:

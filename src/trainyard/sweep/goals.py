@@ -11,6 +11,7 @@ from typing import Any, Literal
 from trainyard.errors import ConfigError
 
 Direction = Literal["maximize", "minimize"]
+OBJECTIVE = "hydra.sweeper.objective"
 CONSTRAINTS = "hydra.sweeper.constraints"
 _CONSTRAINT = re.compile(r"\s*(\S+?)\s*(<=|>=)\s*(\S+)\s*")
 
@@ -97,6 +98,12 @@ class Goals:
         """Names of the values that a job returns, in this order or by name: the objectives, and the other bounded
         metrics."""
         return tuple(dict.fromkeys([*self.names, *self.bounded]))
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The metrics, each with the key of the config that names it."""
+        objective = OBJECTIVE if self.several else "objective"
+        return {name: objective if name in self.names else CONSTRAINTS for name in self.metrics}
 
     @property
     def bounded(self) -> tuple[str, ...]:

@@ -169,7 +169,8 @@ class Sweep:
         self._executor.start()  # starts while this process composes
         self._proposer = proposer
         if proposer.goals is not None:
-            self._units.metrics = self._trials.metrics = proposer.goals.metrics
+            self._units.metrics = proposer.goals.metrics
+            self._trials.metrics = proposer.goals.keys
         if type(proposer).told is not Proposer.told:
             Manifest.open(self.directory, partial(tell, proposer))
         self._manifest.check_proposer(proposer.identity)

@@ -54,7 +54,8 @@ class Trials:
 
     Attributes:
         sizes: the sizes of the results of jobs, by number, as far as they are known.
-        metrics: the metrics that jobs return, by name; empty for their objective only.
+        metrics: the metrics that jobs return, by name, each with the key of the config that names it; empty for their
+            objective only.
         rungs: the rungs at which the jobs of the batch report, by number; jobs that do not report may be missing.
     """
 
@@ -65,7 +66,7 @@ class Trials:
         self._manifest = manifest
         self._seconds = 0.0
         self.sizes: dict[int, JobSize] = {}
-        self.metrics: Sequence[str] = ()
+        self.metrics: Mapping[str, str] = {}
         self.rungs: Mapping[int, Rungs | None] = {}
 
     def run(self, jobs: Sequence[Job], probes: Sequence[Task]) -> Tried:
@@ -82,7 +83,7 @@ class Trials:
         jobs = [job for job in jobs if not job.chdir]
         if not jobs or not self._application.tries or self._seconds > AGAIN:
             return Tried([], self._run(self._prober, probes))
-        wanted = {METRICS: list(self.metrics)} if self.metrics else {}
+        wanted = {METRICS: dict(self.metrics)} if self.metrics else {}
         rungs = [{} if (at := self.rungs.get(job.num)) is None else {RUNGS: at} for job in jobs]
         configs, which = DistinctConfigs.of(
             [{**(job.values or {}), **_environment(job), **wanted, **own} for job, own in zip(jobs, rungs, strict=True)]

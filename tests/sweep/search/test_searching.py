@@ -232,7 +232,7 @@ def test_a_metric_that_jobs_do_not_have_is_refused_before_any_starts(tmp_path: P
     ended = run([*command(*wrong)], LIMIT, cwd=tmp_path, env=environment())
     assert ended.returncode == 2
     assert "Nothing was started." in ended.stderr
-    assert "hydra.sweeper.objective or constraints: No metric named 'val/f1'." in ended.stderr
+    assert "hydra.sweeper.objective: No metric named 'val/f1'." in ended.stderr
     assert "These jobs compute val/accuracy" in ended.stderr
     assert not (tmp_path / "s").exists()
 

@@ -9,10 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.checks import choice
 from trainyard.errors import ConfigError
-from trainyard.sweep.goals import CONSTRAINTS, Constraint, Goals
+from trainyard.sweep.goals import CONSTRAINTS, OBJECTIVE, Constraint, Goals
 from trainyard.sweep.proposers.given_settings import SWEEPER
 
-OBJECTIVE = f"{SWEEPER}.objective"
 DIRECTIONS = {"minimize": 1.0, "maximize": -1.0}
 
 
