@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.errors import TrainyardError
+from trainyard.quoting import shell_override, shell_path
 
 CONFIG_PATH = ("--config-path", "-cp")
 MULTIRUN = ("--multirun", "-m")
@@ -101,6 +102,19 @@ class StartedAs:
 
     def __str__(self) -> str:
         return f"python -m {self.module}" if self.module else self.file
+
+
+def continuation(directory: Path, *, recorded: bool) -> str:
+    """Return the instruction for continuing a sweep.
+
+    Args:
+        directory: the sweep's directory.
+        recorded: whether this directory contains what `trainyard sweep resume` needs, such as the file of the
+            application.
+    """
+    if not recorded:
+        return f"use the same command with {shell_override('hydra.sweep.dir', directory)}"
+    return f"run `trainyard sweep resume {shell_path(directory)}`"
 
 
 def _config_path(arguments: Sequence[str]) -> str | None:

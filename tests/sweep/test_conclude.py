@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from trainyard.files import DiskFullError
-from trainyard.sweep.conclude import _reported, _row
+from trainyard.sweep.conclude import _reported, _row, _told_held
 from trainyard.sweep.entry import Entry
 
 
@@ -39,3 +40,12 @@ def test_a_complete_message_is_shown_as_it_is(caplog: pytest.LogCaptureFixture) 
         with caplog.at_level(logging.WARNING), _reported("report"):
             raise error
         assert caplog.messages == [told]
+
+
+def test_a_sweep_without_the_file_of_its_application_is_continued_by_its_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = "A user has paused #3. To resume the job, run `trainyard sweep resume s 3`, and then "
+    assert _told_held([3], Path("s")) == f"{told}run `trainyard sweep resume s`."
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    assert _told_held([3], Path("s")) == f"{told}use the same command with hydra.sweep.dir=s."

@@ -156,7 +156,7 @@ def test_a_member_of_a_population_remains_paused_until_it_is_resumed(start: Any,
     assert [state(tmp_path, num) for num in range(3)] == ["paused", "done", "done"]
     assert out.count("resumed  #0") == 1
     how = f"trainyard sweep resume {tmp_path / 's'}"
-    told = f"A user has paused #0. To resume the job, run `{how} 0`, and then `{how}`."
+    told = f"A user has paused #0. To resume the job, run `{how} 0`, and then run `{how}`."
     assert told in out
 
     process = start(*own)

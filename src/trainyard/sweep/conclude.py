@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from trainyard.application import StartedAs, continuation
 from trainyard.errors import TrainyardError
 from trainyard.quoting import shell_path
 from trainyard.sweep.goals import Direction, Goals
@@ -125,8 +126,9 @@ def _told_held(held: Sequence[int], directory: Path) -> str:
     """Return what to do about the jobs that a user has paused."""
     shown = ", ".join(f"#{num}" for num in held[:SHOWN]) + (", …" if len(held) > SHOWN else "")
     which, job = ("one of these jobs", "JOB") if held[1:] else ("the job", str(held[0]))
-    command = f"trainyard sweep resume {shell_path(directory)}"
-    return f"A user has paused {shown}. To resume {which}, run `{command} {job}`, and then `{command}`."
+    first = f"`trainyard sweep resume {shell_path(directory)} {job}`"
+    then = continuation(directory, recorded=StartedAs.now() is not None)
+    return f"A user has paused {shown}. To resume {which}, run {first}, and then {then}."
 
 
 @contextmanager

@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainyard.application import StartedAs
+from trainyard.application import StartedAs, continuation
 from trainyard.errors import ConfigError, TrainyardError, counted
 from trainyard.quoting import shell_override, shell_path
 from trainyard.starting import WHOLE
-from trainyard.sweep.errors import continuation
 from trainyard.sweep.events import FINAL
 from trainyard.sweep.executor import slurm_commands
 from trainyard.sweep.executor.slurm import FOLDER, SlurmPool, header, name_of

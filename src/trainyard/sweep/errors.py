@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from trainyard.application import continuation
 from trainyard.errors import TrainyardError, counted
-from trainyard.quoting import shell_override, shell_path
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import SHOWN
 
@@ -37,18 +35,6 @@ def how_to_continue(manifest: Manifest) -> str:
     application.
     """
     return continuation(manifest.path.parent, recorded=manifest.application is not None)
-
-
-def continuation(directory: Path, *, recorded: bool) -> str:
-    """Return the instruction for continuing a sweep.
-
-    Args:
-        directory: the sweep's directory.
-        recorded: whether this directory contains what `trainyard sweep resume` needs.
-    """
-    if not recorded:
-        return f"use the same command with {shell_override('hydra.sweep.dir', directory)}"
-    return f"run `trainyard sweep resume {shell_path(directory)}`"
 
 
 class InterruptedSweepError(TrainyardError):

@@ -17,11 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from trainyard.application import continuation
 from trainyard.config.saved import saved_values
 from trainyard.errors import ConfigError, TrainyardError, first_line
 from trainyard.quoting import shell_path
 from trainyard.redaction import check_overrides
-from trainyard.sweep.errors import continuation
 from trainyard.sweep.events import FINAL, FIRST_CLONE
 from trainyard.sweep.manifest import FILE
 from trainyard.sweep.plan import spans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.quoting import shell_override
 from trainyard.sweep.executor import ray_pool
 from trainyard.sweep.executor.ray_pool import RayPool, Request
 from trainyard.sweep.executor.ray_process import ATTEMPTS, AgentActor
@@ -101,7 +103,10 @@ def test_ray_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyP
         RayPool(tmp_path, "auto", Request(), 1).check()
 
 
-def test_a_connection_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+@pytest.mark.parametrize("has_file", [True, False])
+def test_a_connection_that_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, has_file: bool
+) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "ray.py").write_text(RAY.format(failures=0, error="", slow=0))
     (tmp_path / "tries").touch()
@@ -111,7 +116,11 @@ def test_a_connection_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert pool._process is not None
         pool._process.kill()
         pool._process.wait()
-        told = rf"^The connection to the Ray cluster was lost: .* run `trainyard sweep resume '{tmp_path}/my sweep'`\.$"
+        how = f"run `trainyard sweep resume '{tmp_path}/my sweep'`"
+        if not has_file:
+            monkeypatch.delattr(sys.modules["__main__"], "__file__")
+            how = f"use the same command with {shell_override('hydra.sweep.dir', tmp_path / 'my sweep')}"
+        told = rf"^The connection to the Ray cluster was lost: .* To continue the sweep, {re.escape(how)}\.$"
         with pytest.raises(TrainyardError, match=told):
             all(pool.gone() == {} for _ in iter(int, 1))
     finally:

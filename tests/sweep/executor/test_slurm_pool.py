@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from trainyard.errors import TrainyardError
 from trainyard.quoting import shell_override
 from trainyard.sweep.executor import slurm as executor
 from trainyard.sweep.executor.slurm import Resources, SlurmPool
+from trainyard.sweep.executor.slurm_commands import SlurmError
 
 POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
 
@@ -119,6 +121,14 @@ def test_what_is_refused_later_is_not_blamed_on_the_settings(
         directory = shell_override("hydra.sweep.dir", tmp_path / "a sweep")
         repeat = f"command with {directory} and a lower hydra.launcher.max_slots."
         assert str(found[0]).endswith(resume + repeat)
+
+
+def test_a_head_without_the_file_of_its_application_is_continued_by_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    told = str(SlurmPool(tmp_path / "s", Resources(), 1)._not_accepted(SlurmError(POLICY), 1))
+    assert f"when other jobs have ended, use the same command with hydra.sweep.dir={tmp_path}/s. To continue" in told
 
 
 @pytest.mark.parametrize(

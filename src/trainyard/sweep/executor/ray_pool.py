@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from trainyard.application import StartedAs, continuation
 from trainyard.errors import ConfigError, TrainyardError, counted
-from trainyard.quoting import shell_path
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.ray_process import CODE
 from trainyard.sweep.executor.remote_agent import PLACE
@@ -260,9 +260,9 @@ class RayPool(Pool):
                     self._on_nodes.add(place)
                 case None:
                     why = self._last_words().rstrip(".")
+                    how = continuation(self._folder.parent, recorded=StartedAs.now() is not None)
                     raise TrainyardError(
-                        f"The connection to the Ray cluster was lost: {why}. To continue the sweep, run "
-                        f"`trainyard sweep resume {shell_path(self._folder.parent)}`."
+                        f"The connection to the Ray cluster was lost: {why}. To continue the sweep, {how}."
                     )
 
     def _left(self, place: str, why: str, said: str) -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainyard.application import StartedAs, continuation
 from trainyard.errors import TrainyardError, counted
-from trainyard.quoting import shell_override, shell_path
+from trainyard.quoting import shell_override
 from trainyard.sweep.executor import slurm_commands
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.slurm_commands import QueuedJob, SlurmError
@@ -162,12 +163,12 @@ class SlurmPool(Pool):
         """Return the error for agents that cannot be submitted, although their settings passed the check at the
         start."""
         directory = self._folder.parent
+        how = continuation(directory, recorded=StartedAs.now() is not None)
         return TrainyardError(
             f"{counted(count, 'agent')} could not be submitted to Slurm: {error}. Slurm accepted these settings when "
             "the sweep started, so you may have reached a limit of the cluster, such as the number of jobs of a user. "
-            "To continue the sweep when other jobs have ended, run "
-            f"`trainyard sweep resume {shell_path(directory)}`. To continue it with fewer agents, repeat its command "
-            f"with {shell_override('hydra.sweep.dir', directory)} and a lower hydra.launcher.max_slots."
+            f"To continue the sweep when other jobs have ended, {how}. To continue it with fewer agents, repeat its "
+            f"command with {shell_override('hydra.sweep.dir', directory)} and a lower hydra.launcher.max_slots."
         )
 
     def _options(self) -> dict[str, Any]:
