@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from hydra import compose, initialize, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from trainyard.checks import existing_folder, integer
 from trainyard.config.build import fill_auto
+from trainyard.config.explain import explain_absent
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError, TrainyardError, first_line
 from trainyard.hooks.predictions.file import MissingError, Predictions
@@ -32,6 +35,7 @@ from trainyard.metrics import configured, results_of
 from trainyard.starting import check_current_folder
 from trainyard.track import own
 
+Compose = Callable[[Sequence[Override]], DictConfig]
 CONFIG = "config.yaml"  # written by a run beside its predictions
 
 
@@ -99,9 +103,10 @@ def metric_config(
     for override in parsed:
         if override.key_or_group.partition(".")[0] != "metric":
             raise ConfigError("metric", override.input_line, "an override of metric, such as metric=classification")
-    try:
-        if any(override.key_or_group == "metric" for override in parsed):
-            return _composed(parsed, config_dir)
+    compose_with: Compose
+    if any(override.key_or_group == "metric" for override in parsed):
+        compose_with = partial(_composed, config_dir=config_dir)
+    else:
         recorded = file.parent / CONFIG
         if not recorded.exists():
             if not file.exists():
@@ -114,20 +119,42 @@ def metric_config(
                 "run any code. Pass --trust if you trust this run."
             )
             raise ConfigError("metric", None, "an option of the group, such as metric=classification", hint=hint)
-        config = OmegaConf.create({"metric": yaml.safe_load(recorded.read_text(encoding="utf-8")).get("metric") or {}})
-        OmegaConf.set_struct(config, True)
-        ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
-        return _plain(config)
+        metrics = yaml.safe_load(recorded.read_text(encoding="utf-8")).get("metric") or {}
+        compose_with = partial(_overridden, metrics)
+    try:
+        return _plain(compose_with(parsed))
     except InterpolationResolutionError as error:
         raise TrainyardError(
             f"{error.full_key} cannot be resolved, because only the group metric is composed here: "
             f"{first_line(error)}. Set its value with {error.full_key}=…."
         ) from None
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError("metric", " ".join(overrides), "overrides of existing keys", hint=first_line(error)) from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _explained(error, parsed, compose_with) from None
 
 
-def _composed(overrides: Sequence[Any], config_dir: str | None) -> dict[str, Any]:
+def _explained(error: Exception, overrides: Sequence[Override], compose_with: Compose) -> TrainyardError:
+    """Return the error about the first override of a key that does not exist, or else about all overrides."""
+    given = " ".join(str(override.input_line) for override in overrides)
+    other = ConfigError("metric", given, "overrides of existing keys", hint=first_line(error))
+    added = [each for each in overrides if each.key_or_group == "metric" or each.is_add() or each.is_force_add()]
+    try:
+        config = compose_with(added)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return other
+    others = (each for each in overrides if each not in added)
+    told = (explain_absent(each.key_or_group, config, removed=each.is_delete()) for each in others)
+    return next((each for each in told if each is not None), other)
+
+
+def _overridden(metrics: Mapping[str, Any], overrides: Sequence[Override]) -> DictConfig:
+    """Apply overrides to the metrics of a run."""
+    config = OmegaConf.create({"metric": metrics})
+    OmegaConf.set_struct(config, True)
+    ConfigLoaderImpl._apply_overrides_to_config(list(overrides), config)
+    return config
+
+
+def _composed(overrides: Sequence[Override], config_dir: str | None) -> DictConfig:
     """Compose an option of the group `metric` without a primary config."""
     where = None if config_dir is None else str(existing_folder("--config-dir", config_dir).resolve())
     with initialize(None, **VERSION_BASE) if where is None else initialize_config_dir(where, **VERSION_BASE):
@@ -137,11 +164,11 @@ def _composed(overrides: Sequence[Any], config_dir: str | None) -> dict[str, Any
             chooses = override.key_or_group == "metric"
             if chooses and override.value() not in options:
                 raise ConfigError("metric", override.value(), f"one of {', '.join(options)}", options=options)
-            lines.append(f"+{override.input_line}" if chooses else override.input_line)
-        return _plain(compose(overrides=lines))
+            lines.append(f"+{override.input_line}" if chooses else str(override.input_line))
+        return compose(overrides=lines)
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def _plain(config: DictConfig) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     metric: dict[str, Any] = plain.get("metric") or {}
     return metric

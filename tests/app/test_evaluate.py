@@ -201,8 +201,17 @@ def test_a_value_of_another_group(file: Path, tmp_path: Path, capsys: pytest.Cap
         (["metric="], "Expected one of"),
         (["metric=classification", "--config-dir", "nowhere"], "--config-dir: 'nowhere' is invalid"),
         (["metric.=1"], "Expected overrides of metric"),
-        (["metric=classification", "metric.acuracy.topk=1"], "Could not override 'metric.acuracy.topk'"),
-        (["metric=classification", "metric.accuracy.k=1"], "metric.accuracy"),
+        (
+            ["metric=classification", "metric.acuracy.topk=1"],
+            "metric.acuracy.topk: 'acuracy' is invalid. Expected a key of metric: accuracy, loss, confusion. Did you "
+            "mean 'accuracy'? To add a new key, use +metric.acuracy.topk=…",
+        ),
+        (
+            ["metric=classification", "+metric.accuracy.k=1", "~metric.accuracy.tpk"],
+            "metric.accuracy.tpk: 'tpk' is invalid. Expected a key of metric.accuracy: _target_, topk, k. Did you mean "
+            "'topk'? The config has no metric.accuracy.tpk to remove.",
+        ),
+        (["metric=classification", "metric.accuracy.topk.a=1"], "metric.accuracy.topk is a list and has no keys."),
         (["metric=regression"], "MeanSquaredError: outputs [8, 3] do not match the target [8]"),
         (["metric=classification", "--chunk-size=0"], "--chunk-size: 0 is invalid. Expected an integer of at least 1."),
     ],
@@ -212,6 +221,15 @@ def test_mistakes(file: Path, capsys: pytest.CaptureFixture[str], arguments: lis
     said = capsys.readouterr()
     assert says in said.err
     assert said.out == ""
+
+
+def test_a_key_that_the_metrics_of_the_run_lack(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("metric: {accuracy: {_target_: trainyard.metrics.Accuracy, topk: 1}}\n")
+    assert main([str(file), "--trust", "metric.accuracy.tpk=3"]) == 2
+    assert capsys.readouterr().err == (
+        "metric.accuracy.tpk: 'tpk' is invalid. Expected a key of metric.accuracy: _target_, topk. Did you mean "
+        "'topk'? To add a new key, use +metric.accuracy.tpk=…\n"
+    )
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

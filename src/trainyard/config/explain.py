@@ -214,7 +214,7 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
         below = dropped.lstrip("~").partition("=")[0]
         return TrainyardError(f"{key}: the override {dropped} removes {below}. Omit one of these overrides.")
     removed = any(entry.startswith("~") and entry.lstrip("~").split("=")[0] == key for entry in overrides)
-    how_to_add = f"The config has no {key} to remove." if removed else f"To add a new key, use +{key}=…"
+    how_to_add = _how_to_add(key, removed)
     if parent == "hook" and key != f"{parent}.{name}" and not removed:  # a hook cannot consist of this key alone
         how_to_add = _how_to_select(name, places)
     if name in options:
@@ -224,8 +224,7 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
             group = full.replace(".", "/")
             if value is None and (parts := places.options(group)):
                 return _explain_null(key, full, f"+{group}", parts)
-            kind = "null" if value is None else "a list" if OmegaConf.is_list(value) else "a single value"
-            return TrainyardError(f"{key}: {full} is {kind} and has no keys. To change it, use {full}=…")
+            return _explain_leaf(key, full, value)
         if entry := next((each for each in overrides if each.startswith(f"{key}=") and places.options(key)), None):
             return _explain_unselected(key, entry)
         return _explain_value(error, key)
@@ -249,11 +248,41 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
     hint = f"{name} is an option of {parent} that is not selected." if chosen_with else how_to_add
     if chosen_with and parent == "hook" and not removed:
         hint = f"{hint} Use hook={name} to select it."
+    return _explain_absent(key, node, parent, name, hint)
+
+
+def explain_absent(key: str, cfg: DictConfig, *, removed: bool) -> TrainyardError | None:
+    """Explain an override of a key that a config does not have, below its first level; None if the config has it.
+
+    Args:
+        key: the key.
+        cfg: the config without the override.
+        removed: whether the override removes the key.
+    """
+    node, parent, name = _deepest(cfg, key)
+    full = f"{parent}.{name}"
+    if name not in node:
+        return _explain_absent(key, node, parent, name, _how_to_add(key, removed))
+    return None if key == full else _explain_leaf(key, full, OmegaConf.select(cfg, full))
+
+
+def _explain_absent(key: str, node: DictConfig, parent: str, name: str, hint: str) -> ConfigError:
+    options = [str(entry) for entry in node]
     accepted = f"a key of {parent}: {', '.join(options)}" if options else f"no key, because {parent} is empty"
     deeper = [f"{parent}.{each}" for each in _of_that_name(node, name)] if key == f"{parent}.{name}" else []
     if deeper and not nearest(name, options):
         return ConfigError(key, name, accepted, hint=f"Did you mean {' or '.join(deeper)}?")
     return ConfigError(key, name, accepted, options=options, hint=hint)
+
+
+def _how_to_add(key: str, removed: bool) -> str:
+    return f"The config has no {key} to remove." if removed else f"To add a new key, use +{key}=…"
+
+
+def _explain_leaf(key: str, full: str, value: Any) -> TrainyardError:
+    """Explain a key below a key that contains no mapping."""
+    kind = "null" if value is None else "a list" if OmegaConf.is_list(value) else "a single value"
+    return TrainyardError(f"{key}: {full} is {kind} and has no keys. To change it, use {full}=…")
 
 
 def _is_below(key: str, removal: str) -> bool:
@@ -348,7 +377,7 @@ def _explain_index(error: Exception, overrides: Sequence[str], places: ConfigPla
         for full in lists:
             node = OmegaConf.select(cfg, full, throw_on_missing=False, throw_on_resolution_failure=False)
             if OmegaConf.is_list(node):
-                return TrainyardError(f"{key}: {full} is a list and has no keys. To change it, use {full}=…")
+                return _explain_leaf(key, full, node)
     return None
 
 
