@@ -61,8 +61,12 @@ def explain_file(error: Exception, places: ConfigPlaces) -> TrainyardError | Non
 
 def _explain_composition(error: Exception, text: str, places: ConfigPlaces) -> TrainyardError | None:
     if not text and error.__cause__ is not None:
-        null = _first(places, _null_key) if isinstance(error.__cause__, KeyValidationError) else None
-        return null or TrainyardError(_said(error.__cause__))
+        of_file = None
+        if isinstance(error.__cause__, KeyValidationError):
+            of_file = _first(places, _null_key)
+        elif isinstance(error.__cause__, GrammarParseError):
+            of_file = _first(places, partial(_bad_interpolation, told=_said(error.__cause__)))
+        return of_file or TrainyardError(_said(error.__cause__))
     if found := re.match(rf"In '([^']+)': {_UNUSED_OVERRIDE} '([^'@]*)@?([^']*)'", text):
         return _explain_override(found[1], found[2], found[3], places)
     if found := re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)", text):
@@ -270,6 +274,17 @@ def _null_key(path: Path, content: Any) -> TrainyardError | None:
     return TrainyardError(
         f"{path} contains the key null, which YAML also reads from ~ and from an empty key. Quote this key."
     )
+
+
+def _bad_interpolation(path: Path, content: Any, told: str) -> TrainyardError | None:
+    """Return the error if the file contains the invalid interpolation of this message."""
+    try:
+        OmegaConf.create(content)
+    except GrammarParseError as error:
+        return TrainyardError(f"{path}: {told}") if _said(error) == told else None
+    except OmegaConfBaseException:
+        pass
+    return None
 
 
 def _keys(value: Any) -> Iterator[Any]:
