@@ -53,6 +53,10 @@ def told(*overrides: Any) -> Any:
         (["~hook.logger", "hook.logger.interval=3"], "the override ~hook.logger removes hook.logger. Omit one of"),
         (["schedule=step", "schedule.step_size=3"], "Did you mean schedule.scheduler.step_size?"),
         (["+optim.lr=3"], "optim.lr: the config already has this key. To change its value, use optim.lr=…"),
+        (
+            ["+hook.x.priority=80", "+hook.x.priority=49"],
+            "hook.x.priority: this key is given more than once: +hook.x.priority=80 and +hook.x.priority=49. Keep one",
+        ),
         (["+model=cnn"], "+model=cnn: the configs already select an option of model. To select another one, use model"),
         (["+hydra/launcher=basic"], "the configs already select an option of hydra/launcher. To select another one"),
         (["optim.lr=[1"], "'optim.lr=[1' is not a valid override"),

@@ -19,7 +19,7 @@ from trainyard.config.explain_files import EMPTY, explain_file, selected_groups,
 from trainyard.config.hydra_versions import full_key
 from trainyard.config.places import ConfigPlaces
 from trainyard.config.sweepers import SAMPLER_ARGUMENTS, SAMPLERS, hint_for
-from trainyard.errors import ConfigError, TrainyardError, first_line, nearest, quoted
+from trainyard.errors import ConfigError, TrainyardError, first_line, listed, nearest, quoted
 
 SWEPT_VALUES = "values: 1,2, choice(1,2) or range(1,3)"
 """Accepted values of a key that is swept."""
@@ -213,6 +213,9 @@ def _explain_key(error: Exception, overrides: Sequence[str], places: ConfigPlace
     if dropped is not None and name not in options:
         below = dropped.lstrip("~").partition("=")[0]
         return TrainyardError(f"{key}: the override {dropped} removes {below}. Omit one of these overrides.")
+    given = [entry for entry in overrides if entry.lstrip("+").split("=")[0] == key]
+    if "An item is already at" in text and name not in options and len(given) > 1:
+        return TrainyardError(f"{key}: this key is given more than once: {listed(given)}. Keep one of these overrides.")
     removed = any(entry.startswith("~") and entry.lstrip("~").split("=")[0] == key for entry in overrides)
     how_to_add = _how_to_add(key, removed)
     if parent == "hook" and key != f"{parent}.{name}" and not removed:  # a hook cannot consist of this key alone
