@@ -42,6 +42,16 @@ def test_differences_are_paired_by_seed() -> None:
     assert (single.p, single.sample.n) == (None, 1)
 
 
+def test_numbers_that_are_equal_up_to_rounding_have_no_spread() -> None:
+    assert (Sample.of([0.99] * 3).std, Sample.of([0.99] * 3).margin) == (0.0, 0.0)
+    assert Sample.of([0.99, 0.99, 0.99 + 1e-13]).std != 0.0
+    best = {("0",): 179 / 180, ("1",): 178 / 180, ("2",): 176 / 180}
+    one_less = {("0",): 178 / 180, ("1",): 177 / 180, ("2",): 175 / 180}
+    (found,) = differences(best, [one_less])
+    assert (found.p, found.sample.std, found.sample.margin) == (None, 0.0, 0.0)
+    assert found.sample.mean == pytest.approx(-1 / 180)
+
+
 def test_holms_correction_of_his_definition() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, None, 0.7]) == [1.0, None, 1.0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainyard.sweep.report.axes import drawable
 
 LEVEL = 0.95
+_ROUNDING = 8 * sys.float_info.epsilon  # relative: a smaller spread is that of the rounding of equal numbers
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Sample:
     Attributes:
         n: the number of values.
         mean: their mean; None if there are none.
-        std: their standard deviation, with n - 1; None for fewer than two.
+        std: their standard deviation, with n - 1; 0 for numbers that are equal up to rounding; None for fewer than two.
         margin: half of the width of the 95 % confidence interval of the mean, by Student's t; None for fewer than two.
     """
 
@@ -28,8 +30,14 @@ class Sample:
     margin: float | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Sample:
-        """Return the statistics of some numbers."""
+    def of(cls, values: Sequence[float], scale: float | None = None) -> Sample:
+        """Return the statistics of some numbers.
+
+        Args:
+            values: the numbers.
+            scale: the largest absolute value of the numbers from which the values were computed, which sets their
+                rounding; None: that of the values.
+        """
         count = len(values)
         if not values:
             return cls(0)
@@ -38,6 +46,8 @@ class Sample:
             return cls(count, mean)
         aside = [value - mean for value in values]
         std = math.sqrt(_sum([each * each for each in aside]) / (count - 1))
+        if std <= _ROUNDING * (max(map(abs, values)) if scale is None else scale):
+            std = 0.0
         return cls(count, mean, std, _quantile(count - 1) * std / math.sqrt(count))
 
 
@@ -47,7 +57,8 @@ class Difference:
 
     Attributes:
         sample: the differences of the pairs: jobs of both that share the seed and the fold.
-        p: the two-sided p-value of the paired t-test; None for fewer than two pairs, or if all differences are equal.
+        p: the two-sided p-value of the paired t-test; None for fewer than two pairs, or if all differences are equal
+            up to rounding.
         corrected: the p-value with Holm's correction for all comparisons.
     """
 
@@ -65,10 +76,7 @@ def differences(
         best: the values of the best configuration, by the seed and the fold that pair them.
         others: the values of the other configurations.
     """
-    samples = [
-        Sample.of([own[pair] - best[pair] for pair in own if pair in best and drawable(own[pair] - best[pair])])
-        for own in others
-    ]
+    samples = [_paired(best, own) for own in others]
     found = [_p_value(sample) for sample in samples]
     corrected = holm(found)
     return [Difference(*each) for each in zip(samples, found, corrected, strict=True)]
@@ -87,6 +95,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, p * (len(order) - place)))
         corrected[index] = largest
     return corrected
+
+
+def _paired(best: Mapping[Sequence[str], float], own: Mapping[Sequence[str], float]) -> Sample:
+    """Return the statistics of the differences of the pairs."""
+    pairs = [(own[pair], best[pair]) for pair in own if pair in best and drawable(own[pair] - best[pair])]
+    scale = max((abs(value) for pair in pairs for value in pair), default=0.0)
+    return Sample.of([value - other for value, other in pairs], scale)
 
 
 def _sum(values: Sequence[float]) -> float:
