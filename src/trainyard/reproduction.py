@@ -77,7 +77,7 @@ def check(then: StoredRun, now: StoredRun, lineage: Sequence[Segment] = ()) -> R
             again = [point for point in series.get(name, []) if point.step > since]
             if difference := _first_difference(points, again[: None if ended else len(points)]):
                 found.curves[name] = difference
-    found.weights = _weights(then, now)
+    found.weights = _weights(then, now, ended)
     differing = compare([then, now])
     found.code, found.environment = differing.code, differing.environment
     found.files = _changed_files(then, now)
@@ -119,14 +119,22 @@ def _first_difference(then: list[Point], now: list[Point]) -> str:
     return "" if len(then) == len(now) else f"{len(then)} values then, {len(now)} now"
 
 
-def _weights(then: StoredRun, now: StoredRun) -> list[str] | None:
-    """Return the differences in the weights of the checkpoints that both have; None if no names match."""
+def _weights(then: StoredRun, now: StoredRun, ended: bool) -> list[str] | None:
+    """Return the differences in the weights of the checkpoints that both have; None if there are none to compare.
+
+    Args:
+        then: the original run.
+        now: its repetition.
+        ended: whether the original run finished. If it did not, its `best.pt` may be of an earlier iteration than that
+            of the repetition, and is then not compared.
+    """
     shared = [path for path in then.checkpoints if (now.directory / "checkpoints" / path.name).exists()]
     if not shared:
         return None
     from trainyard.runner import checkpoint  # imports torch
 
     found = []
+    compared = len(shared)
     for path in shared:
         try:
             mine = checkpoint.read(path)
@@ -134,9 +142,12 @@ def _weights(then: StoredRun, now: StoredRun) -> list[str] | None:
         except checkpoint.DamagedCheckpointError as error:
             found.append(f"{path.name}: not compared, because {error}")
             continue
+        if not ended and mine.get("iter") != theirs.get("iter"):
+            compared -= 1
+            continue
         for part in ("model", "eval_model"):
             found += [f"{path.name}: {name}" for name in _different(mine.get(part) or {}, theirs.get(part) or {})]
-    return found
+    return found if compared else None
 
 
 def _different(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

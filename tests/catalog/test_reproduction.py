@@ -52,6 +52,27 @@ def test_a_run_that_did_not_end_is_compared_as_far_as_it_went(make_run: Any) -> 
     assert not check(now, then).identical, "a run that ended has all its values"
 
 
+def test_of_a_run_that_did_not_end_only_checkpoints_of_the_same_iteration_are_compared(make_run: Any) -> None:
+    then, now = make_run("then", (0.5,), status="KILLED"), make_run("now", (0.5, 0.9))
+
+    def save(run: Any, name: str, step: int, weight: float) -> None:
+        state = {"iter": step, "model": {"weight": torch.tensor([weight])}}
+        checkpoint.save(run.directory / "checkpoints" / name, state)
+
+    save(then, "best.pt", 10, 1.0)
+    save(now, "best.pt", 20, 2.0)
+    assert check(then, now).weights is None
+    assert check(then, now).identical
+    for run in (then, now):
+        save(run, "epoch_1.pt", 10, 1.0)
+    assert check(then, now).weights == []
+    save(now, "epoch_1.pt", 10, 3.0)
+    assert check(then, now).weights == ["epoch_1.pt: weight"]
+    ended = make_run("ended", (0.5, 0.9))
+    save(ended, "best.pt", 10, 1.0)
+    assert check(ended, now).weights == ["best.pt: weight"], "a run that ended has its best checkpoint"
+
+
 def test_a_damaged_checkpoint_is_named_and_does_not_end_the_comparison(make_run: Any) -> None:
     then, now = (
         make_run("then", checkpoints=["best.pt", "last.pt"]),

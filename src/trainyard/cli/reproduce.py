@@ -118,7 +118,7 @@ def _lines(found: Reproduction) -> list[str]:
     else:
         lines.append(f"curves: identical ({what})")
     if found.weights is None:
-        lines.append("weights: not compared, because the runs have no checkpoint of the same name")
+        lines.append("weights: not compared, because the runs have no checkpoint of the same name and iteration")
     elif found.weights:
         lines.append(f"weights: different in {counted(len(found.weights), 'place')}")
         lines += [f"  {name}" for name in found.weights[:_SHOWN]]
