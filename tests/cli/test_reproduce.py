@@ -70,6 +70,7 @@ def test_a_run_is_reproduced_to_the_bit(trainyard: Any, tracked: Path, tmp_path:
     assert (only(tracked) / "config.yaml").read_bytes() == before
     again = json.loads((tmp_path / "again" / "run.json").read_text())
     assert again["uri"] is None, "it is not tracked"
+    assert (again["params"]["model"], again["params"]["data"]) == ("mlp", "rings"), "the options of the first line"
     status, _, said = trainyard("rerun", tmp_path / "again", "optim.lr=0.5", cwd=tmp_path)
     assert status == 2
     assert "was made by `trainyard reproduce`" in said

@@ -40,6 +40,7 @@ _DEFAULTS = [
     {"override hydra/launcher": "local"},
     {"override hydra/sweeper": "grid"},
 ]
+_NAMED = ("model", "data")  # groups whose options are in the first line of a training
 # Where a run is kept and tracked, not what it does.
 _OWN = {"resume": False, "resume_override": None, "tracker": None}
 
@@ -98,7 +99,12 @@ def from_config(run: StoredRun, folder: Path, directory: Path, lineage: Sequence
     threads = run.history.tags.get("threads", "")
     if threads.isdecimal() and isinstance(values.get("env"), dict) and values["env"].get("threads", 0) is None:
         values["env"] = values["env"] | {"threads": int(threads)}  # sums depend on how they are divided
-    hydra = {"job": {"name": "train"}, "run": {"dir": str(directory.absolute())}}
+    options = {group: option for group in _NAMED if (option := run.info.params.get(group)) is not None}
+    hydra = {
+        "job": {"name": "train"},
+        "run": {"dir": str(directory.absolute())},
+        "runtime": {"choices": _literal(options)},  # for the first line
+    }
     whole = {"defaults": _DEFAULTS, **_literal(values), "work_dir": "${hydra:runtime.output_dir}", "hydra": hydra}
     (folder / f"{_PRIMARY}.yaml").write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
     launch = _launch(run, _hydra(run), [*_program(_started(run)), "-cp", str(folder), "-cn", _PRIMARY])
