@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainyard.errors import ConfigError
-from trainyard.hooks import Checkpoint, ParamSchedule
+from trainyard.hooks import Checkpoint, ParamSchedule, RuntimeInfo
 from trainyard.metrics import CrossEntropy
 from trainyard.models import MLP
-from trainyard.runner import EpochBasedTrainLoop, Runner
+from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from trainyard.runner.contract import extent
 from trainyard.schedules import Schedule
 
 
@@ -100,12 +102,15 @@ def test_a_learning_rate_under_a_schedule(tmp_path: Path, caplog: pytest.LogCapt
     assert "optim.lr is now 0.8 instead of 0.4." in caplog.text
 
 
-def test_another_batch_size(begun: Path) -> None:
+def test_another_batch_size(begun: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match=r"this run has 8 \(resume_override=\[data.batch_size\]"):
         runner(begun, 2, batch=2).prepare()
     again = runner(begun, 2, batch=2, resume_override=["data.batch_size"])
-    again.train()
+    again.hook_settings["info"] = RuntimeInfo()
+    with caplog.at_level(logging.INFO, "trainyard"):
+        again.train()
     assert (again.epoch, again.iter) == (2, 4 + 8)
+    assert "16 samples, 8 batches of 2 per epoch; 2 epochs, 12 iterations." in caplog.messages
     assert tags_of(begun)["resume_override.data.batch_size"] == "4 -> 2 at iteration 4"
 
 
@@ -117,6 +122,10 @@ def test_another_batch_size_within_an_epoch(tmp_path: Path) -> None:
     again = runner(tmp_path / "other", 1, batch=2, resume=place, resume_override=["data.batch_size"])
     again.train()
     assert (again.epoch, again.iter) == (1, 3 + 2)  # 12 of 16 samples were done: 6 batches of 8
+    assert extent(again.train_loop, again) == (1, 3 + 2)
+    again.train_loop = IterBasedTrainLoop(20)
+    again.go_to(0, 6, 3)
+    assert extent(again.train_loop, again) == (3, 20), "5 iterations of the first epoch, then 8 and 7"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from trainyard.hooks._log_phases import LogPhase, log_phases
 from trainyard.hooks._time_left import TimeLeft
 from trainyard.hooks._windows import EVERY, LogWindow, window_kinds
 from trainyard.runner import Member, Runner
-from trainyard.runner.contract import length_of
+from trainyard.runner.contract import extent, length_of
 from trainyard.runner.hook import Hook
 from trainyard.step.group import means
 
@@ -90,8 +90,7 @@ class Logger(Hook):
         counts = self._take_up(runner)
         self._find_phases(runner, counts)
         self._journals = [member.journal for member in runner.members]
-        self._total = runner.train_loop.max_iters(runner)
-        self._epochs = runner.train_loop.max_epochs(runner)
+        self._epochs, self._total = extent(runner.train_loop, runner)
         self._length = length_hint(runner.loader("train"))
         self._next_line = perf_counter() + self.line_every
         self._left = TimeLeft(runner.iter)

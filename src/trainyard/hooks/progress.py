@@ -17,6 +17,7 @@ from trainyard.data.lengths import of_total
 from trainyard.hooks._notebook import COLUMNS, in_notebook, notebook_bar
 from trainyard.hooks._time_left import TimeLeft
 from trainyard.runner import Runner, read
+from trainyard.runner.contract import extent
 from trainyard.runner.hook import Hook
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ class Progress(Hook):
             TextColumn("{task.fields[numbers]}"),
         )
         self._bar = notebook_bar(*parts) if notebook else Bar(*parts, auto_refresh=False, transient=True)
-        self._epochs = runner.train_loop.max_epochs(runner)
-        self._total = runner.train_loop.max_iters(runner)
+        self._epochs, self._total = extent(runner.train_loop, runner)
         self._task: TaskID = self._bar.add_task("", total=self._total, completed=runner.iter, numbers="")
         self._begin_iter, self._left = runner.iter, TimeLeft(runner.iter)
         self._bar.start()

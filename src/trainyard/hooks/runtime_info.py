@@ -12,6 +12,7 @@ from trainyard.data.nothing import NoLoader
 from trainyard.distributed.shares import class_of
 from trainyard.errors import counted
 from trainyard.runner import Runner
+from trainyard.runner.contract import extent
 from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
@@ -75,7 +76,8 @@ def _sizes(runner: Runner) -> str:
     if batches is not None:
         known = "" if samples is None else f"{samples:,} samples, " if samples != 1 else "1 sample, "
         of_epoch = f"{about}{known}{counted(batches, 'batch', 'batches')} {of_size} per epoch"
-    counts = (("epoch", "epoch", loop.max_epochs(runner)), ("iter", "iteration", loop.max_iters(runner)))
+    epochs, iters = extent(loop, runner)
+    counts = (("epoch", "epoch", epochs), ("iter", "iteration", iters))
     of_run = [
         f"{'' if unit == loop.unit else about}{counted(count, name)}"
         for unit, name, count in counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from trainyard.data.lengths import length_hint
 from trainyard.errors import ConfigError
 
 
@@ -43,6 +44,21 @@ def length_of(loop: Loop, runner: Any) -> int | None:
     A custom loop need not have the attribute `length` of `TrainLoop`.
     """
     return loop.max_epochs(runner) if loop.unit == "epoch" else loop.max_iters(runner)
+
+
+def extent(loop: Loop, runner: Any) -> tuple[int | None, int | None]:
+    """Return the number of epochs and of iterations at the end of the run; None for a number that is unknown.
+
+    If a resumed run has changed the batch size, its earlier epochs had another number of iterations, which `max_epochs`
+    and `max_iters` do not know.
+    """
+    epochs, iters, length = loop.max_epochs(runner), loop.max_iters(runner), length_hint(runner.loader("train"))
+    if not length or epochs is None or iters is None:
+        return epochs, iters
+    more = runner.epoch_begin - runner.epoch * length
+    if loop.unit == "epoch":
+        return epochs, iters + more
+    return epochs if not more else -(-(iters - more) // length), iters
 
 
 def checked(key: str, loop: Any, kind: type, *, other: str = "") -> Any:
