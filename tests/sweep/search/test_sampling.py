@@ -244,6 +244,10 @@ def test_a_pruner_names_a_wrong_key_of_the_loop(hydra: Any, settings_of: Any, ke
     [
         ({"max_epochs": 3, "val_interval": 5}, "loop.val_interval: 5 is invalid. Expected at most 3 with"),
         ({"max_epochs": 6, "val_interval": 4, "val_begin": 5}, "loop.val_begin: 5 is invalid. Expected at most 4 with"),
+        (
+            {"max_epochs": 9, "val_interval": 2, "val_begin": 30},
+            "loop.val_begin: 30 is invalid. Expected at most 8 with",
+        ),
     ],
 )
 def test_a_pruner_names_the_key_of_the_loop_by_which_the_training_has_no_rung(

@@ -97,7 +97,7 @@ def pruner_node(value: Any, config: DictConfig, varying: Collection[str] = ()) -
     varies = any(is_in(key, part) for key in varying for part in ("loop", "experiment"))
     is_auto = node.get("first") == node.get("last", "auto") == "auto"
     if is_auto and last is not None and first > last and not varies:
-        key, value, most = "val_begin", begin, first - interval
+        key, value, most = "val_begin", begin, last - last % interval
         if interval > last:
             key, value, most = "val_interval", interval, last
         accepted = f"at most {most} with {_GROUP}={option_of(node['_target_'])}"
