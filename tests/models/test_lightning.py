@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
+from waiting import LIMIT
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks import Checkpoint
@@ -21,6 +25,7 @@ from trainyard.models import Lightning
 from trainyard.models.lightning.checks import REFUSED
 from trainyard.optim import ByModel
 from trainyard.runner import EpochBasedTrainLoop, Runner
+from trainyard.runner.batch_checks import check_test_step
 
 pytest.importorskip("lightning")
 import lightning
@@ -28,6 +33,7 @@ from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from torchmetrics.classification import MulticlassAccuracy
 
 EPOCHS = 4
+ROOT = Path(__file__).parents[2]
 
 
 class Classifier(lightning.LightningModule):
@@ -444,3 +450,53 @@ def test_every_hook_of_lightning_is_called_or_refused() -> None:
 def test_another_metric_says_what_it_reads() -> None:
     with pytest.raises(TrainyardError, match="Accuracy: the outputs are"):
         runner(Classifier(), metrics={"accuracy": Accuracy()}).train()
+
+
+class NoTest(Classifier):
+    test_step = lightning.LightningModule.test_step
+
+
+ON_RINGS = """
+import torch
+from lightning import LightningModule
+from torch.nn.functional import cross_entropy
+
+
+class NoTest(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(2, 2)
+
+    def training_step(self, batch):
+        return cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch):
+        self.log("val_loss", cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+"""
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_a_missing_test_step_is_reported_before_the_training(flags: list[str], tmp_path: Path) -> None:
+    """Of a run, and of the jobs of a sweep."""
+    (tmp_path / "mine.py").write_text(ON_RINGS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), *sys.path]))}
+    own = ["model=lightning", "model.module._target_=mine.NoTest", "data=rings", "data.num_samples=60", "tracker=none"]
+    command = [sys.executable, str(ROOT / "train.py"), *flags, *own, "hydra.run.dir=run", "hydra.sweep.dir=run"]
+    done = forked.run(command, cwd=tmp_path, env=environment, timeout=LIMIT)
+    assert done.returncode == 2
+    assert "NoTest has no test_step, which is required to evaluate 'test'" in " ".join(
+        (done.stdout + done.stderr).split()
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_test_data_no_test_step_is_needed() -> None:
+    made = runner(NoTest())
+    check_test_step(made)
+    data = loaders()
+    with_test = Runner(Lightning(NoTest()), data | {"test": data["val"]}, loop=EpochBasedTrainLoop(1), device="cpu")
+    with pytest.raises(TrainyardError, match="NoTest has no test_step"):
+        check_test_step(with_test)

@@ -174,6 +174,7 @@ def _prepared(
     from trainyard.run import record
     from trainyard.run.rungs import reporting
     from trainyard.runner import Runner
+    from trainyard.runner.batch_checks import check_test_step
 
     found = collected() | ({} if own is None else {"world_size": str(own.world_size)})
     runner = Runner.from_cfg(values, tracker=tracker, info=record.describe(values, found, position))
@@ -183,6 +184,8 @@ def _prepared(
     runner.prepare(values["mode"])
     for name in runner.sets("test"):  # is tested after the training
         runner.loader(name)
+    if values["mode"] == "train":
+        check_test_step(runner)
     return runner
 
 

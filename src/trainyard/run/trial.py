@@ -42,7 +42,12 @@ from trainyard.run.job_size import estimate
 from trainyard.run.rungs import check_rungs
 from trainyard.runner import Runner, checkpoint, weights
 from trainyard.runner.arguments import arguments
-from trainyard.runner.batch_checks import check_last_batch, check_resident_targets, check_training_targets
+from trainyard.runner.batch_checks import (
+    check_last_batch,
+    check_resident_targets,
+    check_test_step,
+    check_training_targets,
+)
 from trainyard.runner.env import find_device
 from trainyard.runner.member import Member, member_arguments
 from trainyard.runner.misfit import explained
@@ -222,6 +227,7 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
         yield _schedule, ("schedule", "loop", "data", "direction"), _shape(optim)
     yield _validation, (*_MODEL, "metric", "mode"), ""
     if trains:
+        yield _test, _MODEL, ""
         clips = [values.get(key) is not None for key in ("clip_grad_norm", "clip_grad_value")]
         yield _step, (*_MODEL, "metric", "device", "precision"), f"{clips} {_shape(optim)}"
         yield _hook_checks, (*_MODEL, "hook", *loops), ""
@@ -391,6 +397,10 @@ def _results(parts: _Parts, split: str) -> list[str]:
         metric.reset()
         metric.process(batch, outputs)
     return [f"{split}/{name}" for name, value in results_of(parts.metrics).items() if value.numel() == 1]
+
+
+def _test(parts: _Parts) -> None:
+    check_test_step(parts)
 
 
 def _step(parts: _Parts) -> None:

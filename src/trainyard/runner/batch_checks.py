@@ -46,6 +46,17 @@ def in_range(parts: Parts, split: str) -> Iterator[None]:
         yield
 
 
+def check_test_step(parts: Parts) -> None:
+    """Check that the model has the step that evaluates the test data, which is used only after the training.
+
+    Raises:
+        TrainyardError: a LightningModule has no `test_step`.
+    """
+    require = getattr(parts.model, "require_step", None)
+    if require is not None and parts.has_split("test"):
+        require("test")
+
+
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 

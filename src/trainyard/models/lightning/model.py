@@ -33,6 +33,8 @@ OF_LOGGERS = (
 """Attributes of a Lightning logger that modules read."""
 TURN = "optimizer_idx"
 """Argument of a `training_step` that is called once for each of several optimizers."""
+_KINDS = {"val": "validation", "test": "test"}
+"""Name of each evaluated split in the names of the module's methods."""
 
 
 class Lightning(BaseModel):
@@ -102,11 +104,11 @@ class Lightning(BaseModel):
 
     def val_step(self, batch: Any) -> Evaluated:
         """Return the values that `validation_step` logged."""
-        return self._evaluate("val", "validation", self.preprocess(batch))
+        return self._evaluate("val", self.preprocess(batch))
 
     def test_step(self, batch: Any) -> Evaluated:
         """Return the values that `test_step` logged."""
-        return self._evaluate("test", "test", self.preprocess(batch))
+        return self._evaluate("test", self.preprocess(batch))
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
         """Return the losses of a batch, or the module's output without its target."""
@@ -140,12 +142,22 @@ class Lightning(BaseModel):
             )
         return {"loss": loss, LOGGED: recorder.numbers()}
 
-    def _evaluate(self, split: str, kind: str, batch: Any) -> Evaluated:
+    def require_step(self, split: str) -> None:
+        """Check that the module has the step that evaluates a split, "val" or "test".
+
+        Raises:
+            TrainyardError: it does not define this step.
+        """
+        kind = _KINDS[split]
         if not overridden(self.module, f"{kind}_step"):
             raise TrainyardError(
                 f"{type(self.module).__name__} has no {kind}_step, which is required to evaluate {split!r}. "
                 f"Define it, or use data without this split, for example with data.{split}_fraction=0."
             )
+
+    def _evaluate(self, split: str, batch: Any) -> Evaluated:
+        self.require_step(split)
+        kind = _KINDS[split]
         step: Any = getattr(self.module, f"{kind}_step")
         place = {"batch_idx": self.batch_idx, "dataloader_idx": self.dataloader_idx}
         with self.running(split, batch) as recorder:
@@ -215,7 +227,7 @@ class Lightning(BaseModel):
 
     def finish(self, split: str) -> Recorder:
         """Call the hooks at the end of an evaluation epoch, and return the values that they logged."""
-        return self.call_hook(f"on_{'validation' if split == 'val' else split}_epoch_end", split=split)
+        return self.call_hook(f"on_{_KINDS[split]}_epoch_end", split=split)
 
 
 def name_of(turn: int) -> str:
