@@ -343,7 +343,7 @@ def test_columns_that_do_not_fit(table: Any) -> None:
     path = table("gaps.csv", gaps)
     refused("features", r"data\.missing=mean", path, target="count", features=["a", "b"])
     texts = pd.DataFrame({"a": range(150), "note": [f"patient {number}" for number in range(150)]})
-    refused("target", "but the targets are 150 different strings in 150 rows", table("texts.csv", texts), target="note")
+    refused("target", "the targets are 150 different strings in 150 rows", table("texts.csv", texts), target="note")
     refused("features", "'b' .*; in this column, line 7 of .*gaps.csv is empty or NaN", path, target="count")
     refused("target", "in this column, line 8 of .*gaps.csv is empty", path, target="kind", features=["a"])
 

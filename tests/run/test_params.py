@@ -45,7 +45,7 @@ def test_several_options_of_a_group_are_one_param(hydra_restore_singletons: Any)
     given = ["hook=[ema,nan_guard]", "hook.ema.decay=0.99", "work_dir=here"]
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", given, return_hydra_config=True)
-    values: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    values: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
     with current_job(config):
         found = describe(values, {}).params
     assert (found["hook"], found["hook.ema.decay"]) == ("[ema,nan_guard]", "0.99")

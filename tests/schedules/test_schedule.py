@@ -445,7 +445,8 @@ def test_what_lies_beyond_the_run_is_said_once(caplog: pytest.LogCaptureFixture)
         schedule.bind(optimizer_of(), length=11)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "schedule: 83 (milestones of MultiStepLR) is never reached, because the length of this scheduler is 11."
+        "schedule: 83 (milestones of MultiStepLR) is never reached, "
+        "because this scheduler's part of the run ends after 11."
     )
     caplog.clear()
     Schedule(partial(CosineAnnealingLR, T_max=11), by="epoch").bind(optimizer_of(), length=11)
@@ -460,7 +461,8 @@ def test_what_is_converted_to_iterations_is_told_in_epochs(caplog: pytest.LogCap
     bind(partial(MultiStepLR, milestones=[3, 85]), 12 * 4)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "schedule: 85 (milestones of MultiStepLR) is never reached, because the length of this scheduler is 12."
+        "schedule: 85 (milestones of MultiStepLR) is never reached, "
+        "because this scheduler's part of the run ends after 12."
     )
     cycle = partial(OneCycleLR, max_lr="auto", cycle_momentum=False)
     with pytest.raises(ConfigError, match=r'total_steps: 5 is invalid. Expected "auto", or at least 12, the length'):

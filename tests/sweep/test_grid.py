@@ -113,7 +113,7 @@ def test_the_plan_estimates_what_is_left() -> None:
     entries |= {num: Entry([]) for num in range(2)}
     plan = replace(plan, entries=entries)
     told = (
-        "500 MB of checkpoints; 10,000 rows of metrics in MLflow; the time is unknown until the first job has finished."
+        "500 MB of checkpoints; 10,000 rows of metrics in MLflow. The time is unknown until the first job has finished."
     )
     assert str(plan).splitlines()[2] == f"About {told}"
     measured = replace(plan, seconds=dict.fromkeys(range(10), 12.0))

@@ -33,7 +33,13 @@ _IDS = 32  # characters of an id of MLflow's
     metavar="URI",
     help="MLflow store of a RUN that is not on this machine (default: MLFLOW_TRACKING_URI, otherwise mlflow.db).",
 )
-@click.option("--to", "directory", type=click.Path(path_type=Path), metavar="DIR", help="Directory of the new run.")
+@click.option(
+    "--to",
+    "directory",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Directory of the new run (default: a new directory in outputs).",
+)
 @click.option(
     "--trust", is_flag=True, help="Allow a RUN that is not recognized as your own. Its config can run any code."
 )

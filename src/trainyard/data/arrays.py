@@ -135,10 +135,9 @@ class Arrays(ArrayData):
         ys = [table.y for table in tables.values()]
         numbered: Sequence[npt.NDArray[Any]] = _as_numbers(ys) if regression else self._as_classes(ys)
         if len(self.classes) > max(MOST_CLASSES, sum(map(len, ys)) // 2) and isinstance(self.classes[0], str):
-            different = f"{len(self.classes)} different strings in {sum(map(len, ys))} rows"
-            accepted = f"classes, but the targets are {different}"
+            found = f"the targets are {len(self.classes)} different strings in {sum(map(len, ys))} rows"
             hint = "If the targets are numbers as text, convert them to numbers. For text as input, use data=hf."
-            raise ConfigError("target", target, accepted, hint=hint)
+            raise FindingError("target", found, "classes", hint=hint)
         tables = {split: tables[split]._replace(y=y) for split, y in zip(tables, numbered, strict=True)}
 
         own_data = {split.partition("/")[0] for split in tables}

@@ -222,8 +222,10 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
     global _joined
     if dist.is_initialized():
         if _joined is not None and _joined != world:
-            accepted = f"rank {_joined.rank} of {_joined.world_size}, because this process is already this rank"
-            raise FindingError("launcher", f"this is rank {world.rank} of {world.world_size}", accepted)
+            accepted = f"rank {_joined.rank} of {_joined.world_size}, as which this process has already joined"
+            raise FindingError(
+                "launcher", f"the settings are those of rank {world.rank} of {world.world_size}", accepted
+            )
         return
     kind = "cpu" if device is None else device.type
     chosen = dist.Backend.default_device_backend_map.get(kind, "gloo") if backend == "auto" else backend

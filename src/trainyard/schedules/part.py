@@ -266,7 +266,9 @@ def check_position(key: str, value: Any, *others: str, at_least: int, whole: str
 @functools.cache
 def _tell_once(kind: str, name: str, end: float, length: float) -> None:
     place = f"{end:.12g} ({name} of {kind})"
-    log.warning("schedule: %s is never reached, because the length of this scheduler is %.12g.", place, length)
+    log.warning(
+        "schedule: %s is never reached, because this scheduler's part of the run ends after %.12g.", place, length
+    )
 
 
 def known(key: str, value: Any, length: float) -> int:

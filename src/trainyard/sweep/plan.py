@@ -286,9 +286,8 @@ class SweepPlan:
             told.append(f"{amount(scale * sum(size.checkpoints for size in sizes))} of checkpoints")
             rows = scale * sum(size.rows for size in sizes)
             told += [f"{rows:,.0f} rows of metrics in MLflow"] if rows else []
-            if not timed:
-                told.append("the time is unknown until the first job has finished")
-        return [f"About {'; '.join(told)}."] if told else []
+        unknown = " The time is unknown until the first job has finished." if told and not timed else ""
+        return [f"About {'; '.join(told)}.{unknown}"] if told else []
 
     def _sections(self) -> list[tuple[str, Sequence[Job], bool]]:
         """Return the stacks, single jobs by reason, and the rest: each with a title, and whether it gives the

@@ -293,7 +293,7 @@ class Journal:
     def _inside(self, path: str | Path) -> str:
         if not self.writes:
             return ""
-        full = self.work_dir / path
+        full = Path(os.path.normpath(self.work_dir / path))
         if not full.is_relative_to(self.work_dir):
             raise ValueError(f"{path} is outside the directory of the run, {self.work_dir}.")
         return str(full.relative_to(self.work_dir))
