@@ -45,6 +45,7 @@ def test_a_complete_message_is_shown_as_it_is(caplog: pytest.LogCaptureFixture) 
 def test_a_sweep_without_the_file_of_its_application_is_continued_by_its_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
     told = "A user has paused #3. To resume the job, run `trainyard sweep resume s 3`, and then "
     assert _told_held([3], Path("s")) == f"{told}run `trainyard sweep resume s`."
     monkeypatch.delattr(sys.modules["__main__"], "__file__")
