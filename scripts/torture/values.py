@@ -174,15 +174,17 @@ def _fault(place: Place, value: str, ended: child.Ended, trial: Trial) -> str | 
         return f"{line} ended with status {ended.status} and a traceback:\n{ended.tail()}"
     if value == "null":  # a part that is missing can be an error of another part, which needs it
         return None
-    if ended.status == 2 and "pip install" not in ended.output and not _names(ended.output, place.key):
+    if ended.status == 2 and "pip install" not in ended.output and not _names(ended.output, place):
         return f"{line}: the message does not name the key:\n{ended.tail()}"
     return None
 
 
-def _names(output: str, key: str) -> bool:
-    """Return whether a message names a key, or its node: for `_target_`, and for nodes below a group."""
-    node, _, name = key.rpartition(".")
-    return key in output or ((name.startswith("_") or "." in node) and node in output)
+def _names(output: str, place: Place) -> bool:
+    """Return whether a message names a key; or its node, for `_target_` and for nodes below a group; or the group, for
+    an option that cannot be used here."""
+    node, _, name = place.key.rpartition(".")
+    of_node = (name.startswith("_") or "." in node) and node in output
+    return place.key in output or of_node or (place.sweeps and f"{place.option.rpartition('/')[0]}: " in output)
 
 
 # -- a command ---------------------------------------------------------------------------------------------------------
