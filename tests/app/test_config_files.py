@@ -221,6 +221,18 @@ def test_a_file_that_hydra_cannot_compose(command: Any, text: str, told: str) ->
     assert told.replace("PWD", str(Path.cwd())) in _told(command, *_experiment(f"# @package _global_\n{text}"))
 
 
+def test_a_misspelled_option_in_a_primary_config_that_extends_train(command: Any) -> None:
+    Path("own").mkdir()
+    file = Path("own/spirals.yaml").absolute()
+    for entry in ("override model: nett", "override /model: nett", "override hook: [default, nett]"):
+        file.write_text(f"defaults: [train, {{{entry}}}, _self_]\n")
+        said = _told(command, "--config-dir", "own", "-cn", "spirals", "hydra.run.dir=run")
+        assert f"The defaults list of {file} contains this name." in said
+        assert "train.yaml" not in said
+    file.write_text("model: mlpp\ndefaults: [train, {override model: '${model}'}, _self_]\n")
+    assert "contains this name" not in _told(command, "--config-dir", "own", "-cn", "spirals", "hydra.run.dir=run")
+
+
 @pytest.mark.parametrize("option", ["search", "nope"])
 def test_an_override_of_the_sweeper_that_hydra_ignores(command: Any, option: str) -> None:
     arguments = _experiment(f"# @package _global_\ndefaults: [{{override /hydra/sweeper: {option}}}]\n")

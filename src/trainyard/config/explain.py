@@ -129,14 +129,15 @@ def _explain_missing(
     meant = () if hint else options
     if file is not None and not any(option in entry.partition("=")[2] for entry in overrides):
         # Hydra names the file that selects the group first, and not the file that overrides the option.
-        found = selecting(option, group, places) if file in (places.name, "hydra/config") else None
-        selected = f"The defaults list of {found or f'{file}.yaml'} contains this name."
-        hint = f"{hint.rstrip('.')}. {selected}" if hint else selected
+        if found := selecting(option, group, file, places):
+            selected = f"The defaults list of {found} contains this name."
+            hint = f"{hint.rstrip('.')}. {selected}" if hint else selected
         last = group.rpartition("/")[2]
         if not options and places.options(last):
             hint += f" Write 'override /{last}': without the /, the group is searched below this file."
         elif not options and (close := nearest(group, selected_groups(places) - {group})):
             hint += f" Did you mean the group {close!r}?"
+        hint = hint.lstrip()
     accepted = f"one of {', '.join(options)}" if options else f"an option of an existing group; {group} has no options"
     return ConfigError(group or "defaults", option, accepted, options=meant, hint=hint)
 

@@ -295,19 +295,44 @@ def _keys(value: Any) -> Iterator[Any]:
         yield from _keys(entry)
 
 
-def selecting(option: str, group: str, places: ConfigPlaces) -> Path | None:
-    """Return the file whose defaults list selects an option of a group; None if no file in the folders does."""
-    for path in places.files():
+def selecting(option: str, group: str, name: str, places: ConfigPlaces) -> Any:
+    """Return the path of the file whose defaults list selects an option of a group; None if no known file does.
+
+    Args:
+        option: the option.
+        group: the group.
+        name: the config that Hydra names, which is searched first; the primary config is the second.
+        places: the places of the configs.
+    """
+    first = (name, places.name.removesuffix(".yaml"))
+    readers: list[Callable[[], ConfigFile | None]] = [partial(places.find, each) for each in first]
+    readers += [partial(_read, path) for path in places.files()]
+    for read in readers:
         try:
-            entries = ConfigFile(path, path.read_text(encoding="utf-8")).content.get("defaults")
+            file = read()
+            entries = None if file is None else file.content.get("defaults")
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
             continue
-        for entry in entries if isinstance(entries, list) else ():
-            for key, value in entry.items() if isinstance(entry, Mapping) else ():
-                name = str(key).removeprefix("override ").strip().lstrip("/").partition("@")[0]
-                if group.endswith(name) and option in (value if isinstance(value, list) else [value]):
-                    return path
+        if file is not None and any(
+            f"/{group}/{option}".endswith(f"/{selected}")
+            for entry in (entries if isinstance(entries, list) else ())
+            for selected in _selections(entry)
+        ):
+            return file.path
     return None
+
+
+def _read(path: Path) -> ConfigFile:
+    return ConfigFile(path, path.read_text(encoding="utf-8"))
+
+
+def _selections(entry: Any) -> Iterator[str]:
+    """Yield the configs that an entry of a defaults list selects: `model/mlp` of `override /model: mlp`."""
+    if isinstance(entry, str):
+        yield entry.partition("@")[0].lstrip("/")
+    for key, value in entry.items() if isinstance(entry, Mapping) else ():
+        group = str(key).removeprefix("override ").strip().lstrip("/").partition("@")[0]
+        yield from (f"{group}/{option}" for option in (value if isinstance(value, list) else [value]))
 
 
 def _bad_defaults(path: Path, content: Any) -> TrainyardError | None:
