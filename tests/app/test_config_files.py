@@ -221,6 +221,42 @@ def test_a_file_that_hydra_cannot_compose(command: Any, text: str, told: str) ->
     assert told.replace("PWD", str(Path.cwd())) in _told(command, *_experiment(f"# @package _global_\n{text}"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        (
+            "optim/my",
+            "defaults: [adamw, _self_]\nbetas: {0.9, 0.95}\n",
+            "optim.betas: {0.9: None, 0.95: None} is invalid, because a mapping cannot replace a list.",
+        ),
+        (
+            "schedule/my",  # the config without overrides has no milestones
+            "defaults: [multistep, _self_]\nscheduler: {milestones: {a: 1}}\n",
+            "schedule.scheduler.milestones: {'a': 1} is invalid, because a mapping cannot replace a list.",
+        ),
+        (
+            "optim/my",
+            "# @package optim\ndefaults: [adamw@_global_.optim, _self_]\nbetas: {a: 1}\n",
+            "optim.betas: {'a': 1} is invalid, because a mapping cannot replace a list.",
+        ),
+        (
+            "hook/my",
+            "defaults: [default, _self_]\nlogger: [1]\n",
+            "hook.logger: [1] is invalid, because a list cannot replace a mapping.",
+        ),
+    ],
+)
+def test_a_value_of_another_kind_in_a_file_of_a_group(command: Any, name: str, text: str, told: str) -> None:
+    file = Path(f"own/{name}.yaml").absolute()
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    arguments = ["--config-dir", "own", "hydra.run.dir=run"]
+    group = name.partition("/")[0]
+    assert _told(command, *arguments, f"{group}=my") == f"{file}: {told}"
+    Path("own/mine.yaml").write_text(f"defaults: [train, {{override {group}: my}}, _self_]\n")
+    assert _told(command, *arguments, "-cn", "mine") == f"{file}: {told}"
+
+
 def test_a_misspelled_option_in_a_primary_config_that_extends_train(command: Any) -> None:
     Path("own").mkdir()
     file = Path("own/spirals.yaml").absolute()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, KeyValidationError, OmegaConfBaseException
 from yaml.reader import Reader, ReaderError  # type: ignore[import-untyped,unused-ignore]
 
-from trainyard.config.config_files import ConfigFile
+from trainyard.config.config_files import ConfigFile, at
 from trainyard.config.headers import check_header, explain_header
 from trainyard.config.places import ConfigPlaces
 from trainyard.errors import ConfigError, TrainyardError, first_line, quoted
@@ -25,6 +25,7 @@ EMPTY = "_dummy_empty_config_"
 """A primary config of Hydra's own, which contains nothing."""
 _UNUSED_OVERRIDE = r"(?:Could not override|Invalid Defaults List override '[^']*'\.\s+No earlier Group Default for)"
 """Start of the message about an override of an absent group: of Hydra 1.3, and of Hydra 1.4."""
+_PACKAGE = re.compile(r"^\s*#+\s*@package:?\s+([\w.]+)\s*$", re.MULTILINE)
 _DEFAULTS = ("Invalid defaults list", "Unsupported type in defaults", "Unsupported item value in defaults")
 _MAPPING = "with one key, from a group to an option or to a list of options"
 _ITEM = f"the name of a config, or a mapping {_MAPPING}"
@@ -155,8 +156,11 @@ def _explain_merge(name: str, said: str, text: str, places: ConfigPlaces) -> Tra
     if file is not None:
         groups = ((str(name), value) for name, value in file.content.items() if isinstance(value, list))
         lists = ((name, value) for name, value in groups if places.options(name))
-        base = _composed(places) or {"hydra": {"launcher": {}, "sweeper": {}}}  # mappings in each config
-        for place, value in chain(_replaced(file.content, base), lists):
+        package = _package(file, name)
+        replaced = chain.from_iterable(
+            _replaced(file.content, base, package) for base in _bases(file, name, package, places)
+        )
+        for place, value in chain(replaced, () if package else lists):
             kind = "a list" if isinstance(value, list) else "a mapping"
             other = "a mapping" if isinstance(value, list) else "a list"
             return TrainyardError(f"{where}: {place}: {value!r} is invalid, because {kind} cannot replace {other}.")
@@ -174,12 +178,34 @@ def _replaced(value: Any, base: Any, key: str = "") -> Iterator[tuple[str, Any]]
         yield key, value
 
 
-def _composed(places: ConfigPlaces) -> Any:
-    """Return the config without overrides, with Hydra's node, in plain Python; empty if it cannot be composed."""
-    try:
-        return OmegaConf.to_container(places.compose([], with_hydra=True), resolve=False)
-    except (HydraException, OmegaConfBaseException, ValueError, OSError):
-        return {}
+def _package(file: ConfigFile, name: str) -> str:
+    """Return the key below which the values of a file are placed; empty for the top level."""
+    header = _PACKAGE.search(file.text)
+    package = header[1] if header else "_group_"
+    return "" if package == "_global_" else package.replace("_group_", name.rpartition("/")[0].replace("/", "."))
+
+
+def _bases(file: ConfigFile, name: str, package: str, places: ConfigPlaces) -> Iterator[Any]:
+    """Yield what the values of a file can replace: the part at its package of the config with each option that the file
+    includes, and of the config without overrides."""
+    group = name.rpartition("/")[0]
+    options = [each.rpartition("/") for each in file.included(name)] if group else []
+    overrides = [[f"{group}={option}"] for above, _, option in options if above == group]
+    for given in (*overrides, []):
+        base = _composed(places, given) or {"hydra": {"launcher": {}, "sweeper": {}}}  # mappings in each config
+        yield at(base, package) if package else base
+
+
+def _composed(places: ConfigPlaces, overrides: Sequence[str] = ()) -> Any:
+    """Return the config with Hydra's node, in plain Python. If the primary config cannot be composed, this is a config
+    that it includes; empty if none can be composed."""
+    file = places.find(places.name.removesuffix(".yaml"))
+    for name in (places.name, *(() if file is None else file.included(places.name))):
+        try:
+            return OmegaConf.to_container(replace(places, name=name).compose(overrides, with_hydra=True), resolve=False)
+        except (HydraException, OmegaConfBaseException, ValueError, OSError):
+            continue
+    return {}
 
 
 def selected_groups(places: ConfigPlaces) -> set[str]:
