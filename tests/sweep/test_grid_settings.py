@@ -247,6 +247,7 @@ def test_settings_that_cannot_be_meant(jobs: Any, lines: Any, further: Any, said
         (b"+,optim.lr\n1,2\n", "The file has a column '+'"),
         (b'optim.lr\n1\n"1,2"\n', "Line 3, optim.lr: '1,2' lists several"),
         (b'optim.lr\n"[1"\n', "Line 2, optim.lr: '[1' cannot be parsed"),
+        (b"name\na]\n", "If the value is a string, write it in both kinds of quotes in the file, such as \"'a]'\"."),
         (b'optim.lr\n"1\n', "a readable CSV file in UTF-8. Reading the file failed: unexpected end of data."),
         (
             b"optim.lr\n\xff\n",

@@ -97,7 +97,7 @@ def _check_cell(text: str, parser: OverridesParser, given: str, line: int) -> No
         several = parser.parse_override(text).is_sweep_override()
     except HydraException as error:
         reason = first_line(error)
-        quoting = "In the file, write a string with such characters in both kinds of quotes, such as \"'a]'\"."
+        quoting = "If the value is a string, write it in both kinds of quotes in the file, such as \"'a]'\"."
         hint = f"Line {line}, {key}: {quoted(cell)} cannot be parsed: {reason}. {quoting}"
         raise ConfigError(FILE, given, "values in override syntax", hint=hint) from error
     if several:
