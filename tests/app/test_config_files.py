@@ -43,8 +43,8 @@ def test_a_folder_without_the_primary_config(command: Any) -> None:
     Path("configs/model").mkdir(parents=True)
     here = Path.cwd()
     assert _told(command, "-cp", "configs") == (
-        f"--config-path: '{here}/configs' is invalid. Expected a folder that contains train.yaml. To add a folder with "
-        "options of groups to the configs of this command, use --config-dir."
+        f"--config-path: '{here}/configs' is invalid. Expected a folder that contains train.yaml. To add a folder of "
+        "group options, such as model/mine.yaml, use --config-dir."
     )
     Path("configs/mine.yaml").write_text("defaults: [train]\n")
     assert "Available primary configs: mine. Select one with --config-name." in _told(command, "-cp", "configs")

@@ -117,7 +117,7 @@ class ConfigPlaces:
             return
         existing_folder("--config-path" if self.is_given else "config_path", self.main)
         if self.is_given and not any((folder / _file(self.name)).is_file() for folder in self.folders):
-            hint = "To add a folder with options of groups to the configs of this command, use --config-dir."
+            hint = "To add a folder of group options, such as model/mine.yaml, use --config-dir."
             found = self.primary_configs()
             if found:
                 hint = f"Available primary configs: {', '.join(found)}. Select one with --config-name. {hint}"

@@ -20,7 +20,7 @@ from trainyard.data.images import COLOURS, DECODERS, Files, Images, Transform, a
 from trainyard.data.order import EpochBatchSampler
 from trainyard.data.split import check_folds, fold_of, fractions, split_rows
 from trainyard.data.tables import group_numbers, read_frame, target_column
-from trainyard.errors import ConfigError, counted, quoted
+from trainyard.errors import ConfigError, counted, first_line, quoted
 from trainyard.models.augment import functions
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -93,11 +93,11 @@ class ImageFolder(ArrayData):
         choice("colour", colour, COLOURS)
         if choice("decoder", decoder, DECODERS) == "torchcodec":
             try:
-                import_module("torchcodec.decoders")
-            except (ImportError, OSError) as error:  # OSError: built for another torch
+                import_module("torchcodec.decoders").decode_jpeg  # noqa: B018 (earlier versions lack it)
+            except (ImportError, AttributeError, OSError, RuntimeError) as error:  # the last two: for another torch
                 absent = isinstance(error, ModuleNotFoundError)
-                advice = "it with: pip install torchcodec" if absent else "a version that was built for this torch."
-                hint = f"Importing torchcodec failed: {str(error).rstrip('.')}. Install {advice}"
+                advice = "it with: pip install torchcodec" if absent else "version 0.16 or later that fits this torch."
+                hint = f"Importing torchcodec failed: {first_line(error).rstrip('.')}. Install {advice}"
                 raise ConfigError(
                     "decoder", decoder, "pillow, because torchcodec does not work here", hint=hint
                 ) from error

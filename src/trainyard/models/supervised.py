@@ -98,7 +98,8 @@ class Supervised(BaseModel):
         if loss is None:
             raise TrainyardError(
                 f"{type(self.net).__name__} takes {OWN_TARGET!r}, but returned {_described(output)} instead of "
-                "an output with a loss. Set the loss of Supervised (model.loss) to a function loss(output, target)."
+                "an object with the attribute `loss`. Set the loss of Supervised (model.loss) to a function "
+                "loss(output, target)."
             )
         labels = batch[OWN_TARGET]
         each = isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()

@@ -269,7 +269,9 @@ def _advice(missing: Sequence[str], foreign: Sequence[str], before: str, *, revi
     for old, new in _beginnings(missing[0], foreign) if revisable else ():
         count = sum(new + name.removeprefix(old) in missing for name in foreign if name.startswith(old))
         if count > len(missing) // 2 and old.startswith(before) and (old != before or not before):
-            keys = f'"{old.removeprefix(before)}": "{new}"' + (f', "": "{before}"' if before else "")
+            prefix = old.removeprefix(before)
+            prefix = prefix if prefix[:1].isalpha() else f'"{prefix}"'  # a quoted key is valid only in YAML
+            keys = f'{prefix}: "{new}"' + (f', "": "{before}"' if before else "")
             match = (
                 f"{count} of the {len(missing)} missing tensors match" if missing[1:] else "the missing tensor matches"
             )

@@ -46,7 +46,7 @@ class Workflow:
 
     def __init__(self, entries: Entries) -> None:
         accepted = (
-            "null, or pairs [train, n] and [val, n] with integers n of at least 1, and at least one pair [train, n]"
+            "null, or a list of pairs [train, n] or [val, n], with integers n of at least 1 and at least one [train, n]"
         )
         if not isinstance(entries, list | tuple) or not all(_is_pair(entry) for entry in entries):
             raise ConfigError("workflow", entries, accepted)

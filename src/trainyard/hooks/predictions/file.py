@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainyard.batch import target_of
-from trainyard.errors import TrainyardError
+from trainyard.errors import TrainyardError, first_line
 
 META = "trainyard"  # the entry of the file's metadata that describes how the columns make up batches
 VERSION = 2
@@ -365,7 +365,7 @@ def _rebuilt(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> TrainyardError:
-    return TrainyardError(f"{path} is not a predictions file, or it is damaged ({error!r}).")
+    return TrainyardError(f"{path} is not a predictions file, or it is damaged ({first_line(error)}). {_AGAIN}")
 
 
 def _shown(kind: Kind) -> str:
