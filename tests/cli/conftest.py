@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trainyard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Call `trainyard …`: its status, its output (parsed, for --json), and what it said on standard error."""
+    """Call `trainyard …`: its status, its output (parsed, for --json), and what it said on standard error.
+
+    A command that would take the place of this process runs as another process.
+    """
+
+    def execve(program: str, command: Any, environment: Any) -> None:
+        sys.exit(subprocess.run(command, env=environment).returncode)
+
+    monkeypatch.setattr(os, "execve", execve)
 
     def call(*arguments: Any, cwd: Path, answer: str = "") -> tuple[int, Any, str]:
         monkeypatch.chdir(cwd)

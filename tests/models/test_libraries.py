@@ -289,7 +289,7 @@ def test_what_transformers_does_not_have(offline: Path) -> None:
         ({"name": str(offline)}, f"transformers says: .*{offline}"),
         (
             {"name": "nobody/nothing"},
-            rf"copy the folder models--nobody--nothing from .* to {offline}, or set model.name to a folder",
+            rf"copy the folder models--nobody--nothing to {offline} from .*, or set model.name to a folder",
         ),
     ]:
         with pytest.raises(ConfigError, match=message):

@@ -414,12 +414,12 @@ class Ended(Classifier):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Ended, "Ended.validation_step_end' is invalid. .* Lightning 2 has no such method; move its code to the end"),
-        (Manual, "Manual: automatic_optimization = False"),
+        (Ended, "Ended defines validation_step_end. .* Lightning 2 has no such method; move its code to the end"),
+        (Manual, "Manual sets automatic_optimization = False"),
         (
             Backward,
             (
-                "Backward.backward' is invalid. Expected a LightningModule without this method: the run performs "
+                "Backward defines backward. Expected a LightningModule without this method: the run performs "
                 "the backward pass"
             ),
         ),
