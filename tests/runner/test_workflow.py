@@ -271,14 +271,14 @@ def test_a_fused_group(seeds: Any, tmp_path: Path) -> None:
     ("workflow", "told"),
     [
         ([["trian", 1]], "workflow: 'trian' is invalid. Expected one of train, val. Did you mean 'train'?"),
-        ([["val", 1]], "at least one pair [train, n]"),
+        ([["val", 1]], "at least one [train, n]"),
         ([["train", 0]], "pairs [train, n]"),
         ([["train", 1.5]], "pairs [train, n]"),
         ([["train", True]], "pairs [train, n]"),
         ([["train"]], "pairs [train, n]"),
         (["train", 1], "pairs [train, n]"),
         ("train", "pairs [train, n]"),
-        ([], "at least one pair [train, n]"),
+        ([], "at least one [train, n]"),
     ],
 )
 def test_what_is_no_workflow(workflow: Any, told: str) -> None:

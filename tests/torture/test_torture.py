@@ -138,14 +138,14 @@ def test_how_a_command_may_end(
     ],
 )
 def test_how_a_command_with_a_wrong_value_may_end(
-    torture: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, said: str, fault: str | None
+    torture: Any, tmp_path: Path, status: int, said: str, fault: str | None
 ) -> None:
     import child
     import values
     from trials import Trial
 
-    monkeypatch.setattr(child, "run", lambda *_, **__: child.Ended(status, {}, None, said))
-    found = values._fault(values.Place("optim/adam", "optim.lr"), "abc", Trial(Random(0), tmp_path))
+    ended = child.Ended(status, {}, None, said)
+    found = values._fault(values.Place("optim/adam", "optim.lr"), "abc", ended, Trial(Random(0), tmp_path))
     assert found is None if fault is None else fault in str(found)
 
 

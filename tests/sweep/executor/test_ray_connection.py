@@ -107,6 +107,7 @@ def test_ray_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_connection_that_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, has_file: bool
 ) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "ray.py").write_text(RAY.format(failures=0, error="", slow=0))
     (tmp_path / "tries").touch()

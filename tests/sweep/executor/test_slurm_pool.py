@@ -95,8 +95,14 @@ def test_a_head_outlasts_a_controller_that_does_not_respond(
     ],
 )
 def test_what_is_refused_later_is_not_blamed_on_the_settings(
-    slurm: Callable[[str, str], None], tmp_path: Path, command: str, said: str, told: str
+    slurm: Callable[[str, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    said: str,
+    told: str,
 ) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
     slurm("sbatch", "exit 0")
     pool = SlurmPool(tmp_path / "a sweep", Resources(), 2)
     pool.check()
@@ -126,7 +132,7 @@ def test_what_is_refused_later_is_not_blamed_on_the_settings(
 def test_a_head_without_the_file_of_its_application_is_continued_by_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     told = str(SlurmPool(tmp_path / "s", Resources(), 1)._not_accepted(SlurmError(POLICY), 1))
     assert f"when other jobs have ended, use the same command with hydra.sweep.dir={tmp_path}/s. To continue" in told
 
