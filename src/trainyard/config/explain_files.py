@@ -17,7 +17,7 @@ from omegaconf.errors import GrammarParseError, KeyValidationError, OmegaConfBas
 from yaml.reader import Reader, ReaderError  # type: ignore[import-untyped,unused-ignore]
 
 from trainyard.config.config_files import ConfigFile, at
-from trainyard.config.headers import check_header, explain_header
+from trainyard.config.headers import check_header, explain_header, package_of
 from trainyard.config.places import ConfigPlaces
 from trainyard.errors import ConfigError, TrainyardError, first_line, quoted
 
@@ -25,7 +25,6 @@ EMPTY = "_dummy_empty_config_"
 """A primary config of Hydra's own, which contains nothing."""
 _UNUSED_OVERRIDE = r"(?:Could not override|Invalid Defaults List override '[^']*'\.\s+No earlier Group Default for)"
 """Start of the message about an override of an absent group: of Hydra 1.3, and of Hydra 1.4."""
-_PACKAGE = re.compile(r"^\s*#+\s*@package:?\s+([\w.]+)\s*$", re.MULTILINE)
 _DEFAULTS = ("Invalid defaults list", "Unsupported type in defaults", "Unsupported item value in defaults")
 _MAPPING = "with one key, from a group to an option or to a list of options"
 _ITEM = f"the name of a config, or a mapping {_MAPPING}"
@@ -180,8 +179,7 @@ def _replaced(value: Any, base: Any, key: str = "") -> Iterator[tuple[str, Any]]
 
 def _package(file: ConfigFile, name: str) -> str:
     """Return the key below which the values of a file are placed; empty for the top level."""
-    header = _PACKAGE.search(file.text)
-    package = header[1] if header else "_group_"
+    package = package_of(file.text)
     return "" if package == "_global_" else package.replace("_group_", name.rpartition("/")[0].replace("/", "."))
 
 

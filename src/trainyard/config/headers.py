@@ -19,6 +19,7 @@ from trainyard.errors import TrainyardError, nearest, quoted
 
 _HEADER = re.compile(r"\s*#+\s*@(\S+)\s*(.*?)\s*")  # as in Hydra: any key, and the rest of the line
 _PACKAGE = re.compile(r"\s*#+\s*@package:?\s+[\w.]+\s*", re.IGNORECASE)
+_OWN_PACKAGE = re.compile(r"^\s*#+\s*@package:?\s+([\w.]+)\s*$", re.MULTILINE)
 _WORDS = ("_global_", "_group_", "_name_")
 _ALIKE = 0.8
 _INVALID = ("Too many components in", "Expected header format")  # errors of Hydra
@@ -82,6 +83,12 @@ def _overrides(file: ConfigFile) -> Iterator[tuple[str, Any]]:
         for key, option in entry.items() if isinstance(entry, Mapping) else ():
             if str(key).startswith("override "):
                 yield str(key).removeprefix("override ").strip(), option
+
+
+def package_of(text: str) -> str:
+    """Return the package of a config file, such as `_global_`; without a header, this is `_group_`."""
+    header = _OWN_PACKAGE.search(text)
+    return header[1] if header else "_group_"
 
 
 def count_headers(lines: Sequence[str]) -> int:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from trainyard.config.headers import count_headers
+from trainyard.config.headers import count_headers, package_of
 from trainyard.config.json_schema import WHOLE, Schema, comments_of, of_group, of_whole, read, targets
 
 MODELINE = "# yaml-language-server: $schema="
-_GLOBAL = re.compile(r"^\s*#+\s*@package:?\s+_global_\s*$", re.MULTILINE)
 _NOT_OURS = "hydra"  # the groups of Hydra's own node
 
 
@@ -79,7 +77,7 @@ def put_modelines(configs: Path, folder: Path) -> list[Path]:
 def name_of(file: Path, configs: Path) -> str:
     """Return the name of the schema of a config: that of its group, or of complete configs."""
     group = file.parent.relative_to(configs).as_posix()
-    is_whole = group == "." or _GLOBAL.search(file.read_text(encoding="utf-8")) is not None
+    is_whole = group == "." or package_of(file.read_text(encoding="utf-8")) == "_global_"
     return WHOLE if is_whole else group
 
 

@@ -211,7 +211,7 @@ def _check_alike(tables: dict[str, Table], separate: Mapping[str, Any], regressi
     """Raise a ConfigError unless the inputs and targets of all splits have the same shape and kind.
 
     Splits that are not in `separate` are in the file of the training split. For regression, integers and floats are the
-    same kind: a column of whole numbers is read as integers.
+    same kind: the same column can be read as floats in one file and as integers in another.
     """
     train = tables["train"]
     for split, table in tables.items():

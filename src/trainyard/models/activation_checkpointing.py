@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainyard._torch_internals import own_buffers
-from trainyard.models.patterns import fits, listed, unknown
+from trainyard.models.patterns import fits, pattern_list, unknown
 
 
 def checkpoint_activations(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ def checkpoint_activations(model: nn.Module, patterns: Sequence[str]) -> None:
         ConfigError: `patterns` is not a list of strings, or a pattern matches no module.
     """
     key = "activation_checkpointing"
-    patterns = listed(key, patterns)
+    patterns = pattern_list(key, patterns)
     modules = {name: module for name, module in model.named_modules() if name}
     for pattern in patterns:
         if not any(fits(pattern, name, module) for name, module in modules.items()):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from trainyard.errors import ConfigError, counted, some
-from trainyard.models.patterns import fits, listed, unknown
+from trainyard.models.patterns import fits, pattern_list, unknown
 
 
 def parse(patterns: Any) -> list[str]:
@@ -18,7 +18,7 @@ def parse(patterns: Any) -> list[str]:
     Raises:
         ConfigError: (under `freeze`) the value is not a list of strings.
     """
-    return listed("freeze", patterns)
+    return pattern_list("freeze", patterns)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
@@ -128,7 +128,7 @@ def fitting_parameters(model: nn.Module, patterns: Sequence[str], key: str) -> l
     modules = {name: module for name, module in model.named_modules() if name}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen = set[int]()
-    for pattern in listed(key, patterns):
+    for pattern in pattern_list(key, patterns):
         fitting = [module for name, module in modules.items() if fits(pattern, name, module)]
         found = {id(parameter) for module in fitting for parameter in module.parameters()}
         found |= {id(each) for name, each in parameters.items() if fits(pattern, name)}

@@ -13,7 +13,7 @@ from trainyard.errors import ConfigError, some
 SHOWN = 4  # names in a message
 
 
-def listed(key: str, given: Any) -> list[str]:
+def pattern_list(key: str, given: Any) -> list[str]:
     """Return the patterns as a list; None means none.
 
     Raises:

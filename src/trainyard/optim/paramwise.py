@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainyard._torch_internals import own_parameters
 from trainyard.checks import boolean, number
 from trainyard.errors import ConfigError, some
-from trainyard.models.patterns import listed
+from trainyard.models.patterns import pattern_list
 from trainyard.optim.layers import layer_numbers
 
 MULTS = ("lr_mult", "decay_mult")
@@ -89,7 +89,7 @@ class Paramwise:
         self._layer_decay = (
             None if layer_decay is None else number("layer_decay", layer_decay, above=0, at_most=1, other="null")
         )
-        self._layers = None if layers is None else listed("layers", layers)
+        self._layers = None if layers is None else pattern_list("layers", layers)
         if layers is not None and not layers:
             raise ConfigError("layers", layers, "globs that match the layers, or null for automatic layers")
         if layer_decay is None and layers is not None:

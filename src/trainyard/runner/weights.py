@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainyard.checks import boolean
 from trainyard.distributed.shares import class_of, like
 from trainyard.errors import ConfigError, counted, nearest, quoted, some
-from trainyard.models.patterns import above_all, fits_within, listed
+from trainyard.models.patterns import above_all, fits_within, pattern_list
 from trainyard.runner import checkpoint, foreign_files
 
 KEY = "load_from"
@@ -52,7 +52,7 @@ class LoadFrom:
             raise ConfigError("path", self.path, "the path of a checkpoint or weights file")
         boolean("strict", self.strict)
         for key in ("include", "exclude"):  # null: none
-            object.__setattr__(self, key, listed(key, getattr(self, key)))
+            object.__setattr__(self, key, pattern_list(key, getattr(self, key)))
         _checked_keys(self.revise_keys)
 
 
